@@ -1,0 +1,38 @@
+"""Settings and fixtures of all tests: eight CPU devices, no network, meshes."""
+
+import os
+
+# Before jax is imported: the devices are fixed when it starts.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+# No test reads the network; a hub id is an error at once instead of after a time-out.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax
+import pytest
+from jax.sharding import AxisType
+
+from halos_jax import sharding
+from halos_jax.config import MeshConfig
+
+
+@pytest.fixture
+def mesh():
+    """Yield the mesh of all eight devices, each axis of size 2, and make it the current one."""
+    made = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(made):
+        yield made
+
+
+@pytest.fixture
+def mesh1():
+    """Return a mesh of one device (not made the current one)."""
+    return jax.make_mesh(
+        (1, 1, 1),
+        sharding.MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(sharding.MESH_AXES),
+        devices=jax.devices()[:1],
+    )
