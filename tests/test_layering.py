@@ -9,7 +9,7 @@ PACKAGE = "halos_jax"
 
 # A module imports only from lower levels, or from its own subpackage.
 LEVELS = (
-    {"schema"},
+    {"schema", "limits"},
     {"types", "config"},
     {"sharding", "metrics", "losses"},
     {"models", "data"},

@@ -1,0 +1,347 @@
+"""The configuration: one frozen schema, its defaults, and the door that every config passes.
+
+Presets (`configs/*.py`) return an `ml_collections.ConfigDict` made by `default()`. The rest of the
+package sees only the frozen dataclasses that `freeze()` makes of it; `freeze()` collects all
+errors of a config and raises them together.
+"""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from halos_jax import limits, schema
+
+Task = Literal["online", "sft", "reward_model", "align", "sample", "export", "toy_data", "pipeline"]
+
+
+class ConfigError(ValueError):
+    """All errors of a config in one message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    path: str = ""  # folder or hub id in Hugging Face format
+    tokenizer: str = ""  # folder or hub id; empty: the model's own
+    chat_template: str = ""  # Jinja file; empty: the tokenizer's, else the ChatML default
+    random_init: bool = False  # take only the architecture from `path`, draw the weights
+    params_dtype: Literal["float32", "bfloat16"] = "float32"  # the master weights
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    remat: Literal["none", "full", "attention", "matmuls"] = "matmuls"
+    head_chunk: int = 2048  # response positions whose logits exist at one time
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    kind: Literal["model", "function"] = "model"
+    path: str = ""  # sequence classifier in Hugging Face format
+    function: str = ""  # "package.module:function", called with (prompt turns, response text)
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_length: int = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    train: str = ""  # .json/.jsonl[.gz] file, or a hub data set as "name@split"
+    eval: str = ""  # the held-out set; empty: no evaluation
+    max_train: int = 0  # 0: all records
+    max_eval: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundsConfig:
+    total_prompts: int = 2048
+    prompts_per_round: int = 512
+    num_skip: int = 0  # prompts to leave out at the start of the order
+    reference: Literal["sft", "round_start", "previous_step"] = "sft"
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    num_samples_per_prompt: int = 4
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 0  # 0: off
+    max_tokens: int = 2048  # of a response
+    max_prompt_length: int = 512
+    stop: tuple[str, ...] = ()  # stop strings, besides the end-of-sequence tokens
+    slots: int = 256  # sequences decoded side by side, over all devices
+    chunk: int = 32  # decode steps between two looks at what has finished
+    shard_prompts: int = 128  # the unit of durable sampling
+    keep_logps: bool = False  # write the token log-probabilities into samples.jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackConfig:
+    type: Literal["pairwise"] = "pairwise"
+    mode: Literal["random", "max", "min"] = "max"
+    threshold: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["adamw"] = "adamw"
+    learning_rate: float = 5e-6
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_fraction: float = 0.1
+    warmup_steps: int = -1  # -1: warmup_fraction of the expected steps
+    warmup_start: float = 0.1  # first learning rate, as a fraction of the peak
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    batch_size: int = 32  # examples (pairs, conversations) per optimizer step
+    max_length: int = 1250  # prompt + response; a longer response is cut
+    epochs: int = 1
+    eval_every: int = 32  # optimizer steps between evaluations; 0: only at start and end
+    tokens_per_device: int = 16384  # largest packed row; longer batches become microbatches
+    row_multiple: int = 128  # row lengths are rounded up to a multiple of this
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    data: int = -1  # -1 (one axis at most): all devices that the other axes leave
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    keep: int = 1  # round checkpoints kept
+    every: int = 0  # optimizer steps between checkpoints inside a stage; 0: at its end
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+    num_sft: int = 6000
+    num_pairs: int = 6000
+    num_prompts: int = 2048
+    num_eval: int = 128
+    mistakes: float = 0.5  # share of the demonstrations that are wrong on purpose
+    alphabet: str = "abcdefgh"
+    min_letters: int = 4
+    max_letters: int = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """Several tasks as one run; see `expand_pipeline`."""
+
+    tasks: tuple[str, ...] = ()  # run one after the other, each in workdir/<task>
+    # task -> section -> field -> value; "{workdir}" in a string is the pipeline's workdir
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    task: Task = "online"
+    workdir: str = "runs/default"
+    seed: int = 0
+    progress: bool = True  # progress bars on the console
+    model: ModelConfig = ModelConfig()
+    reward: RewardConfig = RewardConfig()
+    data: DataConfig = DataConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
+    loss: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "dpo"})
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    toy: ToyConfig = ToyConfig()
+    pipeline: PipelineConfig = PipelineConfig()
+
+
+# Tasks that a stage of a pipeline may have.
+_STAGES = tuple(task for task in typing.get_args(Task) if task != "pipeline")
+
+# Fields that may differ when a run is resumed: none of them changes what is computed.
+RESUMABLE = ("progress", "checkpoint.keep", "workdir")
+
+
+def default() -> ConfigDict:
+    """Return the default configuration as a ConfigDict, for presets to change."""
+    return ConfigDict(schema.to_plain(Config()))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return `config` as plain nested dicts and lists, fit for JSON."""
+    return json.loads(json.dumps(schema.to_plain(config)))
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """List the differences that forbid a resume, as "path: old -> new" lines."""
+    flat_old, flat_new = dict(schema.flatten(old)), dict(schema.flatten(new))
+    lines = []
+    for path in sorted(flat_old.keys() | flat_new.keys()):
+        before, after = flat_old.get(path, "(absent)"), flat_new.get(path, "(absent)")
+        if before != after and path not in RESUMABLE:
+            lines.append(f"{path}: {before!r} -> {after!r}")
+    return lines
+
+
+def freeze(
+    config: ConfigDict | Mapping[str, Any],
+    *,
+    errors: Iterable[str] = (),
+    checks: Iterable[Callable[[Config], Iterable[str]]] = (),
+) -> Config:
+    """Make the frozen `Config` of `config`, or raise every error found.
+
+    The stages of a pipeline are checked as well, so that the last one cannot die of a typo after
+    the first ones have run.
+
+    Args:
+      config: what a preset returned, after command-line overrides.
+      errors: errors already found (by `apply_overrides`, say), to be raised with the others.
+      checks: further checks, each a function from a Config to error lines. A field with a bad
+        value has its default when they run.
+
+    Raises:
+      ConfigError: with one line an error: what, got, allowed, what to change.
+    """
+    found, checks = list(errors), (_check, *checks)
+    plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    frozen = schema.build(Config, plain, found)
+    # A field whose value is already known to be bad has its default now: say nothing of that, and
+    # nothing at all where the task is unknown, since most limits depend on it.
+    bad = {line.partition(":")[0] for line in found}
+    if "task" not in bad:
+        found += [line for line in _run(checks, frozen) if line.partition(":")[0] not in bad]
+    for stage, plain in _pipeline_stages(frozen):
+        lines = []
+        built = schema.build(Config, plain, lines)
+        lines += _run(checks, built)
+        found += [f"pipeline.overrides.{stage}: {line}" for line in lines if line not in found]
+    if found:
+        listed = "\n".join(f"  - {line}" for line in found)
+        count = "1 error" if len(found) == 1 else f"{len(found)} errors"
+        raise ConfigError(f"{count} in the configuration:\n{listed}")
+    return frozen
+
+
+def expand_pipeline(config: Config) -> list[Config]:
+    """Return the config of each stage of a frozen pipeline, in the order of its tasks.
+
+    A stage is the pipeline's config with its own task, the workdir `workdir/<task>` and the
+    overrides of that task. An override of the loss replaces the whole loss: the hyperparameters
+    of one mean nothing to another.
+    """
+    return [schema.build(Config, plain, []) for _, plain in _pipeline_stages(config)]
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """Take the `--config.path=value` and `--config.path value` arguments out of `argv`.
+
+    They are parsed here rather than by the flag library so that a typo is reported together
+    with all other errors. A value that is missing comes as None.
+    """
+    rest, overrides = [], []
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, value = argument.partition("=")
+        if not name.startswith(("-config.", "--config.")):
+            rest.append(argument)
+            continue
+        if not equals:  # a negative number has one dash, the next flag two
+            value = None if not remaining or remaining[0].startswith("--") else remaining.pop(0)
+        overrides.append((name.lstrip("-").removeprefix("config."), value))
+    return rest, overrides
+
+
+def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) -> list[str]:
+    """Set `path -> value` (text is parsed by the schema's type) in `config`; return the errors."""
+    errors, leaves, free = [], schema.leaf_types(Config), schema.free_sections(Config)
+    for path, value in overrides:
+        annotation = leaves.get(path)
+        inside = [section for section in free if path.startswith(f"{section}.")]
+        if value is None:
+            errors.append(f"{path}: got no value; write --config.{path}=VALUE")
+        elif inside:
+            _set_free(
+                config, path, schema.parse_literal(value) if isinstance(value, str) else value
+            )
+        elif annotation is None:
+            errors.append(schema.explain_unknown(path, Config))
+        else:
+            try:
+                reader = schema.parse if isinstance(value, str) else schema.convert
+                config.update_from_flattened_dict({path: reader(value, annotation)})
+            except ValueError:
+                errors.append(schema.explain_value(path, value, annotation))
+    return errors
+
+
+def _set_free(config: ConfigDict, path: str, value: Any) -> None:
+    *parents, leaf = path.split(".")
+    section = config
+    with config.unlocked():
+        for name in parents:
+            if not isinstance(section.get(name), ConfigDict):
+                section[name] = ConfigDict()
+            section = section[name]
+        section[leaf] = value
+
+
+def _pipeline_stages(config: Config) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Yield (task, plain config) of each stage; nothing where the task is another."""
+    if config.task != "pipeline":
+        return
+    for task in config.pipeline.tasks:
+        override = config.pipeline.overrides.get(task, {})
+        if task not in _STAGES or not isinstance(override, Mapping):
+            continue
+        plain = schema.to_plain(config) | {"task": task, "workdir": f"{config.workdir}/{task}"}
+        del plain["pipeline"]
+        yield task, _merge(plain, schema.to_plain(override), config.workdir)
+
+
+def _merge(plain: dict[str, Any], override: Mapping[str, Any], workdir: str) -> dict[str, Any]:
+    merged = dict(plain)
+    for key, value in override.items():
+        if isinstance(value, str):
+            value = value.replace("{workdir}", workdir)
+        if isinstance(value, Mapping) and isinstance(plain.get(key), Mapping) and key != "loss":
+            value = _merge(plain[key], value, workdir)
+        merged[key] = value
+    return merged
+
+
+def _check(config: Config) -> Iterable[str]:
+    values = dict(schema.flatten(schema.to_plain(config)))
+    yield from limits.find_violations(values)
+    tasks = config.pipeline.tasks
+    if config.task == "pipeline" and not tasks:
+        yield "pipeline.tasks: got (), allowed: one task or more"
+    for name in sorted(set(tasks)):
+        if name not in _STAGES:
+            yield f"pipeline.tasks: got {name!r}, allowed: {', '.join(_STAGES)}"
+        elif tasks.count(name) > 1:
+            yield f"pipeline.tasks: got {name!r} twice, but a stage's workdir has the task's name"
+    for name, override in config.pipeline.overrides.items():
+        if name not in _STAGES:
+            yield f"pipeline.overrides.{name}: unknown task, allowed: {', '.join(_STAGES)}"
+        if not isinstance(override, Mapping):
+            yield f"pipeline.overrides.{name}: got {override!r}, allowed: sections of fields"
+
+
+def _run(checks: Iterable[Callable[[Config], Iterable[str]]], config: Config) -> list[str]:
+    lines = []
+    for check in checks:
+        try:
+            lines += check(config)
+        except ConfigError as error:
+            lines.append(str(error))
+    return lines

@@ -1,0 +1,140 @@
+"""What the types of the config cannot say: limits of single fields, impossible combinations.
+
+A config comes here flat, as path -> value, so that this file knows names and numbers alone.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_NEED_MODEL = ("online", "sft", "reward_model", "align", "sample", "export")
+_NEED_DATA = ("online", "sft", "reward_model", "align", "sample")
+
+# Least value -> the fields that must not be below it.
+_AT_LEAST = {
+    -1: ("optimizer.warmup_steps",),
+    0: (
+        "checkpoint.every",
+        "data.max_eval",
+        "data.max_train",
+        "feedback.threshold",
+        "optimizer.weight_decay",
+        "rounds.num_skip",
+        "sampling.temperature",
+        "sampling.top_k",
+        "toy.num_pairs",
+        "toy.num_prompts",
+        "train.eval_every",
+    ),
+    1: (
+        "checkpoint.keep",
+        "model.head_chunk",
+        "reward.max_length",
+        "rounds.prompts_per_round",
+        "rounds.total_prompts",
+        "sampling.chunk",
+        "sampling.max_prompt_length",
+        "sampling.max_tokens",
+        "sampling.num_samples_per_prompt",
+        "sampling.shard_prompts",
+        "sampling.slots",
+        "toy.min_letters",
+        "toy.num_eval",
+        "toy.num_sft",
+        "train.batch_size",
+        "train.epochs",
+        "train.max_length",
+        "train.row_multiple",
+        "train.tokens_per_device",
+    ),
+}
+_ABOVE_ZERO = ("optimizer.learning_rate", "optimizer.eps", "optimizer.max_grad_norm")
+_FRACTIONS = ("optimizer.warmup_fraction", "optimizer.warmup_start", "toy.mistakes")
+_DECAYS = ("optimizer.beta1", "optimizer.beta2")
+
+
+def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
+    """Yield an error line for each value or combination that cannot be.
+
+    Args:
+      values: path -> value of every field, well typed.
+    """
+    yield from _check_numbers(values)
+    yield from _check_mesh(values)
+    yield from _check_names(values)
+    if values["task"] == "online":
+        yield from _check_online(values)
+    if values["task"] == "toy_data":
+        yield from _check_toy(values)
+
+
+def _check_numbers(values: Mapping[str, Any]) -> Iterable[str]:
+    for least, paths in _AT_LEAST.items():
+        for path in paths:
+            if values[path] < least:
+                yield f"{path}: got {values[path]}, allowed: {least} or more"
+    for path in _ABOVE_ZERO:
+        if values[path] <= 0:
+            yield f"{path}: got {values[path]}, allowed: greater than 0"
+    for path in _FRACTIONS:
+        if not 0 <= values[path] <= 1:
+            yield f"{path}: got {values[path]}, allowed: 0 to 1"
+    for path in _DECAYS:
+        if not 0 <= values[path] < 1:
+            yield f"{path}: got {values[path]}, allowed: 0 or more, less than 1"
+    if not 0 < values["sampling.top_p"] <= 1:
+        yield f"sampling.top_p: got {values['sampling.top_p']}, allowed: above 0, 1 at most"
+
+
+def _check_mesh(values: Mapping[str, Any]) -> Iterable[str]:
+    axes = {axis: values[f"mesh.{axis}"] for axis in ("data", "fsdp", "tensor")}
+    sizes = list(axes.values())
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        yield f"mesh: got {axes}, allowed: sizes of 1 or more, and -1 for one axis at most"
+
+
+def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
+    task, loss, reference = values["task"], values.get("loss.name"), values["rounds.reference"]
+    if not values["workdir"]:
+        yield "workdir: got '', allowed: a folder; set --config.workdir=DIR"
+    if task in _NEED_MODEL and not values["model.path"]:
+        yield "model.path: got '', allowed: a folder or hub id; set --config.model.path=DIR"
+    if task in _NEED_DATA and not values["data.train"]:
+        yield "data.train: got '', allowed: a file or hub data set; set --config.data.train=FILE"
+    if not isinstance(loss, str):
+        yield f"loss.name: got {loss!r}, allowed: the name of a loss; set --config.loss.name=dpo"
+    if "" in values["sampling.stop"]:
+        yield "sampling.stop: got an empty string, which would end every sample at once"
+    if reference != "sft":
+        yield f"rounds.reference: got {reference!r}, allowed so far: 'sft'"
+
+
+def _check_online(values: Mapping[str, Any]) -> Iterable[str]:
+    kind = values["reward.kind"]
+    wanted = {"model": "reward.path", "function": "reward.function"}[kind]
+    if not values[wanted]:
+        yield f"{wanted}: got '', but reward.kind={kind!r} needs it; set --config.{wanted}=..."
+    if values["sampling.num_samples_per_prompt"] == 1:
+        yield (
+            "sampling.num_samples_per_prompt: got 1, allowed: 2 or more, since "
+            f"feedback.type={values['feedback.type']!r} compares the samples of a prompt"
+        )
+    longest = values["sampling.max_prompt_length"] + values["sampling.max_tokens"]
+    uses = {"train.max_length": "trained"}
+    if kind == "model":
+        uses["reward.max_length"] = "scored"
+    for path, use in uses.items():
+        if longest > values[path]:
+            yield (
+                f"{path}: got {values[path]}, but sampling.max_prompt_length + "
+                f"sampling.max_tokens = {longest}: a sample would be cut before it is {use}; "
+                "raise the former or lower one of the latter"
+            )
+
+
+def _check_toy(values: Mapping[str, Any]) -> Iterable[str]:
+    alphabet, longest = values["toy.alphabet"], values["toy.max_letters"]
+    least = max(values["toy.min_letters"], 2)
+    if not alphabet.isalpha() or len(set(alphabet)) < max(len(alphabet), 2):
+        yield f"toy.alphabet: got {alphabet!r}, allowed: two letters or more, each of them once"
+    if longest < least:
+        yield f"toy.max_letters: got {longest}, allowed: {least} or more (see toy.min_letters)"

@@ -1,0 +1,150 @@
+"""The device mesh and the one table from logical array axes to mesh axes."""
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from halos_jax.config import ConfigError, MeshConfig
+
+logger = logging.getLogger(__name__)
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axis (or axes). What is not named here is replicated.
+RULES: dict[str, str | tuple[str, ...]] = {
+    "rows": ("data", "fsdp"),  # packed rows of a batch, and sampler slots
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """Make the `("data", "fsdp", "tensor")` mesh over all devices; one size may be -1.
+
+    Raises:
+      ConfigError: where the sizes do not multiply to the number of devices.
+    """
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    count = jax.device_count()
+    if -1 in sizes:
+        fixed = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = max(count // fixed, 1)
+    if math.prod(sizes) != count:
+        raise ConfigError(
+            f"mesh: got {dict(zip(MESH_AXES, sizes, strict=True))}, but there are {count} devices; "
+            "allowed: sizes whose product is the number of devices; set one of them to -1"
+        )
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def num_row_shards(mesh: Mesh) -> int:
+    """Return over how many device groups the rows of a batch are spread."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_divisible(mesh: Mesh, **sizes: int) -> list[str]:
+    """Return an error line for each size (config path with "__" for ".") that rows cannot share."""
+    shards = num_row_shards(mesh)
+    lines = []
+    for name, size in sizes.items():
+        if size % shards:
+            path, upper = name.replace("__", "."), -(-size // shards) * shards
+            lines.append(
+                f"{path}: got {size}, but mesh.data * mesh.fsdp = {shards}; allowed: multiples of "
+                f"{shards}; set --config.{path}={upper}, or a smaller mesh"
+            )
+    return lines
+
+
+def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """Return the PartitionSpec of an array with the logical `axes`.
+
+    A dimension that does not divide by its mesh axes is replicated, and this is logged once. A
+    mesh axis that two dimensions ask for goes to the first.
+    """
+    entries, used = [], set()
+    for axis, size in zip(axes, shape, strict=True):
+        rule = RULES.get(axis) if axis else None
+        names = (rule,) if isinstance(rule, str) else rule or ()
+        parts = math.prod(mesh.shape[name] for name in names)
+        if parts == 1 or used & set(names):
+            entries.append(None)
+        elif size % parts:
+            _log_replicated(axis, size, parts)
+            entries.append(None)
+        else:
+            used |= set(names)
+            entries.append(rule)
+    return PartitionSpec(*entries)
+
+
+def named_sharding(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Return `partition_spec` bound to `mesh`."""
+    return NamedSharding(mesh, partition_spec(axes, shape, mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shardings(batch, mesh: Mesh, *, leading: int = 0):
+    """Return shardings for a pytree of `[..., rows, ...]` arrays; scalars are replicated.
+
+    `leading` axes before the rows (microbatches) are not sharded.
+    """
+
+    def one(leaf) -> NamedSharding:
+        if len(leaf.shape) <= leading:
+            return replicated(mesh)
+        axes = [None] * leading + ["rows"] + [None] * (len(leaf.shape) - leading - 1)
+        return named_sharding(axes, leaf.shape, mesh)
+
+    return jax.tree.map(one, batch)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Constrain `x` to the sharding of its logical `axes`; a no-op outside of a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
+
+
+@functools.cache
+def _log_replicated(axis: str, size: int, parts: int) -> None:
+    logger.warning(
+        "axis %r of size %d does not divide by %d devices: replicated", axis, size, parts
+    )
+
+
+def put_batch(batch, mesh: Mesh, *, leading: int = 0):
+    """Place a host batch (equal on every process) on the devices that own its rows."""
+    shardings = batch_shardings(batch, mesh, leading=leading)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.make_array_from_callback(
+            leaf.shape, sharding, lambda index: leaf[index]
+        ),
+        batch,
+        shardings,
+    )
+
+
+def describe(mesh: Mesh) -> str:
+    """Return the mesh in one line for logs."""
+    return ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+
+
+def config_of(mesh: Mesh) -> MeshConfig:
+    """Return the MeshConfig with every size spelled out."""
+    return dataclasses.replace(MeshConfig(), **{axis: mesh.shape[axis] for axis in MESH_AXES})

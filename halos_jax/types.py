@@ -1,0 +1,163 @@
+"""Every record and pytree that crosses a stage of the pipeline.
+
+Two kinds of types live here. *Records* (plain frozen dataclasses) are what stands in files and on
+the host: prompts, samples, feedback, training items. *Pytrees* (`flax.struct.dataclass`) are what
+enters a compiled function: the packed training batch and the train state.
+
+Shape legend, used all over the package: B batch, T tokens of a row, N sequences of a row,
+P response positions of a row, M attention-view slots of a row, S sampler slots or cache length,
+L layers, D model, F mlp, N/K query/kv heads (in weights), H head dimension, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+# Roles of a sequence in a batch (`Sequences.role`).
+PADDING, TARGET, CHOSEN, REJECTED, MISMATCHED, MEMBER = range(6)
+
+FINISH_STOP, FINISH_LENGTH = "stop", "length"
+
+
+# --------------------------------------------------------------------------- records
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation that ends with a turn to be answered.
+
+    `prompt_id` names the prompt for the whole run; `extra` holds the record's other fields (a
+    reference answer, say), which reward functions may ask for.
+    """
+
+    prompt_id: str
+    turns: tuple[Turn, ...]
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled completion, with the exact tokens that the policy saw and produced.
+
+    `response_ids` keeps the end-of-sequence token where `finish_reason` is "stop"; a response cut
+    by the token limit ("length") carries no end marker. `logps` are the policy's log-probabilities
+    (nats, temperature 1, unfiltered) of `response_ids`, where they were kept.
+    """
+
+    prompt: Prompt
+    sample_id: int
+    output: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    finish_reason: str
+    generator: str = ""
+    reward: float | None = None
+    logps: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer inside a feedback record; `ids` is empty for feedback that came as text."""
+
+    turns: tuple[Turn, ...]
+    ids: tuple[int, ...] = ()
+    reward: float | None = None
+    sample_id: int | None = None
+    finish_reason: str = FINISH_STOP
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Preference:
+    """A pair of completions of one prompt of which the first is preferred."""
+
+    prompt: Prompt
+    chosen: Completion
+    rejected: Completion
+    prompt_ids: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """The unit of packing: one prompt and the completions that must share its row.
+
+    A supervised example has one response, a pair two, a group n. `roles` says what each is.
+    """
+
+    prompt_ids: np.ndarray  # i32[prompt]
+    responses: tuple[np.ndarray, ...]  # i32[response] each
+    roles: tuple[int, ...]
+    rewards: tuple[float, ...] = ()
+    weight: float = 1.0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + sum(len(response) for response in self.responses)
+
+
+# --------------------------------------------------------------------------- pytrees
+
+
+@struct.dataclass
+class View:
+    """How attention sees a packed row: virtual sequences as indices into the row's tokens.
+
+    The slots of all sequences of a row stand one behind the other, bucket by bucket: `buckets` is
+    a static tuple of (sequences, length), and M = sum of sequences * length.
+    """
+
+    indices: jax.Array  # i32[rows, M]: token behind a slot; T where the slot is padding
+    inverse: jax.Array  # i32[rows, copies, T]: slots in which a token sits; M where fewer
+    owner: jax.Array  # i32[rows, T]: the slot whose output becomes the token's; M if none
+    owned: jax.Array  # i32[rows, M]: the token that a slot owns; T where none
+    lengths: jax.Array  # i32[rows, N]: tokens of each sequence; 0 where the sequence is padding
+    buckets: tuple[tuple[int, int], ...] = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Sequences:
+    """What is known of each virtual sequence of a row; every array is [rows, N]."""
+
+    role: jax.Array  # i32, one of the role constants
+    partner: jax.Array  # i32, the other sequence of a pair (itself where there is none)
+    group: jax.Array  # i32, number of the sequence's item within the row
+    last: jax.Array  # i32, index in the row of the sequence's last token
+    reward: jax.Array  # f32
+    weight: jax.Array  # f32, 0 where the sequence is padding
+
+
+@struct.dataclass
+class Batch:
+    """Packed rows of whole items: the one batch type of every objective (shapes without the
+    leading microbatch axis)."""
+
+    tokens: jax.Array  # i32[rows, T]
+    positions: jax.Array  # i32[rows, T], what RoPE sees
+    view: View
+    source: jax.Array  # i32[rows, P], token whose hidden state predicts the target
+    target: jax.Array  # i32[rows, P]
+    sequence: jax.Array  # i32[rows, P], the target's sequence; N where the position is padding
+    reference_logps: jax.Array  # f32[rows, P], zeros where there is no reference
+    sequences: Sequences
+    num_examples: jax.Array  # f32[], total item weight of the whole optimizer step
+    num_tokens: jax.Array  # f32[], response tokens of the whole optimizer step
+
+
+@struct.dataclass
+class TrainState:
+    """What a training run carries from step to step and from round to round."""
+
+    step: jax.Array  # i32[], optimizer steps taken
+    params: Any  # nested dict of arrays
+    opt_state: Any

@@ -1,0 +1,243 @@
+import dataclasses
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from halos_jax import config as config_lib
+from halos_jax.config import Config, ConfigError, freeze
+
+
+def sft_config() -> ConfigDict:
+    config = config_lib.default()
+    config.task = "sft"
+    config.model.path = "model"
+    config.data.train = "train.jsonl"
+    return config
+
+
+def errors_of(config, **kwargs) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        freeze(config, **kwargs)
+    header, *lines = str(caught.value).splitlines()
+    assert header.startswith(f"{len(lines)} error") and all(line[:4] == "  - " for line in lines)
+    return [line[4:] for line in lines]
+
+
+def test_default_freeze_to_dict_round_trip():
+    frozen = freeze(sft_config())
+    plain = config_lib.to_dict(frozen)
+    assert json.loads(json.dumps(plain)) == plain
+    assert freeze(plain) == frozen
+    assert dataclasses.replace(frozen, task="online", data=Config().data, model=Config().model) == (
+        Config()
+    )
+
+
+def test_frozen_to_the_bottom():
+    config = sft_config()
+    frozen = freeze(config)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        frozen.seed = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        frozen.train.batch_size = 1
+    with pytest.raises(TypeError):
+        frozen.loss["name"] = "sft"
+    config.loss.name = "sft"
+    assert frozen.loss["name"] == "dpo"
+
+
+def test_all_errors_come_together():
+    config = sft_config()
+    config.train.bach_size = 3  # unknown
+    config.model.remat = "fulll"  # no such choice; what follows is well typed but impossible
+    config.model.path = ""
+    config.optimizer.warmup_fraction = 2.0
+    lines = errors_of(
+        config,
+        errors=["train.epochs: got 'q', allowed: an integer"],
+        checks=[lambda frozen: [f"loss: says the check of {frozen.task}"]],
+    )
+    assert [line.partition(":")[0] for line in lines] == [
+        "train.epochs",
+        "model.remat",
+        "train.bach_size",
+        "optimizer.warmup_fraction",
+        "model.path",
+        "loss",
+    ]
+    assert "did you mean 'train.batch_size'?" in lines[2]
+
+
+def test_a_check_may_raise_a_config_error():
+    def check(frozen):
+        raise ConfigError("mesh: no such devices")
+
+    assert errors_of(sft_config(), checks=[check]) == ["mesh: no such devices"]
+
+
+def test_a_bad_field_is_reported_once():
+    config = sft_config().to_dict()
+    config["model"]["path"] = 3
+    assert errors_of(config) == ["model.path: got 3, allowed: a string"]
+    config["task"] = "stf"
+    lines = errors_of(config)
+    assert len(lines) == 2 and lines[0].startswith("task: got 'stf', allowed: 'online', 'sft'")
+
+
+def test_split_overrides_takes_both_forms_and_leaves_the_rest():
+    rest, overrides = config_lib.split_overrides(
+        [
+            "main.py",
+            "--config=configs/x.py",
+            "--config.train.batch_size=8",
+            "--config.workdir",
+            "runs/a=b",
+            "-config.mesh.data",
+            "-1",
+            "--config.data.eval=",
+            "--config.progress",
+            "--verbosity=1",
+        ]
+    )
+    assert rest == ["main.py", "--config=configs/x.py", "--verbosity=1"]
+    assert overrides == [
+        ("train.batch_size", "8"),
+        ("workdir", "runs/a=b"),
+        ("mesh.data", "-1"),
+        ("data.eval", ""),
+        ("progress", None),
+    ]
+
+
+def test_apply_overrides_parses_by_the_schema():
+    config = sft_config()
+    errors = config_lib.apply_overrides(
+        config,
+        [
+            ("train.batch_size", "8"),
+            ("optimizer.learning_rate", "1"),
+            ("progress", "false"),
+            ("sampling.stop", "('a','b')"),
+            ("model.path", "123"),
+            ("loss.name", "sft"),
+            ("loss.beta", "1e-1"),
+            ("pipeline.overrides.sft.train.epochs", "2"),
+            ("checkpoint.keep", 3),  # a value that is no text, as a program gives it
+        ],
+    )
+    frozen = freeze(config, errors=errors)
+    assert frozen.train.batch_size == 8
+    assert frozen.optimizer.learning_rate == 1.0
+    assert frozen.progress is False
+    assert frozen.sampling.stop == ("a", "b")
+    assert frozen.model.path == "123"
+    assert dict(frozen.loss) == {"name": "sft", "beta": 0.1}
+    assert frozen.checkpoint.keep == 3
+
+
+def test_apply_overrides_reports_every_error():
+    config = sft_config()
+    before = config.to_dict()
+    lines = config_lib.apply_overrides(
+        config,
+        [
+            ("train.batch_size", "8.5"),
+            ("train.batchsize", "8"),
+            ("train", "8"),
+            ("progress", None),
+            ("checkpoint.keep", "x"),
+            ("checkpoint.every", 1.5),
+        ],
+    )
+    assert [line.partition(":")[0] for line in lines] == [
+        "train.batch_size",
+        "train.batchsize",
+        "train",
+        "progress",
+        "checkpoint.keep",
+        "checkpoint.every",
+    ]
+    assert "did you mean 'train.batch_size'?" in lines[1]
+    assert "--config.progress=VALUE" in lines[3]
+    assert config.to_dict() == before
+
+
+def test_changed_fields_lists_what_forbids_a_resume():
+    config = sft_config()
+    old = config_lib.to_dict(freeze(config))
+    config.workdir, config.progress, config.checkpoint.keep = "elsewhere", False, 9
+    assert config_lib.changed_fields(old, config_lib.to_dict(freeze(config))) == []
+    config.seed = 7
+    config.loss = {"name": "dpo", "beta": 0.2}
+    config.sampling.stop = ("x",)
+    assert config_lib.changed_fields(old, config_lib.to_dict(freeze(config))) == [
+        "loss.beta: '(absent)' -> 0.2",
+        "sampling.stop: [] -> ['x']",
+        "seed: 0 -> 7",
+    ]
+
+
+def test_resumable_fields_exist():
+    frozen = config_lib.to_dict(freeze(sft_config()))
+    for path in config_lib.RESUMABLE:
+        value = frozen
+        for name in path.split("."):
+            value = value[name]
+
+
+def pipeline_config() -> ConfigDict:
+    config = config_lib.default()
+    config.task, config.workdir = "pipeline", "runs/p"
+    config.loss.beta = 0.3
+    config.pipeline.tasks = ("toy_data", "sft", "export")
+    config.pipeline.overrides = {
+        "sft": {
+            "model": {"path": "{workdir}/toy_data/base", "random_init": True},
+            "data": {"train": "{workdir}/toy_data/sft.jsonl"},
+            "loss": {"name": "sft"},
+        },
+        "export": {"model": {"path": "{workdir}/sft/final"}},
+    }
+    return config
+
+
+def test_a_pipeline_is_expanded_into_its_stages():
+    toy, sft, export = config_lib.expand_pipeline(freeze(pipeline_config()))
+    assert [stage.task for stage in (toy, sft, export)] == ["toy_data", "sft", "export"]
+    assert sft.workdir == "runs/p/sft"
+    assert sft.model.path == "runs/p/toy_data/base" and sft.model.random_init
+    assert sft.data.train == "runs/p/toy_data/sft.jsonl"
+    assert dict(sft.loss) == {"name": "sft"}
+    assert dict(export.loss) == {"name": "dpo", "beta": 0.3}
+    assert toy.pipeline == Config().pipeline
+    assert freeze(config_lib.to_dict(sft)) == sft
+
+
+def test_the_stages_of_a_pipeline_are_checked_before_any_runs():
+    config = pipeline_config()
+    config.pipeline.overrides.sft.data = {"train": ""}
+    config.pipeline.overrides.export.model.pth = "x"
+    config.pipeline.overrides.onlin = {"seed": 1}
+    config.pipeline.tasks = ("toy_data", "sft", "export", "stf", "sft")
+    config.train.batch_size = 0
+    lines = errors_of(config)
+    joined = "\n".join(lines)
+    for expected in (
+        "pipeline.tasks: got 'stf', allowed: online, sft",
+        "pipeline.tasks: got 'sft' twice",
+        "pipeline.overrides.onlin: unknown task, allowed: online",
+        "pipeline.overrides.sft: data.train: got ''",
+        "pipeline.overrides.export: model.pth: unknown field; did you mean 'model.path'?",
+    ):
+        assert expected in joined
+    assert sum("train.batch_size: got 0" in line for line in lines) == 1
+
+
+def test_an_empty_pipeline_and_a_flat_override_are_refused():
+    config = config_lib.default()
+    config.task = "pipeline"
+    config.pipeline.overrides = {"sft": 3}
+    lines = errors_of(config)
+    assert lines[0] == "pipeline.tasks: got (), allowed: one task or more"
+    assert "pipeline.overrides.sft: got 3, allowed: sections of fields" in lines

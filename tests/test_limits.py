@@ -1,0 +1,90 @@
+import pytest
+
+from halos_jax import limits, schema
+from halos_jax.config import Config
+
+# A config of each task that is right; each case below breaks it in one way.
+RIGHT = {
+    "task": "online",
+    "model.path": "model",
+    "data.train": "train.jsonl",
+    "reward.path": "reward",
+    "train.max_length": 2560,
+    "reward.max_length": 2560,
+}
+
+
+def violations(**changes):
+    values = dict(schema.flatten(schema.to_plain(Config()))) | RIGHT
+    paths = {path.replace("__", "."): value for path, value in changes.items()}
+    assert paths.keys() <= values.keys(), "a case must change fields that exist"
+    return list(limits.find_violations(values | paths))
+
+
+@pytest.mark.parametrize("task", ["online", "sft", "reward_model", "sample", "export", "toy_data"])
+def test_right_configs_pass(task):
+    assert violations(task=task) == []
+
+
+def test_limits_name_fields_that_exist():
+    known = schema.leaf_types(Config).keys()
+    listed = [path for paths in limits._AT_LEAST.values() for path in paths]
+    listed += [*limits._ABOVE_ZERO, *limits._FRACTIONS, *limits._DECAYS]
+    assert set(listed) <= known
+    assert len(set(listed)) == len(listed)
+
+
+@pytest.mark.parametrize(
+    ("path", "bad", "edge"),
+    [(path, least - 1, least) for least, paths in limits._AT_LEAST.items() for path in paths]
+    + [(path, 0.0, 1e-12) for path in limits._ABOVE_ZERO]
+    + [(path, 1.01, 1.0) for path in limits._FRACTIONS]
+    + [(path, -0.01, 0.0) for path in limits._FRACTIONS]
+    + [(path, 1.0, 0.999) for path in limits._DECAYS]
+    + [("sampling.top_p", 0.0, 1e-6), ("sampling.top_p", 1.01, 1.0)],
+)
+def test_each_number_has_its_limit(path, bad, edge):
+    lines = violations(**{path.replace(".", "__"): bad})
+    assert lines[0].startswith(f"{path}: got {bad}, allowed: ")
+    assert not any(
+        line.startswith(f"{path}: got {edge}, allowed: ") and "samples of a prompt" not in line
+        for line in violations(**{path.replace(".", "__"): edge})
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"mesh__data": 0}, "mesh: got {'data': 0, 'fsdp': 1, 'tensor': 1}"),
+        ({"mesh__fsdp": -1}, "-1 for one axis at most"),  # mesh.data is -1 by default
+        ({"mesh__tensor": -2}, "sizes of 1 or more"),
+        ({"workdir": ""}, "workdir: got ''"),
+        ({"model__path": ""}, "model.path: got ''"),
+        ({"data__train": ""}, "data.train: got ''"),
+        ({"loss.name": None}, "loss.name: got None"),
+        ({"sampling__stop": [""]}, "sampling.stop: got an empty string"),
+        ({"rounds__reference": "round_start"}, "rounds.reference: got 'round_start'"),
+        ({"reward__path": ""}, "reward.path: got '', but reward.kind='model'"),
+        ({"reward__kind": "function"}, "reward.function: got '', but reward.kind='function'"),
+        ({"sampling__num_samples_per_prompt": 1}, "allowed: 2 or more"),
+        ({"train__max_length": 2559}, "train.max_length: got 2559"),
+        ({"reward__max_length": 2559}, "cut before it is scored"),
+        ({"task": "toy_data", "toy__alphabet": "aab"}, "toy.alphabet: got 'aab'"),
+        ({"task": "toy_data", "toy__alphabet": "a1"}, "toy.alphabet: got 'a1'"),
+        ({"task": "toy_data", "toy__max_letters": 3}, "toy.max_letters: got 3, allowed: 4 or"),
+    ],
+)
+def test_each_combination_has_its_error(changes, expected):
+    (line,) = violations(**changes)
+    assert expected in line
+
+
+def test_a_reward_function_needs_no_reward_length():
+    changes = {"reward__kind": "function", "reward__function": "m:f", "reward__max_length": 1}
+    assert violations(**changes) == []
+
+
+def test_tasks_ask_only_for_what_they_use():
+    assert violations(task="export", data__train="", reward__path="") == []
+    assert violations(task="toy_data", model__path="", data__train="") == []
+    assert violations(task="sft", reward__path="", sampling__num_samples_per_prompt=1) == []
