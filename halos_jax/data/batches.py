@@ -1,0 +1,334 @@
+"""From training items to packed batches: a plan of all steps, then one batch a step.
+
+The plan fixes which items make up each optimizer step, in which row each stands, and one set of
+array shapes that fits every step, so that a stage compiles once. A batch holds whole items: the
+loss of a step never depends on how its items were packed.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from halos_jax.types import (
+    CHOSEN,
+    PADDING,
+    REJECTED,
+    Batch,
+    Item,
+    Sequences,
+    View,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The static shapes of every batch of a plan (see `types.Batch`)."""
+
+    microbatches: int
+    rows: int
+    tokens: int
+    positions: int
+    copies: int
+    buckets: tuple[tuple[int, int], ...]
+
+    @property
+    def num_slots(self) -> int:
+        return sum(count * length for count, length in self.buckets)
+
+    @property
+    def num_sequences(self) -> int:
+        return sum(count for count, _ in self.buckets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which items each step holds: `steps[i][j]` lists the items in row j of step i."""
+
+    layout: Layout
+    steps: tuple[tuple[tuple[int, ...], ...], ...]
+    fill: float  # share of the planned tokens that are real
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def order_items(count: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Return the order i64[count] in which an epoch takes the items."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def plan_batches(
+    items: Sequence[Item],
+    *,
+    batch_size: int,
+    num_rows: int,
+    tokens_per_row: int,
+    row_multiple: int = 128,
+    seed: int | None = None,
+    epochs: int = 1,
+) -> Plan:
+    """Plan the packing of `epochs` passes over `items`.
+
+    Args:
+      items: what to train on; must not be empty.
+      batch_size: items of an optimizer step; the last step of an epoch may hold fewer.
+      num_rows: rows of a microbatch, one a device group.
+      tokens_per_row: longest allowed row; a step that needs more becomes several microbatches.
+      row_multiple: row and sequence lengths are rounded up to multiples of this.
+      seed: order of each epoch; None keeps the items' own order.
+
+    Raises:
+      ValueError: where `items` is empty or an item is longer than a row.
+    """
+    if not items:
+        raise ValueError("there are no items to make batches of")
+    sizes = np.array([item.num_tokens for item in items])
+    if sizes.max() > tokens_per_row:
+        raise ValueError(
+            f"an item has {sizes.max()} tokens (a prompt and all its responses), but a row holds "
+            f"train.tokens_per_device={tokens_per_row}; raise it, or lower train.max_length"
+        )
+    batches = []
+    for epoch in range(epochs):
+        order = np.arange(len(items))
+        if seed is not None:
+            order = order_items(len(items), seed=seed, epoch=epoch)
+        batches += [order[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    # The number of microbatches is the least with which every step fits.
+    microbatches = max(1, -(-max(sizes[batch].sum() for batch in batches) // (num_rows * tokens_per_row)))
+    while True:
+        steps = [_spread(batch, sizes, microbatches * num_rows) for batch in batches]
+        longest = max(sizes[list(row)].sum() for step in steps for row in step if row)
+        if longest <= tokens_per_row:
+            break
+        microbatches += 1
+    layout = _fit_layout(items, steps, microbatches, num_rows, row_multiple)
+    planned = len(steps) * microbatches * num_rows * layout.tokens
+    return Plan(layout, tuple(steps), float(sum(sizes[batch].sum() for batch in batches) / planned))
+
+
+def build_batch(
+    items: Sequence[Item],
+    plan: Plan,
+    step: int,
+    *,
+    reference_logps: Sequence[Sequence[np.ndarray]] | None = None,
+) -> Batch:
+    """Build the batch of `step` as NumPy arrays with a leading microbatch axis.
+
+    Args:
+      reference_logps: for each item, f32[response] for each of its responses.
+    """
+    layout = plan.layout
+    shape = (layout.microbatches * layout.rows,)
+    arrays = _empty_arrays(layout, shape[0])
+    for row, members in enumerate(plan.steps[step]):
+        _fill_row(arrays, row, [items[index] for index in members], layout)
+        if reference_logps is not None:
+            flat = [logps for index in members for logps in reference_logps[index]]
+            if flat:
+                joined = np.concatenate(flat)
+                arrays["reference_logps"][row, : len(joined)] = joined
+    members = [items[index] for row in plan.steps[step] for index in row]
+    split = {
+        name: array.reshape(layout.microbatches, layout.rows, *array.shape[1:])
+        for name, array in arrays.items()
+    }
+    view_names = ("indices", "inverse", "owner", "owned", "lengths")
+    view = View(**{name: split.pop(name) for name in view_names}, buckets=layout.buckets)
+    sequence_names = ("role", "partner", "group", "last", "reward", "weight")
+    sequences = Sequences(**{name: split.pop(name) for name in sequence_names})
+    totals = {
+        "num_examples": sum(item.weight for item in members),
+        "num_tokens": sum(len(response) for item in members for response in item.responses),
+    }
+    repeated = {
+        name: np.full(layout.microbatches, value, np.float32) for name, value in totals.items()
+    }
+    return Batch(view=view, sequences=sequences, **split, **repeated)
+
+
+def split_logps(plan: Plan, step: int, items: Sequence[Item], logps: np.ndarray):
+    """Yield (item index, one f32[response] a response) from a step's `f32[m, rows, P]`."""
+    flat = logps.reshape(-1, logps.shape[-1])
+    for row, members in enumerate(plan.steps[step]):
+        start = 0
+        for index in members:
+            parts = []
+            for response in items[index].responses:
+                parts.append(np.array(flat[row, start : start + len(response)]))
+                start += len(response)
+            yield index, tuple(parts)
+
+
+def split_scores(plan: Plan, step: int, items: Sequence[Item], scores: np.ndarray):
+    """Yield (item index, one float a response) from a step's `f32[m, rows, N]`."""
+    flat = scores.reshape(-1, scores.shape[-1])
+    for row, members in enumerate(plan.steps[step]):
+        rows = [items[index] for index in members]
+        slots = iter(_assign_sequences(rows, plan.layout))
+        for index in members:
+            yield index, tuple(float(flat[row, next(slots)]) for _ in items[index].responses)
+
+
+# --------------------------------------------------------------------------- planning
+
+
+def _spread(batch: np.ndarray, sizes: np.ndarray, num_rows: int) -> tuple[tuple[int, ...], ...]:
+    """Spread items over rows: longest first, each to the emptiest row (Graham's LPT rule)."""
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
+    loads = np.zeros(num_rows, np.int64)
+    for index in batch[np.argsort(-sizes[batch], kind="stable")]:
+        row = int(loads.argmin())
+        rows[row].append(int(index))
+        loads[row] += sizes[index]
+    return tuple(tuple(row) for row in rows)
+
+
+def _fit_layout(items, steps, microbatches: int, num_rows: int, multiple: int) -> Layout:
+    """Return the smallest rounded shapes into which every row of every step fits."""
+    rows = [[items[index] for index in row] for step in steps for row in step]
+    tokens = max(sum(item.num_tokens for item in row) for row in rows)
+    positions = max(sum(len(r) for item in row for r in item.responses) for row in rows)
+    lengths = _bucket_lengths(max(_longest(item) for row in rows for item in row), multiple)
+    counts = np.zeros(len(lengths), np.int64)
+    for row in rows:
+        used = np.bincount(
+            [_bucket_of(length, lengths) for length in _sequence_lengths(row)],
+            minlength=len(lengths),
+        )
+        counts = np.maximum(counts, used)
+    return Layout(
+        microbatches=microbatches,
+        rows=num_rows,
+        tokens=_round_shape(tokens, multiple),
+        positions=_round_shape(positions, 8),
+        copies=max(len(item.responses) for row in rows for item in row),
+        buckets=tuple(
+            (_round_shape(int(count), 1), length)
+            for count, length in zip(counts, lengths, strict=True)
+            if count
+        ),
+    )
+
+
+def _round_shape(size: int, multiple: int) -> int:
+    """Round up to a grid of at most 12 % waste, so that later plans often find the same shapes."""
+    grid = max(1 << max(size.bit_length() - 4, 0), multiple)
+    grid = -(-grid // multiple) * multiple
+    return max(-(-size // grid) * grid, multiple)
+
+
+def _bucket_lengths(longest: int, multiple: int) -> list[int]:
+    """Return up to four rising sequence lengths: the longest, its half, quarter and eighth."""
+    rounded = {-(-max(longest >> shift, 1) // multiple) * multiple for shift in range(4)}
+    return sorted(rounded)
+
+
+def _bucket_of(length: int, lengths: Sequence[int]) -> int:
+    return int(np.searchsorted(lengths, length))
+
+
+def _longest(item: Item) -> int:
+    return len(item.prompt_ids) + max(len(response) for response in item.responses)
+
+
+def _sequence_lengths(row: Sequence[Item]) -> list[int]:
+    return [len(item.prompt_ids) + len(response) for item in row for response in item.responses]
+
+
+def _assign_sequences(row: Sequence[Item], layout: Layout) -> list[int]:
+    """Return the sequence number of each response of a row, in the order of its items."""
+    lengths = [length for _, length in layout.buckets]
+    starts = np.cumsum([0] + [count for count, _ in layout.buckets])
+    used = [0] * len(lengths)
+    numbers = []
+    for length in _sequence_lengths(row):
+        bucket = _bucket_of(length, lengths)
+        numbers.append(int(starts[bucket]) + used[bucket])
+        used[bucket] += 1
+    return numbers
+
+
+# --------------------------------------------------------------------------- filling
+
+
+def _empty_arrays(layout: Layout, rows: int) -> dict[str, np.ndarray]:
+    tokens, slots, sequences = layout.tokens, layout.num_slots, layout.num_sequences
+
+    def full(value, *shape: int, dtype=np.int32) -> np.ndarray:
+        return np.full((rows, *shape), value, dtype)
+
+    return {
+        "tokens": full(0, tokens),
+        "positions": full(0, tokens),
+        "indices": full(tokens, slots),
+        "inverse": full(slots, layout.copies, tokens),
+        "owner": full(slots, tokens),
+        "owned": full(tokens, slots),
+        "lengths": full(0, sequences),
+        "source": full(0, layout.positions),
+        "target": full(0, layout.positions),
+        "sequence": full(sequences, layout.positions),
+        "reference_logps": full(0, layout.positions, dtype=np.float32),
+        "role": full(PADDING, sequences),
+        "partner": np.tile(np.arange(sequences, dtype=np.int32), (rows, 1)),
+        "group": full(-1, sequences),
+        "last": full(0, sequences),
+        "reward": full(0, sequences, dtype=np.float32),
+        "weight": full(0, sequences, dtype=np.float32),
+    }
+
+
+def _fill_row(arrays: dict[str, np.ndarray], row: int, items: list[Item], layout: Layout) -> None:
+    """Write one row: each prompt once, then its responses; then the view of every sequence."""
+    at = {name: array[row] for name, array in arrays.items()}
+    starts = np.concatenate([np.arange(count) * length for count, length in layout.buckets])
+    sizes = [count * length for count, length in layout.buckets]
+    starts += np.repeat(np.cumsum([0, *sizes[:-1]]), [count for count, _ in layout.buckets])
+    numbers = iter(_assign_sequences(items, layout))
+    cursor = written = 0
+    for group, item in enumerate(items):
+        prompt_length = len(item.prompt_ids)
+        prompt = np.arange(cursor, cursor + prompt_length)
+        at["tokens"][prompt] = item.prompt_ids
+        at["positions"][prompt] = np.arange(prompt_length)
+        cursor += prompt_length
+        by_role = {}
+        for copy, (response, role) in enumerate(zip(item.responses, item.roles, strict=True)):
+            length = len(response)
+            own = np.arange(cursor, cursor + length)
+            at["tokens"][own] = response
+            at["positions"][own] = prompt_length + np.arange(length)
+            cursor += length
+
+            number = next(numbers)
+            by_role[role] = number
+            seen = np.concatenate([prompt, own])
+            slots = starts[number] + np.arange(len(seen))
+            at["indices"][slots] = seen
+            at["inverse"][copy if copy else 0, prompt] = slots[:prompt_length]
+            at["inverse"][0, own] = slots[prompt_length:]
+            # A shared prompt token takes its output from the first sequence; all give the same.
+            owned = slots if copy == 0 else slots[prompt_length:]
+            tokens = seen if copy == 0 else own
+            at["owner"][tokens] = owned
+            at["owned"][owned] = tokens
+
+            positions = np.arange(written, written + length)
+            at["source"][positions] = seen[prompt_length - 1 : len(seen) - 1]
+            at["target"][positions] = response
+            at["sequence"][positions] = number
+            written += length
+
+            at["lengths"][number] = len(seen)
+            at["role"][number] = role
+            at["group"][number] = group
+            at["last"][number] = seen[-1]
+            at["weight"][number] = item.weight
+            if item.rewards:
+                at["reward"][number] = item.rewards[copy]
+        if CHOSEN in by_role and REJECTED in by_role:
+            at["partner"][by_role[CHOSEN]] = by_role[REJECTED]
+            at["partner"][by_role[REJECTED]] = by_role[CHOSEN]

@@ -1,0 +1,109 @@
+"""From records to training items: token ids through the one renderer, cut to length."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from halos_jax.data.chat import Renderer
+from halos_jax.types import (
+    CHOSEN,
+    FINISH_STOP,
+    MEMBER,
+    REJECTED,
+    TARGET,
+    Completion,
+    Item,
+    Preference,
+    Prompt,
+    Sample,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Limits in tokens: of the prompt, and of prompt and response together."""
+
+    prompt: int
+    total: int
+
+
+def make_pair_items(
+    preferences: Iterable[Preference], renderer: Renderer, lengths: Lengths
+) -> list[Item]:
+    """Return one item (chosen, rejected) a preference.
+
+    Feedback that carries token ids keeps them as they were sampled; text is rendered.
+    """
+    items = []
+    for preference in preferences:
+        prompt_ids = preference.prompt_ids or renderer.render_prompt(
+            preference.prompt.turns, lengths.prompt
+        )
+        responses = tuple(
+            _response_ids(completion, len(prompt_ids), renderer, lengths)
+            for completion in (preference.chosen, preference.rejected)
+        )
+        rewards = (preference.chosen.reward or 0.0, preference.rejected.reward or 0.0)
+        items.append(Item(_array(prompt_ids), responses, (CHOSEN, REJECTED), rewards))
+    return items
+
+
+def make_target_items(
+    conversations: Iterable[tuple[Prompt, str]], renderer: Renderer, lengths: Lengths
+) -> list[Item]:
+    """Return one item (target) a demonstration."""
+    items = []
+    for prompt, answer in conversations:
+        prompt_ids = renderer.render_prompt(prompt.turns, lengths.prompt)
+        response = renderer.render_response(answer)[: lengths.total - len(prompt_ids)]
+        items.append(Item(_array(prompt_ids), (_array(response),), (TARGET,)))
+    return items
+
+
+def make_group_items(
+    samples: Sequence[Sample], *, max_tokens: int
+) -> tuple[list[Item], list[list[int]]]:
+    """Return items that hold consecutive samples of a prompt, and which samples each holds.
+
+    Args:
+      samples: with the ids to be used in `prompt_ids` and `response_ids`.
+      max_tokens: a prompt's samples are split over several items where one would be longer.
+    """
+    items, members = [], []
+    group: list[int] = []
+
+    def close() -> None:
+        if group:
+            responses = tuple(_array(samples[i].response_ids) for i in group)
+            prompt_ids = _array(samples[group[0]].prompt_ids)
+            items.append(Item(prompt_ids, responses, (MEMBER,) * len(group)))
+            members.append(list(group))
+            group.clear()
+
+    size = 0
+    for index, sample in enumerate(samples):
+        length = len(sample.response_ids)
+        same = group and samples[group[0]].prompt_ids == sample.prompt_ids
+        if not same or size + length > max_tokens:
+            close()
+            size = len(sample.prompt_ids)
+        group.append(index)
+        size += length
+    close()
+    return items, members
+
+
+def _response_ids(
+    completion: Completion, prompt_length: int, renderer: Renderer, lengths: Lengths
+) -> np.ndarray:
+    ids = completion.ids
+    if not ids:
+        text = "".join(turn.content for turn in completion.turns)
+        finished = completion.finish_reason == FINISH_STOP
+        ids = renderer.render_response(text, finished=finished)
+    return _array(ids[: lengths.total - prompt_length])
+
+
+def _array(ids: Sequence[int]) -> np.ndarray:
+    return np.asarray(ids, np.int32)

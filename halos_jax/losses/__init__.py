@@ -1,0 +1,25 @@
+"""Objectives: pure functions of log-probabilities, found by name in one registry."""
+
+from halos_jax.losses import preference, reward, supervised
+from halos_jax.losses.registry import (
+    Loss,
+    LossInputs,
+    LossTerms,
+    check_loss,
+    get_loss,
+    list_losses,
+    register,
+)
+
+__all__ = [
+    "Loss",
+    "LossInputs",
+    "LossTerms",
+    "check_loss",
+    "get_loss",
+    "list_losses",
+    "preference",
+    "register",
+    "reward",
+    "supervised",
+]

@@ -1,0 +1,171 @@
+"""Causal attention by named backend, over packed views, padded rows and the decoding cache."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from halos_jax import sharding
+from halos_jax.models import view as views
+from halos_jax.types import View
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def choose_backend(name: str, head_dim: int) -> str:
+    """Return the backend that `name` means on this platform: "xla", "cudnn" or "splash".
+
+    "auto" takes the platform's fused kernel where the head dimension allows it. A backend that
+    cannot run here falls back to "xla" with one logged line.
+    """
+    platform = jax.default_backend()
+    supported = {
+        "cudnn": platform in ("gpu", "cuda") and head_dim % 8 == 0 and head_dim <= 256,
+        "splash": platform == "tpu" and head_dim % 64 == 0,
+    }
+    if name == "auto":
+        return next((backend for backend, usable in supported.items() if usable), "xla")
+    if not supported.get(name, True):
+        logger.warning(
+            "attention backend %r cannot run on %s with head dimension %d: using 'xla'",
+            name,
+            platform,
+            head_dim,
+        )
+        return "xla"
+    return name
+
+
+def attend_causal(
+    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, *, backend: str
+) -> jax.Array:
+    """Causal attention of right-padded sequences.
+
+    Args:
+      q: `[B, T, N, H]`, k and v: `[B, T, K, H]`; N is a multiple of K (grouped queries).
+      lengths: i32[B], real tokens of each sequence; outputs beyond them mean nothing.
+      backend: "xla", "cudnn" or "splash".
+
+    Returns:
+      `[B, T, N, H]` in q's dtype.
+    """
+    if backend == "cudnn":
+        # A length of zero is undefined in the kernel; such a sequence is never read.
+        lengths = jnp.maximum(lengths, 1)
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            is_causal=True,
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+            implementation="cudnn",
+        )
+    if backend == "splash":
+        return _attend_splash(q, k, v, lengths)
+    # Padding stands to the right, so causality alone keeps it out of every real token's sight.
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+
+
+def attend_view(
+    q: jax.Array, k: jax.Array, v: jax.Array, view: View, *, backend: str
+) -> jax.Array:
+    """Attention of packed rows `[rows, T, heads, H]` through their view (see `types.View`).
+
+    Runs under `shard_map`: rows, with everything their view points to, and heads never leave
+    their device.
+    """
+
+    def attend_rows(q, k, v, view):
+        slots = [views.split_buckets(views.to_view(x, view.indices, view.inverse), view) for x in (q, k, v)]
+        outputs = [
+            attend_causal(*parts, lengths, backend=backend)
+            for *parts, lengths in zip(*slots, views.split_lengths(view), strict=True)
+        ]
+        return views.from_view(views.join_buckets(outputs, q.shape[0]), view.owner, view.owned)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return attend_rows(q, k, v, view)
+    heads, by_row = _attention_specs(q, k, mesh)
+    return jax.shard_map(
+        attend_rows, in_specs=(heads, heads, heads, by_row), out_specs=heads, check_vma=False
+    )(q, k, v, view)
+
+
+def attend_rows(
+    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, *, backend: str
+) -> jax.Array:
+    """Attention of one right-padded sequence a row, `[rows, T, heads, H]`, on the mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    attend = functools.partial(attend_causal, backend=backend)
+    if mesh.empty or mesh.size == 1:
+        return attend(q, k, v, lengths)
+    heads, by_row = _attention_specs(q, k, mesh)
+    return jax.shard_map(
+        attend, in_specs=(heads, heads, heads, by_row), out_specs=heads, check_vma=False
+    )(q, k, v, lengths)
+
+
+def _attention_specs(q: jax.Array, k: jax.Array, mesh) -> tuple[PartitionSpec, PartitionSpec]:
+    spec = sharding.partition_spec(("rows", None, "kv_heads", None), k.shape, mesh)
+    if q.shape[2] % mesh.shape["tensor"]:
+        spec = PartitionSpec(spec[0], None, None, None)
+    return spec, PartitionSpec(spec[0])
+
+
+def attend_cache(
+    q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array, *, backend: str
+) -> jax.Array:
+    """Attention of one new token a slot over its cache.
+
+    Args:
+      q: `[S, N, H]`.
+      keys, values: `[S, C, K, H]`, filled up to and including `positions`.
+      positions: i32[S], where the new token stands.
+
+    Returns:
+      `[S, N, H]`.
+    """
+    if backend == "cudnn":
+        return jax.nn.dot_product_attention(
+            q[:, None],
+            keys,
+            values,
+            query_seq_lengths=jnp.ones_like(positions),
+            key_value_seq_lengths=positions + 1,
+            implementation="cudnn",
+        )[:, 0]
+    slots, num_heads, head_dim = q.shape
+    num_kv_heads = keys.shape[2]
+    grouped = q.reshape(slots, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    scores = jnp.einsum("skgh,sckh->skgc", grouped, keys, preferred_element_type=jnp.float32)
+    visible = jnp.arange(keys.shape[1]) <= positions[:, None]
+    scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    return jnp.einsum("skgc,sckh->skgh", weights, values).reshape(slots, num_heads, head_dim)
+
+
+def _attend_splash(
+    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    """Splash attention (TPU Pallas kernel): the view's sequences as segment ids."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    batch, length, num_heads, head_dim = q.shape
+    padded = -(-length // 128) * 128
+    q, k, v = (jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))) for x in (q, k, v))
+    mask = masks.MultiHeadMask([masks.CausalMask((padded, padded))] * num_heads)
+    attend = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+    # Padding is a segment of its own; it attends to itself, which keeps its softmax finite.
+    segments = (jnp.arange(padded) < lengths[:, None]).astype(jnp.int32)
+
+    def one(q, k, v, segment):
+        heads_first = (x.swapaxes(0, 1) for x in (q * head_dim**-0.5, k, v))
+        return attend(*heads_first, segment_ids=kernel.SegmentIds(segment, segment)).swapaxes(0, 1)
+
+    return jax.vmap(one)(q, k, v, segments)[:, :length].astype(q.dtype)

@@ -1,0 +1,138 @@
+"""The key-value cache and the decode step, with layers unrolled and one array a layer.
+
+Scanning the layers would slice weights and cache out of their stacks at every step, so the
+sampler unstacks the weights once (`unstack_layers`) and the cache never was a stack.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from halos_jax.models import decoder, layers
+from halos_jax.models.attention import attend_cache, attend_rows, choose_backend
+from halos_jax.models.spec import DecoderConfig
+from halos_jax.sharding import constrain
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values: one `[S, C, K, H]` array a layer each."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+def init_cache(config: DecoderConfig, *, slots: int, length: int) -> Cache:
+    """Return an empty cache of `slots` sequences of at most `length` tokens."""
+    shape = (slots, length, config.num_kv_heads, config.head_dim)
+
+    def arrays() -> tuple[jax.Array, ...]:
+        return tuple(
+            _constrain_cache(jnp.zeros(shape, config.compute_dtype))
+            for _ in range(config.num_layers)
+        )
+
+    return Cache(arrays(), arrays())
+
+
+def unstack_layers(params: dict[str, Any], config: DecoderConfig) -> dict[str, Any]:
+    """Return params in the compute dtype with `layers` as a tuple of one dict a layer."""
+    params = decoder.cast_params(params, config)
+    stacked = params["layers"]
+    unstacked = tuple(
+        jax.tree.map(lambda x, layer=layer: x[layer], stacked) for layer in range(config.num_layers)
+    )
+    return {**params, "layers": unstacked}
+
+
+def prefill(
+    weights: dict[str, Any], tokens: jax.Array, lengths: jax.Array, config: DecoderConfig
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Return the keys and values, one `[G, T, K, H]` a layer, of right-padded prompts `[G, T]`."""
+    x = decoder.embed_tokens(weights, tokens, config)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    backend = choose_backend(config.attention, config.head_dim)
+    attend = functools.partial(attend_rows, lengths=lengths, backend=backend)
+    keys, values = [], []
+    for layer_weights in weights["layers"]:
+        x, (k, v) = decoder.run_block(
+            x, layer_weights, positions=positions, attend=attend, config=config
+        )
+        keys.append(_constrain_cache(k))
+        values.append(_constrain_cache(v))
+    return tuple(keys), tuple(values)
+
+
+def insert_prompts(
+    cache: Cache,
+    keys: tuple[jax.Array, ...],
+    values: tuple[jax.Array, ...],
+    source: jax.Array,
+    slots: jax.Array,
+) -> Cache:
+    """Copy prefilled prompts into slots: prompt `source[i]` to slot `slots[i]`, i32[A] each.
+
+    A slot number outside the cache is dropped, which pads an insertion to a fixed size.
+    """
+
+    def insert(old: jax.Array, new: jax.Array) -> jax.Array:
+        updated = old.at[slots, : new.shape[1]].set(new[source], mode="drop")
+        return _constrain_cache(updated)
+
+    return Cache(
+        tuple(map(insert, cache.keys, keys)), tuple(map(insert, cache.values, values))
+    )
+
+
+def decode_step(
+    weights: dict[str, Any],
+    cache: Cache,
+    tokens: jax.Array,
+    positions: jax.Array,
+    config: DecoderConfig,
+) -> tuple[jax.Array, Cache]:
+    """Append one token a slot and return the logits of the next.
+
+    Args:
+      weights: from `unstack_layers`.
+      cache: written in place where its buffers are donated.
+      tokens: i32[S].
+      positions: i32[S], where the tokens stand in their sequences.
+
+    Returns:
+      Logits f32[S, V] and the cache.
+    """
+    backend = choose_backend(config.attention, config.head_dim)
+    keys, values = list(cache.keys), list(cache.values)
+    rows = jnp.arange(tokens.shape[0])
+    x = decoder.embed_tokens(weights, tokens, config)
+
+    def attend(q, k, v, *, layer: int) -> jax.Array:
+        write = functools.partial(_write_row, rows=rows, positions=positions)
+        keys[layer], values[layer] = write(keys[layer], k), write(values[layer], v)
+        return attend_cache(q, keys[layer], values[layer], positions, backend=backend)
+
+    for layer, layer_weights in enumerate(weights["layers"]):
+        x, _ = decoder.run_block(
+            x,
+            layer_weights,
+            positions=positions,
+            attend=functools.partial(attend, layer=layer),
+            config=config,
+        )
+    x = layers.rms_norm(x, weights["final_norm"], config.norm_eps)
+    head = decoder.get_head(weights, config)
+    logits = jnp.einsum("sd,vd->sv", x, head, preferred_element_type=jnp.float32)
+    return logits, Cache(tuple(keys), tuple(values))
+
+
+def _write_row(old: jax.Array, new: jax.Array, *, rows: jax.Array, positions: jax.Array):
+    updated = old.at[rows, positions].set(new, unique_indices=True, indices_are_sorted=True)
+    return _constrain_cache(updated)
+
+
+def _constrain_cache(x: jax.Array) -> jax.Array:
+    return constrain(x, "rows", None, "kv_heads", None)

@@ -1,0 +1,143 @@
+"""The language-model head: log-probabilities of targets without ever forming `[B, T, V]` logits.
+
+Only response positions reach the head; they go through it in chunks, and the backward pass forms
+each chunk's logits again. Statistics are float32. Under a mesh the rows stay where they are and the
+vocabulary may be split over "tensor": every collective below is written out.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from halos_jax import sharding
+
+
+def compute_token_logps(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, *, chunk: int
+) -> jax.Array:
+    """Log-probabilities of `targets` under `softmax(hidden @ head.T)`.
+
+    Args:
+      hidden: `[rows, P, D]`, states of the positions that predict the targets.
+      head: `[V, D]`, in the dtype of `hidden`.
+      targets: i32[rows, P].
+      chunk: positions of a row whose logits exist at one time.
+
+    Returns:
+      f32[rows, P], in nats.
+    """
+    return _token_logps(hidden, head, targets, chunk)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _token_logps(hidden, head, targets, chunk):
+    return _forward(hidden, head, targets, chunk)[0]
+
+
+def _forward(hidden, head, targets, chunk):
+    rows, vocab, vocab_axis, _ = _specs(targets, head)
+    run = functools.partial(_forward_shard, chunk=chunk, vocab_axis=vocab_axis)
+    run = _on_mesh(run, in_specs=(rows, vocab, rows), out_specs=(rows, rows))
+    logps, normalizers = run(hidden, head, targets)
+    return logps, (hidden, head, targets, normalizers)
+
+
+def _backward(chunk, residuals, gradient):
+    hidden, head, targets, normalizers = residuals
+    rows, vocab, vocab_axis, row_axes = _specs(targets, head)
+    run = functools.partial(
+        _backward_shard, chunk=chunk, vocab_axis=vocab_axis, row_axes=row_axes
+    )
+    run = _on_mesh(run, in_specs=(rows, vocab, rows, rows, rows), out_specs=(rows, vocab))
+    return *run(hidden, head, targets, normalizers, gradient), None
+
+
+_token_logps.defvjp(_forward, _backward)
+
+
+def _forward_shard(hidden, head, targets, *, chunk, vocab_axis):
+    """Return log-probs and log-normalizers f32[rows, P] of one device's rows."""
+
+    def one(_, xs):
+        hidden, targets = xs
+        logits = _chunk_logits(hidden, head)
+        peak = _reduce(jnp.max(logits, axis=-1), jax.lax.pmax, vocab_axis)
+        total = jnp.sum(jnp.exp(logits - peak[..., None]), axis=-1)
+        normalizer = peak + jnp.log(_reduce(total, jax.lax.psum, vocab_axis))
+        # Each target lies in one vocabulary shard; the others add zero.
+        index = _local_targets(targets, head, vocab_axis)
+        here = (index >= 0) & (index < head.shape[0])
+        picked = jnp.take_along_axis(logits, jnp.where(here, index, 0)[..., None], axis=-1)
+        picked = _reduce(jnp.where(here, picked[..., 0], 0.0), jax.lax.psum, vocab_axis)
+        return None, (picked - normalizer, normalizer)
+
+    xs = tuple(_split(x, chunk) for x in (hidden, targets))
+    _, (logps, normalizers) = jax.lax.scan(one, None, xs)
+    return _join(logps, targets.shape[1]), _join(normalizers, targets.shape[1])
+
+
+def _backward_shard(hidden, head, targets, normalizers, gradient, *, chunk, vocab_axis, row_axes):
+    """Return the gradients of `hidden` and `head`; one sum over the row shards at the end."""
+
+    def one(head_gradient, xs):
+        hidden, targets, normalizers, gradient = xs
+        probabilities = jnp.exp(_chunk_logits(hidden, head) - normalizers[..., None])
+        index = _local_targets(targets, head, vocab_axis)
+        hits = index[..., None] == jnp.arange(head.shape[0])
+        logits_gradient = ((hits - probabilities) * gradient[..., None]).astype(hidden.dtype)
+        head_gradient += jnp.einsum(
+            "rcv,rcd->vd", logits_gradient, hidden, preferred_element_type=jnp.float32
+        )
+        hidden_gradient = jnp.einsum(
+            "rcv,vd->rcd", logits_gradient, head, preferred_element_type=jnp.float32
+        )
+        hidden_gradient = _reduce(hidden_gradient, jax.lax.psum, vocab_axis)
+        return head_gradient, hidden_gradient.astype(hidden.dtype)
+
+    xs = tuple(_split(x, chunk) for x in (hidden, targets, normalizers, gradient))
+    head_gradient, hidden_gradient = jax.lax.scan(one, jnp.zeros(head.shape, jnp.float32), xs)
+    head_gradient = _reduce(head_gradient, jax.lax.psum, row_axes)
+    return _join(hidden_gradient, targets.shape[1]), head_gradient.astype(head.dtype)
+
+
+def _chunk_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
+    return jnp.einsum("rcd,vd->rcv", hidden, head, preferred_element_type=jnp.float32)
+
+
+def _local_targets(targets: jax.Array, head: jax.Array, vocab_axis: str | None) -> jax.Array:
+    return targets - jax.lax.axis_index(vocab_axis) * head.shape[0] if vocab_axis else targets
+
+
+def _reduce(x: jax.Array, how, axes) -> jax.Array:
+    return how(x, axes) if axes else x
+
+
+def _split(x: jax.Array, chunk: int) -> jax.Array:
+    """`[rows, P, ...]` -> `[chunks, rows, P / chunks, ...]`, padded at the end."""
+    count = -(-x.shape[1] // chunk)
+    size = -(-x.shape[1] // count)
+    x = jnp.pad(x, [(0, 0), (0, count * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+    return x.reshape(x.shape[0], count, size, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _join(x: jax.Array, positions: int) -> jax.Array:
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :positions]
+
+
+def _specs(targets: jax.Array, head: jax.Array):
+    """Return the specs of rows and vocabulary, and the mesh axes that each is split over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return PartitionSpec(), PartitionSpec(), None, ()
+    rows = sharding.partition_spec(("rows",), targets.shape[:1], mesh)
+    vocab = sharding.partition_spec(("vocab", None), head.shape, mesh)
+    return rows, vocab, vocab[0], rows[0] or ()
+
+
+def _on_mesh(run, *, in_specs, out_specs):
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return run
+    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)

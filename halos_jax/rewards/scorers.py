@@ -1,0 +1,154 @@
+"""Scorers: from samples to rewards, by a reward model or by a Python function."""
+
+import dataclasses
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from halos_jax import sharding
+from halos_jax.config import Config, ConfigError
+from halos_jax.data.batches import build_batch, plan_batches, split_scores
+from halos_jax.data.chat import Renderer, load_renderer
+from halos_jax.data.tokenize import make_group_items
+from halos_jax.metrics import make_progress
+from halos_jax.models import decoder, hf
+from halos_jax.models.spec import DecoderConfig
+from halos_jax.types import FINISH_STOP, Sample
+
+Scorer = Callable[[Sequence[Sample]], list[float]]
+
+
+def make_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
+    """Return the scorer of `config.reward`; `renderer` is the policy's."""
+    if config.reward.kind == "function":
+        return make_function_scorer(config.reward.function)
+    return make_model_scorer(config, mesh, renderer)
+
+
+def make_function_scorer(name: str) -> Scorer:
+    """Return a scorer that calls `package.module:function` with each prompt and response.
+
+    The function gets the prompt as a list of {"role", "content"} dicts and the response as text,
+    and, where it has a parameter `record`, the other fields of the prompt's record. It returns a
+    finite number.
+
+    Raises:
+      ConfigError: where the function cannot be imported.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"reward.function: got {name!r}, which cannot be imported ({error}); allowed: "
+            "'package.module:function' on the Python path"
+        ) from error
+    wants_record = "record" in inspect.signature(function).parameters
+
+    def score(samples: Sequence[Sample]) -> list[float]:
+        rewards = []
+        for sample in samples:
+            turns = [dataclasses.asdict(turn) for turn in sample.prompt.turns]
+            extra = {"record": dict(sample.prompt.extra)} if wants_record else {}
+            reward = function(turns, sample.output, **extra)
+            if isinstance(reward, bool | int | float | np.number) and math.isfinite(reward):
+                rewards.append(float(reward))
+                continue
+            raise ValueError(
+                f"reward.function {name!r}: got {reward!r} for prompt {sample.prompt.prompt_id}, "
+                f"sample {sample.sample_id}; allowed: a finite number"
+            )
+        return rewards
+
+    return score
+
+
+def make_model_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
+    """Return a scorer by a sequence classifier, whose params stay on the devices.
+
+    A reward model with the policy's tokenizer and template scores the very tokens that are
+    trained. Another one gets the same turns and text, rendered by its own.
+
+    Raises:
+      ModelError: where the model cannot be read, or is not a sequence classifier.
+    """
+    settings = dataclasses.replace(
+        config.model,
+        path=config.reward.path,
+        compute_dtype=config.reward.compute_dtype,
+        params_dtype=config.reward.compute_dtype,
+        random_init=False,
+        remat="none",
+    )
+    spec = hf.load_decoder_config(config.reward.path, settings)
+    if not spec.num_labels:
+        raise hf.ModelError(
+            f"reward.path: got {config.reward.path!r}, a model without a classification head; "
+            "allowed: a *ForSequenceClassification model with 1 or 2 labels"
+        )
+    params = hf.load_params(config.reward.path, spec, mesh)
+    own = load_renderer(config.reward.path)
+    same = own.fingerprint == renderer.fingerprint
+    run = _compile_scores(spec, mesh)
+
+    def score(samples: Sequence[Sample]) -> list[float]:
+        if not same:
+            samples = [_render_again(sample, renderer, own, config) for sample in samples]
+        samples = [_cut(sample, config.reward.max_length) for sample in samples]
+        return _score_items(run, params, samples, config, mesh)
+
+    return score
+
+
+def _compile_scores(spec: DecoderConfig, mesh: Mesh):
+    def run(params, batch):
+        return jax.lax.map(lambda one: decoder.compute_scores(params, one, spec), batch)
+
+    return jax.jit(run, out_shardings=sharding.replicated(mesh))
+
+
+def _score_items(run, params, samples, config: Config, mesh: Mesh) -> list[float]:
+    rows, tokens = sharding.num_row_shards(mesh), config.train.tokens_per_device
+    items, members = make_group_items(samples, max_tokens=tokens)
+    mean = sum(item.num_tokens for item in items) / len(items)
+    plan = plan_batches(
+        items,
+        batch_size=max(int(0.9 * rows * tokens / mean), 1),
+        num_rows=rows,
+        tokens_per_row=tokens,
+        row_multiple=config.train.row_multiple,
+    )
+    rewards = np.full(len(samples), np.nan)
+    bar = make_progress(len(plan), "score", enabled=config.progress)
+    for step in range(len(plan)):
+        batch = sharding.put_batch(build_batch(items, plan, step), mesh, leading=1)
+        scores = np.asarray(run(params, batch))
+        for index, values in split_scores(plan, step, items, scores):
+            rewards[members[index]] = values
+        bar.update(1)
+    bar.close()
+    if not np.isfinite(rewards).all():
+        raise ValueError(
+            f"the reward model gave {np.sum(~np.isfinite(rewards))} non-finite scores of "
+            f"{len(rewards)}; check reward.path and reward.compute_dtype"
+        )
+    return rewards.tolist()
+
+
+def _render_again(sample: Sample, policy: Renderer, own: Renderer, config: Config) -> Sample:
+    """Render what the policy saw, the truncated turns, with the reward model's renderer."""
+    turns = policy.truncate_turns(sample.prompt.turns, config.sampling.max_prompt_length)
+    prompt_ids = own.render_prompt(turns, config.reward.max_length)
+    finished = sample.finish_reason == FINISH_STOP
+    response_ids = own.render_response(sample.output, finished=finished)
+    return dataclasses.replace(sample, prompt_ids=prompt_ids, response_ids=response_ids)
+
+
+def _cut(sample: Sample, max_length: int) -> Sample:
+    room = max(max_length - len(sample.prompt_ids), 1)
+    return dataclasses.replace(sample, response_ids=sample.response_ids[:room])

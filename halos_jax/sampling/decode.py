@@ -1,0 +1,200 @@
+"""Decoding on the device: slots that hold sequences, advanced by chunks of steps."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from halos_jax.models import cache as caches
+from halos_jax.models.spec import DecoderConfig
+from halos_jax.sampling.filters import filter_logits
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSettings:
+    """What a compiled decoder is specialised to."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    max_tokens: int
+    chunk: int
+    stop_ids: tuple[int, ...]
+
+
+@struct.dataclass
+class Slots:
+    """The state of all slots, [S] each; an idle slot has `done` set."""
+
+    cache: caches.Cache
+    token: jax.Array  # i32, the next token to feed
+    position: jax.Array  # i32, where it stands
+    generated: jax.Array  # i32, response tokens drawn so far
+    done: jax.Array  # bool
+    key: jax.Array  # u32[S, 2], key data of the sample
+
+
+@struct.dataclass
+class ChunkOutput:
+    """What one chunk drew: `count[s]` leading entries of row s are real."""
+
+    tokens: jax.Array  # i32[S, chunk]
+    logps: jax.Array  # f32[S, chunk], of the unfiltered policy at temperature 1
+    count: jax.Array  # i32[S]
+    done: jax.Array  # bool[S]
+
+
+@struct.dataclass
+class Admission:
+    """Samples that enter slots, [A] each; a slot number of S or more is padding."""
+
+    slot: jax.Array  # i32
+    source: jax.Array  # i32, row of the prefilled prompts
+    token: jax.Array  # i32, last token of the prompt
+    position: jax.Array  # i32, its position
+    key: jax.Array  # u32[A, 2]
+
+
+def init_slots(config: DecoderConfig, *, slots: int, length: int) -> Slots:
+    """Return `slots` idle slots for sequences of at most `length` tokens."""
+    zeros = jnp.zeros((slots,), jnp.int32)
+    return Slots(
+        cache=caches.init_cache(config, slots=slots, length=length),
+        token=zeros,
+        position=zeros,
+        generated=zeros,
+        done=jnp.ones((slots,), bool),
+        key=jnp.zeros((slots, 2), jnp.uint32),
+    )
+
+
+def derive_keys(seed: int, round: int, prompts: Sequence[int], samples: Sequence[int]) -> jax.Array:
+    """Return key data u32[A, 2] of samples: a function of (seed, round, prompt, sample) alone.
+
+    `prompts` are 64-bit numbers that stand for the prompt ids.
+    """
+    root = jax.random.fold_in(jax.random.key(seed), round)
+    low = jnp.asarray([number & 0xFFFFFFFF for number in prompts], jnp.uint32)
+    high = jnp.asarray([number >> 32 for number in prompts], jnp.uint32)
+    sample = jnp.asarray(list(samples), jnp.uint32)
+
+    def derive(low, high, sample):
+        key = jax.random.fold_in(jax.random.fold_in(root, low), high)
+        return jax.random.key_data(jax.random.fold_in(key, sample))
+
+    return jax.vmap(derive)(low, high, sample)
+
+
+def admit(
+    slots: Slots,
+    prompt_keys: tuple[jax.Array, ...],
+    prompt_values: tuple[jax.Array, ...],
+    admission: Admission,
+    cancelled: jax.Array,
+) -> Slots:
+    """Fork prefilled prompts into slots, and idle the slots in `cancelled bool[S]`.
+
+    The prompt's last token is not in the prefill: feeding it is the slot's first decode step, so
+    every response token, the first too, is drawn in one place.
+    """
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[admission.slot].set(new, mode="drop")
+
+    cache = caches.insert_prompts(
+        slots.cache, prompt_keys, prompt_values, admission.source, admission.slot
+    )
+    return Slots(
+        cache=cache,
+        token=put(slots.token, admission.token),
+        position=put(slots.position, admission.position),
+        generated=put(slots.generated, jnp.zeros_like(admission.slot)),
+        done=put(slots.done | cancelled, jnp.zeros_like(admission.slot, bool)),
+        key=put(slots.key, admission.key),
+    )
+
+
+def decode_chunk(
+    weights: Any, slots: Slots, settings: DecodeSettings, config: DecoderConfig
+) -> tuple[Slots, ChunkOutput]:
+    """Advance every slot by up to `settings.chunk` tokens; stop early when all are done."""
+    count = slots.token.shape[0]
+    output = ChunkOutput(
+        tokens=jnp.zeros((count, settings.chunk), jnp.int32),
+        logps=jnp.zeros((count, settings.chunk), jnp.float32),
+        count=jnp.zeros((count,), jnp.int32),
+        done=slots.done,
+    )
+
+    def unfinished(carry) -> jax.Array:
+        step, slots, _ = carry
+        return (step < settings.chunk) & ~jnp.all(slots.done)
+
+    def advance(carry):
+        step, slots, output = carry
+        logits, cache = caches.decode_step(
+            weights, slots.cache, slots.token, slots.position, config
+        )
+        drawn = draw_tokens(logits, slots.key, slots.generated, settings)
+        logps = jax.nn.log_softmax(logits, axis=-1)
+        logps = jnp.take_along_axis(logps, drawn[:, None], axis=-1)[:, 0]
+        live = ~slots.done
+        output = dataclasses.replace(
+            output,
+            tokens=output.tokens.at[:, step].set(jnp.where(live, drawn, 0)),
+            logps=output.logps.at[:, step].set(jnp.where(live, logps, 0.0)),
+            count=output.count + live,
+        )
+        generated = slots.generated + live
+        stopped = jnp.isin(drawn, jnp.asarray(settings.stop_ids, jnp.int32))
+        done = slots.done | stopped | (generated >= settings.max_tokens)
+        slots = dataclasses.replace(
+            slots,
+            cache=cache,
+            token=jnp.where(live, drawn, slots.token),
+            position=slots.position + (live & ~done),
+            generated=generated,
+            done=done,
+        )
+        return step + 1, slots, output
+
+    _, slots, output = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), slots, output))
+    return slots, dataclasses.replace(output, done=slots.done)
+
+
+def draw_tokens(
+    logits: jax.Array, keys: jax.Array, generated: jax.Array, settings: DecodeSettings
+) -> jax.Array:
+    """Draw one token a slot from f32[S, V]; the randomness is (sample's key, response position)."""
+    if settings.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    filtered = filter_logits(
+        logits, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p
+    )
+
+    def draw(key_data, position, row):
+        key = jax.random.fold_in(jax.random.wrap_key_data(key_data), position)
+        return jax.random.categorical(key, row)
+
+    return jax.vmap(draw)(keys, generated, filtered).astype(jnp.int32)
+
+
+def compile_decoder(settings: DecodeSettings, config: DecoderConfig, replicated):
+    """Return the jitted (init_slots, prefill, admit, decode_chunk, unstack); slots are donated."""
+    return (
+        jax.jit(
+            functools.partial(init_slots, config), static_argnames=("slots", "length")
+        ),
+        jax.jit(functools.partial(caches.prefill, config=config)),
+        jax.jit(admit, donate_argnums=0),
+        jax.jit(
+            functools.partial(decode_chunk, settings=settings, config=config),
+            donate_argnums=1,
+            out_shardings=(None, replicated),
+        ),
+        jax.jit(functools.partial(caches.unstack_layers, config=config)),
+    )

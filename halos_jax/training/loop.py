@@ -1,0 +1,188 @@
+"""The training loop: a stage of optimizer steps over planned batches, with evaluation."""
+
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from halos_jax import sharding
+from halos_jax.config import Config
+from halos_jax.data.batches import Plan, build_batch, plan_batches, split_logps
+from halos_jax.losses import Loss
+from halos_jax.metrics import MetricWriter, make_progress
+from halos_jax.models.spec import DecoderConfig
+from halos_jax.training import optim, step
+from halos_jax.training.state import init_state, make_abstract_state
+from halos_jax.types import Batch, Item, TrainState
+
+ReferenceLogps = list[tuple[np.ndarray, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """The compiled functions of a run and what they were compiled for."""
+
+    config: Config
+    decoder: DecoderConfig
+    loss: Loss
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    abstract_state: TrainState
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: Callable[[Any, Batch], Any]
+    logps: Callable[[Any, Batch], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Items with their plan of batches and, where the loss has a reference, its log-probs."""
+
+    items: Sequence[Item]
+    plan: Plan
+    reference_logps: ReferenceLogps | None = None
+
+
+def make_trainer(
+    config: Config, decoder: DecoderConfig, loss: Loss, mesh: Mesh, *, total_steps: int
+) -> Trainer:
+    """Make the trainer of a run of `total_steps` expected optimizer steps."""
+    schedule = optim.make_schedule(config.optimizer, total_steps)
+    optimizer = optim.make_optimizer(config.optimizer, schedule)
+    abstract = make_abstract_state(decoder, optimizer, mesh)
+    plain = dataclasses.replace(decoder, remat="none")
+    return Trainer(
+        config=config,
+        decoder=decoder,
+        loss=loss,
+        mesh=mesh,
+        optimizer=optimizer,
+        abstract_state=abstract,
+        train_step=step.compile_train_step(abstract, loss, optimizer, schedule, decoder, mesh),
+        eval_step=step.compile_eval_step(loss, plain, mesh),
+        logps=step.compile_logps(plain, mesh),
+    )
+
+
+def start_state(trainer: Trainer, params: Any) -> TrainState:
+    """Return the state at step 0 around `params`."""
+    return init_state(params, trainer.optimizer, trainer.abstract_state)
+
+
+def make_dataset(
+    trainer: Trainer, items: Sequence[Item], *, seed: int | None, epochs: int = 1
+) -> Dataset:
+    """Plan the batches of `items`; `seed=None` keeps their order (evaluation)."""
+    train = trainer.config.train
+    plan = plan_batches(
+        items,
+        batch_size=train.batch_size,
+        num_rows=sharding.num_row_shards(trainer.mesh),
+        tokens_per_row=train.tokens_per_device,
+        row_multiple=train.row_multiple,
+        seed=seed,
+        epochs=epochs,
+    )
+    return Dataset(items, plan)
+
+
+def add_reference(trainer: Trainer, dataset: Dataset, params: Any, *, label: str) -> Dataset:
+    """Return `dataset` with the reference's log-probs, computed under `params` in one pass."""
+    single = make_dataset(trainer, dataset.items, seed=None)
+    found: dict[int, tuple[np.ndarray, ...]] = {}
+    bar = make_progress(len(single.plan), label, enabled=trainer.config.progress)
+    for number, batch in enumerate(stream_batches(trainer.mesh, single)):
+        logps = np.asarray(trainer.logps(params, batch))
+        found.update(split_logps(single.plan, number, dataset.items, logps))
+        bar.update(1)
+    bar.close()
+    return dataclasses.replace(dataset, reference_logps=[found[i] for i in range(len(found))])
+
+
+def stream_batches(mesh: Mesh, dataset: Dataset, *, start: int = 0) -> Iterator[Batch]:
+    """Yield the batches from step `start` on, built and transferred ahead on a thread."""
+
+    def make(number: int) -> Batch:
+        batch = build_batch(
+            dataset.items, dataset.plan, number, reference_logps=dataset.reference_logps
+        )
+        return sharding.put_batch(batch, mesh, leading=1)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ahead = [pool.submit(make, number) for number in range(start, min(start + 2, len(dataset.plan)))]
+        for number in range(start, len(dataset.plan)):
+            batch = ahead.pop(0).result()
+            if number + 2 < len(dataset.plan):
+                ahead.append(pool.submit(make, number + 2))
+            yield batch
+
+
+def run_steps(
+    trainer: Trainer,
+    state: TrainState,
+    dataset: Dataset,
+    *,
+    held_out: Dataset | None,
+    writer: MetricWriter,
+    start: int = 0,
+    first_step: int = 0,
+    on_step: Callable[[TrainState, int], None] = lambda state, done: None,
+    label: str = "train",
+) -> TrainState:
+    """Train over `dataset` from its step `start` on; return the state after its last step.
+
+    Args:
+      held_out: the fixed evaluation set; evaluated before the run's first step, every
+        `train.eval_every` steps and after the last step.
+      first_step: optimizer steps taken before this stage, in the whole run.
+      on_step: called after each step with the state and the steps done in this stage; it may
+        save, and it may raise to stop the run.
+    """
+    config = trainer.config
+    total = len(dataset.plan)
+    if held_out and first_step + start == 0:
+        writer.write(0, evaluate(trainer, state.params, held_out))
+    bar = make_progress(total, label, enabled=config.progress, initial=start)
+    seen = sum(len(row) for step_rows in dataset.plan.steps[:start] for row in step_rows)
+    began = time.perf_counter()
+    for number, batch in enumerate(stream_batches(trainer.mesh, dataset, start=start), start):
+        state, metrics = trainer.train_step(state, batch)
+        taken = first_step + number + 1
+        named = {_rename(name, "train"): value for name, value in metrics.items()}
+        examples = sum(len(row) for row in dataset.plan.steps[number])
+        seen += examples
+        now = time.perf_counter()
+        named |= {
+            "counters/updates": taken,
+            "counters/stage_examples": seen,
+            "examples_per_second": examples / (now - began),
+        }
+        began = now
+        writer.write(taken, named)
+        due = config.train.eval_every and taken % config.train.eval_every == 0
+        if held_out and (due or number + 1 == total):
+            writer.write(taken, evaluate(trainer, state.params, held_out))
+        on_step(state, number + 1)
+        bar.update(1)
+    bar.close()
+    return state
+
+
+def evaluate(trainer: Trainer, params: Any, dataset: Dataset) -> dict[str, float]:
+    """Return the metrics of `dataset` under `params`, each over all its examples."""
+    sums = [trainer.eval_step(params, batch) for batch in stream_batches(trainer.mesh, dataset)]
+    totals = jax.tree.map(lambda *parts: float(sum(np.asarray(part, np.float64) for part in parts)), *sums)
+    return {_rename(name, "eval"): total / max(count, 1) for name, (total, count) in totals.items()}
+
+
+def _rename(name: str, split: str) -> str:
+    """Give a metric its public name: "rewards/chosen" -> "rewards_train/chosen"."""
+    if name == "loss":
+        return f"loss/{split}"
+    section, slash, rest = name.partition("/")
+    return f"{section}_{split}/{rest}" if slash and section in ("rewards", "logps") else name

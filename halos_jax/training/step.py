@@ -1,0 +1,131 @@
+"""One optimizer step, for every objective: loss and gradient over microbatches, then the update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from halos_jax import sharding
+from halos_jax.losses import Loss, LossInputs
+from halos_jax.models import decoder
+from halos_jax.models.spec import DecoderConfig
+from halos_jax.types import Batch, TrainState
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+
+
+def batch_loss(
+    params: Any, batch: Batch, loss: Loss, config: DecoderConfig
+) -> tuple[jax.Array, Sums]:
+    """Return one microbatch's share of the step's mean loss, and its metric sums."""
+    if loss.needs == "scores":
+        inputs = LossInputs(scores=decoder.compute_scores(params, batch, config))
+    else:
+        inputs = LossInputs(
+            policy=decoder.compute_logps(params, batch, config),
+            reference=batch.reference_logps if loss.reference else None,
+        )
+    return loss(inputs, batch)
+
+
+def loss_and_gradient(
+    params: Any, batch: Batch, loss: Loss, config: DecoderConfig
+) -> tuple[jax.Array, Any, Sums]:
+    """Return the step's mean loss f32[], its gradient, and metric sums, over `[m, rows, ...]`.
+
+    Numerators are added up over the microbatches and denominators are those of the whole step,
+    so the result does not depend on the number of microbatches.
+    """
+    value_and_grad = jax.value_and_grad(batch_loss, has_aux=True)
+    count = batch.tokens.shape[0]
+    if count == 1:
+        single = jax.tree.map(lambda x: x[0], batch)
+        (value, sums), gradient = value_and_grad(params, single, loss, config)
+        return value, gradient, sums
+
+    def one(carry, microbatch):
+        (value, sums), gradient = value_and_grad(params, microbatch, loss, config)
+        part = (value, jax.tree.map(lambda x: x.astype(jnp.float32), gradient), sums)
+        return jax.tree.map(jnp.add, carry, part), None
+
+    first = jax.tree.map(lambda x: x[0], batch)
+    shapes = jax.eval_shape(lambda: value_and_grad(params, first, loss, config))
+    (_, sums_shape), _ = shapes
+    zeros = (
+        jnp.zeros(()),
+        jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),
+        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums_shape),
+    )
+    (value, gradient, sums), _ = jax.lax.scan(one, zeros, batch)
+    gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
+    return value, gradient, sums
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: DecoderConfig,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Take one optimizer step; return the new state and the step's metrics."""
+    value, gradient, sums = loss_and_gradient(state.params, batch, loss, config)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
+    metrics |= {
+        "loss": value,
+        "grad_norm": optax.global_norm(gradient),
+        "counters/lr": jnp.asarray(schedule(state.step), jnp.float32),
+    }
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def compile_train_step(
+    abstract_state: TrainState,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: DecoderConfig,
+    mesh: Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Return the jitted `train_step`; the state's buffers are donated."""
+
+    def step(state, batch):
+        return train_step(
+            state, batch, loss=loss, optimizer=optimizer, schedule=schedule, config=config
+        )
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+
+
+def compile_eval_step(
+    loss: Loss, config: DecoderConfig, mesh: Mesh
+) -> Callable[[Any, Batch], Sums]:
+    """Return the jitted function from params and a batch to metric (sum, count)s."""
+
+    def step(params, batch):
+        def one(_, microbatch):
+            return None, batch_loss(params, microbatch, loss, config)
+
+        _, (values, sums) = jax.lax.scan(one, None, batch)
+        total = (batch.num_tokens if loss.per == "token" else batch.num_examples)[0]
+        sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
+        return {**sums, "loss": (values.sum() * total, total)}
+
+    return jax.jit(step, out_shardings=sharding.replicated(mesh))
+
+
+def compile_logps(config: DecoderConfig, mesh: Mesh) -> Callable[[Any, Batch], jax.Array]:
+    """Return the jitted function from params and a batch to log-probs f32[m, rows, P]."""
+
+    def run(params, batch):
+        return jax.lax.map(lambda one: decoder.compute_logps(params, one, config), batch)
+
+    return jax.jit(run, out_shardings=sharding.replicated(mesh))
