@@ -1,0 +1,367 @@
+"""A run as a state machine on disk: the workdir, its lock, and one manifest a round.
+
+    workdir/config.json                       what the run computes; a resume must agree with it
+    workdir/.lock                             held while a job runs
+    workdir/rounds/0003/samples.jsonl ...     the output of each stage
+    workdir/rounds/0003/manifest.json         the stages that are done, and the files' hashes
+
+A stage writes its files beside (`NAME.partial`), syncs and renames them, and then replaces the
+manifest: a stage that the manifest does not name has not happened. Only process 0 of a job writes.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from halos_jax import config as config_lib
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("sample", "score", "feedback", "train", "evaluate")
+FIRST_STAGES = ("evaluate",)  # of round 0: the SFT policy on the held-out prompts
+
+MANIFEST = "manifest.json"
+VERSION = 1
+
+_ADVICE = {
+    errno.EACCES: "give yourself write permission, or choose another folder",
+    errno.EPERM: "give yourself write permission, or choose another folder",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.ENOTDIR: "a file stands where a folder is needed; move it, or choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed; move it, or choose another folder",
+    errno.EISDIR: "a folder stands where a file is needed; move it away",
+    errno.ENOENT: "the folder is missing; create it, or choose another one",
+}
+
+
+class WorkdirError(RuntimeError):
+    """The workdir cannot be used: unwritable, full, locked, or of another configuration."""
+
+
+class ManifestError(ValueError):
+    """A round's manifest, or a file that it names, is not what the run wrote."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Identity of a stage's output file: hex SHA-256 of its bytes, number of records."""
+
+    sha256: str
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is known of one round; `stages` are those done, in order.
+
+    `start` and `stop` are the round's range of the fixed prompt order, `policy` and `reference`
+    say which models sampled and anchored it, `metrics` are counts and means for people.
+    """
+
+    round: int
+    seed: int = 0
+    start: int = 0
+    stop: int = 0
+    policy: str = ""
+    reference: str = ""
+    stages: tuple[str, ...] = ()
+    files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    version: int = VERSION
+
+    @property
+    def next_stage(self) -> str | None:
+        """The first stage that is not done, or None where the round is complete."""
+        stages = stages_of(self.round)
+        return stages[len(self.stages)] if len(self.stages) < len(stages) else None
+
+
+@dataclasses.dataclass(slots=True)
+class RunInfo:
+    """An open run. The lock goes with `close()` or with the process, however that ends."""
+
+    workdir: Path
+    is_resumed: bool
+    is_writer: bool
+    _lock: int | None = None
+
+    def close(self) -> None:
+        """Release the workdir for other jobs."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+# --------------------------------------------------------------------------- the workdir
+
+
+def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool = True) -> RunInfo:
+    """Create or resume the run in `workdir`, and lock it against other jobs.
+
+    Every process of a job calls this, process 0 with `is_writer` (and before the others where the
+    workdir may be new). The caller keeps the result: closing it releases the lock.
+
+    Raises:
+      WorkdirError: where the folder cannot be written, another job uses it, or `config` differs
+        from the one the run was started with in a field that may not change.
+    """
+    workdir = Path(workdir)
+    path = workdir / "config.json"
+    lock = None
+    try:
+        with explain_os_errors(workdir):
+            if is_writer:
+                workdir.mkdir(parents=True, exist_ok=True)
+                lock = _lock_workdir(workdir)
+                remove_partials(workdir)
+            is_resumed = path.exists()
+            plain = config_lib.to_dict(config)
+            old = _read_config(path) if is_resumed else plain
+            _refuse_changes(workdir, old, plain)
+            if is_writer and not (is_resumed and old == plain):
+                write_json_atomic(path, plain)
+    except BaseException:
+        if lock is not None:
+            os.close(lock)
+        raise
+    return RunInfo(workdir, is_resumed, is_writer, lock)
+
+
+@contextlib.contextmanager
+def explain_os_errors(path: str | Path) -> Iterator[None]:
+    """Turn an OSError inside the block into a WorkdirError with the path and what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        advice = _ADVICE.get(error.errno, "check the disk, or choose another folder")
+        reason = error.strerror or str(error)
+        raise WorkdirError(
+            f"workdir: cannot use {str(where)!r}: {reason}; {advice} (--config.workdir=DIR)"
+        ) from error
+
+
+def round_folder(workdir: str | Path, round: int) -> Path:
+    """Return the folder of `round`, `workdir/rounds/0003`."""
+    return Path(workdir) / "rounds" / f"{round:04d}"
+
+
+def remove_partials(folder: str | Path) -> None:
+    """Delete the `*.partial` files that a killed writer left in `folder`."""
+    for path in sorted(Path(folder).glob("*.partial")):
+        path.unlink()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        plain = error
+    if not isinstance(plain, dict):
+        raise WorkdirError(
+            f"workdir: {path} is not the JSON object that a run writes ({plain}); put the file "
+            "back, or start in another folder with --config.workdir=DIR"
+        )
+    return plain
+
+
+def _refuse_changes(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    changed = config_lib.changed_fields(old, new)
+    if changed:
+        lines = "\n".join(f"  - {line}" for line in changed)
+        raise WorkdirError(
+            f"workdir: {workdir} holds a run of another configuration; changed:\n{lines}\n"
+            f"allowed to change on resume: {', '.join(config_lib.RESUMABLE)}; set the fields back, "
+            "or start a new run with --config.workdir=DIR"
+        )
+
+
+def _lock_workdir(workdir: Path) -> int:
+    # The file stays when the job ends: deleting it would let two jobs lock two different files.
+    lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        raise WorkdirError(
+            f"workdir: {workdir} is in use by another job (process {holder}); wait for it, stop "
+            "it, or choose another folder with --config.workdir=DIR"
+        ) from None
+    except OSError as error:  # some network file systems have no locks
+        logger.warning("%s cannot be locked (%s): start only one job in it", workdir, error)
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+# --------------------------------------------------------------------------- manifests
+
+
+def stages_of(round: int) -> tuple[str, ...]:
+    """Return the stages of `round` in order."""
+    return STAGES if round else FIRST_STAGES
+
+
+def load_manifest(folder: str | Path) -> Manifest | None:
+    """Read the manifest of a round's folder; None where no stage of the round is done.
+
+    Raises:
+      ManifestError: where the file is not a manifest of this version.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise _corrupt(path, str(error)) from error
+    try:
+        manifest = _parse_manifest(json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _corrupt(path, f"{type(error).__name__}: {error}") from error
+    if manifest.version != VERSION:
+        raise _corrupt(path, f"version is {manifest.version}, this program reads {VERSION}")
+    if manifest.stages != stages_of(manifest.round)[: len(manifest.stages)]:
+        raise _corrupt(path, f"stages {manifest.stages} are out of order")
+    return manifest
+
+
+def commit_stage(
+    folder: str | Path,
+    manifest: Manifest,
+    stage: str,
+    *,
+    files: Mapping[str, int] | None = None,
+    is_writer: bool = True,
+    **updates: Any,
+) -> Manifest:
+    """Record that `stage` is done; the moment the manifest is replaced, it is.
+
+    Args:
+      folder: the round's folder.
+      manifest: what was known before the stage.
+      stage: the next stage of the round.
+      files: name -> number of records of the files that the stage has written, complete and
+        synced, into `folder`. They are hashed here.
+      is_writer: False on processes other than 0, which compute the same manifest (from the
+        shared file system, so after a barrier) and write nothing.
+      **updates: new values of other fields; `metrics` are added to those there.
+
+    Returns:
+      The manifest with the stage in it.
+
+    Raises:
+      ManifestError: where the stage is not the next one or a file is missing.
+      WorkdirError: where the manifest cannot be written.
+    """
+    folder = Path(folder)
+    if stage != manifest.next_stage:
+        raise ManifestError(
+            f"{folder}: got stage {stage!r}, but after {list(manifest.stages)} the next stage is "
+            f"{manifest.next_stage!r}"
+        )
+    missing = [name for name in files or {} if not (folder / name).is_file()]
+    if missing:
+        raise ManifestError(f"{folder}: stage {stage!r} has not written {', '.join(missing)}")
+    with explain_os_errors(folder):
+        records = {
+            name: FileRecord(hash_file(folder / name), int(count))
+            for name, count in (files or {}).items()
+        }
+        updates["metrics"] = {**manifest.metrics, **updates.get("metrics", {})}
+        updates["files"] = {**manifest.files, **records}
+        updated = dataclasses.replace(manifest, stages=(*manifest.stages, stage), **updates)
+        if is_writer:
+            write_json_atomic(folder / MANIFEST, dataclasses.asdict(updated))
+    return updated
+
+
+def verify_files(folder: str | Path, manifest: Manifest) -> None:
+    """Check that the files of a round are, byte for byte, those that its manifest names.
+
+    Raises:
+      ManifestError: listing every file that is missing or has changed.
+    """
+    folder, wrong = Path(folder), []
+    for name, record in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif (found := hash_file(path)) != record.sha256:
+            wrong.append(f"{name} has sha256 {found[:12]}..., expected {record.sha256[:12]}...")
+    if wrong:
+        raise ManifestError(
+            f"{folder}: files differ from {MANIFEST}: {'; '.join(wrong)}; put the original files "
+            "back, or start a new run with --config.workdir=DIR"
+        )
+
+
+def _parse_manifest(plain: dict[str, Any]) -> Manifest:
+    files = {
+        name: FileRecord(str(record["sha256"]), int(record["count"]))
+        for name, record in plain["files"].items()
+    }
+    known = {field.name for field in dataclasses.fields(Manifest)}
+    if known != plain.keys():
+        raise ValueError(f"missing or unknown fields: {', '.join(sorted(known ^ plain.keys()))}")
+    return Manifest(**{**plain, "files": files, "stages": tuple(plain["stages"])})
+
+
+def _corrupt(path: Path, reason: str) -> ManifestError:
+    return ManifestError(
+        f"{path} is not a readable manifest ({reason}); a run replaces it atomically, so something "
+        "else changed it: put the original back, or start a new run with --config.workdir=DIR"
+    )
+
+
+# --------------------------------------------------------------------------- files
+
+
+def write_json_atomic(path: str | Path, obj: Any) -> None:
+    """Replace `path` with `obj` as JSON so that readers, and a crash, see the old or the new.
+
+    Raises:
+      WorkdirError: where the file cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+
+
+def hash_file(path: str | Path) -> str:
+    """Return the hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Make the names in `folder` durable: a rename is on disk only after its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

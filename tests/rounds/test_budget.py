@@ -1,0 +1,55 @@
+import itertools
+
+import pytest
+
+from halos_jax.rounds.budget import Budget, RoundPlan
+
+
+def test_the_typical_run_has_four_equal_rounds():
+    budget = Budget(total_prompts=2048, prompts_per_round=512)
+    assert budget.num_rounds == 4
+    plans = [budget.plan_round(round, 10_000) for round in range(1, 6)]
+    ranges = [(plan.start, plan.stop) for plan in plans[:4]]
+    assert ranges == [(0, 512), (512, 1024), (1024, 1536), (1536, 2048)]
+    assert plans[4].is_empty
+
+
+def test_a_last_partial_round_is_included():
+    budget = Budget(total_prompts=10, prompts_per_round=4, num_skip=3)
+    assert budget.num_rounds == 3
+    assert budget.plan_round(3, 100) == RoundPlan(11, 13)
+    assert budget.plan_round(3, 100).num_prompts == 2
+
+
+def test_rounds_use_each_prompt_once_in_order_and_end_cleanly():
+    sizes = itertools.product(range(1, 12), range(1, 7), range(4), range(18))
+    for total, per_round, skip, available in sizes:
+        budget = Budget(total, per_round, skip)
+        plans = [budget.plan_round(round, available) for round in range(1, budget.num_rounds + 3)]
+        used = [index for plan in plans for index in range(plan.start, plan.stop)]
+        # Brute force: what a single pass over the order, cut by the budget, would use.
+        assert used == list(range(available))[skip:][:total]
+        full = [plan.num_prompts for plan in plans if not plan.is_empty]
+        assert all(count == per_round for count in full[:-1])
+        assert all(count <= per_round for count in full[-1:])
+        empty = [plan.is_empty for plan in plans]
+        assert empty == sorted(empty), "a round after an empty one had prompts"
+        assert all(empty[budget.num_rounds :])
+
+
+def test_stop_is_the_next_num_skip():
+    budget = Budget(total_prompts=7, prompts_per_round=3)
+    for round in range(1, 3):
+        stop = budget.plan_round(round, 100).stop
+        assert budget.plan_round(round + 1, 100).start == stop
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 0), (1, 0, 0), (1, 1, -1)])
+def test_impossible_budgets_are_refused(sizes):
+    with pytest.raises(ValueError, match=r"rounds.*allowed"):
+        Budget(*sizes)
+
+
+def test_round_zero_has_no_prompts_to_plan():
+    with pytest.raises(ValueError, match="rounds from 1"):
+        Budget(4, 2).plan_round(0, 10)

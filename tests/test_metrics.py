@@ -1,0 +1,184 @@
+import io
+import json
+import math
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from halos_jax.metrics import MetricWriter, NonFiniteError, make_progress, read_metrics
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+def steps(path):
+    return [record["step"] for record in read_metrics(path)]
+
+
+def write_steps(path, numbers, **options):
+    writer = MetricWriter(path, **options)
+    for step in numbers:
+        writer.write(step, {"loss/train": jnp.float32(step / 2)})
+    writer.close()
+
+
+def test_records_are_flat_json_numbers_under_the_names_given(path):
+    writer = MetricWriter(path)
+    metrics = {
+        "loss/train": jnp.float32(0.6931472),
+        "rewards_train/margins": jnp.bfloat16(0.5),
+        "counters/examples": jnp.int32(64),
+        "counters/lr": 5e-6,
+        "examples_per_second": np.float64(12.5),
+        "grad_norm": jnp.ones((1,)),
+    }
+    writer.write(1, metrics)
+    writer.close()
+    (line,) = path.read_text().splitlines()
+    record = json.loads(line)
+    assert list(record) == ["step", *metrics]
+    assert all(type(value) in (int, float) for value in record.values())
+    assert record["loss/train"] == float(np.float32(0.6931472))
+    assert record["rewards_train/margins"] == 0.5
+    assert record["counters/examples"] == 64 and record["counters/lr"] == 5e-6
+    assert read_metrics(path) == [record]
+
+
+def test_metrics_are_read_one_step_late(path):
+    """At the write of step k only the arrays of step k - 1 are turned into host values."""
+    read = []
+
+    class Scalar:
+        def __init__(self, value):
+            self.value = value
+
+        def __array__(self, dtype=None, copy=None):
+            read.append(self.value)
+            return np.array(self.value)
+
+    writer = MetricWriter(path)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss/train": Scalar(step / 2)})
+        assert read == [earlier / 2 for earlier in range(1, step)]
+        assert steps(path) == list(range(1, step))
+    writer.flush()
+    assert read == [0.5, 1.0, 1.5]
+    assert steps(path) == [1, 2, 3]
+    writer.close()  # nothing is held any more
+    assert steps(path) == [1, 2, 3]
+
+
+def test_a_resumed_run_writes_no_step_twice(path):
+    write_steps(path, [1, 2, 3, 4, 5])
+    before = path.read_text()
+    write_steps(path, [4, 5, 6], resume_step=3)
+    assert steps(path) == [1, 2, 3, 4, 5, 6]
+    assert path.read_text().startswith(before)
+    assert not list(path.parent.glob("*.partial"))
+    write_steps(path, [1], resume_step=-1)
+    assert steps(path) == [1]
+
+
+def test_opening_without_a_resume_step_appends(path):
+    write_steps(path, [1, 2])
+    write_steps(path, [3])
+    assert steps(path) == [1, 2, 3]
+
+
+def test_a_repeated_evaluation_at_the_checkpoint_is_written_once(path):
+    writer = MetricWriter(path)
+    writer.write(3, {"loss/train": 0.5})
+    writer.write(3, {"loss/eval": 0.25, "round": 1})
+    writer.close()
+    writer = MetricWriter(path, resume_step=3)
+    writer.write(3, {"loss/eval": 0.25, "round": 1})
+    writer.write(3, {"loss/eval": 0.125, "round": 2})  # a round that trained no step
+    writer.write(4, {"loss/train": 0.4})
+    writer.close()
+    records = [(r["step"], r.get("loss/eval"), r.get("round")) for r in read_metrics(path)]
+    assert records == [(3, None, None), (3, 0.25, 1), (3, 0.125, 2), (4, None, None)]
+
+
+@pytest.mark.parametrize("resume_step", [None, 2])
+def test_a_torn_last_line_is_dropped(path, resume_step):
+    write_steps(path, [1, 2, 3])
+    whole = path.read_text()
+    last = len(whole.splitlines()[-1]) + 1
+    for cut in range(1, last + 1):
+        path.write_text(whole[:-cut])
+        assert steps(path) == [1, 2]
+        write_steps(path, [3], resume_step=resume_step)
+        assert path.read_text() == whole
+
+
+def test_a_torn_line_inside_the_file_is_an_error(path):
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl:2: not a metrics record"):
+        read_metrics(path)
+    path.write_text('{"step": 1}\n{"loss/train": 1.0}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl:2: .*step"):
+        MetricWriter(path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("loss/train", math.nan), ("grad_norm", math.inf)])
+def test_a_non_finite_loss_stops_the_run(path, name, value):
+    writer = MetricWriter(path)
+    writer.write(6, {"loss/train": 0.5, "grad_norm": 1.0})
+    writer.write(7, {"loss/train": 0.5, "grad_norm": 1.0, name: jnp.float32(value)})
+    with pytest.raises(NonFiniteError, match=rf"step 7: {name} is (nan|inf);.*checkpoint is kept"):
+        writer.write(8, {"loss/train": 0.5})
+    # The record is there for whoever looks for the cause, and the file is still JSON.
+    json.loads(path.read_text().splitlines()[-1], parse_constant=lambda name: pytest.fail(name))
+    assert math.isnan(read_metrics(path)[-1][name])
+
+
+def test_other_metrics_may_be_non_finite(path):
+    writer = MetricWriter(path)
+    writer.write(1, {"loss/train": 0.5, "loss/eval": math.nan})
+    writer.close()
+    assert math.isnan(read_metrics(path)[0]["loss/eval"])
+
+
+def test_processes_without_a_file_still_stop(capsys):
+    writer = MetricWriter(None)
+    writer.write(1, {"loss/train": jnp.float32(jnp.nan)})
+    with pytest.raises(NonFiniteError, match="step 1"):
+        writer.flush()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("value", ["0.5", np.ones(2), None, {"a": 1}])
+def test_what_is_not_one_number_is_refused(path, value):
+    writer = MetricWriter(path)
+    writer.write(1, {"x": value})
+    with pytest.raises(TypeError, match="metric 'x'"):
+        writer.flush()
+
+
+def test_console_lines(path, capsys):
+    write_steps(path, [1], console=True)
+    assert capsys.readouterr().out == "step 1 | loss/train 0.5\n"
+
+
+def test_progress_counts_and_is_silent_when_disabled(capsys):
+    assert list(make_progress([3, 4], "Scoring", enabled=False)) == [3, 4]
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_prints_plain_lines_where_there_is_no_terminal(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(make_progress(range(5), "Scoring", enabled=True)) == [0, 1, 2, 3, 4]
+    with make_progress(8, "Sampling", enabled=True) as bar:
+        for _ in range(4):
+            bar.update(2)
+    text = stream.getvalue()
+    lines = text.splitlines()
+    assert "\r" not in text and "\x1b" not in text
+    assert any(line.startswith("Scoring: 5/5 [") for line in lines)
+    assert any(line.startswith("Sampling: 8/8 [") for line in lines)
+    assert len(lines) <= 4  # a line at the start and one at the end, not one an item
