@@ -1,0 +1,285 @@
+"""The one renderer from conversations to token ids, for sampler, reward model and trainer alike.
+
+A chat template is text of somebody else's making. Everything here is found by rendering it:
+what it puts before an answer, what it puts after one, and how long it is without any content.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from halos_jax.config import ConfigError
+from halos_jax.data.records import digest, turns_to_record
+from halos_jax.types import Turn
+
+logger = logging.getLogger(__name__)
+
+# The format of HALOs for tokenizers that come without a template; it has no BOS.
+DEFAULT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '\\n<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+# Llama 3 templates print the day's date unless given one; a run resumed tomorrow must not change.
+_DATE = "26 Jul 2024"
+_PROBE = Turn("user", "x")
+_SENTINEL = "HALOSSENTINEL"
+
+
+def load_tokenizer(path: str, chat_template: str = "") -> Any:
+    """Load a Hugging Face tokenizer from a local folder or hub id; never runs remote code.
+
+    Args:
+      path: the folder or id.
+      chat_template: a Jinja file that replaces the tokenizer's own template.
+
+    Raises:
+      ConfigError: where there is no usable tokenizer, or no such template file.
+    """
+    from transformers import AutoTokenizer  # Seconds to import, and the renderer does not need it.
+
+    if not path:
+        raise ConfigError(
+            "model.tokenizer: got '', allowed: a folder or hub id; set it or model.path"
+        )
+    if os.path.isabs(path) and not os.path.isdir(path):
+        raise ConfigError(
+            f"model.tokenizer: got {path!r}, but there is no such folder; check the path"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"model.tokenizer: got {path!r}, allowed: a folder or hub id with a Hugging Face "
+            f"tokenizer that needs no remote code; {reason}"
+        ) from error
+    if chat_template:
+        try:
+            with open(chat_template, encoding="utf-8") as stream:
+                tokenizer.chat_template = stream.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"model.chat_template: got {chat_template!r}, allowed: a Jinja file in UTF-8; "
+                f"{error}"
+            ) from error
+    return tokenizer
+
+
+def make_renderer(tokenizer: Any, eos_token_ids: Iterable[int] | int | None = ()) -> "Renderer":
+    """Make the renderer of a Hugging Face tokenizer.
+
+    Args:
+      tokenizer: with a chat template or, failing that, to be used with `DEFAULT_TEMPLATE`.
+      eos_token_ids: further end tokens (`eos_token_id` of the model's generation_config.json).
+    """
+    further = (eos_token_ids,) if isinstance(eos_token_ids, int) else eos_token_ids or ()
+    return Renderer(tokenizer, further)
+
+
+class Renderer:
+    """Turns conversations into token ids, and sampled ids back into text.
+
+    Attributes:
+      tokenizer: the Hugging Face tokenizer.
+      template: the Jinja chat template in use.
+      end_marker: what ends an assistant's turn, e.g. "<|im_end|>".
+      stop_ids: tokens that end a response.
+      stop_strings: the end marker, where it is neither a token nor ends with an end token.
+    """
+
+    def __init__(self, tokenizer: Any, eos_token_ids: Iterable[int]):
+        self.tokenizer = tokenizer
+        has_template = bool(tokenizer.chat_template)
+        self.template: str = tokenizer.get_chat_template() if has_template else DEFAULT_TEMPLATE
+        if "strftime_now" in self.template and "date_string" not in self.template:
+            logger.warning(
+                "the chat template prints the current date: prompts change from day to day"
+            )
+        self._adds_bos = not has_template and _adds_bos(tokenizer)
+        self._header = self._render((_PROBE,), generate=True)
+        self._header_ids = self._encode(self._header)
+        self._tail = self._find_tail()
+        self.end_marker: str = self._tail.rstrip() or tokenizer.eos_token or ""
+        if not self.end_marker:
+            raise ConfigError(
+                "model.chat_template: got a template without a marker after the assistant's turn, "
+                "and the tokenizer has no eos token; allowed: at least one of them, or no response "
+                "would ever end"
+            )
+        stops = {int(token) for token in eos_token_ids}
+        if tokenizer.eos_token_id is not None:
+            stops.add(int(tokenizer.eos_token_id))
+        marker = self._encode(self.end_marker.strip())
+        if len(marker) == 1:
+            stops.add(marker[0])
+        self.stop_ids: frozenset[int] = frozenset(stops)
+        self.stop_strings: tuple[str, ...] = () if marker[-1] in stops else (self.end_marker,)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 over vocabulary, template and markers: equal where token ids mean the same."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        tokens = [self.tokenizer.bos_token, self.end_marker, self._adds_bos]
+        return digest(vocabulary, self.template, tokens)
+
+    def render_prompt(self, turns: Sequence[Turn], max_length: int) -> tuple[int, ...]:
+        """Return the ids of `turns` and the header of an answer, at most `max_length` of them.
+
+        What does not fit is cut as `truncate_turns` says. BOS stands once where the template has
+        it, or where a tokenizer without a template adds it by itself.
+
+        Raises:
+          ConfigError: where the template alone is longer than `max_length`.
+          ValueError: where there are no turns, or the template refuses them.
+        """
+        return self._prompt_ids(self.truncate_turns(turns, max_length))
+
+    def truncate_turns(self, turns: Sequence[Turn], max_length: int) -> tuple[Turn, ...]:
+        """Return the turns of which `render_prompt` makes at most `max_length` ids.
+
+        The last turn is the question, so it stays longest. Dropped are, in this order and only
+        as far as needed: the oldest exchanges (a turn and what follows it up to the next user's,
+        so that roles go on alternating), the system turns, the beginning of the last turn.
+        """
+        kept = list(turns)
+        if not kept:
+            raise ValueError("turns: got an empty conversation, allowed: one turn or more")
+
+        def fits(candidate: Sequence[Turn]) -> bool:
+            return len(self._prompt_ids(candidate)) <= max_length
+
+        while not fits(kept):
+            droppable = [i for i, turn in enumerate(kept[:-1]) if turn.role != "system"]
+            systems = [i for i, turn in enumerate(kept[:-1]) if turn.role == "system"]
+            if droppable:
+                del kept[droppable[0]]
+                while droppable[0] < len(kept) - 1 and kept[droppable[0]].role not in (
+                    "user",
+                    "system",
+                ):
+                    del kept[droppable[0]]
+            elif systems:
+                del kept[systems[0]]
+            else:
+                return (self._cut_left(kept[0], max_length),)
+        return tuple(kept)
+
+    def render_response(self, text: str, *, finished: bool = True) -> tuple[int, ...]:
+        """Return the ids of an assistant's turn, to stand behind those of `render_prompt`.
+
+        Args:
+          text: the content of the turn.
+          finished: whether the turn ended by itself; one that was cut gets no end marker.
+        """
+        return self._encode_behind_header(self._body(text) + (self.end_marker if finished else ""))
+
+    def decode_response(self, ids: Sequence[int]) -> str:
+        """Return a response's text without special tokens and end marker; whitespace is kept."""
+        ids = list(ids)
+        while ids and ids[-1] in self.stop_ids:
+            ids.pop()
+        # Some decoders eat the first space of what they are given: let them eat from a known text.
+        anchor = self._encode(_PROBE.content)
+        text = self._decode(anchor + ids)[len(self._decode(anchor)) :]
+        for stop in self.stop_strings:
+            text = text.removesuffix(stop)
+        return text
+
+    def _render(self, turns: Sequence[Turn], *, generate: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns_to_record(turns),
+                chat_template=self.template,
+                add_generation_prompt=generate,
+                tokenize=False,
+                date_string=_DATE,
+            )
+        except TemplateError as error:
+            roles = ", ".join(turn.role for turn in turns)
+            raise ValueError(
+                f"the chat template refuses turns of the roles {roles}: {error}"
+            ) from error
+
+    def _prompt_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
+        text = self._render(turns, generate=True)
+        bos = self.tokenizer.bos_token
+        add = self._adds_bos and not (bos and text.startswith(bos))
+        return (*((self.tokenizer.bos_token_id,) if add else ()), *self._encode(text))
+
+    def _cut_left(self, turn: Turn, max_length: int) -> Turn:
+        """Cut the turn's content at the first token boundary behind which the prompt fits."""
+        starts = [*self._token_starts(turn.content), len(turn.content)]
+
+        def length(index: int) -> int:
+            return len(self._prompt_ids([Turn(turn.role, turn.content[starts[index] :])]))
+
+        low, high = 0, len(starts) - 1
+        shortest = length(high)
+        if shortest > max_length:
+            raise ConfigError(
+                f"max_length: got {max_length}, but a prompt without any content has {shortest} "
+                f"tokens in this chat template; allowed: {shortest} or more; raise "
+                "sampling.max_prompt_length"
+            )
+        # A shorter text can have more tokens, so this may not find the very longest that fits; what
+        # stands at `high` was rendered and does fit.
+        while low < high:
+            middle = (low + high) // 2
+            if length(middle) <= max_length:
+                high = middle
+            else:
+                low = middle + 1
+        return Turn(turn.role, turn.content[starts[high] :])
+
+    def _token_starts(self, text: str) -> list[int]:
+        """Return the characters at which tokens of `text` start, ascending."""
+        if not self.tokenizer.is_fast:
+            return list(range(len(text)))
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        return sorted({start for start, _ in encoded["offset_mapping"]} | {0})
+
+    def _find_tail(self) -> str:
+        text = self._render((_PROBE, Turn("assistant", _SENTINEL)), generate=False)
+        if _SENTINEL not in text:
+            raise ConfigError(
+                "model.chat_template: got a template that leaves out what the assistant says; "
+                "allowed: one that shows every turn"
+            )
+        return text.rpartition(_SENTINEL)[2]
+
+    def _body(self, text: str) -> str:
+        """Return `text` as the template sets it between header and end marker."""
+        whole = self._render((_PROBE, Turn("assistant", text)), generate=False)
+        if whole.startswith(self._header) and whole.endswith(self._tail):
+            return whole[len(self._header) : len(whole) - len(self._tail)]
+        # Templates that write one header to sample from and another into the history.
+        return text
+
+    def _encode_behind_header(self, text: str) -> tuple[int, ...]:
+        """Tokenize `text` as it stands behind a header, where that splits tokens at its start."""
+        whole = self._encode(self._header + text)
+        if whole[: len(self._header_ids)] == self._header_ids:
+            return tuple(whole[len(self._header_ids) :])
+        return tuple(self._encode(text))
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    first = tokenizer("x", verbose=False)["input_ids"][:1]
+    return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]

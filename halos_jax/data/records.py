@@ -1,0 +1,321 @@
+"""Records on disk: reading, durable writing, and the conversions to and from the package's types.
+
+The formats are those of HALOs (sample, pairwise_feedback), with token ids and finish reasons added
+so that training sees the very tokens that were sampled. Files are written as JSON Lines; JSON
+arrays and gzip of either are read too.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import gzip
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+from halos_jax.data.fields import Fields, RecordError, shorten
+from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Completion, Preference, Prompt, Sample, Turn
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_ONE_OBJECT = "one JSON object a line, or one array of objects"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """What a manifest keeps of a file: its path, number of records and sha256 of its bytes."""
+
+    path: str
+    count: int
+    sha256: str
+
+
+def digest(*parts: Any) -> str:
+    """Return the sha256 (hex) of JSON-like `parts`; no two lists of parts share an encoding."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def make_prompt_id(turns: Sequence[Turn]) -> str:
+    """Return the id of a conversation without one: sha256 over its roles and contents."""
+    return digest([[turn.role, turn.content] for turn in turns])
+
+
+# --------------------------------------------------------------------------- files
+
+
+def read_records(
+    path: str | os.PathLike[str], *, allow_empty: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, record) of a JSON or JSON Lines file, plain or gzip.
+
+    Content, not the name, tells them apart. Line numbers count from 1; in an array it is the line
+    on which the record starts.
+
+    Raises:
+      RecordError: where the file is missing, unreadable or holds no record (unless `allow_empty`),
+        or a line is not a JSON object.
+    """
+    file, count = os.fspath(path), 0
+    try:
+        with open(file, "rb") as raw:
+            compressed = raw.read(2) == b"\x1f\x8b"
+        with (gzip.open if compressed else open)(file, "rb") as stream:
+            for number, record in _parse(file, stream):
+                count += 1
+                yield number, _require_object(file, number, record)
+    except FileNotFoundError as error:
+        raise RecordError(f"{file}: no such file; check the path") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise RecordError(f"{file}: broken gzip data after {count} records: {error}") from error
+    except OSError as error:
+        raise RecordError(f"{file}: cannot be read: {error.strerror or error}") from error
+    if not count and not allow_empty:
+        raise RecordError(f"{file}: got no records, allowed: {_ONE_OBJECT}")
+
+
+def write_records(
+    path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]
+) -> WrittenFile:
+    """Write `records` as JSON Lines (UTF-8) so that `path` is at any instant absent, old or whole.
+
+    They go to `path.partial` first, which is synced and then renamed.
+
+    Raises:
+      RecordError: where a record is not JSON (a NaN, say).
+      OSError: where the folder cannot be written, with the path in the message.
+    """
+    file = os.fspath(path)
+    partial, count, sha = f"{file}.partial", 0, hashlib.sha256()
+    try:
+        with open(partial, "wb") as stream:
+            for record in records:
+                line = _dump(file, count + 1, record)
+                stream.write(line)
+                sha.update(line)
+                count += 1
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+        _sync_folder(os.path.dirname(file) or ".")
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        if isinstance(error, OSError):
+            reason = f"cannot write ({error.strerror}); allowed: a writable folder with free space"
+            raise OSError(error.errno, reason, file) from error
+        raise
+    return WrittenFile(path=file, count=count, sha256=sha.hexdigest())
+
+
+def _parse(file: str, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+    first = True
+    for number, line in enumerate(stream, start=1):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not line.strip():
+            continue
+        if first and line.lstrip().startswith(b"["):
+            yield from _parse_array(file, b"\n" * (number - 1) + line + stream.read())
+            return
+        first = False
+        yield number, _load(file, number, line)
+
+
+def _load(file: str, number: int, line: bytes) -> Any:
+    try:
+        return json.loads(line.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        got = shorten(line.decode(errors="replace").strip())
+        raise RecordError(
+            f"{file} line {number}: got {got}, allowed: {_ONE_OBJECT} ({error})"
+        ) from error
+
+
+def _parse_array(file: str, data: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield the elements of one JSON array, each with the line it starts on."""
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    number, counted = 1, 0
+    try:
+        text = data.decode()
+        at = _SPACE.match(text, _SPACE.match(text).end() + 1).end()
+        closed = text[at : at + 1] == "]"
+        while not closed:
+            number, counted = number + text.count("\n", counted, at), at
+            record, at = decoder.raw_decode(text, at)
+            yield number, record
+            at = _SPACE.match(text, at).end()
+            closed = text[at : at + 1] == "]"
+            if not closed and text[at : at + 1] != ",":
+                raise json.JSONDecodeError("expected ',' or ']'", text, at)
+            at = at if closed else _SPACE.match(text, at + 1).end()
+        if text[at + 1 :].strip():
+            raise json.JSONDecodeError("text after the array", text, at + 1)
+    except (ValueError, RecursionError) as error:
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else number
+        raise RecordError(f"{file} line {line}: broken JSON array: {error}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _require_object(file: str, number: int, record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise RecordError(f"{file} line {number}: got {shorten(record)}, allowed: {_ONE_OBJECT}")
+    return record
+
+
+def _dump(file: str, number: int, record: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"{file} line {number}: cannot be written as JSON: {error}") from error
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems have no folder to sync; the rename is then theirs to keep.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# --------------------------------------------------------------------------- conversions
+
+
+def turns_to_record(turns: Iterable[Turn]) -> list[dict[str, str]]:
+    """Return turns as the list of objects that stands in files and goes into chat templates."""
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def sample_to_record(sample: Sample, dataset: str = "") -> dict[str, Any]:
+    """Return the HALOs sample record with its tokens; `sample_from_record` inverts it."""
+    record = {
+        "output": sample.output,
+        "generator": sample.generator,
+        "dataset": dataset,
+        "prompt_id": sample.prompt.prompt_id,
+        "sample_id": int(sample.sample_id),
+        "type": "sample",
+        "prompt": turns_to_record(sample.prompt.turns),
+        "prompt_ids": [int(token) for token in sample.prompt_ids],
+        "response_ids": [int(token) for token in sample.response_ids],
+        "finish_reason": sample.finish_reason,
+    }
+    if sample.reward is not None:
+        record["reward"] = float(sample.reward)
+    if sample.logps is not None:
+        record["logps"] = [float(value) for value in sample.logps]
+    return record | _extra_to_record(sample.prompt)
+
+
+def sample_from_record(record: Mapping[str, Any], *, file: str = "record", line: int = 0) -> Sample:
+    """Make the Sample of a sample record, checking every field (`file`, `line`: for errors)."""
+    fields = Fields(record, file, line)
+    fields.choice("type", ("sample", "scalar_feedback"), "sample")
+    name = "prompt" if fields.has("prompt") or not fields.has("instruction") else "instruction"
+    response_ids, logps = fields.ids("response_ids"), fields.numbers("logps")
+    if logps is not None and len(logps) != len(response_ids):
+        raise fields.error(
+            "logps", f"{len(logps)} numbers", f"one a response id ({len(response_ids)})"
+        )
+    return Sample(
+        prompt=Prompt(
+            fields.identifier("prompt_id"), fields.turns(name, "user"), fields.mapping("extra")
+        ),
+        sample_id=fields.integer("sample_id"),
+        output=fields.text("output"),
+        prompt_ids=fields.ids("prompt_ids"),
+        response_ids=response_ids,
+        finish_reason=fields.choice("finish_reason", (FINISH_STOP, FINISH_LENGTH), FINISH_STOP),
+        generator=fields.text("generator", ""),
+        reward=fields.number("reward"),
+        logps=logps,
+    )
+
+
+def preference_to_record(
+    preference: Preference, *, seed: int = 0, round: int = 0, split: str = ""
+) -> dict[str, Any]:
+    """Return the HALOs pairwise_feedback record; `preference_from_record` inverts it.
+
+    Whether the chosen output stands as A or B is a fair coin that depends only on (seed, round,
+    prompt id, the pair), never on order or on which of the two was chosen.
+    """
+    pair = (preference.chosen, preference.rejected)
+    names = sorted(_completion_key(completion) for completion in pair)
+    swapped = int(digest("swap", seed, round, preference.prompt.prompt_id, names)[:8], 16) % 2 == 1
+    first, second = sorted(pair, key=_completion_key, reverse=swapped)
+    record: dict[str, Any] = {"type": "pairwise_feedback"} | ({"split": split} if split else {})
+    record |= {
+        "prompt_id": preference.prompt.prompt_id,
+        "prompt": turns_to_record(preference.prompt.turns),
+        "output_A": turns_to_record(first.turns),
+        "output_B": turns_to_record(second.turns),
+        "label": int(first is preference.chosen),
+    }
+    if first.reward is not None and second.reward is not None:
+        record["reward_difference"] = abs(float(first.reward) - float(second.reward))
+    if preference.prompt_ids:
+        record["prompt_ids"] = [int(token) for token in preference.prompt_ids]
+    for letter, completion in (("A", first), ("B", second)):
+        if completion.reward is not None:
+            record[f"reward_{letter}"] = float(completion.reward)
+        if completion.ids:
+            record[f"ids_{letter}"] = [int(token) for token in completion.ids]
+        if completion.sample_id is not None:
+            record[f"sample_id_{letter}"] = int(completion.sample_id)
+        record[f"finish_reason_{letter}"] = completion.finish_reason
+    return record | _extra_to_record(preference.prompt)
+
+
+def preference_from_record(
+    record: Mapping[str, Any], *, file: str = "record", line: int = 0
+) -> Preference:
+    """Make the Preference of a pairwise_feedback record, checking every field."""
+    fields = Fields(record, file, line)
+    fields.choice("type", ("pairwise_feedback",), "pairwise_feedback")
+    label = fields.label()
+    first, second = _read_completion(fields, "A"), _read_completion(fields, "B")
+    return Preference(
+        prompt=Prompt(
+            fields.identifier("prompt_id"), fields.turns("prompt", "user"), fields.mapping("extra")
+        ),
+        chosen=first if label else second,
+        rejected=second if label else first,
+        prompt_ids=fields.ids("prompt_ids"),
+    )
+
+
+def _read_completion(fields: Fields, letter: str) -> Completion:
+    name = f"output_{letter}"
+    turns = fields.turns(name, "assistant")
+    if [turn.role for turn in turns] != ["assistant"]:
+        raise fields.error(name, [turn.role for turn in turns], "one turn of the assistant")
+    identified = fields.has(f"sample_id_{letter}")
+    return Completion(
+        turns=turns,
+        ids=fields.ids(f"ids_{letter}"),
+        reward=fields.number(f"reward_{letter}"),
+        sample_id=fields.integer(f"sample_id_{letter}") if identified else None,
+        finish_reason=fields.choice(
+            f"finish_reason_{letter}", (FINISH_STOP, FINISH_LENGTH), FINISH_STOP
+        ),
+    )
+
+
+def _completion_key(completion: Completion) -> str:
+    """Name a completion by its sample id, or by its text where it came without one."""
+    if completion.sample_id is not None:
+        return f"{completion.sample_id:012d}"
+    return digest([[turn.role, turn.content] for turn in completion.turns])
+
+
+def _extra_to_record(prompt: Prompt) -> dict[str, Any]:
+    return {"extra": dict(prompt.extra)} if prompt.extra else {}

@@ -1,0 +1,157 @@
+"""Feedback from scored samples: which pairs of a prompt's samples become preferences."""
+
+import collections
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from halos_jax.data.records import digest
+from halos_jax.types import FINISH_LENGTH, Completion, Preference, Sample, Turn
+
+Mode = Literal["random", "max", "min"]
+_Pair = tuple[Sample, Sample]  # the better one first
+
+# Differences closer than this are equal: they differ by the rounding of a subtraction alone.
+_EPSILON = 1e-12
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FeedbackResult:
+    """Preferences, and what became of the samples.
+
+    `counts` has: prompts; pairs (preferences made); ties (pairs dropped because the rewards are too
+    close; in mode "min" prompts without a pair that is far enough apart); single (prompts with
+    fewer than two rewards); unlabelled (samples without a reward, left out); truncated (samples
+    cut by the token limit).
+    """
+
+    preferences: list[Preference]
+    counts: dict[str, int]
+
+
+def make_preferences(
+    samples: Sequence[Sample], *, mode: Mode, threshold: float, seed: int, round: int
+) -> FeedbackResult:
+    """Make preferences of the samples of each prompt, in order of the prompts' first samples.
+
+    Modes: "random" shuffles a prompt's samples and takes disjoint neighbours; "max" takes the best
+    and the worst (the lowest sample id of equal best, the highest of equal worst); "min" takes the
+    closest pair whose rewards differ by at least `threshold`, and every other pair that is as
+    close. In the first two a pair must differ by more than `threshold`. Equal rewards never make a
+    pair.
+    The shuffle depends only on (seed, round, prompt id, sample ids).
+
+    Raises:
+      ValueError: for an unknown mode, a negative threshold, a reward that is not finite, a sample
+        that comes twice, or samples of one prompt whose prompt tokens differ.
+    """
+    if mode not in _PAIRINGS:
+        raise ValueError(f"feedback.mode: got {mode!r}, allowed: {', '.join(map(repr, _PAIRINGS))}")
+    if not (math.isfinite(threshold) and threshold >= 0):
+        raise ValueError(f"feedback.threshold: got {threshold}, allowed: a number of 0 or more")
+    preferences: list[Preference] = []
+    groups = _group_by_prompt(samples)
+    ties = single = 0
+    for prompt_id, group in groups.items():
+        scored = [sample for sample in group if sample.reward is not None]
+        if len(scored) < 2:
+            single += 1
+            continue
+        # By hash rather than by a generator's stream: no prompt's shuffle depends on another's.
+        shuffled = sorted(
+            scored, key=lambda s: digest("shuffle", seed, round, prompt_id, int(s.sample_id))
+        )
+        pairs, dropped = _PAIRINGS[mode](shuffled, threshold)
+        ties += dropped
+        preferences += [_make_preference(better, worse) for better, worse in pairs]
+    counts = {
+        "prompts": len(groups),
+        "pairs": len(preferences),
+        "ties": ties,
+        "single": single,
+        "unlabelled": sum(sample.reward is None for sample in samples),
+        "truncated": sum(sample.finish_reason == FINISH_LENGTH for sample in samples),
+    }
+    return FeedbackResult(preferences, counts)
+
+
+def _pair_neighbours(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair], int]:
+    pairs = [_rank(pair) for pair in zip(shuffled[::2], shuffled[1::2], strict=False)]
+    kept = [pair for pair in pairs if _difference(pair) > threshold + _EPSILON]
+    return kept, len(pairs) - len(kept)
+
+
+def _pair_extremes(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair], int]:
+    ranked = _rank(shuffled)
+    pair = (ranked[0], ranked[-1])
+    return ([pair], 0) if _difference(pair) > threshold + _EPSILON else ([], 1)
+
+
+def _pair_closest(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair], int]:
+    # A pair of equal rewards is as close as can be but prefers nothing, even at threshold 0.
+    pairs = [
+        pair
+        for pair in itertools.combinations(_rank(shuffled), 2)
+        if _difference(pair) >= threshold - _EPSILON and _difference(pair) > _EPSILON
+    ]
+    if not pairs:
+        return [], 1
+    closest = min(map(_difference, pairs))
+    return [pair for pair in pairs if _difference(pair) <= closest + _EPSILON], 0
+
+
+_PAIRINGS = {"random": _pair_neighbours, "max": _pair_extremes, "min": _pair_closest}
+
+
+def _rank(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Sort from best to worst, equal rewards by sample id."""
+    return tuple(sorted(samples, key=lambda sample: (-sample.reward, sample.sample_id)))
+
+
+def _difference(pair: _Pair) -> float:
+    return pair[0].reward - pair[1].reward
+
+
+def _group_by_prompt(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    groups: dict[str, list[Sample]] = collections.defaultdict(list)
+    seen: set[tuple[str, int]] = set()
+    for sample in samples:
+        name = f"sample {sample.sample_id} of prompt {sample.prompt.prompt_id}"
+        if sample.reward is not None and not math.isfinite(sample.reward):
+            raise ValueError(
+                f"{name}: got reward {sample.reward}, allowed: a finite number or none"
+            )
+        if (sample.prompt.prompt_id, sample.sample_id) in seen:
+            raise ValueError(
+                f"{name}: got it twice, allowed: one sample for each prompt and sample id"
+            )
+        seen.add((sample.prompt.prompt_id, sample.sample_id))
+        group = groups[sample.prompt.prompt_id]
+        if group and group[0].prompt_ids != sample.prompt_ids:
+            raise ValueError(
+                f"{name}: got other prompt tokens than sample {group[0].sample_id}, allowed: "
+                "samples of one prompt; were they rendered with another max_prompt_length?"
+            )
+        group.append(sample)
+    return dict(groups)
+
+
+def _make_preference(better: Sample, worse: Sample) -> Preference:
+    return Preference(
+        prompt=better.prompt,
+        chosen=_make_completion(better),
+        rejected=_make_completion(worse),
+        prompt_ids=tuple(better.prompt_ids),
+    )
+
+
+def _make_completion(sample: Sample) -> Completion:
+    return Completion(
+        turns=(Turn("assistant", sample.output),),
+        ids=tuple(sample.response_ids),
+        reward=sample.reward,
+        sample_id=sample.sample_id,
+        finish_reason=sample.finish_reason,
+    )
