@@ -40,6 +40,7 @@ class RewardConfig:
     kind: Literal["model", "function"] = "model"
     path: str = ""  # sequence classifier in Hugging Face format
     function: str = ""  # "package.module:function", called with (prompt turns, response text)
+    rules: tuple[str, ...] = ()  # further functions that score the held-out samples, for metrics
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_length: int = 2048
 
@@ -128,8 +129,8 @@ class ToyConfig:
     num_prompts: int = 2048
     num_eval: int = 128
     mistakes: float = 0.5  # share of the demonstrations that are wrong on purpose
-    alphabet: str = "abcdefgh"
-    min_letters: int = 4
+    alphabet: str = "abcdefghij"
+    min_letters: int = 4  # of a prompt
     max_letters: int = 6
 
 

@@ -3,6 +3,7 @@
 A config comes here flat, as path -> value, so that this file knows names and numbers alone.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -132,9 +133,24 @@ def _check_online(values: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _check_toy(values: Mapping[str, Any]) -> Iterable[str]:
-    alphabet, longest = values["toy.alphabet"], values["toy.max_letters"]
-    least = max(values["toy.min_letters"], 2)
+    alphabet = values["toy.alphabet"]
+    shortest, longest = max(values["toy.min_letters"], 2), values["toy.max_letters"]
     if not alphabet.isalpha() or len(set(alphabet)) < max(len(alphabet), 2):
         yield f"toy.alphabet: got {alphabet!r}, allowed: two letters or more, each of them once"
-    if longest < least:
-        yield f"toy.max_letters: got {longest}, allowed: {least} or more (see toy.min_letters)"
+        return
+    if not shortest <= longest <= len(alphabet):
+        yield (
+            f"toy.max_letters: got {longest}, allowed: {shortest} (see toy.min_letters) to "
+            f"{len(alphabet)} (the letters of toy.alphabet)"
+        )
+        return
+    # A prompt is letters of the alphabet, none twice, that are not sorted yet.
+    lengths = range(shortest, longest + 1)
+    exist = sum(math.perm(len(alphabet), n) - math.comb(len(alphabet), n) for n in lengths)
+    names = ("num_sft", "num_pairs", "num_prompts", "num_eval")
+    wanted = sum(values[f"toy.{name}"] for name in names)
+    if wanted > exist // 2:
+        yield (
+            f"toy: got {wanted} prompts in all ({' + '.join(names)}), allowed: {exist // 2}, half "
+            "of those that exist; lower the numbers, or set a larger toy.alphabet or max_letters"
+        )

@@ -6,6 +6,7 @@
 
 HALOS_JAX_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 HALOS_JAX_VENV="${HALOS_JAX_VENV:-$HALOS_JAX_ROOT/.venv}"
+[[ "$HALOS_JAX_VENV" == /* ]] || HALOS_JAX_VENV="$PWD/$HALOS_JAX_VENV"
 VENV_PYTHON="$HALOS_JAX_VENV/bin/python"
 
 fail() {

@@ -71,7 +71,9 @@ def test_each_number_has_its_limit(path, bad, edge):
         ({"reward__max_length": 2559}, "cut before it is scored"),
         ({"task": "toy_data", "toy__alphabet": "aab"}, "toy.alphabet: got 'aab'"),
         ({"task": "toy_data", "toy__alphabet": "a1"}, "toy.alphabet: got 'a1'"),
-        ({"task": "toy_data", "toy__max_letters": 3}, "toy.max_letters: got 3, allowed: 4 or"),
+        ({"task": "toy_data", "toy__max_letters": 3}, "toy.max_letters: got 3, allowed: 4 (see"),
+        ({"task": "toy_data", "toy__max_letters": 11}, "allowed: 4 (see toy.min_letters) to 10"),
+        ({"task": "toy_data", "toy__alphabet": "abcdef"}, "allowed: 889, half of those"),
     ],
 )
 def test_each_combination_has_its_error(changes, expected):
