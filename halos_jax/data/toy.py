@@ -14,7 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from halos_jax.config import ToyConfig
+import jax
+from jax.experimental import multihost_utils
+
+from halos_jax.config import Config, ToyConfig
 from halos_jax.data.records import make_prompt_id, preference_to_record, write_records
 from halos_jax.types import Completion, Preference, Prompt, Turn
 
@@ -89,6 +92,18 @@ def make_mistake(rng: random.Random, letters: str, kinds: Sequence[str], alphabe
         swapped[place], swapped[other] = swapped[other], swapped[place]
         return "".join(swapped)
     raise ValueError(f"kinds: got {kind!r}, allowed: {', '.join(ALL_MISTAKES)}")
+
+
+def run_toy_data(config: Config, stop: Any = None) -> dict[str, float]:
+    """Run the task "toy_data": one process of the job writes the data into `config.workdir`.
+
+    `stop`, the signal that other tasks watch, is not: this takes a second, and can be repeated.
+    """
+    if jax.process_index() == 0:
+        make_toy_data(Path(config.workdir), config.toy, config.seed)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("toy data")
+    return {}
 
 
 def make_toy_data(folder: Path, toy: ToyConfig, seed: int) -> None:

@@ -5,7 +5,7 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from halos_jax.config import ToyConfig
+from halos_jax.config import Config, ToyConfig
 from halos_jax.data import toy
 from halos_jax.data.chat import load_tokenizer, make_renderer
 from halos_jax.data.datasets import load_conversations, load_preferences, load_prompts
@@ -49,6 +49,12 @@ def test_the_same_seed_gives_the_same_bytes_even_over_an_interrupted_run(folder,
     toy.make_toy_data(tmp_path, SMALL, 4)
     other = contents(tmp_path)
     assert all(other[f"{name}.jsonl"] != contents(folder)[f"{name}.jsonl"] for name in SPLITS)
+
+
+def test_the_task_writes_into_its_workdir(folder, tmp_path):
+    config = Config(task="toy_data", workdir=str(tmp_path / "toy_data"), seed=3, toy=SMALL)
+    assert toy.run_toy_data(config) == {}
+    assert contents(tmp_path / "toy_data") == contents(folder)
 
 
 def test_counts_and_disjoint_prompts(folder):
