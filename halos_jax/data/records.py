@@ -150,8 +150,9 @@ def _parse_array(file: str, data: bytes) -> Iterator[tuple[int, Any]]:
             if not closed and text[at : at + 1] != ",":
                 raise json.JSONDecodeError("expected ',' or ']'", text, at)
             at = at if closed else _SPACE.match(text, at + 1).end()
-        if text[at + 1 :].strip():
-            raise json.JSONDecodeError("text after the array", text, at + 1)
+        at = _SPACE.match(text, at + 1).end()
+        if at < len(text):
+            raise json.JSONDecodeError("text after the array", text, at)
     except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else number
         raise RecordError(f"{file} line {line}: broken JSON array: {error}") from error

@@ -1,0 +1,194 @@
+"""Pairs against a brute-force reading of the rules, and on groups worked out by hand."""
+
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+
+from halos_jax.data.records import preference_from_record, preference_to_record
+from halos_jax.rewards.feedback import make_preferences
+from halos_jax.types import Prompt, Sample, Turn
+
+
+def make_samples(rewards, prompt_id="p"):
+    prompt = Prompt(prompt_id, (Turn("user", f"question {prompt_id}"),), {"answer": "4"})
+    return [
+        Sample(
+            prompt=prompt,
+            sample_id=index,
+            output=f"answer {index}",
+            prompt_ids=(1, 2, 3),
+            response_ids=(10 + index, 7),
+            finish_reason="stop",
+            reward=reward,
+        )
+        for index, reward in enumerate(rewards)
+    ]
+
+
+def make(samples, mode, threshold=0.0, seed=0, round=1):
+    return make_preferences(samples, mode=mode, threshold=threshold, seed=seed, round=round)
+
+
+def pairs_of(result):
+    return [(p.chosen.sample_id, p.rejected.sample_id) for p in result.preferences]
+
+
+@pytest.mark.parametrize(
+    ("mode", "rewards", "threshold", "pairs", "ties"),
+    [
+        ("max", [1, 4, 2, -3], 0, [(1, 3)], 0),
+        ("max", [1, 4, 2, -3], 6.5, [(1, 3)], 0),
+        ("max", [1, 4, 2, -3], 7, [], 1),  # a difference equal to the threshold is dropped
+        ("max", [2, 5, 5, 1, 1], 0, [(1, 4)], 0),
+        ("max", [3, 3], 0, [], 1),
+        ("min", [0, 4, 1.5, 9], 0, [(2, 0)], 0),
+        ("min", [0, 4, 1.5, 9], 2, [(1, 2)], 0),
+        ("min", [0, 4, 1.5, 9], 2.5, [(1, 2)], 0),  # here it is kept
+        ("min", [0, 4, 1.5, 9], 9, [(3, 0)], 0),
+        ("min", [0, 4, 1.5, 9], 9.1, [], 1),
+        ("min", [0, 1, 2], 0, [(2, 1), (1, 0)], 0),  # equally close pairs are all kept
+        ("min", [1, 0, 1], 0.5, [(0, 1), (2, 1)], 0),
+        ("min", [1, 1, 0], 0, [(0, 2), (1, 2)], 0),  # equal rewards prefer nothing
+        ("min", [1, 1, 1], 0, [], 1),
+        ("min", [0.1, 0.2, 0.3], 0.1, [(2, 1), (1, 0)], 0),  # 0.3 - 0.2 < 0.1 in binary
+    ],
+)
+def test_by_hand(mode, rewards, threshold, pairs, ties):
+    result = make(make_samples(rewards), mode, threshold)
+    assert pairs_of(result) == pairs
+    assert result.counts["pairs"] == len(pairs) and result.counts["ties"] == ties
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 2])
+def test_min_and_max_against_brute_force(threshold):
+    generator = random.Random(threshold)
+    for _ in range(200):
+        rewards = [generator.randint(-3, 3) for _ in range(generator.randint(2, 6))]
+        samples = make_samples(rewards)
+        gaps = {
+            (i, j): rewards[i] - rewards[j]
+            for i, j in itertools.permutations(range(len(rewards)), 2)
+            if rewards[i] > rewards[j]
+        }
+        far = {pair: gap for pair, gap in gaps.items() if gap >= threshold}
+        closest = {pair for pair, gap in far.items() if gap == min(far.values())}
+        generator.shuffle(samples)
+        assert sorted(pairs_of(make(samples, "min", threshold))) == sorted(closest)
+        widest = {pair for pair, gap in gaps.items() if gap == max(gaps.values()) > threshold}
+        found = set(pairs_of(make(samples, "max", threshold)))
+        assert found <= widest and bool(found) == bool(widest)
+
+
+def test_random_pairs_are_disjoint_and_use_everything():
+    for size in range(2, 9):
+        result = make(make_samples(range(size)), "random", seed=size)
+        used = list(itertools.chain(*pairs_of(result)))
+        assert len(used) == len(set(used)) == size // 2 * 2
+        assert all(better > worse for better, worse in pairs_of(result))
+
+
+def test_random_pairs_drop_differences_up_to_the_threshold():
+    for seed in range(50):
+        samples = make_samples([0, 1, 2, 3])
+        loose = pairs_of(make(samples, "random", 0, seed))
+        tight = make(samples, "random", 1, seed)
+        assert pairs_of(tight) == [(a, b) for a, b in loose if a - b > 1]
+        assert tight.counts["ties"] == 2 - tight.counts["pairs"]
+
+
+def test_all_pairings_are_equally_likely():
+    pairings = [
+        frozenset(frozenset(pair) for pair in pairs_of(make(samples, "random", seed=seed)))
+        for samples in [make_samples(range(4))]
+        for seed in range(1500)
+    ]
+    counts = [pairings.count(pairing) for pairing in set(pairings)]
+    # Three ways to pair four; 500 +- 18 each, five deviations.
+    assert len(counts) == 3 and all(abs(count - 500) < 91 for count in counts)
+
+
+def test_a_prompts_pairs_depend_on_seed_round_and_prompt_alone():
+    groups = {f"p{i}": make_samples(range(4), f"p{i}") for i in range(30)}
+    everything = [sample for group in groups.values() for sample in group]
+    whole = make(everything, "random")
+    alone = [make(group, "random").preferences for group in groups.values()]
+    assert whole.preferences == list(itertools.chain(*alone))
+    random.Random(1).shuffle(everything)
+    again = make(everything, "random").preferences
+    assert sorted(again, key=repr) == sorted(whole.preferences, key=repr)
+    for changes in ({"seed": 1}, {"round": 2}):
+        assert pairs_of(make(everything, "random", **changes)) != pairs_of(
+            make(everything, "random")
+        )
+    # Not all prompts are shuffled alike.
+    assert len({tuple(pairs_of(make(group, "random"))) for group in groups.values()}) > 3
+
+
+def test_preferences_come_in_the_order_of_the_prompts():
+    samples = make_samples([0, 1], "b") + make_samples([0, 1], "a") + make_samples([0, 1], "c")
+    mixed = samples[::2] + samples[1::2]
+    result = make(mixed, "max")
+    assert [preference.prompt.prompt_id for preference in result.preferences] == ["b", "a", "c"]
+
+
+def test_tokens_are_carried_and_survive_the_file():
+    samples = make_samples([0.5, -1.0])
+    [preference] = make(samples, "max").preferences
+    assert preference.prompt is samples[0].prompt
+    assert preference.prompt_ids == (1, 2, 3)
+    assert preference.chosen.ids == (10, 7) and preference.rejected.ids == (11, 7)
+    assert preference.chosen.turns == (Turn("assistant", "answer 0"),)
+    assert (preference.chosen.reward, preference.rejected.reward) == (0.5, -1.0)
+    assert preference_from_record(preference_to_record(preference, seed=1, round=1)) == preference
+
+
+def test_a_cut_sample_keeps_its_finish_reason():
+    cut = [replace(sample, finish_reason="length") for sample in make_samples([0, 1], "q")]
+    result = make(make_samples([0, 1]) + cut, "max")
+    assert [p.chosen.finish_reason for p in result.preferences] == ["stop", "length"]
+    assert result.counts["truncated"] == 2
+
+
+def test_everything_is_counted():
+    samples = (
+        make_samples([0, 1, 2], "pair")
+        + make_samples([1, 1], "tie")
+        + make_samples([1], "single")
+        + make_samples([None, 1], "unlabelled")
+        + make_samples([None, 1, 0], "enough")
+    )
+    assert make(samples, "max").counts == {
+        "prompts": 5,
+        "pairs": 2,
+        "ties": 1,
+        "single": 2,
+        "unlabelled": 2,
+        "truncated": 0,
+    }
+    assert make([], "max").counts["prompts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "options", "message"),
+    [
+        ([], {"mode": "best"}, r"feedback.mode: got 'best', allowed: 'random', 'max', 'min'"),
+        ([], {"mode": "max", "threshold": -1}, "feedback.threshold: got -1, allowed"),
+        ([], {"mode": "max", "threshold": float("nan")}, "feedback.threshold: got nan, allowed"),
+        (make_samples([float("nan"), 1]), {"mode": "max"}, "sample 0 of prompt p: got reward nan"),
+        (
+            make_samples([1, 2]) + make_samples([3]),
+            {"mode": "max"},
+            "sample 0 of prompt p: .*twice",
+        ),
+        (
+            [*make_samples([1]), replace(make_samples([1, 2])[1], prompt_ids=(1,))],
+            {"mode": "max"},
+            "sample 1 of prompt p: got other prompt tokens than sample 0",
+        ),
+    ],
+)
+def test_bad_input_is_refused(samples, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(samples, **options)
