@@ -18,13 +18,15 @@ is_new_enough() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
+PYTHON_NAMES=(python3.12 python3.13 python3.11 python3.14 python3 python)
+
 find_python() {
   local name
   if [[ -n "${HALOS_JAX_PYTHON:-}" ]]; then
     is_new_enough "$HALOS_JAX_PYTHON" && echo "$HALOS_JAX_PYTHON"
     return
   fi
-  for name in python3.12 python3.13 python3.11 python3 python; do
+  for name in "${PYTHON_NAMES[@]}"; do
     if is_new_enough "$name"; then
       echo "$name"
       return
@@ -42,8 +44,8 @@ make_environment() {
       python=3.12 # uv fetches it
       echo "Making the environment $HALOS_JAX_VENV with a Python $python that uv fetches" >&2
     else
-      fail "no Python >= 3.11 found (looked at ${HALOS_JAX_PYTHON:-python3.12, python3.13," \
-        "python3.11, python3, python}); install one, or name it: HALOS_JAX_PYTHON=/path/to/python"
+      fail "no Python >= 3.11 found; looked at: ${HALOS_JAX_PYTHON:-${PYTHON_NAMES[*]}};" \
+        "install one, or name it: HALOS_JAX_PYTHON=/path/to/python"
     fi
     if command -v uv >/dev/null; then
       uv venv --quiet --python "$python" "$HALOS_JAX_VENV" || fail "uv could not make $HALOS_JAX_VENV"
