@@ -1,0 +1,268 @@
+"""Export to the Hugging Face format: a folder that `transformers` loads, written atomically."""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jax.experimental import multihost_utils
+
+from halos_jax.models import families, hf, spec
+from halos_jax.models.families import ModelError, Tensor
+from halos_jax.models.spec import DecoderConfig
+
+logger = logging.getLogger(__name__)
+
+# Files of a model folder, besides weights and config, that travel with the model.
+_COPIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_TYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def save_model(
+    params: dict[str, Any],
+    config: DecoderConfig,
+    folder: str | Path,
+    *,
+    source: Path | None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write the model to `folder` in Hugging Face format; it appears there whole or not at all.
+
+    An older model in `folder` is replaced once the new one is complete. In a run of several
+    processes all of them call this, and process 0 writes.
+
+    Args:
+      params: of `config`, sharded in any way; one tensor at a time is brought to the host.
+      source: folder that the model came from: its config.json is kept where the weights do not
+        contradict it, its tokenizer, chat template and generation config are copied. None: a
+        Llama config is made and nothing is copied.
+      dtype: of the stored weights ("float32", "bfloat16", "float16"); None: that of the params.
+      max_shard_bytes: size at which another weight file is begun.
+
+    Raises:
+      ModelError: where `folder` is the source or no model folder, or the source another model.
+    """
+    folder = Path(folder)
+    if source is not None and folder.exists() and folder.resolve() == Path(source).resolve():
+        raise ModelError(f"{folder}: is the model that the export starts from; give another folder")
+    with replace_folder(folder) as partial:
+        write_model(
+            params,
+            config,
+            partial,
+            source=source,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+        )
+
+
+def write_model(
+    params: dict[str, Any],
+    config: DecoderConfig,
+    folder: Path,
+    *,
+    source: Path | None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write the model's files into the existing `folder`; for the rest see `save_model`."""
+    dtype = dtype or config.params_dtype
+    if dtype not in _TYPE_NAMES:
+        raise ModelError(f"export dtype: got {dtype!r}, allowed: {', '.join(_TYPE_NAMES)}")
+    source_config = hf.read_hf_config(Path(source)) if source is not None else None
+    hf_config = families.make_hf_config(config, dtype, source_config)
+    plan = _plan_tensors(config, families.get_family(hf_config).tensors)
+    if jax.process_index() == 0:
+        _write_json(folder / "config.json", hf_config)
+        if source is not None:
+            _copy_files(Path(source), folder)
+    _write_tensors(params, plan, folder, np.dtype(dtype), max_shard_bytes)
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder `<folder>.partial` that takes the place of `folder` at the end.
+
+    Everything is on disk before the renaming. If the body fails, `folder` stays as it was and the
+    partial folder is removed. Only process 0 touches the disk; all processes leave together.
+    """
+    partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
+    if jax.process_index() == 0:
+        if old.exists() and not folder.exists():
+            old.rename(folder)  # an earlier run was killed between the two renamings
+        if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+            raise ModelError(
+                f"{folder}: holds files but no config.json, so it is no model that may be "
+                "replaced; give another folder, or empty this one"
+            )
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        if jax.process_index() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if jax.process_index() == 0:
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
+        if folder.exists():
+            logger.warning("%s: replacing the model that stood there", folder)
+            folder.rename(old)
+        partial.rename(folder)
+        _sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"export {folder}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _copy_files(source: Path, folder: Path) -> None:
+    for pattern in _COPIED:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+
+
+# --------------------------------------------------------------------------- weights
+
+# One tensor of the export: its name, our path, the layer (None: not of a layer), its shape.
+_Planned = tuple[Tensor, str, int | None, tuple[int, ...]]
+
+
+def _plan_tensors(config: DecoderConfig, tensors: dict[str, Tensor]) -> list[_Planned]:
+    """List the tensors in the order in which a forward pass needs them."""
+    flat = traverse_util.flatten_dict(spec.make_spec(config), sep="/")
+    whole = [(tensors[path], path, None, leaf.shape) for path, leaf in flat.items()]
+    layers = [entry for entry in whole if entry[1].startswith("layers/")]
+    by_layer = [
+        (tensor, path, layer, shape[1:])
+        for layer in range(config.num_layers)
+        for tensor, path, _, shape in layers
+    ]
+    rest = [entry for entry in whole if entry not in layers]
+    return [*rest[:1], *by_layer, *rest[1:]]
+
+
+def _write_tensors(
+    params: dict[str, Any],
+    plan: list[_Planned],
+    folder: Path,
+    dtype: np.dtype,
+    max_shard_bytes: int,
+) -> None:
+    """Write the planned tensors as one safetensors file, or as several and their index."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    shards = _split_shards(plan, dtype.itemsize, max_shard_bytes)
+    weight_map, writes = {}, jax.process_index() == 0
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors"
+        if len(shards) > 1:
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= {_name(entry): name for entry in shard}
+        with open(folder / name, "wb") if writes else contextlib.nullcontext() as file:
+            if file is not None:
+                _write_header(file, shard, dtype)
+            for tensor, path, layer, _ in shard:
+                ours = _fetch(flat[path], layer, dtype)
+                if file is not None:
+                    theirs = np.ascontiguousarray(tensor.to_theirs(ours))
+                    file.write(theirs.reshape(-1).view(np.uint8).data)
+    if writes and len(shards) > 1:
+        total = sum(_num_bytes(entry, dtype.itemsize) for entry in plan)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _name(entry: _Planned) -> str:
+    return entry[0].name.format(layer=entry[2])
+
+
+def _num_bytes(entry: _Planned, itemsize: int) -> int:
+    return int(np.prod(entry[3], dtype=np.int64)) * itemsize
+
+
+def _split_shards(
+    plan: list[_Planned], itemsize: int, max_shard_bytes: int
+) -> list[list[_Planned]]:
+    """Split the plan, in order, into shards of at most `max_shard_bytes` (or of one tensor)."""
+    shards, size = [[]], 0
+    for entry in plan:
+        size += _num_bytes(entry, itemsize)
+        if shards[-1] and size > max_shard_bytes:
+            shards.append([])
+            size = _num_bytes(entry, itemsize)
+        shards[-1].append(entry)
+    return shards
+
+
+def _write_header(file: BinaryIO, shard: list[_Planned], dtype: np.dtype) -> None:
+    """Write the safetensors header: its length as u64, then JSON padded to eight bytes.
+
+    `safetensors.numpy.save_file` would need all tensors of the file in memory at once; with the
+    header first they can follow one by one.
+    """
+    header, start = {"__metadata__": {"format": "pt"}}, 0
+    for entry in shard:
+        stop = start + _num_bytes(entry, dtype.itemsize)
+        header[_name(entry)] = {
+            "dtype": _TYPE_NAMES[dtype.name],
+            "shape": list(entry[0].shape_of(entry[3])),
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+
+
+def _fetch(leaf: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    """Bring one array, or one layer of it, to the host as `dtype`; collective over processes."""
+    if layer is not None:
+        part = _take_layer(leaf, layer, dtype)
+    else:
+        part = leaf if leaf.dtype == dtype else _cast(leaf, dtype)
+    if not part.is_fully_addressable:
+        return multihost_utils.process_allgather(part, tiled=True)
+    return np.asarray(part)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _take_layer(leaf: jax.Array, layer: int, dtype: np.dtype) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(leaf, layer, 0, keepdims=False).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _cast(leaf: jax.Array, dtype: np.dtype) -> jax.Array:
+    return leaf.astype(dtype)

@@ -1,0 +1,280 @@
+"""Import of Hugging Face models: local folder or hub id, safetensors only, streamed to the devices.
+
+Every name and shape is checked before the first weight is read. Then one array after the other
+is assembled on the host, device shard by device shard, from memory-mapped files, so that the host
+never holds more than one shard of one array.
+"""
+
+import contextlib
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import jax
+import ml_dtypes  # noqa: F401  (lets numpy hold and convert bfloat16)
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+
+from halos_jax.config import ModelConfig
+from halos_jax.models import families, spec
+from halos_jax.models.families import Family, ModelError, Tensor
+from halos_jax.models.spec import DecoderConfig
+
+logger = logging.getLogger(__name__)
+
+# What a model needs of a hub repository; never code, pickles or subfolders with other formats.
+_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt")
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+# Name in the checkpoint -> its (lazily read) tensor.
+Tensors = Mapping[str, Any]
+
+
+def resolve_model(path: str) -> Path:
+    """Return the local folder of a model: `path` itself, or the download of the hub id `path`.
+
+    Raises:
+      ModelError: where `path` is neither.
+    """
+    folder = Path(path).expanduser()
+    if path and folder.is_dir():
+        return folder
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                path, allow_patterns=_PATTERNS, ignore_patterns=["*/*"]
+            )
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"model {path!r} not found: there is no such folder, and as an id on the Hugging Face "
+            f"hub it failed with {type(error).__name__}: {reason}. Give a folder with config.json "
+            "and *.safetensors, or the id of a model that you can download."
+        ) from error
+
+
+def load_decoder_config(path: str, settings: ModelConfig | None = None) -> DecoderConfig:
+    """Return the decoder of the model at `path`, to be run as `settings` says."""
+    folder = resolve_model(path)
+    return families.make_decoder_config(read_hf_config(folder), settings)
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """Return the folder's config.json; ModelError where it is missing or no JSON object."""
+    read = _read_json(folder / "config.json")
+    if not isinstance(read, dict):
+        raise ModelError(f"{folder / 'config.json'}: got {type(read).__name__}, allowed: an object")
+    return read
+
+
+def load_params(
+    path: str, config: DecoderConfig, mesh: Mesh, *, allow_new: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Load the params of `config` from the model at `path`, in `config.params_dtype`, sharded.
+
+    `allow_new` names arrays that are drawn (always the same) where the checkpoint has none: with
+    ("score",) a language model becomes a fresh reward model, and its head is left out.
+
+    Raises:
+      ModelError: with every tensor that is missing, unexpected, or of another shape or type than
+        `config` says; or naming the file that cannot be read.
+    """
+    folder = resolve_model(path)
+    family = families.get_family(read_hf_config(folder))
+    wanted = traverse_util.flatten_dict(spec.abstract_params(config, mesh), sep="/")
+    with contextlib.ExitStack() as stack:
+        tensors = _open_tensors(folder, stack)
+        new = [
+            name
+            for name in allow_new
+            if name in wanted and family.tensors[name].name not in tensors
+        ]
+        stored = {name: leaf for name, leaf in wanted.items() if name not in new}
+        # A tied head may be stored all the same, and a fresh classifier has no use for one.
+        ignored = {family.tensors["head"].name} if config.tie_embeddings or allow_new else set()
+        _check_tensors(folder, tensors, stored, family, ignored)
+        flat = {name: _load(leaf, family.tensors[name], tensors) for name, leaf in stored.items()}
+    if new:
+        logger.info("%s: drawing %s, which the checkpoint lacks", folder, ", ".join(new))
+        flat |= _draw(0, config, mesh, {name: wanted[name] for name in new})
+    return traverse_util.unflatten_dict({name: flat[name] for name in wanted}, sep="/")
+
+
+def load_or_init_params(
+    settings: ModelConfig, config: DecoderConfig, mesh: Mesh, seed: int
+) -> dict[str, Any]:
+    """Load the params of `settings.path`, or draw them from `seed` if `settings.random_init`."""
+    if not settings.random_init:
+        return load_params(settings.path, config, mesh)
+    wanted = traverse_util.flatten_dict(spec.abstract_params(config, mesh), sep="/")
+    return traverse_util.unflatten_dict(_draw(seed, config, mesh, wanted), sep="/")
+
+
+def _draw(
+    seed: int, config: DecoderConfig, mesh: Mesh, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """Draw the arrays `wanted` as `spec.init_params` does, on the devices that are to hold them."""
+
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        flat = traverse_util.flatten_dict(spec.init_params(key, config), sep="/")
+        return {name: flat[name] for name in wanted}
+
+    shardings = {name: leaf.sharding for name, leaf in wanted.items()}
+    with jax.set_mesh(mesh):
+        return jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))
+
+
+# --------------------------------------------------------------------------- files
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{file}: missing; a model folder in Hugging Face format has one"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON: {error}; copy it again") from error
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """Return the folder's safetensors files: those of its index, or the single one."""
+    if (folder / _INDEX).exists():
+        index = _read_json(folder / _INDEX)
+        if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+            raise ModelError(f"{folder / _INDEX}: no 'weight_map'; copy it again")
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    if (folder / _SINGLE).exists():
+        return [folder / _SINGLE]
+    found = sorted(file.name for pattern in ("*.bin", "*.pt*") for file in folder.glob(pattern))
+    raise ModelError(
+        f"{folder}: no weights; allowed: {_SINGLE}, or {_INDEX} with the files it names; got "
+        f"{', '.join(found) or 'no weight file'}. Other formats are not read: convert them with "
+        "save_pretrained(..., safe_serialization=True) of transformers."
+    )
+
+
+def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> Tensors:
+    """Open the folder's weight files; tensors are read when they are sliced."""
+    tensors = {}
+    for file in _list_files(folder):
+        try:
+            opened = stack.enter_context(safe_open(file, framework="numpy"))
+        except FileNotFoundError as error:
+            raise ModelError(f"{file}: missing, though {_INDEX} names it; copy it") from error
+        except (SafetensorError, OSError) as error:
+            size = file.stat().st_size
+            raise ModelError(
+                f"{file}: cannot be read as safetensors ({error}); it has {size:,} bytes and is "
+                "truncated or damaged: download or copy it again"
+            ) from error
+        tensors |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+    return tensors
+
+
+# --------------------------------------------------------------------------- checks
+
+
+def _check_tensors(
+    folder: Path,
+    tensors: Tensors,
+    stored: Mapping[str, jax.ShapeDtypeStruct],
+    family: Family,
+    ignored: set[str],
+) -> None:
+    """Raise one ModelError that lists all that is wrong with the names, shapes and types."""
+    expected = {
+        name: shape
+        for path, leaf in stored.items()
+        for name, shape in _expect(family.tensors[path], leaf.shape)
+    }
+    problems = [("missing", name) for name in sorted(expected.keys() - tensors.keys())]
+    for name, tensor in tensors.items():
+        shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+        if name not in expected:
+            # Old checkpoints hold the RoPE frequencies, which follow from config.json.
+            if name not in ignored and not name.endswith("rotary_emb.inv_freq"):
+                problems.append(("unexpected", name))
+        elif shape != expected[name]:
+            detail = f"got shape {shape}, config.json asks for {expected[name]}"
+            problems.append((detail, name))
+        elif dtype not in _FLOATS:
+            problems.append((f"got type {dtype}, allowed: {', '.join(sorted(_FLOATS))}", name))
+    if problems:
+        raise ModelError(
+            f"{folder}: the weights do not fit the model of config.json:\n  "
+            + "\n  ".join(_summarize(problems))
+            + "\nUse weights and a config.json of one and the same model."
+        )
+
+
+def _expect(tensor: Tensor, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the names and shapes of the checkpoint's tensors for an array of ours."""
+    if "{layer}" not in tensor.name:
+        yield tensor.name, tensor.shape_of(shape)
+        return
+    for layer in range(shape[0]):
+        yield tensor.name.format(layer=layer), tensor.shape_of(shape[1:])
+
+
+def _summarize(problems: Iterable[tuple[str, str]]) -> list[str]:
+    """Return one line per problem; the same problem in several layers is one line."""
+    layers = defaultdict(list)
+    for problem, name in problems:
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        general = f"{name[: number.start()]}*{name[number.end() :]}" if number else name
+        layers[problem, general].append((int(number[0]) if number else 0, name))
+    lines = []
+    for (problem, general), found in layers.items():
+        if len(found) == 1:
+            lines.append(f"{found[0][1]}: {problem}")
+        else:
+            numbers = ", ".join(str(number) for number, _ in sorted(found))
+            lines.append(f"{general}: {problem} (layers {numbers})")
+    return lines
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def _load(leaf: jax.ShapeDtypeStruct, tensor: Tensor, tensors: Tensors) -> jax.Array:
+    """Read one array onto its devices; a block that several devices hold is read once."""
+    devices_of = defaultdict(list)
+    for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
+        bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, leaf.shape))
+        devices_of[bounds].append(device)
+    placed = []
+    for bounds, devices in devices_of.items():
+        block = _read_block(leaf, bounds, tensor, tensors)
+        placed += [jax.device_put(block, device) for device in devices]
+        jax.block_until_ready(placed)  # else the host holds blocks that wait for their transfer
+        del block
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, placed)
+
+
+def _read_block(
+    leaf: jax.ShapeDtypeStruct,
+    bounds: tuple[tuple[int, int], ...],
+    tensor: Tensor,
+    tensors: Tensors,
+) -> np.ndarray:
+    """Read `leaf[bounds]` in the leaf's dtype; the first axis of layers/* are the layers."""
+    block = np.empty([stop - start for start, stop in bounds], leaf.dtype)
+    index = tuple(slice(*bound) for bound in bounds)
+    if "{layer}" not in tensor.name:
+        block[...] = tensor.read(leaf.shape, index, tensors[tensor.name].__getitem__)
+        return block
+    for out, layer in zip(block, range(*bounds[0])):
+        stored = tensors[tensor.name.format(layer=layer)]
+        out[...] = tensor.read(leaf.shape[1:], index[1:], stored.__getitem__)
+    return block

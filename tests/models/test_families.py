@@ -1,0 +1,252 @@
+"""Hugging Face configs in every spelling, what is refused, and the layouts of the key table."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from halos_jax.config import ModelConfig
+from halos_jax.models import families, spec
+from halos_jax.models.families import (
+    FROM_HEADS,
+    MATRIX,
+    TO_HEADS,
+    TRANSPOSED,
+    VECTOR,
+    ModelError,
+    Tensor,
+    make_decoder_config,
+    make_hf_config,
+)
+from halos_jax.models.spec import RopeConfig
+
+# The config.json of a Llama 3.2 1B, in the spelling of transformers 4.
+LLAMA_1B = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
+}
+LLAMA3_ROPE = RopeConfig(500_000.0, "llama3", 32.0, 1.0, 4.0, 8192)
+
+
+def without(config, *names, **changes):
+    return {name: value for name, value in config.items() if name not in names} | changes
+
+
+def test_llama_1b_is_read():
+    config = make_decoder_config(LLAMA_1B)
+    assert (config.num_layers, config.d_model, config.d_mlp) == (16, 2048, 8192)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (32, 8, 64)
+    assert config.tie_embeddings and config.num_labels == 0 and config.norm_eps == 1e-5
+    assert config.rope == LLAMA3_ROPE
+    assert spec.count_params(config) == 1_235_814_400  # as on the model's card
+
+
+def test_both_spellings_of_rope_are_the_same_model():
+    rope = {**LLAMA_1B["rope_scaling"], "rope_theta": 500000.0}
+    new = without(LLAMA_1B, "rope_scaling", "rope_theta", rope_parameters=rope, dtype="bfloat16")
+    assert make_decoder_config(new) == make_decoder_config(LLAMA_1B)
+    old_type = without(LLAMA_1B["rope_scaling"], "rope_type", type="llama3")
+    assert make_decoder_config({**LLAMA_1B, "rope_scaling": old_type}).rope == LLAMA3_ROPE
+    plain = without(LLAMA_1B, "rope_scaling", rope_scaling=None)
+    assert make_decoder_config(plain).rope == RopeConfig(theta=500_000.0)
+    bare = without(LLAMA_1B, "rope_scaling", "rope_theta")
+    assert make_decoder_config(bare).rope == RopeConfig(theta=10_000.0)
+
+
+def test_absent_fields_take_their_llama_defaults():
+    config = make_decoder_config(
+        without(
+            LLAMA_1B,
+            "head_dim",
+            "num_key_value_heads",
+            "tie_word_embeddings",
+            "architectures",
+            "rms_norm_eps",
+            "hidden_act",
+        )
+    )
+    assert (config.head_dim, config.num_kv_heads) == (64, 32)
+    assert not config.tie_embeddings and config.norm_eps == 1e-6 and config.num_labels == 0
+
+
+def test_settings_decide_how_it_runs():
+    settings = ModelConfig(
+        params_dtype="bfloat16",
+        compute_dtype="float32",
+        attention="xla",
+        remat="full",
+        head_chunk=64,
+    )
+    config = make_decoder_config(LLAMA_1B, settings)
+    assert (config.params_dtype, config.compute_dtype) == ("bfloat16", "float32")
+    assert (config.attention, config.remat, config.head_chunk) == ("xla", "full", 64)
+
+
+@pytest.mark.parametrize(
+    ("fields", "labels"),
+    [
+        ({}, 2),  # transformers leaves out its default
+        ({"id2label": {"0": "score"}}, 1),
+        ({"id2label": {"0": "bad", "1": "good"}}, 2),
+        ({"num_labels": 1}, 1),
+    ],
+)
+def test_labels_of_a_classifier(fields, labels):
+    classifier = {**LLAMA_1B, "architectures": ["LlamaForSequenceClassification"], **fields}
+    assert make_decoder_config(classifier).num_labels == labels
+    assert make_decoder_config({**LLAMA_1B, **fields}).num_labels == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "gpt9"}, "model_type: got 'gpt9', allowed: "),
+        ({"model_type": None}, "model_type: got None"),
+        ({"attention_bias": True}, "attention_bias: got True, allowed: False"),
+        ({"mlp_bias": True}, "mlp_bias: got True"),
+        ({"hidden_act": "gelu"}, "hidden_act: got 'gelu', allowed: 'silu'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type: got 'yarn'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: allowed: 1.0"),
+        ({"hidden_size": None}, "hidden_size: got None, allowed: a positive integer"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads: got 5, allowed: a divisor"),
+        ({"architectures": ["LlamaForTokenClassification"]}, "LlamaForTokenClassification"),
+        (
+            {"architectures": ["LlamaForSequenceClassification"], "num_labels": 3},
+            "num_labels: got 3",
+        ),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+)
+def test_what_the_decoder_lacks_is_refused(fields, message):
+    with pytest.raises(ModelError) as caught:
+        make_decoder_config({**LLAMA_1B, **fields})
+    assert message in str(caught.value)
+
+
+def test_all_errors_come_together():
+    with pytest.raises(ModelError) as caught:
+        make_decoder_config({**LLAMA_1B, "mlp_bias": True, "hidden_act": "relu", "vocab_size": -1})
+    for name in ("mlp_bias", "hidden_act", "vocab_size"):
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("labels", [0, 1, 2])
+@pytest.mark.parametrize("rope", [RopeConfig(theta=1e6), LLAMA3_ROPE], ids=["default", "llama3"])
+def test_a_written_config_is_read_back(rope, labels):
+    config = spec.DecoderConfig(
+        vocab_size=97,
+        num_layers=3,
+        d_model=24,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=10,
+        d_mlp=40,
+        norm_eps=3e-6,
+        tie_embeddings=True,
+        num_labels=labels,
+        rope=rope,
+    )
+    written = json.loads(json.dumps(make_hf_config(config, "float32")))
+    assert make_decoder_config(written) == config
+
+
+def test_a_source_config_keeps_what_the_weights_do_not_say():
+    source = {**LLAMA_1B, "bos_token_id": 7, "transformers_version": "4.45.0"}
+    reward_model = make_decoder_config(
+        {**source, "architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+    )
+    made = make_hf_config(reward_model, "float32", source)
+    assert made["bos_token_id"] == 7 and made["rope_scaling"] == LLAMA_1B["rope_scaling"]
+    assert made["architectures"] == ["LlamaForSequenceClassification"]
+    assert made["id2label"] == {"0": "LABEL_0"} and made["label2id"] == {"LABEL_0": 0}
+    assert made["torch_dtype"] == "float32" and "dtype" not in made
+    assert source["architectures"] == ["LlamaForCausalLM"]  # not edited in place
+
+    back = make_hf_config(make_decoder_config(source), "bfloat16", made)
+    assert "id2label" not in back and back["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_a_source_of_another_model_is_refused():
+    config = make_decoder_config({**LLAMA_1B, "num_hidden_layers": 15})
+    with pytest.raises(ModelError, match="the weights have 15, config"):
+        make_hf_config(config, "float32", LLAMA_1B)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "expected"),
+    [
+        (VECTOR, (5,), lambda x: x),
+        (MATRIX, (4, 6), lambda x: x),
+        (TRANSPOSED, (4, 6), lambda x: x.T),
+        (TO_HEADS, (8, 4, 3), lambda x: x.reshape(8, 12).T),
+        (FROM_HEADS, (4, 3, 8), lambda x: x.reshape(12, 8).T),
+    ],
+)
+def test_layouts_and_their_blocks(axes, shape, expected):
+    tensor = Tensor("x", axes)
+    ours = np.arange(np.prod(shape)).reshape(shape)
+    theirs = tensor.to_theirs(ours)
+    np.testing.assert_array_equal(theirs, expected(ours))
+    assert tensor.shape_of(shape) == theirs.shape
+
+    reads = []
+
+    def get(block):
+        reads.append(theirs[block].size)
+        return theirs[block]
+
+    whole = (slice(None),) * len(shape)
+    np.testing.assert_array_equal(tensor.read(shape, whole, get), ours)
+    for axis, size in enumerate(shape):
+        index = list(whole)
+        index[axis] = slice(size // 2, size)
+        block = tensor.read(shape, tuple(index), get)
+        np.testing.assert_array_equal(block, ours[tuple(index)])
+        if axis in {group[0] for group in axes}:
+            assert reads[-1] == block.size  # nothing is read that is not asked for
+
+
+@pytest.mark.parametrize("model_type", sorted(families.FAMILIES))
+def test_every_array_of_the_spec_has_its_tensor(model_type):
+    family = families.FAMILIES[model_type]
+    config = make_decoder_config({**LLAMA_1B, "model_type": model_type})
+    paths = set()
+    for labels, tied in ((0, False), (0, True), (1, True)):
+        made = {**LLAMA_1B, "tie_word_embeddings": tied, "num_labels": labels}
+        if labels:
+            made["architectures"] = [family.classifier]
+        tree = spec.make_spec(make_decoder_config(made))
+        leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: isinstance(x, spec.ParamSpec))
+        for path, leaf in leaves:
+            name = "/".join(key.key for key in path)
+            paths.add(name)
+            rank = len(leaf.shape) - name.startswith("layers/")
+            flattened = sorted(axis for group in family.tensors[name].axes for axis in group)
+            assert flattened == list(range(rank))
+            assert ("{layer}" in family.tensors[name].name) == name.startswith("layers/")
+    assert paths == set(family.tensors) and config.num_layers == 16
