@@ -105,6 +105,7 @@ class TrainConfig:
     max_length: int = 1250  # prompt + response; a longer response is cut
     epochs: int = 1
     eval_every: int = 32  # optimizer steps between evaluations; 0: only at start and end
+    log_every: int = 1  # optimizer steps between console lines; metrics.jsonl has every step
     tokens_per_device: int = 16384  # largest packed row; longer batches become microbatches
     row_multiple: int = 128  # row lengths are rounded up to a multiple of this
 
@@ -114,6 +115,7 @@ class MeshConfig:
     data: int = -1  # -1 (one axis at most): all devices that the other axes leave
     fsdp: int = 1
     tensor: int = 1
+    distributed: bool = False  # join the other processes of the job (TPU VMs, SLURM, GKE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +170,7 @@ class Config:
 _STAGES = tuple(task for task in typing.get_args(Task) if task != "pipeline")
 
 # Fields that may differ when a run is resumed: none of them changes what is computed.
-RESUMABLE = ("progress", "checkpoint.keep", "workdir")
+RESUMABLE = ("progress", "train.log_every", "checkpoint.keep", "workdir")
 
 
 def default() -> ConfigDict:

@@ -44,6 +44,7 @@ _AT_LEAST = {
         "train.batch_size",
         "train.epochs",
         "train.max_length",
+        "train.log_every",
         "train.row_multiple",
         "train.tokens_per_device",
     ),

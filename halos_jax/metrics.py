@@ -33,17 +33,24 @@ class MetricWriter:
     """
 
     def __init__(
-        self, path: str | Path | None, *, console: bool = False, resume_step: int | None = None
+        self,
+        path: str | Path | None,
+        *,
+        console: bool = False,
+        console_every: int = 1,
+        resume_step: int | None = None,
     ) -> None:
         """Open `path` for appending; None (on processes other than 0) writes no file.
 
         Args:
           path: the JSON Lines file. A torn last line, left by a killed writer, is removed.
-          console: also print each record in one line.
+          console: also print records, one a line.
+          console_every: of the training steps, print each such one.
           resume_step: the step that the run goes on from; later records are removed (-1: all).
         """
         self._held: tuple[int, dict[str, Any]] | None = None
         self._console = console
+        self._console_every = console_every
         self._known: set[tuple] = set()
         self._last_step: int | None = None
         self._file: TextIO | None = None
@@ -100,7 +107,7 @@ class MetricWriter:
             if self._file is not None:
                 self._file.write(line + "\n")
                 self._file.flush()
-            if self._console:
+            if self._console and ("loss/train" not in record or step % self._console_every == 0):
                 tqdm.write(_format_line(record))
         bad = [
             f"{name} is {values[name]}"

@@ -96,7 +96,9 @@ def plan_batches(
             order = order_items(len(items), seed=seed, epoch=epoch)
         batches += [order[start : start + batch_size] for start in range(0, len(items), batch_size)]
     # The number of microbatches is the least with which every step fits.
-    microbatches = max(1, -(-max(sizes[batch].sum() for batch in batches) // (num_rows * tokens_per_row)))
+    microbatches = max(
+        1, -(-max(sizes[batch].sum() for batch in batches) // (num_rows * tokens_per_row))
+    )
     while True:
         steps = [_spread(batch, sizes, microbatches * num_rows) for batch in batches]
         longest = max(sizes[list(row)].sum() for step in steps for row in step if row)

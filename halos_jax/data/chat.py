@@ -72,6 +72,22 @@ def load_tokenizer(path: str, chat_template: str = "") -> Any:
     return tokenizer
 
 
+def load_renderer(path: str, chat_template: str = "") -> "Renderer":
+    """Load the tokenizer of `path` and make its renderer, end tokens of its generation config too.
+
+    Raises:
+      ConfigError: as `load_tokenizer`.
+    """
+    from transformers import GenerationConfig
+
+    tokenizer = load_tokenizer(path, chat_template)
+    try:
+        eos_token_ids = GenerationConfig.from_pretrained(path).eos_token_id
+    except (OSError, ValueError):
+        eos_token_ids = ()  # a model need not have one
+    return make_renderer(tokenizer, eos_token_ids)
+
+
 def make_renderer(tokenizer: Any, eos_token_ids: Iterable[int] | int | None = ()) -> "Renderer":
     """Make the renderer of a Hugging Face tokenizer.
 
@@ -105,7 +121,12 @@ class Renderer:
         self._adds_bos = not has_template and _adds_bos(tokenizer)
         self._header = self._render((_PROBE,), generate=True)
         self._header_ids = self._encode(self._header)
+        self._header_ids = self._encode(self._header)
         self._tail = self._find_tail()
+        # Rendering is slow; a template that leaves these as they are leaves every answer so.
+        self._is_verbatim = False
+        probes = ("x", " x ", "\n\tx\n\n", "<think>x</think>\n\ny", "")
+        self._is_verbatim = all(self._body(probe) == probe for probe in probes)
         self.end_marker: str = self._tail.rstrip() or tokenizer.eos_token or ""
         if not self.end_marker:
             raise ConfigError(
@@ -180,15 +201,18 @@ class Renderer:
         """
         return self._encode_behind_header(self._body(text) + (self.end_marker if finished else ""))
 
-    def decode_response(self, ids: Sequence[int]) -> str:
-        """Return a response's text without special tokens and end marker; whitespace is kept."""
+    def decode_response(self, ids: Sequence[int], *, keep_marker: bool = False) -> str:
+        """Return a response's text without special tokens and end marker; whitespace is kept.
+
+        `keep_marker` leaves an end marker that is no token of its own, for a search for it.
+        """
         ids = list(ids)
         while ids and ids[-1] in self.stop_ids:
             ids.pop()
         # Some decoders eat the first space of what they are given: let them eat from a known text.
         anchor = self._encode(_PROBE.content)
         text = self._decode(anchor + ids)[len(self._decode(anchor)) :]
-        for stop in self.stop_strings:
+        for stop in () if keep_marker else self.stop_strings:
             text = text.removesuffix(stop)
         return text
 
@@ -258,6 +282,8 @@ class Renderer:
 
     def _body(self, text: str) -> str:
         """Return `text` as the template sets it between header and end marker."""
+        if self._is_verbatim:
+            return text
         whole = self._render((_PROBE, Turn("assistant", text)), generate=False)
         if whole.startswith(self._header) and whole.endswith(self._tail):
             return whole[len(self._header) : len(whole) - len(self._tail)]

@@ -114,7 +114,9 @@ def check_loss(settings: Mapping[str, Any]) -> list[str]:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             allowed = ", ".join(known) or "none"
-            errors.append(f"loss.{key}: {name} has no such parameter{hint} Its parameters: {allowed}")
+            errors.append(
+                f"loss.{key}: {name} has no such parameter{hint} Its parameters: {allowed}"
+            )
         elif isinstance(value, bool) != isinstance(known[key], bool) or not isinstance(
             value, (int, float)
         ):

@@ -70,9 +70,7 @@ def attend_causal(
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
 
 
-def attend_view(
-    q: jax.Array, k: jax.Array, v: jax.Array, view: View, *, backend: str
-) -> jax.Array:
+def attend_view(q: jax.Array, k: jax.Array, v: jax.Array, view: View, *, backend: str) -> jax.Array:
     """Attention of packed rows `[rows, T, heads, H]` through their view (see `types.View`).
 
     Runs under `shard_map`: rows, with everything their view points to, and heads never leave
@@ -80,7 +78,10 @@ def attend_view(
     """
 
     def attend_rows(q, k, v, view):
-        slots = [views.split_buckets(views.to_view(x, view.indices, view.inverse), view) for x in (q, k, v)]
+        slots = [
+            views.split_buckets(views.to_view(x, view.indices, view.inverse), view)
+            for x in (q, k, v)
+        ]
         outputs = [
             attend_causal(*parts, lengths, backend=backend)
             for *parts, lengths in zip(*slots, views.split_lengths(view), strict=True)
@@ -156,7 +157,7 @@ def _attend_splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    batch, length, num_heads, head_dim = q.shape
+    length, num_heads, head_dim = q.shape[1:]
     padded = -(-length // 128) * 128
     q, k, v = (jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))) for x in (q, k, v))
     mask = masks.MultiHeadMask([masks.CausalMask((padded, padded))] * num_heads)

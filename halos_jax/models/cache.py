@@ -82,9 +82,7 @@ def insert_prompts(
         updated = old.at[slots, : new.shape[1]].set(new[source], mode="drop")
         return _constrain_cache(updated)
 
-    return Cache(
-        tuple(map(insert, cache.keys, keys)), tuple(map(insert, cache.values, values))
-    )
+    return Cache(tuple(map(insert, cache.keys, keys)), tuple(map(insert, cache.values, values)))
 
 
 def decode_step(

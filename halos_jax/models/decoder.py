@@ -32,7 +32,9 @@ def cast_params(params: Params, config: DecoderConfig) -> Params:
 
 def embed_tokens(params: Params, tokens: jax.Array, config: DecoderConfig) -> jax.Array:
     """Look up `tokens i32[...]` as `[..., D]` in the compute dtype."""
-    return params["embed"][tokens].astype(config.compute_dtype)
+    # Gathered over "fsdp" first: a look-up in a table split by columns would move the result.
+    table = constrain(params["embed"].astype(config.compute_dtype), "vocab", None)
+    return table[tokens]
 
 
 def get_head(params: Params, config: DecoderConfig) -> jax.Array:

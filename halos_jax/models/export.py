@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax.experimental import multihost_utils
@@ -249,10 +250,9 @@ def _write_header(file: BinaryIO, shard: list[_Planned], dtype: np.dtype) -> Non
 
 def _fetch(leaf: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
     """Bring one array, or one layer of it, to the host as `dtype`; collective over processes."""
-    if layer is not None:
-        part = _take_layer(leaf, layer, dtype)
-    else:
-        part = leaf if leaf.dtype == dtype else _cast(leaf, dtype)
+    # A copy even where there is nothing to convert: an array keeps the host value that it was
+    # asked for, and the params would hold theirs as long as they live.
+    part = _copy(leaf, dtype) if layer is None else _take_layer(leaf, layer, dtype)
     if not part.is_fully_addressable:
         return multihost_utils.process_allgather(part, tiled=True)
     return np.asarray(part)
@@ -264,5 +264,5 @@ def _take_layer(leaf: jax.Array, layer: int, dtype: np.dtype) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def _cast(leaf: jax.Array, dtype: np.dtype) -> jax.Array:
-    return leaf.astype(dtype)
+def _copy(leaf: jax.Array, dtype: np.dtype) -> jax.Array:
+    return jnp.array(leaf, dtype, copy=True)

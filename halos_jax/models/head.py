@@ -47,9 +47,7 @@ def _forward(hidden, head, targets, chunk):
 def _backward(chunk, residuals, gradient):
     hidden, head, targets, normalizers = residuals
     rows, vocab, vocab_axis, row_axes = _specs(targets, head)
-    run = functools.partial(
-        _backward_shard, chunk=chunk, vocab_axis=vocab_axis, row_axes=row_axes
-    )
+    run = functools.partial(_backward_shard, chunk=chunk, vocab_axis=vocab_axis, row_axes=row_axes)
     run = _on_mesh(run, in_specs=(rows, vocab, rows, rows, rows), out_specs=(rows, vocab))
     return *run(hidden, head, targets, normalizers, gradient), None
 

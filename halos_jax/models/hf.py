@@ -110,11 +110,16 @@ def load_params(
 
 
 def load_or_init_params(
-    settings: ModelConfig, config: DecoderConfig, mesh: Mesh, seed: int
+    settings: ModelConfig,
+    config: DecoderConfig,
+    mesh: Mesh,
+    seed: int,
+    *,
+    allow_new: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Load the params of `settings.path`, or draw them from `seed` if `settings.random_init`."""
     if not settings.random_init:
-        return load_params(settings.path, config, mesh)
+        return load_params(settings.path, config, mesh, allow_new=allow_new)
     wanted = traverse_util.flatten_dict(spec.abstract_params(config, mesh), sep="/")
     return traverse_util.unflatten_dict(_draw(seed, config, mesh, wanted), sep="/")
 
@@ -272,9 +277,21 @@ def _read_block(
     block = np.empty([stop - start for start, stop in bounds], leaf.dtype)
     index = tuple(slice(*bound) for bound in bounds)
     if "{layer}" not in tensor.name:
-        block[...] = tensor.read(leaf.shape, index, tensors[tensor.name].__getitem__)
+        _copy(block, tensor.read(leaf.shape, index, tensors[tensor.name].__getitem__))
         return block
     for out, layer in zip(block, range(*bounds[0])):
         stored = tensors[tensor.name.format(layer=layer)]
-        out[...] = tensor.read(leaf.shape[1:], index[1:], stored.__getitem__)
+        _copy(out, tensor.read(leaf.shape[1:], index[1:], stored.__getitem__))
     return block
+
+
+def _copy(out: np.ndarray, values: np.ndarray, tile: int = 256) -> None:
+    """Copy and convert `values`, whose axes may be transposed in memory, into `out`."""
+    if out.ndim == 1:
+        out[...] = values
+        return
+    # Tile by tile: a transposed copy as a whole misses the cache at nearly every element.
+    for row in range(0, out.shape[0], tile):
+        for column in range(0, out.shape[-1], tile):
+            cut = (slice(row, row + tile), ..., slice(column, column + tile))
+            out[cut] = values[cut]

@@ -42,7 +42,7 @@ to_view.defvjp(_to_view_forward, _to_view_backward)
 
 @jax.custom_vjp
 def from_view(y: jax.Array, owner: jax.Array, owned: jax.Array) -> jax.Array:
-    """Gather each token's output `[rows, T, ...]` from the slot that owns it in `y [rows, M, ...]`."""
+    """Gather each token's output `[rows, T, ...]` from its owner among `y [rows, M, ...]`."""
     return _take_rows(y, owner)
 
 

@@ -186,9 +186,7 @@ def draw_tokens(
 def compile_decoder(settings: DecodeSettings, config: DecoderConfig, replicated):
     """Return the jitted (init_slots, prefill, admit, decode_chunk, unstack); slots are donated."""
     return (
-        jax.jit(
-            functools.partial(init_slots, config), static_argnames=("slots", "length")
-        ),
+        jax.jit(functools.partial(init_slots, config), static_argnames=("slots", "length")),
         jax.jit(functools.partial(caches.prefill, config=config)),
         jax.jit(admit, donate_argnums=0),
         jax.jit(

@@ -136,7 +136,10 @@ def _run_jobs(sampler, weights, jobs, rendered, *, seed, round, on_sample) -> No
     slots = sampler.init_slots(slots=num_slots, length=prompt_length + settings.max_tokens)
     keys = np.asarray(
         decode.derive_keys(
-            seed, round, [_number_prompt(job.prompt) for job in jobs], [job.sample_id for job in jobs]
+            seed,
+            round,
+            [_number_prompt(job.prompt) for job in jobs],
+            [job.sample_id for job in jobs],
         )
     )
     key_of = {id(job): key for job, key in zip(jobs, keys, strict=True)}

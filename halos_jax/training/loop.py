@@ -114,7 +114,9 @@ def stream_batches(mesh: Mesh, dataset: Dataset, *, start: int = 0) -> Iterator[
         return sharding.put_batch(batch, mesh, leading=1)
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        ahead = [pool.submit(make, number) for number in range(start, min(start + 2, len(dataset.plan)))]
+        ahead = [
+            pool.submit(make, number) for number in range(start, min(start + 2, len(dataset.plan)))
+        ]
         for number in range(start, len(dataset.plan)):
             batch = ahead.pop(0).result()
             if number + 2 < len(dataset.plan):
@@ -147,7 +149,8 @@ def run_steps(
     total = len(dataset.plan)
     if held_out and first_step + start == 0:
         writer.write(0, evaluate(trainer, state.params, held_out))
-    bar = make_progress(total, label, enabled=config.progress, initial=start)
+    bar = make_progress(total, label, enabled=config.progress)
+    bar.update(start)
     seen = sum(len(row) for step_rows in dataset.plan.steps[:start] for row in step_rows)
     began = time.perf_counter()
     for number, batch in enumerate(stream_batches(trainer.mesh, dataset, start=start), start):
@@ -176,7 +179,9 @@ def run_steps(
 def evaluate(trainer: Trainer, params: Any, dataset: Dataset) -> dict[str, float]:
     """Return the metrics of `dataset` under `params`, each over all its examples."""
     sums = [trainer.eval_step(params, batch) for batch in stream_batches(trainer.mesh, dataset)]
-    totals = jax.tree.map(lambda *parts: float(sum(np.asarray(part, np.float64) for part in parts)), *sums)
+    totals = jax.tree.map(
+        lambda *parts: float(sum(np.asarray(part, np.float64) for part in parts)), *sums
+    )
     return {_rename(name, "eval"): total / max(count, 1) for name, (total, count) in totals.items()}
 
 

@@ -12,7 +12,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Return the learning rate as a function of optimizer steps taken before.
 
     Linear warm-up from `warmup_start * learning_rate`, then constant, or linear or cosine decay to
-    0 at `total_steps`. The warm-up is a whole number of steps, so the peak is reached at any length.
+    0 at `total_steps`. The warm-up is a whole number of steps: every run reaches the peak.
     """
     peak = config.learning_rate
     warmup = config.warmup_steps

@@ -1,0 +1,126 @@
+"""The one entry point: `python -m halos_jax.main --config=configs/NAME.py --config.field=value`."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from halos_jax import config as config_lib
+from halos_jax.config import Config, ConfigError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A preset, e.g. configs/quickstart.py.")
+flags.mark_flag_as_required("config")
+
+logger = logging.getLogger("halos_jax")
+
+
+def main(argv: list[str], overrides: list[tuple[str, str]]) -> None:
+    """Check the config, then run its task; exit codes: 0 done, 1 error, 75 run me again."""
+    if len(argv) > 1:
+        raise ConfigError(
+            f"got arguments {argv[1:]}, allowed: --config=FILE and --config.field=value"
+        )
+    _start_logging()
+    config = _CONFIG.value
+    errors = config_lib.apply_overrides(config, overrides)
+    from halos_jax.losses import check_loss
+
+    frozen = config_lib.freeze(config, errors=errors, checks=[lambda c: check_loss(c.loss)])
+    _start_jax(frozen)
+    from halos_jax.rounds.interrupt import catch_sigterm
+
+    with catch_sigterm() as stop:
+        metrics = run_task(frozen, stop)
+    if metrics:
+        logger.info("finished: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items())))
+
+
+def run_task(config: Config, stop) -> dict[str, float]:
+    """Run `config.task` to its end; return its last metrics."""
+    if config.task == "pipeline":
+        metrics: dict[str, float] = {}
+        for step in config_lib.expand_pipeline(config):
+            logger.info("pipeline: %s in %s", step.task, step.workdir)
+            metrics = run_task(step, stop)
+        return metrics
+    return _find_task(config.task)(config, stop)
+
+
+def _find_task(name: str) -> Callable:
+    if name == "toy_data":
+        from halos_jax.data.toy import run_toy_data
+
+        return run_toy_data
+    if name == "online":
+        from halos_jax.rounds.loop import run_online
+
+        return run_online
+    from halos_jax.rounds.single import run_training
+
+    return run_training
+
+
+def _start_logging() -> None:
+    """Log to the console in plain lines; of the libraries only what is worth a warning."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stdout,
+        force=True,  # absl has put its own handler there
+    )
+    for noisy in ("absl", "orbax", "jax", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _start_jax(config: Config) -> None:
+    """Join the other processes of the job, and keep compiled programs in the workdir."""
+    import jax
+
+    if config.mesh.distributed:
+        jax.distributed.initialize()
+    if jax.process_index():
+        logging.getLogger().setLevel(logging.WARNING)
+    if jax.default_backend() != "cpu":
+        # With the autotuner's choices in it: a resumed run must be the same program, bit for bit.
+        cache = Path(config.workdir).absolute() / "compilation_cache"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "all")
+    errors = _check_devices(config)
+    if errors:
+        raise ConfigError("\n".join(errors))
+
+
+def _check_devices(config: Config) -> list[str]:
+    from halos_jax import sharding
+
+    if config.task in ("pipeline", "toy_data"):
+        return []
+    sizes = {"train__batch_size": config.train.batch_size}
+    if config.task == "online":
+        sizes["sampling__slots"] = config.sampling.slots
+    return sharding.check_divisible(sharding.make_mesh(config.mesh), **sizes)
+
+
+def run() -> None:
+    """Entry point of the command line: errors that a user can mend come without a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    argv, overrides = config_lib.split_overrides(sys.argv)
+    try:
+        app.run(lambda rest: main(rest, overrides), argv=argv)
+    except _user_errors() as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    return (ConfigError,)
+
+
+if __name__ == "__main__":
+    run()

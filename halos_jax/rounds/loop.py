@@ -1,0 +1,291 @@
+"""The online loop: rounds of sample -> score -> feedback -> train -> evaluate, resumed anywhere."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from halos_jax import sharding
+from halos_jax.config import Config, ConfigError
+from halos_jax.data import datasets
+from halos_jax.data.chat import load_renderer
+from halos_jax.losses import get_loss
+from halos_jax.metrics import MetricWriter
+from halos_jax.models import export, hf
+from halos_jax.rewards.scorers import make_function_scorer, make_scorer
+from halos_jax.rounds import stages
+from halos_jax.rounds import state as states
+from halos_jax.rounds.budget import Budget
+from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
+from halos_jax.rounds.interrupt import StopSignal
+from halos_jax.rounds.stages import Run
+from halos_jax.rounds.state import Manifest, round_folder
+from halos_jax.sampling.sampler import make_sampler
+from halos_jax.training import loop as training
+from halos_jax.training.loop import Dataset, Trainer
+from halos_jax.types import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class _Position:
+    """Where a run stands: the policy at hand and the last round whose training it has seen."""
+
+    state: TrainState
+    round: int  # rounds trained completely
+    stage_step: int = 0  # steps already taken in the next round
+
+
+def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
+    """Run, or carry on, online alignment; return the held-out metrics of the last round.
+
+    Everything is under `config.workdir`; the last policy is exported to `workdir/final`.
+    """
+    info = states.open_run(config.workdir, config, is_writer=jax.process_index() == 0)
+    try:
+        if (info.workdir / "final").is_dir():
+            logger.info("%s is complete: nothing to do", info.workdir)
+            last = _last_round(info.workdir)
+            return dict(states.load_manifest(round_folder(info.workdir, last)).metrics)
+        mesh = sharding.make_mesh(config.mesh)
+        with jax.set_mesh(mesh):
+            run, position = _make_run(config, info, mesh, stop)
+            try:
+                return _run_rounds(run, position)
+            finally:
+                run.checkpoints.close()
+    finally:
+        info.close()
+
+
+def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
+    budget = _make_budget(run.config)
+    held_out: Dataset | None = None
+    for round in range(budget.num_rounds + 1):
+        plan = budget.plan_round(max(round, 1), len(run.prompts))
+        if round and plan.is_empty:
+            logger.info("no prompts are left after round %d: the run ends here", round - 1)
+            break
+        manifest = _open_round(run, round, plan)
+        folder = round_folder(run.workdir, round)
+        if round == 1 or (round > 1 and held_out is None):
+            held_out = _load_held_out(run, position)
+        manifest = _run_round(run, position, manifest, folder, held_out)
+        _report(run, manifest, budget.num_rounds)
+    run.writer.flush()
+    run.checkpoints.finish()
+    final = run.workdir / "final"
+    export.save_model(
+        position.state.params,
+        run.trainer.decoder,
+        final,
+        source=hf.resolve_model(run.config.model.path),
+    )
+    logger.info("the last policy is in %s", final)
+    return dict(manifest.metrics)
+
+
+def _run_round(
+    run: Run, position: _Position, manifest: Manifest, folder: Path, held_out: Dataset | None
+) -> Manifest:
+    """Do the stages of a round that its manifest does not name."""
+    round = manifest.round
+    commit = functools.partial(states.commit_stage, folder, is_writer=run.is_writer)
+    prompts = run.prompts[manifest.start : manifest.stop]
+    if manifest.next_stage == "sample":
+        files, metrics = stages.sample_stage(run, position.state.params, prompts, folder, round)
+        manifest = commit(manifest, "sample", files=files, metrics=metrics)
+    if "sample" in manifest.stages and run.is_writer:
+        stages.remove_shards(folder, "samples")
+    if manifest.next_stage == "score":
+        run.stop.check()
+        files, metrics = stages.score_stage(run, folder)
+        manifest = commit(manifest, "score", files=files, metrics=metrics)
+    if manifest.next_stage == "feedback":
+        files, metrics = stages.feedback_stage(run, folder, round)
+        manifest = commit(manifest, "feedback", files=files, metrics=metrics)
+    trained_now = False
+    if manifest.next_stage == "train":
+        run.stop.check()
+        if position.round < round:
+            position.state = stages.train_stage(
+                run,
+                position.state,
+                folder,
+                round=round,
+                start=position.stage_step,
+                held_out=held_out,
+                load_reference=_reference_loader(run, position),
+            )
+            position.round, position.stage_step, trained_now = round, 0, True
+        if not (trained_now and run.held_out):
+            run.checkpoints.finish()
+            manifest = commit(manifest, "train")
+    if manifest.next_stage in ("train", "evaluate"):
+        # The checkpoint is written while the held-out prompts are sampled.
+        files, metrics = {}, {}
+        if run.held_out:
+            files, metrics = stages.evaluate_stage(
+                run, position.state.params, folder, round=round, step=int(position.state.step)
+            )
+        if manifest.next_stage == "train":
+            run.checkpoints.finish()
+            manifest = commit(manifest, "train")
+        manifest = commit(manifest, "evaluate", files=files, metrics=metrics)
+    if run.is_writer:
+        stages.remove_shards(folder, "eval")
+    return manifest
+
+
+# --------------------------------------------------------------------------- setting up
+
+
+def _make_run(
+    config: Config, info: states.RunInfo, mesh: Mesh, stop: StopSignal
+) -> tuple[Run, _Position]:
+    decoder = hf.load_decoder_config(config.model.path, config.model)
+    renderer = load_renderer(
+        config.model.tokenizer or config.model.path, config.model.chat_template
+    )
+    prompts = datasets.load_prompts(config.data.train, limit=config.data.max_train)
+    prompts = datasets.order_prompts(prompts, config.seed)
+    held_out = []
+    if config.data.eval:
+        held_out = datasets.load_prompts(config.data.eval, limit=config.data.max_eval)
+        _refuse_overlap(prompts, held_out)
+    budget = _make_budget(config)
+    steps_per_round = -(-budget.prompts_per_round // config.train.batch_size) * config.train.epochs
+    trainer = training.make_trainer(
+        config,
+        decoder,
+        get_loss(config.loss),
+        mesh,
+        total_steps=budget.num_rounds * steps_per_round,
+    )
+    logger.info(
+        "%d prompts, %d held out; %d rounds; mesh %s",
+        len(prompts),
+        len(held_out),
+        budget.num_rounds,
+        sharding.describe(mesh),
+    )
+    checkpoints = open_checkpoints(info.workdir / "checkpoints", keep=config.checkpoint.keep)
+    position = _restore(trainer, checkpoints)
+    metrics_path = info.workdir / "metrics.jsonl" if info.is_writer else None
+    resume_step = int(position.state.step)
+    run = Run(
+        config=config,
+        workdir=info.workdir,
+        mesh=mesh,
+        renderer=renderer,
+        sampler=make_sampler(config.sampling, renderer, decoder, mesh),
+        scorer=make_scorer(config, mesh, renderer),
+        rules={name.rpartition(":")[2]: make_function_scorer(name) for name in config.reward.rules},
+        trainer=trainer,
+        checkpoints=checkpoints,
+        writer=MetricWriter(
+            metrics_path,
+            console=info.is_writer,
+            console_every=config.train.log_every,
+            resume_step=resume_step,
+        ),
+        stop=stop,
+        prompts=prompts,
+        held_out=held_out,
+        is_writer=info.is_writer,
+    )
+    return run, position
+
+
+def _make_budget(config: Config) -> Budget:
+    rounds = config.rounds
+    return Budget(rounds.total_prompts, rounds.prompts_per_round, rounds.num_skip)
+
+
+def _refuse_overlap(prompts, held_out) -> None:
+    shared = {prompt.prompt_id for prompt in prompts} & {prompt.prompt_id for prompt in held_out}
+    if shared:
+        raise ConfigError(
+            f"data.eval: {len(shared)} of its prompts are in data.train too (the first is "
+            f"{sorted(shared)[0]}); allowed: no prompt in both; take them out of one of the files"
+        )
+
+
+def _restore(trainer: Trainer, checkpoints: Checkpoints) -> _Position:
+    """Return the policy of the newest checkpoint, or the SFT checkpoint where there is none."""
+    if checkpoints.latest() is None:
+        return _Position(training.start_state(trainer, _load_sft(trainer)), round=0)
+    state, record = checkpoints.restore(trainer.abstract_state)
+    if record["in_stage"]:
+        logger.info("carrying on in round %d after step %d", record["round"], record["stage_step"])
+        return _Position(state, record["round"] - 1, record["stage_step"])
+    logger.info("carrying on after round %d", record["round"])
+    return _Position(state, record["round"])
+
+
+def _load_sft(trainer: Trainer) -> Any:
+    """Return the SFT checkpoint's params, in the policy's dtype."""
+    config = trainer.config
+    return hf.load_or_init_params(config.model, trainer.decoder, trainer.mesh, config.seed)
+
+
+def _open_round(run: Run, round: int, plan) -> Manifest:
+    """Return the round's manifest as it stands on disk, checked, or a new one."""
+    folder = round_folder(run.workdir, round)
+    if run.is_writer:
+        with states.explain_os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            states.remove_partials(folder)
+    stages.wait_for_all(f"open round {round}")
+    manifest = states.load_manifest(folder)
+    if manifest is None:
+        previous = f"round-{round - 1:04d}" if round > 1 else "sft"
+        return Manifest(
+            round=round,
+            seed=run.config.seed,
+            start=plan.start if round else 0,
+            stop=plan.stop if round else 0,
+            policy=previous,
+            reference="sft",
+        )
+    if manifest.next_stage is not None:
+        states.verify_files(folder, manifest)
+    return manifest
+
+
+def _load_held_out(run: Run, position: _Position) -> Dataset | None:
+    """Return the held-out pairs, fixed for the run, with the reference's log-probs."""
+    if not run.held_out:
+        return None
+    items = stages.make_held_out_items(run, round_folder(run.workdir, 0))
+    if not items:
+        logger.warning("all held-out pairs are ties: there is no evaluation while training")
+        return None
+    dataset = training.make_dataset(run.trainer, items, seed=None)
+    if not run.trainer.loss.reference:
+        return dataset
+    params = _reference_loader(run, position)()
+    return training.add_reference(run.trainer, dataset, params, label="reference eval")
+
+
+def _reference_loader(run: Run, position: _Position) -> Callable[[], Any]:
+    """Return what loads the SFT params; before the first step the policy is a copy of them."""
+    if int(position.state.step) == 0:
+        return lambda: position.state.params
+    return lambda: _load_sft(run.trainer)
+
+
+def _report(run: Run, manifest: Manifest, num_rounds: int) -> None:
+    metrics = {name: value for name, value in manifest.metrics.items() if "eval" in name}
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    logger.info("round %d of %d done: %s", manifest.round, num_rounds, shown or "no evaluation")
+
+
+def _last_round(workdir: Path) -> int:
+    return max(int(folder.name) for folder in (workdir / "rounds").iterdir())

@@ -1,0 +1,166 @@
+"""The tasks that train once, on fixed data: SFT, a reward model, offline alignment."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from halos_jax import sharding
+from halos_jax.config import Config
+from halos_jax.data import datasets
+from halos_jax.data.chat import Renderer, load_renderer
+from halos_jax.data.tokenize import Lengths, make_pair_items, make_target_items
+from halos_jax.losses import Loss, get_loss
+from halos_jax.metrics import MetricWriter, read_metrics
+from halos_jax.models import export, hf
+from halos_jax.models.spec import DecoderConfig
+from halos_jax.rounds import state as states
+from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
+from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.training import loop as training
+from halos_jax.training.loop import Trainer
+from halos_jax.types import Item, TrainState
+
+logger = logging.getLogger(__name__)
+
+# Tasks whose objective is not the config's to choose.
+_FIXED_LOSSES = {"sft": {"name": "sft"}, "reward_model": {"name": "bradley-terry"}}
+
+
+def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
+    """Run, or carry on, one of the tasks "sft", "reward_model" and "align".
+
+    The trained model is exported to `config.workdir/final`.
+
+    Returns:
+      The last evaluation's metrics, or the last training step's where there is no held-out set.
+    """
+    info = states.open_run(config.workdir, config, is_writer=jax.process_index() == 0)
+    try:
+        if (info.workdir / "final").is_dir():
+            logger.info("%s is complete: nothing to do", info.workdir)
+            return _last_metrics(info.workdir)
+        mesh = sharding.make_mesh(config.mesh)
+        checkpoints = open_checkpoints(info.workdir / "checkpoints", keep=config.checkpoint.keep)
+        try:
+            with jax.set_mesh(mesh):
+                _train(config, info, mesh, checkpoints, stop)
+        finally:
+            checkpoints.close()
+        return _last_metrics(info.workdir)
+    finally:
+        info.close()
+
+
+def _train(
+    config: Config,
+    info: states.RunInfo,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    stop: StopSignal,
+) -> None:
+    loss = get_loss(_FIXED_LOSSES.get(config.task, config.loss))
+    decoder = hf.load_decoder_config(config.model.path, config.model)
+    if loss.needs == "scores":
+        decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
+    renderer = load_renderer(
+        config.model.tokenizer or config.model.path, config.model.chat_template
+    )
+    items = _load_items(config, loss, renderer, config.data.train, config.data.max_train)
+    steps = -(-len(items) // config.train.batch_size) * config.train.epochs
+    trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps)
+    state, start = _restore(trainer, checkpoints)
+    dataset = training.make_dataset(trainer, items, seed=config.seed, epochs=config.train.epochs)
+    logger.info(
+        "%d examples, %d steps, packed fill %.0f %%; mesh %s",
+        len(items),
+        len(dataset.plan),
+        100 * dataset.plan.fill,
+        sharding.describe(mesh),
+    )
+    held_out = None
+    if config.data.eval:
+        eval_items = _load_items(config, loss, renderer, config.data.eval, config.data.max_eval)
+        held_out = training.make_dataset(trainer, eval_items, seed=None)
+    if loss.reference:
+        params = state.params if start == 0 else _load_params(trainer, config, decoder)
+        dataset = training.add_reference(trainer, dataset, params, label="reference")
+        if held_out:
+            held_out = training.add_reference(trainer, held_out, params, label="reference eval")
+        del params
+    writer = MetricWriter(
+        info.workdir / "metrics.jsonl" if info.is_writer else None,
+        console=info.is_writer,
+        console_every=config.train.log_every,
+        resume_step=start,
+    )
+    state = training.run_steps(
+        trainer,
+        state,
+        dataset,
+        held_out=held_out,
+        writer=writer,
+        start=start,
+        on_step=_make_saver(config, checkpoints, writer, stop, len(dataset.plan)),
+        label=config.task,
+    )
+    writer.close()
+    export.save_model(
+        state.params, decoder, info.workdir / "final", source=hf.resolve_model(config.model.path)
+    )
+    logger.info("the trained model is in %s", info.workdir / "final")
+
+
+def _make_saver(config, checkpoints, writer, stop: StopSignal, total: int):
+    """Return what saves after a step, where that is due or the run must stop."""
+
+    def save(state: TrainState, done: int) -> None:
+        stopping = stop.received(done)
+        due = config.checkpoint.every and done % config.checkpoint.every == 0
+        if done < total and (stopping or due):
+            writer.flush()
+            checkpoints.save(done, state, {"in_stage": False, "stage_step": done})
+            if stopping:
+                checkpoints.finish()
+                raise Interrupted("stopped by SIGTERM; run the same command again to carry on")
+
+    return save
+
+
+def _load_items(
+    config: Config, loss: Loss, renderer: Renderer, source: str, limit: int
+) -> Sequence[Item]:
+    lengths = Lengths(config.sampling.max_prompt_length, config.train.max_length)
+    if loss.items == "target":
+        return make_target_items(
+            datasets.load_conversations(source, limit=limit), renderer, lengths
+        )
+    return make_pair_items(datasets.load_preferences(source, limit=limit), renderer, lengths)
+
+
+def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    if checkpoints.latest() is None:
+        params = _load_params(trainer, trainer.config, trainer.decoder)
+        return training.start_state(trainer, params), 0
+    state, record = checkpoints.restore(trainer.abstract_state)
+    logger.info("carrying on after step %d", record["stage_step"])
+    return state, record["stage_step"]
+
+
+def _load_params(trainer: Trainer, config: Config, decoder: DecoderConfig):
+    allow_new = ("score",) if decoder.num_labels else ()
+    return hf.load_or_init_params(
+        config.model, decoder, trainer.mesh, config.seed, allow_new=allow_new
+    )
+
+
+def _last_metrics(workdir: Path) -> dict[str, float]:
+    path = workdir / "metrics.jsonl"
+    metrics: dict[str, float] = {}
+    for record in read_metrics(path) if path.exists() else ():
+        metrics |= {name: value for name, value in record.items() if np.isfinite(value)}
+    return metrics
