@@ -79,16 +79,10 @@ def plan_batches(
       seed: order of each epoch; None keeps the items' own order.
 
     Raises:
-      ValueError: where `items` is empty or an item is longer than a row.
+      ValueError: where `items` is empty, an item is longer than a row, or an item has an empty
+        prompt or no response.
     """
-    if not items:
-        raise ValueError("there are no items to make batches of")
-    sizes = np.array([item.num_tokens for item in items])
-    if sizes.max() > tokens_per_row:
-        raise ValueError(
-            f"an item has {sizes.max()} tokens (a prompt and all its responses), but a row holds "
-            f"train.tokens_per_device={tokens_per_row}; raise it, or lower train.max_length"
-        )
+    sizes = _measure_items(items, tokens_per_row)
     batches = []
     for epoch in range(epochs):
         order = np.arange(len(items))
@@ -96,9 +90,8 @@ def plan_batches(
             order = order_items(len(items), seed=seed, epoch=epoch)
         batches += [order[start : start + batch_size] for start in range(0, len(items), batch_size)]
     # The number of microbatches is the least with which every step fits.
-    microbatches = max(
-        1, -(-max(sizes[batch].sum() for batch in batches) // (num_rows * tokens_per_row))
-    )
+    most = int(max(sizes[batch].sum() for batch in batches))
+    microbatches = max(1, -(-most // (num_rows * tokens_per_row)))
     while True:
         steps = [_spread(batch, sizes, microbatches * num_rows) for batch in batches]
         longest = max(sizes[list(row)].sum() for step in steps for row in step if row)
@@ -106,6 +99,9 @@ def plan_batches(
             break
         microbatches += 1
     layout = _fit_layout(items, steps, microbatches, num_rows, row_multiple)
+    # Rounding must not lead past what the user said that a device can hold.
+    most = max(-(-longest // row_multiple) * row_multiple, tokens_per_row)
+    layout = dataclasses.replace(layout, tokens=int(min(layout.tokens, most)))
     planned = len(steps) * microbatches * num_rows * layout.tokens
     return Plan(layout, tuple(steps), float(sum(sizes[batch].sum() for batch in batches) / planned))
 
@@ -177,6 +173,28 @@ def split_scores(plan: Plan, step: int, items: Sequence[Item], scores: np.ndarra
 # --------------------------------------------------------------------------- planning
 
 
+def _measure_items(items: Sequence[Item], tokens_per_row: int) -> np.ndarray:
+    """Return the tokens i64[items] of each item, all of which can be packed."""
+    if not items:
+        raise ValueError("there are no items to make batches of")
+    for number, item in enumerate(items):
+        if not len(item.prompt_ids):
+            raise ValueError(
+                f"item {number} has an empty prompt, so nothing predicts the first token of its "
+                "response; give every prompt a token at least (a chat template or a BOS does)"
+            )
+        if not item.responses:
+            raise ValueError(f"item {number} has no response; allowed: one response or more")
+    sizes = np.array([item.num_tokens for item in items])
+    if sizes.max() > tokens_per_row:
+        raise ValueError(
+            f"item {sizes.argmax()} has {sizes.max()} tokens (a prompt and all its responses), but "
+            f"a row holds train.tokens_per_device={tokens_per_row}; raise it, or lower "
+            "train.max_length"
+        )
+    return sizes
+
+
 def _spread(batch: np.ndarray, sizes: np.ndarray, num_rows: int) -> tuple[tuple[int, ...], ...]:
     """Spread items over rows: longest first, each to the emptiest row (Graham's LPT rule)."""
     rows: list[list[int]] = [[] for _ in range(num_rows)]
@@ -204,27 +222,33 @@ def _fit_layout(items, steps, microbatches: int, num_rows: int, multiple: int) -
     return Layout(
         microbatches=microbatches,
         rows=num_rows,
-        tokens=_round_shape(tokens, multiple),
-        positions=_round_shape(positions, 8),
+        tokens=_round_shape(tokens, multiple, parts=8),
+        positions=_round_shape(positions, 8, parts=4),
         copies=max(len(item.responses) for row in rows for item in row),
         buckets=tuple(
-            (_round_shape(int(count), 1), length)
+            (_round_shape(int(count), 1, parts=2), length)
             for count, length in zip(counts, lengths, strict=True)
             if count
         ),
     )
 
 
-def _round_shape(size: int, multiple: int) -> int:
-    """Round up to a grid of at most 12 % waste, so that later plans often find the same shapes."""
-    grid = max(1 << max(size.bit_length() - 4, 0), multiple)
+def _round_shape(size: int, multiple: int, *, parts: int) -> int:
+    """Round up to a grid of `parts` steps between two powers of two, and to `multiple`.
+
+    The plan of another round then often finds shapes that are compiled already. The coarser the
+    grid, the oftener; so the cheapest axes get the coarsest grid: all matrix products see every
+    token of a row (at most 1/8 of waste), the head every position, attention alone the sequences.
+    """
+    grid = max((1 << (size.bit_length() - 1)) // parts, 1) if size else 1
     grid = -(-grid // multiple) * multiple
     return max(-(-size // grid) * grid, multiple)
 
 
 def _bucket_lengths(longest: int, multiple: int) -> list[int]:
-    """Return up to four rising sequence lengths: the longest, its half, quarter and eighth."""
-    rounded = {-(-max(longest >> shift, 1) // multiple) * multiple for shift in range(4)}
+    """Return up to three rising sequence lengths: the longest, its half and its quarter."""
+    longest = _round_shape(longest, multiple, parts=8)
+    rounded = {-(-max(longest >> shift, 1) // multiple) * multiple for shift in range(3)}
     return sorted(rounded)
 
 

@@ -99,7 +99,7 @@ def get_loss(settings: Mapping[str, Any]) -> Loss:
 def check_loss(settings: Mapping[str, Any]) -> list[str]:
     """Return error lines: an unknown loss, an unknown hyperparameter, a value of another type."""
     name = settings.get("name")
-    if name not in _REGISTRY:
+    if not isinstance(name, str) or name not in _REGISTRY:
         return [f"loss.name: got {name!r}, allowed: {', '.join(sorted(_REGISTRY))}"]
     known = {
         parameter.name: parameter.default
@@ -114,9 +114,7 @@ def check_loss(settings: Mapping[str, Any]) -> list[str]:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             allowed = ", ".join(known) or "none"
-            errors.append(
-                f"loss.{key}: {name} has no such parameter{hint} Its parameters: {allowed}"
-            )
+            errors.append(f"loss.{key}: {name!r} has no such parameter{hint}; allowed: {allowed}")
         elif isinstance(value, bool) != isinstance(known[key], bool) or not isinstance(
             value, (int, float)
         ):
