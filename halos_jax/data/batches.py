@@ -234,15 +234,15 @@ def _fit_layout(items, steps, microbatches: int, num_rows: int, multiple: int) -
 
 
 def _round_shape(size: int, multiple: int, *, parts: int) -> int:
-    """Round up to a grid of `parts` steps between two powers of two, and to `multiple`.
+    """Round up to `multiple` times a number of a grid: `parts` steps from one power of 2 on.
 
     The plan of another round then often finds shapes that are compiled already. The coarser the
     grid, the oftener; so the cheapest axes get the coarsest grid: all matrix products see every
     token of a row (at most 1/8 of waste), the head every position, attention alone the sequences.
     """
-    grid = max((1 << (size.bit_length() - 1)) // parts, 1) if size else 1
-    grid = -(-grid // multiple) * multiple
-    return max(-(-size // grid) * grid, multiple)
+    units = max(-(-size // multiple), 1)
+    grid = max((1 << (units.bit_length() - 1)) // parts, 1)
+    return -(-units // grid) * grid * multiple
 
 
 def _bucket_lengths(longest: int, multiple: int) -> list[int]:
