@@ -113,13 +113,37 @@ def run() -> None:
     argv, overrides = config_lib.split_overrides(sys.argv)
     try:
         app.run(lambda rest: main(rest, overrides), argv=argv)
-    except _user_errors() as error:
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(code)
 
 
-def _user_errors() -> tuple[type[Exception], ...]:
-    return (ConfigError,)
+def _exit_code(error: Exception) -> int | None:
+    """Return the exit code of an error that its message explains; None for a fault of ours."""
+    from halos_jax.data.fields import RecordError
+    from halos_jax.metrics import NonFiniteError
+    from halos_jax.models.families import ModelError
+    from halos_jax.rewards.scorers import RewardError
+    from halos_jax.rounds.checkpoints import CheckpointError
+    from halos_jax.rounds.interrupt import EXIT_CODE, Interrupted
+    from halos_jax.rounds.state import ManifestError, WorkdirError
+
+    explained = (
+        ConfigError,
+        RecordError,
+        ModelError,
+        RewardError,
+        NonFiniteError,
+        CheckpointError,
+        ManifestError,
+        WorkdirError,
+    )
+    if isinstance(error, Interrupted):
+        return EXIT_CODE
+    return 1 if isinstance(error, explained) else None
 
 
 if __name__ == "__main__":

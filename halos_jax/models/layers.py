@@ -22,7 +22,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 def project_qkv(
     x: jax.Array, weights: Weights, positions: jax.Array, config: DecoderConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Project `x [..., D]` to queries `[..., N, H]`, keys and values `[..., K, H]`; q, k rotated."""
+    """Project `x [..., D]` to rotated queries `[..., N, H]` and keys `[..., K, H]`, and values."""
     q, k, v = (
         checkpoint_name(jnp.einsum("...d,dnh->...nh", x, weights[name]), "qkv") for name in "qkv"
     )

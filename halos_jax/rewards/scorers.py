@@ -23,6 +23,10 @@ from halos_jax.types import FINISH_STOP, Sample
 Scorer = Callable[[Sequence[Sample]], list[float]]
 
 
+class RewardError(ValueError):
+    """A reward function or model gave something that is no finite number."""
+
+
 def make_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
     """Return the scorer of `config.reward`; `renderer` is the policy's."""
     if config.reward.kind == "function":
@@ -59,7 +63,7 @@ def make_function_scorer(name: str) -> Scorer:
             if isinstance(reward, bool | int | float | np.number) and math.isfinite(reward):
                 rewards.append(float(reward))
                 continue
-            raise ValueError(
+            raise RewardError(
                 f"reward.function {name!r}: got {reward!r} for prompt {sample.prompt.prompt_id}, "
                 f"sample {sample.sample_id}; allowed: a finite number"
             )
@@ -133,7 +137,7 @@ def _score_items(run, params, samples, config: Config, mesh: Mesh) -> list[float
         bar.update(1)
     bar.close()
     if not np.isfinite(rewards).all():
-        raise ValueError(
+        raise RewardError(
             f"the reward model gave {np.sum(~np.isfinite(rewards))} non-finite scores of "
             f"{len(rewards)}; check reward.path and reward.compute_dtype"
         )

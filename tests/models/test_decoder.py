@@ -55,7 +55,7 @@ def torch_model(request, tmp_path_factory):
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=128,
-        initializer_range=0.2,
+        initializer_range=0.05,
         **CASES[request.param],
     )
     model = transformers.LlamaForCausalLM(config).eval()

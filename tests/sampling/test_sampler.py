@@ -1,0 +1,174 @@
+"""The sampler: independence of samples, agreement with the trainer, and where a response ends."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from halos_jax.config import SamplingConfig
+from halos_jax.data.batches import build_batch, plan_batches
+from halos_jax.data.chat import make_renderer
+from halos_jax.data.toy import make_tokenizer
+from halos_jax.models import decoder
+from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
+from halos_jax.sampling.sampler import make_sampler, sample_shard
+from halos_jax.types import TARGET, Item, Prompt, Turn
+
+SETTINGS = SamplingConfig(
+    num_samples_per_prompt=3,
+    temperature=1.0,
+    top_p=0.9,
+    max_tokens=12,
+    max_prompt_length=16,
+    slots=8,
+    chunk=5,
+    keep_logps=True,
+)
+
+
+@functools.cache
+def renderer():
+    return make_renderer(make_tokenizer("abcdefghij"))
+
+
+def tiny(**changes):
+    config = DecoderConfig(
+        vocab_size=len(renderer().tokenizer),
+        num_layers=2,
+        d_model=32,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        d_mlp=48,
+        init_std=0.3,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def make_prompts(count=7):
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("abcdefghij"), rng.integers(1, 9))) for _ in range(count)]
+    return [Prompt(f"p{i}", (Turn("user", text),)) for i, text in enumerate(texts)]
+
+
+def run(mesh, settings=SETTINGS, prompts=None, *, seed=0, round=1, config=None):
+    config = config or tiny()
+    with jax.set_mesh(mesh):
+        params = jax.device_put(
+            init_params(jax.random.key(0), config), params_shardings(config, mesh)
+        )
+        sampler = make_sampler(settings, renderer(), config, mesh)
+        return sample_shard(
+            sampler, sampler.unstack(params), prompts or make_prompts(), seed=seed, round=round
+        )
+
+
+def by_name(samples):
+    return {(sample.prompt.prompt_id, sample.sample_id): sample.response_ids for sample in samples}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
+    return run(mesh)
+
+
+def test_every_sample_once_and_complete(reference):
+    assert [(s.prompt.prompt_id, s.sample_id) for s in reference] == [
+        (f"p{i}", j) for i in range(7) for j in range(3)
+    ]
+    stop_ids = renderer().stop_ids
+    for sample in reference:
+        assert 1 <= len(sample.response_ids) <= SETTINGS.max_tokens
+        assert not stop_ids & set(sample.response_ids[:-1])
+        ended = sample.response_ids[-1] in stop_ids
+        assert sample.finish_reason == ("stop" if ended else "length")
+        assert ended or len(sample.response_ids) == SETTINGS.max_tokens
+        assert sample.prompt_ids == renderer().render_prompt(sample.prompt.turns, 16)
+    reasons = {sample.finish_reason for sample in reference}
+    assert reasons == {"stop", "length"}  # both ways to end are exercised
+    assert len(set(by_name(reference).values())) > 15  # samples of a prompt differ
+
+
+@pytest.mark.parametrize("changes", [{"slots": 1}, {"slots": 64, "chunk": 32}, {"slots": 4, "chunk": 1}])
+def test_samples_do_not_depend_on_slots_or_chunks(mesh1, reference, changes):
+    again = run(mesh1, dataclasses.replace(SETTINGS, **changes))
+    assert by_name(again) == by_name(reference)
+
+
+def test_samples_do_not_depend_on_order_or_company(mesh1, reference):
+    prompts = make_prompts()
+    expected = by_name(reference)
+    assert by_name(run(mesh1, prompts=prompts[::-1])) == expected
+    some = by_name(run(mesh1, prompts=prompts[4:5]))
+    assert some == {name: ids for name, ids in expected.items() if name[0] == "p4"}
+    fewer = by_name(run(mesh1, dataclasses.replace(SETTINGS, num_samples_per_prompt=2)))
+    assert fewer == {name: ids for name, ids in expected.items() if name[1] < 2}
+
+
+def test_samples_do_not_depend_on_the_mesh(mesh, reference):
+    assert by_name(run(mesh)) == by_name(reference)
+
+
+def test_seed_and_round_change_the_samples(mesh1, reference):
+    for other in (run(mesh1, seed=1), run(mesh1, round=2)):
+        same = sum(a == b for a, b in zip(by_name(other).values(), by_name(reference).values()))
+        assert same < len(reference) / 2
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.15)])
+def test_logps_equal_the_trainers(mesh1, dtype, tolerance):
+    config = tiny(compute_dtype=dtype)
+    samples = run(mesh1, config=config)
+    items = [
+        Item(
+            np.asarray(sample.prompt_ids, np.int32),
+            (np.asarray(sample.response_ids, np.int32),),
+            (TARGET,),
+        )
+        for sample in samples
+    ]
+    plan = plan_batches(items, batch_size=99, num_rows=1, tokens_per_row=4096, row_multiple=8)
+    batch = jax.tree.map(lambda x: x[0], build_batch(items, plan, 0))
+    params = init_params(jax.random.key(0), config)
+    logps = np.asarray(decoder.compute_logps(params, batch, config))[0]
+    start = 0
+    for index in plan.steps[0][0]:
+        length = len(samples[index].response_ids)
+        np.testing.assert_allclose(
+            samples[index].logps, logps[start : start + length], atol=tolerance
+        )
+        start += length
+
+
+def test_greedy_takes_the_likeliest_token(mesh1):
+    config = tiny()
+    samples = run(mesh1, dataclasses.replace(SETTINGS, temperature=0.0, num_samples_per_prompt=1))
+    params = init_params(jax.random.key(0), config)
+    for sample in samples[:3]:
+        tokens = np.array([sample.prompt_ids + sample.response_ids])
+        logits = decoder.compute_logits(params, tokens, np.array([tokens.shape[1]]), config)
+        first = len(sample.prompt_ids) - 1
+        best = np.asarray(logits.argmax(-1))[0, first:-1]
+        assert tuple(best) == sample.response_ids
+
+
+def test_stop_strings_end_a_response_where_they_are_complete(mesh1, reference):
+    text = next(s.output for s in reference if len(s.output) >= 6 and s.finish_reason == "length")
+    stop = text[2:4]
+    stopped = run(mesh1, dataclasses.replace(SETTINGS, stop=(stop,)))
+    cut = 0
+    for sample, full in zip(stopped, reference, strict=True):
+        assert stop not in sample.output
+        if stop in full.output:
+            cut += 1
+            assert sample.finish_reason == "stop"
+            assert sample.output == full.output.partition(stop)[0]
+            assert sample.response_ids == full.response_ids[: len(sample.response_ids)]
+            assert renderer().decode_response(sample.response_ids).endswith(stop)
+        else:
+            assert sample.response_ids == full.response_ids
+    assert cut
