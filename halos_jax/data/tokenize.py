@@ -34,6 +34,9 @@ def make_pair_items(
     """Return one item (chosen, rejected) a preference.
 
     Feedback that carries token ids keeps them as they were sampled; text is rendered.
+
+    Raises:
+      ValueError: where a prompt leaves no room for a response.
     """
     items = []
     for preference in preferences:
@@ -52,12 +55,16 @@ def make_pair_items(
 def make_target_items(
     conversations: Iterable[tuple[Prompt, str]], renderer: Renderer, lengths: Lengths
 ) -> list[Item]:
-    """Return one item (target) a demonstration."""
+    """Return one item (target) a demonstration.
+
+    Raises:
+      ValueError: where a prompt leaves no room for a response.
+    """
     items = []
     for prompt, answer in conversations:
         prompt_ids = renderer.render_prompt(prompt.turns, lengths.prompt)
-        response = renderer.render_response(answer)[: lengths.total - len(prompt_ids)]
-        items.append(Item(_array(prompt_ids), (_array(response),), (TARGET,)))
+        response = _cut(renderer.render_response(answer), len(prompt_ids), lengths)
+        items.append(Item(_array(prompt_ids), (response,), (TARGET,)))
     return items
 
 
@@ -102,7 +109,17 @@ def _response_ids(
         text = "".join(turn.content for turn in completion.turns)
         finished = completion.finish_reason == FINISH_STOP
         ids = renderer.render_response(text, finished=finished)
-    return _array(ids[: lengths.total - prompt_length])
+    return _cut(ids, prompt_length, lengths)
+
+
+def _cut(ids: Sequence[int], prompt_length: int, lengths: Lengths) -> np.ndarray:
+    room = lengths.total - prompt_length
+    if room < 1:
+        raise ValueError(
+            f"train.max_length: got {lengths.total}, but a prompt has {prompt_length} tokens, "
+            "which leaves none for its response; raise it, or lower sampling.max_prompt_length"
+        )
+    return _array(ids[:room])
 
 
 def _array(ids: Sequence[int]) -> np.ndarray:

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -112,14 +113,22 @@ def check_loss(settings: Mapping[str, Any]) -> list[str]:
             continue
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}" if close else ""
             allowed = ", ".join(known) or "none"
             errors.append(f"loss.{key}: {name!r} has no such parameter{hint}; allowed: {allowed}")
-        elif isinstance(value, bool) != isinstance(known[key], bool) or not isinstance(
-            value, (int, float)
-        ):
-            errors.append(f"loss.{key}: got {value!r}, allowed: a {type(known[key]).__name__}")
+        elif not _fits(value, known[key]):
+            errors.append(f"loss.{key}: got {value!r}, allowed: {_describe(known[key])}")
     return errors
+
+
+def _fits(value: Any, default: Any) -> bool:
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _describe(default: Any) -> str:
+    return "True or False" if isinstance(default, bool) else "a finite number"
 
 
 def list_losses() -> list[str]:

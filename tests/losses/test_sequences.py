@@ -1,0 +1,71 @@
+"""Sums over sequences: against plain loops, blind to padding, without scatters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from halos_jax.losses.sequences import count_and_sum, sum_by_sequence, take_partner, weighted_sum
+from halos_jax.types import CHOSEN, REJECTED, TARGET
+
+PAIR = (CHOSEN, REJECTED)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_sum_by_sequence_adds_each_response_and_no_padding(pack, draw_logps, num_rows):
+    packed = pack(PAIR, num_rows=num_rows)
+    logps = draw_logps(packed, 0)
+    expected = packed.place_by_role(
+        {
+            (index, role): part.sum()
+            for index, parts in enumerate(logps)
+            for role, part in zip(PAIR, parts, strict=True)
+        }
+    )
+    real = packed.batch.sequences.role > 0
+    for padding in (0.0, 1e6, np.inf):
+        got = np.asarray(sum_by_sequence(packed.place(logps, padding), packed.batch))
+        np.testing.assert_allclose(got[real], expected[real], rtol=1e-6)
+        assert not got[~real].any()
+
+
+def test_the_gradient_of_a_sum_is_one_where_there_is_a_token(pack, draw_logps):
+    packed = pack(PAIR)
+    total = lambda values: sum_by_sequence(values, packed.batch).sum()  # noqa: E731
+    gradient = jax.grad(total)(jnp.asarray(packed.place(draw_logps(packed, 0))))
+    ones = [tuple(np.ones(len(part)) for part in item.responses) for item in packed.items]
+    np.testing.assert_array_equal(gradient, packed.place(ones))
+    assert "scatter" not in jax.jit(jax.grad(total)).lower(gradient).as_text()
+
+
+def test_take_partner_swaps_the_halves_of_each_pair(pack):
+    packed = pack(PAIR)
+    own = {(index, role): 10.0 * index + role for index in range(7) for role in PAIR}
+    other = {(index, role): own[index, PAIR[role == CHOSEN]] for index, role in own}
+    real = packed.batch.sequences.role > 0
+    got = np.asarray(take_partner(packed.place_by_role(own), packed.batch))
+    np.testing.assert_array_equal(got[real], packed.place_by_role(other)[real])
+
+
+def test_sums_over_a_role_use_weights_and_counts_do_not(pack):
+    packed = pack(PAIR, weights=True)
+    weights = [item.weight for item in packed.items]
+    assert len(set(weights)) > 1
+    values = {
+        (index, role): 2.0**index * (role == CHOSEN) + 1 for index in range(7) for role in PAIR
+    }
+    placed = packed.place_by_role(values)
+    for role in PAIR:
+        mine = [values[index, role] for index in range(7)]
+        assert weighted_sum(placed, packed.batch, role) == np.dot(mine, weights)
+        total, count = count_and_sum(placed, packed.batch, role)
+        assert (total, count) == (sum(mine), 7)
+    assert weighted_sum(placed, packed.batch, TARGET) == 0
+    assert count_and_sum(placed, packed.batch, TARGET) == (0, 0)
+
+
+def test_metrics_have_no_gradient(pack):
+    packed = pack(PAIR)
+    values = jnp.ones(packed.batch.sequences.role.shape)
+    gradient = jax.grad(lambda x: count_and_sum(x, packed.batch, CHOSEN)[0])(values)
+    assert not np.asarray(gradient).any()
