@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.train.max_length = 24
     config.train.row_multiple = 8
     config.train.eval_every = 0
+    config.train.log_every = 50
     config.sampling.max_prompt_length = 12
     config.sampling.max_tokens = 10
     config.sampling.temperature = 1.0
@@ -50,7 +51,7 @@ def get_config() -> ConfigDict:
                 "eval": "{workdir}/toy_data/eval.jsonl",
             },
             "optimizer": fast,
-            "train": {"batch_size": 128, "epochs": 4},
+            "train": {"batch_size": 128, "epochs": 3},
         },
         "reward_model": {
             "model": from_scratch,
@@ -59,7 +60,7 @@ def get_config() -> ConfigDict:
                 "eval": "{workdir}/toy_data/eval_pairs.jsonl",
             },
             "optimizer": fast,
-            "train": {"batch_size": 128, "epochs": 4},
+            "train": {"batch_size": 128, "epochs": 2},
         },
         "online": {
             "model": {"path": "{workdir}/sft/final"},

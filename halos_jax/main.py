@@ -82,7 +82,15 @@ def _start_jax(config: Config) -> None:
     import jax
 
     if config.mesh.distributed:
-        jax.distributed.initialize()
+        # Found by itself on TPU VMs, SLURM and GKE; elsewhere these three variables say it.
+        given = {
+            "num_processes": os.environ.get("JAX_NUM_PROCESSES"),
+            "process_id": os.environ.get("JAX_PROCESS_ID"),
+        }
+        jax.distributed.initialize(
+            os.environ.get("JAX_COORDINATOR_ADDRESS"),
+            **{name: int(value) for name, value in given.items() if value},
+        )
     if jax.process_index():
         logging.getLogger().setLevel(logging.WARNING)
     if jax.default_backend() != "cpu":

@@ -47,7 +47,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
 
     Everything is under `config.workdir`; the last policy is exported to `workdir/final`.
     """
-    info = states.open_run(config.workdir, config, is_writer=jax.process_index() == 0)
+    info = states.join_run(config)
     try:
         if (info.workdir / "final").is_dir():
             logger.info("%s is complete: nothing to do", info.workdir)
@@ -87,7 +87,11 @@ def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
         final,
         source=hf.resolve_model(run.config.model.path),
     )
-    logger.info("the last policy is in %s", final)
+    logger.info(
+        "the last policy is in %s; round 0 is the SFT policy:\n%s",
+        final,
+        format_rounds(run.workdir),
+    )
     return dict(manifest.metrics)
 
 
@@ -285,6 +289,25 @@ def _report(run: Run, manifest: Manifest, num_rounds: int) -> None:
     metrics = {name: value for name, value in manifest.metrics.items() if "eval" in name}
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     logger.info("round %d of %d done: %s", manifest.round, num_rounds, shown or "no evaluation")
+
+
+def format_rounds(workdir: Path) -> str:
+    """Return a table of all rounds: prompts, pairs, and every held-out metric."""
+    manifests = [
+        states.load_manifest(round_folder(workdir, round))
+        for round in range(_last_round(workdir) + 1)
+    ]
+    names = [name for name in manifests[0].metrics if name.startswith(("reward_eval", "response"))]
+    rows = [("round", "prompts", "pairs", *names)]
+    for manifest in manifests:
+        pairs = manifest.metrics.get("feedback_pairs", 0) if manifest.round else 0
+        values = [f"{manifest.metrics[name]:.3f}" for name in names if name in manifest.metrics]
+        rows.append((str(manifest.round), str(manifest.stop - manifest.start), str(pairs), *values))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
 
 
 def _last_round(workdir: Path) -> int:

@@ -39,7 +39,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
     Returns:
       The last evaluation's metrics, or the last training step's where there is no held-out set.
     """
-    info = states.open_run(config.workdir, config, is_writer=jax.process_index() == 0)
+    info = states.join_run(config)
     try:
         if (info.workdir / "final").is_dir():
             logger.info("%s is complete: nothing to do", info.workdir)

@@ -22,6 +22,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+
 from halos_jax import config as config_lib
 
 logger = logging.getLogger(__name__)
@@ -136,6 +139,19 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
             os.close(lock)
         raise
     return RunInfo(workdir, is_resumed, is_writer, lock)
+
+
+def join_run(config: config_lib.Config) -> RunInfo:
+    """Open the run of `config.workdir` on every process of the job, on process 0 first.
+
+    Raises:
+      WorkdirError: as `open_run`; the other processes end when process 0 does.
+    """
+    is_writer = jax.process_index() == 0
+    info = open_run(config.workdir, config) if is_writer else None
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("open the run")
+    return info or open_run(config.workdir, config, is_writer=False)
 
 
 @contextlib.contextmanager
