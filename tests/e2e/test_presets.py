@@ -1,0 +1,25 @@
+"""Every preset gives a valid config, alone or with the paths that its docstring asks for."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from halos_jax.config import apply_overrides, freeze
+from halos_jax.losses import check_loss
+
+PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+PATHS = [("model.path", "m"), ("reward.path", "r"), ("data.train", "t"), ("data.eval", "e")]
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_preset_is_valid_and_documented(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert "Command:" in module.__doc__ and "Hardware:" in module.__doc__
+    takes_argument = module.get_config.__code__.co_argcount
+    config = module.get_config(*["folder"] * takes_argument)
+    if config.task != "pipeline":
+        assert not apply_overrides(config, PATHS)
+    freeze(config, checks=[lambda frozen: check_loss(frozen.loss)])
