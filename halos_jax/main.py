@@ -12,7 +12,10 @@ from ml_collections import config_flags
 from halos_jax import config as config_lib
 from halos_jax.config import Config, ConfigError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A preset, e.g. configs/quickstart.py.")
+# The overrides are ours to parse (see `apply_overrides`); the flag library must not see them.
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A preset, e.g. configs/quickstart.py.", sys_argv=[]
+)
 flags.mark_flag_as_required("config")
 
 logger = logging.getLogger("halos_jax")

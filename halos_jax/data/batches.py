@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from halos_jax.config import ConfigError
 from halos_jax.types import (
     CHOSEN,
     PADDING,
@@ -176,7 +177,7 @@ def split_scores(plan: Plan, step: int, items: Sequence[Item], scores: np.ndarra
 def _measure_items(items: Sequence[Item], tokens_per_row: int) -> np.ndarray:
     """Return the tokens i64[items] of each item, all of which can be packed."""
     if not items:
-        raise ValueError("there are no items to make batches of")
+        raise ConfigError("data.train: there are no examples to make batches of; add some")
     for number, item in enumerate(items):
         if not len(item.prompt_ids):
             raise ValueError(
@@ -187,7 +188,7 @@ def _measure_items(items: Sequence[Item], tokens_per_row: int) -> np.ndarray:
             raise ValueError(f"item {number} has no response; allowed: one response or more")
     sizes = np.array([item.num_tokens for item in items])
     if sizes.max() > tokens_per_row:
-        raise ValueError(
+        raise ConfigError(
             f"item {sizes.argmax()} has {sizes.max()} tokens (a prompt and all its responses), but "
             f"a row holds train.tokens_per_device={tokens_per_row}; raise it, or lower "
             "train.max_length"
