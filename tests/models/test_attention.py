@@ -1,0 +1,199 @@
+"""Attention against a dense masked reference in float64, for every way into it."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from halos_jax import sharding
+from halos_jax.data.batches import build_batch, plan_batches
+from halos_jax.models import attention
+from halos_jax.types import CHOSEN, MEMBER, REJECTED, Item
+
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
+
+
+def attend_dense(q, k, v, visible):
+    """Attend `[T, N, H]` to `[T, K, H]` where `visible bool[T, T]`, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    repeats = q.shape[1] // k.shape[1]
+    k, v = np.repeat(k, repeats, axis=1), np.repeat(v, repeats, axis=1)
+    scores = np.einsum("tnh,snh->nts", q, k) / np.sqrt(q.shape[-1])
+    scores = np.where(visible, scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.einsum("nts,snh->tnh", weights, v)
+
+
+def draw_qkv(rows, length, *, head_dim=HEAD_DIM, kv_heads=KV_HEADS, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    heads = (HEADS, kv_heads, kv_heads)
+    return [
+        jax.random.normal(key, (rows, length, count, head_dim))
+        for key, count in zip(keys, heads, strict=True)
+    ]
+
+
+def pack(roles, num_rows=2, seed=0):
+    rng = np.random.default_rng(seed)
+    draw = lambda: np.ones(rng.integers(1, 12), np.int32)  # noqa: E731
+    items = [Item(draw(), tuple(draw() for _ in roles), roles) for _ in range(6)]
+    plan = plan_batches(items, batch_size=6, num_rows=num_rows, tokens_per_row=512, row_multiple=8)
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), build_batch(items, plan, 0))
+    return items, plan, batch
+
+
+def visible_tokens(members, length):
+    """Return bool[T, T]: a response sees its prompt and itself, causally; a prompt itself."""
+    visible = np.eye(length, dtype=bool)
+    start = 0
+    for item in members:
+        end = prompt_end = start + len(item.prompt_ids)
+        visible[start:end, start:end] = np.tri(end - start, dtype=bool)
+        for response in item.responses:
+            own = slice(end, end + len(response))
+            visible[own, start:prompt_end] = True
+            visible[own, own] = np.tri(len(response), dtype=bool)
+            end += len(response)
+        start = end
+    return visible
+
+
+@pytest.mark.parametrize("roles", [(CHOSEN, REJECTED), (MEMBER,) * 4])
+def test_attend_view_equals_dense_attention_with_shared_prompts(roles):
+    items, plan, batch = pack(roles)
+    q, k, v = draw_qkv(*batch.tokens.shape)
+    got = jax.jit(functools.partial(attention.attend_view, backend="xla"))(q, k, v, batch.view)
+    for row, members in enumerate(plan.steps[0]):
+        members = [items[index] for index in members]
+        real = sum(item.num_tokens for item in members)
+        visible = visible_tokens(members, batch.tokens.shape[1])
+        expected = attend_dense(q[row], k[row], v[row], visible)
+        np.testing.assert_allclose(got[row, :real], expected[:real], atol=2e-6)
+        assert not np.asarray(got[row, real:]).any()
+
+
+# A single kv head cannot be shared by the tensor axis: all heads are replicated.
+@pytest.mark.parametrize("kv_heads", [2, 1])
+def test_attend_view_on_the_mesh_equals_one_device(mesh, mesh1, kv_heads):
+    _, _, batch = pack((CHOSEN, REJECTED), num_rows=4)
+    q, k, v = draw_qkv(*batch.tokens.shape, kv_heads=kv_heads)
+
+    def run(mesh):
+        with jax.set_mesh(mesh):
+            # A function of its own: what is traced depends on the mesh in force.
+            attend = jax.jit(lambda *args: attention.attend_view(*args, backend="xla"))
+            return np.asarray(attend(*sharding.put_batch((q, k, v, batch.view), mesh)))
+
+    np.testing.assert_allclose(run(mesh), run(mesh1), atol=1e-6)
+
+
+def test_gradients_through_the_view_equal_those_of_dense_attention():
+    items, plan, batch = pack((CHOSEN, REJECTED), num_rows=1)
+    qkv = draw_qkv(*batch.tokens.shape)
+    visible = visible_tokens([items[i] for i in plan.steps[0][0]], batch.tokens.shape[1])
+    real = sum(item.num_tokens for item in items)
+
+    def ours(qkv):
+        out = attention.attend_view(*qkv, batch.view, backend="xla")
+        return (out[0, :real] ** 2).sum()
+
+    def dense(qkv):
+        q, k, v = (x[0] for x in qkv)
+        k, v = (jnp.repeat(x, HEADS // KV_HEADS, axis=1) for x in (k, v))
+        scores = jnp.einsum("tnh,snh->nts", q, k) / np.sqrt(HEAD_DIM)
+        weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+        return (jnp.einsum("nts,snh->tnh", weights, v)[:real] ** 2).sum()
+
+    got, expected = jax.jit(jax.grad(ours))(qkv), jax.jit(jax.grad(dense))(qkv)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_attend_rows_is_causal_up_to_each_length(mesh):
+    q, k, v = draw_qkv(4, 20)
+    lengths = jnp.array([20, 13, 1, 0])
+    run = jax.jit(functools.partial(attention.attend_rows, backend="xla"))
+    got = np.asarray(run(q, k, v, lengths))
+    assert np.isfinite(got).all()
+    for row, length in enumerate(lengths):
+        expected = attend_dense(q[row], k[row], v[row], np.tri(20, dtype=bool))
+        np.testing.assert_allclose(got[row, :length], expected[:length], atol=2e-6)
+
+
+def test_attend_cache_equals_the_last_query_of_causal_attention():
+    q, k, v = draw_qkv(4, 20)
+    positions = jnp.array([0, 5, 13, 19])
+    last = q[jnp.arange(4), positions]
+    # What a slot held before stands behind the position, and must not be seen.
+    behind = jnp.arange(20) > positions[:, None]
+    keys, values = (jnp.where(behind[..., None, None], 1e4, x) for x in (k, v))
+    run = jax.jit(functools.partial(attention.attend_cache, backend="xla"))
+    got = run(last, keys, values, positions)
+    for slot, position in enumerate(positions):
+        expected = attend_dense(q[slot], k[slot], v[slot], np.tri(20, dtype=bool))[position]
+        np.testing.assert_allclose(got[slot], expected, atol=2e-6)
+
+
+def test_splash_equals_xla_in_value_and_gradient():
+    # The kernel runs on TPU; the interpreter runs the same kernel here.
+    q, k, v = draw_qkv(2, 70, head_dim=64)
+    lengths = jnp.array([70, 33])
+    weights = (jnp.arange(70) < lengths[:, None])[..., None, None] * draw_qkv(2, 70, head_dim=64)[0]
+
+    def run(attend):
+        total = lambda q, k, v: (attend(q, k, v, lengths) * weights).sum()  # noqa: E731
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)
+
+    value, gradient = run(functools.partial(attention._attend_splash, interpret=True))
+    expected_value, expected = run(functools.partial(attention.attend_causal, backend="xla"))
+    np.testing.assert_allclose(value, expected_value, rtol=1e-4)
+    for one, other in zip(gradient, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=3e-5)
+
+
+@pytest.fixture
+def platform(monkeypatch):
+    """Return a function that makes JAX say it runs on another platform."""
+    attention.choose_backend.cache_clear()
+    yield lambda name: monkeypatch.setattr(jax, "default_backend", lambda: name)
+    attention.choose_backend.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("runs_on", "name", "head_dim", "expected"),
+    [
+        ("cpu", "auto", 64, "xla"),
+        ("gpu", "auto", 64, "cudnn"),
+        ("gpu", "auto", 20, "xla"),
+        ("gpu", "auto", 512, "xla"),
+        ("tpu", "auto", 128, "splash"),
+        ("tpu", "auto", 48, "xla"),
+        ("gpu", "xla", 64, "xla"),
+        ("gpu", "cudnn", 128, "cudnn"),
+        ("tpu", "splash", 64, "splash"),
+    ],
+)
+def test_backends_are_chosen_without_a_word(platform, caplog, runs_on, name, head_dim, expected):
+    platform(runs_on)
+    assert attention.choose_backend(name, head_dim) == expected
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("runs_on", "name", "head_dim"),
+    [("cpu", "cudnn", 64), ("cpu", "splash", 64), ("gpu", "cudnn", 20), ("tpu", "splash", 48)],
+)
+def test_a_backend_that_cannot_run_falls_back_and_says_so_once(
+    platform, caplog, runs_on, name, head_dim
+):
+    platform(runs_on)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert attention.choose_backend(name, head_dim) == "xla"
+    (record,) = caplog.records
+    for part in (repr(name), runs_on, str(head_dim), "'xla'"):
+        assert part in record.getMessage()

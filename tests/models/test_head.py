@@ -1,0 +1,113 @@
+"""The chunked head against log_softmax in float64, on one device and on the mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from halos_jax.models.head import compute_token_logps
+
+ROWS, POSITIONS, WIDTH = 4, 13, 16
+
+
+def make_inputs(vocab, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    hidden = scale * rng.normal(size=(ROWS, POSITIONS, WIDTH))
+    head = rng.normal(size=(vocab, WIDTH))
+    targets = rng.integers(0, vocab, (ROWS, POSITIONS))
+    weights = rng.normal(size=(ROWS, POSITIONS))
+    return hidden, head, targets, weights
+
+
+def expected_all(hidden, head, targets, weights):
+    """Return log-probs and the gradients of their weighted sum, in float64 throughout."""
+    logits = hidden @ head.T
+    logits -= logits.max(axis=-1, keepdims=True)
+    logps = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    slopes = (np.eye(len(head))[targets] - np.exp(logps)) * weights[..., None]
+    picked = np.take_along_axis(logps, targets[..., None], -1)[..., 0]
+    return picked, slopes @ head, np.einsum("rpv,rpd->vd", slopes, hidden)
+
+
+@functools.partial(jax.jit, static_argnames="chunk")
+def ours(hidden, head, targets, weights, *, chunk):
+    def total(hidden, head):
+        logps = compute_token_logps(hidden, head, targets, chunk=chunk)
+        return (logps * weights).sum(), logps
+
+    gradients, logps = jax.grad(total, argnums=(0, 1), has_aux=True)(hidden, head)
+    return logps, *gradients
+
+
+def compare(inputs, *, chunk, dtype=jnp.float32, tolerance=2e-6):
+    hidden, head, targets, weights = inputs
+    hidden, head = jnp.asarray(hidden, dtype), jnp.asarray(head, dtype)
+    got = ours(hidden, head, jnp.asarray(targets), jnp.asarray(weights, jnp.float32), chunk=chunk)
+    exact = (np.asarray(x, np.float64) for x in (hidden, head))
+    assert [x.dtype for x in got] == [jnp.float32, dtype, dtype]
+    for one, other in zip(got, expected_all(*exact, targets, weights), strict=True):
+        one = np.asarray(one, np.float64)
+        np.testing.assert_allclose(one, other, atol=tolerance * np.abs(other).max())
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 13, 1000])
+def test_any_chunk_equals_log_softmax(chunk):
+    compare(make_inputs(50), chunk=chunk)
+
+
+# 51 does not divide by the tensor axis, so every device holds the whole vocabulary.
+@pytest.mark.parametrize("vocab", [50, 51])
+def test_the_mesh_equals_log_softmax(mesh, vocab):
+    compare(make_inputs(vocab), chunk=5)
+
+
+def test_rows_that_the_mesh_cannot_share_are_replicated(mesh):
+    hidden, head, targets, weights = make_inputs(50)
+    compare((hidden[:3], head, targets[:3], weights[:3]), chunk=5)
+
+
+def test_bfloat16_inputs_get_float32_statistics():
+    compare(make_inputs(50), chunk=5, dtype=jnp.bfloat16, tolerance=1e-2)
+    # The log-probs alone are exact but for the rounding of the inputs.
+    hidden, head, targets, weights = make_inputs(50)
+    hidden, head = jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(head, jnp.bfloat16)
+    got = compute_token_logps(hidden, head, jnp.asarray(targets), chunk=5)
+    wide = (np.asarray(x, np.float64) for x in (hidden, head))
+    np.testing.assert_allclose(got, expected_all(*wide, targets, weights)[0], atol=2e-5)
+
+
+def test_large_logits_do_not_overflow():
+    # Logits of some thousands have an absolute error of 1e-4 in float32.
+    compare(make_inputs(50, scale=300.0), chunk=5, tolerance=3e-4)
+
+
+def largest_with_vocab(function, *args, vocab):
+    """Return the most elements that any value with an axis of the vocabulary has, save the head."""
+    sizes = [0]
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            for variable in equation.outvars:
+                shape = getattr(variable.aval, "shape", ())
+                if vocab in shape and tuple(shape) != (vocab, WIDTH):
+                    sizes.append(int(np.prod(shape)))
+            for value in equation.params.values():
+                for inner in value if isinstance(value, (tuple, list)) else (value,):
+                    inner = getattr(inner, "jaxpr", inner)
+                    if hasattr(inner, "eqns"):
+                        visit(inner)
+
+    visit(jax.make_jaxpr(function)(*args).jaxpr)
+    return max(sizes)
+
+
+def test_no_logits_of_more_than_a_chunk_are_formed():
+    hidden, head, targets, weights = map(jnp.asarray, make_inputs(997))
+    run = functools.partial(ours, chunk=4)
+    # 13 positions in chunks of at most 4 are four chunks of 4.
+    assert largest_with_vocab(run, hidden, head, targets, weights, vocab=997) == ROWS * 4 * 997
+    whole = functools.partial(ours, chunk=POSITIONS)
+    found = largest_with_vocab(whole, hidden, head, targets, weights, vocab=997)
+    assert found == ROWS * POSITIONS * 997

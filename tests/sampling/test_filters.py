@@ -1,0 +1,91 @@
+"""The filters against a sort of the vocabulary."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from halos_jax.sampling.filters import filter_logits
+
+
+def keep_by_sorting(logits, temperature, top_k, top_p):
+    """Return bool[S, V] of the tokens kept; ties with the last one stay."""
+    kept = np.ones(logits.shape, bool)
+    for row, values in enumerate(logits.astype(np.float64) / temperature):
+        if top_k:
+            least = np.sort(values)[::-1][min(top_k, len(values)) - 1]
+            kept[row] &= values >= least
+        if top_p < 1:
+            weights = np.where(kept[row], np.exp(values - values.max()), 0)
+            ranked = np.sort(weights)[::-1]
+            enough = np.searchsorted(np.cumsum(ranked), top_p * weights.sum())
+            kept[row] &= weights >= ranked[min(enough, len(ranked) - 1)]
+    return kept
+
+
+run = functools.partial(jax.jit, static_argnames=("temperature", "top_k", "top_p"))(filter_logits)
+
+
+def draw_logits(kind):
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.normal(size=(40, 101)).astype(np.float32)
+    if kind == "tied":  # few distinct values, the largest among them often
+        return np.round(logits / 2).astype(np.float32)
+    if kind == "peaked":
+        logits[:, 7] += 40
+    return logits
+
+
+@pytest.mark.parametrize("kind", ["random", "tied", "peaked"])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [
+        (1.0, 1, 1.0),
+        (1.0, 10, 1.0),
+        (0.7, 0, 0.9),
+        (1.0, 0, 0.5),
+        (1.3, 0, 1e-6),
+        (0.7, 20, 0.8),
+        (2.0, 101, 0.95),
+        (0.5, 5000, 1.0),
+    ],
+)
+def test_the_kept_tokens_are_those_of_a_sort(kind, temperature, top_k, top_p):
+    logits = draw_logits(kind)
+    got = np.asarray(run(logits, temperature=temperature, top_k=top_k, top_p=top_p))
+    expected = keep_by_sorting(logits, temperature, top_k, top_p)
+    np.testing.assert_array_equal(np.isfinite(got), expected)
+    scaled = (logits / np.float32(temperature))[expected]
+    np.testing.assert_allclose(got[expected], scaled, rtol=1e-6)
+    assert expected.any(axis=1).all()
+
+
+def test_without_filters_only_the_temperature_acts():
+    logits = draw_logits("random")
+    got = run(logits, temperature=1.0, top_k=0, top_p=1.0)
+    np.testing.assert_array_equal(got, logits)
+
+
+def test_without_ties_top_k_keeps_exactly_k():
+    logits = draw_logits("random")
+    for k in (1, 2, 50, 100, 101):
+        got = np.asarray(run(logits, temperature=0.9, top_k=k, top_p=1.0))
+        assert (np.isfinite(got).sum(axis=1) == k).all()
+
+
+def test_top_p_takes_its_share_of_what_top_k_left():
+    # Of the two likeliest, 0.6 and 0.4 after top-k, the first alone reaches one half.
+    logits = np.log(np.array([[0.3, 0.2, 0.25, 0.25 - 1e-3, 1e-3]], np.float32))
+    got = run(logits, temperature=1.0, top_k=2, top_p=0.5)
+    assert np.isfinite(got).tolist() == [[True, False, False, False, False]]
+    got = run(logits, temperature=1.0, top_k=0, top_p=0.5)
+    assert np.isfinite(got).tolist() == [[True, False, True, False, False]]
+
+
+def test_tokens_ruled_out_before_stay_out():
+    logits = jnp.array([[0.0, -jnp.inf, 1.0, -jnp.inf]])
+    for options in ({"top_k": 3}, {"top_p": 0.999}, {"top_k": 3, "top_p": 0.999}):
+        got = run(logits, temperature=1.0, **options)
+        assert np.isfinite(got).tolist() == [[True, False, True, False]]
