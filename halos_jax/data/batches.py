@@ -80,8 +80,8 @@ def plan_batches(
       seed: order of each epoch; None keeps the items' own order.
 
     Raises:
-      ValueError: where `items` is empty, an item is longer than a row, or an item has an empty
-        prompt or no response.
+      ConfigError: where `items` is empty or an item is longer than a row.
+      ValueError: where an item has an empty prompt or no response.
     """
     sizes = _measure_items(items, tokens_per_row)
     batches = []

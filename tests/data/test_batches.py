@@ -328,7 +328,7 @@ def test_rounding_does_not_lead_past_the_longest_row():
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ([], "no items"),
+        ([], "no examples"),
         (
             [(3, (20,)), (9, (20, 40))],
             "item 1 has 69 tokens .* row holds .*=64; raise it, or lower",
