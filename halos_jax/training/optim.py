@@ -12,12 +12,14 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Return the learning rate as a function of optimizer steps taken before.
 
     Linear warm-up from `warmup_start * learning_rate`, then constant, or linear or cosine decay to
-    0 at `total_steps`. The warm-up is a whole number of steps: every run reaches the peak.
+    0 at `total_steps`. The warm-up is a whole number of steps and ends before the last one, so the
+    peak is reached at any length.
     """
     peak = config.learning_rate
     warmup = config.warmup_steps
     if warmup < 0:
         warmup = round(config.warmup_fraction * total_steps)
+    warmup = min(warmup, max(total_steps - 1, 0))
     decay_steps = max(total_steps - warmup, 1)
     main = {
         "constant": optax.constant_schedule(peak),
@@ -36,7 +38,8 @@ def make_optimizer(
     """Return global-norm clipping followed by AdamW (Loshchilov & Hutter 2019).
 
     Norm scales are not decayed. Moments are kept in `moments_dtype` whatever the params' dtype: in
-    bfloat16 the second moment would lose updates smaller than 1/256 of itself.
+    bfloat16 the second moment would lose updates smaller than 1/256 of itself. The norm that
+    gradients are clipped by is always float32.
     """
     adam = optax.adamw(
         schedule,
@@ -47,7 +50,8 @@ def make_optimizer(
         mask=_mask_decayed,
     )
     adam = _keep_dtype(adam, jnp.dtype(config.moments_dtype))
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
+    clip = _keep_dtype(optax.clip_by_global_norm(config.max_grad_norm), jnp.float32)
+    return optax.chain(clip, adam)
 
 
 def _mask_decayed(params):

@@ -80,7 +80,7 @@ def train_step(
     metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
     metrics |= {
         "loss": value,
-        "grad_norm": optax.global_norm(gradient),
+        "grad_norm": optax.global_norm(jax.tree.map(lambda x: x.astype(jnp.float32), gradient)),
         "counters/lr": jnp.asarray(schedule(state.step), jnp.float32),
     }
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics

@@ -1,0 +1,168 @@
+"""Schedules at every length, and the optimizer against torch's."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from halos_jax.config import OptimizerConfig
+from halos_jax.training.optim import make_optimizer, make_schedule
+
+PEAK = 3e-4
+
+
+def rates(total, **options):
+    """Return the learning rate f64[total] of every step."""
+    schedule = make_schedule(OptimizerConfig(learning_rate=PEAK, **options), total)
+    return np.array([float(schedule(jnp.int32(step))) for step in range(total)])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("total", [1, 2, 5, 15, 200])
+def test_the_peak_is_reached_and_never_passed_at_any_length(schedule, total):
+    for options in ({}, {"warmup_steps": 10_000}, {"warmup_fraction": 1.0}, {"warmup_steps": 0}):
+        found = rates(total, schedule=schedule, **options)
+        np.testing.assert_allclose(found.max(), PEAK, rtol=1e-6)
+        assert (found > 0).all()
+
+
+def test_warmup_rises_in_equal_steps_from_its_start():
+    found = rates(100, warmup_fraction=0.1, warmup_start=0.1)
+    np.testing.assert_allclose(found[:10], PEAK * np.linspace(0.1, 0.91, 10), rtol=1e-5)
+    np.testing.assert_allclose(found[10:], PEAK, rtol=1e-6)
+    found = rates(100, warmup_fraction=0.5, warmup_steps=4, warmup_start=0.0)
+    np.testing.assert_allclose(found[:5], PEAK * np.linspace(0, 1, 5), rtol=1e-5, atol=1e-12)
+
+
+def test_decays_go_to_zero_at_the_end_of_the_run():
+    after_warmup = np.arange(90) / 90
+    linear = rates(100, schedule="linear")
+    np.testing.assert_allclose(linear[10:], PEAK * (1 - after_warmup), rtol=1e-4)
+    cosine = rates(100, schedule="cosine")
+    expected = PEAK * (1 + np.cos(np.pi * after_warmup)) / 2
+    np.testing.assert_allclose(cosine[10:], expected, rtol=1e-3)
+    for schedule in ("linear", "cosine"):
+        made = make_schedule(OptimizerConfig(schedule=schedule), 100)
+        assert made(100) == made(150) == 0
+    assert make_schedule(OptimizerConfig(), 100)(10_000) == np.float32(5e-6)
+
+
+# --------------------------------------------------------------------------- optimizer
+
+CONFIG = OptimizerConfig(
+    learning_rate=1e-2, weight_decay=0.1, max_grad_norm=1.0, warmup_steps=2, eps=1e-8
+)
+
+
+def make_params(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
+    layers = {"q": draw(2, 5, 3), "mlp_norm": draw(2, 5)}
+    return {"embed": draw(7, 5), "layers": layers, "final_norm": draw(5)}
+
+
+def make_gradients(count, dtype=jnp.float32):
+    """Draw gradients of which some are clipped and some are not."""
+    rng = np.random.default_rng(1)
+    scales = [0.01, 3.0, 0.1, 10.0, 0.02, 1.0]
+    return [
+        jax.tree.map(
+            lambda x, scale=scale: jnp.asarray(scale * rng.normal(size=x.shape), dtype),
+            make_params(),
+        )
+        for scale in scales[:count]
+    ]
+
+
+def run_ours(config, params, gradients):
+    optimizer = make_optimizer(config, make_schedule(config, 100))
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for gradient in gradients:
+        params, state = step(params, state, gradient)
+    return params, state
+
+
+def test_steps_equal_torch_adamw_with_clipping():
+    torch = pytest.importorskip("torch")
+    gradients = make_gradients(6)
+    norms = [float(optax.global_norm(gradient)) for gradient in gradients]
+    assert min(norms) < CONFIG.max_grad_norm < max(norms)
+    got, _ = run_ours(CONFIG, make_params(), gradients)
+
+    leaves = {
+        jax.tree_util.keystr(path): torch.nn.Parameter(torch.tensor(np.asarray(leaf)))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(make_params())
+    }
+    groups = [
+        {"params": [leaf for name, leaf in leaves.items() if "norm" in name], "weight_decay": 0.0},
+        {"params": [leaf for name, leaf in leaves.items() if "norm" not in name]},
+    ]
+    options = {"betas": (CONFIG.beta1, CONFIG.beta2), "eps": CONFIG.eps}
+    theirs = torch.optim.AdamW(groups, weight_decay=CONFIG.weight_decay, **options)
+    schedule = make_schedule(CONFIG, 100)
+    for number, gradient in enumerate(gradients):
+        for leaf, value in zip(leaves.values(), jax.tree.leaves(gradient), strict=True):
+            leaf.grad = torch.tensor(np.asarray(value))
+        torch.nn.utils.clip_grad_norm_(leaves.values(), CONFIG.max_grad_norm)
+        for group in theirs.param_groups:
+            group["lr"] = float(schedule(number))
+        theirs.step()
+    for one, other in zip(jax.tree.leaves(got), leaves.values(), strict=True):
+        np.testing.assert_allclose(one, other.detach().numpy(), rtol=1e-5, atol=2e-6)
+
+
+def test_the_first_step_is_the_sign_of_the_gradient_and_decays_matrices_alone():
+    # Adam's first step is g / (|g| + eps), whatever the clipping did to the length of g.
+    config = dataclasses.replace(CONFIG, warmup_steps=0)
+    params, (gradient,) = make_params(), make_gradients(1)
+    got, _ = run_ours(config, params, [gradient])
+    for name, decay in (("embed", 0.1), ("final_norm", 0.0)):
+        expected = params[name] - 1e-2 * (np.sign(gradient[name]) + decay * params[name])
+        np.testing.assert_allclose(got[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def adam_state(state):
+    (found,) = (
+        leaf
+        for leaf in jax.tree.leaves(
+            state, is_leaf=lambda leaf: isinstance(leaf, optax.ScaleByAdamState)
+        )
+        if isinstance(leaf, optax.ScaleByAdamState)
+    )
+    return found
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_moments_have_their_own_dtype(moments):
+    config = dataclasses.replace(CONFIG, moments_dtype=moments)
+    params = make_params(jnp.bfloat16)
+    got, state = run_ours(config, params, make_gradients(3, jnp.bfloat16))
+    assert {x.dtype for x in jax.tree.leaves(got)} == {jnp.dtype("bfloat16")}
+    adam = adam_state(state)
+    assert {x.dtype for x in jax.tree.leaves((adam.mu, adam.nu))} == {jnp.dtype(moments)}
+
+
+def test_bfloat16_params_take_the_steps_of_float32():
+    # Equal inputs, so that all that differs is the rounding of the stored params.
+    gradients = make_gradients(6, jnp.bfloat16)
+    start = make_params(jnp.bfloat16)
+    wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)  # noqa: E731
+    got, state = run_ours(CONFIG, start, gradients)
+    expected, expected_state = run_ours(CONFIG, wide(start), [wide(one) for one in gradients])
+    for one, other in zip(jax.tree.leaves(wide(got)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0.02, atol=0.02)
+    # The moments see nothing of that rounding, the clipping's norm included.
+    ours, theirs = adam_state(state), adam_state(expected_state)
+    for one, other in zip(
+        jax.tree.leaves((ours.mu, ours.nu)), jax.tree.leaves((theirs.mu, theirs.nu)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-8)

@@ -1,0 +1,63 @@
+"""The train state and its abstract form: equal in structure, shapes, dtypes and shardings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from halos_jax.config import OptimizerConfig
+from halos_jax.models.spec import DecoderConfig, abstract_params, init_params, params_shardings
+from halos_jax.training.optim import make_optimizer, make_schedule
+from halos_jax.training.state import init_state, make_abstract_state
+
+TINY = DecoderConfig(
+    vocab_size=98,
+    num_layers=2,
+    d_model=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    d_mlp=48,
+    params_dtype="bfloat16",
+)
+
+
+@pytest.fixture
+def made(mesh):
+    config = OptimizerConfig()
+    optimizer = make_optimizer(config, make_schedule(config, 10))
+    abstract = make_abstract_state(TINY, optimizer, mesh)
+    params = jax.device_put(init_params(jax.random.key(0), TINY), params_shardings(TINY, mesh))
+    return params, abstract, init_state(params, optimizer, abstract)
+
+
+def test_the_state_is_what_its_abstract_form_says(made):
+    _, abstract, state = made
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    for real, promised in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+        assert (real.shape, real.dtype) == (promised.shape, promised.dtype)
+        assert real.sharding.is_equivalent_to(promised.sharding, real.ndim)
+
+
+def test_the_state_starts_at_zero_around_the_very_params(made):
+    params, _, state = made
+    assert state.step == 0 and state.step.dtype == jnp.int32
+    for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+        assert one is other
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_moments_lie_as_their_params_in_float32(made, mesh):
+    _, abstract, _ = made
+    params = jax.tree.leaves(abstract_params(TINY, mesh))
+    assert len({leaf.sharding.spec for leaf in params}) > 3, "the case has nothing to show"
+    moments = [leaf for leaf in jax.tree.leaves(abstract.opt_state) if leaf.ndim]
+    assert len(moments) == 2 * len(params)
+    for moment, param in zip(moments, params + params, strict=True):
+        assert moment.dtype == jnp.float32
+        assert (moment.shape, moment.sharding) == (param.shape, param.sharding)
+    assert all(
+        leaf.sharding.is_fully_replicated
+        for leaf in jax.tree.leaves(abstract.opt_state)
+        if not leaf.ndim
+    )

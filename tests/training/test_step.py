@@ -1,0 +1,297 @@
+"""The optimizer step: one result for every packing, microbatching and mesh."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from halos_jax import sharding
+from halos_jax.config import OptimizerConfig
+from halos_jax.data.batches import build_batch, plan_batches, split_logps
+from halos_jax.losses import get_loss
+from halos_jax.models import decoder
+from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
+from halos_jax.training import step as steps
+from halos_jax.training.optim import make_optimizer, make_schedule
+from halos_jax.training.state import init_state, make_abstract_state
+from halos_jax.types import CHOSEN, REJECTED, TARGET, Item
+
+TINY = DecoderConfig(
+    vocab_size=97,
+    num_layers=2,
+    d_model=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    d_mlp=48,
+    init_std=0.2,
+    head_chunk=7,
+)
+CLASSIFIER = dataclasses.replace(TINY, num_labels=1)
+LOSSES = {
+    "dpo": ({"name": "dpo", "beta": 0.3}, (CHOSEN, REJECTED), TINY),
+    "sft": ({"name": "sft"}, (TARGET,), TINY),
+    "bradley-terry": ({"name": "bradley-terry"}, (CHOSEN, REJECTED), CLASSIFIER),
+}
+COUNT = 8
+PACKINGS = {
+    "one packed row": {"num_rows": 1, "microbatches": 1},
+    "an item a row": {"num_rows": COUNT, "microbatches": 1},
+    "four microbatches": {"num_rows": 1, "microbatches": 4},
+}
+
+
+@functools.cache
+def make_items(roles):
+    rng = np.random.default_rng(0)
+    draw = lambda low, high: rng.integers(1, 97, rng.integers(low, high)).astype(np.int32)  # noqa: E731
+    size = 11 if len(roles) > 1 else 26
+    return [
+        Item(draw(1, 9), tuple(draw(1, size) for _ in roles), roles, weight=1.0 + index % 2)
+        for index in range(COUNT)
+    ]
+
+
+def make_batch(roles, reference=None, *, num_rows, microbatches):
+    """Plan and build the one batch; its rows are as long as gives that many microbatches."""
+    items = make_items(roles)
+    for tokens in range(sum(item.num_tokens for item in items), 0, -1):
+        plan = plan_batches(
+            items, batch_size=COUNT, num_rows=num_rows, tokens_per_row=tokens, row_multiple=8
+        )
+        if plan.layout.microbatches == microbatches:
+            break
+    return plan, build_batch(items, plan, 0, reference_logps=reference)
+
+
+@functools.cache
+def make_params(config):
+    return jax.tree.map(np.asarray, init_params(jax.random.key(0), config))
+
+
+@functools.cache
+def make_reference():
+    """Return token log-probs of some other policy for the responses of the pairs."""
+    rng = np.random.default_rng(5)
+    return [
+        tuple(-rng.exponential(4.0, len(response)).astype(np.float32) for response in one.responses)
+        for one in make_items((CHOSEN, REJECTED))
+    ]
+
+
+# --------------------------------------------------------------------------- plain reference
+
+
+def plain_rows(items):
+    """Return every completion behind its own copy of the prompt, right-padded, and its mask."""
+    rows = [np.concatenate([i.prompt_ids, r]) for i in items for r in i.responses]
+    starts = [len(item.prompt_ids) for item in items for _ in item.responses]
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        tokens[number, : len(row)] = row
+        mask[number, start : len(row)] = True
+    return tokens, mask, np.array([len(row) for row in rows])
+
+
+def plain_logps(params, items, config):
+    """Return the sums of response log-probs f32[items, responses], one sequence a row."""
+    tokens, mask, lengths = plain_rows(items)
+    logits = decoder.compute_logits(params, tokens, jnp.asarray(lengths), config)
+    logps = jax.nn.log_softmax(logits[:, :-1])
+    logps = jnp.take_along_axis(logps, tokens[:, 1:, None], axis=-1)[..., 0]
+    return jnp.where(mask[:, 1:], logps, 0).sum(axis=1).reshape(len(items), -1)
+
+
+def plain_loss(params, name):
+    """Write the loss down again, without packing, view, chunked head or registry."""
+    settings, roles, config = LOSSES[name]
+    items = make_items(roles)
+    weights = np.array([item.weight for item in items], np.float32)
+    if name == "bradley-terry":
+        tokens, _, lengths = plain_rows(items)
+        hidden = decoder.encode_rows(params, tokens, jnp.asarray(lengths), config)
+        last = hidden[np.arange(len(tokens)), lengths - 1]
+        scores = (last @ params["score"][0]).reshape(COUNT, 2)
+        margins = scores[:, 0] - scores[:, 1]
+    else:
+        sums = plain_logps(params, items, config)
+        if name == "sft":
+            return -(sums[:, 0] * weights).sum() / sum(len(i.responses[0]) for i in items)
+        sums -= np.array([[part.sum() for part in parts] for parts in make_reference()])
+        margins = settings["beta"] * (sums[:, 0] - sums[:, 1])
+    return (weights * jnp.log1p(jnp.exp(-margins))).sum() / weights.sum()
+
+
+@functools.cache
+def expected(name):
+    params = make_params(LOSSES[name][2])
+    run = jax.jit(functools.partial(jax.value_and_grad(plain_loss), name=name))
+    return jax.tree.map(np.asarray, run(params))
+
+
+def compare(got, expected, tolerance=2e-5):
+    (value, gradient), (expected_value, expected_gradient) = got, expected
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_gradient))
+    assert jax.tree.structure(gradient) == jax.tree.structure(expected_gradient)
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient)):
+        np.testing.assert_allclose(one, other, atol=tolerance * scale)
+
+
+def run_ours(name, batch, params=None):
+    settings, _, config = LOSSES[name]
+    run = jax.jit(
+        functools.partial(steps.loss_and_gradient, loss=get_loss(settings), config=config)
+    )
+    value, gradient, _ = run(make_params(config) if params is None else params, batch)
+    return jax.tree.map(np.asarray, (value, gradient))
+
+
+@pytest.fixture
+def one(mesh1):
+    with jax.set_mesh(mesh1):
+        yield mesh1
+
+
+@pytest.mark.parametrize(
+    ("name", "packing"),
+    [
+        *(("dpo", packing) for packing in PACKINGS),
+        ("sft", "four microbatches"),
+        ("bradley-terry", "four microbatches"),
+    ],
+)
+def test_loss_and_gradient_equal_those_of_separate_rows(one, name, packing):
+    reference = make_reference() if name == "dpo" else None
+    plan, batch = make_batch(LOSSES[name][1], reference, **PACKINGS[packing])
+    held = {len(row) for row in plan.steps[0]}
+    assert (held == {1}) == (packing == "an item a row")
+    compare(run_ours(name, batch), expected(name))
+
+
+def test_eight_devices_give_the_loss_and_gradient_of_one(mesh):
+    # Two microbatches of four rows, which are shared by data and fsdp; heads by tensor.
+    _, batch = make_batch((CHOSEN, REJECTED), make_reference(), num_rows=4, microbatches=2)
+    params = jax.device_put(make_params(TINY), params_shardings(TINY, mesh))
+    got = run_ours("dpo", sharding.put_batch(batch, mesh, leading=1), params)
+    with jax.set_mesh(jax.make_mesh((1, 1, 1), sharding.MESH_AXES, devices=jax.devices()[:1])):
+        wanted = expected("dpo")
+    compare(got, wanted)
+
+
+# --------------------------------------------------------------------------- the step
+
+
+def take_step(name, mesh, batch, optimizer, schedule):
+    settings, _, config = LOSSES[name]
+    abstract = make_abstract_state(config, optimizer, mesh)
+    params = jax.device_put(make_params(config), params_shardings(config, mesh))
+    # A copy, since device_put may share the arrays' memory and the step takes them over.
+    state = init_state(jax.tree.map(jnp.copy, params), optimizer, abstract)
+    run = steps.compile_train_step(abstract, get_loss(settings), optimizer, schedule, config, mesh)
+    after, metrics = run(state, sharding.put_batch(batch, mesh, leading=1))
+    return abstract, state, after, metrics
+
+
+def plain_metrics(params):
+    """Return DPO's metrics by hand."""
+    logps = np.asarray(plain_logps(params, make_items((CHOSEN, REJECTED)), TINY))
+    reference = np.array([[part.sum() for part in parts] for parts in make_reference()])
+    rewards = 0.3 * (logps - reference)
+    margins = rewards[:, 0] - rewards[:, 1]
+    return {
+        "rewards/chosen": rewards[:, 0].mean(),
+        "rewards/rejected": rewards[:, 1].mean(),
+        "rewards/margins": margins.mean(),
+        "rewards/accuracies": (margins > 0).mean(),
+        "logps/chosen": logps[:, 0].mean(),
+        "logps/rejected": logps[:, 1].mean(),
+    }
+
+
+def test_a_step_moves_the_params_reports_metrics_and_takes_its_buffers_over(one):
+    _, batch = make_batch((CHOSEN, REJECTED), make_reference(), **PACKINGS["four microbatches"])
+    rate = 0.05
+    _, state, after, metrics = take_step(
+        "dpo", one, batch, optax.sgd(rate), lambda step: rate / (1 + step)
+    )
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state)), "the state was not donated"
+    value, gradient = expected("dpo")
+    before = make_params(TINY)
+    moved = jax.tree.map(lambda new, old: (old - np.asarray(new)) / rate, after.params, before)
+    compare((metrics["loss"], moved), (value, gradient), tolerance=1e-4)
+    assert after.step == 1
+
+    norm = np.sqrt(sum((leaf.astype(np.float64) ** 2).sum() for leaf in jax.tree.leaves(gradient)))
+    by_hand = {"loss": value, "grad_norm": norm, "counters/lr": rate, **plain_metrics(before)}
+    assert metrics.keys() == by_hand.keys()
+    for name, wanted in by_hand.items():
+        assert metrics[name].shape == ()
+        np.testing.assert_allclose(metrics[name], wanted, rtol=1e-4, err_msg=name)
+
+
+def test_evaluation_equals_the_metrics_of_a_step_on_the_same_batch(mesh):
+    config = OptimizerConfig(learning_rate=1e-3)
+    schedule = make_schedule(config, 10)
+    for name in ("dpo", "sft"):
+        settings, roles, model = LOSSES[name]
+        reference = make_reference() if name == "dpo" else None
+        _, batch = make_batch(roles, reference, num_rows=4, microbatches=2)
+        params = jax.device_put(make_params(model), params_shardings(model, mesh))
+        placed = sharding.put_batch(batch, mesh, leading=1)
+        evaluate = steps.compile_eval_step(get_loss(settings), model, mesh)
+        sums = jax.device_get(evaluate(params, placed))
+        abstract, _, after, metrics = take_step(
+            name, mesh, batch, make_optimizer(config, schedule), schedule
+        )
+        assert metrics.keys() - sums.keys() == {"grad_norm", "counters/lr"}
+        for key, (total, count) in sums.items():
+            np.testing.assert_allclose(total / count, metrics[key], rtol=1e-5, err_msg=key)
+        counts = {"dpo": sum(i.weight for i in make_items(roles)), "sft": batch.num_tokens[0]}
+        assert sums["loss"][1] == counts[name]
+        # The step leaves everything where it was, so that the next call is the same program.
+        for leaf, promised in zip(jax.tree.leaves(after), jax.tree.leaves(abstract), strict=True):
+            assert leaf.sharding.is_equivalent_to(promised.sharding, leaf.ndim)
+            assert (leaf.shape, leaf.dtype) == (promised.shape, promised.dtype)
+
+
+def test_dpo_starts_at_ln_2_with_the_reference_that_logps_gives(one):
+    items = make_items((CHOSEN, REJECTED))
+    plan, batch = make_batch((CHOSEN, REJECTED), **PACKINGS["four microbatches"])
+    params = jax.tree.map(jnp.asarray, make_params(TINY))
+    logps = np.asarray(steps.compile_logps(TINY, one)(params, batch))
+    found = dict(split_logps(plan, 0, items, logps))
+    sums = [[part.sum() for part in found[index]] for index in range(COUNT)]
+    np.testing.assert_allclose(sums, plain_logps(params, items, TINY), rtol=1e-4)
+
+    reference = [found[index] for index in range(COUNT)]
+    batch = build_batch(items, plan, 0, reference_logps=reference)
+    np.testing.assert_array_equal(batch.reference_logps, logps)
+    evaluate = steps.compile_eval_step(get_loss({"name": "dpo"}), TINY, one)
+    sums = jax.device_get(evaluate(params, batch))
+    total, count = sums["loss"]
+    np.testing.assert_allclose(total / count, np.log(2), rtol=1e-6)
+    assert abs(sums["rewards/margins"][0]) < 1e-4
+
+
+def test_bfloat16_params_get_bfloat16_gradients_near_those_of_float32(one):
+    config = dataclasses.replace(TINY, compute_dtype="bfloat16", params_dtype="bfloat16")
+    _, batch = make_batch((CHOSEN, REJECTED), make_reference(), **PACKINGS["four microbatches"])
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), make_params(TINY))
+    loss = get_loss(LOSSES["dpo"][0])
+    run = jax.jit(functools.partial(steps.loss_and_gradient, loss=loss, config=config))
+    value, gradient, _ = run(params, batch)
+    assert value.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("bfloat16")}
+    _, wanted = expected("dpo")
+    flat = [
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]).astype(np.float64)
+        for tree in (gradient, wanted)
+    ]
+    cosine = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
+    assert cosine > 0.98
