@@ -2,6 +2,9 @@
 
 A loss is a function `(inputs: LossInputs, batch: Batch, *, hyperparameters) -> LossTerms` decorated
 with `@register`. Its keyword arguments are bound against `config.loss` before anything compiles.
+Three settings belong to every loss that reads log-ratios: `humanline` clamps each token's to
+[`log_epsilon_P`, `log_epsilon_R`] (Liu, Muennighoff & Ethayarajh 2025), with no gradient where it
+is clamped. "sum" is a weighted sum of other losses: `{"name": "sum", "dpo": {"weight": 1.0}, ...}`.
 """
 
 import dataclasses
@@ -18,18 +21,36 @@ from flax import struct
 
 from halos_jax.types import Batch
 
+Items = Literal["pair", "target", "unpaired", "group"]
+Statistics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
+
+# Which feedback can become the items of a loss.
+FEEDBACK_FOR: dict[str, tuple[str, ...]] = {
+    "pair": ("pairwise",),
+    "unpaired": ("binary", "pairwise"),
+    "group": ("scalar",),
+}
+_HUMANLINE = {"humanline": False, "log_epsilon_P": -1.0, "log_epsilon_R": 1.5}
+
 
 @struct.dataclass
 class LossInputs:
     """What the models say about a batch; a loss never sees a model.
 
-    `policy` and `reference` are token log-probabilities f32[rows, P] in nats, 0 at padding;
-    `scores` f32[rows, N] are a classifier's logits. What a loss does not need is None.
+    `policy`, `reference` and `old` (the policy that sampled) are token log-probabilities
+    f32[rows, P] in nats; `scores` f32[rows, N] are a classifier's logits. What a loss does not need
+    is None. `ratios` f32[rows, P] are policy - old, or policy - reference, 0 at padding and clamped
+    under humanline; `unclamped` f32[rows, P] is 1 where they are strictly inside of its interval.
+    `statistics` are sums over the whole optimizer step.
     """
 
     policy: jax.Array | None = None
     reference: jax.Array | None = None
     scores: jax.Array | None = None
+    old: jax.Array | None = None
+    ratios: jax.Array | None = None
+    unclamped: jax.Array | None = None
+    statistics: Statistics | None = None
 
 
 @struct.dataclass
@@ -50,15 +71,40 @@ class Loss:
     needs: Literal["logps", "scores"]
     reference: bool
     per: Literal["example", "token"]
-    items: Literal["pair", "target"]
+    items: Items
+    old: bool = False
+    statistics: Callable[[LossInputs, Batch], Statistics] | None = None
+    limits: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    clamp: tuple[float, float] | None = None
 
     def __call__(self, inputs: LossInputs, batch: Batch) -> tuple[jax.Array, dict]:
-        """Return this batch's share of the step's mean loss, and its metric sums."""
-        terms = self.function(inputs, batch)
+        """Return this batch's share of the step's mean loss, and its metric sums.
+
+        Where the loss has statistics, `inputs.statistics` holds `measure` over the whole step.
+        """
+        terms = self.function(self._add_ratios(inputs, batch), batch)
         total = batch.num_tokens if self.per == "token" else batch.num_examples
         share = terms.value / total
         metrics = {"loss": (share, jnp.ones(())), **terms.metrics}
         return share, metrics
+
+    def measure(self, inputs: LossInputs, batch: Batch) -> Statistics:
+        """Return what this batch adds to the statistics of its optimizer step, as constants."""
+        if self.statistics is None:
+            return {}
+        return self.statistics(jax.lax.stop_gradient(self._add_ratios(inputs, batch)), batch)
+
+    def _add_ratios(self, inputs: LossInputs, batch: Batch) -> LossInputs:
+        if not (self.reference or self.old) or inputs.policy is None:
+            return inputs
+        ratios = inputs.policy - (inputs.old if self.old else inputs.reference)
+        # By the mask and not by value: what stands at padding never matters.
+        ratios = jnp.where(batch.sequence < batch.sequences.role.shape[-1], ratios, 0.0)
+        low, high = self.clamp or (_HUMANLINE["log_epsilon_P"], _HUMANLINE["log_epsilon_R"])
+        return inputs.replace(
+            ratios=jnp.clip(ratios, low, high) if self.clamp else ratios,
+            unclamped=((ratios > low) & (ratios < high)).astype(ratios.dtype),
+        )
 
 
 _REGISTRY: dict[str, Loss] = {}
@@ -69,15 +115,30 @@ def register(
     *,
     needs: Literal["logps", "scores"] = "logps",
     reference: bool = False,
+    old: bool = False,
     per: Literal["example", "token"] = "example",
-    items: Literal["pair", "target"] = "pair",
+    items: Items = "pair",
+    statistics: Callable[[LossInputs, Batch], Statistics] | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ):
-    """Register a loss under `name`; a name can be taken once."""
+    """Register a loss under `name`; a name can be taken once.
+
+    Args:
+      needs: log-probabilities, or a classifier's scores.
+      reference: whether it reads the reference's log-probabilities; `old`: the sampling policy's.
+      per: what the step's sum is divided by, the examples or the response tokens.
+      items: what an example is.
+      statistics: gives sums that the loss needs over the whole step (see `Loss.measure`).
+      limits: hyperparameter -> (least, not above nor equal to) where not every number will do.
+    """
 
     def add(function: Callable[..., LossTerms]) -> Callable[..., LossTerms]:
-        if name in _REGISTRY:
-            raise ValueError(f"loss {name!r} is registered already, by {_REGISTRY[name].function}")
-        _REGISTRY[name] = Loss(name, function, needs, reference, per, items)
+        if name in _REGISTRY or name == "sum":
+            taken = _REGISTRY[name].function if name in _REGISTRY else get_loss
+            raise ValueError(f"loss {name!r} is registered already, by {taken}")
+        _REGISTRY[name] = Loss(
+            name, function, needs, reference, per, items, old, statistics, limits or {}
+        )
         return function
 
     return add
@@ -92,43 +153,163 @@ def get_loss(settings: Mapping[str, Any]) -> Loss:
     errors = check_loss(settings)
     if errors:
         raise ValueError(errors[0])
+    if settings["name"] == "sum":
+        return _make_sum(settings)
     loss = _REGISTRY[settings["name"]]
     arguments = {name: value for name, value in settings.items() if name != "name"}
-    return dataclasses.replace(loss, function=functools.partial(loss.function, **arguments))
+    on, low, high = (arguments.pop(name, default) for name, default in _HUMANLINE.items())
+    return dataclasses.replace(
+        loss,
+        function=functools.partial(loss.function, **arguments),
+        clamp=(low, high) if on else None,
+    )
+
+
+def _make_sum(settings: Mapping[str, Any]) -> Loss:
+    """Make the sum of the losses named by the other keys, each times its `weight`."""
+    parts = []
+    for name, part in settings.items():
+        if name != "name":
+            rest = {key: value for key, value in part.items() if key != "weight"}
+            parts.append((part.get("weight", 1.0), get_loss({"name": name, **rest})))
+
+    def add_up(inputs: LossInputs, batch: Batch) -> LossTerms:
+        value, metrics = 0.0, {}
+        for weight, loss in parts:
+            share, found = loss(inputs, batch)
+            value += weight * share * batch.num_examples
+            metrics = {f"loss/{loss.name}": found.pop("loss"), **found, **metrics}
+        return LossTerms(value, metrics)
+
+    def measure(inputs: LossInputs, batch: Batch) -> Statistics:
+        return {k: v for _, loss in parts for k, v in loss.measure(inputs, batch).items()}
+
+    losses = [loss for _, loss in parts]
+    return Loss(
+        "sum",
+        add_up,
+        losses[0].needs,
+        reference=any(loss.reference for loss in losses),
+        per="example",
+        items=losses[0].items,
+        old=any(loss.old for loss in losses),
+        statistics=measure if any(loss.statistics for loss in losses) else None,
+    )
 
 
 def check_loss(settings: Mapping[str, Any]) -> list[str]:
-    """Return error lines: an unknown loss, an unknown hyperparameter, a value of another type."""
+    """Return error lines: an unknown loss, an unknown hyperparameter, a value that will not do."""
+    return _check(settings, "loss")
+
+
+def check_feedback(settings: Mapping[str, Any], feedback: str) -> list[str]:
+    """Return an error line where `feedback.type` cannot become what the loss trains on."""
+    if check_loss(settings):
+        return []
+    loss = get_loss(settings)
+    allowed = FEEDBACK_FOR.get(loss.items, ())
+    if loss.needs == "scores" or not allowed:
+        able = [name for name in list_losses() if _REGISTRY[name].items in FEEDBACK_FOR]
+        return [
+            f"loss.name: got {loss.name!r}, which does not train a policy on feedback; allowed: "
+            f"{', '.join(name for name in able if _REGISTRY[name].needs == 'logps')}"
+        ]
+    if feedback in allowed:
+        return []
+    return [
+        f"feedback.type: got {feedback!r}, but loss {loss.name!r} trains on "
+        f"{_ITEM_WORDS[loss.items]}; allowed: {', '.join(map(repr, allowed))}; set "
+        f"--config.feedback.type={allowed[0]}, or another loss"
+    ]
+
+
+_ITEM_WORDS = {
+    "pair": "pairs of a better and a worse answer",
+    "unpaired": "single answers, desirable or not",
+    "group": "all samples of a prompt with their rewards",
+}
+
+
+def _check(settings: Mapping[str, Any], path: str) -> list[str]:
     name = settings.get("name")
+    if name == "sum" and path == "loss":
+        return _check_sum(settings)
     if not isinstance(name, str) or name not in _REGISTRY:
-        return [f"loss.name: got {name!r}, allowed: {', '.join(sorted(_REGISTRY))}"]
-    known = {
-        parameter.name: parameter.default
-        for parameter in inspect.signature(_REGISTRY[name].function).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+        return [f"{path}.name: got {name!r}, allowed: {', '.join([*sorted(_REGISTRY), 'sum'])}"]
+    known = _list_parameters(name)
     errors = []
     for key, value in settings.items():
         if key == "name":
             continue
-        if key not in known:
+        if key in _HUMANLINE and key not in known:
+            errors.append(
+                f"{path}.{key}: {name!r} has no log-ratio to clamp, since it compares with no "
+                "reference (log-probabilities themselves would all be clamped, and train nothing); "
+                "leave it out, or take a loss with a reference"
+            )
+        elif key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {close[0]!r}" if close else ""
             allowed = ", ".join(known) or "none"
-            errors.append(f"loss.{key}: {name!r} has no such parameter{hint}; allowed: {allowed}")
-        elif not _fits(value, known[key]):
-            errors.append(f"loss.{key}: got {value!r}, allowed: {_describe(known[key])}")
+            errors.append(f"{path}.{key}: {name!r} has no such parameter{hint}; allowed: {allowed}")
+        else:
+            limits = _REGISTRY[name].limits.get(key, (-math.inf, math.inf))
+            if not _fits(value, known[key], limits):
+                allowed = _describe(known[key], limits)
+                errors.append(f"{path}.{key}: got {value!r}, allowed: {allowed}")
+    low, high = (settings.get(key, _HUMANLINE[key]) for key in ("log_epsilon_P", "log_epsilon_R"))
+    if not errors and not low < high:
+        errors.append(f"{path}.log_epsilon_P: got {low}, allowed: less than log_epsilon_R={high}")
     return errors
 
 
-def _fits(value: Any, default: Any) -> bool:
+def _check_sum(settings: Mapping[str, Any]) -> list[str]:
+    parts = {name: part for name, part in settings.items() if name != "name"}
+    errors = [] if parts else ["loss: 'sum' got no losses to add; set loss.dpo.weight=1, say"]
+    for name, part in parts.items():
+        if not isinstance(part, Mapping):
+            errors.append(f"loss.{name}: got {part!r}, allowed: a section: weight, and parameters")
+            continue
+        if not _fits(part.get("weight", 1.0), 1.0):
+            errors.append(f"loss.{name}.weight: got {part['weight']!r}, allowed: a finite number")
+        rest = {key: value for key, value in part.items() if key != "weight"}
+        errors += _check({"name": name} | rest, f"loss.{name}")
+    if errors:
+        return errors
+    # One batch serves all parts, so they must agree on what stands in it.
+    kinds = {(_REGISTRY[name].items, _REGISTRY[name].needs) for name in parts}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{name} {_REGISTRY[name].items}" for name in parts)
+        return [f"loss: 'sum' got losses of different examples ({listed}), allowed: of one kind"]
+    return []
+
+
+def _list_parameters(name: str) -> dict[str, Any]:
+    """Return the settings that a loss takes, with their defaults."""
+    loss = _REGISTRY[name]
+    known = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(loss.function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    return known | (_HUMANLINE if loss.reference or loss.old else {})
+
+
+def _fits(value: Any, default: Any, limits: tuple[float, float] = (-math.inf, math.inf)) -> bool:
     if isinstance(default, bool):
         return isinstance(value, bool)
-    return type(value) in (int, float) and math.isfinite(value)
+    if type(value) not in (int, float) or not math.isfinite(value):
+        return False
+    return limits[0] <= value < limits[1]
 
 
-def _describe(default: Any) -> str:
-    return "True or False" if isinstance(default, bool) else "a finite number"
+def _describe(default: Any, limits: tuple[float, float]) -> str:
+    if isinstance(default, bool):
+        return "True or False"
+    if limits == (-math.inf, math.inf):
+        return "a finite number"
+    upper = f", less than {limits[1]:g}" if math.isfinite(limits[1]) else ""
+    return f"{limits[0]:g} or more{upper}"
 
 
 def list_losses() -> list[str]:

@@ -32,3 +32,30 @@ def count_and_sum(values: jax.Array, batch: Batch, role: int) -> tuple[jax.Array
     mask = batch.sequences.role == role
     total = jnp.sum(jnp.where(mask, jax.lax.stop_gradient(values), 0.0))
     return total, jnp.sum(mask).astype(jnp.float32)
+
+
+def count_tokens(batch: Batch) -> jax.Array:
+    """Return the number of response tokens of each sequence: f32[rows, N]."""
+    return sum_by_sequence(jnp.ones(batch.sequence.shape, jnp.float32), batch)
+
+
+def mean_by_sequence(values: jax.Array, batch: Batch) -> jax.Array:
+    """Average token values f32[rows, P] by sequence: f32[rows, N]; 0 for an empty response.
+
+    The divisor counts the response's tokens, never the values that differ from zero: where the
+    policy is the reference all log-ratios are zero, and the mean must be too.
+    """
+    return sum_by_sequence(values, batch) / jnp.maximum(count_tokens(batch), 1.0)
+
+
+def spread_to_tokens(values: jax.Array, batch: Batch) -> jax.Array:
+    """Give each response token the value f32[rows, N] of its sequence: f32[rows, P], padding 0."""
+    padded = jnp.pad(values, ((0, 0), (0, 1)))
+    return jnp.take_along_axis(padded, batch.sequence, axis=-1)
+
+
+def count_and_sum_tokens(values: jax.Array, batch: Batch, role: int) -> tuple[jax.Array, jax.Array]:
+    """Return the (sum, count) of token `values f32[rows, P]` over the sequences of one role."""
+    mask = batch.sequences.role == role
+    total = jnp.where(mask, sum_by_sequence(jax.lax.stop_gradient(values), batch), 0.0)
+    return jnp.sum(total), jnp.sum(jnp.where(mask, count_tokens(batch), 0.0))

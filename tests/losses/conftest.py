@@ -3,10 +3,12 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from halos_jax.data.batches import Plan, build_batch, plan_batches, split_logps
+from halos_jax.losses import LossInputs, get_loss
 from halos_jax.types import Batch, Item
 
 Tokens = list[tuple[np.ndarray, ...]]  # for each item, one array a response
@@ -44,7 +46,7 @@ class Packed:
 
 @pytest.fixture
 def pack():
-    """Return the function that packs items of drawn lengths into one batch."""
+    """Return the function that packs items of drawn lengths into one batch; `.of` packs given."""
 
     def make(roles, count=7, *, seed=0, num_rows=2, weights=False) -> Packed:
         rng = np.random.default_rng(seed)
@@ -58,13 +60,17 @@ def pack():
             )
             for _ in range(count)
         ]
+        return pack_items(items, num_rows)
+
+    def pack_items(items, num_rows=2) -> Packed:
         plan = plan_batches(
-            items, batch_size=count, num_rows=num_rows, tokens_per_row=512, row_multiple=8
+            items, batch_size=len(items), num_rows=num_rows, tokens_per_row=512, row_multiple=8
         )
         assert plan.layout.microbatches == 1
         batch = jax.tree.map(lambda x: x[0], build_batch(items, plan, 0))
         return Packed(items, plan, batch)
 
+    make.of = pack_items
     return make
 
 
@@ -102,3 +108,28 @@ def differentiate():
         return result
 
     return gradient
+
+
+@pytest.fixture
+def compare(differentiate):
+    """Return the check of a loss's value and gradient against a float64 function of the policy."""
+
+    def check(packed: Packed, settings, tokens: dict[str, Tokens], formula, *, rtol=2e-5):
+        others = {name: packed.place(value) for name, value in tokens.items() if name != "policy"}
+        loss = get_loss(settings)
+
+        def run(policy):
+            inputs = LossInputs(policy=policy, **others)
+            inputs = inputs.replace(statistics=loss.measure(inputs, packed.batch))
+            return loss(inputs, packed.batch)
+
+        placed = jnp.asarray(packed.place(tokens["policy"]))
+        graded = jax.jit(jax.value_and_grad(run, has_aux=True))
+        (value, metrics), gradient = graded(placed)
+        np.testing.assert_allclose(value, formula(tokens["policy"]), rtol=rtol, atol=1e-7)
+        slopes = packed.place(differentiate(formula, tokens["policy"]))
+        scale = np.abs(slopes).max()
+        np.testing.assert_allclose(gradient, slopes, rtol=rtol, atol=2e-6 * scale + 1e-9)
+        return value, metrics, np.asarray(gradient)
+
+    return check

@@ -1,10 +1,19 @@
 """The registry: what it refuses and how it says so, what it binds, what a loss is divided by."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from halos_jax.losses import LossInputs, LossTerms, check_loss, get_loss, list_losses, registry
+from halos_jax.losses import (
+    LossInputs,
+    LossTerms,
+    check_feedback,
+    check_loss,
+    get_loss,
+    list_losses,
+    registry,
+)
 from halos_jax.types import CHOSEN, REJECTED
 
 
@@ -28,16 +37,17 @@ def test_an_unknown_loss_lists_the_known(name):
     settings = {} if name is None else {"name": name}
     (line,) = check_loss(settings)
     assert line.startswith(f"loss.name: got {name!r}, allowed: ")
-    assert "bradley-terry, dpo" in line
+    assert "bradley-terry, " in line and ", dpo, " in line and line.endswith(", sum")
     with pytest.raises(ValueError, match=r"loss\.name: got"):
         get_loss(settings)
 
 
 def test_all_errors_of_the_parameters_are_listed():
+    allowed = "beta, humanline, log_epsilon_P, log_epsilon_R"
     lines = check_loss({"name": "dpo", "bta": 0.1, "zzz": 1, "beta": "0.1"})
     assert lines == [
-        "loss.bta: 'dpo' has no such parameter; did you mean 'beta'; allowed: beta",
-        "loss.zzz: 'dpo' has no such parameter; allowed: beta",
+        f"loss.bta: 'dpo' has no such parameter; did you mean 'beta'; allowed: {allowed}",
+        f"loss.zzz: 'dpo' has no such parameter; allowed: {allowed}",
         "loss.beta: got '0.1', allowed: a finite number",
     ]
     assert check_loss({"name": "sft", "beta": 1.0}) == [
@@ -98,3 +108,77 @@ def test_a_loss_per_example_is_divided_by_the_weights_of_the_step(register, pack
     packed = pack((CHOSEN, REJECTED), weights=True)
     share, _ = get_loss({"name": "four"})(LossInputs(), packed.batch)
     np.testing.assert_allclose(share, 4 / sum(item.weight for item in packed.items))
+
+
+def test_humanline_is_refused_with_the_reason_where_there_is_no_log_ratio():
+    for name in list_losses():
+        loss = get_loss({"name": name})
+        lines = check_loss({"name": name, "humanline": True})
+        if loss.reference or loss.old:
+            assert lines == []
+            assert get_loss({"name": name, "humanline": True}).clamp == (-1.0, 1.5)
+            assert get_loss({"name": name, "humanline": False}).clamp is None
+        else:
+            (line,) = lines
+            assert line.startswith(f"loss.humanline: {name!r} has no log-ratio to clamp")
+    (line,) = check_loss({"name": "dpo", "humanline": True, "log_epsilon_P": 2.0})
+    assert line == "loss.log_epsilon_P: got 2.0, allowed: less than log_epsilon_R=1.5"
+
+
+def test_a_sum_adds_values_gradients_and_metrics(pack, draw_logps):
+    packed = pack((CHOSEN, REJECTED), weights=True)
+    reference = packed.place(draw_logps(packed, 2))
+    policy = jnp.asarray(packed.place(draw_logps(packed, 1)))
+
+    def run(settings):
+        loss = get_loss(settings)
+        return jax.value_and_grad(
+            lambda x: loss(LossInputs(policy=x, reference=reference), packed.batch), has_aux=True
+        )(policy)
+
+    parts = {"dpo": {"weight": 0.5, "beta": 0.3}, "nll": {"weight": 2}}
+    (value, metrics), gradient = run({"name": "sum", **parts})
+    (dpo, dpo_metrics), dpo_gradient = run({"name": "dpo", "beta": 0.3})
+    (nll, _), nll_gradient = run({"name": "nll"})
+    np.testing.assert_allclose(value, 0.5 * dpo + 2 * nll, rtol=1e-6)
+    np.testing.assert_allclose(gradient, 0.5 * dpo_gradient + 2 * nll_gradient, atol=1e-7)
+    assert metrics["loss/dpo"] == (dpo, 1) and metrics["loss/nll"] == (nll, 1)
+    assert metrics["rewards/margins"] == dpo_metrics["rewards/margins"]
+    assert get_loss({"name": "sum", **parts}).reference
+    # DPO with an SFT term has a name of its own.
+    (rpo, _), _ = run({"name": "rpo", "beta": 0.3, "alpha": 2.0})
+    np.testing.assert_allclose(rpo, dpo + 2 * nll, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        ({}, "loss: 'sum' got no losses to add; set loss.dpo.weight=1, say"),
+        ({"dpo": 1.0}, "loss.dpo: got 1.0, allowed: a section: weight, and parameters"),
+        ({"dpo": {"weight": "1"}}, "loss.dpo.weight: got '1', allowed: a finite number"),
+        ({"dpo": {"beta": "1"}}, "loss.dpo.beta: got '1', allowed: a finite number"),
+        ({"dpa": {}}, "loss.dpa.name: got 'dpa', allowed: "),
+        ({"sum": {"dpo": {}}}, "loss.sum.name: got 'sum', allowed: "),
+        (
+            {"dpo": {}, "sft": {}},
+            "loss: 'sum' got losses of different examples (dpo pair, sft target), allowed: of one",
+        ),
+    ],
+)
+def test_what_cannot_be_summed_is_refused(parts, line):
+    (got,) = check_loss({"name": "sum", **parts})
+    assert got.startswith(line)
+
+
+def test_feedback_that_a_loss_cannot_use_is_refused():
+    assert check_feedback({"name": "dpo"}, "pairwise") == []
+    (line,) = check_feedback({"name": "dpo"}, "binary")
+    assert line == (
+        "feedback.type: got 'binary', but loss 'dpo' trains on pairs of a better and a worse "
+        "answer; allowed: 'pairwise'; set --config.feedback.type=pairwise, or another loss"
+    )
+    for name in ("sft", "bradley-terry"):
+        (line,) = check_feedback({"name": name}, "pairwise")
+        assert line.startswith(f"loss.name: got {name!r}, which does not train a policy on")
+        assert "dpo" in line and "sft" not in line.partition("allowed")[2]
+    assert check_feedback({"name": "dpoo"}, "pairwise") == []  # said by check_loss already
