@@ -85,14 +85,15 @@ class FeedbackConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "adafactor", "lion", "sgd", "muon"] = "adamw"
     learning_rate: float = 5e-6
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant"
+    decay_fraction: float = 0.2  # of "wsd": share of the steps that decay
     warmup_fraction: float = 0.1
     warmup_steps: int = -1  # -1: warmup_fraction of the expected steps
     warmup_start: float = 0.1  # first learning rate, as a fraction of the peak

@@ -50,7 +50,12 @@ _AT_LEAST = {
     ),
 }
 _ABOVE_ZERO = ("optimizer.learning_rate", "optimizer.eps", "optimizer.max_grad_norm")
-_FRACTIONS = ("optimizer.warmup_fraction", "optimizer.warmup_start", "toy.mistakes")
+_FRACTIONS = (
+    "optimizer.decay_fraction",
+    "optimizer.warmup_fraction",
+    "optimizer.warmup_start",
+    "toy.mistakes",
+)
 _DECAYS = ("optimizer.beta1", "optimizer.beta2")
 
 

@@ -3,17 +3,24 @@
 import jax
 import jax.numpy as jnp
 import optax
-from flax import traverse_util
 
 from halos_jax.config import OptimizerConfig
+
+# Weights of a layer that Muon orthogonalises: name -> (reduction axes, output axes) of [L, ...].
+_MUON_AXES = {
+    **dict.fromkeys(("q", "k", "v"), ((1,), (2, 3))),
+    "o": ((1, 2), (3,)),
+    **dict.fromkeys(("gate", "up", "down"), ((1,), (2,))),
+}
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Return the learning rate as a function of optimizer steps taken before.
 
     Linear warm-up from `warmup_start * learning_rate`, then constant, or linear or cosine decay to
-    0 at `total_steps`. The warm-up is a whole number of steps and ends before the last one, so the
-    peak is reached at any length.
+    0 at `total_steps`, or "wsd": constant, with a linear decay to 0 over the last
+    `decay_fraction` of the steps (Hu et al. 2024, MiniCPM). The warm-up is a whole number of steps
+    and ends before the last one, so the peak is reached at any length.
     """
     peak = config.learning_rate
     warmup = config.warmup_steps
@@ -25,6 +32,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
         "constant": optax.constant_schedule(peak),
         "linear": optax.linear_schedule(peak, 0.0, decay_steps),
         "cosine": optax.cosine_decay_schedule(peak, decay_steps),
+        "wsd": _make_stable_decay(peak, decay_steps, round(config.decay_fraction * total_steps)),
     }[config.schedule]
     if warmup == 0:
         return main
@@ -32,31 +40,77 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, main], [warmup])
 
 
+def _make_stable_decay(peak: float, steps: int, decay: int) -> optax.Schedule:
+    decay = min(max(decay, 1), steps)
+    fall = optax.linear_schedule(peak, 0.0, decay)
+    return optax.join_schedules([optax.constant_schedule(peak), fall], [steps - decay])
+
+
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Return global-norm clipping followed by AdamW (Loshchilov & Hutter 2019).
+    """Return global-norm clipping followed by the optimizer `config.name`.
 
-    Norm scales are not decayed. Moments are kept in `moments_dtype` whatever the params' dtype: in
-    bfloat16 the second moment would lose updates smaller than 1/256 of itself. The norm that
-    gradients are clipped by is always float32.
+    "adamw" (Loshchilov & Hutter 2019), "adafactor" (Shazeer & Stern 2018), "lion" (Chen et al.
+    2023), "sgd" (with momentum `beta1`), or "muon" (Jordan et al. 2024; AdamW for embeddings, head
+    and norms). Norm scales are not decayed. Moments are kept in `moments_dtype` whatever the
+    params' dtype: in bfloat16 the second moment would lose updates smaller than 1/256 of itself.
+    The norm that gradients are clipped by is always float32.
     """
-    adam = optax.adamw(
-        schedule,
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=_mask_decayed,
-    )
-    adam = _keep_dtype(adam, jnp.dtype(config.moments_dtype))
+    decayed = {"weight_decay": config.weight_decay, "mask": _mask_decayed}
+    betas = {"b1": config.beta1, "b2": config.beta2}
+    if config.name == "adamw":
+        inner = optax.adamw(schedule, **betas, eps=config.eps, **decayed)
+    elif config.name == "lion":
+        inner = optax.lion(schedule, **betas, **decayed)
+    elif config.name == "adafactor":
+        # Its own decay is per step rather than times the learning rate: ours comes before it.
+        inner = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, _mask_decayed),
+            optax.adafactor(schedule, multiply_by_parameter_scale=False),
+        )
+    elif config.name == "sgd":
+        inner = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, _mask_decayed),
+            optax.sgd(schedule, momentum=config.beta1),
+        )
+    else:
+        inner = optax.contrib.muon(
+            schedule,
+            beta=config.beta1,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=_mask_decayed,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=_muon_dimensions,
+            # Updates of AdamW's size, so that the two halves share a learning rate.
+            consistent_rms=0.2,
+        )
+    inner = _keep_dtype(inner, jnp.dtype(config.moments_dtype))
     clip = _keep_dtype(optax.clip_by_global_norm(config.max_grad_norm), jnp.float32)
-    return optax.chain(clip, adam)
+    return optax.chain(clip, inner)
+
+
+def _muon_dimensions(params):
+    def find(path, _):
+        names = _names(path)
+        if names[:1] == ["layers"] and names[-1] in _MUON_AXES:
+            return optax.contrib.MuonDimensionNumbers(*_MUON_AXES[names[-1]])
+        return None
+
+    return jax.tree_util.tree_map_with_path(find, params)
 
 
 def _mask_decayed(params):
-    flat = traverse_util.flatten_dict(params)
-    return traverse_util.unflatten_dict({path: "norm" not in path[-1] for path in flat})
+    def find(path, _) -> bool:
+        return not any("norm" in name for name in _names(path)[-1:])
+
+    return jax.tree_util.tree_map_with_path(find, params)
+
+
+def _names(path) -> list[str]:
+    return [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
 
 
 def _keep_dtype(inner: optax.GradientTransformation, dtype) -> optax.GradientTransformation:

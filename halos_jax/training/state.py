@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from halos_jax import sharding
@@ -15,16 +16,18 @@ def make_abstract_state(
 ) -> TrainState:
     """Return the train state as ShapeDtypeStructs with shardings; moments lie as their params."""
     params = abstract_params(config, mesh)
-    opt_state = jax.eval_shape(optimizer.init, params)
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
-        opt_state,
-        params,
-        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)
-        ),
-    )
+    by_path = traverse_util.flatten_dict(params)
+
+    def place(path, leaf):
+        # A moment stands in dicts of the params' keys; a factored one (adafactor) has another
+        # shape, and is small.
+        names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        param = by_path.get(names)
+        same = param is not None and param.shape == leaf.shape
+        where = param.sharding if same else sharding.replicated(mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
     return TrainState(step=step, params=params, opt_state=opt_state)
 

@@ -166,3 +166,42 @@ def test_bfloat16_params_take_the_steps_of_float32():
         jax.tree.leaves((ours.mu, ours.nu)), jax.tree.leaves((theirs.mu, theirs.nu)), strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-8)
+
+
+def test_wsd_is_constant_until_its_last_part():
+    found = rates(100, schedule="wsd", decay_fraction=0.2)
+    np.testing.assert_allclose(found[10:81], PEAK, rtol=1e-6)
+    np.testing.assert_allclose(found[80:], PEAK * (1 - np.arange(20) / 20), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd", "muon"])
+def test_every_optimizer_descends_and_its_state_can_be_sharded(name, mesh):
+    from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
+    from halos_jax.training.state import init_state, make_abstract_state
+
+    decoder = DecoderConfig(32, 2, 16, 2, 2, 8, 24)
+    config = OptimizerConfig(name=name, learning_rate=0.02, weight_decay=0.0, max_grad_norm=1e3)
+    optimizer = make_optimizer(config, optax.constant_schedule(config.learning_rate))
+    params = jax.device_put(
+        init_params(jax.random.key(0), decoder), params_shardings(decoder, mesh)
+    )
+    target = init_params(jax.random.key(1), decoder)
+    state = init_state(params, optimizer, make_abstract_state(decoder, optimizer, mesh))
+
+    @jax.jit
+    def step(params, opt_state):
+        def loss(params):
+            return sum(
+                jnp.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (params, target)))
+            )
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    params, opt_state, values = state.params, state.opt_state, []
+    for _ in range(12):
+        params, opt_state, value = step(params, opt_state)
+        values.append(float(value))
+    assert values[-1] < 0.8 * values[0]
+    assert jax.tree.structure(opt_state) == jax.tree.structure(state.opt_state)
