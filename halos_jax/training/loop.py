@@ -152,28 +152,44 @@ def run_steps(
     bar = make_progress(total, label, enabled=config.progress)
     bar.update(start)
     seen = sum(len(row) for step_rows in dataset.plan.steps[:start] for row in step_rows)
-    began = time.perf_counter()
+    clock = _StepClock()
     for number, batch in enumerate(stream_batches(trainer.mesh, dataset, start=start), start):
         state, metrics = trainer.train_step(state, batch)
         taken = first_step + number + 1
         named = {_rename(name, "train"): value for name, value in metrics.items()}
         examples = sum(len(row) for row in dataset.plan.steps[number])
         seen += examples
-        now = time.perf_counter()
-        named |= {
-            "counters/updates": taken,
-            "counters/stage_examples": seen,
-            "examples_per_second": examples / (now - began),
-        }
-        began = now
+        named |= {"counters/updates": taken, "counters/stage_examples": seen} | clock.rate
         writer.write(taken, named)
+        clock.tick(examples)
         due = config.train.eval_every and taken % config.train.eval_every == 0
         if held_out and (due or number + 1 == total):
             writer.write(taken, evaluate(trainer, state.params, held_out))
+            clock = _StepClock()
         on_step(state, number + 1)
         bar.update(1)
     bar.close()
     return state
+
+
+class _StepClock:
+    """Times steps by what the writer waits for.
+
+    A step is dispatched long before it has run, but the writer reads the metrics of the step
+    before: when it returns, that step is done. So a step's rate is known two steps later.
+    """
+
+    def __init__(self) -> None:
+        self.rate: dict[str, float] = {}
+        self._finished: float | None = None  # when the step before the last one was done
+        self._examples = 0  # of the last step
+
+    def tick(self, examples: int) -> None:
+        """Take note that a step of `examples` was written, and so the one before it is done."""
+        now = time.perf_counter()
+        if self._finished is not None:
+            self.rate = {"examples_per_second": self._examples / (now - self._finished)}
+        self._finished, self._examples = (now if self._examples else None), examples
 
 
 def evaluate(trainer: Trainer, params: Any, dataset: Dataset) -> dict[str, float]:
