@@ -110,7 +110,13 @@ def _start_jax(config: Config) -> None:
 def _check_devices(config: Config) -> list[str]:
     from halos_jax import sharding
 
-    if config.task in ("pipeline", "toy_data"):
+    if config.task == "pipeline":
+        lines = []
+        for stage in config_lib.expand_pipeline(config):
+            found = _check_devices(stage)
+            lines += [f"pipeline.overrides.{stage.task}: {line}" for line in found]
+        return lines
+    if config.task == "toy_data":
         return []
     sizes = {"train__batch_size": config.train.batch_size}
     if config.task == "online":

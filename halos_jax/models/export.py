@@ -23,7 +23,7 @@ from halos_jax.models.spec import DecoderConfig
 logger = logging.getLogger(__name__)
 
 # Files of a model folder, besides weights and config, that travel with the model.
-_COPIED = (
+_TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -32,8 +32,8 @@ _COPIED = (
     "*.model",
     "*.jinja",
     "chat_template.json",
-    "generation_config.json",
 )
+_COPIED = (*_TOKENIZER_FILES, "generation_config.json")
 _TYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -135,6 +135,18 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"export {folder}")
+
+
+def replace_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Write a Hugging Face tokenizer, chat template included, in place of that in `folder`.
+
+    For a model that was trained with another tokenizer or template than those of its source; to
+    be called on process 0, inside `replace_folder`.
+    """
+    for pattern in _TOKENIZER_FILES:
+        for file in folder.glob(pattern):
+            file.unlink()
+    tokenizer.save_pretrained(folder)
 
 
 def _sync(path: Path) -> None:

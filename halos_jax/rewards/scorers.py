@@ -76,7 +76,8 @@ def make_model_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
     """Return a scorer by a sequence classifier, whose params stay on the devices.
 
     A reward model with the policy's tokenizer and template scores the very tokens that are
-    trained. Another one gets the same turns and text, rendered by its own.
+    trained. Another one gets the same turns and text, rendered by its own. Samples with the same
+    tokens are scored once: their rewards are equal, and so a tie, whatever the rounding.
 
     Raises:
       ModelError: where the model cannot be read, or is not a sequence classifier.
@@ -104,7 +105,12 @@ def make_model_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
         if not same:
             samples = [_render_again(sample, renderer, own, config) for sample in samples]
         samples = [_cut(sample, config.reward.max_length) for sample in samples]
-        return _score_items(run, params, samples, config, mesh)
+        distinct: dict[tuple, Sample] = {}
+        for sample in samples:
+            distinct.setdefault((sample.prompt_ids, sample.response_ids), sample)
+        rewards = _score_items(run, params, list(distinct.values()), config, mesh)
+        known = dict(zip(distinct, rewards, strict=True))
+        return [known[sample.prompt_ids, sample.response_ids] for sample in samples]
 
     return score
 

@@ -16,9 +16,9 @@ from halos_jax.data import datasets
 from halos_jax.data.chat import load_renderer
 from halos_jax.losses import get_loss
 from halos_jax.metrics import MetricWriter
-from halos_jax.models import export, hf
+from halos_jax.models import hf
 from halos_jax.rewards.scorers import make_function_scorer, make_scorer
-from halos_jax.rounds import stages
+from halos_jax.rounds import final, stages
 from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
@@ -49,12 +49,12 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
     """
     info = states.join_run(config)
     try:
-        if (info.workdir / "final").is_dir():
+        if final.is_complete(info.workdir):
             logger.info("%s is complete: nothing to do", info.workdir)
             last = _last_round(info.workdir)
             return dict(states.load_manifest(round_folder(info.workdir, last)).metrics)
         mesh = sharding.make_mesh(config.mesh)
-        with jax.set_mesh(mesh):
+        with states.explain_run_errors(info.workdir), jax.set_mesh(mesh):
             run, position = _make_run(config, info, mesh, stop)
             try:
                 return _run_rounds(run, position)
@@ -80,16 +80,12 @@ def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
         _report(run, manifest, budget.num_rounds)
     run.writer.flush()
     run.checkpoints.finish()
-    final = run.workdir / "final"
-    export.save_model(
-        position.state.params,
-        run.trainer.decoder,
-        final,
-        source=hf.resolve_model(run.config.model.path),
+    folder = final.export_final(
+        position.state.params, run.trainer.decoder, run.config.model, run.renderer, run.workdir
     )
     logger.info(
         "the last policy is in %s; round 0 is the SFT policy:\n%s",
-        final,
+        folder,
         format_rounds(run.workdir),
     )
     return dict(manifest.metrics)

@@ -16,8 +16,9 @@ from halos_jax.data.chat import Renderer, load_renderer
 from halos_jax.data.tokenize import Lengths, make_pair_items, make_target_items
 from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import MetricWriter, read_metrics
-from halos_jax.models import export, hf
+from halos_jax.models import hf
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.rounds import final
 from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
@@ -41,16 +42,18 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
     """
     info = states.join_run(config)
     try:
-        if (info.workdir / "final").is_dir():
+        if final.is_complete(info.workdir):
             logger.info("%s is complete: nothing to do", info.workdir)
             return _last_metrics(info.workdir)
         mesh = sharding.make_mesh(config.mesh)
-        checkpoints = open_checkpoints(info.workdir / "checkpoints", keep=config.checkpoint.keep)
-        try:
-            with jax.set_mesh(mesh):
+        with states.explain_run_errors(info.workdir), jax.set_mesh(mesh):
+            checkpoints = open_checkpoints(
+                info.workdir / "checkpoints", keep=config.checkpoint.keep
+            )
+            try:
                 _train(config, info, mesh, checkpoints, stop)
-        finally:
-            checkpoints.close()
+            finally:
+                checkpoints.close()
         return _last_metrics(info.workdir)
     finally:
         info.close()
@@ -109,10 +112,8 @@ def _train(
         label=config.task,
     )
     writer.close()
-    export.save_model(
-        state.params, decoder, info.workdir / "final", source=hf.resolve_model(config.model.path)
-    )
-    logger.info("the trained model is in %s", info.workdir / "final")
+    folder = final.export_final(state.params, decoder, config.model, renderer, info.workdir)
+    logger.info("the trained model is in %s", folder)
 
 
 def _make_saver(config, checkpoints, writer, stop: StopSignal, total: int):

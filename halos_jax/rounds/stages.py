@@ -223,6 +223,7 @@ def evaluate_stage(run: Run, params: Any, folder: Path, *, round: int, step: int
         _write_feedback(run, folder, result, 0)
         files["feedback.jsonl"] = len(result.preferences)
     run.writer.write(step, {"round": round, **metrics})
+    run.writer.flush()  # before the manifest says that the stage is done
     return files, metrics
 
 

@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,11 +42,18 @@ _ADVICE = {
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "the limit on the size of a file is reached (ulimit -f); raise it and run the "
+    "same command again",
+    errno.EIO: "the disk failed; check it and run the same command again",
     errno.ENOTDIR: "a file stands where a folder is needed; move it, or choose another folder",
     errno.EEXIST: "a file stands where a folder is needed; move it, or choose another folder",
     errno.EISDIR: "a folder stands where a file is needed; move it away",
     errno.ENOENT: "the folder is missing; create it, or choose another one",
 }
+
+
+# What says that a disk is full or broken, whatever was being written.
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
 class WorkdirError(RuntimeError):
@@ -160,12 +168,39 @@ def explain_os_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or path
-        advice = _ADVICE.get(error.errno, "check the disk, or choose another folder")
-        reason = error.strerror or str(error)
-        raise WorkdirError(
-            f"workdir: cannot use {str(where)!r}: {reason}; {advice} (--config.workdir=DIR)"
-        ) from error
+        raise _explain(error, path) from error
+
+
+@contextlib.contextmanager
+def explain_run_errors(workdir: str | Path) -> Iterator[None]:
+    """Turn an OSError about the workdir, from anywhere inside the block, into a WorkdirError.
+
+    About the workdir is what names a path inside it and what says that a disk is full or broken:
+    a write to an open file names no path. Other errors, those of a user's reward function say,
+    pass through.
+    """
+    try:
+        yield
+    except OSError as error:
+        inside = error.filename is not None and _is_inside(error.filename, workdir)
+        if inside or error.errno in _STORAGE_ERRORS:
+            raise _explain(error, workdir) from error
+        raise
+
+
+def _is_inside(path: Any, folder: str | Path) -> bool:
+    if not isinstance(path, (str, os.PathLike)):
+        return False  # a descriptor, or bytes
+    return Path(path).absolute().is_relative_to(Path(folder).absolute())
+
+
+def _explain(error: OSError, path: str | Path) -> WorkdirError:
+    where = error.filename or path
+    advice = _ADVICE.get(error.errno, "check the disk, or choose another folder")
+    reason = error.strerror or str(error)
+    return WorkdirError(
+        f"workdir: cannot use {str(where)!r}: {reason}; {advice} (--config.workdir=DIR)"
+    )
 
 
 def round_folder(workdir: str | Path, round: int) -> Path:
@@ -174,9 +209,12 @@ def round_folder(workdir: str | Path, round: int) -> Path:
 
 
 def remove_partials(folder: str | Path) -> None:
-    """Delete the `*.partial` files that a killed writer left in `folder`."""
+    """Delete the `*.partial` files and folders that a killed writer left in `folder`."""
     for path in sorted(Path(folder).glob("*.partial")):
-        path.unlink()
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)  # an export that was cut short
+        else:
+            path.unlink()
 
 
 def _read_config(path: Path) -> dict[str, Any]:
