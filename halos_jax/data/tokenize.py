@@ -1,7 +1,8 @@
 """From records to training items: token ids through the one renderer, cut to length."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -39,12 +40,15 @@ def make_pair_items(
       ValueError: where a prompt leaves no room for a response.
     """
     items = []
+    # Feedback repeats its texts: 25 models against one baseline are 25 times the same prompt.
+    render_prompt = functools.cache(
+        functools.partial(renderer.render_prompt, max_length=lengths.prompt)
+    )
+    render_response = functools.cache(renderer.render_response)
     for preference in preferences:
-        prompt_ids = preference.prompt_ids or renderer.render_prompt(
-            preference.prompt.turns, lengths.prompt
-        )
+        prompt_ids = preference.prompt_ids or render_prompt(preference.prompt.turns)
         responses = tuple(
-            _response_ids(completion, len(prompt_ids), renderer, lengths)
+            _cut(_response_ids(completion, render_response), len(prompt_ids), lengths)
             for completion in (preference.chosen, preference.rejected)
         )
         rewards = (preference.chosen.reward or 0.0, preference.rejected.reward or 0.0)
@@ -101,15 +105,11 @@ def make_group_items(
     return items, members
 
 
-def _response_ids(
-    completion: Completion, prompt_length: int, renderer: Renderer, lengths: Lengths
-) -> np.ndarray:
-    ids = completion.ids
-    if not ids:
-        text = "".join(turn.content for turn in completion.turns)
-        finished = completion.finish_reason == FINISH_STOP
-        ids = renderer.render_response(text, finished=finished)
-    return _cut(ids, prompt_length, lengths)
+def _response_ids(completion: Completion, render: Callable[..., Sequence[int]]) -> Sequence[int]:
+    if completion.ids:
+        return completion.ids
+    text = "".join(turn.content for turn in completion.turns)
+    return render(text, finished=completion.finish_reason == FINISH_STOP)
 
 
 def _cut(ids: Sequence[int], prompt_length: int, lengths: Lengths) -> np.ndarray:
