@@ -145,8 +145,9 @@ def _exit_code(error: Exception) -> int | None:
     from halos_jax.models.families import ModelError
     from halos_jax.rewards.scorers import RewardError
     from halos_jax.rounds.checkpoints import CheckpointError
+    from halos_jax.rounds.disk import WorkdirError
     from halos_jax.rounds.interrupt import EXIT_CODE, Interrupted
-    from halos_jax.rounds.state import ManifestError, WorkdirError
+    from halos_jax.rounds.state import ManifestError
 
     explained = (
         ConfigError,

@@ -18,7 +18,7 @@ from halos_jax.losses import get_loss
 from halos_jax.metrics import MetricWriter
 from halos_jax.models import hf
 from halos_jax.rewards.scorers import make_function_scorer, make_scorer
-from halos_jax.rounds import final, stages
+from halos_jax.rounds import disk, final, stages
 from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
@@ -54,7 +54,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
             last = _last_round(info.workdir)
             return dict(states.load_manifest(round_folder(info.workdir, last)).metrics)
         mesh = sharding.make_mesh(config.mesh)
-        with states.explain_run_errors(info.workdir), jax.set_mesh(mesh):
+        with disk.explain_run_errors(info.workdir), jax.set_mesh(mesh):
             run, position = _make_run(config, info, mesh, stop)
             try:
                 return _run_rounds(run, position)
@@ -239,9 +239,9 @@ def _open_round(run: Run, round: int, plan) -> Manifest:
     """Return the round's manifest as it stands on disk, checked, or a new one."""
     folder = round_folder(run.workdir, round)
     if run.is_writer:
-        with states.explain_os_errors(folder):
+        with disk.explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            states.remove_partials(folder)
+            disk.remove_partials(folder)
     stages.wait_for_all(f"open round {round}")
     manifest = states.load_manifest(folder)
     if manifest is None:

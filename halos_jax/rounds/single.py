@@ -18,7 +18,7 @@ from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.models import hf
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.rounds import final
+from halos_jax.rounds import disk, final
 from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
@@ -46,7 +46,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
             logger.info("%s is complete: nothing to do", info.workdir)
             return _last_metrics(info.workdir)
         mesh = sharding.make_mesh(config.mesh)
-        with states.explain_run_errors(info.workdir), jax.set_mesh(mesh):
+        with disk.explain_run_errors(info.workdir), jax.set_mesh(mesh):
             checkpoints = open_checkpoints(
                 info.workdir / "checkpoints", keep=config.checkpoint.keep
             )

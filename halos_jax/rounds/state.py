@@ -9,17 +9,13 @@ A stage writes its files beside (`NAME.partial`), syncs and renames them, and th
 manifest: a stage that the manifest does not name has not happened. Only process 0 of a job writes.
 """
 
-import contextlib
 import dataclasses
-import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
-import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from halos_jax import config as config_lib
+from halos_jax.rounds import disk
 
 logger = logging.getLogger(__name__)
 
@@ -35,29 +32,6 @@ FIRST_STAGES = ("evaluate",)  # of round 0: the SFT policy on the held-out promp
 
 MANIFEST = "manifest.json"
 VERSION = 1
-
-_ADVICE = {
-    errno.EACCES: "give yourself write permission, or choose another folder",
-    errno.EPERM: "give yourself write permission, or choose another folder",
-    errno.EROFS: "the file system is read-only; choose another folder",
-    errno.ENOSPC: "the disk is full; free some space and run the same command again",
-    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
-    errno.EFBIG: "the limit on the size of a file is reached (ulimit -f); raise it and run the "
-    "same command again",
-    errno.EIO: "the disk failed; check it and run the same command again",
-    errno.ENOTDIR: "a file stands where a folder is needed; move it, or choose another folder",
-    errno.EEXIST: "a file stands where a folder is needed; move it, or choose another folder",
-    errno.EISDIR: "a folder stands where a file is needed; move it away",
-    errno.ENOENT: "the folder is missing; create it, or choose another one",
-}
-
-
-# What says that a disk is full or broken, whatever was being written.
-_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-
-
-class WorkdirError(RuntimeError):
-    """The workdir cannot be used: unwritable, full, locked, or of another configuration."""
 
 
 class ManifestError(ValueError):
@@ -131,17 +105,17 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
     path = workdir / "config.json"
     lock = None
     try:
-        with explain_os_errors(workdir):
+        with disk.explain_os_errors(workdir):
             if is_writer:
                 workdir.mkdir(parents=True, exist_ok=True)
                 lock = _lock_workdir(workdir)
-                remove_partials(workdir)
+                disk.remove_partials(workdir)
             is_resumed = path.exists()
             plain = config_lib.to_dict(config)
             old = _read_config(path) if is_resumed else plain
             _refuse_changes(workdir, old, plain)
             if is_writer and not (is_resumed and old == plain):
-                write_json_atomic(path, plain)
+                disk.write_json_atomic(path, plain)
     except BaseException:
         if lock is not None:
             os.close(lock)
@@ -162,59 +136,9 @@ def join_run(config: config_lib.Config) -> RunInfo:
     return info or open_run(config.workdir, config, is_writer=False)
 
 
-@contextlib.contextmanager
-def explain_os_errors(path: str | Path) -> Iterator[None]:
-    """Turn an OSError inside the block into a WorkdirError with the path and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise _explain(error, path) from error
-
-
-@contextlib.contextmanager
-def explain_run_errors(workdir: str | Path) -> Iterator[None]:
-    """Turn an OSError about the workdir, from anywhere inside the block, into a WorkdirError.
-
-    About the workdir is what names a path inside it and what says that a disk is full or broken:
-    a write to an open file names no path. Other errors, those of a user's reward function say,
-    pass through.
-    """
-    try:
-        yield
-    except OSError as error:
-        inside = error.filename is not None and _is_inside(error.filename, workdir)
-        if inside or error.errno in _STORAGE_ERRORS:
-            raise _explain(error, workdir) from error
-        raise
-
-
-def _is_inside(path: Any, folder: str | Path) -> bool:
-    if not isinstance(path, (str, os.PathLike)):
-        return False  # a descriptor, or bytes
-    return Path(path).absolute().is_relative_to(Path(folder).absolute())
-
-
-def _explain(error: OSError, path: str | Path) -> WorkdirError:
-    where = error.filename or path
-    advice = _ADVICE.get(error.errno, "check the disk, or choose another folder")
-    reason = error.strerror or str(error)
-    return WorkdirError(
-        f"workdir: cannot use {str(where)!r}: {reason}; {advice} (--config.workdir=DIR)"
-    )
-
-
 def round_folder(workdir: str | Path, round: int) -> Path:
     """Return the folder of `round`, `workdir/rounds/0003`."""
     return Path(workdir) / "rounds" / f"{round:04d}"
-
-
-def remove_partials(folder: str | Path) -> None:
-    """Delete the `*.partial` files and folders that a killed writer left in `folder`."""
-    for path in sorted(Path(folder).glob("*.partial")):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)  # an export that was cut short
-        else:
-            path.unlink()
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -223,7 +147,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         plain = error
     if not isinstance(plain, dict):
-        raise WorkdirError(
+        raise disk.WorkdirError(
             f"workdir: {path} is not the JSON object that a run writes ({plain}); put the file "
             "back, or start in another folder with --config.workdir=DIR"
         )
@@ -234,7 +158,7 @@ def _refuse_changes(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any
     changed = config_lib.changed_fields(old, new)
     if changed:
         lines = "\n".join(f"  - {line}" for line in changed)
-        raise WorkdirError(
+        raise disk.WorkdirError(
             f"workdir: {workdir} holds a run of another configuration; changed:\n{lines}\n"
             f"allowed to change on resume: {', '.join(config_lib.RESUMABLE)}; set the fields back, "
             "or start a new run with --config.workdir=DIR"
@@ -249,7 +173,7 @@ def _lock_workdir(workdir: Path) -> int:
     except BlockingIOError:
         holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "unknown"
         os.close(lock)
-        raise WorkdirError(
+        raise disk.WorkdirError(
             f"workdir: {workdir} is in use by another job (process {holder}); wait for it, stop "
             "it, or choose another folder with --config.workdir=DIR"
         ) from None
@@ -333,16 +257,16 @@ def commit_stage(
     missing = [name for name in files or {} if not (folder / name).is_file()]
     if missing:
         raise ManifestError(f"{folder}: stage {stage!r} has not written {', '.join(missing)}")
-    with explain_os_errors(folder):
+    with disk.explain_os_errors(folder):
         records = {
-            name: FileRecord(hash_file(folder / name), int(count))
+            name: FileRecord(disk.hash_file(folder / name), int(count))
             for name, count in (files or {}).items()
         }
         updates["metrics"] = {**manifest.metrics, **updates.get("metrics", {})}
         updates["files"] = {**manifest.files, **records}
         updated = dataclasses.replace(manifest, stages=(*manifest.stages, stage), **updates)
         if is_writer:
-            write_json_atomic(folder / MANIFEST, dataclasses.asdict(updated))
+            disk.write_json_atomic(folder / MANIFEST, dataclasses.asdict(updated))
     return updated
 
 
@@ -357,7 +281,7 @@ def verify_files(folder: str | Path, manifest: Manifest) -> None:
         path = folder / name
         if not path.is_file():
             wrong.append(f"{name} is missing")
-        elif (found := hash_file(path)) != record.sha256:
+        elif (found := disk.hash_file(path)) != record.sha256:
             wrong.append(f"{name} has sha256 {found[:12]}..., expected {record.sha256[:12]}...")
     if wrong:
         raise ManifestError(
@@ -382,40 +306,3 @@ def _corrupt(path: Path, reason: str) -> ManifestError:
         f"{path} is not a readable manifest ({reason}); a run replaces it atomically, so something "
         "else changed it: put the original back, or start a new run with --config.workdir=DIR"
     )
-
-
-# --------------------------------------------------------------------------- files
-
-
-def write_json_atomic(path: str | Path, obj: Any) -> None:
-    """Replace `path` with `obj` as JSON so that readers, and a crash, see the old or the new.
-
-    Raises:
-      WorkdirError: where the file cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with explain_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        sync_folder(path.parent)
-
-
-def hash_file(path: str | Path) -> str:
-    """Return the hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_folder(folder: str | Path) -> None:
-    """Make the names in `folder` durable: a rename is on disk only after its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,8 +11,9 @@ import textwrap
 import pytest
 
 from halos_jax.config import Config, TrainConfig
-from halos_jax.rounds import state
-from halos_jax.rounds.state import Manifest, ManifestError, WorkdirError
+from halos_jax.rounds import disk, state
+from halos_jax.rounds.disk import WorkdirError
+from halos_jax.rounds.state import Manifest, ManifestError
 
 
 def write(folder, name, text="{}\n"):
@@ -126,7 +127,7 @@ def test_a_full_disk_leaves_the_old_manifest(tmp_path, monkeypatch, function):
         with pytest.raises(WorkdirError, match=r"No space left.*free some space"):
             state.commit_stage(tmp_path, old, "score", files={"scores.jsonl": 1})
     assert state.load_manifest(tmp_path) == old
-    state.remove_partials(tmp_path)
+    disk.remove_partials(tmp_path)
     assert not list(tmp_path.glob("*.partial"))
     new = state.commit_stage(tmp_path, old, "score", files={"scores.jsonl": 1})
     assert state.load_manifest(tmp_path) == new
@@ -165,19 +166,6 @@ def test_a_crash_at_any_write_leaves_the_old_or_the_new_manifest(tmp_path, monke
         assert found.stages in (("sample",), ("sample", "score"))
         seen.add(found.stages)
     assert len(seen) == 2
-
-
-def test_remove_partials_takes_nothing_else(tmp_path):
-    for name in ("samples.jsonl.partial", "samples.jsonl", "partial"):
-        write(tmp_path, name)
-    state.remove_partials(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["partial", "samples.jsonl"]
-
-
-def test_numbers_that_json_lacks_are_refused(tmp_path):
-    with pytest.raises(ValueError):
-        state.write_json_atomic(tmp_path / "x.json", {"loss": float("nan")})
-    assert not list(tmp_path.iterdir())
 
 
 # --------------------------------------------------------------------------- the workdir
@@ -226,7 +214,7 @@ def test_two_jobs_never_share_a_workdir(tmp_path):
         from halos_jax.rounds import state
         try:
             state.open_run(sys.argv[1], Config())
-        except state.WorkdirError as error:
+        except disk.WorkdirError as error:
             print(error)
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]

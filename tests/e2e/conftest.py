@@ -1,0 +1,122 @@
+"""What the runs of whole programs share: a tiny policy, a tiny reward model, prompts."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import pytest
+
+from halos_jax.config import ToyConfig
+from halos_jax.data.toy import make_toy_data
+from halos_jax.models import export, hf, spec
+
+TOY = ToyConfig(num_sft=8, num_pairs=32, num_prompts=20, num_eval=4)
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "num_hidden_layers": 1,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """Return a folder with policy/, reward/, base/ (Hugging Face format) and the toy data."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_toy_data(folder, TOY, seed=0)
+    file = folder / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | SMALL))
+    language_model = hf.load_decoder_config(str(folder / "base"))
+    for name, labels, seed in (("policy", 0, 1), ("reward", 1, 2)):
+        config = dataclasses.replace(language_model, num_labels=labels, init_std=0.2)
+        params = spec.init_params(jax.random.key(seed), config)
+        export.save_model(params, config, folder / name, source=folder / "base")
+    return folder
+
+
+ROOT = Path(__file__).parents[2]
+# One device, quick compilation, and programs that are compiled once for all processes.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Starts the program on the tiny preset, as the command line does."""
+
+    inputs: Path
+    environment: Mapping[str, str]
+    server: subprocess.Popen
+
+    def arguments(self, workdir: Path, *overrides: str) -> list[str]:
+        """Return the command line's arguments."""
+        preset = f"{Path(__file__).with_name('tiny.py')}:{self.inputs}"
+        paths = [f"--config={preset}", f"--config.workdir={workdir}"]
+        return paths + [f"--config.{override}" for override in overrides]
+
+    def start(self, workdir: Path, *overrides: str) -> subprocess.Popen:
+        """Start a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "halos_jax.main", *self.arguments(workdir, *overrides)],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self,
+        workdir: Path,
+        *overrides: str,
+        signals: Mapping[str, int] | None = None,
+        trace: Path | None = None,
+    ) -> tuple[int, str, str]:
+        """Run in a fork of the server; return exit code, stdout and stderr.
+
+        `signals` maps events (see fork_server.py) to the signal that the process gets there;
+        `trace` is the file to which all events are written.
+        """
+        logs = [workdir.with_name(f"{workdir.name}.{end}") for end in ("stdout", "stderr")]
+        request = {
+            "arguments": self.arguments(workdir, *overrides),
+            "workdir": str(workdir),
+            "trace": str(trace) if trace else None,
+            "stdout": str(logs[0]),
+            "stderr": str(logs[1]),
+            "signals": {event: int(number) for event, number in (signals or {}).items()},
+        }
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        code = json.loads(self.server.stdout.readline())["code"]
+        return code, *(log.read_text() for log in logs)
+
+
+@pytest.fixture(scope="session")
+def program(inputs, tmp_path_factory):
+    """Yield the Program on `inputs`."""
+    environment = os.environ | {
+        "XLA_FLAGS": FLAGS,
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield Program(inputs, environment, server)
+    server.stdin.close()
+    server.wait(timeout=60)

@@ -1,0 +1,175 @@
+"""Runs the program in forked children that can end themselves at a chosen point.
+
+Importing everything takes longer than a tiny run, so one process imports it once and forks. It must
+not start jax's backend itself: threads do not survive a fork. A child reports every durable
+operation and every unit of work to its trace, as "WHERE: WHAT", where WHERE is the stage that is
+running or the stage after which it happens, and sends itself a signal where it is told to.
+
+Protocol, one JSON object a line: {"arguments": [...], "workdir", "stdout", "stderr", "trace" (or
+null): paths, "signals": {event: signal number}} -> {"code": exit code, negative for a signal}.
+"""
+
+import functools
+import json
+import os
+import re
+import signal
+import sys
+import threading
+
+# Everything that a run would import, so that a child starts at once.
+import orbax.checkpoint
+import transformers
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+from halos_jax import main, metrics
+from halos_jax.models import export
+from halos_jax.rewards import scorers
+from halos_jax.rounds import checkpoints, loop, single, stages
+from halos_jax.training import step
+
+PRELOADED = (orbax.checkpoint, transformers, AutoTokenizer, GenerationConfig)
+PRELOADED += (PreTrainedTokenizerFast, loop, single)
+
+
+class Observer:
+    """Writes the trace of a child and raises the signals that were ordered."""
+
+    def __init__(self, workdir: str, trace: str | None, signals: dict[str, int]) -> None:
+        self._workdir = os.path.abspath(workdir)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._trace = os.open(trace, flags, 0o644) if trace else None
+        self._signals = signals
+        self._lock = threading.Lock()
+        self._where = "start"
+        self._os_write, self._os_kill = os.write, os.kill
+
+    def report(self, what: str) -> None:
+        """Note an event; every signal is sent from the thread in which the event happens."""
+        with self._lock:
+            event = f"{self._where}: {what}"
+            if self._trace is not None:
+                self._os_write(self._trace, (event + "\n").encode())
+            number = self._signals.pop(event, None)
+            if number is not None:
+                self._os_kill(os.getpid(), number)
+
+    def path_name(self, path) -> str | None:
+        """Name a path inside the workdir (None: outside), without what differs between runs."""
+        if isinstance(path, int):
+            path = os.readlink(f"/proc/self/fd/{path}")
+        path = os.path.abspath(os.fspath(path))
+        if not path.startswith(self._workdir + os.sep):
+            return None
+        name = path[len(self._workdir) + 1 :]
+        return re.sub(r"checkpoint-tmp.*?(?=/|$)", "checkpoint-tmp", name)
+
+    def wrap_path(self, module, name: str) -> None:
+        """Report a function of a path (its last positional one) before and after it."""
+        original = getattr(module, name)
+
+        @functools.wraps(original)
+        def wrapped(*arguments, **options):
+            target = None if options.get("dir_fd") is not None else arguments[-1]
+            label = self.path_name(target) if target is not None else None
+            if label is None or re.match(r"checkpoints/\d+/", label):  # Orbax's own names
+                return original(*arguments, **options)
+            self.report(f"before {name} {label}")
+            result = original(*arguments, **options)
+            self.report(f"after {name} {label}")
+            return result
+
+        setattr(module, name, wrapped)
+
+    def wrap(self, module, name: str, describe, *, stage: bool = False) -> None:
+        """Report a function, described by its arguments; a stage gives the place its name."""
+        original = getattr(module, name)
+
+        @functools.wraps(original)
+        def wrapped(*arguments, **options):
+            label = describe(*arguments, **options)
+            if stage:
+                self._where = label
+            self.report(f"before {name} {label}")
+            result = original(*arguments, **options)
+            self.report(f"after {name} {label}")
+            if stage:
+                self._where = f"after {label}"
+            return result
+
+        setattr(module, name, wrapped)
+
+    def wrap_train_step(self) -> None:
+        """Report every optimizer step."""
+        original = step.compile_train_step
+
+        def compile_train_step(*arguments):
+            holder = type("Holder", (), {"train_step": staticmethod(original(*arguments))})
+            self.wrap(holder, "train_step", lambda state, batch: str(int(state.step) + 1))
+            return holder.train_step
+
+        step.compile_train_step = compile_train_step
+
+
+def observe(request: dict) -> None:
+    """Wrap what writes, removes or computes, all over the program."""
+    observer = Observer(request["workdir"], request["trace"], request["signals"])
+    for name in ("replace", "rename", "unlink", "rmdir", "fsync"):
+        observer.wrap_path(os, name)
+    for name in ("sample", "score", "feedback", "train", "evaluate"):
+        observer.wrap(stages, f"{name}_stage", functools.partial(_name_stage, name), stage=True)
+    observer.wrap(stages, "sample_shard", lambda *_, round, **__: f"{round}")
+    observer.wrap(scorers, "_score_items", lambda *_: "")
+    observer.wrap(export, "_write_tensors", lambda *_: "export", stage=True)
+    observer.wrap(checkpoints.Checkpoints, "save", lambda self, step, *_: f"{step} {self._next}")
+    observer.wrap(checkpoints.Checkpoints, "verify", lambda self, save_id: str(save_id))
+    observer.wrap(
+        metrics.MetricWriter,
+        "_write_now",
+        lambda self, step, values: f"{step} {sorted(values)[-1]}",
+    )
+    observer.wrap_train_step()
+
+
+def _name_stage(name, run, *arguments, round=None, **_) -> str:
+    folder = next(value for value in arguments if hasattr(value, "name"))
+    return f"{int(folder.name)} {name}"
+
+
+def run_child(request: dict) -> None:
+    """Run the program as the command line would; never returns."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    for target, path in enumerate((os.devnull, request["stdout"], request["stderr"])):
+        os.dup2(os.open(path, flags, 0o644), target)
+    code = 1
+    try:
+        observe(request)
+        sys.argv = ["halos_jax.main", *request["arguments"]]
+        main.run()
+        code = 0
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def serve() -> None:
+    """Run one request after the other until stdin ends."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            run_child(request)
+        _, status = os.waitpid(child, 0)
+        print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

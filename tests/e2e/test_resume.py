@@ -1,0 +1,169 @@
+"""A run that is killed at any point and started again ends as one that was never stopped."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from halos_jax.config import changed_fields
+from halos_jax.rounds import state as states
+
+# Points of a place (a stage, or what follows one) at which the long chain is killed.
+POINTS_PER_PLACE = int(os.environ.get("HALOS_JAX_KILLS", "1"))
+# (Between the training and the evaluation nothing is written: the latter begins at once.)
+PLACES = [
+    f"{after}{round} {stage}"
+    for round in range(3)
+    for stage in states.stages_of(round)
+    for after in ("", "after ")
+    if (after, stage) != ("after ", "train")
+]
+PLACES += ["export", "after export"]
+# Of a metrics record, what depends on the clock.
+TIMES = ("examples_per_second",)
+
+
+@pytest.fixture(scope="module")
+def finished(program, tmp_path_factory):
+    """Return the workdir of a run that nothing stopped, and its events in order."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    code, _, errors = program.run(folder / "run", trace=folder / "trace")
+    assert (code, errors) == (0, "")
+    return folder / "run", (folder / "trace").read_text().splitlines()
+
+
+def choose_points(events: list[str], per_place: int, rng: random.Random) -> list[str]:
+    """Choose events that happen once, `per_place` of each place, in their order."""
+    once = [event for event in events if events.count(event) == 1]
+    by_place: dict[str, list[str]] = {}
+    for event in once:
+        by_place.setdefault(event.partition(":")[0], []).append(event)
+    chosen = {
+        event
+        for of_place in by_place.values()
+        for event in rng.sample(of_place, min(per_place, len(of_place)))
+    }
+    return [event for event in once if event in chosen]
+
+
+def run_to_the_end(program, workdir, points: list[str], *overrides: str) -> list[str]:
+    """Start the run, killed at each of `points`, again and again; return where it was killed.
+
+    A process may pass a point of another thread before that of its own, so it dies at whichever
+    of the remaining ones comes first.
+    """
+    died = []
+    while True:
+        trace = workdir.with_name("trace")
+        trace.unlink(missing_ok=True)
+        signals = dict.fromkeys(points, signal.SIGKILL)
+        code, _, errors = program.run(workdir, *overrides, signals=signals, trace=trace)
+        if code == 0:
+            return died
+        assert code == -signal.SIGKILL, errors
+        died.append(trace.read_text().splitlines()[-1])
+        points = points[points.index(died[-1]) + 1 :]
+
+
+def read_metrics(workdir) -> dict:
+    """Return the metrics by step and names; each record must be there once."""
+    records = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        record = {name: value for name, value in json.loads(line).items() if name not in TIMES}
+        key = (record["step"], record.get("round"), *sorted(record))
+        assert key not in records, f"twice: {record}"
+        records[key] = record
+    return records
+
+
+def assert_same_run(workdir, expected) -> None:
+    """Check that two workdirs hold the same run, and the first no leftovers."""
+    files = {path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file()}
+    files = {path for path in files if path.parts[0] != "checkpoints"}
+    wanted = {path.relative_to(expected) for path in expected.rglob("*") if path.is_file()}
+    assert files == {path for path in wanted if path.parts[0] != "checkpoints"}
+    assert not [path for path in files if "partial" in path.name or "shard" in path.name]
+    for path in files - {states.Path(name) for name in (".lock", "config.json", "metrics.jsonl")}:
+        assert (workdir / path).read_bytes() == (expected / path).read_bytes(), path
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (workdir, expected)]
+    assert [line for line in changed_fields(*configs) if "checkpoint.every" not in line] == []
+    assert read_metrics(workdir) == read_metrics(expected)
+    (checkpoint,) = (workdir / "checkpoints").iterdir()
+    assert checkpoint.name.isdigit()
+
+    used = []
+    for folder in sorted((workdir / "rounds").iterdir()):
+        manifest = states.load_manifest(folder)
+        assert manifest.next_stage is None
+        states.verify_files(folder, manifest)
+        if manifest.round:
+            lines = (folder / "samples.jsonl").read_text().splitlines()
+            ids = [json.loads(line)["prompt_id"] for line in lines]
+            assert len(ids) == 18 and len(set(ids)) == 6
+            used += set(ids)
+    assert len(used) == len(set(used)) == 12
+
+
+def test_events_cover_every_stage(finished):
+    workdir, events = finished
+    assert_same_run(workdir, workdir)
+    places = list(dict.fromkeys(event.partition(":")[0] for event in events))
+    assert [place for place in places if place in PLACES] == PLACES
+    assert len(places) >= 20
+
+
+def test_kill_in_every_stage_and_between(program, finished, tmp_path):
+    expected, events = finished
+    points = choose_points(events, POINTS_PER_PLACE, random.Random(1))
+    died = run_to_the_end(program, tmp_path / "run", points)
+    assert_same_run(tmp_path / "run", expected)
+    # A point that another thread reached before may be missed, a place may not.
+    places = {event.partition(":")[0] for event in died}
+    assert len(died) >= 20 and places >= set(PLACES)
+
+
+def test_kill_without_checkpoints_inside_a_stage(program, finished, tmp_path):
+    expected, events = finished
+    rng = random.Random(2)
+    points = choose_points([event for event in events if " save " not in event], 1, rng)
+    points = sorted(rng.sample(points, 8), key=points.index)
+    died = run_to_the_end(program, tmp_path / "run", points, "checkpoint.every=0")
+    assert_same_run(tmp_path / "run", expected)
+    assert len(died) >= 6
+
+
+@pytest.mark.parametrize("point", ["1 train: after train_step 2", "2 sample: after sample_shard 2"])
+def test_sigterm_saves_and_asks_to_be_run_again(program, finished, tmp_path, point):
+    workdir = tmp_path / "run"
+    signals = {point: signal.SIGTERM}
+    code, _, errors = program.run(workdir, "checkpoint.every=0", signals=signals)
+    assert code == 75
+    assert errors.splitlines() == [
+        "Interrupted: stopped by SIGTERM; run the same command again to carry on"
+    ]
+    code, output, _ = program.run(workdir, "checkpoint.every=0")
+    assert code == 0
+    if "train" in point:
+        assert "carrying on in round 1 after step 2" in output
+    assert_same_run(workdir, finished[0])
+
+
+def test_kill_the_command_itself(program, finished, tmp_path):
+    """Kill real processes at times that nothing in the program has chosen."""
+    workdir, rng = tmp_path / "run", random.Random(3)
+    for sign in ("rounds/0001/samples.jsonl", "checkpoints/00000004"):
+        process = program.start(workdir)
+        while process.poll() is None and not (workdir / sign).exists():
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        assert process.poll() is None
+        process.kill()
+        process.communicate()
+    process = program.start(workdir)
+    output, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    assert "the last policy is in" in output
+    assert_same_run(workdir, finished[0])
