@@ -211,7 +211,7 @@ def test_two_jobs_never_share_a_workdir(tmp_path):
     script = """
         import sys
         from halos_jax.config import Config
-        from halos_jax.rounds import state
+        from halos_jax.rounds import disk, state
         try:
             state.open_run(sys.argv[1], Config())
         except disk.WorkdirError as error:
