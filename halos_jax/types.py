@@ -89,10 +89,21 @@ class Preference:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Judgement:
+    """A completion of a prompt, and whether it is desirable."""
+
+    prompt: Prompt
+    completion: Completion
+    desirable: bool
+    prompt_ids: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Item:
     """The unit of packing: one prompt and the completions that must share its row.
 
     A supervised example has one response, a pair two, a group n. `roles` says what each is.
+    `old_logps` are the log-probabilities (nats) under which the responses were sampled.
     """
 
     prompt_ids: np.ndarray  # i32[prompt]
@@ -100,6 +111,8 @@ class Item:
     roles: tuple[int, ...]
     rewards: tuple[float, ...] = ()
     weight: float = 1.0
+    desirable: bool = True
+    old_logps: tuple[np.ndarray, ...] = ()  # f32[response] each; empty where they are unknown
 
     @property
     def num_tokens(self) -> int:
@@ -135,6 +148,7 @@ class Sequences:
     last: jax.Array  # i32, index in the row of the sequence's last token
     reward: jax.Array  # f32
     weight: jax.Array  # f32, 0 where the sequence is padding
+    desirable: jax.Array  # bool, of the sequence's item; False where the sequence is padding
 
 
 @struct.dataclass
@@ -149,6 +163,7 @@ class Batch:
     target: jax.Array  # i32[rows, P]
     sequence: jax.Array  # i32[rows, P], the target's sequence; N where the position is padding
     reference_logps: jax.Array  # f32[rows, P], zeros where there is no reference
+    old_logps: jax.Array  # f32[rows, P], of the policy that sampled, else the reference's
     sequences: Sequences
     num_examples: jax.Array  # f32[], total item weight of the whole optimizer step
     num_tokens: jax.Array  # f32[], response tokens of the whole optimizer step

@@ -124,11 +124,7 @@ def build_batch(
     arrays = _empty_arrays(layout, shape[0])
     for row, members in enumerate(plan.steps[step]):
         _fill_row(arrays, row, [items[index] for index in members], layout)
-        if reference_logps is not None:
-            flat = [logps for index in members for logps in reference_logps[index]]
-            if flat:
-                joined = np.concatenate(flat)
-                arrays["reference_logps"][row, : len(joined)] = joined
+        _fill_logps(arrays, row, [items[index] for index in members], members, reference_logps)
     members = [items[index] for row in plan.steps[step] for index in row]
     split = {
         name: array.reshape(layout.microbatches, layout.rows, *array.shape[1:])
@@ -136,7 +132,7 @@ def build_batch(
     }
     view_names = ("indices", "inverse", "owner", "owned", "lengths")
     view = View(**{name: split.pop(name) for name in view_names}, buckets=layout.buckets)
-    sequence_names = ("role", "partner", "group", "last", "reward", "weight")
+    sequence_names = ("role", "partner", "group", "last", "reward", "weight", "desirable")
     sequences = Sequences(**{name: split.pop(name) for name in sequence_names})
     totals = {
         "num_examples": sum(item.weight for item in members),
@@ -299,13 +295,31 @@ def _empty_arrays(layout: Layout, rows: int) -> dict[str, np.ndarray]:
         "target": full(0, layout.positions),
         "sequence": full(sequences, layout.positions),
         "reference_logps": full(0, layout.positions, dtype=np.float32),
+        "old_logps": full(0, layout.positions, dtype=np.float32),
         "role": full(PADDING, sequences),
         "partner": np.tile(np.arange(sequences, dtype=np.int32), (rows, 1)),
         "group": full(-1, sequences),
         "last": full(0, sequences),
         "reward": full(0, sequences, dtype=np.float32),
         "weight": full(0, sequences, dtype=np.float32),
+        "desirable": full(False, sequences, dtype=bool),
     }
+
+
+def _fill_logps(arrays, row: int, items: list[Item], members, reference_logps) -> None:
+    """Write what the reference and the sampling policy say of the responses of a row.
+
+    Where nothing is known of the policy that sampled, the reference stands in for it.
+    """
+    references = [() if reference_logps is None else reference_logps[i] for i in members]
+    olds = [item.old_logps or known for item, known in zip(items, references, strict=True)]
+    for name, parts in (("reference_logps", references), ("old_logps", olds)):
+        start = 0
+        for item, logps in zip(items, parts, strict=True):
+            length = sum(map(len, item.responses))
+            if logps:
+                arrays[name][row, start : start + length] = np.concatenate(logps)
+            start += length
 
 
 def _fill_row(arrays: dict[str, np.ndarray], row: int, items: list[Item], layout: Layout) -> None:
@@ -354,6 +368,7 @@ def _fill_row(arrays: dict[str, np.ndarray], row: int, items: list[Item], layout
             at["group"][number] = group
             at["last"][number] = seen[-1]
             at["weight"][number] = item.weight
+            at["desirable"][number] = item.desirable
             if item.rewards:
                 at["reward"][number] = item.rewards[copy]
         if CHOSEN in by_role and REJECTED in by_role:

@@ -1,10 +1,11 @@
 """Objectives: pure functions of log-probabilities, found by name in one registry."""
 
-from halos_jax.losses import preference, reference_free, reward, supervised
+from halos_jax.losses import groups, preference, reference_free, reward, supervised, unpaired
 from halos_jax.losses.registry import (
     Loss,
     LossInputs,
     LossTerms,
+    Statistics,
     check_feedback,
     check_loss,
     get_loss,
@@ -16,13 +17,16 @@ __all__ = [
     "Loss",
     "LossInputs",
     "LossTerms",
+    "Statistics",
     "check_feedback",
     "check_loss",
     "get_loss",
+    "groups",
     "list_losses",
     "preference",
     "reference_free",
     "register",
     "reward",
     "supervised",
+    "unpaired",
 ]

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from halos_jax.losses.sequences import count_examples
 from halos_jax.types import Batch
 
 Items = Literal["pair", "target", "unpaired", "group"]
@@ -177,8 +178,11 @@ def _make_sum(settings: Mapping[str, Any]) -> Loss:
         value, metrics = 0.0, {}
         for weight, loss in parts:
             share, found = loss(inputs, batch)
-            value += weight * share * batch.num_examples
-            metrics = {f"loss/{loss.name}": found.pop("loss"), **found, **metrics}
+            part = share * batch.num_examples
+            value += weight * part
+            del found["loss"]  # a share of the step's; as a metric it needs a count
+            own = {f"loss/{loss.name}": (jax.lax.stop_gradient(part), count_examples(batch))}
+            metrics = {**own, **found, **metrics}
         return LossTerms(value, metrics)
 
     def measure(inputs: LossInputs, batch: Batch) -> Statistics:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from halos_jax.types import Batch
+from halos_jax.types import PADDING, Batch
 
 
 def sum_by_sequence(values: jax.Array, batch: Batch) -> jax.Array:
@@ -59,3 +59,16 @@ def count_and_sum_tokens(values: jax.Array, batch: Batch, role: int) -> tuple[ja
     mask = batch.sequences.role == role
     total = jnp.where(mask, sum_by_sequence(jax.lax.stop_gradient(values), batch), 0.0)
     return jnp.sum(total), jnp.sum(jnp.where(mask, count_tokens(batch), 0.0))
+
+
+def count_examples(batch: Batch) -> jax.Array:
+    """Return the total weight f32[] of the items in this batch, a part of the step's."""
+    weights = batch.sequences.weight
+    return jnp.sum(weights / jnp.maximum(sum_over_group(jnp.ones_like(weights), batch), 1.0))
+
+
+def sum_over_group(values: jax.Array, batch: Batch) -> jax.Array:
+    """Return for each sequence the sum of `values f32[rows, N]` over its item; 0 at padding."""
+    group, real = batch.sequences.group, batch.sequences.role != PADDING
+    same = (group[:, :, None] == group[:, None, :]) & real[:, :, None] & real[:, None, :]
+    return jnp.sum(jnp.where(same, values[:, None, :], 0.0), axis=-1)

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from halos_jax import sharding
-from halos_jax.losses import Loss, LossInputs
+from halos_jax.losses import Loss, LossInputs, Statistics
 from halos_jax.models import decoder
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.types import Batch, TrainState
@@ -17,18 +17,47 @@ from halos_jax.types import Batch, TrainState
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
-def batch_loss(
-    params: Any, batch: Batch, loss: Loss, config: DecoderConfig
-) -> tuple[jax.Array, Sums]:
-    """Return one microbatch's share of the step's mean loss, and its metric sums."""
+def compute_inputs(params: Any, batch: Batch, loss: Loss, config: DecoderConfig) -> LossInputs:
+    """Return what the model, and where the loss needs them others, say of a microbatch."""
     if loss.needs == "scores":
-        inputs = LossInputs(scores=decoder.compute_scores(params, batch, config))
-    else:
-        inputs = LossInputs(
-            policy=decoder.compute_logps(params, batch, config),
-            reference=batch.reference_logps if loss.reference else None,
-        )
-    return loss(inputs, batch)
+        return LossInputs(scores=decoder.compute_scores(params, batch, config))
+    return LossInputs(
+        policy=decoder.compute_logps(params, batch, config),
+        reference=batch.reference_logps if loss.reference else None,
+        old=batch.old_logps if loss.old else None,
+    )
+
+
+def batch_loss(
+    params: Any,
+    batch: Batch,
+    loss: Loss,
+    config: DecoderConfig,
+    statistics: Statistics | None = None,
+) -> tuple[jax.Array, Sums]:
+    """Return one microbatch's share of the step's mean loss, and its metric sums.
+
+    Args:
+      statistics: the loss's over the whole step; None where this microbatch is the whole step.
+    """
+    inputs = compute_inputs(params, batch, loss, config)
+    if statistics is None:
+        statistics = loss.measure(inputs, batch)
+    return loss(inputs.replace(statistics=statistics), batch)
+
+
+def measure_step(params: Any, batch: Batch, loss: Loss, config: DecoderConfig) -> Statistics:
+    """Return the loss's statistics over all microbatches `[m, rows, ...]`; {} if it has none.
+
+    Costs a forward pass without gradient, only for losses whose mean over the step stands inside
+    of a non-linear function: then microbatches cannot be treated one by one.
+    """
+    if loss.statistics is None:
+        return {}
+    parts = jax.lax.map(
+        lambda one: loss.measure(compute_inputs(params, one, loss, config), one), batch
+    )
+    return jax.tree.map(lambda x: x.sum(axis=0), parts)
 
 
 def loss_and_gradient(
@@ -46,8 +75,10 @@ def loss_and_gradient(
         (value, sums), gradient = value_and_grad(params, single, loss, config)
         return value, gradient, sums
 
+    statistics = measure_step(params, batch, loss, config)
+
     def one(carry, microbatch):
-        (value, sums), gradient = value_and_grad(params, microbatch, loss, config)
+        (value, sums), gradient = value_and_grad(params, microbatch, loss, config, statistics)
         part = (value, jax.tree.map(lambda x: x.astype(jnp.float32), gradient), sums)
         return jax.tree.map(jnp.add, carry, part), None
 
@@ -111,10 +142,12 @@ def compile_eval_step(
     """Return the jitted function from params and a batch to metric (sum, count)s."""
 
     def step(params, batch):
-        def one(_, microbatch):
-            return None, batch_loss(params, microbatch, loss, config)
-
-        _, (values, sums) = jax.lax.scan(one, None, batch)
+        inputs = jax.lax.map(lambda one: compute_inputs(params, one, loss, config), batch)
+        statistics = jax.lax.map(lambda both: loss.measure(*both), (inputs, batch))
+        statistics = jax.tree.map(lambda x: x.sum(axis=0), statistics)
+        values, sums = jax.lax.map(
+            lambda both: loss(both[0].replace(statistics=statistics), both[1]), (inputs, batch)
+        )
         total = (batch.num_tokens if loss.per == "token" else batch.num_examples)[0]
         sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
         return {**sums, "loss": (values.sum() * total, total)}

@@ -1,10 +1,17 @@
-"""The registry: what it refuses and how it says so, what it binds, what a loss is divided by."""
+"""The registry: what it refuses and how it says so, what it binds, what a loss is divided by.
+
+And what holds for every loss in it: neither packing nor microbatches nor devices matter.
+"""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from halos_jax import sharding
+from halos_jax.data.batches import build_batch, plan_batches, split_logps
 from halos_jax.losses import (
     LossInputs,
     LossTerms,
@@ -14,7 +21,14 @@ from halos_jax.losses import (
     list_losses,
     registry,
 )
-from halos_jax.types import CHOSEN, REJECTED
+from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET
+
+ROLES = {
+    "pair": (CHOSEN, REJECTED),
+    "target": (TARGET,),
+    "unpaired": (TARGET, MISMATCHED),
+    "group": (MEMBER,) * 4,
+}
 
 
 @pytest.fixture
@@ -142,7 +156,10 @@ def test_a_sum_adds_values_gradients_and_metrics(pack, draw_logps):
     (nll, _), nll_gradient = run({"name": "nll"})
     np.testing.assert_allclose(value, 0.5 * dpo + 2 * nll, rtol=1e-6)
     np.testing.assert_allclose(gradient, 0.5 * dpo_gradient + 2 * nll_gradient, atol=1e-7)
-    assert metrics["loss/dpo"] == (dpo, 1) and metrics["loss/nll"] == (nll, 1)
+    for name, each in (("dpo", dpo), ("nll", nll)):
+        total, count = metrics[f"loss/{name}"]
+        assert count == packed.batch.num_examples
+        np.testing.assert_allclose(total / count, each, rtol=1e-6)
     assert metrics["rewards/margins"] == dpo_metrics["rewards/margins"]
     assert get_loss({"name": "sum", **parts}).reference
     # DPO with an SFT term has a name of its own.
@@ -182,3 +199,83 @@ def test_feedback_that_a_loss_cannot_use_is_refused():
         assert line.startswith(f"loss.name: got {name!r}, which does not train a policy on")
         assert "dpo" in line and "sft" not in line.partition("allowed")[2]
     assert check_feedback({"name": "dpoo"}, "pairwise") == []  # said by check_loss already
+
+
+def run_step(loss, items, tokens, *, num_rows, tokens_per_row, place=lambda x: x):
+    """Return microbatches, value, metrics and gradient (by item) of a step over given log-probs."""
+    plan = plan_batches(
+        items,
+        batch_size=len(items),
+        num_rows=num_rows,
+        tokens_per_row=tokens_per_row,
+        row_multiple=8,
+    )
+    batch = place(build_batch(items, plan, 0))
+    policy, other = (
+        place(build_batch(items, plan, 0, reference_logps=tokens[name]).reference_logps)
+        for name in ("policy", "other")
+    )
+
+    def total(policy):
+        inputs = (
+            LossInputs(scores=policy[..., : batch.sequences.role.shape[-1]])
+            if loss.needs == "scores"
+            else LossInputs(policy=policy, reference=other, old=other)
+        )
+        parts = jax.vmap(loss.measure)(inputs, batch)
+        inputs = dataclasses.replace(
+            inputs,
+            statistics={
+                name: tuple(jnp.broadcast_to(x.sum(), x.shape) for x in part)
+                for name, part in parts.items()
+            },
+        )
+        shares, sums = jax.vmap(loss)(inputs, batch)
+        return shares.sum(), sums
+
+    (value, sums), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(policy)
+    metrics = {name: np.sum(a) / max(np.sum(b), 1) for name, (a, b) in sums.items()}
+    found = dict(split_logps(plan, 0, items, np.asarray(gradient)))
+    return plan.layout.microbatches, value, metrics, [found[i] for i in range(len(items))]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in list_losses() if get_loss({"name": n}).needs == "logps"]
+)
+def test_packing_microbatches_and_devices_do_not_matter(pack, draw_logps, mesh, name):
+    loss = get_loss({"name": name})
+    rng = np.random.default_rng(3)
+    items = [
+        dataclasses.replace(
+            item,
+            desirable=bool(index % 3),
+            rewards=tuple(map(float, rng.normal(size=len(item.roles)))),
+        )
+        for index, item in enumerate(pack(ROLES[loss.items], count=16, weights=True).items)
+    ]
+    packed = pack.of(items)
+    tokens = {"policy": draw_logps(packed, 1)}
+    tokens["other"] = [
+        tuple(part + 0.2 * rng.normal(size=len(part)) for part in parts)
+        for parts in tokens["policy"]
+    ]
+    count, value, metrics, gradient = run_step(loss, items, tokens, num_rows=1, tokens_per_row=4096)
+    assert count == 1
+    sizes = [item.num_tokens for item in items]
+    count, *others = run_step(
+        loss,
+        items,
+        tokens,
+        num_rows=4,  # a row for each pair of devices
+        tokens_per_row=max(sum(sizes) // 16 + 2, max(sizes)),
+        place=lambda x: sharding.put_batch(x, mesh, leading=1),
+    )
+    assert count >= 2
+    np.testing.assert_allclose(others[0], value, rtol=1e-5)
+    for key in metrics.keys() - {"loss"}:
+        np.testing.assert_allclose(others[1][key], metrics[key], rtol=1e-4, atol=1e-6, err_msg=key)
+    scale = max(np.abs(part).max(initial=0) for parts in gradient for part in parts)
+    for ours, theirs in zip(others[2], gradient, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5 * scale)
+    assert scale > 0
