@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -117,6 +117,40 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
+
+
+def mesh_spec(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """Return `partition_spec` on the current mesh, with an entry for every axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return PartitionSpec(*[None] * len(shape))
+    return partition_spec(axes, shape, mesh)
+
+
+def run_on_mesh(run: Callable, *, in_specs, out_specs) -> Callable:
+    """Return `run` under `shard_map` on the current mesh, or itself where there is one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return run
+    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def sum_parts(part: jax.Array, row_axes: Sequence[str], spec: PartitionSpec) -> jax.Array:
+    """Sum what each row shard found of a gradient, inside of `run_on_mesh`.
+
+    A dimension that `spec` splits over one of `row_axes` is left split: each device gets the sum
+    of its own part only, at half the traffic of a sum that all of them get.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return part
+    for axis in row_axes:
+        if axis in tuple(spec):
+            dimension = tuple(spec).index(axis)
+            part = jax.lax.psum_scatter(part, axis, scatter_dimension=dimension, tiled=True)
+        else:
+            part = jax.lax.psum(part, axis)
+    return part
 
 
 @functools.cache

@@ -15,25 +15,27 @@ logger = logging.getLogger(__name__)
 
 
 @functools.cache
-def choose_backend(name: str, head_dim: int) -> str:
+def choose_backend(name: str, head_dim: int, dtype: str) -> str:
     """Return the backend that `name` means on this platform: "xla", "cudnn" or "splash".
 
-    "auto" takes the platform's fused kernel where the head dimension allows it. A backend that
-    cannot run here falls back to "xla" with one logged line.
+    "auto" takes the platform's fused kernel where it knows the head dimension and the dtype. A
+    backend that cannot run here falls back to "xla" with one logged line.
     """
     platform = jax.default_backend()
+    on_gpu, half = platform in ("gpu", "cuda"), dtype in ("bfloat16", "float16")
     supported = {
-        "cudnn": platform in ("gpu", "cuda") and head_dim % 8 == 0 and head_dim <= 256,
+        "cudnn": on_gpu and half and head_dim % 8 == 0 and head_dim <= 256,
         "splash": platform == "tpu" and head_dim % 64 == 0,
     }
     if name == "auto":
         return next((backend for backend, usable in supported.items() if usable), "xla")
     if not supported.get(name, True):
         logger.warning(
-            "attention backend %r cannot run on %s with head dimension %d: using 'xla'",
+            "attention backend %r cannot run on %s with head dimension %d in %s: using 'xla'",
             name,
             platform,
             head_dim,
+            dtype,
         )
         return "xla"
     return name
@@ -88,33 +90,27 @@ def attend_view(q: jax.Array, k: jax.Array, v: jax.Array, view: View, *, backend
         ]
         return views.from_view(views.join_buckets(outputs, q.shape[0]), view.owner, view.owned)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return attend_rows(q, k, v, view)
-    heads, by_row = _attention_specs(q, k, mesh)
-    return jax.shard_map(
-        attend_rows, in_specs=(heads, heads, heads, by_row), out_specs=heads, check_vma=False
-    )(q, k, v, view)
+    heads, by_row = _attention_specs(q, k)
+    run = sharding.run_on_mesh(attend_rows, in_specs=(heads, heads, heads, by_row), out_specs=heads)
+    return run(q, k, v, view)
 
 
 def attend_rows(
     q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, *, backend: str
 ) -> jax.Array:
     """Attention of one right-padded sequence a row, `[rows, T, heads, H]`, on the mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
+    heads, by_row = _attention_specs(q, k)
     attend = functools.partial(attend_causal, backend=backend)
-    if mesh.empty or mesh.size == 1:
-        return attend(q, k, v, lengths)
-    heads, by_row = _attention_specs(q, k, mesh)
-    return jax.shard_map(
-        attend, in_specs=(heads, heads, heads, by_row), out_specs=heads, check_vma=False
-    )(q, k, v, lengths)
+    run = sharding.run_on_mesh(attend, in_specs=(heads, heads, heads, by_row), out_specs=heads)
+    return run(q, k, v, lengths)
 
 
-def _attention_specs(q: jax.Array, k: jax.Array, mesh) -> tuple[PartitionSpec, PartitionSpec]:
-    spec = sharding.partition_spec(("rows", None, "kv_heads", None), k.shape, mesh)
-    if q.shape[2] % mesh.shape["tensor"]:
-        spec = PartitionSpec(spec[0], None, None, None)
+def _attention_specs(q: jax.Array, k: jax.Array) -> tuple[PartitionSpec, PartitionSpec]:
+    """Return the spec of q, k and v, `[rows, T, heads, H]`, and that of what has rows alone.
+
+    N is a multiple of K, so query heads divide wherever their key heads do.
+    """
+    spec = sharding.mesh_spec(("rows", None, "kv_heads", None), k.shape)
     return spec, PartitionSpec(spec[0])
 
 
@@ -131,6 +127,14 @@ def attend_cache(
     Returns:
       `[S, N, H]`.
     """
+    heads, by_row = _attention_specs(q[:, None], keys)
+    attend = functools.partial(_attend_slots, backend=backend)
+    new = PartitionSpec(heads[0], heads[2], None)
+    run = sharding.run_on_mesh(attend, in_specs=(new, heads, heads, by_row), out_specs=new)
+    return run(q, keys, values, positions)
+
+
+def _attend_slots(q, keys, values, positions, *, backend: str) -> jax.Array:
     if backend == "cudnn":
         return jax.nn.dot_product_attention(
             q[:, None],

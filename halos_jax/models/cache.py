@@ -54,7 +54,7 @@ def prefill(
     """Return the keys and values, one `[G, T, K, H]` a layer, of right-padded prompts `[G, T]`."""
     x = decoder.embed_tokens(weights, tokens, config)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    backend = choose_backend(config.attention, config.head_dim)
+    backend = choose_backend(config.attention, config.head_dim, config.compute_dtype)
     attend = functools.partial(attend_rows, lengths=lengths, backend=backend)
     keys, values = [], []
     for layer_weights in weights["layers"]:
@@ -103,7 +103,7 @@ def decode_step(
     Returns:
       Logits f32[S, V] and the cache.
     """
-    backend = choose_backend(config.attention, config.head_dim)
+    backend = choose_backend(config.attention, config.head_dim, config.compute_dtype)
     keys, values = list(cache.keys), list(cache.values)
     rows = jnp.arange(tokens.shape[0])
     x = decoder.embed_tokens(weights, tokens, config)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from halos_jax.models import layers
 from halos_jax.models.attention import attend_rows, attend_view, choose_backend
 from halos_jax.models.head import compute_token_logps
+from halos_jax.models.lookup import look_up_tokens, take_positions
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.sharding import constrain
 from halos_jax.types import Batch
@@ -32,15 +33,17 @@ def cast_params(params: Params, config: DecoderConfig) -> Params:
 
 def embed_tokens(params: Params, tokens: jax.Array, config: DecoderConfig) -> jax.Array:
     """Look up `tokens i32[...]` as `[..., D]` in the compute dtype."""
-    # Gathered over "fsdp" first: a look-up in a table split by columns would move the result.
-    table = constrain(params["embed"].astype(config.compute_dtype), "vocab", None)
-    return table[tokens]
+    return look_up_tokens(_cast_table(params["embed"], config), tokens)
 
 
 def get_head(params: Params, config: DecoderConfig) -> jax.Array:
     """Return the head `[V, D]`, the embedding where the two are tied, in the compute dtype."""
-    head = params["embed"] if config.tie_embeddings else params["head"]
-    return head.astype(config.compute_dtype)
+    return _cast_table(params["embed" if config.tie_embeddings else "head"], config)
+
+
+def _cast_table(table: jax.Array, config: DecoderConfig) -> jax.Array:
+    # Held where it is, so that devices which gather it send the compute dtype and not the params'.
+    return constrain(table.astype(config.compute_dtype), "vocab", "embed")
 
 
 def run_block(
@@ -84,7 +87,7 @@ def run_layers(
 
 def encode_batch(params: Params, batch: Batch, config: DecoderConfig) -> jax.Array:
     """Return the hidden states `[rows, T, D]` of a packed batch."""
-    backend = choose_backend(config.attention, config.head_dim)
+    backend = choose_backend(config.attention, config.head_dim, config.compute_dtype)
     attend = functools.partial(attend_view, view=batch.view, backend=backend)
     return run_layers(params, batch.tokens, batch.positions, attend, config)
 
@@ -93,7 +96,7 @@ def encode_rows(
     params: Params, tokens: jax.Array, lengths: jax.Array, config: DecoderConfig
 ) -> jax.Array:
     """Return the hidden states `[rows, T, D]` of one right-padded sequence a row."""
-    backend = choose_backend(config.attention, config.head_dim)
+    backend = choose_backend(config.attention, config.head_dim, config.compute_dtype)
     attend = functools.partial(attend_rows, lengths=lengths, backend=backend)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return run_layers(params, tokens, positions, attend, config)
@@ -111,7 +114,7 @@ def compute_logits(
 def compute_logps(params: Params, batch: Batch, config: DecoderConfig) -> jax.Array:
     """Return the log-probabilities f32[rows, P] of a batch's response tokens; 0 at padding."""
     hidden = encode_batch(params, batch, config)
-    at_source = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
+    at_source = take_positions(hidden, batch.source)
     logps = compute_token_logps(
         at_source, get_head(params, config), batch.target, chunk=config.head_chunk
     )
@@ -124,6 +127,6 @@ def compute_scores(params: Params, batch: Batch, config: DecoderConfig) -> jax.A
     With one label the score is its logit, with two the logit of label 1.
     """
     hidden = encode_batch(params, batch, config)
-    at_last = jnp.take_along_axis(hidden, batch.sequences.last[..., None], axis=1)
+    at_last = take_positions(hidden, batch.sequences.last)
     weights = params["score"][-1].astype(config.compute_dtype)
     return jnp.einsum("rnd,d->rn", at_last, weights, preferred_element_type=jnp.float32)

@@ -9,7 +9,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from halos_jax import sharding
 
@@ -39,7 +38,7 @@ def _token_logps(hidden, head, targets, chunk):
 def _forward(hidden, head, targets, chunk):
     rows, vocab, vocab_axis, _ = _specs(targets, head)
     run = functools.partial(_forward_shard, chunk=chunk, vocab_axis=vocab_axis)
-    run = _on_mesh(run, in_specs=(rows, vocab, rows), out_specs=(rows, rows))
+    run = sharding.run_on_mesh(run, in_specs=(rows, vocab, rows), out_specs=(rows, rows))
     logps, normalizers = run(hidden, head, targets)
     return logps, (hidden, head, targets, normalizers)
 
@@ -47,8 +46,13 @@ def _forward(hidden, head, targets, chunk):
 def _backward(chunk, residuals, gradient):
     hidden, head, targets, normalizers = residuals
     rows, vocab, vocab_axis, row_axes = _specs(targets, head)
-    run = functools.partial(_backward_shard, chunk=chunk, vocab_axis=vocab_axis, row_axes=row_axes)
-    run = _on_mesh(run, in_specs=(rows, vocab, rows, rows, rows), out_specs=(rows, vocab))
+    split = sharding.mesh_spec(("vocab", "embed" if row_axes else None), head.shape)
+    sum_parts = functools.partial(sharding.sum_parts, row_axes=row_axes, spec=split)
+    run = functools.partial(
+        _backward_shard, chunk=chunk, vocab_axis=vocab_axis, sum_parts=sum_parts
+    )
+    in_specs = (rows, vocab, rows, rows, rows)
+    run = sharding.run_on_mesh(run, in_specs=in_specs, out_specs=(rows, split))
     return *run(hidden, head, targets, normalizers, gradient), None
 
 
@@ -76,7 +80,7 @@ def _forward_shard(hidden, head, targets, *, chunk, vocab_axis):
     return _join(logps, targets.shape[1]), _join(normalizers, targets.shape[1])
 
 
-def _backward_shard(hidden, head, targets, normalizers, gradient, *, chunk, vocab_axis, row_axes):
+def _backward_shard(hidden, head, targets, normalizers, gradient, *, chunk, vocab_axis, sum_parts):
     """Return the gradients of `hidden` and `head`; one sum over the row shards at the end."""
 
     def one(head_gradient, xs):
@@ -96,8 +100,7 @@ def _backward_shard(hidden, head, targets, normalizers, gradient, *, chunk, voca
 
     xs = tuple(_split(x, chunk) for x in (hidden, targets, normalizers, gradient))
     head_gradient, hidden_gradient = jax.lax.scan(one, jnp.zeros(head.shape, jnp.float32), xs)
-    head_gradient = _reduce(head_gradient, jax.lax.psum, row_axes)
-    return _join(hidden_gradient, targets.shape[1]), head_gradient.astype(head.dtype)
+    return _join(hidden_gradient, targets.shape[1]), sum_parts(head_gradient).astype(head.dtype)
 
 
 def _chunk_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
@@ -126,16 +129,6 @@ def _join(x: jax.Array, positions: int) -> jax.Array:
 
 def _specs(targets: jax.Array, head: jax.Array):
     """Return the specs of rows and vocabulary, and the mesh axes that each is split over."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return PartitionSpec(), PartitionSpec(), None, ()
-    rows = sharding.partition_spec(("rows",), targets.shape[:1], mesh)
-    vocab = sharding.partition_spec(("vocab", None), head.shape, mesh)
+    rows = sharding.mesh_spec(("rows",), targets.shape[:1])
+    vocab = sharding.mesh_spec(("vocab", None), head.shape)
     return rows, vocab, vocab[0], rows[0] or ()
-
-
-def _on_mesh(run, *, in_specs, out_specs):
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return run
-    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -164,36 +164,45 @@ def platform(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("runs_on", "name", "head_dim", "expected"),
+    ("runs_on", "name", "head_dim", "dtype", "expected"),
     [
-        ("cpu", "auto", 64, "xla"),
-        ("gpu", "auto", 64, "cudnn"),
-        ("gpu", "auto", 20, "xla"),
-        ("gpu", "auto", 512, "xla"),
-        ("tpu", "auto", 128, "splash"),
-        ("tpu", "auto", 48, "xla"),
-        ("gpu", "xla", 64, "xla"),
-        ("gpu", "cudnn", 128, "cudnn"),
-        ("tpu", "splash", 64, "splash"),
+        ("cpu", "auto", 64, "float32", "xla"),
+        ("gpu", "auto", 64, "bfloat16", "cudnn"),
+        ("gpu", "auto", 64, "float32", "xla"),
+        ("gpu", "auto", 20, "bfloat16", "xla"),
+        ("gpu", "auto", 512, "bfloat16", "xla"),
+        ("tpu", "auto", 128, "float32", "splash"),
+        ("tpu", "auto", 48, "bfloat16", "xla"),
+        ("gpu", "xla", 64, "bfloat16", "xla"),
+        ("gpu", "cudnn", 128, "bfloat16", "cudnn"),
+        ("tpu", "splash", 64, "bfloat16", "splash"),
     ],
 )
-def test_backends_are_chosen_without_a_word(platform, caplog, runs_on, name, head_dim, expected):
+def test_backends_are_chosen_without_a_word(
+    platform, caplog, runs_on, name, head_dim, dtype, expected
+):
     platform(runs_on)
-    assert attention.choose_backend(name, head_dim) == expected
+    assert attention.choose_backend(name, head_dim, dtype) == expected
     assert not caplog.records
 
 
 @pytest.mark.parametrize(
-    ("runs_on", "name", "head_dim"),
-    [("cpu", "cudnn", 64), ("cpu", "splash", 64), ("gpu", "cudnn", 20), ("tpu", "splash", 48)],
+    ("runs_on", "name", "head_dim", "dtype"),
+    [
+        ("cpu", "cudnn", 64, "bfloat16"),
+        ("cpu", "splash", 64, "bfloat16"),
+        ("gpu", "cudnn", 20, "bfloat16"),
+        ("gpu", "cudnn", 64, "float32"),
+        ("tpu", "splash", 48, "bfloat16"),
+    ],
 )
 def test_a_backend_that_cannot_run_falls_back_and_says_so_once(
-    platform, caplog, runs_on, name, head_dim
+    platform, caplog, runs_on, name, head_dim, dtype
 ):
     platform(runs_on)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert attention.choose_backend(name, head_dim) == "xla"
+            assert attention.choose_backend(name, head_dim, dtype) == "xla"
     (record,) = caplog.records
-    for part in (repr(name), runs_on, str(head_dim), "'xla'"):
+    for part in (repr(name), runs_on, str(head_dim), dtype, "'xla'"):
         assert part in record.getMessage()
