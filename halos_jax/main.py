@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from halos_jax import config as config_lib
 from halos_jax.config import Config, ConfigError
@@ -28,11 +28,9 @@ def main(argv: list[str], overrides: list[tuple[str, str]]) -> None:
             f"got arguments {argv[1:]}, allowed: --config=FILE and --config.field=value"
         )
     _start_logging()
-    config = _CONFIG.value
+    config = _load_preset()
     errors = config_lib.apply_overrides(config, overrides)
-    from halos_jax.losses import check_loss
-
-    frozen = config_lib.freeze(config, errors=errors, checks=[lambda c: check_loss(c.loss)])
+    frozen = config_lib.freeze(config, errors=errors, checks=[_check_objective])
     _start_jax(frozen)
     from halos_jax.rounds.interrupt import catch_sigterm
 
@@ -40,6 +38,28 @@ def main(argv: list[str], overrides: list[tuple[str, str]]) -> None:
         metrics = run_task(frozen, stop)
     if metrics:
         logger.info("finished: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items())))
+
+
+def _load_preset() -> ConfigDict:
+    preset = _CONFIG.value
+    if not isinstance(preset, ConfigDict):
+        # The flag library puts the error of a file that it cannot read in the config's place.
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise ConfigError(
+            f"--config: got {file!r}, which cannot be read as a preset; allowed: a Python file "
+            "with a function get_config() that returns a ConfigDict; check the path"
+        )
+    return preset
+
+
+def _check_objective(config: Config) -> list[str]:
+    from halos_jax.losses import check_feedback, check_loss
+
+    errors = check_loss(config.loss)
+    if config.task == "online":
+        keep_logps = config.sampling.keep_logps
+        errors += check_feedback(config.loss, config.feedback.type, keep_logps=keep_logps)
+    return errors
 
 
 def run_task(config: Config, stop) -> dict[str, float]:

@@ -63,8 +63,12 @@ class Program:
 
     def start(self, workdir: Path, *overrides: str) -> subprocess.Popen:
         """Start a process of its own."""
+        return self.start_with(*self.arguments(workdir, *overrides))
+
+    def start_with(self, *arguments: str) -> subprocess.Popen:
+        """Start a process of its own with any arguments."""
         return subprocess.Popen(
-            [sys.executable, "-m", "halos_jax.main", *self.arguments(workdir, *overrides)],
+            [sys.executable, "-m", "halos_jax.main", *arguments],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -72,28 +76,31 @@ class Program:
             text=True,
         )
 
-    def run(
-        self,
-        workdir: Path,
-        *overrides: str,
-        signals: Mapping[str, int] | None = None,
-        trace: Path | None = None,
-    ) -> tuple[int, str, str]:
+    def run(self, workdir: Path, *overrides: str, **options) -> tuple[int, str, str]:
         """Run in a fork of the server; return exit code, stdout and stderr.
 
-        `signals` maps events (see fork_server.py) to the signal that the process gets there;
-        `trace` is the file to which all events are written.
+        Options (see fork_server.py): `signals` and `faults` map events to what happens there,
+        `trace` is the file to which all events are written; `file_limit`, `environment`.
         """
+        defaults = {
+            "signals": {},
+            "faults": {},
+            "trace": None,
+            "file_limit": None,
+            "environment": {},
+        }
+        if options.keys() - defaults:
+            raise TypeError(f"unknown: {options.keys() - defaults}")
         logs = [workdir.with_name(f"{workdir.name}.{end}") for end in ("stdout", "stderr")]
         request = {
+            **defaults,
+            **options,
             "arguments": self.arguments(workdir, *overrides),
             "workdir": str(workdir),
-            "trace": str(trace) if trace else None,
             "stdout": str(logs[0]),
             "stderr": str(logs[1]),
-            "signals": {event: int(number) for event, number in (signals or {}).items()},
         }
-        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.write(json.dumps(request, default=str) + "\n")
         self.server.stdin.flush()
         code = json.loads(self.server.stdout.readline())["code"]
         return code, *(log.read_text() for log in logs)
@@ -120,3 +127,12 @@ def program(inputs, tmp_path_factory):
     yield Program(inputs, environment, server)
     server.stdin.close()
     server.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def finished(program, tmp_path_factory):
+    """Return the workdir of a run that nothing stopped, and its events in order."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    code, _, errors = program.run(folder / "run", trace=folder / "trace")
+    assert (code, errors) == (0, "")
+    return folder / "run", (folder / "trace").read_text().splitlines()

@@ -1,18 +1,21 @@
-"""Runs the program in forked children that can end themselves at a chosen point.
+"""Runs the program in forked children that end themselves, or fail, at a chosen point.
 
 Importing everything takes longer than a tiny run, so one process imports it once and forks. It must
 not start jax's backend itself: threads do not survive a fork. A child reports every durable
 operation and every unit of work to its trace, as "WHERE: WHAT", where WHERE is the stage that is
-running or the stage after which it happens, and sends itself a signal where it is told to.
+running, the stage after which it happens, or "background" for the thread that writes checkpoints;
+there it can send itself a signal or fail.
 
 Protocol, one JSON object a line: {"arguments": [...], "workdir", "stdout", "stderr", "trace" (or
-null): paths, "signals": {event: signal number}} -> {"code": exit code, negative for a signal}.
+null): paths, "signals": {event: signal number}, "faults": {event: errno}, "file_limit": bytes of a
+file (or null), "environment": {name: value}} -> {"code": exit code, negative for a signal}.
 """
 
 import functools
 import json
 import os
 import re
+import resource
 import signal
 import sys
 import threading
@@ -33,26 +36,30 @@ PRELOADED += (PreTrainedTokenizerFast, loop, single)
 
 
 class Observer:
-    """Writes the trace of a child and raises the signals that were ordered."""
+    """Writes the trace of a child and does what was ordered for its events."""
 
-    def __init__(self, workdir: str, trace: str | None, signals: dict[str, int]) -> None:
-        self._workdir = os.path.abspath(workdir)
+    def __init__(self, request: dict) -> None:
+        self._workdir = os.path.abspath(request["workdir"])
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self._trace = os.open(trace, flags, 0o644) if trace else None
-        self._signals = signals
+        self._trace = os.open(request["trace"], flags, 0o644) if request["trace"] else None
+        self._signals, self._faults = request["signals"], request["faults"]
         self._lock = threading.Lock()
         self._where = "start"
         self._os_write, self._os_kill = os.write, os.kill
 
     def report(self, what: str) -> None:
-        """Note an event; every signal is sent from the thread in which the event happens."""
+        """Note an event, and do what was ordered for it."""
         with self._lock:
-            event = f"{self._where}: {what}"
+            is_main = threading.current_thread() is threading.main_thread()
+            event = f"{self._where if is_main else 'background'}: {what}"
             if self._trace is not None:
                 self._os_write(self._trace, (event + "\n").encode())
             number = self._signals.pop(event, None)
             if number is not None:
                 self._os_kill(os.getpid(), number)
+            code = self._faults.pop(event, None)
+            if code is not None:
+                raise OSError(code, os.strerror(code))
 
     def path_name(self, path) -> str | None:
         """Name a path inside the workdir (None: outside), without what differs between runs."""
@@ -113,7 +120,7 @@ class Observer:
 
 def observe(request: dict) -> None:
     """Wrap what writes, removes or computes, all over the program."""
-    observer = Observer(request["workdir"], request["trace"], request["signals"])
+    observer = Observer(request)
     for name in ("replace", "rename", "unlink", "rmdir", "fsync"):
         observer.wrap_path(os, name)
     for name in ("sample", "score", "feedback", "train", "evaluate"):
@@ -144,6 +151,9 @@ def run_child(request: dict) -> None:
     code = 1
     try:
         observe(request)
+        os.environ.update(request["environment"])
+        if request["file_limit"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
         sys.argv = ["halos_jax.main", *request["arguments"]]
         main.run()
         code = 0

@@ -1,0 +1,122 @@
+"""Whole runs of the objectives that do not train on pairs: online in rounds, and on fixed files."""
+
+import json
+
+import pytest
+
+from halos_jax.rounds import state as states
+
+# Scores that a policy can raise: how much of an answer is letters before "n".
+EARLY = ("reward.kind=function", "reward.path=", "reward.function=tests.e2e.rewards:score_early")
+
+
+def read_lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_metric(workdir, name: str) -> list[float]:
+    return [line[name] for line in read_lines(workdir / "metrics.jsonl") if name in line]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "examples", "metric"),
+    [
+        (
+            ("loss.name=kto", "feedback.type=binary", "feedback.threshold=mean"),
+            "binary_feedback",
+            18,
+            "rewards_train/KL_estimate",
+        ),
+        (
+            ("loss.name=grpo", "feedback.type=scalar"),
+            "scalar_feedback",
+            6,
+            "rewards_train/advantage",
+        ),
+        (
+            ("loss.name=dapo", "feedback.type=scalar", "sampling.keep_logps=true"),
+            "scalar_feedback",
+            6,
+            "rewards_train/weighted_advantage",
+        ),
+    ],
+)
+def test_two_rounds_online(program, tmp_path, overrides, kind, examples, metric):
+    workdir = tmp_path / "run"
+    code, output, errors = program.run(workdir, *EARLY, *overrides)
+    assert (code, errors) == (0, ""), output
+    for round in (1, 2):
+        folder = workdir / "rounds" / f"{round:04d}"
+        feedback, samples = (read_lines(folder / f"{x}.jsonl") for x in ("feedback", "samples"))
+        assert {line["type"] for line in feedback} == {kind}
+        # No sample is lost, and its tokens are what was sampled.
+        names = [(line["prompt_id"], line["sample_id"]) for line in samples]
+        assert [(line["prompt_id"], line["sample_id"]) for line in feedback] == names
+        assert [x["response_ids"] for x in feedback] == [x["response_ids"] for x in samples]
+        manifest = states.load_manifest(folder)
+        assert manifest.metrics["feedback_examples"] == examples
+        if kind == "binary_feedback":
+            labels = [line["label"] for line in feedback]
+            assert sum(labels) == manifest.metrics["feedback_desirable"]
+            assert 0 < sum(labels) < len(labels)
+    values = read_metric(workdir, metric)
+    assert len(values) == 2 * examples // 2 and any(values)
+    assert read_metric(workdir, "loss/eval")
+    assert (workdir / "final" / "model.safetensors").exists()
+
+
+def test_grpo_raises_the_reward(program, tmp_path):
+    workdir = tmp_path / "run"
+    code, output, errors = program.run(
+        workdir,
+        *EARLY,
+        "loss.name=grpo",
+        "loss.epsilon=0.5",
+        "feedback.type=scalar",
+        "sampling.num_samples_per_prompt=8",
+        "rounds.total_prompts=20",
+        "rounds.prompts_per_round=5",
+        "train.batch_size=1",
+        "train.eval_every=0",
+        "optimizer.learning_rate=0.03",
+    )
+    assert (code, errors) == (0, ""), output
+    rewards = read_metric(workdir, "reward_eval")
+    assert len(rewards) == 5
+    assert rewards[-1] > rewards[0] + 0.2, rewards
+
+
+def test_kto_on_a_file_orders_held_out_answers(program, tmp_path):
+    rows = [
+        {"prompt": letters, "completion": answer, "label": answer == "aaa"}
+        for letters in ("bcd", "cbe", "dgf", "ehg", "fba", "gcb", "hda", "iec")
+        for answer in ("aaa", "ccc")
+    ]
+    for name, part in (("train", rows[:12]), ("eval", rows[12:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    workdir = tmp_path / "run"
+    code, output, errors = program.run(
+        workdir,
+        "task=align",
+        "loss.name=kto",
+        "loss.beta=0.5",
+        f"data.train={tmp_path / 'train.jsonl'}",
+        f"data.eval={tmp_path / 'eval.jsonl'}",
+        "train.batch_size=4",
+        "train.epochs=4",
+        "checkpoint.every=0",
+    )
+    assert (code, errors) == (0, ""), output
+    assert "6 desirable and 6 undesirable answers" in output
+    chosen, rejected = (read_metric(workdir, f"rewards_eval/{x}") for x in ("chosen", "rejected"))
+    assert abs(chosen[0]) < 1e-4 and abs(rejected[0]) < 1e-4
+    assert chosen[-1] > rejected[-1] + 0.5
+
+
+def test_feedback_that_does_not_suit_the_loss_is_one_error_before_anything_runs(program, tmp_path):
+    code, _, errors = program.run(tmp_path / "run", "loss.name=kto", "feedback.type=scalar")
+    assert code == 1
+    assert "feedback.type: got 'scalar', but loss 'kto' trains on single answers" in errors
+    code, _, errors = program.run(tmp_path / "run", "loss.name=gspo", "feedback.type=scalar")
+    assert code == 1 and "set --config.sampling.keep_logps=true" in errors
+    assert not (tmp_path / "run").exists()

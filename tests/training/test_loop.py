@@ -1,0 +1,237 @@
+"""The training loop: order of batches, times of evaluation, resume, the reference's log-probs."""
+
+import dataclasses
+import math
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from halos_jax.config import Config, OptimizerConfig, TrainConfig
+from halos_jax.data.batches import build_batch
+from halos_jax.losses import get_loss
+from halos_jax.models import decoder
+from halos_jax.models.spec import DecoderConfig, init_params
+from halos_jax.training import loop
+from halos_jax.types import CHOSEN, REJECTED, Item
+
+TINY = DecoderConfig(
+    vocab_size=61,
+    num_layers=1,
+    d_model=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    d_mlp=24,
+    init_std=0.3,
+)
+CONFIG = Config(
+    progress=False,
+    train=TrainConfig(batch_size=3, eval_every=2, row_multiple=64, tokens_per_device=512),
+    optimizer=OptimizerConfig(learning_rate=0.03, warmup_steps=0),
+)
+COUNT = 13  # 5 steps, the last of one item
+
+
+class Recorder:
+    """Stands in for the metric writer."""
+
+    def __init__(self):
+        self.records = []
+
+    def write(self, step, metrics):
+        self.records.append((step, {name: float(value) for name, value in metrics.items()}))
+
+
+def make_items(count, seed):
+    rng = np.random.default_rng(seed)
+    draw = lambda low, high: rng.integers(1, 61, rng.integers(low, high)).astype(np.int32)  # noqa: E731
+    return [Item(draw(2, 6), (draw(1, 8), draw(1, 8)), (CHOSEN, REJECTED)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def trainer(mesh):
+    loss = get_loss({"name": "dpo", "beta": 0.5})
+    return loop.make_trainer(CONFIG, TINY, loss, mesh, total_steps=5)
+
+
+@pytest.fixture
+def start(trainer):
+    return loop.start_state(trainer, init_params(jax.random.key(0), TINY))
+
+
+@pytest.fixture(scope="module")
+def data(trainer):
+    """Return (training set, held-out set), both with the reference's log-probs."""
+    params = init_params(jax.random.key(0), TINY)
+    sets = (
+        loop.make_dataset(trainer, make_items(COUNT, 1), seed=7),
+        loop.make_dataset(trainer, make_items(5, 2), seed=None),
+    )
+    return [loop.add_reference(trainer, each, params, label="reference") for each in sets]
+
+
+def leaves(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def test_batches_come_in_the_order_of_the_plan_from_any_step(trainer, data):
+    train, _ = data
+    for first in (0, 3, 5):
+        streamed = list(loop.stream_batches(trainer.mesh, train, start=first))
+        assert len(streamed) == 5 - first
+        for number, batch in enumerate(streamed, first):
+            built = build_batch(
+                train.items, train.plan, number, reference_logps=train.reference_logps
+            )
+            for ours, theirs in zip(jax.tree.leaves(batch), jax.tree.leaves(built), strict=True):
+                assert np.array_equal(ours, theirs)
+
+
+def test_an_error_of_the_building_thread_is_raised(trainer, data):
+    broken = dataclasses.replace(data[0], items=data[0].items[:5])
+    with pytest.raises(IndexError):
+        list(loop.stream_batches(trainer.mesh, broken))
+
+
+def test_the_reference_is_the_model_on_each_item_alone(trainer, data):
+    train, _ = data
+    params = init_params(jax.random.key(0), TINY)
+    assert len(train.reference_logps) == COUNT
+    for number in (0, 6, 12):
+        alone = loop.make_dataset(trainer, [train.items[number]], seed=None)
+        batch = jax.tree.map(lambda x: x[0], build_batch(alone.items, alone.plan, 0))
+        found = np.asarray(decoder.compute_logps(params, batch, TINY))[0]
+        expected = np.concatenate(train.reference_logps[number])
+        np.testing.assert_allclose(found[: len(expected)], expected, atol=1e-5)
+
+
+def test_evaluation_at_start_every_and_end(trainer, start, data):
+    writer, done = Recorder(), []
+    state = loop.run_steps(
+        trainer,
+        start,
+        data[0],
+        held_out=data[1],
+        writer=writer,
+        on_step=lambda state, count: done.append((int(state.step), count)),
+    )
+    kinds = [
+        (step, "eval" if "loss/eval" in metrics else "train") for step, metrics in writer.records
+    ]
+    assert kinds == [
+        (0, "eval"),
+        (1, "train"),
+        (2, "train"),
+        (2, "eval"),
+        (3, "train"),
+        (4, "train"),
+        (4, "eval"),
+        (5, "train"),
+        (5, "eval"),
+    ]
+    assert done == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)] and int(state.step) == 5
+    # Policy and reference are one at the start: ln 2, whatever the data.
+    assert writer.records[0][1]["loss/eval"] == pytest.approx(math.log(2), abs=1e-6)
+    assert writer.records[1][1]["loss/train"] == pytest.approx(math.log(2), abs=1e-6)
+    assert writer.records[-1][1]["loss/eval"] != pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_metrics_have_the_names_of_halos(trainer, start, data):
+    writer = Recorder()
+    loop.run_steps(trainer, start, data[0], held_out=data[1], writer=writer)
+    train = {
+        name for step, metrics in writer.records for name in metrics if "loss/train" in metrics
+    }
+    held_out = set(writer.records[0][1])
+    for split, names in (("train", train), ("eval", held_out)):
+        for name in ("chosen", "rejected", "margins", "accuracies"):
+            assert f"rewards_{split}/{name}" in names
+        assert {f"loss/{split}", f"logps_{split}/chosen", f"logps_{split}/rejected"} <= names
+    assert {"counters/lr", "counters/updates", "grad_norm"} <= train
+    assert not [name for name in held_out if "train" in name or "counters" in name]
+    last = [metrics for _, metrics in writer.records if "loss/train" in metrics][-1]
+    assert last["counters/updates"] == 5 and last["counters/stage_examples"] == COUNT
+
+
+def test_a_resume_is_bit_for_bit_the_uninterrupted_run(trainer, data):
+    def run(state, **where):
+        writer = Recorder()
+        kept = {}
+
+        def keep(state, count):
+            kept[count] = jax.tree.map(np.array, state)
+
+        state = loop.run_steps(
+            trainer, state, data[0], held_out=data[1], writer=writer, on_step=keep, **where
+        )
+        return leaves(state), kept, writer.records
+
+    params = lambda: init_params(jax.random.key(0), TINY)  # noqa: E731 (a step donates its state)
+    expected, kept, records = run(loop.start_state(trainer, params()))
+    for done in (1, 3):
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, trainer.abstract_state)
+        found, _, again = run(jax.device_put(kept[done], shardings), start=done)
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        wanted = [record for record in records if record[0] > done]
+        assert [drop_times(record) for record in again] == [drop_times(r) for r in wanted]
+
+
+def drop_times(record):
+    step, metrics = record
+    return step, {name: v for name, v in metrics.items() if name != "examples_per_second"}
+
+
+def test_steps_of_a_later_stage_are_counted_on(trainer, start, data):
+    writer = Recorder()
+    loop.run_steps(trainer, start, data[0], held_out=data[1], writer=writer, first_step=7)
+    # No evaluation at the start of a later round: it was made at the end of the one before.
+    assert [step for step, m in writer.records if "loss/eval" in m] == [8, 10, 12]
+    assert [step for step, m in writer.records if "loss/train" in m] == [8, 9, 10, 11, 12]
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(trainer, data):
+    params = init_params(jax.random.key(5), TINY)
+    expected = loop.evaluate(trainer, params, data[1])
+    for size in (1, 5):
+        train = dataclasses.replace(CONFIG.train, batch_size=size)
+        other = dataclasses.replace(trainer, config=dataclasses.replace(CONFIG, train=train))
+        again = loop.make_dataset(other, data[1].items, seed=None)
+        again = dataclasses.replace(again, reference_logps=data[1].reference_logps)
+        found = loop.evaluate(trainer, params, again)
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_held_out_data_nothing_is_evaluated(trainer, start, data):
+    writer = Recorder()
+    loop.run_steps(trainer, start, data[0], held_out=None, writer=writer)
+    assert [step for step, _ in writer.records] == [1, 2, 3, 4, 5]
+    assert "examples_per_second" in writer.records[-1][1]
+
+
+def test_a_callback_may_stop_the_run(trainer, start, data):
+    def stop(state, done):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    writer = Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_steps(trainer, start, data[0], held_out=None, writer=writer, on_step=stop)
+    assert [step for step, _ in writer.records] == [1, 2]
+
+
+def test_the_clock_times_a_step_by_the_writes_around_its_result():
+    clock = loop._StepClock()
+    clock.tick(8)  # step 1 is dispatched
+    assert clock.rate == {}
+    clock.tick(4)  # step 2 dispatched, so step 1 done: the time from here is that of step 2
+    assert clock.rate == {}
+    time.sleep(0.05)
+    clock.tick(4)
+    assert 0 < clock.rate["examples_per_second"] <= 4 / 0.05
