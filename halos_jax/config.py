@@ -78,9 +78,12 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FeedbackConfig:
-    type: Literal["pairwise"] = "pairwise"
-    mode: Literal["random", "max", "min"] = "max"
-    threshold: float = 0.0
+    type: Literal["pairwise", "binary", "scalar"] = "pairwise"
+    mode: Literal["random", "max", "min", "all"] = "max"  # of "pairwise"
+    # Of "pairwise" the least difference of rewards, of "binary" the least desirable reward; "auto"
+    # is 0 for the former and "median" for the latter.
+    threshold: float | Literal["auto", "mean", "median"] = "auto"
+    scope: Literal["file", "prompt"] = "file"  # of which rewards "binary" takes mean or median
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +105,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    batch_size: int = 32  # examples (pairs, conversations) per optimizer step
+    batch_size: int = 32  # examples (pairs, answers, groups, conversations) per optimizer step
     max_length: int = 1250  # prompt + response; a longer response is cut
     epochs: int = 1
     eval_every: int = 32  # optimizer steps between evaluations; 0: only at start and end
@@ -176,7 +179,8 @@ RESUMABLE = ("progress", "train.log_every", "checkpoint.keep", "workdir")
 
 def default() -> ConfigDict:
     """Return the default configuration as a ConfigDict, for presets to change."""
-    return ConfigDict(schema.to_plain(Config()))
+    # Types are for `freeze()` to check, which knows which fields take a number or a word.
+    return ConfigDict(schema.to_plain(Config()), type_safe=False)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

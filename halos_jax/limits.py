@@ -17,7 +17,6 @@ _AT_LEAST = {
         "checkpoint.every",
         "data.max_eval",
         "data.max_train",
-        "feedback.threshold",
         "optimizer.weight_decay",
         "rounds.num_skip",
         "sampling.temperature",
@@ -120,7 +119,16 @@ def _check_online(values: Mapping[str, Any]) -> Iterable[str]:
     wanted = {"model": "reward.path", "function": "reward.function"}[kind]
     if not values[wanted]:
         yield f"{wanted}: got '', but reward.kind={kind!r} needs it; set --config.{wanted}=..."
-    if values["sampling.num_samples_per_prompt"] == 1:
+    kind_of_feedback, threshold = values["feedback.type"], values["feedback.threshold"]
+    if kind_of_feedback == "pairwise" and threshold != "auto":
+        if isinstance(threshold, str):
+            yield (
+                f"feedback.threshold: got {threshold!r}, allowed: 'auto' or a number of 0 or more, "
+                "the least difference of a pair's rewards; an average is for feedback.type='binary'"
+            )
+        elif threshold < 0:
+            yield f"feedback.threshold: got {threshold}, allowed: 0 or more"
+    if values["sampling.num_samples_per_prompt"] == 1 and kind_of_feedback != "binary":
         yield (
             "sampling.num_samples_per_prompt: got 1, allowed: 2 or more, since "
             f"feedback.type={values['feedback.type']!r} compares the samples of a prompt"

@@ -1,13 +1,14 @@
 """Nested frozen dataclasses as a schema: build them from plain dicts, parse text by their types.
 
 A schema is a dataclass whose fields are other such dataclasses (*sections*), leaves of the types
-bool, int, float, str, `tuple[str, ...]` or a `Literal` of strings, or a Mapping: a *free* section,
-whose keys are not fixed. A field is named by its path, "train.batch_size". Nothing here raises for
-a bad value: errors are collected as lines that say what, got and allowed.
+bool, int, float, str, `tuple[str, ...]`, a `Literal` of strings or a union of these, or a Mapping:
+a *free* section, whose keys are not fixed. A field is named by its path, "train.batch_size".
+Nothing here raises for a bad value: errors are collected as lines that say what, got and allowed.
 """
 
 import ast
 import collections.abc
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -122,7 +123,11 @@ def make_immutable(value: Any) -> Any:
 
 def convert(value: Any, annotation: Any) -> Any:
     """Return `value` as the annotated type, or raise ValueError; never guess across kinds."""
-    if typing.get_origin(annotation) is Literal:
+    if _is_union(annotation):
+        for choice in typing.get_args(annotation):
+            with contextlib.suppress(ValueError):
+                return convert(value, choice)
+    elif typing.get_origin(annotation) is Literal:
         if value in typing.get_args(annotation):
             return value
     elif typing.get_origin(annotation) is tuple:
@@ -147,6 +152,11 @@ def parse(text: str, annotation: Any) -> Any:
         if not isinstance(value, (tuple, list)):
             value = (value if isinstance(value, str) else text,) if text else ()
         return convert(value, annotation)
+    if _is_union(annotation):
+        for choice in typing.get_args(annotation):
+            with contextlib.suppress(ValueError):
+                return parse(text, choice)
+        raise ValueError(f"{text!r} is not {describe(annotation)}")
     if annotation in (bool, int, float):
         return convert(parse_literal(text), annotation)
     return convert(text, annotation)
@@ -169,9 +179,15 @@ def explain_value(path: str, value: Any, annotation: Any) -> str:
 
 def describe(annotation: Any) -> str:
     """Say in words what values a leaf type allows."""
+    if _is_union(annotation):
+        return ", ".join(describe(choice) for choice in typing.get_args(annotation))
     if typing.get_origin(annotation) is Literal:
         return ", ".join(repr(choice) for choice in typing.get_args(annotation))
     if typing.get_origin(annotation) is tuple:
         return "a tuple of strings"
     names = {bool: "True or False", int: "an integer", float: "a finite number", str: "a string"}
     return names[annotation]
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)

@@ -90,3 +90,21 @@ def test_tasks_ask_only_for_what_they_use():
     assert violations(task="export", data__train="", reward__path="") == []
     assert violations(task="toy_data", model__path="", data__train="") == []
     assert violations(task="sft", reward__path="", sampling__num_samples_per_prompt=1) == []
+
+
+def test_the_threshold_suits_the_type_of_feedback():
+    def lines(type, threshold):
+        return violations(feedback__type=type, feedback__threshold=threshold)
+
+    for type, threshold in (("pairwise", 0.0), ("pairwise", "auto"), ("binary", -3.0)):
+        assert lines(type, threshold) == []
+    assert lines("binary", "mean") == lines("binary", "auto") == []
+    assert lines("pairwise", -0.5) == ["feedback.threshold: got -0.5, allowed: 0 or more"]
+    (line,) = lines("pairwise", "median")
+    assert line.startswith("feedback.threshold: got 'median', allowed: 'auto' or a number of 0")
+
+
+def test_one_sample_a_prompt_can_be_judged_but_not_compared():
+    for type, count in (("pairwise", 1), ("scalar", 1), ("binary", 0)):
+        found = violations(feedback__type=type, sampling__num_samples_per_prompt=1)
+        assert len(found) == count

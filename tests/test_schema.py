@@ -140,3 +140,16 @@ def test_immutable_to_the_bottom():
         value["a"]["b"] = 3
     with pytest.raises(TypeError):
         value["a"]["b"][1]["c"] = 3
+
+
+def test_a_union_takes_what_one_of_its_types_takes():
+    annotation = float | Literal["auto", "mean"]
+    for value in (0.5, "auto", "mean"):
+        assert schema.convert(value, annotation) == value
+        assert schema.parse(str(value), annotation) == value
+    assert schema.convert(2, annotation) == 2.0
+    for value in ("median", True, None, math.inf):
+        with pytest.raises(ValueError, match="is not a finite number, 'auto', 'mean'"):
+            schema.convert(value, annotation)
+    with pytest.raises(ValueError, match="'x' is not a finite number, 'auto', 'mean'"):
+        schema.parse("x", annotation)

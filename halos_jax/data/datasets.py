@@ -1,4 +1,4 @@
-"""Prompts, conversations and preferences from files and from hub data sets.
+"""Prompts, conversations and feedback from files and from hub data sets.
 
 A source is a file (.json, .jsonl, gzip of either) or a hub data set as "name@split" or
 "name:config@split". Both give the same record shapes: HALOs', TRL's, chat messages, and the common
@@ -14,11 +14,14 @@ from typing import Any, TypeVar
 from halos_jax.data.fields import Fields, RecordError
 from halos_jax.data.records import (
     digest,
+    judgement_from_record,
     make_prompt_id,
     preference_from_record,
     read_records,
+    sample_from_record,
 )
-from halos_jax.types import Completion, Preference, Prompt, Turn
+from halos_jax.data.tokenize import split_preferences
+from halos_jax.types import Completion, Judgement, Preference, Prompt, Sample, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +118,42 @@ def load_preferences(source: str, *, limit: int = 0, split: str | None = None) -
             break
         preferences.append(_read_preference(fields))
     return _require_some(preferences, source)
+
+
+def load_judgements(source: str, *, limit: int = 0, split: str | None = None) -> list[Judgement]:
+    """Load answers with their labels; arguments as `load_prompts`, `limit` counts records.
+
+    Takes binary_feedback, TRL's unpaired records (prompt, completion, label), and every record of
+    `load_preferences`, of which the chosen answer is desirable and the rejected one is not.
+    """
+    judgements: list[Judgement] = []
+    preferences: list[Preference] = []
+    for count, fields in enumerate(_read_source(source, split)):
+        if limit and count == limit:
+            break
+        if fields.has("output_A") or fields.has("chosen"):
+            preferences.append(_read_preference(fields))
+        else:
+            judgements.append(_read_judgement(fields))
+    return _require_some(judgements + split_preferences(preferences), source)
+
+
+def load_scored(source: str, *, limit: int = 0, split: str | None = None) -> list[Sample]:
+    """Load samples with rewards (scalar_feedback); arguments as `load_prompts`.
+
+    A sample without a reward is left out, and their number is logged.
+    """
+    samples, unlabelled = [], 0
+    for fields in _read_source(source, split):
+        if limit and len(samples) == limit:
+            break
+        sample = sample_from_record(fields.record, file=fields.file, line=fields.line)
+        unlabelled += sample.reward is None
+        if sample.reward is not None:
+            samples.append(sample)
+    if unlabelled:
+        logger.info("%s: %d samples, %d without a reward", source, len(samples), unlabelled)
+    return _require_some(samples, source)
 
 
 def order_prompts(prompts: list[Prompt], seed: int) -> list[Prompt]:
@@ -265,6 +304,18 @@ def _read_preference(fields: Fields) -> Preference:
         Completion((_read_answer(fields, name, prompt.turns),)) for name in ("chosen", "rejected")
     )
     return Preference(prompt, chosen, rejected)
+
+
+def _read_judgement(fields: Fields) -> Judgement:
+    target = next((name for name in _TARGET_FIELDS if fields.has(name)), None)
+    if target is None:
+        raise fields.error("completion", None, f"one of {', '.join(_TARGET_FIELDS)}, chosen")
+    prompt = _read_prompt(fields)
+    if fields.record.get("type") == "binary_feedback":
+        record = dict(fields.record) | {"prompt_id": prompt.prompt_id, "extra": dict(prompt.extra)}
+        return judgement_from_record(record, file=fields.file, line=fields.line)
+    completion = Completion((_read_answer(fields, target, prompt.turns),))
+    return Judgement(prompt, completion, fields.label())
 
 
 def _read_pair_prompt(fields: Fields) -> Prompt:

@@ -1,7 +1,7 @@
 """Records on disk: reading, durable writing, and the conversions to and from the package's types.
 
-The formats are those of HALOs (sample, pairwise_feedback), with token ids and finish reasons added
-so that training sees the very tokens that were sampled. Files are written as JSON Lines; JSON
+The formats are those of HALOs (sample, three kinds of feedback), with token ids and finish reasons
+added so that training sees the very tokens that were sampled. Files are written as JSON Lines; JSON
 arrays and gzip of either are read too.
 """
 
@@ -18,7 +18,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from halos_jax.data.fields import Fields, RecordError, shorten
-from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Completion, Preference, Prompt, Sample, Turn
+from halos_jax.types import (
+    FINISH_LENGTH,
+    FINISH_STOP,
+    Completion,
+    Judgement,
+    Preference,
+    Prompt,
+    Sample,
+    Turn,
+)
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _ONE_OBJECT = "one JSON object a line, or one array of objects"
@@ -195,15 +204,18 @@ def turns_to_record(turns: Iterable[Turn]) -> list[dict[str, str]]:
     return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
-def sample_to_record(sample: Sample, dataset: str = "") -> dict[str, Any]:
-    """Return the HALOs sample record with its tokens; `sample_from_record` inverts it."""
+def sample_to_record(sample: Sample, dataset: str = "", *, type: str = "sample") -> dict[str, Any]:
+    """Return the HALOs sample record with its tokens; `sample_from_record` inverts it.
+
+    A sample with a reward is scalar feedback where `type` is "scalar_feedback".
+    """
     record = {
         "output": sample.output,
         "generator": sample.generator,
         "dataset": dataset,
         "prompt_id": sample.prompt.prompt_id,
         "sample_id": int(sample.sample_id),
-        "type": "sample",
+        "type": type,
         "prompt": turns_to_record(sample.prompt.turns),
         "prompt_ids": [int(token) for token in sample.prompt_ids],
         "response_ids": [int(token) for token in sample.response_ids],
@@ -292,6 +304,50 @@ def preference_from_record(
         rejected=second if label else first,
         prompt_ids=fields.ids("prompt_ids"),
     )
+
+
+def judgement_to_record(judgement: Judgement) -> dict[str, Any]:
+    """Return the HALOs binary_feedback record; `judgement_from_record` inverts it."""
+    completion = judgement.completion
+    record: dict[str, Any] = {
+        "type": "binary_feedback",
+        "prompt_id": judgement.prompt.prompt_id,
+        "prompt": turns_to_record(judgement.prompt.turns),
+        "output": turns_to_record(completion.turns),
+        "label": int(judgement.desirable),
+        "finish_reason": completion.finish_reason,
+    }
+    if judgement.prompt_ids:
+        record["prompt_ids"] = [int(token) for token in judgement.prompt_ids]
+    if completion.reward is not None:
+        record["reward"] = float(completion.reward)
+    if completion.ids:
+        record["response_ids"] = [int(token) for token in completion.ids]
+    if completion.sample_id is not None:
+        record["sample_id"] = int(completion.sample_id)
+    return record | _extra_to_record(judgement.prompt)
+
+
+def judgement_from_record(
+    record: Mapping[str, Any], *, file: str = "record", line: int = 0
+) -> Judgement:
+    """Make the Judgement of a binary_feedback record, checking every field."""
+    fields = Fields(record, file, line)
+    fields.choice("type", ("binary_feedback",), "binary_feedback")
+    turns = fields.turns("output", "assistant")
+    if [turn.role for turn in turns] != ["assistant"]:
+        raise fields.error("output", [turn.role for turn in turns], "one turn of the assistant")
+    completion = Completion(
+        turns=turns,
+        ids=fields.ids("response_ids"),
+        reward=fields.number("reward"),
+        sample_id=fields.integer("sample_id") if fields.has("sample_id") else None,
+        finish_reason=fields.choice("finish_reason", (FINISH_STOP, FINISH_LENGTH), FINISH_STOP),
+    )
+    prompt = Prompt(
+        fields.identifier("prompt_id"), fields.turns("prompt", "user"), fields.mapping("extra")
+    )
+    return Judgement(prompt, completion, fields.label(), fields.ids("prompt_ids"))
 
 
 def _read_completion(fields: Fields, letter: str) -> Completion:

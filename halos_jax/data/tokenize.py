@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from halos_jax.types import (
     CHOSEN,
     FINISH_STOP,
     MEMBER,
+    MISMATCHED,
     REJECTED,
     TARGET,
     Completion,
     Item,
+    Judgement,
     Preference,
     Prompt,
     Sample,
@@ -72,6 +75,99 @@ def make_target_items(
     return items
 
 
+def make_unpaired_items(
+    judgements: Sequence[Judgement], renderer: Renderer, lengths: Lengths
+) -> list[Item]:
+    """Return one item (target, mismatched) a judgement.
+
+    The mismatched response is that of the next judgement of another prompt; of any other one with
+    another response, where all have one prompt. It is chosen here, so that whatever shares a batch
+    later, reference and policy see the same pairs, and it never is the example's own response. An
+    example for which there is none has its target alone.
+
+    Raises:
+      ValueError: where a prompt leaves no room for a response.
+    """
+    render_prompt = functools.cache(
+        functools.partial(renderer.render_prompt, max_length=lengths.prompt)
+    )
+    render_response = functools.cache(renderer.render_response)
+    prompts = [tuple(j.prompt_ids or render_prompt(j.prompt.turns)) for j in judgements]
+    responses = [_response_ids(j.completion, render_response) for j in judgements]
+    several = len(set(prompts)) > 1
+    items = []
+    for number, (judgement, prompt) in enumerate(zip(judgements, prompts, strict=True)):
+        own = _cut(responses[number], len(prompt), lengths)
+        others = (
+            _cut(responses[other], len(prompt), lengths)
+            for other in _following(number, len(prompts))
+            if not several or prompts[other] != prompt
+        )
+        mismatched = next((other for other in others if not np.array_equal(other, own)), None)
+        found = (own,) if mismatched is None else (own, mismatched)
+        roles = (TARGET, MISMATCHED)[: len(found)]
+        items.append(Item(_array(prompt), found, roles, desirable=judgement.desirable))
+    return items
+
+
+def make_scored_items(
+    samples: Sequence[Sample], renderer: Renderer, lengths: Lengths
+) -> list[Item]:
+    """Return one item a prompt: all its samples that have a reward, as one group.
+
+    Token ids are kept as they were sampled; text is rendered. The samples' log-probabilities are
+    kept where all samples of the prompt have them.
+
+    Raises:
+      ValueError: where a prompt leaves no room for a response.
+    """
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.reward is not None:
+            groups.setdefault(sample.prompt.prompt_id, []).append(sample)
+    items = []
+    for group in groups.values():
+        prompt = group[0].prompt_ids or renderer.render_prompt(
+            group[0].prompt.turns, lengths.prompt
+        )
+        responses = tuple(
+            _cut(
+                one.response_ids
+                or renderer.render_response(one.output, finished=one.finish_reason == FINISH_STOP),
+                len(prompt),
+                lengths,
+            )
+            for one in group
+        )
+        old_logps = ()
+        if all(one.logps is not None and one.response_ids for one in group):
+            old_logps = tuple(
+                np.asarray(one.logps[: len(response)], np.float32)
+                for one, response in zip(group, responses, strict=True)
+            )
+        items.append(
+            Item(
+                _array(prompt),
+                responses,
+                (MEMBER,) * len(group),
+                tuple(float(one.reward) for one in group),
+                old_logps=old_logps,
+            )
+        )
+    return items
+
+
+def split_preferences(preferences: Iterable[Preference]) -> list[Judgement]:
+    """Return the halves of preferences as desirable and undesirable, each of them once."""
+    found: dict[tuple, Judgement] = {}
+    for preference in preferences:
+        for completion, desirable in ((preference.chosen, True), (preference.rejected, False)):
+            key = (preference.prompt.prompt_id, completion.turns, completion.ids, desirable)
+            judgement = Judgement(preference.prompt, completion, desirable, preference.prompt_ids)
+            found.setdefault(key, judgement)
+    return list(found.values())
+
+
 def make_group_items(
     samples: Sequence[Sample], *, max_tokens: int
 ) -> tuple[list[Item], list[list[int]]]:
@@ -103,6 +199,11 @@ def make_group_items(
         size += length
     close()
     return items, members
+
+
+def _following(number: int, count: int) -> Iterator[int]:
+    """Yield all other numbers below `count`, from the next one on and around the end."""
+    return itertools.chain(range(number + 1, count), range(number))
 
 
 def _response_ids(completion: Completion, render: Callable[..., Sequence[int]]) -> Sequence[int]:

@@ -206,8 +206,16 @@ def check_loss(settings: Mapping[str, Any]) -> list[str]:
     return _check(settings, "loss")
 
 
-def check_feedback(settings: Mapping[str, Any], feedback: str) -> list[str]:
-    """Return an error line where `feedback.type` cannot become what the loss trains on."""
+def check_feedback(
+    settings: Mapping[str, Any], feedback: str, *, keep_logps: bool = True
+) -> list[str]:
+    """Return error lines where an online run's feedback is not what the loss trains on.
+
+    Args:
+      settings: `config.loss`.
+      feedback: `config.feedback.type`.
+      keep_logps: `config.sampling.keep_logps`.
+    """
     if check_loss(settings):
         return []
     loss = get_loss(settings)
@@ -219,6 +227,11 @@ def check_feedback(settings: Mapping[str, Any], feedback: str) -> list[str]:
             f"{', '.join(name for name in able if _REGISTRY[name].needs == 'logps')}"
         ]
     if feedback in allowed:
+        if loss.old and not keep_logps:
+            return [
+                f"sampling.keep_logps: got False, but loss {loss.name!r} compares the policy with "
+                "itself as it sampled; set --config.sampling.keep_logps=true"
+            ]
         return []
     return [
         f"feedback.type: got {feedback!r}, but loss {loss.name!r} trains on "

@@ -1,16 +1,17 @@
-"""Feedback from scored samples: which pairs of a prompt's samples become preferences."""
+"""Feedback from scored samples: pairs of a prompt's samples, labels, or the rewards themselves."""
 
 import collections
 import dataclasses
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Literal
 
 from halos_jax.data.records import digest
-from halos_jax.types import FINISH_LENGTH, Completion, Preference, Sample, Turn
+from halos_jax.types import FINISH_LENGTH, Completion, Judgement, Preference, Sample, Turn
 
-Mode = Literal["random", "max", "min"]
+Mode = Literal["random", "max", "min", "all"]
 _Pair = tuple[Sample, Sample]  # the better one first
 
 # Differences closer than this are equal: they differ by the rounding of a subtraction alone.
@@ -39,8 +40,8 @@ def make_preferences(
     Modes: "random" shuffles a prompt's samples and takes disjoint neighbours; "max" takes the best
     and the worst (the lowest sample id of equal best, the highest of equal worst); "min" takes the
     closest pair whose rewards differ by at least `threshold`, and every other pair that is as
-    close. In the first two a pair must differ by more than `threshold`. Equal rewards never make a
-    pair.
+    close; "all" takes every pair. But for "min" a pair must differ by more than `threshold`. Equal
+    rewards never make a pair.
     The shuffle depends only on (seed, round, prompt id, sample ids).
 
     Raises:
@@ -71,10 +72,90 @@ def make_preferences(
         "pairs": len(preferences),
         "ties": ties,
         "single": single,
+        **_count_samples(samples),
+    }
+    return FeedbackResult(preferences, counts)
+
+
+def make_judgements(
+    samples: Sequence[Sample],
+    *,
+    threshold: float | Literal["mean", "median"],
+    scope: Literal["file", "prompt"] = "file",
+) -> tuple[list[Judgement], dict[str, int]]:
+    """Label every sample that has a reward: desirable where the reward is `threshold` or more.
+
+    Args:
+      threshold: a number, or the mean or median of the rewards of the whole file or, where `scope`
+        is "prompt", of the sample's own prompt.
+
+    Returns:
+      The judgements in the order of the samples' prompts, and counts: prompts; examples (labels
+      made); desirable; unlabelled and truncated as in `FeedbackResult`.
+
+    Raises:
+      ValueError: for a threshold that is not allowed, and for samples as `make_preferences`.
+    """
+    if not (threshold in _AVERAGES or _is_number(threshold)):
+        raise ValueError(
+            f"feedback.threshold: got {threshold!r}, allowed: a finite number, 'mean', 'median'"
+        )
+    groups = _group_by_prompt(samples)
+    scored = [[one for one in group if one.reward is not None] for group in groups.values()]
+    everything = list(itertools.chain.from_iterable(scored))
+    judgements = []
+    for group in scored:
+        among = group if scope == "prompt" else everything
+        limit = threshold
+        if threshold in _AVERAGES and among:
+            limit = _AVERAGES[threshold]([one.reward for one in among])
+        judgements += [
+            Judgement(one.prompt, _make_completion(one), one.reward >= limit, tuple(one.prompt_ids))
+            for one in group
+        ]
+    counts = {
+        "prompts": len(groups),
+        "examples": len(judgements),
+        "desirable": sum(judgement.desirable for judgement in judgements),
+    }
+    return judgements, counts | _count_samples(samples)
+
+
+def make_groups(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, int]]:
+    """Return the samples that have a reward, a prompt's together, and counts.
+
+    The counts have: prompts; examples (prompts with a reward at least); single (of these, prompts
+    with one reward alone, which can be compared with nothing); equal (prompts whose rewards are all
+    the same); unlabelled and truncated as in `FeedbackResult`.
+
+    Raises:
+      ValueError: as `make_preferences`.
+    """
+    groups = _group_by_prompt(samples)
+    scored = [[one for one in group if one.reward is not None] for group in groups.values()]
+    counts = {
+        "prompts": len(groups),
+        "examples": sum(bool(group) for group in scored),
+        "single": sum(len(group) == 1 for group in scored),
+        "equal": sum(
+            len(group) > 1 and len({one.reward for one in group}) == 1 for group in scored
+        ),
+    }
+    return list(itertools.chain.from_iterable(scored)), counts | _count_samples(samples)
+
+
+_AVERAGES = {"mean": statistics.fmean, "median": statistics.median}
+
+
+def _is_number(value: float | str) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _count_samples(samples: Sequence[Sample]) -> dict[str, int]:
+    return {
         "unlabelled": sum(sample.reward is None for sample in samples),
         "truncated": sum(sample.finish_reason == FINISH_LENGTH for sample in samples),
     }
-    return FeedbackResult(preferences, counts)
 
 
 def _pair_neighbours(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair], int]:
@@ -102,7 +183,18 @@ def _pair_closest(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair]
     return [pair for pair in pairs if _difference(pair) <= closest + _EPSILON], 0
 
 
-_PAIRINGS = {"random": _pair_neighbours, "max": _pair_extremes, "min": _pair_closest}
+def _pair_all(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair], int]:
+    pairs = list(itertools.combinations(_rank(shuffled), 2))
+    kept = [pair for pair in pairs if _difference(pair) > threshold + _EPSILON]
+    return kept, len(pairs) - len(kept)
+
+
+_PAIRINGS = {
+    "random": _pair_neighbours,
+    "max": _pair_extremes,
+    "min": _pair_closest,
+    "all": _pair_all,
+}
 
 
 def _rank(samples: Sequence[Sample]) -> tuple[Sample, ...]:

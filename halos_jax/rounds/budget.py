@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from halos_jax.config import FeedbackConfig
+from halos_jax.losses.registry import Items
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RoundPlan:
@@ -66,3 +69,17 @@ class Budget:
         start = self.num_skip + (round - 1) * self.prompts_per_round
         stop = min(start + self.prompts_per_round, end)
         return RoundPlan(min(start, end), stop) if stop > start else RoundPlan(end, end)
+
+
+def expect_examples(num_prompts: int, num_samples: int, feedback: FeedbackConfig, items: Items):
+    """Return how many training examples `num_samples` samples of each prompt can give.
+
+    What learning rate schedules are laid out for; ties and unlabelled samples may make it fewer.
+    """
+    if feedback.type == "binary":
+        return num_prompts * num_samples
+    if feedback.type == "scalar":
+        return num_prompts
+    pairs = {"random": num_samples // 2, "all": num_samples * (num_samples - 1) // 2}
+    halves = 2 if items == "unpaired" else 1
+    return num_prompts * pairs.get(feedback.mode, 1) * halves

@@ -20,7 +20,7 @@ from halos_jax.models import hf
 from halos_jax.rewards.scorers import make_function_scorer, make_scorer
 from halos_jax.rounds import disk, final, stages
 from halos_jax.rounds import state as states
-from halos_jax.rounds.budget import Budget
+from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.stages import Run
@@ -160,11 +160,18 @@ def _make_run(
         held_out = datasets.load_prompts(config.data.eval, limit=config.data.max_eval)
         _refuse_overlap(prompts, held_out)
     budget = _make_budget(config)
-    steps_per_round = -(-budget.prompts_per_round // config.train.batch_size) * config.train.epochs
+    loss = get_loss(config.loss)
+    examples = expect_examples(
+        budget.prompts_per_round,
+        config.sampling.num_samples_per_prompt,
+        config.feedback,
+        loss.items,
+    )
+    steps_per_round = -(-examples // config.train.batch_size) * config.train.epochs
     trainer = training.make_trainer(
         config,
         decoder,
-        get_loss(config.loss),
+        loss,
         mesh,
         total_steps=budget.num_rounds * steps_per_round,
     )
@@ -260,15 +267,15 @@ def _open_round(run: Run, round: int, plan) -> Manifest:
 
 
 def _load_held_out(run: Run, position: _Position) -> Dataset | None:
-    """Return the held-out pairs, fixed for the run, with the reference's log-probs."""
+    """Return the held-out feedback, fixed for the run, with the reference's log-probs."""
     if not run.held_out:
         return None
-    items = stages.make_held_out_items(run, round_folder(run.workdir, 0))
+    items = stages.load_feedback_items(run, round_folder(run.workdir, 0))
     if not items:
-        logger.warning("all held-out pairs are ties: there is no evaluation while training")
+        logger.warning("no held-out feedback (all ties): there is no evaluation while training")
         return None
     dataset = training.make_dataset(run.trainer, items, seed=None)
-    if not run.trainer.loss.reference:
+    if not training.needs_reference(run.trainer.loss, items):
         return dataset
     params = _reference_loader(run, position)()
     return training.add_reference(run.trainer, dataset, params, label="reference eval")
@@ -288,17 +295,20 @@ def _report(run: Run, manifest: Manifest, num_rounds: int) -> None:
 
 
 def format_rounds(workdir: Path) -> str:
-    """Return a table of all rounds: prompts, pairs, and every held-out metric."""
+    """Return a table of all rounds: prompts, examples, and every held-out metric."""
     manifests = [
         states.load_manifest(round_folder(workdir, round))
         for round in range(_last_round(workdir) + 1)
     ]
     names = [name for name in manifests[0].metrics if name.startswith(("reward_eval", "response"))]
-    rows = [("round", "prompts", "pairs", *names)]
+    rows = [("round", "prompts", "examples", *names)]
     for manifest in manifests:
-        pairs = manifest.metrics.get("feedback_pairs", 0) if manifest.round else 0
+        counts = [manifest.metrics.get(f"feedback_{name}", 0) for name in ("pairs", "examples")]
+        examples = sum(counts) if manifest.round else 0
         values = [f"{manifest.metrics[name]:.3f}" for name in names if name in manifest.metrics]
-        rows.append((str(manifest.round), str(manifest.stop - manifest.start), str(pairs), *values))
+        rows.append(
+            (str(manifest.round), str(manifest.stop - manifest.start), str(examples), *values)
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))

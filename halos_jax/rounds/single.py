@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config import Config
-from halos_jax.data import datasets
 from halos_jax.data.chat import Renderer, load_renderer
-from halos_jax.data.tokenize import Lengths, make_pair_items, make_target_items
+from halos_jax.data.items import load_items
+from halos_jax.data.tokenize import Lengths
 from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.models import hf
@@ -89,7 +89,8 @@ def _train(
     if config.data.eval:
         eval_items = _load_items(config, loss, renderer, config.data.eval, config.data.max_eval)
         held_out = training.make_dataset(trainer, eval_items, seed=None)
-    if loss.reference:
+    needed = training.needs_reference(loss, [*items, *(held_out.items if held_out else ())])
+    if needed:
         params = state.params if start == 0 else _load_params(trainer, config, decoder)
         dataset = training.add_reference(trainer, dataset, params, label="reference")
         if held_out:
@@ -136,11 +137,7 @@ def _load_items(
     config: Config, loss: Loss, renderer: Renderer, source: str, limit: int
 ) -> Sequence[Item]:
     lengths = Lengths(config.sampling.max_prompt_length, config.train.max_length)
-    if loss.items == "target":
-        return make_target_items(
-            datasets.load_conversations(source, limit=limit), renderer, lengths
-        )
-    return make_pair_items(datasets.load_preferences(source, limit=limit), renderer, lengths)
+    return load_items(loss.items, source, renderer, lengths, limit=limit)
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:

@@ -15,16 +15,17 @@ from jax.sharding import Mesh
 from halos_jax.config import Config
 from halos_jax.data import records
 from halos_jax.data.chat import Renderer
-from halos_jax.data.tokenize import Lengths, make_pair_items
+from halos_jax.data.items import load_items
+from halos_jax.data.tokenize import Lengths
 from halos_jax.metrics import MetricWriter, make_progress
-from halos_jax.rewards.feedback import FeedbackResult, make_preferences
+from halos_jax.rewards.feedback import make_groups, make_judgements, make_preferences
 from halos_jax.rewards.scorers import Scorer
 from halos_jax.rounds.checkpoints import Checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.sampling.sampler import Sampler, sample_shard
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Dataset, Trainer
-from halos_jax.types import Item, Preference, Prompt, Sample, TrainState
+from halos_jax.types import Item, Prompt, Sample, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +131,9 @@ def feedback_stage(run: Run, folder: Path, round: int):
         dataclasses.replace(sample, reward=reward)
         for sample, reward in zip(samples, rewards, strict=True)
     ]
-    result = _make_feedback(run, scored, round)
-    _write_feedback(run, folder, result, round)
-    counts = {f"feedback_{name}": value for name, value in result.counts.items()}
-    return {"feedback.jsonl": len(result.preferences)}, counts
+    rows, counts = _make_feedback(run, scored, round)
+    _write(run, folder / "feedback.jsonl", rows)
+    return {"feedback.jsonl": len(rows)}, {f"feedback_{k}": v for k, v in counts.items()}
 
 
 def train_stage(
@@ -151,23 +151,27 @@ def train_stage(
     Args:
       load_reference: returns the reference's params; they are freed when their log-probs are known.
     """
-    items = make_pair_items(_read_preferences(folder), run.renderer, run.lengths)
+    items = load_feedback_items(run, folder)
+    what = "pairs" if run.trainer.loss.items == "pair" else "examples"
     first_step = int(state.step) - start
     if not items:
-        logger.warning("round %d has no pairs to train on (all were ties): nothing changes", round)
+        logger.warning(
+            "round %d has no %s to train on (all were ties): nothing changes", round, what
+        )
     else:
         seed = zlib.crc32(f"{run.config.seed} {round}".encode())
         dataset = training.make_dataset(
             run.trainer, items, seed=seed, epochs=run.config.train.epochs
         )
         logger.info(
-            "round %d: %d pairs, %d steps, packed fill %.0f %%",
+            "round %d: %d %s, %d steps, packed fill %.0f %%",
             round,
             len(items),
+            what,
             len(dataset.plan),
             100 * dataset.plan.fill,
         )
-        if run.trainer.loss.reference:
+        if training.needs_reference(run.trainer.loss, items):
             dataset = training.add_reference(
                 run.trainer, dataset, load_reference(), label=f"reference {round}"
             )
@@ -219,17 +223,21 @@ def evaluate_stage(run: Run, params: Any, folder: Path, *, round: int, step: int
         metrics[f"reward_eval/{name}"] = float(np.mean(scorer(samples)))
     metrics["response_tokens_eval"] = float(np.mean([len(s.response_ids) for s in samples]))
     if round == 0:
-        result = _make_feedback(run, scored, 0)
-        _write_feedback(run, folder, result, 0)
-        files["feedback.jsonl"] = len(result.preferences)
+        rows, _ = _make_feedback(run, scored, 0)
+        _write(run, folder / "feedback.jsonl", rows)
+        files["feedback.jsonl"] = len(rows)
     run.writer.write(step, {"round": round, **metrics})
     run.writer.flush()  # before the manifest says that the stage is done
     return files, metrics
 
 
-def make_held_out_items(run: Run, folder: Path) -> list[Item]:
-    """Return the held-out pairs: the SFT policy's samples of the held-out prompts, labelled."""
-    return make_pair_items(_read_preferences(folder), run.renderer, run.lengths)
+def load_feedback_items(run: Run, folder: Path) -> list[Item]:
+    """Return what the loss trains on of a round's feedback; of round 0 that is the held-out set,
+    the SFT policy's samples of the held-out prompts, labelled."""
+    path = folder / "feedback.jsonl"
+    if not path.stat().st_size:  # a round of ties alone
+        return []
+    return load_items(run.trainer.loss.items, str(path), run.renderer, run.lengths)
 
 
 def remove_shards(folder: Path, label: str) -> None:
@@ -244,22 +252,27 @@ def wait_for_all(what: str) -> None:
         jax.experimental.multihost_utils.sync_global_devices(what)
 
 
-def _make_feedback(run: Run, scored: Sequence[Sample], round: int) -> FeedbackResult:
-    return make_preferences(
-        list(scored),
-        mode=run.config.feedback.mode,
-        threshold=run.config.feedback.threshold,
-        seed=run.config.seed,
-        round=round,
-    )
-
-
-def _write_feedback(run: Run, folder: Path, result: FeedbackResult, round: int) -> None:
-    rows = (
-        records.preference_to_record(preference, seed=run.config.seed, round=round)
-        for preference in result.preferences
-    )
-    _write(run, folder / "feedback.jsonl", rows)
+def _make_feedback(
+    run: Run, scored: Sequence[Sample], round: int
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return the feedback's records, and its counts."""
+    settings, seed = run.config.feedback, run.config.seed
+    automatic = settings.threshold == "auto"
+    if settings.type == "pairwise":
+        threshold = 0.0 if automatic else settings.threshold
+        result = make_preferences(
+            scored, mode=settings.mode, threshold=threshold, seed=seed, round=round
+        )
+        rows = [
+            records.preference_to_record(one, seed=seed, round=round) for one in result.preferences
+        ]
+        return rows, result.counts
+    if settings.type == "binary":
+        threshold = "median" if automatic else settings.threshold
+        judgements, counts = make_judgements(scored, threshold=threshold, scope=settings.scope)
+        return [records.judgement_to_record(one) for one in judgements], counts
+    groups, counts = make_groups(scored)
+    return [records.sample_to_record(one, type="scalar_feedback") for one in groups], counts
 
 
 def _write(run: Run, path: Path, rows) -> None:
@@ -272,12 +285,4 @@ def _read_samples(path: Path) -> list[Sample]:
     return [
         records.sample_from_record(record, file=str(path), line=line)
         for line, record in records.read_records(path)
-    ]
-
-
-def _read_preferences(folder: Path) -> list[Preference]:
-    path = folder / "feedback.jsonl"
-    return [
-        records.preference_from_record(record, file=str(path), line=line)
-        for line, record in records.read_records(path, allow_empty=True)  # a round of ties alone
     ]

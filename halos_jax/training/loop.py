@@ -91,6 +91,12 @@ def make_dataset(
     return Dataset(items, plan)
 
 
+def needs_reference(loss: Loss, items: Sequence[Item]) -> bool:
+    """Say whether training needs the reference's log-probs, for itself or for the policy that
+    sampled where nothing is known of that."""
+    return loss.reference or (loss.old and not all(item.old_logps for item in items))
+
+
 def add_reference(trainer: Trainer, dataset: Dataset, params: Any, *, label: str) -> Dataset:
     """Return `dataset` with the reference's log-probs, computed under `params` in one pass."""
     single = make_dataset(trainer, dataset.items, seed=None)
@@ -206,4 +212,6 @@ def _rename(name: str, split: str) -> str:
     if name == "loss":
         return f"loss/{split}"
     section, slash, rest = name.partition("/")
-    return f"{section}_{split}/{rest}" if slash and section in ("rewards", "logps") else name
+    return (
+        f"{section}_{split}/{rest}" if slash and section in ("rewards", "logps", "loss") else name
+    )

@@ -19,7 +19,7 @@ from halos_jax.data.records import (
     sample_to_record,
     write_records,
 )
-from halos_jax.types import Completion, Preference, Prompt, Sample, Turn
+from halos_jax.types import Completion, Judgement, Preference, Prompt, Sample, Turn
 
 RECORDS = [{"a": 1, "b": "é\u2028x"}, {"a": [2, {"c": None}]}, {"a": "end"}]
 
@@ -327,3 +327,65 @@ def test_ids_of_conversations_tell_roles_and_boundaries_apart():
     assert len(ids) == len(conversations)
     expected = hashlib.sha256(b'[[["user", "ab"]]]').hexdigest()
     assert records.make_prompt_id(conversations[0]) == expected
+
+
+# --------------------------------------------------------------------------- other feedback
+
+
+def make_judgement(**changes) -> Judgement:
+    completion = Completion(
+        (Turn("assistant", "yes"),), ids=(4, 5), reward=-0.25, sample_id=3, finish_reason="length"
+    )
+    prompt = Prompt("p1", (Turn("system", "s"), Turn("user", "q")), {"answer": "4"})
+    values = {"completion": completion, "desirable": True, "prompt_ids": (1, 2)} | changes
+    return Judgement(prompt, **values)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"desirable": False, "prompt_ids": ()},
+        {"completion": Completion((Turn("assistant", "text alone"),))},
+    ],
+)
+def test_judgements_survive_the_file(tmp_path, changes):
+    judgement = make_judgement(**changes)
+    write_records(tmp_path / "f", [records.judgement_to_record(judgement)])
+    [(line, record)] = read_records(tmp_path / "f")
+    assert records.judgement_from_record(record, file="f", line=line) == judgement
+
+
+def test_a_judgement_record_has_the_fields_of_halos():
+    record = records.judgement_to_record(make_judgement())
+    assert record["type"] == "binary_feedback" and record["label"] == 1
+    assert record["output"] == [{"role": "assistant", "content": "yes"}]
+    assert record["prompt"][1] == {"role": "user", "content": "q"}
+    assert record["reward"] == -0.25 and record["prompt_id"] == "p1"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("label", 2),
+        ("label", None),
+        ("output", []),
+        ("output", [{"role": "user", "content": "no"}]),
+        ("type", "sample"),
+        ("response_ids", "4"),
+        ("prompt_id", ""),
+        ("reward", "high"),
+    ],
+)
+def test_bad_judgement_fields_are_named(field, value):
+    record = records.judgement_to_record(make_judgement()) | {field: value}
+    with pytest.raises(RecordError, match=f"f line 9: field '{field}': got"):
+        records.judgement_from_record(record, file="f", line=9)
+
+
+def test_scalar_feedback_is_a_scored_sample_by_its_type():
+    sample = make_sample(reward=1.5)
+    record = records.sample_to_record(sample, type="scalar_feedback")
+    assert record["type"] == "scalar_feedback"
+    assert record == records.sample_to_record(sample) | {"type": "scalar_feedback"}
+    assert records.sample_from_record(record) == sample

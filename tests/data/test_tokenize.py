@@ -3,14 +3,24 @@
 import numpy as np
 import pytest
 
-from halos_jax.data.tokenize import Lengths, make_group_items, make_pair_items, make_target_items
+from halos_jax.data.tokenize import (
+    Lengths,
+    make_group_items,
+    make_pair_items,
+    make_scored_items,
+    make_target_items,
+    make_unpaired_items,
+    split_preferences,
+)
 from halos_jax.types import (
     CHOSEN,
     FINISH_LENGTH,
     MEMBER,
+    MISMATCHED,
     REJECTED,
     TARGET,
     Completion,
+    Judgement,
     Preference,
     Prompt,
     Sample,
@@ -137,3 +147,89 @@ def test_a_sample_longer_than_the_limit_stands_alone():
     # The planner then says what to do about it.
     _, members = make_group_items(make_samples(((1,), 50), ((1,), 2)), max_tokens=10)
     assert members == [[0], [1]]
+
+
+# --------------------------------------------------------------------------- unpaired
+
+
+def judge(*triples):
+    """Make judgements of (prompt, answer, desirable)."""
+    return [Judgement(make_prompt(p, p), complete(a), label) for p, a, label in triples]
+
+
+def test_the_mismatched_response_is_that_of_the_next_other_prompt():
+    items = make_unpaired_items(
+        judge(("a", "x", True), ("a", "y", False), ("b", "z", True), ("c", "x", False)),
+        RENDERER,
+        Lengths(8, 64),
+    )
+    assert [item.desirable for item in items] == [True, False, True, False]
+    assert all(item.roles == (TARGET, MISMATCHED) for item in items)
+    for item, (prompt, own, other) in zip(
+        # The halves of a pair share a prompt: "y" is no mismatch for ("a", "x").
+        items,
+        [("a", "x", "z"), ("a", "y", "z"), ("b", "z", "x"), ("c", "x", "y")],
+        strict=True,
+    ):
+        assert same(item, ids(prompt, 1), ids(own, END), ids(other, END))
+
+
+def test_the_mismatched_response_never_is_the_examples_own():
+    for triples in (
+        [("a", "4", True), ("b", "4", False), ("c", "5", True)],  # other prompts, same answer
+        [("a", "x", True), ("a", "x", False), ("a", "y", True)],  # one prompt alone
+    ):
+        for item in make_unpaired_items(judge(*triples), RENDERER, Lengths(8, 64)):
+            assert len(item.responses) == 2
+            assert list(item.responses[0]) != list(item.responses[1])
+    # Cut to the room behind its prompt, another response may become equal to the own one.
+    first, second = make_unpaired_items(
+        judge(("aaaaa", "xy", True), ("b", "xz", True)), RENDERER, Lengths(8, 7)
+    )
+    assert same(first, ids("aaaaa", 1), ids("x")) and first.roles == (TARGET,)
+    assert second.roles == (TARGET, MISMATCHED)
+
+
+def test_a_data_set_of_one_answer_has_no_mismatch():
+    (item,) = make_unpaired_items(judge(("a", "x", True)), RENDERER, Lengths(8, 64))
+    assert same(item, ids("a", 1), ids("x", END)) and item.roles == (TARGET,)
+    assert make_unpaired_items([], RENDERER, Lengths(8, 64)) == []
+
+
+def test_sampled_judgements_keep_their_ids():
+    sampled = Judgement(make_prompt("a"), complete("?", ids=(7, 8)), False, prompt_ids=(5, 6))
+    (item,) = make_unpaired_items([sampled], RENDERER, Lengths(8, 64))
+    assert same(item, [5, 6], [7, 8]) and not item.desirable
+
+
+def test_preferences_split_into_halves_each_of_them_once():
+    best, middle, worst = complete("best"), complete("middle"), complete("worst")
+    prompt = make_prompt("a")
+    pairs = [(best, worst), (best, middle), (middle, worst)]
+    halves = split_preferences(Preference(prompt, *pair) for pair in pairs)
+    found = [(one.completion, one.desirable) for one in halves]
+    assert found == [(best, True), (worst, False), (middle, False), (middle, True)]
+
+
+# --------------------------------------------------------------------------- groups to train on
+
+
+def make_scored(prompt_id, reward, **fields):
+    values = {"output": "ab", "prompt_ids": (), "response_ids": (), "finish_reason": "stop"}
+    return Sample(make_prompt("q", prompt_id), 0, reward=reward, **(values | fields))
+
+
+def test_all_samples_of_a_prompt_are_one_group():
+    samples = [
+        make_scored("p", 1.0, prompt_ids=(5,), response_ids=(6, 7), logps=(-1.0, -2.0)),
+        make_scored("other", 3.0),
+        make_scored("p", 0.5, prompt_ids=(5,), response_ids=(8, 9, 9, 9), logps=(-3.0,) * 4),
+        make_scored("p", None, prompt_ids=(5,), response_ids=(8,), logps=(-3.0,)),
+        make_scored("other", 2.0, finish_reason=FINISH_LENGTH),
+    ]
+    first, second = make_scored_items(samples, RENDERER, Lengths(8, 4))
+    assert same(first, [5], [6, 7], [8, 9, 9])  # one is cut, one has no reward
+    assert first.roles == (MEMBER, MEMBER) and first.rewards == (1.0, 0.5)
+    assert [list(part) for part in first.old_logps] == [[-1, -2], [-3, -3, -3]]
+    assert same(second, ids("q", 1), ids("ab"), ids("ab")) and second.rewards == (3.0, 2.0)
+    assert second.old_logps == ()  # text does not say how likely it was

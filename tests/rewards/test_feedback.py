@@ -1,4 +1,4 @@
-"""Pairs against a brute-force reading of the rules, and on groups worked out by hand."""
+"""Feedback against a brute-force reading of the rules, and on groups worked out by hand."""
 
 import itertools
 import random
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from halos_jax.data.records import preference_from_record, preference_to_record
-from halos_jax.rewards.feedback import make_preferences
+from halos_jax.rewards.feedback import make_groups, make_judgements, make_preferences
 from halos_jax.types import Prompt, Sample, Turn
 
 
@@ -53,6 +53,9 @@ def pairs_of(result):
         ("min", [1, 1, 0], 0, [(0, 2), (1, 2)], 0),  # equal rewards prefer nothing
         ("min", [1, 1, 1], 0, [], 1),
         ("min", [0.1, 0.2, 0.3], 0.1, [(2, 1), (1, 0)], 0),  # 0.3 - 0.2 < 0.1 in binary
+        ("all", [1, 4, 2], 0, [(1, 2), (1, 0), (2, 0)], 0),
+        ("all", [1, 4, 2], 1, [(1, 2), (1, 0)], 1),
+        ("all", [1, 4, 1], 0, [(1, 0), (1, 2)], 1),
     ],
 )
 def test_by_hand(mode, rewards, threshold, pairs, ties):
@@ -173,7 +176,11 @@ def test_everything_is_counted():
 @pytest.mark.parametrize(
     ("samples", "options", "message"),
     [
-        ([], {"mode": "best"}, r"feedback.mode: got 'best', allowed: 'random', 'max', 'min'"),
+        (
+            [],
+            {"mode": "best"},
+            r"feedback.mode: got 'best', allowed: 'random', 'max', 'min', 'all'",
+        ),
         ([], {"mode": "max", "threshold": -1}, "feedback.threshold: got -1, allowed"),
         ([], {"mode": "max", "threshold": float("nan")}, "feedback.threshold: got nan, allowed"),
         (make_samples([float("nan"), 1]), {"mode": "max"}, "sample 0 of prompt p: got reward nan"),
@@ -192,3 +199,58 @@ def test_everything_is_counted():
 def test_bad_input_is_refused(samples, options, message):
     with pytest.raises(ValueError, match=message):
         make(samples, **options)
+
+
+# --------------------------------------------------------------------------- binary and scalar
+
+
+TWO = [*make_samples([0, 1, 5], "p"), *make_samples([8, None, 10], "q")]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "scope", "labels"),
+    [
+        (5, "file", [0, 0, 1, 1, 1]),  # a reward equal to the threshold is desirable
+        (5.5, "file", [0, 0, 0, 1, 1]),
+        (-1, "prompt", [1, 1, 1, 1, 1]),
+        ("mean", "file", [0, 0, 1, 1, 1]),  # 4.8
+        ("median", "file", [0, 0, 1, 1, 1]),  # 5
+        ("mean", "prompt", [0, 0, 1, 0, 1]),  # 2 and 9
+        ("median", "prompt", [0, 1, 1, 0, 1]),  # 1 and 9
+    ],
+)
+def test_labels_by_hand(threshold, scope, labels):
+    judgements, counts = make_judgements(TWO, threshold=threshold, scope=scope)
+    assert [int(one.desirable) for one in judgements] == labels
+    assert [one.completion.reward for one in judgements] == [0, 1, 5, 8, 10]
+    assert counts == {
+        "prompts": 2,
+        "examples": 5,
+        "desirable": sum(labels),
+        "unlabelled": 1,
+        "truncated": 0,
+    }
+    assert judgements[0].prompt_ids == (1, 2, 3) and judgements[0].completion.ids == (10, 7)
+
+
+@pytest.mark.parametrize("threshold", ["auto", float("nan"), None])
+def test_thresholds_of_labels_that_are_refused(threshold):
+    with pytest.raises(ValueError, match=r"feedback\.threshold: got .*'mean', 'median'"):
+        make_judgements(TWO, threshold=threshold)
+
+
+def test_groups_keep_every_sample_with_a_reward_and_count_those_that_teach_nothing():
+    samples = [*TWO, *make_samples([3, 3], "equal"), *make_samples([None, 2], "single")]
+    samples += make_samples([None], "none")
+    groups, counts = make_groups(samples)
+    assert groups == [one for one in samples if one.reward is not None]
+    assert counts == {
+        "prompts": 5,
+        "examples": 4,
+        "single": 1,
+        "equal": 1,
+        "unlabelled": 3,
+        "truncated": 0,
+    }
+    mixed = [samples[0], samples[3], samples[1]]
+    assert make_groups(mixed)[0] == [samples[0], samples[1], samples[3]]  # a prompt's together

@@ -2,7 +2,8 @@ import itertools
 
 import pytest
 
-from halos_jax.rounds.budget import Budget, RoundPlan
+from halos_jax.config import FeedbackConfig
+from halos_jax.rounds.budget import Budget, RoundPlan, expect_examples
 
 
 def test_the_typical_run_has_four_equal_rounds():
@@ -53,3 +54,18 @@ def test_impossible_budgets_are_refused(sizes):
 def test_round_zero_has_no_prompts_to_plan():
     with pytest.raises(ValueError, match="rounds from 1"):
         Budget(4, 2).plan_round(0, 10)
+
+
+@pytest.mark.parametrize(
+    ("feedback", "items", "expected"),
+    [
+        (FeedbackConfig(), "pair", 10),
+        (FeedbackConfig(mode="random"), "pair", 20),
+        (FeedbackConfig(mode="all"), "pair", 100),
+        (FeedbackConfig(mode="max"), "unpaired", 20),
+        (FeedbackConfig(type="binary"), "unpaired", 50),
+        (FeedbackConfig(type="scalar"), "group", 10),
+    ],
+)
+def test_schedules_know_how_many_examples_a_round_gives(feedback, items, expected):
+    assert expect_examples(10, 5, feedback, items) == expected

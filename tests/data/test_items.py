@@ -1,0 +1,174 @@
+"""Every kind of item from the records of its feedback, in every shape that these come in."""
+
+import json
+import logging
+
+import pytest
+
+from halos_jax.data.datasets import load_judgements, load_scored
+from halos_jax.data.fields import RecordError
+from halos_jax.data.items import load_items
+from halos_jax.data.tokenize import Lengths
+from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET
+
+
+class LetterRenderer:
+    """A renderer whose tokens are the letters' code points."""
+
+    def render_prompt(self, turns, max_length):
+        return tuple(map(ord, turns[-1].content[-max_length:]))
+
+    def render_response(self, text, *, finished=True):
+        return (*map(ord, text), *((0,) if finished else ()))
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(records) -> str:
+        (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+        return str(tmp_path / "data.jsonl")
+
+    return write
+
+
+PAIRS = [
+    {"prompt": f"question {number}", "chosen": f"good {number}", "rejected": f"bad {number}"}
+    for number in range(3)
+]
+LABELS = [
+    {"prompt": f"question {number}", "completion": f"answer {number}", "label": number == 0}
+    for number in range(3)
+]
+SCORES = [
+    {
+        "type": "scalar_feedback",
+        "prompt_id": str(number // 2),
+        "prompt": "question",
+        "sample_id": number,
+        "output": f"answer {number}",
+        "reward": number,
+    }
+    for number in range(4)
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "roles", "count"),
+    [
+        ("pair", PAIRS, (CHOSEN, REJECTED), 3),
+        ("target", PAIRS, (TARGET,), 3),
+        ("unpaired", PAIRS, (TARGET, MISMATCHED), 6),
+        ("unpaired", LABELS, (TARGET, MISMATCHED), 3),
+        ("group", SCORES, (MEMBER, MEMBER), 2),
+    ],
+)
+def test_each_kind_of_item(tmp_path, kind, rows, roles, count):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    items = load_items(kind, str(file), LetterRenderer(), Lengths(16, 32))
+    assert len(items) == count and all(item.roles == roles for item in items)
+    assert len(load_items(kind, str(file), LetterRenderer(), Lengths(16, 32), limit=2)) < count or (
+        kind == "group"
+    )
+
+
+def test_the_balance_of_classes_is_reported_with_weights_that_mend_it(tmp_path, caplog):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, LABELS)))
+    with caplog.at_level(logging.INFO):
+        load_items("unpaired", str(file), LetterRenderer(), Lengths(16, 32))
+    assert "1 desirable and 2 undesirable answers" in caplog.text
+    assert "loss.desirable_weight of 2.00 to 2.67 times" in caplog.text
+
+
+def test_records_of_another_kind_are_one_error(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, LABELS)))
+    for kind in ("pair", "group"):
+        with pytest.raises(RecordError, match=r"rows\.jsonl line 1: field"):
+            load_items(kind, str(file), LetterRenderer(), Lengths(16, 32))
+
+
+# --------------------------------------------------------------------------- records
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"prompt": "q", "completion": "a", "label": True}, [("a", True)]),
+        ({"prompt": "q", "response": "a", "label": 0}, [("a", False)]),
+        (
+            {
+                "prompt": [turn("user", "q")],
+                "completion": [turn("assistant", "a")],
+                "label": False,
+            },
+            [("a", False)],
+        ),
+        (
+            {
+                "type": "binary_feedback",
+                "prompt_id": "p",
+                "prompt": [turn("user", "q")],
+                "output": [turn("assistant", "a")],
+                "label": 1,
+                "reward": 0.5,
+            },
+            [("a", True)],
+        ),
+        (
+            {"type": "binary_feedback", "instruction": "q", "output": "a", "label": 1, "x": 1}
+            | {"prompt": "q"},
+            [("a", True)],
+        ),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, [("a", True), ("b", False)]),
+        (
+            {
+                "type": "pairwise_feedback",
+                "prompt": "q",
+                "output_A": [turn("assistant", "a")],
+                "output_B": [turn("assistant", "b")],
+                "label": 0,
+            },
+            [("b", True), ("a", False)],
+        ),
+    ],
+)
+def test_judgement_shapes(save, record, expected):
+    judgements = load_judgements(save([record]))
+    assert [(one.completion.turns[0].content, one.desirable) for one in judgements] == expected
+    assert {one.prompt.turns[-1].content for one in judgements} == {"q"}
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [
+        ({"prompt": "q", "completion": "a"}, "label"),
+        ({"prompt": "q", "completion": "a", "label": "good"}, "label"),
+        ({"prompt": "q", "label": True}, "completion"),
+        ({"completion": "a", "label": True}, "prompt"),
+    ],
+)
+def test_bad_judgements_are_errors(save, record, field):
+    good = {"prompt": "q", "completion": "a", "label": True}
+    with pytest.raises(RecordError, match=f"line 2: field '{field}': got"):
+        load_judgements(save([good, record]))
+    assert len(load_judgements(save([good, record]), limit=1)) == 1
+
+
+def test_scored_samples_are_loaded_and_others_counted(save, caplog):
+    rows = [
+        {"type": kind, "prompt_id": "p", "prompt": "q", "output": "a", "sample_id": number}
+        for number, kind in enumerate(["scalar_feedback", "sample", "sample"])
+    ]
+    rows[0]["reward"], rows[2]["reward"] = 1, -0.5
+    with caplog.at_level(logging.INFO):
+        samples = load_scored(save(rows))
+    assert [(one.sample_id, one.reward) for one in samples] == [(0, 1.0), (2, -0.5)]
+    assert "2 samples, 1 without a reward" in caplog.text
+    with pytest.raises(RecordError, match="nothing to train on"):
+        load_scored(save(rows[1:2]))
