@@ -7,7 +7,9 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
+from halos_jax import sharding
 from halos_jax.config import Config, OptimizerConfig, TrainConfig
 from halos_jax.data.batches import build_batch
 from halos_jax.losses import get_loss
@@ -52,7 +54,9 @@ def make_items(count, seed):
 
 @pytest.fixture(scope="module")
 def mesh():
-    return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    return jax.make_mesh(
+        (1, 1, 1), sharding.MESH_AXES, (AxisType.Auto,) * 3, devices=jax.devices()[:1]
+    )
 
 
 @pytest.fixture(scope="module")

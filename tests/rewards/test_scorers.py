@@ -1,0 +1,248 @@
+"""Scorers: each sample's reward is its own, whatever stands beside it."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from halos_jax import sharding
+from halos_jax.config import (
+    Config,
+    ConfigError,
+    MeshConfig,
+    ModelConfig,
+    RewardConfig,
+    ToyConfig,
+    TrainConfig,
+)
+from halos_jax.data.batches import build_batch, plan_batches
+from halos_jax.data.chat import load_renderer
+from halos_jax.data.toy import make_toy_data
+from halos_jax.models import decoder, export, hf, spec
+from halos_jax.models.families import ModelError
+from halos_jax.rewards import scorers
+from halos_jax.rewards.scorers import RewardError, make_function_scorer, make_scorer
+from halos_jax.types import FINISH_LENGTH, FINISH_STOP, MEMBER, Item, Prompt, Sample, Turn
+
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "head_dim": 8}
+SMALL |= {"num_key_value_heads": 1, "num_hidden_layers": 1, "initializer_range": 0.3}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with policy/, reward/ and other/, whose tokenizer has another template."""
+    folder = tmp_path_factory.mktemp("models")
+    make_toy_data(folder, ToyConfig(num_sft=1, num_pairs=1, num_prompts=1, num_eval=1), seed=0)
+    file = folder / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | SMALL))
+    language_model = hf.load_decoder_config(str(folder / "base"))
+    for name, labels in (("policy", 0), ("reward", 1)):
+        config = dataclasses.replace(language_model, num_labels=labels, init_std=0.3)
+        params = spec.init_params(jax.random.key(labels), config)
+        export.save_model(params, config, folder / name, source=folder / "base")
+    with export.replace_folder(folder / "other") as partial:
+        for path in (folder / "reward").iterdir():
+            (partial / path.name).write_bytes(path.read_bytes())
+        tokenizer = load_renderer(str(folder / "reward")).tokenizer
+        template = tokenizer.chat_template
+        # This one has a word before every question.
+        tokenizer.chat_template = template.replace("{% else %}", "{% else %}sort ")
+        assert tokenizer.chat_template != template
+        export.replace_tokenizer(partial, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def renderer(folder):
+    return load_renderer(str(folder / "policy"))
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return jax.make_mesh(
+        (1, 1, 1), sharding.MESH_AXES, (AxisType.Auto,) * 3, devices=jax.devices()[:1]
+    )
+
+
+def make_config(folder, name="reward", tokens=256, **changes) -> Config:
+    reward = RewardConfig(path=str(folder / name), compute_dtype="float32", max_length=32)
+    return Config(
+        progress=False,
+        model=ModelConfig(path=str(folder / "policy"), compute_dtype="float32"),
+        reward=dataclasses.replace(reward, **changes),
+        train=TrainConfig(tokens_per_device=tokens, row_multiple=64),
+    )
+
+
+def make_samples(renderer, answers=("abc", "abd", "b", "cabd", "ba")):
+    samples = []
+    for number, letters in enumerate(("cab", "dacb", "ba")):
+        turns = (Turn("user", letters),)
+        ids = renderer.render_prompt(turns, 12)
+        for sample_id, answer in enumerate(answers[number:]):
+            finished = sample_id != 1
+            samples.append(
+                Sample(
+                    prompt=Prompt(f"p{number}", turns, {"level": number}),
+                    sample_id=sample_id,
+                    output=answer,
+                    prompt_ids=ids,
+                    response_ids=renderer.render_response(answer, finished=finished),
+                    finish_reason=FINISH_STOP if finished else FINISH_LENGTH,
+                )
+            )
+    return samples
+
+
+def score_alone(folder, samples, mesh) -> list[float]:
+    """Score each sample as the one sequence of a row of its own."""
+    settings = ModelConfig(compute_dtype="float32", remat="none")
+    config = hf.load_decoder_config(str(folder / "reward"), settings)
+    params = hf.load_params(str(folder / "reward"), config, mesh)
+    compute = jax.jit(lambda batch: decoder.compute_scores(params, batch, config))
+    scores = []
+    for sample in samples:
+        responses = (np.asarray(sample.response_ids, np.int32),)
+        item = Item(np.asarray(sample.prompt_ids, np.int32), responses, (MEMBER,))
+        plan = plan_batches([item], batch_size=1, num_rows=1, tokens_per_row=64, row_multiple=64)
+        batch = jax.tree.map(lambda x: x[0], build_batch([item], plan, 0))
+        scores.append(float(compute(batch)[0, 0]))
+    return scores
+
+
+def test_scores_are_those_of_each_sample_alone_in_any_order_and_packing(
+    folder, renderer, one_device
+):
+    samples = make_samples(renderer)
+    expected = np.array(score_alone(folder, samples, one_device))
+    assert len(set(expected.round(4))) == len(samples)
+    for tokens in (256, 40):
+        score = make_scorer(make_config(folder, tokens=tokens), one_device, renderer)
+        np.testing.assert_allclose(score(samples), expected, rtol=1e-4, atol=1e-5)
+    order = np.random.default_rng(0).permutation(len(samples))
+    shuffled = score([samples[index] for index in order])
+    np.testing.assert_allclose(shuffled, expected[order], rtol=1e-4, atol=1e-5)
+
+
+def test_many_devices_give_the_same_scores(folder, renderer, one_device):
+    samples = make_samples(renderer)
+    expected = score_alone(folder, samples, one_device)
+    many = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(many):
+        found = make_scorer(make_config(folder), many, renderer)(samples)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_samples_are_scored_once_and_tie_exactly(folder, renderer, one_device, monkeypatch):
+    samples = make_samples(renderer, answers=("abc", "b", "abc", "abc", "b"))
+    scored = []
+
+    def spy(run, params, given, *rest, original=scorers._score_items):
+        scored.extend(given)
+        return original(run, params, given, *rest)
+
+    monkeypatch.setattr(scorers, "_score_items", spy)
+    rewards = make_scorer(make_config(folder), one_device, renderer)(samples)
+    by_tokens = {}
+    for sample, reward in zip(samples, rewards, strict=True):
+        by_tokens.setdefault((sample.prompt_ids, sample.response_ids), set()).add(reward)
+    # Sample 1 of each prompt is cut off, so the same text is not the same tokens.
+    assert len(scored) == len(by_tokens) < len(samples)
+    assert all(len(values) == 1 for values in by_tokens.values())
+
+
+def test_another_template_gets_the_same_turns_rendered_by_its_own(folder, renderer, one_device):
+    samples = make_samples(renderer)
+    own = load_renderer(str(folder / "other"))
+    rendered = [
+        dataclasses.replace(
+            sample,
+            prompt_ids=own.render_prompt(sample.prompt.turns, 32),
+            response_ids=own.render_response(
+                sample.output, finished=sample.finish_reason == FINISH_STOP
+            ),
+        )
+        for sample in samples
+    ]
+    assert rendered[0].prompt_ids != samples[0].prompt_ids
+    expected = score_alone(folder, rendered, one_device)
+    found = make_scorer(make_config(folder, "other"), one_device, renderer)(samples)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_fit_is_cut(folder, renderer, one_device):
+    samples = make_samples(renderer)
+    score = make_scorer(make_config(folder, max_length=7), one_device, renderer)
+    cut = [
+        dataclasses.replace(s, response_ids=s.response_ids[: max(7 - len(s.prompt_ids), 1)])
+        for s in samples
+    ]
+    assert cut != samples
+    np.testing.assert_allclose(
+        score(samples), score_alone(folder, cut, one_device), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_models_that_cannot_score(folder, renderer, one_device, tmp_path):
+    with pytest.raises(ModelError, match=r"reward\.path: got .* without a class"):
+        make_scorer(make_config(folder, "policy"), one_device, renderer)
+    config = hf.load_decoder_config(str(folder / "reward"))
+    params = spec.init_params(jax.random.key(0), config)
+    params["score"] = params["score"] * np.nan
+    export.save_model(params, config, tmp_path / "broken", source=folder / "reward")
+    broken = make_config(folder, path=str(tmp_path / "broken"))
+    samples = make_samples(renderer)
+    with pytest.raises(RewardError, match=rf"{len(samples)} non-finite scores of {len(samples)}"):
+        make_scorer(broken, one_device, renderer)(samples)
+
+
+# --------------------------------------------------------------------------- functions
+
+
+@pytest.fixture
+def functions(tmp_path, monkeypatch):
+    """Make functions importable from a module `judge`."""
+    (tmp_path / "judge.py").write_text(
+        "import numpy as np\n"
+        "def length(prompt, response): return np.float32(len(response))\n"
+        "def level(prompt, response, record): return record['level'] + 10 * len(prompt)\n"
+        "def asks(prompt, response): return prompt[-1] == {'role': 'user', 'content': 'cab'}\n"
+        "def text(prompt, response): return 'good'\n"
+        "def nothing(prompt, response): return None\n"
+        "def infinite(prompt, response): return float('inf')\n"
+        "def broken(prompt, response): raise KeyError('mine')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_function_gets_turns_text_and_record(renderer, functions):
+    samples = make_samples(renderer, answers=("abc", "b", "a"))
+    rewards = make_function_scorer("judge:length")(samples)
+    assert rewards == [3.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert all(type(reward) is float for reward in rewards)
+    assert make_function_scorer("judge:level")(samples) == [10.0] * 3 + [11.0] * 2 + [12.0]
+    assert make_function_scorer("judge:asks")(samples) == [1.0] * 3 + [0.0] * 3
+    config = Config(reward=RewardConfig(kind="function", function="judge:length"))
+    assert make_scorer(config, None, renderer)(samples) == rewards
+
+
+@pytest.mark.parametrize("name", ["judge:missing", "missing:length", "judge", "", ":length"])
+def test_a_function_that_cannot_be_imported(functions, name):
+    with pytest.raises(ConfigError, match=r"reward\.function: got .* cannot be imported"):
+        make_function_scorer(name)
+
+
+@pytest.mark.parametrize(
+    "name, got", [("text", "'good'"), ("nothing", "None"), ("infinite", "inf")]
+)
+def test_a_function_must_return_a_finite_number(renderer, functions, name, got):
+    with pytest.raises(RewardError, match=f"got {got} for prompt p0, sample 0"):
+        make_function_scorer(f"judge:{name}")(make_samples(renderer))
+
+
+def test_an_error_inside_a_function_is_its_own(renderer, functions):
+    with pytest.raises(KeyError, match="mine"):
+        make_function_scorer("judge:broken")(make_samples(renderer))
