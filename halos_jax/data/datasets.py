@@ -8,7 +8,7 @@ instruction and question forms.
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from halos_jax.data.fields import Fields, RecordError
@@ -19,6 +19,7 @@ from halos_jax.data.records import (
     preference_from_record,
     read_records,
     sample_from_record,
+    turns_to_record,
 )
 from halos_jax.data.tokenize import split_preferences
 from halos_jax.types import Completion, Judgement, Preference, Prompt, Sample, Turn
@@ -161,6 +162,11 @@ def order_prompts(prompts: list[Prompt], seed: int) -> list[Prompt]:
     return sorted(
         prompts, key=lambda prompt: (digest("order", seed, prompt.prompt_id), prompt.prompt_id)
     )
+
+
+def identify_prompts(prompts: Sequence[Prompt]) -> str:
+    """Return the sha256 of prompts in order, by which a resumed run knows that it has the same."""
+    return digest([[prompt.prompt_id, turns_to_record(prompt.turns)] for prompt in prompts])
 
 
 # --------------------------------------------------------------------------- sources

@@ -74,7 +74,7 @@ def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
             break
         manifest = _open_round(run, round, plan)
         folder = round_folder(run.workdir, round)
-        if round == 1 or (round > 1 and held_out is None):
+        if round == 1:
             held_out = _load_held_out(run, position)
         manifest = _run_round(run, position, manifest, folder, held_out)
         _report(run, manifest, budget.num_rounds)
@@ -251,6 +251,8 @@ def _open_round(run: Run, round: int, plan) -> Manifest:
             disk.remove_partials(folder)
     stages.wait_for_all(f"open round {round}")
     manifest = states.load_manifest(folder)
+    prompts = run.prompts[plan.start : plan.stop] if round else run.held_out
+    identity = datasets.identify_prompts(prompts)
     if manifest is None:
         previous = f"round-{round - 1:04d}" if round > 1 else "sft"
         return Manifest(
@@ -258,8 +260,15 @@ def _open_round(run: Run, round: int, plan) -> Manifest:
             seed=run.config.seed,
             start=plan.start if round else 0,
             stop=plan.stop if round else 0,
+            prompts=identity,
             policy=previous,
             reference="sft",
+        )
+    if manifest.prompts != identity:
+        raise ConfigError(
+            f"{'data.train' if round else 'data.eval'}: its prompts are not those that round "
+            f"{round} of {run.workdir} was started with; put the data back as they were, or start "
+            "a new run with --config.workdir=DIR (rounds.num_skip leaves out prompts at the start)"
         )
     if manifest.next_stage is not None:
         states.verify_files(folder, manifest)

@@ -50,14 +50,16 @@ class FileRecord:
 class Manifest:
     """What is known of one round; `stages` are those done, in order.
 
-    `start` and `stop` are the round's range of the fixed prompt order, `policy` and `reference`
-    say which models sampled and anchored it, `metrics` are counts and means for people.
+    `start` and `stop` are the round's range of the fixed prompt order and `prompts` is the hash of
+    the prompts in it (in round 0: of the held-out ones), `policy` and `reference` say which models
+    sampled and anchored it, `metrics` are counts and means for people.
     """
 
     round: int
     seed: int = 0
     start: int = 0
     stop: int = 0
+    prompts: str = ""
     policy: str = ""
     reference: str = ""
     stages: tuple[str, ...] = ()

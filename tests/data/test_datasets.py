@@ -9,6 +9,7 @@ import random
 import pytest
 
 from halos_jax.data.datasets import (
+    identify_prompts,
     load_conversations,
     load_preferences,
     load_prompts,
@@ -351,3 +352,16 @@ def test_the_order_depends_on_the_seed_and_not_on_the_file():
     numbers = [int(p.prompt_id[1:]) for p in ordered]
     rising = sum(a < b for a, b in itertools.pairwise(numbers))
     assert 65 < rising < 135
+
+
+def test_prompts_are_identified_by_ids_turns_and_order():
+    prompts = [Prompt("a", USER), Prompt("b", USER)]
+    known = identify_prompts(prompts)
+    assert identify_prompts([Prompt("a", USER, {"level": 3}), Prompt("b", USER)]) == known
+    others = [
+        prompts[::-1],
+        prompts[:1],
+        [Prompt("a", USER), Prompt("c", USER)],
+        [Prompt("a", USER), Prompt("b", (Turn("user", "another question"),))],
+    ]
+    assert len({known, *map(identify_prompts, others), identify_prompts([])}) == 6
