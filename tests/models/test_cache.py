@@ -100,13 +100,6 @@ def test_decoding_on_the_mesh_equals_the_full_forward_pass(mesh1, mesh):
     compare(decode_all(spread, config, mesh), expected, 1e-5)
 
 
-def test_a_bfloat16_model_decodes_to_bfloat16_accuracy():
-    params, config, expected = expected_logits(False)
-    got = decode_all(params, dataclasses.replace(config, compute_dtype="bfloat16"))
-    assert got.dtype == np.float32
-    compare(got, expected, 0.1)
-
-
 def test_prompts_go_to_their_slots_and_padding_is_dropped():
     cache = caches.init_cache(TINY, slots=4, length=10)
     cache = jax.tree.map(lambda x: jnp.full_like(x, -1.0), cache)

@@ -28,6 +28,7 @@ PLAIN = decode.DecodeSettings(
     temperature=1.0, top_k=0, top_p=1.0, max_tokens=9, chunk=4, stop_ids=(3, 5, 11)
 )
 FILTERED = dataclasses.replace(PLAIN, temperature=0.8, top_k=30, top_p=0.95)
+SHORTER = dataclasses.replace(FILTERED, chunk=3)
 # (prompt tokens, the 64-bit number of the prompt, sample ids)
 PROMPTS = [
     ([7, 8, 9, 10], 2**63 + 5, (0, 1, 2)),
@@ -41,7 +42,7 @@ PROMPTS = [
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0.6}, {"top_k": 4}, {"top_p": 0.7}, {"temperature": 2.0, "top_p": 0.8}],
+    [{}, {"temperature": 0.6, "top_k": 6}, {"temperature": 2.0, "top_p": 0.7}],
 )
 def test_tokens_are_drawn_with_their_filtered_probabilities(options):
     settings = dataclasses.replace(PLAIN, **options)
@@ -199,8 +200,7 @@ def single(mesh1):
 
 def test_a_sample_does_not_depend_on_slots_order_or_chunk(single):
     expected = sample_all(single, 7)
-    whole = dataclasses.replace(FILTERED, chunk=FILTERED.max_tokens)
-    for got in (sample_all(single, 7, order=-1), sample_all(single, 2, whole)):
+    for got in (sample_all(single, 7, order=-1), sample_all(single, 2, SHORTER)):
         assert got.keys() == expected.keys()
         for job, (ids, logps) in got.items():
             assert ids == expected[job][0]
@@ -259,7 +259,7 @@ def test_greedy_decoding_follows_the_argmax_of_the_full_forward_pass(single):
 
 
 def test_cancelled_slots_become_idle_and_draw_nothing(single):
-    init, run_prefill, admit, decode_chunk, weights = compile_all(FILTERED, single)
+    init, run_prefill, admit, decode_chunk, weights = compile_all(SHORTER, single)
     keys, values = prefill(weights, run_prefill)
     nobody = decode.Admission(
         slot=np.full(2, 2, np.int32),
@@ -276,7 +276,7 @@ def test_cancelled_slots_become_idle_and_draw_nothing(single):
     slots = admit(slots, keys, values, nobody, np.array([False, True]))
     assert slots.done.tolist() == [False, True]
     slots, output = decode_chunk(weights, slots)
-    assert output.count[0] > 0 and output.count[1] == 0
+    assert output.count.tolist() == [3, 0] and output.done.tolist() == [False, True]
     slots = admit(slots, keys, values, nobody, np.array([True, False]))
     _, output = decode_chunk(weights, slots)
     assert output.count.tolist() == [0, 0] and output.done.all()
