@@ -375,3 +375,20 @@ def test_round_shape_wastes_little_and_never_shrinks(parts, waste):
             assert got >= size and got % multiple == 0
             assert got - size < size * waste + multiple
     assert len({batches._round_shape(size, 1, parts=parts) for size in range(1025, 2049)}) == parts
+
+
+def test_labels_and_the_samplers_logps_stand_at_their_items():
+    items = make_items(KINDS["groups"], 6, 0)
+    drawn = [tuple(np.float32(r) for r in item.responses) for item in items]  # all different
+    items = [
+        Item(i.prompt_ids, i.responses, i.roles, desirable=n < 2, old_logps=drawn[n] * (n % 2))
+        for n, i in enumerate(items)
+    ]
+    plan = plan_batches(items, batch_size=6, num_rows=2, tokens_per_row=4096)
+    reference = [tuple(-part for part in parts) for parts in drawn]
+    batch = build_batch(items, plan, 0, reference_logps=reference)
+    for index, parts in split_logps(plan, 0, items, batch.old_logps):
+        # Where nothing is known of who sampled, the reference stands in.
+        expected = drawn[index] if index % 2 else reference[index]
+        assert all((one == other).all() for one, other in zip(parts, expected, strict=True))
+    assert batch.sequences.desirable.sum() == 2 * 4

@@ -5,8 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from halos_jax.losses.sequences import count_and_sum, sum_by_sequence, take_partner, weighted_sum
-from halos_jax.types import CHOSEN, REJECTED, TARGET
+from halos_jax.losses.sequences import (
+    count_and_sum,
+    count_and_sum_tokens,
+    count_examples,
+    count_tokens,
+    mean_by_sequence,
+    spread_to_tokens,
+    sum_by_sequence,
+    sum_over_group,
+    take_partner,
+    weighted_sum,
+)
+from halos_jax.types import CHOSEN, MEMBER, REJECTED, TARGET
 
 PAIR = (CHOSEN, REJECTED)
 
@@ -69,3 +80,56 @@ def test_metrics_have_no_gradient(pack):
     values = jnp.ones(packed.batch.sequences.role.shape)
     gradient = jax.grad(lambda x: count_and_sum(x, packed.batch, CHOSEN)[0])(values)
     assert not np.asarray(gradient).any()
+
+
+def test_means_divide_by_the_tokens_whatever_their_values(pack):
+    packed = pack(PAIR)
+    lengths = {
+        (index, role): len(response)
+        for index, item in enumerate(packed.items)
+        for role, response in zip(PAIR, item.responses, strict=True)
+    }
+    real = packed.batch.sequences.role > 0
+    expected = packed.place_by_role(lengths)
+    np.testing.assert_array_equal(np.asarray(count_tokens(packed.batch))[real], expected[real])
+    # One token of each response is 3, the others are 0: zeros count.
+    first = [
+        tuple(3.0 * (np.arange(len(part)) == 0) for part in item.responses) for item in packed.items
+    ]
+    means = np.asarray(mean_by_sequence(packed.place(first), packed.batch))
+    np.testing.assert_allclose(means[real], 3 / expected[real], rtol=1e-6)
+    assert not means[~real].any()
+    for role, slot in ((CHOSEN, 0), (REJECTED, 1)):
+        tokens = sum(len(item.responses[slot]) for item in packed.items)
+        assert count_and_sum_tokens(packed.place(first), packed.batch, role) == (21, tokens)
+
+
+def test_values_are_spread_over_the_tokens_of_their_sequence(pack):
+    packed = pack(PAIR, num_rows=3)
+    values = {(index, role): 10.0 * index + role for index in range(7) for role in PAIR}
+    spread = spread_to_tokens(jnp.asarray(packed.place_by_role(values)), packed.batch)
+    expected = [
+        tuple(
+            np.full(len(part), values[index, role])
+            for role, part in zip(PAIR, item.responses, strict=True)
+        )
+        for index, item in enumerate(packed.items)
+    ]
+    np.testing.assert_array_equal(spread, packed.place(expected))
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_sums_over_a_group_stay_inside_of_it(pack, num_rows):
+    packed = pack((MEMBER,) * 3, num_rows=num_rows, weights=True)
+    batch = packed.batch
+    real = np.asarray(batch.sequences.role) > 0
+    ones = np.asarray(sum_over_group(jnp.ones(real.shape), batch))
+    np.testing.assert_array_equal(ones, np.where(real, 3, 0))
+    values = np.arange(real.size, dtype=np.float32).reshape(real.shape)
+    sums = np.asarray(sum_over_group(values, batch))
+    for row, group in zip(*np.nonzero(real), strict=True):
+        same = real[row] & (batch.sequences.group[row] == batch.sequences.group[row, group])
+        assert sums[row, group] == values[row, same].sum()
+    np.testing.assert_allclose(
+        count_examples(batch), sum(item.weight for item in packed.items), rtol=1e-6
+    )
