@@ -1,6 +1,7 @@
 """Whole runs of the objectives that do not train on pairs: online in rounds, and on fixed files."""
 
 import json
+import signal
 
 import pytest
 
@@ -26,12 +27,6 @@ def read_metric(workdir, name: str) -> list[float]:
             "binary_feedback",
             18,
             "rewards_train/KL_estimate",
-        ),
-        (
-            ("loss.name=grpo", "feedback.type=scalar"),
-            "scalar_feedback",
-            6,
-            "rewards_train/advantage",
         ),
         (
             ("loss.name=dapo", "feedback.type=scalar", "sampling.keep_logps=true"),
@@ -63,6 +58,16 @@ def test_two_rounds_online(program, tmp_path, overrides, kind, examples, metric)
     assert len(values) == 2 * examples // 2 and any(values)
     assert read_metric(workdir, "loss/eval")
     assert (workdir / "final" / "model.safetensors").exists()
+
+    # Killed in the middle of round 2's training and started again, it ends the same.
+    event = f"2 train: before train_step {examples // 2 + examples // 4 + 1}"
+    killed = tmp_path / "killed"
+    code, _, _ = program.run(killed, *EARLY, *overrides, signals={event: signal.SIGKILL})
+    assert code == -signal.SIGKILL
+    code, _, errors = program.run(killed, *EARLY, *overrides)
+    assert (code, errors) == (0, "")
+    for file in ("final/model.safetensors", "rounds/0002/feedback.jsonl", "rounds/0002/eval.jsonl"):
+        assert (killed / file).read_bytes() == (workdir / file).read_bytes(), file
 
 
 def test_grpo_raises_the_reward(program, tmp_path):
