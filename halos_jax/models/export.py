@@ -120,13 +120,14 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
     try:
         yield partial
+        if jax.process_index() == 0:
+            for path in (*partial.rglob("*"), partial):
+                _sync(path)
     except BaseException:
         if jax.process_index() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise
     if jax.process_index() == 0:
-        for path in (*partial.rglob("*"), partial):
-            _sync(path)
         if folder.exists():
             logger.warning("%s: replacing the model that stood there", folder)
             folder.rename(old)

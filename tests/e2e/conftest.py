@@ -54,6 +54,7 @@ class Program:
     inputs: Path
     environment: Mapping[str, str]
     server: subprocess.Popen
+    logs: Path
 
     def arguments(self, workdir: Path, *overrides: str) -> list[str]:
         """Return the command line's arguments."""
@@ -91,7 +92,7 @@ class Program:
         }
         if options.keys() - defaults:
             raise TypeError(f"unknown: {options.keys() - defaults}")
-        logs = [workdir.with_name(f"{workdir.name}.{end}") for end in ("stdout", "stderr")]
+        logs = [self.logs / name for name in ("stdout", "stderr")]
         request = {
             **defaults,
             **options,
@@ -124,7 +125,7 @@ def program(inputs, tmp_path_factory):
         stdout=subprocess.PIPE,
         text=True,
     )
-    yield Program(inputs, environment, server)
+    yield Program(inputs, environment, server, tmp_path_factory.mktemp("logs"))
     server.stdin.close()
     server.wait(timeout=60)
 

@@ -87,7 +87,7 @@ def test_sizes_that_do_not_divide_by_the_devices(program, tmp_path):
     flags = f"{program.environment['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     for overrides in (
         ("train.batch_size=12", "sampling.slots=20"),
-        ("train.batch_size=12", "sampling.slots=20", "task=pipeline", "pipeline.tasks=online,"),
+        ("train.batch_size=12", "sampling.slots=20", "task=pipeline", "pipeline.tasks=online"),
     ):
         message = fail(program, tmp_path / "run", *overrides, environment={"XLA_FLAGS": flags})
         assert "train.batch_size: got 12" in message and "train.batch_size=16" in message
@@ -120,14 +120,19 @@ def test_a_workdir_that_is_a_file(program, tmp_path):
 def test_a_workdir_in_use_or_of_another_run(program, finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+    def read() -> dict:
+        files = [path for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"]
+        return {path: path.read_bytes() for path in files}
+
+    before = read()
     message = fail(program, workdir, "rounds.prompts_per_round=4", "optimizer.learning_rate=1e-3")
     assert "rounds.prompts_per_round: 6 -> 4" in message
     assert "optimizer.learning_rate: 0.01 -> 0.001" in message
     with open(workdir / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "in use by another job" in fail(program, workdir)
-    assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert read() == before
     # What may change does; a run that is complete has nothing to do.
     code, output, _ = program.run(workdir, "checkpoint.keep=2", "train.log_every=7")
     assert code == 0 and "nothing to do" in output

@@ -1,0 +1,76 @@
+import jax
+import numpy as np
+import pytest
+
+from halos_jax.config import ModelConfig
+from halos_jax.data.chat import load_renderer
+from halos_jax.models import hf, spec
+from halos_jax.rounds import final
+from halos_jax.types import Turn
+
+
+def export_policy(toy, workdir, settings, renderer):
+    config = hf.load_decoder_config(settings.path)
+    params = spec.init_params(jax.random.key(1), config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return params, final.export_final(params, config, settings, renderer, workdir)
+
+
+def test_the_model_comes_with_its_own_tokenizer(toy, tmp_path):
+    settings = ModelConfig(path=str(toy / "policy"))
+    assert not final.is_complete(tmp_path)
+    params, folder = export_policy(toy, tmp_path, settings, load_renderer(settings.path))
+    assert folder == tmp_path / "final" and final.is_complete(tmp_path)
+    names = {path.name for path in (toy / "policy").iterdir()}
+    assert {path.name for path in folder.iterdir()} == names
+    for name in names - {"model.safetensors"}:
+        assert (folder / name).read_bytes() == (toy / "policy" / name).read_bytes()
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    read = hf.load_params(str(folder), hf.load_decoder_config(str(folder)), mesh)
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+
+
+def test_a_template_of_the_config_is_exported(toy, tmp_path):
+    """Who loads the exported model renders what it was trained on."""
+    own = load_renderer(str(toy / "policy"))
+    template = own.template.replace("{% else %}", "{% else %}sort ")
+    (tmp_path / "own.jinja").write_text(template)
+    settings = ModelConfig(path=str(toy / "policy"), chat_template=str(tmp_path / "own.jinja"))
+    renderer = load_renderer(settings.path, settings.chat_template)
+    _, folder = export_policy(toy, tmp_path / "run", settings, renderer)
+    again = load_renderer(str(folder))
+    turns = (Turn("user", "cab"),)
+    ids = again.render_prompt(turns, 20)
+    assert ids == renderer.render_prompt(turns, 20) != own.render_prompt(turns, 20)
+    assert again.fingerprint == renderer.fingerprint
+
+
+def test_a_tokenizer_of_the_config_is_exported(toy, tmp_path):
+    """Of the source's tokenizer nothing is left that could contradict the new one."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in (toy / "policy").iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    (source / "special_tokens_map.json").write_text("{}")
+    (source / "added_tokens.json").write_text('{"<old>": 5}')
+    (source / "generation_config.json").write_text('{"eos_token_id": 4}')
+    settings = ModelConfig(path=str(source), tokenizer=str(toy / "base"))
+    _, folder = export_policy(toy, tmp_path / "run", settings, load_renderer(settings.tokenizer))
+    assert not (folder / "added_tokens.json").exists()
+    assert (folder / "generation_config.json").read_text() == '{"eos_token_id": 4}'
+    base = load_renderer(str(toy / "base"))
+    assert load_renderer(str(folder)).fingerprint == base.fingerprint
+
+
+def test_nothing_appears_before_it_is_whole(toy, tmp_path, monkeypatch):
+    settings = ModelConfig(path=str(toy / "policy"), tokenizer=str(toy / "policy"))
+
+    class Broken:
+        class tokenizer:
+            @staticmethod
+            def save_pretrained(folder):
+                raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        export_policy(toy, tmp_path, settings, Broken)
+    assert not final.is_complete(tmp_path) and not list(tmp_path.iterdir())

@@ -1,0 +1,164 @@
+"""SFT, reward model and offline alignment learn, and carry on bit for bit."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from halos_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from halos_jax.data.chat import load_renderer
+from halos_jax.metrics import read_metrics
+from halos_jax.models import hf
+from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.single import run_training
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Write pairs that one look tells apart: good answers are of early letters, bad ones late."""
+    folder, rng = tmp_path_factory.mktemp("data"), random.Random(0)
+    for name, count in (("pairs", 48), ("eval", 24)):
+        with open(folder / f"{name}.jsonl", "w") as file:
+            for _ in range(count):
+                record = {"prompt": "".join(rng.sample("abcdefgh", 4))}
+                for field, letters in (("chosen", "abcd"), ("rejected", "efgh")):
+                    record[field] = "".join(rng.choices(letters, k=rng.randint(2, 5)))
+                file.write(json.dumps(record) + "\n")
+    return folder
+
+
+def make_config(toy, workdir, task, source, held_out, **changes) -> Config:
+    config = Config(
+        task=task,
+        workdir=str(workdir),
+        progress=False,
+        model=ModelConfig(path=str(toy / "policy"), compute_dtype="float32", remat="none"),
+        data=DataConfig(train=str(source), eval=str(held_out)),
+        sampling=SamplingConfig(max_prompt_length=12),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=0),
+        train=TrainConfig(batch_size=16, max_length=24, eval_every=0, row_multiple=64, epochs=2),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def run(config) -> dict[str, float]:
+    return run_training(config, StopSignal())
+
+
+def eval_values(workdir, name) -> list[float]:
+    return [line[name] for line in read_metrics(workdir / "metrics.jsonl") if name in line]
+
+
+class StopAfter(StopSignal):
+    """A signal that comes during a certain step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self._step = step
+
+    def received(self, step):
+        return step >= self._step
+
+
+def test_sft_lowers_the_loss_and_a_resume_is_exact(toy, tmp_path):
+    train = TrainConfig(
+        batch_size=16, max_length=24, eval_every=3, row_multiple=64, epochs=2, log_every=100
+    )
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    changes = {"train": train, "checkpoint": CheckpointConfig(every=2), "mesh": mesh}
+    files = (toy / "sft.jsonl", toy / "eval.jsonl")
+    whole = make_config(toy, tmp_path / "whole", "sft", *files, **changes)
+    metrics = run(whole)
+    losses = eval_values(tmp_path / "whole", "loss/eval")
+    assert len(losses) == 4 and losses[-1] == metrics["loss/eval"] < 0.7 * losses[0]
+
+    halves = make_config(toy, tmp_path / "halves", "sft", *files, **changes)
+    for step in (3, 6):
+        with pytest.raises(Interrupted):
+            run_training(halves, StopAfter(step))
+        (saved,) = (tmp_path / "halves" / "checkpoints").iterdir()
+        assert not (tmp_path / "halves" / "final").exists() and saved.name.isdigit()
+    run(halves)
+    found, expected = (
+        (tmp_path / name / "final" / "model.safetensors").read_bytes()
+        for name in ("halves", "whole")
+    )
+    assert found == expected
+    records = [
+        [
+            {k: v for k, v in record.items() if k != "examples_per_second"}
+            for record in read_metrics(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("halves", "whole")
+    ]
+    assert records[0] == records[1]
+    # Run once more, it has nothing to do and says what it said.
+    assert run(whole)["loss/eval"] == metrics["loss/eval"]
+
+
+def test_a_reward_model_learns_to_tell_answers_apart(toy, data, tmp_path):
+    files = (data / "pairs.jsonl", data / "eval.jsonl")
+    metrics = run(make_config(toy, tmp_path, "reward_model", *files))
+    assert metrics["rewards_eval/accuracies"] > 0.9
+    exported = json.loads((tmp_path / "final" / "config.json").read_text())
+    assert exported["architectures"] == ["LlamaForSequenceClassification"]
+    assert hf.load_decoder_config(str(tmp_path / "final")).num_labels == 1
+    # The trunk was the language model's, the head is new; both have moved.
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (toy / "policy", tmp_path / "final")
+    )
+    assert after["score.weight"].shape == (1, 32)
+    assert not np.array_equal(
+        before["model.embed_tokens.weight"], after["model.embed_tokens.weight"]
+    )
+
+
+def test_align_raises_the_margin_of_pairs_never_trained_on(toy, data, tmp_path):
+    files = (data / "pairs.jsonl", data / "eval.jsonl")
+    config = make_config(toy, tmp_path, "align", *files, loss={"name": "dpo", "beta": 0.1})
+    run(config)
+    accuracies = eval_values(tmp_path, "rewards_eval/accuracies")
+    losses = eval_values(tmp_path, "loss/eval")
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-6) and accuracies[0] == 0
+    assert accuracies[-1] > 0.9 and losses[-1] < 0.5
+
+
+def test_align_without_held_out_data_carries_on_with_the_same_reference(toy, data, tmp_path):
+    """After a resume the reference is the model at the start, not the half-trained one."""
+    whole, halves = (
+        make_config(toy, tmp_path / name, "align", data / "pairs.jsonl", "")
+        for name in ("whole", "halves")
+    )
+    metrics = run(whole)
+    assert "loss/eval" not in metrics and metrics["loss/train"] < np.log(2)
+    with pytest.raises(Interrupted):
+        run_training(halves, StopAfter(2))
+    run(halves)
+    found, expected = (
+        (Path(config.workdir) / "final" / "model.safetensors").read_bytes()
+        for config in (halves, whole)
+    )
+    assert found == expected
+
+
+def test_another_template_is_trained_on_and_exported(toy, tmp_path):
+    template = load_renderer(str(toy / "policy")).template.replace("{% else %}", "{% else %}sort ")
+    (tmp_path / "own.jinja").write_text(template)
+    config = make_config(toy, tmp_path / "run", "sft", toy / "sft.jsonl", "")
+    settings = dataclasses.replace(config.model, chat_template=str(tmp_path / "own.jinja"))
+    sampling = SamplingConfig(max_prompt_length=16)
+    run(dataclasses.replace(config, model=settings, sampling=sampling))
+    assert load_renderer(str(tmp_path / "run" / "final")).template == template
