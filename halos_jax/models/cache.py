@@ -13,7 +13,7 @@ from flax import struct
 
 from halos_jax.models import decoder, layers
 from halos_jax.models.attention import attend_cache, attend_rows, choose_backend
-from halos_jax.models.spec import DecoderConfig
+from halos_jax.models.spec import DecoderConfig, ParamSpec, make_spec
 from halos_jax.sharding import constrain
 
 
@@ -39,8 +39,20 @@ def init_cache(config: DecoderConfig, *, slots: int, length: int) -> Cache:
 
 
 def unstack_layers(params: dict[str, Any], config: DecoderConfig) -> dict[str, Any]:
-    """Return params in the compute dtype with `layers` as a tuple of one dict a layer."""
-    params = decoder.cast_params(params, config)
+    """Return params in the compute dtype with `layers` as a tuple of one dict a layer.
+
+    They are gathered over "fsdp" here, once: a decode step is too short to gather them in it.
+    """
+
+    def gather(leaf: ParamSpec, x: jax.Array) -> jax.Array:
+        return constrain(x, *(None if axis == "embed" else axis for axis in leaf.axes))
+
+    params = jax.tree.map(
+        gather,
+        make_spec(config),
+        decoder.cast_params(params, config),
+        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
+    )
     stacked = params["layers"]
     unstacked = tuple(
         jax.tree.map(lambda x, layer=layer: x[layer], stacked) for layer in range(config.num_layers)

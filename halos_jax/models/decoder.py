@@ -42,6 +42,8 @@ def get_head(params: Params, config: DecoderConfig) -> jax.Array:
 
 
 def _cast_table(table: jax.Array, config: DecoderConfig) -> jax.Array:
+    if table.dtype == config.compute_dtype:
+        return table
     # Held where it is, so that devices which gather it send the compute dtype and not the params'.
     return constrain(table.astype(config.compute_dtype), "vocab", "embed")
 

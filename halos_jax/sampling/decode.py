@@ -12,6 +12,7 @@ from flax import struct
 from halos_jax.models import cache as caches
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.sampling.filters import filter_logits
+from halos_jax.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Admission:
 def init_slots(config: DecoderConfig, *, slots: int, length: int) -> Slots:
     """Return `slots` idle slots for sequences of at most `length` tokens."""
     zeros = jnp.zeros((slots,), jnp.int32)
-    return Slots(
+    made = Slots(
         cache=caches.init_cache(config, slots=slots, length=length),
         token=zeros,
         position=zeros,
@@ -70,6 +71,16 @@ def init_slots(config: DecoderConfig, *, slots: int, length: int) -> Slots:
         done=jnp.ones((slots,), bool),
         key=jnp.zeros((slots, 2), jnp.uint32),
     )
+    return _split_slots(made)
+
+
+def _split_slots(slots: Slots) -> Slots:
+    """Split every array over the devices by slots, always: else each change compiles anew."""
+    split = jax.tree.map(
+        lambda x: constrain(x, "rows", *[None] * (x.ndim - 1)),
+        dataclasses.replace(slots, cache=None),
+    )
+    return dataclasses.replace(split, cache=slots.cache)
 
 
 def derive_keys(seed: int, round: int, prompts: Sequence[int], samples: Sequence[int]) -> jax.Array:
@@ -108,7 +119,7 @@ def admit(
     cache = caches.insert_prompts(
         slots.cache, prompt_keys, prompt_values, admission.source, admission.slot
     )
-    return Slots(
+    admitted = Slots(
         cache=cache,
         token=put(slots.token, admission.token),
         position=put(slots.position, admission.position),
@@ -116,6 +127,7 @@ def admit(
         done=put(slots.done | cancelled, jnp.zeros_like(admission.slot, bool)),
         key=put(slots.key, admission.key),
     )
+    return _split_slots(admitted)
 
 
 def decode_chunk(
@@ -163,7 +175,7 @@ def decode_chunk(
         return step + 1, slots, output
 
     _, slots, output = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), slots, output))
-    return slots, dataclasses.replace(output, done=slots.done)
+    return _split_slots(slots), dataclasses.replace(output, done=slots.done)
 
 
 def draw_tokens(

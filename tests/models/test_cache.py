@@ -132,3 +132,12 @@ def test_the_cache_and_the_weights_have_the_compute_dtype_and_one_array_a_layer(
         for name, value in layer.items():
             stacked = np.asarray(params["layers"][name])[number].astype(jnp.bfloat16)
             np.testing.assert_array_equal(value, stacked)
+
+
+def test_decoding_weights_are_whole_over_fsdp_and_split_over_tensor(mesh):
+    params = jax.device_put(init_params(jax.random.key(0), TINY), params_shardings(TINY, mesh))
+    weights = jax.jit(functools.partial(caches.unstack_layers, config=TINY))(params)
+    assert "fsdp" in params["layers"]["q"].sharding.spec
+    for name, leaf in (("q", (32, 2, 8)), ("gate", (32, 24))):
+        weight = weights["layers"][0][name]
+        assert weight.sharding.shard_shape(weight.shape) == leaf

@@ -280,3 +280,16 @@ def test_cancelled_slots_become_idle_and_draw_nothing(single):
     slots = admit(slots, keys, values, nobody, np.array([True, False]))
     _, output = decode_chunk(weights, slots)
     assert output.count.tolist() == [0, 0] and output.done.all()
+
+
+def test_slots_lie_the_same_way_before_and_after_each_step_so_that_nothing_compiles_twice(mesh):
+    init, run_prefill, admit, decode_chunk, weights = compile_all(FILTERED, mesh)
+    keys, values = prefill(weights, run_prefill)
+    slots = init(slots=4, length=17)
+    row = np.zeros(4, np.int32)
+    nobody = decode.Admission(row + 4, row, row, row, np.zeros((4, 2), np.uint32))
+    spread = [x.sharding for x in jax.tree.leaves(slots)]
+    slots = admit(slots, keys, values, nobody, np.zeros(4, bool))
+    assert [x.sharding for x in jax.tree.leaves(slots)] == spread
+    slots, _ = decode_chunk(weights, slots)
+    assert [x.sharding for x in jax.tree.leaves(slots)] == spread

@@ -93,7 +93,9 @@ def test_every_sample_once_and_complete(reference):
     assert len(set(by_name(reference).values())) > 15  # samples of a prompt differ
 
 
-@pytest.mark.parametrize("changes", [{"slots": 1}, {"slots": 64, "chunk": 32}, {"slots": 4, "chunk": 1}])
+@pytest.mark.parametrize(
+    "changes", [{"slots": 1}, {"slots": 64, "chunk": 32}, {"slots": 4, "chunk": 1}]
+)
 def test_samples_do_not_depend_on_slots_or_chunks(mesh1, reference, changes):
     again = run(mesh1, dataclasses.replace(SETTINGS, **changes))
     assert by_name(again) == by_name(reference)
