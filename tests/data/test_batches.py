@@ -126,7 +126,7 @@ def test_every_step_has_the_shapes_of_the_layout(kind, plan):
         assert batch.view.buckets == layout.buckets
         dtypes = [leaf.dtype for leaf in jax.tree.leaves(batch)]
         assert types in (None, dtypes)
-        assert set(dtypes) == {np.dtype(np.int32), np.dtype(np.float32)}
+        assert set(map(str, dtypes)) <= {"int32", "float32", "bool"}
         types = dtypes
 
 
