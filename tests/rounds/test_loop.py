@@ -1,0 +1,158 @@
+"""What the online loop does around its stages; whole runs are in tests/e2e."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from halos_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    RewardConfig,
+    RoundsConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from halos_jax.data import datasets
+from halos_jax.rounds import loop
+from halos_jax.rounds import state as states
+from halos_jax.rounds.disk import WorkdirError
+from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.state import Manifest, round_folder
+from halos_jax.types import Prompt, Turn
+
+
+def make_config(toy, workdir, **changes) -> Config:
+    config = Config(
+        workdir=str(workdir),
+        progress=False,
+        model=ModelConfig(path=str(toy / "policy"), compute_dtype="float32", remat="none"),
+        reward=RewardConfig(kind="function", function="halos_jax.data.toy:score_by_rule"),
+        data=DataConfig(train=str(toy / "prompts.jsonl")),
+        rounds=RoundsConfig(total_prompts=4, prompts_per_round=2),
+        sampling=SamplingConfig(
+            num_samples_per_prompt=2, max_prompt_length=10, max_tokens=3, slots=8, chunk=3
+        ),
+        train=TrainConfig(batch_size=8, max_length=16, row_multiple=64),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def commit_all(folder, manifest) -> None:
+    folder.mkdir(parents=True)
+    for stage in states.stages_of(manifest.round):
+        manifest = states.commit_stage(folder, manifest, stage)
+
+
+def test_a_table_of_all_rounds(tmp_path):
+    for round, reward in enumerate((0.25, 0.5, 1.0)):
+        metrics = {"reward_eval": reward, "reward_eval/rule": 2 * reward, "truncated": 3}
+        metrics |= {"feedback_pairs": 7, "response_tokens_eval": 4.0}
+        manifest = Manifest(round=round, start=2, stop=2 + round, metrics=metrics)
+        commit_all(round_folder(tmp_path, round), manifest)
+    lines = [line.split() for line in loop.format_rounds(tmp_path).splitlines()]
+    assert lines == [
+        ["round", "prompts", "examples", "reward_eval", "reward_eval/rule", "response_tokens_eval"],
+        ["0", "0", "0", "0.250", "0.500", "4.000"],
+        ["1", "1", "7", "0.500", "1.000", "4.000"],
+        ["2", "2", "7", "1.000", "2.000", "4.000"],
+    ]
+
+
+def test_a_table_without_evaluation(tmp_path):
+    for round in range(2):
+        commit_all(round_folder(tmp_path, round), Manifest(round=round, stop=round))
+    assert loop.format_rounds(tmp_path).split() == ["round", "prompts", "examples", *"000110"]
+
+
+def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
+    caplog.set_level("INFO")
+    config = make_config(toy, tmp_path)
+    states.join_run(config).close()
+    commit_all(round_folder(tmp_path, 0), Manifest(round=0))
+    commit_all(round_folder(tmp_path, 1), Manifest(round=1, metrics={"reward_eval": 0.5}))
+    (tmp_path / "final").mkdir()
+    assert loop.run_online(config, StopSignal()) == {"reward_eval": 0.5}
+    assert "nothing to do" in caplog.text
+    # A loop that changes nothing still holds the lock while it looks, and lets it go.
+    states.join_run(config).close()
+
+
+def test_a_changed_config_is_refused_and_the_lock_released(toy, tmp_path):
+    states.join_run(make_config(toy, tmp_path)).close()
+    with pytest.raises(WorkdirError, match="seed: 0 -> 1"):
+        loop.run_online(make_config(toy, tmp_path, seed=1), StopSignal())
+    states.join_run(make_config(toy, tmp_path)).close()
+
+
+def test_prompts_that_have_changed_are_refused(tmp_path):
+    """A round's range of the order means other prompts when the file has changed."""
+    prompts = [Prompt(f"p{i}", (Turn("user", f"question {i}"),)) for i in range(4)]
+    plan = SimpleNamespace(start=1, stop=3)
+
+    def open_round(train, held_out, round):
+        run = SimpleNamespace(
+            workdir=tmp_path,
+            is_writer=True,
+            prompts=train,
+            held_out=held_out,
+            config=Config(seed=4),
+        )
+        return loop._open_round(run, round, plan)
+
+    first, held_out = prompts[:3], prompts[3:]
+    for round, stage in ((0, "evaluate"), (1, "sample")):
+        manifest = open_round(first, held_out, round)
+        assert (manifest.seed, manifest.policy, manifest.stages) == (4, "sft", ())
+        states.commit_stage(round_folder(tmp_path, round), manifest, stage)
+        assert open_round(first, held_out, round).stages == (stage,)
+    assert open_round(first, held_out, 1).start == 1
+    # Prompts outside the round's range are free to change, those inside are not.
+    assert open_round([prompts[3], *first[1:]], held_out, 1).stages == ("sample",)
+    with pytest.raises(ConfigError, match=r"data\.train: its prompts are not those that round 1"):
+        open_round([first[0], first[2], first[1]], held_out, 1)
+    with pytest.raises(ConfigError, match=r"data\.eval: its prompts are not those that round 0"):
+        open_round(first, prompts[2:], 0)
+
+
+def test_held_out_prompts_that_are_trained_on_are_refused(toy, tmp_path):
+    data = DataConfig(train=str(toy / "prompts.jsonl"), eval=str(toy / "prompts.jsonl"))
+    with pytest.raises(ConfigError, match=r"data\.eval: 12 of its prompts are in data\.train"):
+        loop.run_online(make_config(toy, tmp_path, data=data), StopSignal())
+
+
+def test_the_policy_comes_from_the_newest_checkpoint():
+    trainer = SimpleNamespace(abstract_state=None)
+
+    def restore(record):
+        checkpoints = SimpleNamespace(latest=lambda: 1, restore=lambda abstract: ("state", record))
+        position = loop._restore(trainer, checkpoints)
+        return position.state, position.round, position.stage_step
+
+    assert restore({"round": 3, "in_stage": False}) == ("state", 3, 0)
+    assert restore({"round": 3, "in_stage": True, "stage_step": 5}) == ("state", 2, 5)
+
+
+def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):
+    """SIGTERM before the first shard, then a run to the end: the same files as without it."""
+    stop = StopSignal()
+    stop.handle()
+    config = make_config(toy, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        loop.run_online(config, stop)
+    assert not list((tmp_path / "run" / "rounds" / "0001").iterdir())
+    metrics = loop.run_online(config, StopSignal())
+    assert metrics["samples"] == 4
+    order = datasets.order_prompts(datasets.load_prompts(config.data.train), config.seed)
+    for round, chosen in ((1, order[:2]), (2, order[2:4])):
+        folder = round_folder(tmp_path / "run", round)
+        ids = [json.loads(line)["prompt_id"] for line in (folder / "samples.jsonl").open()]
+        assert ids == [prompt.prompt_id for prompt in chosen for _ in range(2)]
+        manifest = states.load_manifest(folder)
+        assert manifest.next_stage is None
+        assert manifest.prompts == datasets.identify_prompts(chosen)
+        assert manifest.policy == ("sft" if round == 1 else "round-0001")
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()

@@ -1,0 +1,232 @@
+"""Each stage reads what the one before left on disk, and leaves its own file."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from halos_jax.config import CheckpointConfig, Config, FeedbackConfig, SamplingConfig, TrainConfig
+from halos_jax.data import records
+from halos_jax.losses import get_loss
+from halos_jax.rounds import stages
+from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.types import CHOSEN, REJECTED, Prompt, Sample, Turn
+
+CONFIG = Config(
+    seed=3,
+    progress=False,
+    sampling=SamplingConfig(num_samples_per_prompt=2, shard_prompts=2),
+    train=TrainConfig(max_length=20),
+)
+PROMPTS = [Prompt(f"p{i}", (Turn("user", f"question {i}"),)) for i in range(5)]
+
+
+class Calls:
+    """Notes the calls of any method."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *arguments, **options: self.calls.append((name, *arguments))
+
+
+def make_run(**parts) -> stages.Run:
+    names = stages.Run.__dataclass_fields__
+    defaults = dict.fromkeys(names) | {
+        "config": CONFIG,
+        "sampler": SimpleNamespace(unstack=lambda params: f"unstacked {params}"),
+        "scorer": lambda samples: [float(len(sample.output)) for sample in samples],
+        "rules": {},
+        "trainer": SimpleNamespace(loss=get_loss({"name": "dpo"})),
+        "checkpoints": Calls(),
+        "writer": Calls(),
+        "renderer": SimpleNamespace(render_prompt=pytest.fail, render_response=pytest.fail),
+        "stop": StopSignal(),
+        "held_out": PROMPTS[:2],
+        "is_writer": True,
+    }
+    return stages.Run(**(defaults | parts))
+
+
+def make_sample(prompt: Prompt, sample_id: int, length: int) -> Sample:
+    return Sample(
+        prompt=prompt,
+        sample_id=sample_id,
+        output="x" * length,
+        prompt_ids=(1, 2),
+        response_ids=(*range(10, 10 + length), 4),
+        finish_reason="stop" if length < 4 else "length",
+    )
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """Replace the sampler; return the list of the shards that it was asked for."""
+    asked = []
+
+    def sample_shard(sampler, weights, prompts, *, seed, round, generator, on_sample):
+        asked.append(([prompt.prompt_id for prompt in prompts], weights, seed, round))
+        return [make_sample(p, i, 1 + i + int(p.prompt_id[1:])) for p in prompts for i in range(2)]
+
+    monkeypatch.setattr(stages, "sample_shard", sample_shard)
+    return asked
+
+
+def read(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_prompts_are_sampled_in_shards_and_shards_on_disk_are_taken(tmp_path, sampled):
+    run = make_run()
+    first = stages.sample_prompts(run, "params", PROMPTS, tmp_path, round=2, label="samples")
+    weights = "unstacked params"
+    assert sampled == [
+        (["p0", "p1"], weights, 3, 2),
+        (["p2", "p3"], weights, 3, 2),
+        (["p4"], weights, 3, 2),
+    ]
+    assert [(s.prompt.prompt_id, s.sample_id) for s in first] == [
+        (f"p{i}", j) for i in range(5) for j in range(2)
+    ]
+    (tmp_path / "samples.shard-0001.jsonl").unlink()
+    sampled.clear()
+    again = stages.sample_prompts(run, "params", PROMPTS, tmp_path, round=2, label="samples")
+    assert again == first and [ids for ids, *_ in sampled] == [["p2", "p3"]]
+    # With every shard there, the weights are not even copied.
+    run = make_run(sampler=None)
+    assert stages.sample_prompts(run, None, PROMPTS, tmp_path, round=2, label="samples") == first
+
+
+def test_a_signal_stops_between_two_shards(tmp_path, monkeypatch, sampled):
+    stop = StopSignal()
+    run = make_run(stop=stop)
+    original = stages.sample_shard
+
+    def sample_then_stop(*arguments, **options):
+        stop.handle()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(stages, "sample_shard", sample_then_stop)
+    with pytest.raises(Interrupted):
+        stages.sample_prompts(run, "params", PROMPTS, tmp_path, round=1, label="samples")
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.shard-0000.jsonl"]
+
+
+def test_sample_score_feedback_hand_files_to_each_other(tmp_path, sampled):
+    run = make_run()
+    files, metrics = stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
+    assert files == {"samples.jsonl": 10} and len(read(tmp_path / "samples.jsonl")) == 10
+    lengths = [2 + i + j for i in range(5) for j in range(2)]
+    assert metrics == {
+        "samples": 10,
+        "response_tokens_mean": sum(lengths) / 10,
+        "truncated": sum(length > 4 for length in lengths),
+    }
+
+    files, metrics = stages.score_stage(run, tmp_path)
+    rewards = [1.0 + i + j for i in range(5) for j in range(2)]
+    scores = read(tmp_path / "scores.jsonl")
+    assert files == {"scores.jsonl": 10} and metrics["reward_train_mean"] == sum(rewards) / 10
+    assert [score["reward"] for score in scores] == rewards
+    assert [(score["prompt_id"], score["sample_id"]) for score in scores] == [
+        (f"p{i}", j) for i in range(5) for j in range(2)
+    ]
+
+    files, metrics = stages.feedback_stage(run, tmp_path, 1)
+    feedback = read(tmp_path / "feedback.jsonl")
+    assert files == {"feedback.jsonl": 5} == {"feedback.jsonl": len(feedback)}
+    assert metrics["feedback_pairs"] == 5 and metrics["feedback_ties"] == 0
+    for number, record in enumerate(feedback):
+        pair = records.preference_from_record(record)
+        assert pair.prompt.prompt_id == f"p{number}"
+        assert (pair.chosen.sample_id, pair.rejected.sample_id) == (1, 0)
+        assert pair.chosen.reward - pair.rejected.reward == 1.0
+
+    items = stages.load_feedback_items(run, tmp_path)
+    assert len(items) == 5 and items[0].roles == (CHOSEN, REJECTED)
+    # The very tokens that were sampled.
+    assert [ids.tolist() for ids in items[0].responses] == [[10, 11, 4], [10, 4]]
+    assert items[0].prompt_ids.tolist() == [1, 2]
+
+
+def test_binary_and_scalar_feedback(tmp_path, sampled):
+    for kind, count in (("binary", 10), ("scalar", 10)):
+        config = Config(
+            progress=False, sampling=CONFIG.sampling, feedback=FeedbackConfig(type=kind)
+        )
+        run = make_run(config=config)
+        stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
+        stages.score_stage(run, tmp_path)
+        files, _ = stages.feedback_stage(run, tmp_path, 1)
+        kinds = {record["type"] for record in read(tmp_path / "feedback.jsonl")}
+        assert files == {"feedback.jsonl": count} and kinds == {f"{kind}_feedback"}
+
+
+def test_evaluation_draws_with_the_keys_of_round_0_and_keeps_its_metrics(tmp_path, sampled):
+    rules = {"short": lambda samples: [float(len(s.output) < 2) for s in samples]}
+    for round in (0, 3):
+        folder, writer = tmp_path / str(round), Calls()
+        folder.mkdir()
+        sampled.clear()
+        run = make_run(rules=rules, writer=writer)
+        files, metrics = stages.evaluate_stage(run, "params", folder, round=round, step=9)
+        assert sampled == [(["p0", "p1"], "unstacked params", 3, 0)]
+        assert metrics == {
+            "reward_eval": 2.0,
+            "reward_eval/short": 0.25,
+            "response_tokens_eval": 3.0,
+        }
+        assert [record["reward"] for record in read(folder / "eval.jsonl")] == [1, 2, 2, 3]
+        assert files == {"eval.jsonl": 4} | ({} if round else {"feedback.jsonl": 2})
+        # On disk before the manifest can say so.
+        assert writer.calls == [("write", 9, {"round": round, **metrics}), ("flush",)]
+
+
+def test_a_round_of_ties_has_nothing_to_train_on(tmp_path, sampled, caplog):
+    run = make_run(scorer=lambda samples: [0.5] * len(samples))
+    stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
+    stages.score_stage(run, tmp_path)
+    files, metrics = stages.feedback_stage(run, tmp_path, 1)
+    assert files == {"feedback.jsonl": 0} and metrics["feedback_ties"] == 5
+    assert stages.load_feedback_items(run, tmp_path) == []
+    state = SimpleNamespace(step=4)
+    trained = stages.train_stage(
+        run, state, tmp_path, round=1, start=0, held_out=None, load_reference=pytest.fail
+    )
+    assert trained is state and "no pairs to train on" in caplog.text
+    # It is saved all the same, or a resume would do the round again.
+    assert run.checkpoints.calls == [("save", 4, state, {"round": 1, "in_stage": False})]
+
+
+def test_a_step_is_saved_where_it_is_due_or_the_run_must_stop():
+    config = Config(checkpoint=CheckpointConfig(every=3))
+    state = SimpleNamespace(step=17)
+    run = make_run(config=config)
+    for done in range(1, 7):
+        stages.after_step(run, state, done, round=2, total=6)
+    # Not after the last one: the round's own checkpoint follows.
+    position = {"round": 2, "in_stage": True, "stage_step": 3}
+    assert run.checkpoints.calls == [("save", 17, state, position)]
+    assert run.writer.calls == [("flush",)]
+
+    run = make_run()
+    run.stop.handle()
+    with pytest.raises(Interrupted):
+        stages.after_step(run, state, 1, round=2, total=6)
+    position = {"round": 2, "in_stage": True, "stage_step": 1}
+    assert run.checkpoints.calls == [("save", 17, state, position), ("finish",)]
+
+
+def test_only_the_shards_of_the_label_are_removed(tmp_path):
+    for name in ("samples.shard-0000.jsonl", "eval.shard-0000.jsonl", "samples.jsonl"):
+        (tmp_path / name).touch()
+    stages.remove_shards(tmp_path, "samples")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["eval.shard-0000.jsonl", "samples.jsonl"]
+
+
+def test_other_processes_write_nothing(tmp_path, sampled):
+    run = make_run(is_writer=False)
+    stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,150 @@
+"""The entry point: what a command line becomes, which task runs, how it ends."""
+
+import logging
+import sys
+
+import pytest
+from absl import app
+
+from halos_jax import config as config_lib
+from halos_jax import main
+from halos_jax.config import Config, ConfigError, PipelineConfig, SamplingConfig, TrainConfig
+from halos_jax.data.fields import RecordError
+from halos_jax.data.toy import run_toy_data
+from halos_jax.metrics import NonFiniteError
+from halos_jax.models.families import ModelError
+from halos_jax.rewards.scorers import RewardError
+from halos_jax.rounds.checkpoints import CheckpointError
+from halos_jax.rounds.disk import WorkdirError
+from halos_jax.rounds.interrupt import Interrupted
+from halos_jax.rounds.loop import run_online
+from halos_jax.rounds.single import run_training
+from halos_jax.rounds.state import ManifestError
+
+EXPLAINED = [
+    CheckpointError,
+    ConfigError,
+    ManifestError,
+    ModelError,
+    NonFiniteError,
+    RecordError,
+    RewardError,
+    WorkdirError,
+]
+
+
+@pytest.mark.parametrize(
+    "task, function",
+    [
+        ("online", run_online),
+        ("sft", run_training),
+        ("reward_model", run_training),
+        ("align", run_training),
+        ("toy_data", run_toy_data),
+    ],
+)
+def test_each_task_has_its_function(task, function):
+    assert main._find_task(task) is function
+
+
+def test_a_pipeline_runs_its_tasks_one_after_the_other(monkeypatch):
+    ran = []
+
+    def find(task):
+        def run(config, stop):
+            ran.append((task, config.task, config.workdir, config.model.path, stop))
+            return {"reward_eval": float(len(ran))}
+
+        return run
+
+    monkeypatch.setattr(main, "_find_task", find)
+    overrides = {"online": {"model": {"path": "{workdir}/sft/final"}}}
+    pipeline = PipelineConfig(tasks=("sft", "online"), overrides=overrides)
+    config = Config(task="pipeline", workdir="runs/x", pipeline=pipeline)
+    assert main.run_task(config, "stop") == {"reward_eval": 2.0}
+    assert ran == [
+        ("sft", "sft", "runs/x/sft", "", "stop"),
+        ("online", "online", "runs/x/online", "runs/x/sft/final", "stop"),
+    ]
+
+
+def test_overrides_are_taken_from_the_command_line_and_parsed_by_the_schema():
+    arguments = [
+        "main",
+        "--config=configs/quickstart.py",
+        "--config.train.batch_size=7",
+        "--config.workdir",
+        "runs/a",
+        "--config.optimizer.learning_rate=1e-4",
+        "--other=1",
+    ]
+    rest, overrides = config_lib.split_overrides(arguments)
+    assert rest == ["main", "--config=configs/quickstart.py", "--other=1"]
+    config = config_lib.default()
+    assert config_lib.apply_overrides(config, overrides) == []
+    assert (config.train.batch_size, config.workdir) == (7, "runs/a")
+    assert config.optimizer.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("kind", EXPLAINED, ids=lambda kind: kind.__name__)
+def test_an_error_that_explains_itself_is_one_line_and_exit_code_1(monkeypatch, capsys, kind):
+    def fail(*_, **__):
+        raise kind("what, got, allowed")
+
+    monkeypatch.setattr(app, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["main"])
+    with pytest.raises(SystemExit) as caught:
+        main.run()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"{kind.__name__}: what, got, allowed\n"
+
+
+def test_a_stop_has_an_exit_code_of_its_own_and_a_fault_its_traceback(monkeypatch, capsys):
+    errors = [Interrupted("run me again"), ValueError("ours")]
+
+    def fail(*_, **__):
+        raise errors.pop(0)
+
+    monkeypatch.setattr(app, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["main"])
+    with pytest.raises(SystemExit) as caught:
+        main.run()
+    assert caught.value.code == 75 and "run me again" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="ours"):
+        main.run()
+
+
+def test_arguments_that_are_no_flags_are_refused():
+    with pytest.raises(ConfigError, match=r"configs/quickstart\.py"):
+        main.main(["main", "configs/quickstart.py"], [])
+
+
+def test_sizes_are_checked_against_the_eight_devices_in_every_stage():
+    good = Config(train=TrainConfig(batch_size=16), sampling=SamplingConfig(slots=8))
+    assert main._check_devices(good) == []
+    bad = Config(train=TrainConfig(batch_size=12), sampling=SamplingConfig(slots=20))
+    lines = main._check_devices(bad)
+    assert [line.partition(":")[0] for line in lines] == ["train.batch_size", "sampling.slots"]
+    overrides = {"online": {"train": {"batch_size": 9}}}
+    stages = PipelineConfig(tasks=("toy_data", "sft", "online"), overrides=overrides)
+    lines = main._check_devices(
+        Config(task="pipeline", train=TrainConfig(batch_size=16), pipeline=stages)
+    )
+    (line,) = lines
+    assert line.startswith("pipeline.overrides.online: train.batch_size: got 9")
+    assert "--config.train.batch_size=16" in line
+
+
+def test_logs_are_plain_lines_on_the_standard_output(capsys):
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        main._start_logging()
+        logging.getLogger("halos_jax").info("round 1 of 4 done")
+        logging.getLogger("orbax").info("noise")
+        written = capsys.readouterr()
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    assert written.err == "" and written.out.endswith(" round 1 of 4 done\n")
+    assert "noise" not in written.out
