@@ -161,7 +161,7 @@ def run() -> None:
 def _exit_code(error: Exception) -> int | None:
     """Return the exit code of an error that its message explains; None for a fault of ours."""
     from halos_jax.data.fields import RecordError
-    from halos_jax.metrics import NonFiniteError
+    from halos_jax.metrics import MetricsError, NonFiniteError
     from halos_jax.models.families import ModelError
     from halos_jax.rewards.scorers import RewardError
     from halos_jax.rounds.checkpoints import CheckpointError
@@ -174,6 +174,7 @@ def _exit_code(error: Exception) -> int | None:
         RecordError,
         ModelError,
         RewardError,
+        MetricsError,
         NonFiniteError,
         CheckpointError,
         ManifestError,

@@ -25,6 +25,10 @@ class NonFiniteError(FloatingPointError):
     """The training loss or the gradient norm of a step is not finite."""
 
 
+class MetricsError(ValueError):
+    """A metrics file holds what is no record."""
+
+
 class MetricWriter:
     """Appends `{"step": k, name: value, ...}` records to a file, one step late.
 
@@ -126,7 +130,7 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """Return the records of a metrics file in order; a torn last line is left out.
 
     Raises:
-      ValueError: naming file and line of a record that is not one.
+      MetricsError: naming file and line of a record that is not one.
     """
     return _read_lines(Path(path))[0]
 
@@ -225,7 +229,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, float]], list[str], bool]:
             if not isinstance(step, int):
                 raise TypeError(f"step is {step!r}")
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
+            raise MetricsError(
                 f"{path}:{number}: not a metrics record ({type(error).__name__}: {error}); "
                 'allowed: one JSON object a line with an integer "step"; remove the line'
             ) from error

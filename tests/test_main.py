@@ -11,7 +11,7 @@ from halos_jax import main
 from halos_jax.config import Config, ConfigError, PipelineConfig, SamplingConfig, TrainConfig
 from halos_jax.data.fields import RecordError
 from halos_jax.data.toy import run_toy_data
-from halos_jax.metrics import NonFiniteError
+from halos_jax.metrics import MetricsError, NonFiniteError
 from halos_jax.models.families import ModelError
 from halos_jax.rewards.scorers import RewardError
 from halos_jax.rounds.checkpoints import CheckpointError
@@ -25,6 +25,7 @@ EXPLAINED = [
     CheckpointError,
     ConfigError,
     ManifestError,
+    MetricsError,
     ModelError,
     NonFiniteError,
     RecordError,

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from halos_jax.config import ConfigError
+from halos_jax.data.fields import RecordError
 from halos_jax.data.records import digest, turns_to_record
 from halos_jax.types import Turn
 
@@ -158,7 +159,8 @@ class Renderer:
 
         Raises:
           ConfigError: where the template alone is longer than `max_length`.
-          ValueError: where there are no turns, or the template refuses them.
+          ValueError: where there are no turns.
+          RecordError: where the template refuses them.
         """
         return self._prompt_ids(self.truncate_turns(turns, max_length))
 
@@ -227,7 +229,7 @@ class Renderer:
             )
         except TemplateError as error:
             roles = ", ".join(turn.role for turn in turns)
-            raise ValueError(
+            raise RecordError(
                 f"the chat template refuses turns of the roles {roles}: {error}"
             ) from error
 

@@ -30,7 +30,7 @@ def load_items(
 
     Raises:
       RecordError: for a bad record, or one that does not suit the kind.
-      ValueError: where a prompt leaves no room for a response.
+      ConfigError: where a prompt leaves no room for a response.
     """
     if kind == "target":
         conversations = datasets.load_conversations(source, limit=limit)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from halos_jax.config import ConfigError
 from halos_jax.data.chat import Renderer
 from halos_jax.types import (
     CHOSEN,
@@ -40,7 +41,7 @@ def make_pair_items(
     Feedback that carries token ids keeps them as they were sampled; text is rendered.
 
     Raises:
-      ValueError: where a prompt leaves no room for a response.
+      ConfigError: where a prompt leaves no room for a response.
     """
     items = []
     # Feedback repeats its texts: 25 models against one baseline are 25 times the same prompt.
@@ -65,7 +66,7 @@ def make_target_items(
     """Return one item (target) a demonstration.
 
     Raises:
-      ValueError: where a prompt leaves no room for a response.
+      ConfigError: where a prompt leaves no room for a response.
     """
     items = []
     for prompt, answer in conversations:
@@ -86,7 +87,7 @@ def make_unpaired_items(
     example for which there is none has its target alone.
 
     Raises:
-      ValueError: where a prompt leaves no room for a response.
+      ConfigError: where a prompt leaves no room for a response.
     """
     render_prompt = functools.cache(
         functools.partial(renderer.render_prompt, max_length=lengths.prompt)
@@ -119,7 +120,7 @@ def make_scored_items(
     kept where all samples of the prompt have them.
 
     Raises:
-      ValueError: where a prompt leaves no room for a response.
+      ConfigError: where a prompt leaves no room for a response.
     """
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -216,7 +217,7 @@ def _response_ids(completion: Completion, render: Callable[..., Sequence[int]]) 
 def _cut(ids: Sequence[int], prompt_length: int, lengths: Lengths) -> np.ndarray:
     room = lengths.total - prompt_length
     if room < 1:
-        raise ValueError(
+        raise ConfigError(
             f"train.max_length: got {lengths.total}, but a prompt has {prompt_length} tokens, "
             "which leaves none for its response; raise it, or lower sampling.max_prompt_length"
         )
