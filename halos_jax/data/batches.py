@@ -209,25 +209,38 @@ def _fit_layout(items, steps, microbatches: int, num_rows: int, multiple: int) -
     tokens = max(sum(item.num_tokens for item in row) for row in rows)
     positions = max(sum(len(r) for item in row for r in item.responses) for row in rows)
     lengths = _bucket_lengths(max(_longest(item) for row in rows for item in row), multiple)
-    counts = np.zeros(len(lengths), np.int64)
-    for row in rows:
-        used = np.bincount(
-            [_bucket_of(length, lengths) for length in _sequence_lengths(row)],
-            minlength=len(lengths),
-        )
-        counts = np.maximum(counts, used)
     return Layout(
         microbatches=microbatches,
         rows=num_rows,
         tokens=_round_shape(tokens, multiple, parts=8),
         positions=_round_shape(positions, 8, parts=4),
         copies=max(len(item.responses) for row in rows for item in row),
-        buckets=tuple(
-            (_round_shape(int(count), 1, parts=2), length)
-            for count, length in zip(counts, lengths, strict=True)
-            if count
-        ),
+        buckets=_fit_buckets(rows, lengths),
     )
+
+
+def _fit_buckets(rows, lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return (sequences, length) buckets that hold every row, out of the longest of `lengths`.
+
+    A bucket is as large as the row that fills it most, so several may hold more in all than one
+    would. Each is compiled by itself besides, and more counts are more shapes for another round to
+    miss. So the fewest buckets are taken whose attention costs little more than the least.
+    """
+    choices = []
+    for first in reversed(range(len(lengths))):
+        kept = lengths[first:]
+        counts = np.zeros(len(kept), np.int64)
+        for row in rows:
+            used = [_bucket_of(length, kept) for length in _sequence_lengths(row)]
+            counts = np.maximum(counts, np.bincount(used, minlength=len(kept)))
+        buckets = tuple(
+            (_round_shape(int(count), 1, parts=2), length)
+            for count, length in zip(counts, kept, strict=True)
+            if count
+        )
+        choices.append((sum(count * length**2 for count, length in buckets), buckets))
+    least = min(cost for cost, _ in choices)
+    return next(buckets for cost, buckets in choices if cost <= 1.25 * least)
 
 
 def _round_shape(size: int, multiple: int, *, parts: int) -> int:
