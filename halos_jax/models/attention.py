@@ -1,5 +1,6 @@
 """Causal attention by named backend, over packed views, padded rows and the decoding cache."""
 
+import dataclasses
 import functools
 import logging
 
@@ -14,35 +15,57 @@ from halos_jax.types import View
 logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How a query scores the keys: `softcap(scale * q.k)` for the last `window` ones."""
+
+    scale: float | None = None  # None: H^-0.5
+    softcap: float = 0.0  # scores -> cap * tanh(scores / cap) (Gemma 2); 0: as they are
+    window: int = 0  # keys in sight, the query's own included; 0: all
+
+
+PLAIN = Scoring()
+
+
 @functools.cache
-def choose_backend(name: str, head_dim: int, dtype: str) -> str:
+def choose_backend(name: str, head_dim: int, dtype: str, softcap: float = 0.0) -> str:
     """Return the backend that `name` means on this platform: "xla", "cudnn" or "splash".
 
-    "auto" takes the platform's fused kernel where it knows the head dimension and the dtype. A
-    backend that cannot run here falls back to "xla" with one logged line.
+    "auto" takes the platform's fused kernel where it knows the head dimension, the dtype and the
+    soft cap (cuDNN has none). A backend that cannot run here falls back to "xla" with one logged
+    line, and so does "auto" where it is the soft cap that rules the kernel out.
     """
     platform = jax.default_backend()
     on_gpu, half = platform in ("gpu", "cuda"), dtype in ("bfloat16", "float16")
     supported = {
-        "cudnn": on_gpu and half and head_dim % 8 == 0 and head_dim <= 256,
+        "cudnn": on_gpu and half and head_dim % 8 == 0 and head_dim <= 256 and not softcap,
         "splash": platform == "tpu" and head_dim % 64 == 0,
     }
+    if name == "auto" and on_gpu and half and softcap:
+        name = "cudnn"  # far slower without: not in silence
     if name == "auto":
         return next((backend for backend, usable in supported.items() if usable), "xla")
     if not supported.get(name, True):
         logger.warning(
-            "attention backend %r cannot run on %s with head dimension %d in %s: using 'xla'",
+            "attention backend %r cannot run on %s with head dimension %d in %s%s: using 'xla'",
             name,
             platform,
             head_dim,
             dtype,
+            f" and soft cap {softcap:g}" if softcap else "",
         )
         return "xla"
     return name
 
 
 def attend_causal(
-    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, *, backend: str
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    *,
+    backend: str,
+    scoring: Scoring = PLAIN,
 ) -> jax.Array:
     """Causal attention of right-padded sequences.
 
@@ -50,10 +73,14 @@ def attend_causal(
       q: `[B, T, N, H]`, k and v: `[B, T, K, H]`; N is a multiple of K (grouped queries).
       lengths: i32[B], real tokens of each sequence; outputs beyond them mean nothing.
       backend: "xla", "cudnn" or "splash".
+      scoring: how the scores are formed.
 
     Returns:
       `[B, T, N, H]` in q's dtype.
     """
+    # A window that no sequence of this length leaves is none.
+    window = scoring.window if scoring.window < q.shape[1] else 0
+    local = (window - 1, 0) if window else None
     if backend == "cudnn":
         # A length of zero is undefined in the kernel; such a sequence is never read.
         lengths = jnp.maximum(lengths, 1)
@@ -61,18 +88,40 @@ def attend_causal(
             q,
             k,
             v,
+            scale=scoring.scale,
             is_causal=True,
             query_seq_lengths=lengths,
             key_value_seq_lengths=lengths,
+            local_window_size=local,
             implementation="cudnn",
         )
     if backend == "splash":
-        return _attend_splash(q, k, v, lengths)
+        return _attend_splash(q, k, v, lengths, dataclasses.replace(scoring, window=window))
     # Padding stands to the right, so causality alone keeps it out of every real token's sight.
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+    if scoring.softcap:
+        distance = jnp.arange(q.shape[1])[:, None] - jnp.arange(q.shape[1])
+        visible = (distance >= 0) & (distance < (window or q.shape[1]))
+        return _attend_dense(q, k, v, visible, scoring)
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        scale=scoring.scale,
+        is_causal=True,
+        local_window_size=local,
+        implementation="xla",
+    )
 
 
-def attend_view(q: jax.Array, k: jax.Array, v: jax.Array, view: View, *, backend: str) -> jax.Array:
+def attend_view(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    view: View,
+    *,
+    backend: str,
+    scoring: Scoring = PLAIN,
+) -> jax.Array:
     """Attention of packed rows `[rows, T, heads, H]` through their view (see `types.View`).
 
     Runs under `shard_map`: rows, with everything their view points to, and heads never leave
@@ -85,7 +134,7 @@ def attend_view(q: jax.Array, k: jax.Array, v: jax.Array, view: View, *, backend
             for x in (q, k, v)
         ]
         outputs = [
-            attend_causal(*parts, lengths, backend=backend)
+            attend_causal(*parts, lengths, backend=backend, scoring=scoring)
             for *parts, lengths in zip(*slots, views.split_lengths(view), strict=True)
         ]
         return views.from_view(views.join_buckets(outputs, q.shape[0]), view.owner, view.owned)
@@ -96,11 +145,17 @@ def attend_view(q: jax.Array, k: jax.Array, v: jax.Array, view: View, *, backend
 
 
 def attend_rows(
-    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, *, backend: str
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    *,
+    backend: str,
+    scoring: Scoring = PLAIN,
 ) -> jax.Array:
     """Attention of one right-padded sequence a row, `[rows, T, heads, H]`, on the mesh."""
     heads, by_row = _attention_specs(q, k)
-    attend = functools.partial(attend_causal, backend=backend)
+    attend = functools.partial(attend_causal, backend=backend, scoring=scoring)
     run = sharding.run_on_mesh(attend, in_specs=(heads, heads, heads, by_row), out_specs=heads)
     return run(q, k, v, lengths)
 
@@ -115,7 +170,13 @@ def _attention_specs(q: jax.Array, k: jax.Array) -> tuple[PartitionSpec, Partiti
 
 
 def attend_cache(
-    q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array, *, backend: str
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    positions: jax.Array,
+    *,
+    backend: str,
+    scoring: Scoring = PLAIN,
 ) -> jax.Array:
     """Attention of one new token a slot over its cache.
 
@@ -128,34 +189,59 @@ def attend_cache(
       `[S, N, H]`.
     """
     heads, by_row = _attention_specs(q[:, None], keys)
-    attend = functools.partial(_attend_slots, backend=backend)
+    attend = functools.partial(_attend_slots, backend=backend, scoring=scoring)
     new = PartitionSpec(heads[0], heads[2], None)
     run = sharding.run_on_mesh(attend, in_specs=(new, heads, heads, by_row), out_specs=new)
     return run(q, keys, values, positions)
 
 
-def _attend_slots(q, keys, values, positions, *, backend: str) -> jax.Array:
-    if backend == "cudnn":
+def _attend_slots(q, keys, values, positions, *, backend: str, scoring: Scoring) -> jax.Array:
+    window = scoring.window if scoring.window < keys.shape[1] else 0
+    # cuDNN takes its window from causality, which one query against a cache has not.
+    if backend == "cudnn" and not window:
         return jax.nn.dot_product_attention(
             q[:, None],
             keys,
             values,
+            scale=scoring.scale,
             query_seq_lengths=jnp.ones_like(positions),
             key_value_seq_lengths=positions + 1,
             implementation="cudnn",
         )[:, 0]
-    slots, num_heads, head_dim = q.shape
-    num_kv_heads = keys.shape[2]
-    grouped = q.reshape(slots, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    scores = jnp.einsum("skgh,sckh->skgc", grouped, keys, preferred_element_type=jnp.float32)
-    visible = jnp.arange(keys.shape[1]) <= positions[:, None]
-    scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("skgc,sckh->skgh", weights, values).reshape(slots, num_heads, head_dim)
+    slots = jnp.arange(keys.shape[1])
+    visible = slots <= positions[:, None]
+    if window:
+        visible &= slots > positions[:, None] - window
+    return _attend_dense(q, keys, values, visible[:, None, None], scoring)
+
+
+def _attend_dense(
+    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, scoring: Scoring
+) -> jax.Array:
+    """Attention of `q [B, (T,) N, H]` to `[B, C, K, H]` with all scores in memory.
+
+    `visible` broadcasts to the scores, `[B, K, N/K, (T,) C]`.
+    """
+    num_heads, head_dim = q.shape[-2:]
+    num_kv_heads = k.shape[2]
+    grouped = q.reshape(*q.shape[:-2], num_kv_heads, num_heads // num_kv_heads, head_dim)
+    scores = jnp.einsum("b...kgh,bckh->bkg...c", grouped, k, preferred_element_type=jnp.float32)
+    scores = scores * (head_dim**-0.5 if scoring.scale is None else scoring.scale)
+    if scoring.softcap:
+        scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
+    scores = jnp.where(visible, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkg...c,bckh->b...kgh", weights, v).reshape(q.shape)
 
 
 def _attend_splash(
-    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, *, interpret: bool = False
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    scoring: Scoring = PLAIN,
+    *,
+    interpret: bool = False,
 ) -> jax.Array:
     """Splash attention (TPU Pallas kernel): the view's sequences as segment ids."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
@@ -164,13 +250,24 @@ def _attend_splash(
     length, num_heads, head_dim = q.shape[1:]
     padded = -(-length // 128) * 128
     q, k, v = (jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))) for x in (q, k, v))
-    mask = masks.MultiHeadMask([masks.CausalMask((padded, padded))] * num_heads)
-    attend = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+    shape = (padded, padded)
+    if scoring.window:
+        of_head = masks.LocalMask(shape, window_size=(scoring.window - 1, 0), offset=0)
+    else:
+        of_head = masks.CausalMask(shape)
+    attend = kernel.make_splash_mha(
+        masks.MultiHeadMask([of_head] * num_heads),
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=scoring.softcap or None,
+        interpret=interpret,
+    )
+    scale = head_dim**-0.5 if scoring.scale is None else scoring.scale
     # Padding is a segment of its own; it attends to itself, which keeps its softmax finite.
     segments = (jnp.arange(padded) < lengths[:, None]).astype(jnp.int32)
 
     def one(q, k, v, segment):
-        heads_first = (x.swapaxes(0, 1) for x in (q * head_dim**-0.5, k, v))
+        heads_first = (x.swapaxes(0, 1) for x in (q * scale, k, v))
         return attend(*heads_first, segment_ids=kernel.SegmentIds(segment, segment)).swapaxes(0, 1)
 
     return jax.vmap(one)(q, k, v, segments)[:, :length].astype(q.dtype)

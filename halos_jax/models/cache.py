@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from halos_jax.models import decoder, layers
-from halos_jax.models.attention import attend_cache, attend_rows, choose_backend
-from halos_jax.models.spec import DecoderConfig, ParamSpec, make_spec
+from halos_jax.models import decoder
+from halos_jax.models.attention import attend_cache, attend_rows
+from halos_jax.models.head import project_logits
+from halos_jax.models.rope import make_rotations
+from halos_jax.models.spec import DecoderConfig, ParamSpec, list_layer_kinds, make_spec
 from halos_jax.sharding import constrain
 
 
@@ -66,12 +68,14 @@ def prefill(
     """Return the keys and values, one `[G, T, K, H]` a layer, of right-padded prompts `[G, T]`."""
     x = decoder.embed_tokens(weights, tokens, config)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    backend = choose_backend(config.attention, config.head_dim, config.compute_dtype)
-    attend = functools.partial(attend_rows, lengths=lengths, backend=backend)
+    rotation_of = make_rotations(config, positions)
+    kinds, kind_of_layer = list_layer_kinds(config)
     keys, values = [], []
-    for layer_weights in weights["layers"]:
+    for kind, layer_weights in zip(kind_of_layer, weights["layers"], strict=True):
+        settings = decoder.get_attention_settings(config, kinds[kind])
+        attend = functools.partial(attend_rows, lengths=lengths, **settings)
         x, (k, v) = decoder.run_block(
-            x, layer_weights, positions=positions, attend=attend, config=config
+            x, layer_weights, rotate=rotation_of(kind), attend=attend, config=config
         )
         keys.append(_constrain_cache(k))
         values.append(_constrain_cache(v))
@@ -115,7 +119,8 @@ def decode_step(
     Returns:
       Logits f32[S, V] and the cache.
     """
-    backend = choose_backend(config.attention, config.head_dim, config.compute_dtype)
+    kinds, kind_of_layer = list_layer_kinds(config)
+    rotation_of = make_rotations(config, positions)
     keys, values = list(cache.keys), list(cache.values)
     rows = jnp.arange(tokens.shape[0])
     x = decoder.embed_tokens(weights, tokens, config)
@@ -123,19 +128,19 @@ def decode_step(
     def attend(q, k, v, *, layer: int) -> jax.Array:
         write = functools.partial(_write_row, rows=rows, positions=positions)
         keys[layer], values[layer] = write(keys[layer], k), write(values[layer], v)
-        return attend_cache(q, keys[layer], values[layer], positions, backend=backend)
+        settings = decoder.get_attention_settings(config, kinds[kind_of_layer[layer]])
+        return attend_cache(q, keys[layer], values[layer], positions, **settings)
 
     for layer, layer_weights in enumerate(weights["layers"]):
         x, _ = decoder.run_block(
             x,
             layer_weights,
-            positions=positions,
+            rotate=rotation_of(kind_of_layer[layer]),
             attend=functools.partial(attend, layer=layer),
             config=config,
         )
-    x = layers.rms_norm(x, weights["final_norm"], config.norm_eps)
-    head = decoder.get_head(weights, config)
-    logits = jnp.einsum("sd,vd->sv", x, head, preferred_element_type=jnp.float32)
+    x = decoder.finish(weights, x, config)
+    logits = project_logits(x, decoder.get_head(weights, config), config.logit_softcap)
     return logits, Cache(tuple(keys), tuple(values))
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from halos_jax.models import layers
-from halos_jax.models.attention import attend_rows, attend_view, choose_backend
-from halos_jax.models.head import compute_token_logps
+from halos_jax.models.attention import Scoring, attend_rows, attend_view, choose_backend
+from halos_jax.models.head import compute_token_logps, project_logits
 from halos_jax.models.lookup import look_up_tokens, take_positions
-from halos_jax.models.spec import DecoderConfig
+from halos_jax.models.rope import Rotate, make_rotations
+from halos_jax.models.spec import DecoderConfig, LayerKind, list_layer_kinds
 from halos_jax.sharding import constrain
 from halos_jax.types import Batch
 
@@ -33,7 +34,8 @@ def cast_params(params: Params, config: DecoderConfig) -> Params:
 
 def embed_tokens(params: Params, tokens: jax.Array, config: DecoderConfig) -> jax.Array:
     """Look up `tokens i32[...]` as `[..., D]` in the compute dtype."""
-    return look_up_tokens(_cast_table(params["embed"], config), tokens)
+    x = look_up_tokens(_cast_table(params["embed"], config), tokens)
+    return x * jnp.asarray(config.d_model**0.5, x.dtype) if config.scale_embeddings else x
 
 
 def get_head(params: Params, config: DecoderConfig) -> jax.Array:
@@ -52,16 +54,37 @@ def run_block(
     x: jax.Array,
     weights: Params,
     *,
-    positions: jax.Array,
+    rotate: Rotate,
     attend: Attend,
     config: DecoderConfig,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Run one pre-norm block on `x [..., D]`; also return its keys and values `[..., K, H]`."""
-    normed = layers.rms_norm(x, weights["attention_norm"], config.norm_eps)
-    q, k, v = layers.project_qkv(normed, weights, positions, config)
-    x = x + layers.project_out(attend(q, k, v), weights)
-    normed = layers.rms_norm(x, weights["mlp_norm"], config.norm_eps)
-    return x + layers.gated_mlp(normed, weights), (k, v)
+    """Run one block on `x [..., D]`; also return its keys and values `[..., K, H]`.
+
+    A norm that `weights` do not have is left out.
+    """
+    normalize = functools.partial(layers.normalize, weights=weights, config=config)
+    q, k, v = layers.project_qkv(normalize(x, name="attention_norm"), weights, rotate, config)
+    attended = layers.project_out(attend(q, k, v), weights)
+    after = x + normalize(attended, name="attention_post_norm")
+    source = x if config.parallel_residual else after
+    out = layers.run_mlp(normalize(source, name="mlp_norm"), weights, config)
+    return after + normalize(out, name="mlp_post_norm"), (k, v)
+
+
+def get_attention_settings(config: DecoderConfig, kind: LayerKind) -> dict[str, Any]:
+    """Return the keyword arguments of `models.attention` for layers of `kind`."""
+    softcap = config.attention_softcap
+    backend = choose_backend(config.attention, config.head_dim, config.compute_dtype, softcap)
+    return {
+        "backend": backend,
+        "scoring": Scoring(config.attention_scale, softcap, kind.window),
+    }
+
+
+def finish(params: Params, x: jax.Array, config: DecoderConfig) -> jax.Array:
+    """Apply the final norm to `x [..., D]`."""
+    norm = {name: params[name] for name in params if name.startswith("final_norm")}
+    return layers.normalize(x, cast_params(norm, config), "final_norm", config)
 
 
 def run_layers(
@@ -71,26 +94,38 @@ def run_layers(
     attend: Attend,
     config: DecoderConfig,
 ) -> jax.Array:
-    """Run embedding, all blocks (one `lax.scan`) and the final norm: `[rows, T, D]`."""
-    x = constrain(embed_tokens(params, tokens, config), "rows", None, None)
+    """Run embedding, all blocks (one `lax.scan`) and the final norm: `[rows, T, D]`.
 
-    def block(x, weights):
+    `attend` takes the settings of `get_attention_settings`. Where layers are of several kinds,
+    the number of a layer's kind is scanned beside its weights, and attention branches on it: the
+    fused kernels want their window at compile time.
+    """
+    x = constrain(embed_tokens(params, tokens, config), "rows", None, None)
+    kinds, kind_of_layer = list_layer_kinds(config)
+    branches = [functools.partial(attend, **get_attention_settings(config, k)) for k in kinds]
+    rotation_of = make_rotations(config, positions)
+
+    def block(x, scanned):
+        weights, kind = scanned
         weights = cast_params(weights, config)
-        x, _ = run_block(x, weights, positions=positions, attend=attend, config=config)
+        rotate, attend_kind = rotation_of(0), branches[0]
+        if kind is not None:
+            rotate = rotation_of(kind)
+            attend_kind = functools.partial(jax.lax.switch, kind, branches)
+        x, _ = run_block(x, weights, rotate=rotate, attend=attend_kind, config=config)
         return constrain(x, "rows", None, None), None
 
     if config.remat != "none":
         policy = jax.checkpoint_policies.save_only_these_names(*_SAVED_NAMES[config.remat])
         block = jax.checkpoint(block, policy=policy, prevent_cse=False)
-    x, _ = jax.lax.scan(block, x, params["layers"])
-    scale = params["final_norm"].astype(config.compute_dtype)
-    return layers.rms_norm(x, scale, config.norm_eps)
+    scanned_kinds = jnp.array(kind_of_layer) if len(kinds) > 1 else None
+    x, _ = jax.lax.scan(block, x, (params["layers"], scanned_kinds))
+    return finish(params, x, config)
 
 
 def encode_batch(params: Params, batch: Batch, config: DecoderConfig) -> jax.Array:
     """Return the hidden states `[rows, T, D]` of a packed batch."""
-    backend = choose_backend(config.attention, config.head_dim, config.compute_dtype)
-    attend = functools.partial(attend_view, view=batch.view, backend=backend)
+    attend = functools.partial(attend_view, view=batch.view)
     return run_layers(params, batch.tokens, batch.positions, attend, config)
 
 
@@ -98,8 +133,7 @@ def encode_rows(
     params: Params, tokens: jax.Array, lengths: jax.Array, config: DecoderConfig
 ) -> jax.Array:
     """Return the hidden states `[rows, T, D]` of one right-padded sequence a row."""
-    backend = choose_backend(config.attention, config.head_dim, config.compute_dtype)
-    attend = functools.partial(attend_rows, lengths=lengths, backend=backend)
+    attend = functools.partial(attend_rows, lengths=lengths)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return run_layers(params, tokens, positions, attend, config)
 
@@ -109,8 +143,7 @@ def compute_logits(
 ) -> jax.Array:
     """Return all logits f32[rows, T, V] of one right-padded sequence a row; for small inputs."""
     hidden = encode_rows(params, tokens, lengths, config)
-    head = get_head(params, config)
-    return jnp.einsum("rtd,vd->rtv", hidden, head, preferred_element_type=jnp.float32)
+    return project_logits(hidden, get_head(params, config), config.logit_softcap)
 
 
 def compute_logps(params: Params, batch: Batch, config: DecoderConfig) -> jax.Array:
@@ -118,7 +151,11 @@ def compute_logps(params: Params, batch: Batch, config: DecoderConfig) -> jax.Ar
     hidden = encode_batch(params, batch, config)
     at_source = take_positions(hidden, batch.source)
     logps = compute_token_logps(
-        at_source, get_head(params, config), batch.target, chunk=config.head_chunk
+        at_source,
+        get_head(params, config),
+        batch.target,
+        chunk=config.head_chunk,
+        softcap=config.logit_softcap,
     )
     return jnp.where(batch.sequence < batch.sequences.role.shape[-1], logps, 0.0)
 

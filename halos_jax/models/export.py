@@ -1,9 +1,11 @@
 """Export to the Hugging Face format: a folder that `transformers` loads, written atomically."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from halos_jax.models import families, hf, spec
 from halos_jax.models.families import ModelError, Tensor
+from halos_jax.models.layouts import join_parts
 from halos_jax.models.spec import DecoderConfig
 
 logger = logging.getLogger(__name__)
@@ -91,12 +94,13 @@ def write_model(
         raise ModelError(f"export dtype: got {dtype!r}, allowed: {', '.join(_TYPE_NAMES)}")
     source_config = hf.read_hf_config(Path(source)) if source is not None else None
     hf_config = families.make_hf_config(config, dtype, source_config)
-    plan = _plan_tensors(config, families.get_family(hf_config).tensors)
+    table = families.list_tensors(config, families.get_family(hf_config))
+    plan = _plan_tensors(config, table)
     if jax.process_index() == 0:
         _write_json(folder / "config.json", hf_config)
         if source is not None:
             _copy_files(Path(source), folder)
-    _write_tensors(params, plan, folder, np.dtype(dtype), max_shard_bytes)
+    _write_tensors(params, table, plan, folder, np.dtype(dtype), max_shard_bytes)
 
 
 @contextlib.contextmanager
@@ -171,26 +175,36 @@ def _copy_files(source: Path, folder: Path) -> None:
 
 # --------------------------------------------------------------------------- weights
 
-# One tensor of the export: its name, our path, the layer (None: not of a layer), its shape.
-_Planned = tuple[Tensor, str, int | None, tuple[int, ...]]
+
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """One tensor of the export, and the paths of our arrays that are in it."""
+
+    name: str
+    shape: tuple[int, ...]
+    layer: int | None  # None: not of a layer
+    paths: tuple[str, ...]
 
 
-def _plan_tensors(config: DecoderConfig, tensors: dict[str, Tensor]) -> list[_Planned]:
+def _plan_tensors(config: DecoderConfig, table: dict[str, Tensor]) -> list[_Planned]:
     """List the tensors in the order in which a forward pass needs them."""
-    flat = traverse_util.flatten_dict(spec.make_spec(config), sep="/")
-    whole = [(tensors[path], path, None, leaf.shape) for path, leaf in flat.items()]
-    layers = [entry for entry in whole if entry[1].startswith("layers/")]
-    by_layer = [
-        (tensor, path, layer, shape[1:])
-        for layer in range(config.num_layers)
-        for tensor, path, _, shape in layers
-    ]
-    rest = [entry for entry in whole if entry not in layers]
-    return [*rest[:1], *by_layer, *rest[1:]]
+    shapes = spec.list_shapes(config)
+    inner = [path for path in shapes if path.startswith("layers/")]
+    outer = [path for path in shapes if path not in inner]
+    layers = [(path, layer) for layer in range(config.num_layers) for path in inner]
+    planned = {}
+    for path, layer in [(outer[0], None), *layers, *((path, None) for path in outer[1:])]:
+        tensor = table[path]
+        name = tensor.name.format(layer=layer)
+        others = planned[name].paths if name in planned else ()
+        shape = tensor.shape_of(shapes[path][layer is not None :])
+        planned[name] = _Planned(name, shape, layer, (*others, path))
+    return list(planned.values())
 
 
 def _write_tensors(
     params: dict[str, Any],
+    table: dict[str, Tensor],
     plan: list[_Planned],
     folder: Path,
     dtype: np.dtype,
@@ -204,14 +218,17 @@ def _write_tensors(
         name = "model.safetensors"
         if len(shards) > 1:
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        weight_map |= {_name(entry): name for entry in shard}
+        weight_map |= {planned.name: name for planned in shard}
         with open(folder / name, "wb") if writes else contextlib.nullcontext() as file:
             if file is not None:
                 _write_header(file, shard, dtype)
-            for tensor, path, layer, _ in shard:
-                ours = _fetch(flat[path], layer, dtype)
+            for planned in shard:
+                parts = [
+                    (table[path], _fetch(flat[path], planned.layer, dtype))
+                    for path in planned.paths
+                ]
                 if file is not None:
-                    theirs = np.ascontiguousarray(tensor.to_theirs(ours))
+                    theirs = np.ascontiguousarray(join_parts(parts))
                     file.write(theirs.reshape(-1).view(np.uint8).data)
     if writes and len(shards) > 1:
         total = sum(_num_bytes(entry, dtype.itemsize) for entry in plan)
@@ -219,12 +236,8 @@ def _write_tensors(
         _write_json(folder / "model.safetensors.index.json", index)
 
 
-def _name(entry: _Planned) -> str:
-    return entry[0].name.format(layer=entry[2])
-
-
 def _num_bytes(entry: _Planned, itemsize: int) -> int:
-    return int(np.prod(entry[3], dtype=np.int64)) * itemsize
+    return math.prod(entry.shape) * itemsize
 
 
 def _split_shards(
@@ -250,9 +263,9 @@ def _write_header(file: BinaryIO, shard: list[_Planned], dtype: np.dtype) -> Non
     header, start = {"__metadata__": {"format": "pt"}}, 0
     for entry in shard:
         stop = start + _num_bytes(entry, dtype.itemsize)
-        header[_name(entry)] = {
+        header[entry.name] = {
             "dtype": _TYPE_NAMES[dtype.name],
-            "shape": list(entry[0].shape_of(entry[3])),
+            "shape": list(entry.shape),
             "data_offsets": [start, stop],
         }
         start = stop

@@ -14,42 +14,52 @@ from halos_jax import sharding
 
 
 def compute_token_logps(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, *, chunk: int
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, *, chunk: int, softcap: float = 0.0
 ) -> jax.Array:
-    """Log-probabilities of `targets` under `softmax(hidden @ head.T)`.
+    """Log-probabilities of `targets` under `softmax(project_logits(hidden, head))`.
 
     Args:
       hidden: `[rows, P, D]`, states of the positions that predict the targets.
       head: `[V, D]`, in the dtype of `hidden`.
       targets: i32[rows, P].
       chunk: positions of a row whose logits exist at one time.
+      softcap: of the logits, see `project_logits`.
 
     Returns:
       f32[rows, P], in nats.
     """
-    return _token_logps(hidden, head, targets, chunk)
+    return _token_logps(hidden, head, targets, chunk, softcap)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _token_logps(hidden, head, targets, chunk):
-    return _forward(hidden, head, targets, chunk)[0]
+def project_logits(hidden: jax.Array, head: jax.Array, softcap: float = 0.0) -> jax.Array:
+    """Return the logits f32[..., V] of `hidden [..., D]` and `head [V, D]`.
+
+    A soft cap (Gemma 2) keeps them within +-softcap: `softcap * tanh(logits / softcap)`.
+    """
+    logits = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+    return softcap * jnp.tanh(logits / softcap) if softcap else logits
 
 
-def _forward(hidden, head, targets, chunk):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _token_logps(hidden, head, targets, chunk, softcap):
+    return _forward(hidden, head, targets, chunk, softcap)[0]
+
+
+def _forward(hidden, head, targets, chunk, softcap):
     rows, vocab, vocab_axis, _ = _specs(targets, head)
-    run = functools.partial(_forward_shard, chunk=chunk, vocab_axis=vocab_axis)
+    run = functools.partial(_forward_shard, chunk=chunk, softcap=softcap, vocab_axis=vocab_axis)
     run = sharding.run_on_mesh(run, in_specs=(rows, vocab, rows), out_specs=(rows, rows))
     logps, normalizers = run(hidden, head, targets)
     return logps, (hidden, head, targets, normalizers)
 
 
-def _backward(chunk, residuals, gradient):
+def _backward(chunk, softcap, residuals, gradient):
     hidden, head, targets, normalizers = residuals
     rows, vocab, vocab_axis, row_axes = _specs(targets, head)
     split = sharding.mesh_spec(("vocab", "embed" if row_axes else None), head.shape)
     sum_parts = functools.partial(sharding.sum_parts, row_axes=row_axes, spec=split)
     run = functools.partial(
-        _backward_shard, chunk=chunk, vocab_axis=vocab_axis, sum_parts=sum_parts
+        _backward_shard, chunk=chunk, softcap=softcap, vocab_axis=vocab_axis, sum_parts=sum_parts
     )
     in_specs = (rows, vocab, rows, rows, rows)
     run = sharding.run_on_mesh(run, in_specs=in_specs, out_specs=(rows, split))
@@ -59,12 +69,12 @@ def _backward(chunk, residuals, gradient):
 _token_logps.defvjp(_forward, _backward)
 
 
-def _forward_shard(hidden, head, targets, *, chunk, vocab_axis):
+def _forward_shard(hidden, head, targets, *, chunk, softcap, vocab_axis):
     """Return log-probs and log-normalizers f32[rows, P] of one device's rows."""
 
     def one(_, xs):
         hidden, targets = xs
-        logits = _chunk_logits(hidden, head)
+        logits = project_logits(hidden, head, softcap)
         peak = _reduce(jnp.max(logits, axis=-1), jax.lax.pmax, vocab_axis)
         total = jnp.sum(jnp.exp(logits - peak[..., None]), axis=-1)
         normalizer = peak + jnp.log(_reduce(total, jax.lax.psum, vocab_axis))
@@ -80,15 +90,21 @@ def _forward_shard(hidden, head, targets, *, chunk, vocab_axis):
     return _join(logps, targets.shape[1]), _join(normalizers, targets.shape[1])
 
 
-def _backward_shard(hidden, head, targets, normalizers, gradient, *, chunk, vocab_axis, sum_parts):
+def _backward_shard(
+    hidden, head, targets, normalizers, gradient, *, chunk, softcap, vocab_axis, sum_parts
+):
     """Return the gradients of `hidden` and `head`; one sum over the row shards at the end."""
 
     def one(head_gradient, xs):
         hidden, targets, normalizers, gradient = xs
-        probabilities = jnp.exp(_chunk_logits(hidden, head) - normalizers[..., None])
+        logits = project_logits(hidden, head, softcap)
+        probabilities = jnp.exp(logits - normalizers[..., None])
         index = _local_targets(targets, head, vocab_axis)
         hits = index[..., None] == jnp.arange(head.shape[0])
-        logits_gradient = ((hits - probabilities) * gradient[..., None]).astype(hidden.dtype)
+        logits_gradient = (hits - probabilities) * gradient[..., None]
+        if softcap:
+            logits_gradient *= 1 - (logits / softcap) ** 2
+        logits_gradient = logits_gradient.astype(hidden.dtype)
         head_gradient += jnp.einsum(
             "rcv,rcd->vd", logits_gradient, hidden, preferred_element_type=jnp.float32
         )
@@ -101,10 +117,6 @@ def _backward_shard(hidden, head, targets, normalizers, gradient, *, chunk, voca
     xs = tuple(_split(x, chunk) for x in (hidden, targets, normalizers, gradient))
     head_gradient, hidden_gradient = jax.lax.scan(one, jnp.zeros(head.shape, jnp.float32), xs)
     return _join(hidden_gradient, targets.shape[1]), sum_parts(head_gradient).astype(head.dtype)
-
-
-def _chunk_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
-    return jnp.einsum("rcd,vd->rcv", hidden, head, preferred_element_type=jnp.float32)
 
 
 def _local_targets(targets: jax.Array, head: jax.Array, vocab_axis: str | None) -> jax.Array:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from halos_jax.config import ModelConfig
 from halos_jax.models import families, spec
-from halos_jax.models.families import Family, ModelError, Tensor
+from halos_jax.models.families import ModelError, Tensor
 from halos_jax.models.spec import DecoderConfig
 
 logger = logging.getLogger(__name__)
@@ -91,18 +91,20 @@ def load_params(
     folder = resolve_model(path)
     family = families.get_family(read_hf_config(folder))
     wanted = traverse_util.flatten_dict(spec.abstract_params(config, mesh), sep="/")
+    table = families.list_tensors(config, family)
     with contextlib.ExitStack() as stack:
         tensors = _open_tensors(folder, stack)
-        new = [
-            name
-            for name in allow_new
-            if name in wanted and family.tensors[name].name not in tensors
-        ]
+        new = [name for name in allow_new if name in wanted and table[name].name not in tensors]
         stored = {name: leaf for name, leaf in wanted.items() if name not in new}
         # A tied head may be stored all the same, and a fresh classifier has no use for one.
         ignored = {family.tensors["head"].name} if config.tie_embeddings or allow_new else set()
-        _check_tensors(folder, tensors, stored, family, ignored)
-        flat = {name: _load(leaf, family.tensors[name], tensors) for name, leaf in stored.items()}
+        expected = {
+            name: shape
+            for path, leaf in stored.items()
+            for name, shape in _expect(table[path], leaf.shape)
+        }
+        _check_tensors(folder, tensors, expected, ignored, family.buffers)
+        flat = {name: _load(leaf, table[name], tensors) for name, leaf in stored.items()}
     if new:
         logger.info("%s: drawing %s, which the checkpoint lacks", folder, ", ".join(new))
         flat |= _draw(0, config, mesh, {name: wanted[name] for name in new})
@@ -193,22 +195,17 @@ def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> Tensors:
 def _check_tensors(
     folder: Path,
     tensors: Tensors,
-    stored: Mapping[str, jax.ShapeDtypeStruct],
-    family: Family,
+    expected: Mapping[str, tuple[int, ...]],
     ignored: set[str],
+    buffers: tuple[str, ...],
 ) -> None:
     """Raise one ModelError that lists all that is wrong with the names, shapes and types."""
-    expected = {
-        name: shape
-        for path, leaf in stored.items()
-        for name, shape in _expect(family.tensors[path], leaf.shape)
-    }
     problems = [("missing", name) for name in sorted(expected.keys() - tensors.keys())]
     for name, tensor in tensors.items():
         shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
         if name not in expected:
-            # Old checkpoints hold the RoPE frequencies, which follow from config.json.
-            if name not in ignored and not name.endswith("rotary_emb.inv_freq"):
+            # Old checkpoints hold masks and RoPE frequencies, which follow from config.json.
+            if name not in ignored and not name.endswith(buffers):
                 problems.append(("unexpected", name))
         elif shape != expected[name]:
             detail = f"got shape {shape}, config.json asks for {expected[name]}"

@@ -22,14 +22,19 @@ Remat = Literal["none", "full", "attention", "matmuls"]
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding (Su et al. 2021); `kind` "llama3" rescales low frequencies."""
+    """Rotary position embedding (Su et al. 2021); `kind` says how it is stretched to `factor`."""
 
     theta: float = 10_000.0
-    kind: Literal["default", "llama3"] = "default"
+    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
     factor: float = 1.0
-    low_freq_factor: float = 1.0
+    low_freq_factor: float = 1.0  # of llama3, in turns within the original length
     high_freq_factor: float = 4.0
     original_max_length: int = 8192
+    fraction: float = 1.0  # share of a head's dimensions that are rotated
+    beta_fast: float = 32.0  # of yarn, in turns within the original length
+    beta_slow: float = 1.0
+    truncate: bool = True  # yarn's bounds are whole dimensions
+    attention_factor: float = 1.0  # of yarn: queries and keys are multiplied by it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +53,24 @@ class DecoderConfig:
     num_labels: int = 0  # 0: a language model; 1 or 2: a sequence classifier
     init_std: float = 0.02
     rope: RopeConfig = RopeConfig()
+    local_rope: RopeConfig | None = None  # of the layers with a window; None: as all others
+    windows: tuple[
+        int, ...
+    ] = ()  # tokens that a layer sees, itself included; 0: all; (): no window
+    norm: Literal["rms", "rms_offset", "layer"] = "rms"  # offset: the scale is stored less one
+    pre_norm: bool = True  # norms of what enters attention and MLP
+    post_norm: bool = False  # norms of what leaves them, before it is added
+    qk_norm: Literal["none", "head", "all"] = "none"  # over a head's dimensions, or all heads'
+    parallel_residual: bool = False  # the MLP reads what attention reads
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    gated_mlp: bool = True
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    scale_embeddings: bool = False  # by sqrt(D)
+    attention_scale: float | None = None  # of the scores; None: H^-0.5
+    attention_softcap: float = 0.0  # scores -> cap * tanh(scores / cap); 0: no cap
+    logit_softcap: float = 0.0
     params_dtype: str = "float32"
     compute_dtype: str = "float32"
     attention: str = "auto"
@@ -56,8 +79,28 @@ class DecoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """What sets the attention of a layer apart from that of others."""
+
+    window: int
+    rope: RopeConfig
+
+
+def list_layer_kinds(config: DecoderConfig) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:
+    """Return the distinct kinds of layers, and the number of each layer's kind among them."""
+    windows = config.windows or (0,) * config.num_layers
+    local_rope = config.local_rope or config.rope
+    of_layer = [LayerKind(window, local_rope if window else config.rope) for window in windows]
+    kinds = tuple(dict.fromkeys(of_layer))
+    return kinds, tuple(kinds.index(kind) for kind in of_layer)
+
+
+@dataclasses.dataclass(frozen=True)
 class ParamSpec:
-    """Shape, logical axes and initialiser ("normal", "scaled_normal", "ones") of one array."""
+    """Shape, logical axes and initialiser of one array.
+
+    `init` is "normal", "scaled_normal", "ones" or "zeros".
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -65,33 +108,73 @@ class ParamSpec:
 
 
 def make_spec(config: DecoderConfig) -> dict[str, Any]:
-    """Return the spec tree: nested dicts of `ParamSpec` with the structure of the params."""
+    """Return the spec tree: nested dicts of `ParamSpec` with the structure of the params.
+
+    A norm, bias or gate that a family lacks has no array here, and what has no array is left out
+    of the forward pass: this is the one place that reads those switches.
+    """
     c = config
-    layers = {
-        "attention_norm": ParamSpec((c.d_model,), ("embed",), "ones"),
-        "q": ParamSpec((c.d_model, c.num_heads, c.head_dim), ("embed", "heads", None)),
-        "k": ParamSpec((c.d_model, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", None)),
-        "v": ParamSpec((c.d_model, c.num_kv_heads, c.head_dim), ("embed", "kv_heads", None)),
-        "o": ParamSpec(
-            (c.num_heads, c.head_dim, c.d_model), ("heads", None, "embed"), "scaled_normal"
-        ),
-        "mlp_norm": ParamSpec((c.d_model,), ("embed",), "ones"),
-        "gate": ParamSpec((c.d_model, c.d_mlp), ("embed", "mlp")),
-        "up": ParamSpec((c.d_model, c.d_mlp), ("embed", "mlp")),
-        "down": ParamSpec((c.d_mlp, c.d_model), ("mlp", "embed"), "scaled_normal"),
-    }
+    layers = {}
+    for part, spec in {"attention": _attention_spec(c), "mlp": _mlp_spec(c)}.items():
+        layers |= _norm_spec(c, f"{part}_norm") if c.pre_norm else {}
+        layers |= spec
+        layers |= _norm_spec(c, f"{part}_post_norm") if c.post_norm else {}
     spec = {
         "embed": ParamSpec((c.vocab_size, c.d_model), ("vocab", "embed")),
         "layers": {
             name: ParamSpec((c.num_layers, *leaf.shape), (None, *leaf.axes), leaf.init)
             for name, leaf in layers.items()
         },
-        "final_norm": ParamSpec((c.d_model,), ("embed",), "ones"),
+        **_norm_spec(c, "final_norm"),
     }
     if c.num_labels:
         spec["score"] = ParamSpec((c.num_labels, c.d_model), (None, "embed"))
     elif not c.tie_embeddings:
         spec["head"] = ParamSpec((c.vocab_size, c.d_model), ("vocab", "embed"))
+    return spec
+
+
+def _norm_spec(c: DecoderConfig, name: str) -> dict[str, ParamSpec]:
+    norm = {name: ParamSpec((c.d_model,), ("embed",), _scale_init(c))}
+    if c.norm == "layer":
+        norm[f"{name}_bias"] = ParamSpec((c.d_model,), ("embed",), "zeros")
+    return norm
+
+
+def _scale_init(c: DecoderConfig) -> str:
+    return "zeros" if c.norm == "rms_offset" else "ones"
+
+
+def _attention_spec(c: DecoderConfig) -> dict[str, ParamSpec]:
+    spec = {}
+    for name, axis in {"q": "heads", "k": "kv_heads", "v": "kv_heads"}.items():
+        heads = (c.num_heads if name == "q" else c.num_kv_heads, c.head_dim)
+        spec[name] = ParamSpec((c.d_model, *heads), ("embed", axis, None))
+        if c.qkv_bias:
+            spec[f"{name}_bias"] = ParamSpec(heads, (axis, None), "zeros")
+        if c.qk_norm != "none" and name != "v":
+            spec[f"{name}_norm"] = (
+                ParamSpec(heads, (axis, None), _scale_init(c))
+                if c.qk_norm == "all"
+                else ParamSpec(heads[1:], (None,), _scale_init(c))
+            )
+    spec["o"] = ParamSpec(
+        (c.num_heads, c.head_dim, c.d_model), ("heads", None, "embed"), "scaled_normal"
+    )
+    if c.out_bias:
+        spec["o_bias"] = ParamSpec((c.d_model,), ("embed",), "zeros")
+    return spec
+
+
+def _mlp_spec(c: DecoderConfig) -> dict[str, ParamSpec]:
+    spec = {}
+    for name in ("gate", "up") if c.gated_mlp else ("up",):
+        spec[name] = ParamSpec((c.d_model, c.d_mlp), ("embed", "mlp"))
+        if c.mlp_bias:
+            spec[f"{name}_bias"] = ParamSpec((c.d_mlp,), ("mlp",), "zeros")
+    spec["down"] = ParamSpec((c.d_mlp, c.d_model), ("mlp", "embed"), "scaled_normal")
+    if c.mlp_bias:
+        spec["down_bias"] = ParamSpec((c.d_model,), ("embed",), "zeros")
     return spec
 
 
@@ -105,8 +188,8 @@ def init_params(key: jax.Array, config: DecoderConfig) -> dict[str, Any]:
     flat = traverse_util.flatten_dict(make_spec(config), sep="/")
 
     def draw(index: int, leaf: ParamSpec) -> jax.Array:
-        if leaf.init == "ones":
-            return jnp.ones(leaf.shape, config.params_dtype)
+        if leaf.init in ("ones", "zeros"):
+            return jnp.full(leaf.shape, float(leaf.init == "ones"), config.params_dtype)
         scale = 1 / math.sqrt(2 * config.num_layers) if leaf.init == "scaled_normal" else 1.0
         # Drawn flat: XLA's CPU compiler needs many times longer for the same draw in several axes.
         values = jax.random.normal(
@@ -139,8 +222,12 @@ def params_shardings(config: DecoderConfig, mesh: Mesh) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
 
 
+def list_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array of the params, under its path joined by "/"."""
+    flat = traverse_util.flatten_dict(make_spec(config), sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
 def count_params(config: DecoderConfig) -> int:
     """Return the number of parameters."""
-    return sum(
-        math.prod(leaf.shape) for leaf in traverse_util.flatten_dict(make_spec(config)).values()
-    )
+    return sum(map(math.prod, list_shapes(config).values()))

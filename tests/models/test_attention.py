@@ -11,17 +11,25 @@ import pytest
 from halos_jax import sharding
 from halos_jax.data.batches import build_batch, plan_batches
 from halos_jax.models import attention
+from halos_jax.models.attention import PLAIN, Scoring
 from halos_jax.types import CHOSEN, MEMBER, REJECTED, Item
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 
 
-def attend_dense(q, k, v, visible):
+WINDOWED = Scoring(window=5)
+CAPPED = Scoring(scale=0.5, softcap=1.5)
+BOTH = Scoring(scale=0.5, softcap=1.5, window=5)
+
+
+def attend_dense(q, k, v, visible, scoring=PLAIN):
     """Attend `[T, N, H]` to `[T, K, H]` where `visible bool[T, T]`, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     repeats = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, repeats, axis=1), np.repeat(v, repeats, axis=1)
-    scores = np.einsum("tnh,snh->nts", q, k) / np.sqrt(q.shape[-1])
+    scores = np.einsum("tnh,snh->nts", q, k) * (scoring.scale or q.shape[-1] ** -0.5)
+    if scoring.softcap:
+        scores = scoring.softcap * np.tanh(scores / scoring.softcap)
     scores = np.where(visible, scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
@@ -60,6 +68,43 @@ def visible_tokens(members, length):
             end += len(response)
         start = end
     return visible
+
+
+def band(length, window):
+    """Return bool[T, T]: each position sees itself and the `window - 1` before it."""
+    return np.tri(length, dtype=bool) & ~np.tri(length, k=-window, dtype=bool)
+
+
+@pytest.mark.parametrize("scoring", [WINDOWED, CAPPED, BOTH, Scoring(window=20), Scoring(window=1)])
+def test_windows_soft_caps_and_scales_equal_dense_attention(scoring):
+    q, k, v = draw_qkv(3, 20)
+    lengths = jnp.array([20, 13, 7])
+    run = jax.jit(functools.partial(attention.attend_rows, backend="xla", scoring=scoring))
+    rows = run(q, k, v, lengths)
+    visible = band(20, scoring.window or 20)
+    # The cache may be longer than what is filled; what stands there must not matter.
+    keys, values = (jnp.pad(x, ((0, 0), (0, 4), (0, 0), (0, 0)), constant_values=9) for x in (k, v))
+    decode = jax.jit(functools.partial(attention.attend_cache, backend="xla", scoring=scoring))
+    cached = decode(q[jnp.arange(3), lengths - 1], keys, values, lengths - 1)
+    for row, length in enumerate(lengths):
+        expected = attend_dense(q[row], k[row], v[row], visible, scoring)
+        np.testing.assert_allclose(rows[row, :length], expected[:length], atol=2e-6)
+        np.testing.assert_allclose(cached[row], expected[length - 1], atol=2e-6)
+
+
+def test_windows_count_positions_of_the_sequence_not_of_the_row():
+    items, plan, batch = pack((CHOSEN, REJECTED))
+    q, k, v = draw_qkv(*batch.tokens.shape)
+    run = jax.jit(functools.partial(attention.attend_view, backend="xla", scoring=BOTH))
+    got = run(q, k, v, batch.view)
+    for row, members in enumerate(plan.steps[0]):
+        members = [items[index] for index in members]
+        real = sum(item.num_tokens for item in members)
+        visible = visible_tokens(members, batch.tokens.shape[1])
+        place = np.asarray(batch.positions[row])
+        visible &= place[:, None] - place < BOTH.window
+        expected = attend_dense(q[row], k[row], v[row], visible, BOTH)
+        np.testing.assert_allclose(got[row, :real], expected[:real], atol=2e-6)
 
 
 @pytest.mark.parametrize("roles", [(CHOSEN, REJECTED), (MEMBER,) * 4])
@@ -138,14 +183,15 @@ def test_attend_cache_equals_the_last_query_of_causal_attention():
         np.testing.assert_allclose(got[slot], expected, atol=2e-6)
 
 
-def test_splash_equals_xla_in_value_and_gradient():
+@pytest.mark.parametrize("scoring", [PLAIN, Scoring(0.2, 1.5, 40)], ids=["plain", "capped"])
+def test_splash_equals_xla_in_value_and_gradient(scoring):
     # The kernel runs on TPU; the interpreter runs the same kernel here.
     q, k, v = draw_qkv(2, 70, head_dim=64)
     lengths = jnp.array([70, 33])
     weights = (jnp.arange(70) < lengths[:, None])[..., None, None] * draw_qkv(2, 70, head_dim=64)[0]
 
     def run(attend):
-        total = lambda q, k, v: (attend(q, k, v, lengths) * weights).sum()  # noqa: E731
+        total = lambda *x: (attend(*x, lengths, scoring=scoring) * weights).sum()  # noqa: E731
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)
 
     value, gradient = run(functools.partial(attention._attend_splash, interpret=True))
@@ -206,3 +252,15 @@ def test_a_backend_that_cannot_run_falls_back_and_says_so_once(
     (record,) = caplog.records
     for part in (repr(name), runs_on, str(head_dim), dtype, "'xla'"):
         assert part in record.getMessage()
+
+
+@pytest.mark.parametrize("name", ["auto", "cudnn"])
+def test_a_soft_cap_keeps_cudnn_away_and_says_so(platform, caplog, name):
+    platform("gpu")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert attention.choose_backend(name, 64, "bfloat16", 50.0) == "xla"
+    (record,) = caplog.records
+    assert "soft cap 50" in record.getMessage() and "'cudnn'" in record.getMessage()
+    platform("tpu")
+    assert attention.choose_backend("auto", 64, "float32", 50.0) == "splash"

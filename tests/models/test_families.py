@@ -2,23 +2,11 @@
 
 import json
 
-import jax
-import numpy as np
 import pytest
 
 from halos_jax.config import ModelConfig
 from halos_jax.models import families, spec
-from halos_jax.models.families import (
-    FROM_HEADS,
-    MATRIX,
-    TO_HEADS,
-    TRANSPOSED,
-    VECTOR,
-    ModelError,
-    Tensor,
-    make_decoder_config,
-    make_hf_config,
-)
+from halos_jax.models.families import ModelError, make_decoder_config, make_hf_config
 from halos_jax.models.spec import RopeConfig
 
 # The config.json of a Llama 3.2 1B, in the spelling of transformers 4.
@@ -126,12 +114,10 @@ def test_labels_of_a_classifier(fields, labels):
     [
         ({"model_type": "gpt9"}, "model_type: got 'gpt9', allowed: "),
         ({"model_type": None}, "model_type: got None"),
-        ({"attention_bias": True}, "attention_bias: got True, allowed: False"),
-        ({"mlp_bias": True}, "mlp_bias: got True"),
-        ({"hidden_act": "gelu"}, "hidden_act: got 'gelu', allowed: 'silu'"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type: got 'yarn'"),
+        ({"hidden_act": "relu"}, "hidden_act: got 'relu', allowed: 'silu'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope type: got 'dynamic', allowed"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope of type 'yarn': factor missing"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: allowed: 1.0"),
         ({"hidden_size": None}, "hidden_size: got None, allowed: a positive integer"),
         ({"num_key_value_heads": 5}, "num_key_value_heads: got 5, allowed: a divisor"),
         ({"architectures": ["LlamaForTokenClassification"]}, "LlamaForTokenClassification"),
@@ -150,8 +136,10 @@ def test_what_the_decoder_lacks_is_refused(fields, message):
 
 def test_all_errors_come_together():
     with pytest.raises(ModelError) as caught:
-        make_decoder_config({**LLAMA_1B, "mlp_bias": True, "hidden_act": "relu", "vocab_size": -1})
-    for name in ("mlp_bias", "hidden_act", "vocab_size"):
+        make_decoder_config(
+            {**LLAMA_1B, "rope_scaling": {"type": "su"}, "hidden_act": "relu", "vocab_size": -1}
+        )
+    for name in ("rope type", "hidden_act", "vocab_size"):
         assert name in str(caught.value)
 
 
@@ -197,56 +185,35 @@ def test_a_source_of_another_model_is_refused():
         make_hf_config(config, "float32", LLAMA_1B)
 
 
-@pytest.mark.parametrize(
-    ("axes", "shape", "expected"),
-    [
-        (VECTOR, (5,), lambda x: x),
-        (MATRIX, (4, 6), lambda x: x),
-        (TRANSPOSED, (4, 6), lambda x: x.T),
-        (TO_HEADS, (8, 4, 3), lambda x: x.reshape(8, 12).T),
-        (FROM_HEADS, (4, 3, 8), lambda x: x.reshape(12, 8).T),
-    ],
-)
-def test_layouts_and_their_blocks(axes, shape, expected):
-    tensor = Tensor("x", axes)
-    ours = np.arange(np.prod(shape)).reshape(shape)
-    theirs = tensor.to_theirs(ours)
-    np.testing.assert_array_equal(theirs, expected(ours))
-    assert tensor.shape_of(shape) == theirs.shape
-
-    reads = []
-
-    def get(block):
-        reads.append(theirs[block].size)
-        return theirs[block]
-
-    whole = (slice(None),) * len(shape)
-    np.testing.assert_array_equal(tensor.read(shape, whole, get), ours)
-    for axis, size in enumerate(shape):
-        index = list(whole)
-        index[axis] = slice(size // 2, size)
-        block = tensor.read(shape, tuple(index), get)
-        np.testing.assert_array_equal(block, ours[tuple(index)])
-        if axis in {group[0] for group in axes}:
-            assert reads[-1] == block.size  # nothing is read that is not asked for
-
-
 @pytest.mark.parametrize("model_type", sorted(families.FAMILIES))
 def test_every_array_of_the_spec_has_its_tensor(model_type):
     family = families.FAMILIES[model_type]
-    config = make_decoder_config({**LLAMA_1B, "model_type": model_type})
-    paths = set()
-    for labels, tied in ((0, False), (0, True), (1, True)):
-        made = {**LLAMA_1B, "tie_word_embeddings": tied, "num_labels": labels}
-        if labels:
-            made["architectures"] = [family.classifier]
-        tree = spec.make_spec(make_decoder_config(made))
-        leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: isinstance(x, spec.ParamSpec))
-        for path, leaf in leaves:
-            name = "/".join(key.key for key in path)
-            paths.add(name)
-            rank = len(leaf.shape) - name.startswith("layers/")
-            flattened = sorted(axis for group in family.tensors[name].axes for axis in group)
+    for labels, tied, biased in ((0, False, True), (0, True, False), (1, True, True)):
+        name = family.classifier if labels else family.language_model
+        made = {**LLAMA_1B, "model_type": model_type, "architectures": [name]}
+        made |= {"rope_scaling": None, "num_labels": labels, "tie_word_embeddings": tied}
+        config = make_decoder_config({**made, "attention_bias": biased, "mlp_bias": biased})
+        assert config.num_labels == labels and config.tie_embeddings == tied
+        shapes = spec.list_shapes(config)
+        tensors = families.list_tensors(config, family)
+        assert tensors.keys() == shapes.keys()
+        for path, tensor in tensors.items():
+            inside = path.startswith("layers/")
+            rank = len(shapes[path]) - inside
+            flattened = sorted(axis for group in tensor.axes for axis in group)
             assert flattened == list(range(rank))
-            assert ("{layer}" in family.tensors[name].name) == name.startswith("layers/")
-    assert paths == set(family.tensors) and config.num_layers == 16
+            assert ("{layer}" in tensor.name) == inside
+
+
+def test_a_family_s_defaults_fill_what_its_config_leaves_out():
+    gemma = {**without(LLAMA_1B, "head_dim", "tie_word_embeddings"), "rope_scaling": None}
+    gemma["architectures"] = ["Gemma2ForCausalLM"]
+    config = make_decoder_config({**gemma, "model_type": "gemma2"})
+    assert config.head_dim == 256 and config.tie_embeddings
+    assert config.windows == (4096, 0) * 8
+    assert (config.attention_softcap, config.logit_softcap) == (50.0, 30.0)
+    gemma["architectures"] = ["Gemma3ForCausalLM"]
+    config = make_decoder_config({**gemma, "model_type": "gemma3_text"})
+    assert config.windows == (*(4096,) * 5, 0, *(4096,) * 5, 0, *(4096,) * 4)
+    # This config says rope_theta, as those on the hub do.
+    assert (config.rope.theta, config.local_rope.theta) == (500_000.0, 10_000.0)

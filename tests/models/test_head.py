@@ -21,33 +21,38 @@ def make_inputs(vocab, seed=0, scale=1.0):
     return hidden, head, targets, weights
 
 
-def expected_all(hidden, head, targets, weights):
+def expected_all(hidden, head, targets, weights, softcap=0.0):
     """Return log-probs and the gradients of their weighted sum, in float64 throughout."""
-    logits = hidden @ head.T
+    logits, inner = hidden @ head.T, 1.0
+    if softcap:
+        bent = np.tanh(logits / softcap)
+        logits, inner = softcap * bent, 1 - bent**2
     logits -= logits.max(axis=-1, keepdims=True)
     logps = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    slopes = (np.eye(len(head))[targets] - np.exp(logps)) * weights[..., None]
+    slopes = (np.eye(len(head))[targets] - np.exp(logps)) * weights[..., None] * inner
     picked = np.take_along_axis(logps, targets[..., None], -1)[..., 0]
     return picked, slopes @ head, np.einsum("rpv,rpd->vd", slopes, hidden)
 
 
-@functools.partial(jax.jit, static_argnames="chunk")
-def ours(hidden, head, targets, weights, *, chunk):
+@functools.partial(jax.jit, static_argnames=("chunk", "softcap"))
+def ours(hidden, head, targets, weights, *, chunk, softcap=0.0):
     def total(hidden, head):
-        logps = compute_token_logps(hidden, head, targets, chunk=chunk)
+        logps = compute_token_logps(hidden, head, targets, chunk=chunk, softcap=softcap)
         return (logps * weights).sum(), logps
 
     gradients, logps = jax.grad(total, argnums=(0, 1), has_aux=True)(hidden, head)
     return logps, *gradients
 
 
-def compare(inputs, *, chunk, dtype=jnp.float32, tolerance=2e-6):
+def compare(inputs, *, chunk, dtype=jnp.float32, tolerance=2e-6, softcap=0.0):
     hidden, head, targets, weights = inputs
     hidden, head = jnp.asarray(hidden, dtype), jnp.asarray(head, dtype)
-    got = ours(hidden, head, jnp.asarray(targets), jnp.asarray(weights, jnp.float32), chunk=chunk)
+    targets, weights = jnp.asarray(targets), jnp.asarray(weights, jnp.float32)
+    got = ours(hidden, head, targets, weights, chunk=chunk, softcap=softcap)
     exact = (np.asarray(x, np.float64) for x in (hidden, head))
     assert [x.dtype for x in got] == [jnp.float32, dtype, dtype]
-    for one, other in zip(got, expected_all(*exact, targets, weights), strict=True):
+    expected = expected_all(*exact, inputs[2], inputs[3], softcap)
+    for one, other in zip(got, expected, strict=True):
         one = np.asarray(one, np.float64)
         np.testing.assert_allclose(one, other, atol=tolerance * np.abs(other).max())
 
@@ -55,6 +60,10 @@ def compare(inputs, *, chunk, dtype=jnp.float32, tolerance=2e-6):
 @pytest.mark.parametrize("chunk", [1, 5, 13, 1000])
 def test_any_chunk_equals_log_softmax(chunk):
     compare(make_inputs(50), chunk=chunk)
+
+
+def test_a_soft_cap_bends_logits_and_gradients(mesh):
+    compare(make_inputs(50), chunk=5, softcap=2.0)
 
 
 # 51 does not divide by the tensor axis, so every device holds the whole vocabulary.

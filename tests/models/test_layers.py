@@ -1,10 +1,14 @@
 """The parts of a block against their formulas in float64."""
 
+import dataclasses
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from halos_jax.models import layers
+from halos_jax.models.rope import make_rotations
 from halos_jax.models.spec import DecoderConfig
 
 CONFIG = DecoderConfig(
@@ -42,6 +46,47 @@ def test_rms_norm_of_zeros_is_zero(eps):
     np.testing.assert_array_equal(layers.rms_norm(zeros, jnp.ones(12), eps), zeros)
 
 
+def test_normalize_applies_the_norm_of_its_kind():
+    x, scale, bias = draw(0, 3, 12), draw(1, 12), draw(2, 12)
+    weights = dict(zip(("n", "n_bias"), single(scale, bias), strict=True))
+    rms = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-5)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    standard = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+    expected = {
+        "rms": rms * scale,
+        "rms_offset": rms * (1 + scale),
+        "layer": standard * scale + bias,
+    }
+    (wide,) = single(x)
+    for kind, value in expected.items():
+        config = dataclasses.replace(CONFIG, norm=kind)
+        np.testing.assert_allclose(layers.normalize(wide, weights, "n", config), value, atol=1e-5)
+    assert layers.normalize(wide, weights, "another", CONFIG) is wide
+
+
+def test_a_norm_over_all_heads_has_one_mean():
+    x, scale = draw(0, 5, 4, 6), draw(1, 4, 6)
+    expected = x / np.sqrt((x**2).mean(axis=(-2, -1), keepdims=True) + 1e-5) * scale
+    np.testing.assert_allclose(layers.rms_norm(*single(x, scale), 1e-5), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_an_mlp_without_a_gate_and_with_biases(activation):
+    x, up, down, up_bias, down_bias = (
+        draw(seed, *shape) for seed, shape in enumerate([(3, 12), (12, 20), (20, 12), (20,), (12,)])
+    )
+    inner = x @ up + up_bias
+    share = {
+        "silu": lambda x: 1 / (1 + np.exp(-x)),
+        "gelu": np.vectorize(lambda x: 0.5 * (1 + math.erf(x / math.sqrt(2)))),
+        "gelu_tanh": lambda x: 0.5 * (1 + np.tanh(math.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    }[activation](inner)
+    weights = {"up": up, "down": down, "up_bias": up_bias, "down_bias": down_bias}
+    weights = {name: jnp.asarray(value, jnp.float32) for name, value in weights.items()}
+    got = layers.run_mlp(*single(x), weights, dataclasses.replace(CONFIG, activation=activation))
+    np.testing.assert_allclose(got, inner * share @ down + down_bias, rtol=1e-4, atol=1e-4)
+
+
 def rotate(x, positions, theta=10_000.0):
     """Rotate pairs (i, i + H/2) as complex numbers."""
     half = x.shape[-1] // 2
@@ -57,7 +102,7 @@ def test_projections_rotate_queries_and_keys_and_leave_values():
     got = layers.project_qkv(
         jnp.asarray(x, jnp.float32),
         {name: jnp.asarray(value, jnp.float32) for name, value in weights.items()},
-        jnp.asarray(positions),
+        make_rotations(CONFIG, jnp.asarray(positions))(0),
         CONFIG,
     )
     plain = {name: np.tensordot(x, value, 1) for name, value in weights.items()}
@@ -79,7 +124,7 @@ def test_gated_mlp_is_swiglu():
     expected = (opened / (1 + np.exp(-opened)) * (x @ up)) @ down
     weights = dict(zip(("gate", "up", "down"), single(gate, up, down), strict=True))
     np.testing.assert_allclose(
-        layers.gated_mlp(jnp.asarray(x, jnp.float32), weights), expected, rtol=1e-4, atol=1e-4
+        layers.run_mlp(jnp.asarray(x, jnp.float32), weights, CONFIG), expected, rtol=1e-4, atol=1e-4
     )
 
 
@@ -87,5 +132,5 @@ def test_one_token_without_a_row_axis_works_too():
     # The decode step calls the same functions on [S, D].
     x, gate, up, down = single(draw(0, 3, 12), draw(1, 12, 20), draw(2, 12, 20), draw(3, 20, 12))
     weights = {"gate": gate, "up": up, "down": down}
-    rows = layers.gated_mlp(x[:, None], weights)[:, 0]
-    np.testing.assert_allclose(layers.gated_mlp(x, weights), rows, rtol=1e-5, atol=1e-5)
+    rows = layers.run_mlp(x[:, None], weights, CONFIG)[:, 0]
+    np.testing.assert_allclose(layers.run_mlp(x, weights, CONFIG), rows, rtol=1e-5, atol=1e-5)

@@ -5,10 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from halos_jax.models.rope import apply_rope, inverse_frequencies
-from halos_jax.models.spec import RopeConfig
+from halos_jax.models.rope import apply_rope, inverse_frequencies, make_rotations
+from halos_jax.models.spec import DecoderConfig, RopeConfig
 
 DEFAULT = RopeConfig(theta=500_000.0)
+LINEAR = RopeConfig(theta=1000.0, kind="linear", factor=4.0)
+YARN = RopeConfig(
+    theta=10_000.0,
+    kind="yarn",
+    factor=4.0,
+    original_max_length=256,
+    beta_fast=16.0,
+    attention_factor=1.2,
+)
 LLAMA3 = RopeConfig(
     theta=500_000.0,
     kind="llama3",
@@ -68,13 +77,56 @@ def test_llama3_keeps_fast_and_divides_slow_frequencies():
     assert np.all(np.diff(scaled) < 0)
 
 
-@pytest.mark.parametrize("rope", [DEFAULT, LLAMA3], ids=["default", "llama3"])
+def test_only_a_fraction_of_the_dimensions_turns():
+    x = random_heads((2, 5, 3, 16))
+    positions = jnp.arange(5) * jnp.ones((2, 1), jnp.int32)
+    frequencies = inverse_frequencies(RopeConfig(fraction=0.25), 16)
+    assert frequencies.shape == (2,)
+    got = apply_rope(x, positions, jnp.asarray(frequencies))
+    np.testing.assert_array_equal(got[..., 4:], x[..., 4:])
+    np.testing.assert_array_equal(got[..., :4], apply_rope(x[..., :4], positions, frequencies))
+
+
+def test_yarn_keeps_fast_and_divides_slow_pairs():
+    plain = inverse_frequencies(RopeConfig(), 64)
+    scaled, turns = inverse_frequencies(YARN, 64), 256 * plain / (2 * np.pi)
+    np.testing.assert_allclose(scaled[turns > 20], plain[turns > 20], rtol=1e-6)
+    np.testing.assert_allclose(scaled[turns < 0.7], plain[turns < 0.7] / 4, rtol=1e-6)
+    assert np.all(np.diff(plain / scaled) >= -1e-6)
+
+
+def test_layers_of_two_kinds_turn_by_their_own_table():
+    sizes = {"vocab_size": 9, "d_model": 8, "num_heads": 2, "num_kv_heads": 1, "d_mlp": 8}
+    config = DecoderConfig(
+        **sizes, num_layers=3, head_dim=16, rope=DEFAULT, local_rope=YARN, windows=(4, 4, 0)
+    )
+    x, positions = random_heads((3, 2, 16)), jnp.array([0, 5, 90])
+    rotation_of = make_rotations(config, positions)
+    for number, rope in enumerate((YARN, DEFAULT)):  # in the order of the layers
+        table = jnp.asarray(inverse_frequencies(rope, 16))
+        expected = apply_rope(x, positions, table, rope.attention_factor)
+        np.testing.assert_allclose(rotation_of(number)(x), expected, rtol=1e-6)
+        traced = jax.jit(lambda kind: rotation_of(kind)(x))(number)
+        np.testing.assert_allclose(traced, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rope", [DEFAULT, LINEAR, YARN, LLAMA3], ids=["default", "linear", "yarn", "llama3"]
+)
 def test_equals_transformers(rope):
     torch = pytest.importorskip("torch")
     from transformers import LlamaConfig
     from transformers.models.llama import modeling_llama
 
     parameters = {"rope_theta": rope.theta, "rope_type": rope.kind}
+    if rope.kind in ("linear", "yarn"):
+        parameters["factor"] = rope.factor
+    if rope.kind == "yarn":
+        parameters |= {
+            "beta_fast": rope.beta_fast,
+            "attention_factor": rope.attention_factor,
+            "original_max_position_embeddings": rope.original_max_length,
+        }
     if rope.kind == "llama3":
         parameters |= {
             "factor": rope.factor,
@@ -98,5 +150,5 @@ def test_equals_transformers(rope):
     theirs, _ = modeling_llama.apply_rotary_pos_emb(
         torch.tensor(q), torch.tensor(q), cos, sin, unsqueeze_dim=2
     )
-    ours = apply_rope(jnp.asarray(q), jnp.asarray(positions), jnp.asarray(frequencies))
+    ours = apply_rope(jnp.asarray(q), jnp.asarray(positions), frequencies, rope.attention_factor)
     np.testing.assert_allclose(ours, theirs.numpy(), atol=5e-5)

@@ -1,0 +1,306 @@
+"""The table of model families: what sets each apart, and its tensors' names.
+
+A family is one entry of `FAMILIES`, under its Hugging Face `model_type`: the names of its two
+architectures, the defaults of its config, a reader from the Hugging Face config to fields of
+`DecoderConfig`, and a key table from our paths to the checkpoint's tensors.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from halos_jax.models.hf_fields import (
+    HFConfig,
+    get_layer_types,
+    read_architecture,
+    read_rope,
+    read_windows,
+)
+from halos_jax.models.layouts import (
+    FROM_HEADS,
+    HEADS,
+    MATRIX,
+    TO_HEADS,
+    TRANSPOSED,
+    VECTOR,
+    Tensor,
+)
+
+Fields = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What there is to know of one Hugging Face `model_type`.
+
+    `read` returns the architecture fields of DecoderConfig and appends what it cannot use to the
+    list of errors; `tensors` has every path that a model of the family may have.
+    """
+
+    language_model: str  # names of the two architectures in `transformers`
+    classifier: str
+    read: Callable[[HFConfig, list[str]], Fields]
+    tensors: Mapping[str, Tensor]
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)  # endings of what is stored but no weight
+
+
+# --------------------------------------------------------------------------- readers
+
+
+def _read_llama(hf_config: HFConfig, errors: list[str]) -> Fields:
+    return read_architecture(hf_config, errors)
+
+
+def _read_mistral(hf_config: HFConfig, errors: list[str]) -> Fields:
+    # transformers ignores `layer_types` here: all layers have the window, or none.
+    always = {**hf_config, "layer_types": None}
+    layer_types = get_layer_types(always, lambda layer: bool(hf_config.get("sliding_window")))
+    windows = read_windows(hf_config, errors, layer_types)
+    return {**read_architecture(hf_config, errors), "windows": windows}
+
+
+def _read_qwen2(hf_config: HFConfig, errors: list[str]) -> Fields:
+    qwen3 = _read_qwen3(hf_config, errors)
+    return {**qwen3, "qk_norm": "none", "qkv_bias": True, "out_bias": False}
+
+
+def _read_qwen3(hf_config: HFConfig, errors: list[str]) -> Fields:
+    windowed = hf_config.get("use_sliding_window") and hf_config.get("sliding_window")
+    first = hf_config["max_window_layers"] if windowed else 0
+    layer_types = get_layer_types(hf_config, lambda layer: windowed and layer >= first)
+    windows = read_windows(hf_config, errors, layer_types)
+    return {**read_architecture(hf_config, errors), "windows": windows, "qk_norm": "head"}
+
+
+def _read_gemma2(hf_config: HFConfig, errors: list[str]) -> Fields:
+    if hf_config.get("use_bidirectional_attention"):
+        errors.append("use_bidirectional_attention: got True, allowed: False")
+    # Some configs have a `hidden_act` as well, which transformers ignores.
+    activation = hf_config.get("hidden_activation") or "gelu_pytorch_tanh"
+    architecture = read_architecture({**hf_config, "hidden_act": activation}, errors)
+    period = hf_config["sliding_window_pattern"]
+    layer_types = get_layer_types(hf_config, lambda layer: (layer + 1) % period != 0)
+    return {
+        **architecture,
+        "norm": "rms_offset",
+        "post_norm": True,
+        "scale_embeddings": True,
+        "windows": read_windows(hf_config, errors, layer_types),
+        "attention_scale": hf_config["query_pre_attn_scalar"] ** -0.5,
+        "attention_softcap": hf_config.get("attn_logit_softcapping") or 0.0,
+        "logit_softcap": hf_config.get("final_logit_softcapping") or 0.0,
+    }
+
+
+def _read_gemma3(hf_config: HFConfig, errors: list[str]) -> Fields:
+    rope = hf_config.get("rope_parameters") or {}
+    spelled = {
+        "sliding_attention": {"rope_theta": hf_config["rope_local_base_freq"]},
+        "full_attention": hf_config.get("rope_scaling") or {},
+    }
+    full, local = (
+        rope.get(name) or spelled[name] for name in ("full_attention", "sliding_attention")
+    )
+    gemma2 = _read_gemma2({**hf_config, "rope_parameters": full}, errors)
+    local_rope = read_rope({"rope_parameters": local}, errors)
+    return {**gemma2, "local_rope": local_rope, "qk_norm": "head"}
+
+
+def _read_gpt_neox(hf_config: HFConfig, errors: list[str]) -> Fields:
+    same = {
+        **hf_config,
+        "rms_norm_eps": hf_config["layer_norm_eps"],
+        "rope_theta": hf_config["rotary_emb_base"],
+        "partial_rotary_factor": hf_config["rotary_pct"],
+    }
+    return {
+        **read_architecture(same, errors),
+        "norm": "layer",
+        "parallel_residual": hf_config["use_parallel_residual"],
+        "gated_mlp": False,
+        "mlp_bias": True,
+    }
+
+
+def _read_olmo2(hf_config: HFConfig, errors: list[str]) -> Fields:
+    architecture = read_architecture(hf_config, errors)
+    return {**architecture, "pre_norm": False, "post_norm": True, "qk_norm": "all"}
+
+
+def _read_phi3(hf_config: HFConfig, errors: list[str]) -> Fields:
+    rope = read_rope(hf_config, errors, kinds=("default",))
+    plain = {**hf_config, "rope_scaling": None, "rope_parameters": None}
+    return {**_read_mistral(plain, errors), "rope": rope}
+
+
+# --------------------------------------------------------------------------- tensors
+
+_QKV, _QKV_BIAS = (tuple(f"layers/{name}{end}" for name in "qkv") for end in ("", "_bias"))
+
+
+def _make_table(
+    outer: Mapping[str, Tensor], prefix: str, layer: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return `outer` and `layer`, the latter under "layers/" here and under `prefix` there."""
+    inner = {
+        f"layers/{path}": dataclasses.replace(tensor, name=f"{prefix}.{{layer}}.{tensor.name}")
+        for path, tensor in layer.items()
+    }
+    return {**outer, **inner}
+
+
+_MLP = ("gate", "up", "down")
+_LLAMA_OUTER = {
+    "embed": Tensor("model.embed_tokens.weight", MATRIX),
+    "final_norm": Tensor("model.norm.weight", VECTOR),
+    "head": Tensor("lm_head.weight", MATRIX),
+    "score": Tensor("score.weight", MATRIX),
+}
+_LLAMA_LAYER = {
+    "attention_norm": Tensor("input_layernorm.weight", VECTOR),
+    "o": Tensor("self_attn.o_proj.weight", FROM_HEADS),
+    "o_bias": Tensor("self_attn.o_proj.bias", VECTOR),
+    "mlp_norm": Tensor("post_attention_layernorm.weight", VECTOR),
+    **{name: Tensor(f"self_attn.{name}_proj.weight", TO_HEADS) for name in "qkv"},
+    **{f"{name}_bias": Tensor(f"self_attn.{name}_proj.bias", HEADS) for name in "qkv"},
+    **{name: Tensor(f"mlp.{name}_proj.weight", TRANSPOSED) for name in _MLP},
+    **{f"{name}_bias": Tensor(f"mlp.{name}_proj.bias", VECTOR) for name in _MLP},
+}
+_QWEN3_LAYER = _LLAMA_LAYER | {
+    "q_norm": Tensor("self_attn.q_norm.weight", VECTOR),
+    "k_norm": Tensor("self_attn.k_norm.weight", VECTOR),
+}
+_GEMMA_LAYER = _QWEN3_LAYER | {
+    "attention_post_norm": Tensor("post_attention_layernorm.weight", VECTOR),
+    "mlp_norm": Tensor("pre_feedforward_layernorm.weight", VECTOR),
+    "mlp_post_norm": Tensor("post_feedforward_layernorm.weight", VECTOR),
+}
+_OLMO2_LAYER = _GEMMA_LAYER | {
+    "q_norm": Tensor("self_attn.q_norm.weight", HEADS),
+    "k_norm": Tensor("self_attn.k_norm.weight", HEADS),
+}
+_PHI3_LAYER = _LLAMA_LAYER | {
+    **dict.fromkeys("qkv", Tensor("self_attn.qkv_proj.weight", TO_HEADS, _QKV)),
+    **dict.fromkeys(
+        ("gate", "up"),
+        Tensor("mlp.gate_up_proj.weight", TRANSPOSED, ("layers/gate", "layers/up")),
+    ),
+}
+
+_GPT_NEOX_OUTER = {
+    "embed": Tensor("gpt_neox.embed_in.weight", MATRIX),
+    "final_norm": Tensor("gpt_neox.final_layer_norm.weight", VECTOR),
+    "final_norm_bias": Tensor("gpt_neox.final_layer_norm.bias", VECTOR),
+    "head": Tensor("embed_out.weight", MATRIX),
+    "score": Tensor("score.weight", MATRIX),
+}
+_FUSED = "attention.query_key_value"
+_GPT_NEOX_LAYER = {
+    "attention_norm": Tensor("input_layernorm.weight", VECTOR),
+    "attention_norm_bias": Tensor("input_layernorm.bias", VECTOR),
+    "o": Tensor("attention.dense.weight", FROM_HEADS),
+    "o_bias": Tensor("attention.dense.bias", VECTOR),
+    "mlp_norm": Tensor("post_attention_layernorm.weight", VECTOR),
+    "mlp_norm_bias": Tensor("post_attention_layernorm.bias", VECTOR),
+    "up": Tensor("mlp.dense_h_to_4h.weight", TRANSPOSED),
+    "up_bias": Tensor("mlp.dense_h_to_4h.bias", VECTOR),
+    "down": Tensor("mlp.dense_4h_to_h.weight", TRANSPOSED),
+    "down_bias": Tensor("mlp.dense_4h_to_h.bias", VECTOR),
+    **dict.fromkeys("qkv", Tensor(f"{_FUSED}.weight", TO_HEADS, _QKV, by_head=True)),
+    **dict.fromkeys(
+        ("q_bias", "k_bias", "v_bias"), Tensor(f"{_FUSED}.bias", HEADS, _QKV_BIAS, by_head=True)
+    ),
+}
+
+_GEMMA_DEFAULTS = {
+    "head_dim": 256,
+    "tie_word_embeddings": True,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+}
+
+# --------------------------------------------------------------------------- families
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(
+        "LlamaForCausalLM",
+        "LlamaForSequenceClassification",
+        _read_llama,
+        _make_table(_LLAMA_OUTER, "model.layers", _LLAMA_LAYER),
+    ),
+    "mistral": Family(
+        "MistralForCausalLM",
+        "MistralForSequenceClassification",
+        _read_mistral,
+        _make_table(_LLAMA_OUTER, "model.layers", _LLAMA_LAYER),
+        {"num_key_value_heads": 8, "sliding_window": 4096},
+    ),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        "Qwen2ForSequenceClassification",
+        _read_qwen2,
+        _make_table(_LLAMA_OUTER, "model.layers", _LLAMA_LAYER),
+        {"max_window_layers": 28, "sliding_window": 4096},
+    ),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        "Qwen3ForSequenceClassification",
+        _read_qwen3,
+        _make_table(_LLAMA_OUTER, "model.layers", _QWEN3_LAYER),
+        {"max_window_layers": 28, "sliding_window": 4096, "head_dim": 128},
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        "Gemma2ForSequenceClassification",
+        _read_gemma2,
+        _make_table(_LLAMA_OUTER, "model.layers", _GEMMA_LAYER),
+        {
+            **_GEMMA_DEFAULTS,
+            "sliding_window_pattern": 2,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        "Gemma3TextForSequenceClassification",
+        _read_gemma3,
+        _make_table(_LLAMA_OUTER, "model.layers", _GEMMA_LAYER),
+        {
+            **_GEMMA_DEFAULTS,
+            "sliding_window_pattern": 6,
+            "rope_theta": 1_000_000.0,
+            "rope_local_base_freq": 10_000.0,
+        },
+    ),
+    "gpt_neox": Family(
+        "GPTNeoXForCausalLM",
+        "GPTNeoXForSequenceClassification",
+        _read_gpt_neox,
+        _make_table(_GPT_NEOX_OUTER, "gpt_neox.layers", _GPT_NEOX_LAYER),
+        {
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-5,
+            "rotary_emb_base": 10_000.0,
+            "rotary_pct": 0.25,
+            "use_parallel_residual": True,
+            "attention_bias": True,
+        },
+        ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
+    ),
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
+        "Olmo2ForSequenceClassification",
+        _read_olmo2,
+        _make_table(_LLAMA_OUTER, "model.layers", _OLMO2_LAYER),
+        {"rms_norm_eps": 1e-5},
+    ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        "Phi3ForSequenceClassification",
+        _read_phi3,
+        _make_table(_LLAMA_OUTER, "model.layers", _PHI3_LAYER),
+        {"rms_norm_eps": 1e-5},
+    ),
+}

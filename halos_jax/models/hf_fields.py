@@ -1,0 +1,162 @@
+"""Readers of the fields that the config.json of every family shares.
+
+Each takes the Hugging Face config, its gaps filled with the family's defaults, and appends what
+this decoder cannot run to `errors`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from halos_jax.models.spec import RopeConfig
+
+HFConfig = Mapping[str, Any]
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "d_mlp": "intermediate_size",
+}
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+# RopeConfig field -> name in config.json, for each kind of scaling; True where it must be there.
+ROPE_FIELDS = {
+    "default": {},
+    "linear": {"factor": ("factor", True)},
+    "llama3": {
+        "factor": ("factor", True),
+        "low_freq_factor": ("low_freq_factor", True),
+        "high_freq_factor": ("high_freq_factor", True),
+        "original_max_length": ("original_max_position_embeddings", True),
+    },
+    "yarn": {
+        "factor": ("factor", True),
+        "original_max_length": ("original_max_position_embeddings", True),
+        "beta_fast": ("beta_fast", False),
+        "beta_slow": ("beta_slow", False),
+        "truncate": ("truncate", False),
+    },
+}
+WINDOWED, FULL = "sliding_attention", "full_attention"
+
+
+def read_architecture(hf_config: HFConfig, errors: list[str]) -> dict[str, Any]:
+    """Return the fields of DecoderConfig that are named alike in all families."""
+    return {
+        **_read_sizes(hf_config, errors),
+        "norm_eps": hf_config.get("rms_norm_eps", 1e-6),
+        "tie_embeddings": bool(hf_config.get("tie_word_embeddings", False)),
+        "init_std": hf_config.get("initializer_range", 0.02),
+        "qkv_bias": bool(hf_config.get("attention_bias", False)),
+        "out_bias": bool(hf_config.get("attention_bias", False)),
+        "mlp_bias": bool(hf_config.get("mlp_bias", False)),
+        "activation": _read_activation(hf_config, errors),
+        "rope": read_rope(hf_config, errors),
+    }
+
+
+def _read_sizes(hf_config: HFConfig, errors: list[str]) -> dict[str, int]:
+    fields = {}
+    for ours, theirs in _SIZES.items():
+        value = hf_config.get(theirs)
+        if isinstance(value, int) and value > 0:
+            fields[ours] = value
+        else:
+            errors.append(f"{theirs}: got {value!r}, allowed: a positive integer")
+    if len(fields) < len(_SIZES):
+        return {}
+    heads = fields["num_heads"]
+    fields["num_kv_heads"] = hf_config.get("num_key_value_heads") or heads
+    fields["head_dim"] = hf_config.get("head_dim") or fields["d_model"] // heads
+    if heads % fields["num_kv_heads"]:
+        errors.append(
+            f"num_key_value_heads: got {fields['num_kv_heads']}, allowed: a divisor of "
+            f"num_attention_heads = {heads}"
+        )
+    return fields
+
+
+def _read_activation(hf_config: HFConfig, errors: list[str]) -> str:
+    name = hf_config.get("hidden_act", "silu")
+    if name not in _ACTIVATIONS:
+        allowed = ", ".join(map(repr, _ACTIVATIONS))
+        errors.append(f"hidden_act: got {name!r}, allowed: {allowed}")
+    return _ACTIVATIONS.get(name, "silu")
+
+
+def read_rope(
+    hf_config: HFConfig, errors: list[str], *, kinds: Sequence[str] = tuple(ROPE_FIELDS)
+) -> RopeConfig:
+    """Return the rotary embedding, in the spelling of transformers 4 or 5, if of one of `kinds`."""
+    rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in kinds:
+        errors.append(f"rope type: got {kind!r}, allowed: {', '.join(map(repr, kinds))}")
+        return RopeConfig()
+    rope = dict(rope)
+    if kind == "yarn":
+        # transformers takes the model's length where the original one is not said.
+        rope.setdefault(
+            "original_max_position_embeddings", hf_config.get("max_position_embeddings")
+        )
+    fields = {}
+    for ours, (theirs, required) in ROPE_FIELDS[kind].items():
+        if rope.get(theirs) is not None:
+            fields[ours] = rope[theirs]
+        elif required:
+            errors.append(f"rope of type {kind!r}: {theirs} missing")
+    if kind == "yarn" and "factor" in fields:
+        fields["attention_factor"] = _yarn_attention_factor(rope)
+    return RopeConfig(
+        theta=float(rope.get("rope_theta") or hf_config.get("rope_theta") or 10_000.0),
+        kind=kind,
+        fraction=rope.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1.0)),
+        **fields,
+    )
+
+
+def _yarn_attention_factor(rope: Mapping[str, Any]) -> float:
+    """Return what YaRN multiplies queries and keys by: 0.1 ln(factor) + 1 if not said."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+
+    def temper(weight: float) -> float:
+        return 0.1 * weight * math.log(rope["factor"]) + 1 if rope["factor"] > 1 else 1.0
+
+    top, bottom = rope.get("mscale"), rope.get("mscale_all_dim")
+    return temper(top) / temper(bottom) if top and bottom else temper(1.0)
+
+
+def read_windows(
+    hf_config: HFConfig, errors: list[str], layer_types: Sequence[str]
+) -> tuple[int, ...]:
+    """Return the window of each layer (0: none); () where no layer has one."""
+    window = hf_config.get("sliding_window")
+    if unknown := sorted(set(layer_types) - {WINDOWED, FULL}):
+        errors.append(f"layer_types: got {', '.join(unknown)}, allowed: {WINDOWED}, {FULL}")
+    if len(layer_types) != hf_config.get("num_hidden_layers"):
+        errors.append(f"layer_types: got {len(layer_types)} of them, allowed: one for each layer")
+    if WINDOWED not in layer_types:
+        return ()
+    if not isinstance(window, int) or window < 1:
+        errors.append(f"sliding_window: got {window!r}, allowed: a positive integer")
+        return ()
+    return tuple(window if kind == WINDOWED else 0 for kind in layer_types)
+
+
+def get_layer_types(hf_config: HFConfig, is_windowed: Callable[[int], bool]) -> list[str]:
+    """Return `layer_types`, or those that `is_windowed(layer)` makes where there are none."""
+    found = hf_config.get("layer_types")
+    if found is not None:
+        return list(found)
+    return [
+        WINDOWED if is_windowed(layer) else FULL
+        for layer in range(hf_config.get("num_hidden_layers") or 0)
+    ]

@@ -1,0 +1,129 @@
+"""How one array of ours stands in a checkpoint: its name there, its axes, and its part of a tensor.
+
+A key table maps our paths to `Tensor`s. Several paths may share one tensor of the checkpoint
+(fused projections): they name it with the same `fused` tuple, and `bind_tensors` works out which
+rows of it belong to whom.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of a fused tensor that are one array's: `[:, start:stop]` of `[blocks, size]`."""
+
+    blocks: int
+    size: int
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One array of a layer (or of the whole model) as it stands in a checkpoint.
+
+    `axes` gives, for each axis of the checkpoint's tensor, the axes of ours that are flattened
+    into it: ((1, 2), (0,)) is a weight [N * H, D] of our array [D, N, H]. In `name`, "{layer}"
+    stands for the number of the layer. `fused` lists the paths of all arrays in the tensor, one
+    behind the other along its first axis, or `by_head`: all of the first head, then all of the
+    second.
+    """
+
+    name: str
+    axes: tuple[tuple[int, ...], ...]
+    fused: tuple[str, ...] = ()
+    by_head: bool = False
+    rows: Rows | None = None  # of a fused tensor, once it is bound
+
+    def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the checkpoint's tensor for our `shape` (without the layer axis)."""
+        own = tuple(math.prod(shape[axis] for axis in group) for group in self.axes)
+        return own if self.rows is None else (self.rows.blocks * self.rows.size, *own[1:])
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        """Return our whole array in the checkpoint's layout; of a fused tensor only its part."""
+        order = [axis for group in self.axes for axis in group]
+        sizes = [math.prod(array.shape[axis] for axis in group) for group in self.axes]
+        return array.transpose(order).reshape(sizes)
+
+    def read(
+        self, shape: tuple[int, ...], index: Index, get: Callable[[Index], np.ndarray]
+    ) -> np.ndarray:
+        """Return `ours[index]`, where `get` reads a block of the checkpoint's tensor.
+
+        Only the wanted rows of each group's first axis are read; what else `index` cuts away is
+        cut afterwards.
+        """
+        bounds = [cut.indices(size)[:2] for cut, size in zip(index, shape)]
+        block, sizes, cut_after = [], [], []
+        for first, *rest in self.axes:
+            inner = math.prod(shape[axis] for axis in rest)
+            start, stop = bounds[first]
+            block.append(slice(start * inner, stop * inner))
+            sizes += [stop - start, *(shape[axis] for axis in rest)]
+            cut_after += [slice(None), *(slice(*bounds[axis]) for axis in rest)]
+        order = [axis for group in self.axes for axis in group]
+        wanted = self._get(tuple(block), get).reshape(sizes)[tuple(cut_after)]
+        return wanted.transpose(np.argsort(order))
+
+    def _get(self, block: Index, get: Callable[[Index], np.ndarray]) -> np.ndarray:
+        """Read `block` of what the tensor would be if it held this array alone."""
+        rows = self.rows
+        if rows is None:
+            return get(block)
+        first, *rest = block
+        if rows.blocks == 1:
+            return get((slice(rows.start + first.start, rows.start + first.stop), *rest))
+        own = rows.stop - rows.start  # a block that is wanted is wanted whole: it is a head
+        bounds = slice(first.start // own * rows.size, first.stop // own * rows.size)
+        whole = get((bounds, *rest))
+        whole = whole.reshape(-1, rows.size, *whole.shape[1:])
+        return whole[:, rows.start : rows.stop].reshape(-1, *whole.shape[2:])
+
+
+VECTOR = ((0,),)
+MATRIX = ((0,), (1,))
+TRANSPOSED = ((1,), (0,))  # torch keeps [out, in]
+HEADS = ((0, 1),)  # [N, H] as [N * H]
+TO_HEADS = ((1, 2), (0,))  # [D, N, H] as [N * H, D]
+FROM_HEADS = ((2,), (0, 1))  # [N, H, D] as [D, N * H]
+
+
+def bind_tensors(
+    table: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Return the tensor of each path in `shapes` (without the layer axis), fused ones with rows."""
+    return {path: _bind(path, table, shapes) for path in shapes}
+
+
+def _bind(path: str, table: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+    tensor = table[path]
+    if not tensor.fused:
+        return tensor
+    first_axis = table[path].axes[0]
+    blocks = shapes[path][first_axis[0]] if tensor.by_head else 1
+    sizes = [
+        math.prod(shapes[other][axis] for axis in table[other].axes[0]) // blocks
+        for other in tensor.fused
+    ]
+    place = tensor.fused.index(path)
+    start = sum(sizes[:place])
+    return dataclasses.replace(tensor, rows=Rows(blocks, sum(sizes), start, start + sizes[place]))
+
+
+def join_parts(parts: Sequence[tuple[Tensor, np.ndarray]]) -> np.ndarray:
+    """Return the checkpoint's tensor of which `parts` are all arrays, in our layout."""
+    if len(parts) == 1:
+        ((tensor, array),) = parts
+        return tensor.to_theirs(array)
+    ordered = sorted(parts, key=lambda part: part[0].rows.start)
+    theirs = [tensor.to_theirs(array) for tensor, array in ordered]
+    blocks = ordered[0][0].rows.blocks
+    split = [part.reshape(blocks, -1, *part.shape[1:]) for part in theirs]
+    return np.concatenate(split, axis=1).reshape(-1, *theirs[0].shape[1:])

@@ -1,0 +1,120 @@
+"""Readers of config.json: RoPE in every spelling, windows, and what is refused."""
+
+import math
+
+import pytest
+
+from halos_jax.models.hf_fields import (
+    FULL,
+    WINDOWED,
+    get_layer_types,
+    read_architecture,
+    read_rope,
+    read_windows,
+)
+from halos_jax.models.spec import RopeConfig
+
+SIZES = {
+    "vocab_size": 11,
+    "num_hidden_layers": 3,
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "intermediate_size": 20,
+}
+
+
+def read(reader, config, *rest, **options):
+    errors = []
+    return reader(config, errors, *rest, **options), errors
+
+
+def test_the_architecture_of_a_bare_config():
+    fields, errors = read(read_architecture, SIZES)
+    assert errors == []
+    assert (fields["num_kv_heads"], fields["head_dim"], fields["d_mlp"]) == (4, 4, 20)
+    assert fields["activation"] == "silu" and not fields["tie_embeddings"]
+    assert not fields["qkv_bias"] and fields["rope"] == RopeConfig()
+    biased, _ = read(read_architecture, SIZES | {"attention_bias": True, "hidden_act": "gelu_new"})
+    assert biased["qkv_bias"] and biased["out_bias"] and not biased["mlp_bias"]
+    assert biased["activation"] == "gelu_tanh"
+
+
+def test_every_bad_size_is_named():
+    _, errors = read(read_architecture, {"vocab_size": 0, "hidden_act": "relu"})
+    assert [line.split(":")[0] for line in errors] == [
+        "vocab_size",
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+    ]
+    _, errors = read(read_architecture, SIZES | {"num_key_value_heads": 3})
+    assert "num_key_value_heads: got 3, allowed: a divisor of num_attention_heads = 4" in errors
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, RopeConfig()),
+        ({"rope_theta": 5e5, "rope_scaling": None}, RopeConfig(5e5)),
+        ({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}, RopeConfig(7.0)),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, RopeConfig(1e4, "linear", 2.0)),
+        ({"partial_rotary_factor": 0.5}, RopeConfig(fraction=0.5)),
+        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, RopeConfig(fraction=0.25)),
+    ],
+)
+def test_rope_in_every_spelling(config, expected):
+    assert read(read_rope, config) == (expected, [])
+
+
+def test_yarn_takes_the_length_of_the_model_and_its_own_temperature():
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    rope, errors = read(read_rope, {"rope_scaling": yarn, "max_position_embeddings": 512})
+    assert errors == [] and rope.original_max_length == 512
+    assert rope.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+    said = yarn | {"original_max_position_embeddings": 64, "attention_factor": 0.5}
+    rope, _ = read(read_rope, {"rope_scaling": said, "max_position_embeddings": 512})
+    assert (rope.original_max_length, rope.attention_factor) == (64, 0.5)
+    mixed = yarn | {"mscale": 2.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 64}
+    rope, _ = read(read_rope, {"rope_scaling": mixed})
+    expected = (0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1)
+    assert rope.attention_factor == pytest.approx(expected)
+
+
+def test_unknown_and_unfinished_ropes_are_refused():
+    _, errors = read(read_rope, {"rope_scaling": {"type": "longrope"}}, kinds=("default",))
+    assert errors == ["rope type: got 'longrope', allowed: 'default'"]
+    _, errors = read(read_rope, {"rope_scaling": {"type": "dynamic", "factor": 2.0}})
+    assert errors == [
+        "rope type: got 'dynamic', allowed: 'default', 'linear', 'llama3', 'yarn'",
+    ]
+    _, errors = read(read_rope, {"rope_scaling": {"rope_type": "yarn"}})
+    assert errors == [
+        "rope of type 'yarn': factor missing",
+        "rope of type 'yarn': original_max_position_embeddings missing",
+    ]
+
+
+def test_windows_follow_the_layer_types():
+    config = SIZES | {"sliding_window": 5}
+    types = get_layer_types(config, lambda layer: layer > 0)
+    assert types == [FULL, WINDOWED, WINDOWED]
+    assert read(read_windows, config, types) == ((0, 5, 5), [])
+    assert read(read_windows, config, [FULL] * 3) == ((), [])
+    written = config | {"layer_types": [WINDOWED, FULL, FULL]}
+    assert get_layer_types(written, lambda layer: True) == [WINDOWED, FULL, FULL]
+
+
+@pytest.mark.parametrize(
+    ("window", "types", "message"),
+    [
+        (5, [FULL, "chunked_attention", WINDOWED], "layer_types: got chunked_attention, allowed:"),
+        (5, [WINDOWED], "layer_types: got 1 of them, allowed: one for each layer"),
+        (None, [WINDOWED] * 3, "sliding_window: got None, allowed: a positive integer"),
+        (0, [WINDOWED] * 3, "sliding_window: got 0, allowed: a positive integer"),
+    ],
+)
+def test_windows_that_cannot_be(window, types, message):
+    _, (line,) = read(read_windows, SIZES | {"sliding_window": window}, types)
+    assert line.startswith(message)
