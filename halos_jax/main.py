@@ -98,6 +98,14 @@ def _start_logging() -> None:
     )
     for noisy in ("absl", "orbax", "jax", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    sys.unraisablehook = _print_unraisable
+
+
+def _print_unraisable(unraisable) -> None:
+    # When a checkpoint cannot be written, the storage library's threads call an event loop that is
+    # closed by then, dozens of times. The failure itself is raised where the save is waited for.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _start_jax(config: Config) -> None:

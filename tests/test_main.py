@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
 from absl import app
@@ -136,7 +137,19 @@ def test_sizes_are_checked_against_the_eight_devices_in_every_stage():
     assert "--config.train.batch_size=16" in line
 
 
-def test_logs_are_plain_lines_on_the_standard_output(capsys):
+def test_the_noise_of_a_failed_checkpoint_is_left_out(monkeypatch):
+    """It was seen on a full disk; what else cannot be raised is still printed."""
+    printed = []
+    monkeypatch.setattr(sys, "__unraisablehook__", printed.append)
+    noise = SimpleNamespace(exc_value=RuntimeError("Event loop is closed"))
+    other = SimpleNamespace(exc_value=RuntimeError("something else"))
+    main._print_unraisable(noise)
+    main._print_unraisable(other)
+    assert printed == [other]
+
+
+def test_logs_are_plain_lines_on_the_standard_output(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     try:

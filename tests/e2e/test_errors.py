@@ -173,13 +173,13 @@ def test_a_full_file_system(program, finished, tmp_path):
     if shutil.which("mount") and subprocess.run(mount, capture_output=True).returncode == 0:
         larger = ["mount", "-o", "remount,size=64m", str(tmp_path / "small")]
         try:
-            assert "free some space" in fail(program, workdir)
+            assert "No space left on device" in fail(program, workdir)
             subprocess.run(larger, check=True)
             _finish(program, workdir, finished[0])
         finally:
             subprocess.run(["umount", str(tmp_path / "small")], check=True)
     else:  # no right to mount: a limit on the size of a file
-        assert "ulimit -f" in fail(program, workdir, file_limit=12_000)
+        assert "File too large" in fail(program, workdir, file_limit=12_000)
         _finish(program, workdir, finished[0])
 
 
