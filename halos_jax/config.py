@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from halos_jax import limits, schema
 
-Task = Literal["online", "sft", "reward_model", "align", "sample", "export", "toy_data", "pipeline"]
+Task = Literal["online", "sft", "reward_model", "align", "toy_data", "pipeline"]
 
 
 class ConfigError(ValueError):

@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_NEED_MODEL = ("online", "sft", "reward_model", "align", "sample", "export")
-_NEED_DATA = ("online", "sft", "reward_model", "align", "sample")
+_TRAINING = ("online", "sft", "reward_model", "align")
 
 # Least value -> the fields that must not be below it.
 _AT_LEAST = {
@@ -102,9 +101,9 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
     task, loss, reference = values["task"], values.get("loss.name"), values["rounds.reference"]
     if not values["workdir"]:
         yield "workdir: got '', allowed: a folder; set --config.workdir=DIR"
-    if task in _NEED_MODEL and not values["model.path"]:
+    if task in _TRAINING and not values["model.path"]:
         yield "model.path: got '', allowed: a folder or hub id; set --config.model.path=DIR"
-    if task in _NEED_DATA and not values["data.train"]:
+    if task in _TRAINING and not values["data.train"]:
         yield "data.train: got '', allowed: a file or hub data set; set --config.data.train=FILE"
     if not isinstance(loss, str):
         yield f"loss.name: got {loss!r}, allowed: the name of a loss; set --config.loss.name=dpo"

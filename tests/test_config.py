@@ -190,26 +190,26 @@ def pipeline_config() -> ConfigDict:
     config = config_lib.default()
     config.task, config.workdir = "pipeline", "runs/p"
     config.loss.beta = 0.3
-    config.pipeline.tasks = ("toy_data", "sft", "export")
+    config.pipeline.tasks = ("toy_data", "sft", "align")
     config.pipeline.overrides = {
         "sft": {
             "model": {"path": "{workdir}/toy_data/base", "random_init": True},
             "data": {"train": "{workdir}/toy_data/sft.jsonl"},
             "loss": {"name": "sft"},
         },
-        "export": {"model": {"path": "{workdir}/sft/final"}},
+        "align": {"model": {"path": "{workdir}/sft/final"}, "data": {"train": "pairs.jsonl"}},
     }
     return config
 
 
 def test_a_pipeline_is_expanded_into_its_stages():
-    toy, sft, export = config_lib.expand_pipeline(freeze(pipeline_config()))
-    assert [stage.task for stage in (toy, sft, export)] == ["toy_data", "sft", "export"]
+    toy, sft, align = config_lib.expand_pipeline(freeze(pipeline_config()))
+    assert [stage.task for stage in (toy, sft, align)] == ["toy_data", "sft", "align"]
     assert sft.workdir == "runs/p/sft"
     assert sft.model.path == "runs/p/toy_data/base" and sft.model.random_init
     assert sft.data.train == "runs/p/toy_data/sft.jsonl"
     assert dict(sft.loss) == {"name": "sft"}
-    assert dict(export.loss) == {"name": "dpo", "beta": 0.3}
+    assert dict(align.loss) == {"name": "dpo", "beta": 0.3}
     assert toy.pipeline == Config().pipeline
     assert freeze(config_lib.to_dict(sft)) == sft
 
@@ -217,9 +217,9 @@ def test_a_pipeline_is_expanded_into_its_stages():
 def test_the_stages_of_a_pipeline_are_checked_before_any_runs():
     config = pipeline_config()
     config.pipeline.overrides.sft.data = {"train": ""}
-    config.pipeline.overrides.export.model.pth = "x"
+    config.pipeline.overrides.align.model.pth = "x"
     config.pipeline.overrides.onlin = {"seed": 1}
-    config.pipeline.tasks = ("toy_data", "sft", "export", "stf", "sft")
+    config.pipeline.tasks = ("toy_data", "sft", "align", "stf", "sft")
     config.train.batch_size = 0
     lines = errors_of(config)
     joined = "\n".join(lines)
@@ -228,7 +228,7 @@ def test_the_stages_of_a_pipeline_are_checked_before_any_runs():
         "pipeline.tasks: got 'sft' twice",
         "pipeline.overrides.onlin: unknown task, allowed: online",
         "pipeline.overrides.sft: data.train: got ''",
-        "pipeline.overrides.export: model.pth: unknown field; did you mean 'model.path'?",
+        "pipeline.overrides.align: model.pth: unknown field; did you mean 'model.path'?",
     ):
         assert expected in joined
     assert sum("train.batch_size: got 0" in line for line in lines) == 1

@@ -21,7 +21,7 @@ def violations(**changes):
     return list(limits.find_violations(values | paths))
 
 
-@pytest.mark.parametrize("task", ["online", "sft", "reward_model", "sample", "export", "toy_data"])
+@pytest.mark.parametrize("task", ["online", "sft", "reward_model", "align", "toy_data"])
 def test_right_configs_pass(task):
     assert violations(task=task) == []
 
@@ -87,7 +87,6 @@ def test_a_reward_function_needs_no_reward_length():
 
 
 def test_tasks_ask_only_for_what_they_use():
-    assert violations(task="export", data__train="", reward__path="") == []
     assert violations(task="toy_data", model__path="", data__train="") == []
     assert violations(task="sft", reward__path="", sampling__num_samples_per_prompt=1) == []
 
