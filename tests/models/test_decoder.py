@@ -12,7 +12,7 @@ from halos_jax import sharding
 from halos_jax.config import ModelConfig
 from halos_jax.data.batches import build_batch, plan_batches
 from halos_jax.models import decoder, hf
-from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
+from halos_jax.models.spec import DecoderConfig, RopeConfig, init_params, params_shardings
 from halos_jax.types import CHOSEN, REJECTED, Item
 
 TINY = DecoderConfig(
@@ -140,17 +140,30 @@ def plain_logps(params, items, config):
     ]
 
 
-def test_packed_shared_and_separate_rows_agree():
-    params = init_params(jax.random.key(0), TINY)
+# Windows shorter than the sequences, soft caps, two kinds of layers, each with its own RoPE.
+WINDOWED = dataclasses.replace(
+    TINY,
+    windows=(4, 0, 4),
+    local_rope=RopeConfig(100.0),
+    post_norm=True,
+    qk_norm="head",
+    attention_softcap=2.0,
+    logit_softcap=3.0,
+)
+
+
+@pytest.mark.parametrize("config", [TINY, WINDOWED], ids=["plain", "windowed"])
+def test_packed_shared_and_separate_rows_agree(config):
+    params = init_params(jax.random.key(0), config)
     items = make_pairs()
-    plain = jax.jit(lambda params: plain_logps(params, items, TINY))(params)
+    plain = jax.jit(lambda params: plain_logps(params, items, config))(params)
     separated = [one for item in items for one in separate(item)]
     for got in (
-        logps_of(params, items, TINY),
-        logps_of(params, items, TINY, num_rows=4),
-        logps_of(params, items, TINY, tokens_per_row=64),
-        logps_of(params, separated, TINY),
-        logps_of(params, separated, TINY, batch_size=1),
+        logps_of(params, items, config),
+        logps_of(params, items, config, num_rows=4),
+        logps_of(params, items, config, tokens_per_row=64),
+        logps_of(params, separated, config),
+        logps_of(params, separated, config, batch_size=1),
     ):
         for one, expected in zip(got, plain, strict=True):
             np.testing.assert_allclose(one, expected, rtol=2e-4, atol=2e-5)
