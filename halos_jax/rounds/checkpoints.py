@@ -374,7 +374,8 @@ def _format(spec: tuple[tuple[int, ...], str]) -> str:
 
 def _shorten(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= 400 else f"{text[:400]}..."
+    # The reason stands at the end, behind paths that may be long.
+    return text if len(text) <= 400 else f"{text[:100]} ... {text[-300:]}"
 
 
 def _sync_tree(folder: Path) -> None:

@@ -39,6 +39,10 @@ def choose_points(events: list[str], per_place: int, rng: random.Random) -> list
     return [event for event in once if event in chosen]
 
 
+def is_background(event: str) -> bool:
+    return event.startswith("background: ")
+
+
 def run_to_the_end(program, workdir, points: list[str], *overrides: str) -> list[str]:
     """Start the run, killed at each of `points`, again and again; return where it was killed.
 
@@ -55,7 +59,12 @@ def run_to_the_end(program, workdir, points: list[str], *overrides: str) -> list
             return died
         assert code == -signal.SIGKILL, errors
         died.append(trace.read_text().splitlines()[-1])
-        points = points[points.index(died[-1]) + 1 :]
+        passed = set() if is_background(died[-1]) else set(points[: points.index(died[-1])])
+        points = [
+            point
+            for point in points
+            if point != died[-1] and (point not in passed or is_background(point))
+        ]
 
 
 def read_metrics(workdir) -> dict:
