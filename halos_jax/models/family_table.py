@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from halos_jax.models.hf_fields import (
+    NO_ROPE,
     HFConfig,
     get_layer_types,
     read_architecture,
     read_rope,
+    read_two_ropes,
     read_windows,
 )
 from halos_jax.models.layouts import (
@@ -94,17 +96,8 @@ def _read_gemma2(hf_config: HFConfig, errors: list[str]) -> Fields:
 
 
 def _read_gemma3(hf_config: HFConfig, errors: list[str]) -> Fields:
-    rope = hf_config.get("rope_parameters") or {}
-    spelled = {
-        "sliding_attention": {"rope_theta": hf_config["rope_local_base_freq"]},
-        "full_attention": hf_config.get("rope_scaling") or {},
-    }
-    full, local = (
-        rope.get(name) or spelled[name] for name in ("full_attention", "sliding_attention")
-    )
-    gemma2 = _read_gemma2({**hf_config, "rope_parameters": full}, errors)
-    local_rope = read_rope({"rope_parameters": local}, errors)
-    return {**gemma2, "local_rope": local_rope, "qk_norm": "head"}
+    gemma2 = _read_gemma2({**hf_config, **NO_ROPE}, errors)
+    return {**gemma2, **read_two_ropes(hf_config, errors), "qk_norm": "head"}
 
 
 def _read_gpt_neox(hf_config: HFConfig, errors: list[str]) -> Fields:
@@ -130,8 +123,7 @@ def _read_olmo2(hf_config: HFConfig, errors: list[str]) -> Fields:
 
 def _read_phi3(hf_config: HFConfig, errors: list[str]) -> Fields:
     rope = read_rope(hf_config, errors, kinds=("default",))
-    plain = {**hf_config, "rope_scaling": None, "rope_parameters": None}
-    return {**_read_mistral(plain, errors), "rope": rope}
+    return {**_read_mistral({**hf_config, **NO_ROPE}, errors), "rope": rope}
 
 
 # --------------------------------------------------------------------------- tensors

@@ -45,6 +45,8 @@ ROPE_FIELDS = {
     },
 }
 WINDOWED, FULL = "sliding_attention", "full_attention"
+# For a family that reads its rotary embedding in its own way.
+NO_ROPE = {"rope_parameters": None, "rope_scaling": None}
 
 
 def read_architecture(hf_config: HFConfig, errors: list[str]) -> dict[str, Any]:
@@ -120,6 +122,21 @@ def read_rope(
         fraction=rope.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1.0)),
         **fields,
     )
+
+
+def read_two_ropes(hf_config: HFConfig, errors: list[str]) -> dict[str, RopeConfig]:
+    """Return the rotary embeddings of the layers without and with a window.
+
+    transformers 5 keeps them by the type of layer; in 4 a scaling was that of the layers without.
+    """
+    nested = hf_config.get("rope_parameters") or {}
+    full = nested.get(FULL) or hf_config.get("rope_scaling")
+    theta = hf_config.get("rope_local_base_freq") or hf_config.get("rope_theta")
+    local = {"rope_parameters": nested.get(WINDOWED), "rope_theta": theta}
+    return {
+        "rope": read_rope({**hf_config, **NO_ROPE, "rope_parameters": full}, errors),
+        "local_rope": read_rope({**hf_config, **NO_ROPE, **local}, errors),
+    }
 
 
 def _yarn_attention_factor(rope: Mapping[str, Any]) -> float:

@@ -10,6 +10,7 @@ from halos_jax.models.hf_fields import (
     get_layer_types,
     read_architecture,
     read_rope,
+    read_two_ropes,
     read_windows,
 )
 from halos_jax.models.spec import RopeConfig
@@ -80,6 +81,23 @@ def test_yarn_takes_the_length_of_the_model_and_its_own_temperature():
     rope, _ = read(read_rope, {"rope_scaling": mixed})
     expected = (0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1)
     assert rope.attention_factor == pytest.approx(expected)
+
+
+def test_two_ropes_in_both_spellings():
+    old = {"rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    old["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    new = {
+        "rope_parameters": {
+            FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            WINDOWED: {"rope_type": "default", "rope_theta": 1e4},
+        }
+    }
+    expected = {"rope": RopeConfig(1e6, "linear", 8.0), "local_rope": RopeConfig(1e4)}
+    assert read(read_two_ropes, old) == read(read_two_ropes, new) == (expected, [])
+    one_base, _ = read(read_two_ropes, {"rope_theta": 5e5, "rope_scaling": old["rope_scaling"]})
+    assert one_base["local_rope"] == RopeConfig(5e5)
+    _, errors = read(read_two_ropes, {"rope_scaling": {"type": "dynamic"}})
+    assert len(errors) == 1
 
 
 def test_unknown_and_unfinished_ropes_are_refused():
