@@ -121,6 +121,13 @@ def _read_olmo2(hf_config: HFConfig, errors: list[str]) -> Fields:
     return {**architecture, "pre_norm": False, "post_norm": True, "qk_norm": "all"}
 
 
+def _read_olmo3(hf_config: HFConfig, errors: list[str]) -> Fields:
+    layer_types = get_layer_types(hf_config, lambda layer: (layer + 1) % 4 != 0)
+    windows = read_windows(hf_config, errors, layer_types)
+    olmo2 = _read_olmo2({**hf_config, **NO_ROPE}, errors)
+    return {**olmo2, **read_two_ropes(hf_config, errors), "windows": windows}
+
+
 def _read_phi3(hf_config: HFConfig, errors: list[str]) -> Fields:
     rope = read_rope(hf_config, errors, kinds=("default",))
     return {**_read_mistral({**hf_config, **NO_ROPE}, errors), "rope": rope}
@@ -287,6 +294,13 @@ FAMILIES: dict[str, Family] = {
         _read_olmo2,
         _make_table(_LLAMA_OUTER, "model.layers", _OLMO2_LAYER),
         {"rms_norm_eps": 1e-5},
+    ),
+    "olmo3": Family(
+        "Olmo3ForCausalLM",
+        "Olmo3ForSequenceClassification",
+        _read_olmo3,
+        _make_table(_LLAMA_OUTER, "model.layers", _OLMO2_LAYER),
+        {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "sliding_window": 4096},
     ),
     "phi3": Family(
         "Phi3ForCausalLM",

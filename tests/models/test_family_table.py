@@ -117,6 +117,13 @@ CASES = {
         MULTI_QUERY | {"tie_word_embeddings": True},
         {"rms_norm_eps": 1e-3, "num_hidden_layers": 3},
     ],
+    "olmo3": [
+        GROUPED | {"sliding_window": 5, "layer_types": TYPES},
+        MULTI_QUERY | {"sliding_window": 4, "num_hidden_layers": 4, "tie_word_embeddings": True},
+        GROUPED
+        | {"sliding_window": 6, "layer_types": TYPES[::-1], "rope_theta": 900.0}
+        | {"rope_scaling": scaled("yarn", **ORIGINAL)["rope_parameters"]},
+    ],
     "phi3": [
         GROUPED | {"sliding_window": 5},
         MULTI_QUERY | {"tie_word_embeddings": True},
