@@ -195,7 +195,9 @@ def init_params(key: jax.Array, config: DecoderConfig) -> dict[str, Any]:
         values = jax.random.normal(
             jax.random.fold_in(key, index), (math.prod(leaf.shape),), jnp.float32
         )
-        values = values.reshape(leaf.shape) * (config.init_std * scale)
+        # The barrier keeps XLA from merging the factors, in one way on one mesh and not on another.
+        values = jax.lax.optimization_barrier(values.reshape(leaf.shape))
+        values = values * (config.init_std * scale)
         return values.astype(config.params_dtype)
 
     names = sorted(flat)
