@@ -74,8 +74,8 @@ def get_config() -> ConfigDict:
                 "train": "{workdir}/toy_data/prompts.jsonl",
                 "eval": "{workdir}/toy_data/eval.jsonl",
             },
-            "optimizer": {"learning_rate": 2e-4},
-            "train": {"batch_size": 64},
+            "optimizer": {"learning_rate": 5e-5},
+            "train": {"batch_size": 32},
         },
     }
     return config
