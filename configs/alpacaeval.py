@@ -2,7 +2,8 @@
 
 Command:   python -m halos_jax.main --config=configs/alpacaeval.py:FOLDER --config.workdir=DIR
 Hardware:  2 CPU cores, 4 GB of memory; the same command runs on a GPU or TPU.
-Time:      33 minutes on two cores that other work kept busy (SFT 10, reward model 5, rounds 18).
+Time:      33 minutes on two cores that other work kept busy (SFT 10, reward model 5, rounds
+           18), 2026-11-23.
 
 FOLDER holds
   base/                    a Hugging Face folder; its config.json and tokenizer are used, the
