@@ -155,6 +155,8 @@ def _check_devices(config: Config) -> list[str]:
 def run() -> None:
     """Entry point of the command line: errors that a user can mend come without a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Transformers, of which only tokenizers are used, misses PyTorch on every start without it.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     argv, overrides = config_lib.split_overrides(sys.argv)
     try:
         app.run(lambda rest: main(rest, overrides), argv=argv)

@@ -31,23 +31,28 @@ def choose_points(events: list[str], per_place: int, rng: random.Random) -> list
     once = [event for event in events if events.count(event) == 1]
     by_place: dict[str, list[str]] = {}
     for event in once:
-        by_place.setdefault(event.partition(":")[0], []).append(event)
+        place = "checkpoint" if is_of_checkpoint(event) else event.partition(":")[0]
+        by_place.setdefault(place, []).append(event)
     chosen = set()
     for place, of_place in by_place.items():
-        count = per_place * (3 if place == "background" else 1)
+        count = per_place * (3 if place == "checkpoint" else 1)
         chosen |= set(rng.sample(of_place, min(count, len(of_place))))
     return [event for event in once if event in chosen]
 
 
-def is_background(event: str) -> bool:
-    return event.startswith("background: ")
+def is_of_checkpoint(event: str) -> bool:
+    """Tell whether an event belongs to a checkpoint's writing, checking or removal.
+
+    It has no fixed place among the others: a thread writes, and what a killed process has not
+    removed the next one does when it starts.
+    """
+    return event.startswith("background: ") or " checkpoints" in event or " verify " in event
 
 
 def run_to_the_end(program, workdir, points: list[str], *overrides: str) -> list[str]:
     """Start the run, killed at each of `points`, again and again; return where it was killed.
 
-    A process dies at whichever of the remaining points comes first: those of the thread that
-    writes checkpoints have no fixed place among the others.
+    A process dies at whichever of the remaining points comes first.
     """
     died = []
     while True:
@@ -59,11 +64,11 @@ def run_to_the_end(program, workdir, points: list[str], *overrides: str) -> list
             return died
         assert code == -signal.SIGKILL, errors
         died.append(trace.read_text().splitlines()[-1])
-        passed = set() if is_background(died[-1]) else set(points[: points.index(died[-1])])
+        passed = set() if is_of_checkpoint(died[-1]) else set(points[: points.index(died[-1])])
         points = [
             point
             for point in points
-            if point != died[-1] and (point not in passed or is_background(point))
+            if point != died[-1] and (point not in passed or is_of_checkpoint(point))
         ]
 
 
