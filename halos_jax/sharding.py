@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from halos_jax.config import ConfigError, MeshConfig
@@ -172,6 +173,12 @@ def put_batch(batch, mesh: Mesh, *, leading: int = 0):
         batch,
         shardings,
     )
+
+
+def wait_for_all(what: str) -> None:
+    """Wait until every process of the job is at `what`, so that process 0's files can be read."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def describe(mesh: Mesh) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
+from halos_jax import sharding
 from halos_jax.config import Config, ToyConfig
 from halos_jax.data.records import make_prompt_id, preference_to_record, write_records
 from halos_jax.types import Completion, Preference, Prompt, Turn
@@ -101,8 +101,7 @@ def run_toy_data(config: Config, stop: Any = None) -> dict[str, float]:
     """
     if jax.process_index() == 0:
         make_toy_data(Path(config.workdir), config.toy, config.seed)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("toy data")
+    sharding.wait_for_all("toy data")
     return {}
 
 

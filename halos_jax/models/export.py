@@ -18,6 +18,7 @@ import numpy as np
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
+from halos_jax import sharding
 from halos_jax.models import families, hf, spec
 from halos_jax.models.families import ModelError, Tensor
 from halos_jax.models.layouts import join_parts
@@ -138,8 +139,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         partial.rename(folder)
         _sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"export {folder}")
+    sharding.wait_for_all(f"export {folder}")
 
 
 def replace_tokenizer(folder: Path, tokenizer: Any) -> None:

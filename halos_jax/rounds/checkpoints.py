@@ -23,7 +23,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
-from jax.experimental import multihost_utils
+
+from halos_jax import sharding
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Checkpoints:
             for path in self._folder.iterdir():
                 if _LEFTOVER.fullmatch(path.name) and not path.is_symlink():
                     shutil.rmtree(path)
-        _wait_for_all("open checkpoints")
+        sharding.wait_for_all("open checkpoints")
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
                 state=ocp.PyTreeCheckpointHandler(), round=ocp.JsonCheckpointHandler()
@@ -76,7 +77,7 @@ class Checkpoints:
         self._next = ids[-1] + 1 if ids else 1
         if len(ids) > 1:
             self._finish_interrupted_pruning(ids[-1])
-        _wait_for_all("prune checkpoints")
+        sharding.wait_for_all("prune checkpoints")
 
     # ------------------------------------------------------------------- writing
 
@@ -132,7 +133,7 @@ class Checkpoints:
         if self._is_writer:
             _sync_tree(self._path(save_id))
         self.verify(save_id)
-        _wait_for_all("verify checkpoint")
+        sharding.wait_for_all("verify checkpoint")
         self._prune(save_id)
 
     def verify(self, save_id: int) -> None:
@@ -387,8 +388,3 @@ def _sync_tree(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)

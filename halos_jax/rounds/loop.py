@@ -249,7 +249,7 @@ def _open_round(run: Run, round: int, plan) -> Manifest:
         with disk.explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             disk.remove_partials(folder)
-    stages.wait_for_all(f"open round {round}")
+    sharding.wait_for_all(f"open round {round}")
     manifest = states.load_manifest(folder)
     prompts = run.prompts[plan.start : plan.stop] if round else run.held_out
     identity = datasets.identify_prompts(prompts)

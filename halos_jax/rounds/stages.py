@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from halos_jax import sharding
 from halos_jax.config import Config
 from halos_jax.data import records
 from halos_jax.data.chat import Renderer
@@ -82,7 +82,7 @@ def sample_prompts(
             )
             if run.is_writer:
                 records.write_records(path, map(records.sample_to_record, shard))
-            wait_for_all(f"sampled {path.name}")
+            sharding.wait_for_all(f"sampled {path.name}")
         else:
             shard = _read_samples(path)
             bar.update(len(shard))
@@ -246,12 +246,6 @@ def remove_shards(folder: Path, label: str) -> None:
         path.unlink()
 
 
-def wait_for_all(what: str) -> None:
-    """Wait until every process of the job is here, so that files of process 0 can be read."""
-    if jax.process_count() > 1:
-        jax.experimental.multihost_utils.sync_global_devices(what)
-
-
 def _make_feedback(
     run: Run, scored: Sequence[Sample], round: int
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -278,7 +272,7 @@ def _make_feedback(
 def _write(run: Run, path: Path, rows) -> None:
     if run.is_writer:
         records.write_records(path, rows)
-    wait_for_all(f"wrote {path.name}")
+    sharding.wait_for_all(f"wrote {path.name}")
 
 
 def _read_samples(path: Path) -> list[Sample]:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from halos_jax import config as config_lib
+from halos_jax import sharding
 from halos_jax.rounds import disk
 
 logger = logging.getLogger(__name__)
@@ -133,8 +133,7 @@ def join_run(config: config_lib.Config) -> RunInfo:
     """
     is_writer = jax.process_index() == 0
     info = open_run(config.workdir, config) if is_writer else None
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("open the run")
+    sharding.wait_for_all("open the run")
     return info or open_run(config.workdir, config, is_writer=False)
 
 
