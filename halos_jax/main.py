@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from halos_jax import config as config_lib
 from halos_jax.config import Config, ConfigError
+from halos_jax.overrides import apply_overrides, split_overrides
 
 # The overrides are ours to parse (see `apply_overrides`); the flag library must not see them.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -29,7 +30,7 @@ def main(argv: list[str], overrides: list[tuple[str, str]]) -> None:
         )
     _start_logging()
     config = _load_preset()
-    errors = config_lib.apply_overrides(config, overrides)
+    errors = apply_overrides(config, overrides)
     frozen = config_lib.freeze(config, errors=errors, checks=[_check_objective])
     _start_jax(frozen)
     from halos_jax.rounds.interrupt import catch_sigterm
@@ -157,7 +158,7 @@ def run() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # Transformers, of which only tokenizers are used, misses PyTorch on every start without it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    argv, overrides = config_lib.split_overrides(sys.argv)
+    argv, overrides = split_overrides(sys.argv)
     try:
         app.run(lambda rest: main(rest, overrides), argv=argv)
     except Exception as error:

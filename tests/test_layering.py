@@ -11,7 +11,7 @@ PACKAGE = "halos_jax"
 LEVELS = (
     {"schema", "limits"},
     {"types", "config"},
-    {"sharding", "metrics", "losses"},
+    {"overrides", "sharding", "metrics", "losses"},
     {"models", "data"},
     {"sampling", "rewards", "training"},
     {"rounds"},
@@ -22,7 +22,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Third-party package -> the only files of the package that may import it.
 CONFINED = {
     "orbax": {"rounds/checkpoints.py"},
-    "ml_collections": {"config.py", "main.py"},
+    "ml_collections": {"config.py", "overrides.py", "main.py"},
     "transformers": {
         "models/hf.py",
         "models/families.py",

@@ -14,6 +14,7 @@ from halos_jax.data.fields import RecordError
 from halos_jax.data.toy import run_toy_data
 from halos_jax.metrics import MetricsError, NonFiniteError
 from halos_jax.models.families import ModelError
+from halos_jax.overrides import apply_overrides, split_overrides
 from halos_jax.rewards.scorers import RewardError
 from halos_jax.rounds.checkpoints import CheckpointError
 from halos_jax.rounds.disk import WorkdirError
@@ -80,10 +81,10 @@ def test_overrides_are_taken_from_the_command_line_and_parsed_by_the_schema():
         "--config.optimizer.learning_rate=1e-4",
         "--other=1",
     ]
-    rest, overrides = config_lib.split_overrides(arguments)
+    rest, overrides = split_overrides(arguments)
     assert rest == ["main", "--config=configs/quickstart.py", "--other=1"]
     config = config_lib.default()
-    assert config_lib.apply_overrides(config, overrides) == []
+    assert apply_overrides(config, overrides) == []
     assert (config.train.batch_size, config.workdir) == (7, "runs/a")
     assert config.optimizer.learning_rate == 1e-4
 
