@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
@@ -54,8 +54,19 @@ class Run:
         return Lengths(self.config.sampling.max_prompt_length, self.config.train.max_length)
 
 
+class Sampling(Protocol):
+    """What sampling and scoring need of a run; a `Run` has it, and each task that stands alone."""
+
+    config: Config
+    sampler: Sampler
+    scorer: Scorer
+    rules: Mapping[str, Scorer]
+    stop: StopSignal
+    is_writer: bool
+
+
 def sample_prompts(
-    run: Run, params: Any, prompts: Sequence[Prompt], folder: Path, *, round: int, label: str
+    run: Sampling, params: Any, prompts: Sequence[Prompt], folder: Path, *, round: int, label: str
 ) -> list[Sample]:
     """Sample `prompts` shard by shard; a shard on disk is taken as it is.
 
@@ -84,7 +95,7 @@ def sample_prompts(
                 records.write_records(path, map(records.sample_to_record, shard))
             sharding.wait_for_all(f"sampled {path.name}")
         else:
-            shard = _read_samples(path)
+            shard = read_samples(path)
             bar.update(len(shard))
         samples += shard
     bar.close()
@@ -94,7 +105,7 @@ def sample_prompts(
 def sample_stage(run: Run, params: Any, prompts: Sequence[Prompt], folder: Path, round: int):
     """Write samples.jsonl; return its record count and counts of the samples."""
     samples = sample_prompts(run, params, prompts, folder, round=round, label="samples")
-    _write(run, folder / "samples.jsonl", map(records.sample_to_record, samples))
+    write_rows(run, folder / "samples.jsonl", map(records.sample_to_record, samples))
     lengths = [len(sample.response_ids) for sample in samples]
     truncated = sum(sample.finish_reason == "length" for sample in samples)
     return {"samples.jsonl": len(samples)}, {
@@ -106,7 +117,7 @@ def sample_stage(run: Run, params: Any, prompts: Sequence[Prompt], folder: Path,
 
 def score_stage(run: Run, folder: Path):
     """Write scores.jsonl, one reward a sample."""
-    samples = _read_samples(folder / "samples.jsonl")
+    samples = read_samples(folder / "samples.jsonl")
     rewards = run.scorer(samples)
     rows = [
         {
@@ -117,13 +128,13 @@ def score_stage(run: Run, folder: Path):
         }
         for sample, reward in zip(samples, rewards, strict=True)
     ]
-    _write(run, folder / "scores.jsonl", rows)
+    write_rows(run, folder / "scores.jsonl", rows)
     return {"scores.jsonl": len(rows)}, {"reward_train_mean": float(np.mean(rewards))}
 
 
 def feedback_stage(run: Run, folder: Path, round: int):
     """Write feedback.jsonl from samples and scores."""
-    samples = _read_samples(folder / "samples.jsonl")
+    samples = read_samples(folder / "samples.jsonl")
     rewards = [
         float(record["reward"]) for _, record in records.read_records(folder / "scores.jsonl")
     ]
@@ -131,8 +142,8 @@ def feedback_stage(run: Run, folder: Path, round: int):
         dataclasses.replace(sample, reward=reward)
         for sample, reward in zip(samples, rewards, strict=True)
     ]
-    rows, counts = _make_feedback(run, scored, round)
-    _write(run, folder / "feedback.jsonl", rows)
+    rows, counts = make_feedback(run.config, scored, round)
+    write_rows(run, folder / "feedback.jsonl", rows)
     return {"feedback.jsonl": len(rows)}, {f"feedback_{k}": v for k, v in counts.items()}
 
 
@@ -210,25 +221,33 @@ def evaluate_stage(run: Run, params: Any, folder: Path, *, round: int, step: int
     Every evaluation draws with the same keys (those of round 0), so that two rounds differ by
     their policies and not by their luck.
     """
-    samples = sample_prompts(run, params, run.held_out, folder, round=0, label="eval")
+    scored, metrics = evaluate_prompts(run, params, run.held_out, folder)
+    write_rows(run, folder / "eval.jsonl", map(records.sample_to_record, scored))
+    files = {"eval.jsonl": len(scored)}
+    if round == 0:
+        rows, _ = make_feedback(run.config, scored, 0)
+        write_rows(run, folder / "feedback.jsonl", rows)
+        files["feedback.jsonl"] = len(rows)
+    run.writer.write(step, {"round": round, **metrics})
+    run.writer.flush()  # before the manifest says that the stage is done
+    return files, metrics
+
+
+def evaluate_prompts(
+    run: Sampling, params: Any, prompts: Sequence[Prompt], folder: Path
+) -> tuple[list[Sample], dict[str, float]]:
+    """Sample and score held-out prompts with the keys of round 0; return the samples and means."""
+    samples = sample_prompts(run, params, prompts, folder, round=0, label="eval")
     rewards = run.scorer(samples)
     scored = [
         dataclasses.replace(sample, reward=reward)
         for sample, reward in zip(samples, rewards, strict=True)
     ]
-    _write(run, folder / "eval.jsonl", map(records.sample_to_record, scored))
-    files = {"eval.jsonl": len(scored)}
     metrics = {"reward_eval": float(np.mean(rewards))}
     for name, scorer in run.rules.items():
         metrics[f"reward_eval/{name}"] = float(np.mean(scorer(samples)))
     metrics["response_tokens_eval"] = float(np.mean([len(s.response_ids) for s in samples]))
-    if round == 0:
-        rows, _ = _make_feedback(run, scored, 0)
-        _write(run, folder / "feedback.jsonl", rows)
-        files["feedback.jsonl"] = len(rows)
-    run.writer.write(step, {"round": round, **metrics})
-    run.writer.flush()  # before the manifest says that the stage is done
-    return files, metrics
+    return scored, metrics
 
 
 def load_feedback_items(run: Run, folder: Path) -> list[Item]:
@@ -246,11 +265,11 @@ def remove_shards(folder: Path, label: str) -> None:
         path.unlink()
 
 
-def _make_feedback(
-    run: Run, scored: Sequence[Sample], round: int
+def make_feedback(
+    config: Config, scored: Sequence[Sample], round: int
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return the feedback's records, and its counts."""
-    settings, seed = run.config.feedback, run.config.seed
+    """Return the records of the feedback that `config.feedback` asks for, and its counts."""
+    settings, seed = config.feedback, config.seed
     automatic = settings.threshold == "auto"
     if settings.type == "pairwise":
         threshold = 0.0 if automatic else settings.threshold
@@ -269,13 +288,15 @@ def _make_feedback(
     return [records.sample_to_record(one, type="scalar_feedback") for one in groups], counts
 
 
-def _write(run: Run, path: Path, rows) -> None:
+def write_rows(run: Sampling, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a stage's file on process 0; the others wait until it is there."""
     if run.is_writer:
         records.write_records(path, rows)
     sharding.wait_for_all(f"wrote {path.name}")
 
 
-def _read_samples(path: Path) -> list[Sample]:
+def read_samples(path: Path) -> list[Sample]:
+    """Read the samples of a file that `write_rows` has written."""
     return [
         records.sample_from_record(record, file=str(path), line=line)
         for line, record in records.read_records(path)
