@@ -43,6 +43,9 @@ class RewardConfig:
     rules: tuple[str, ...] = ()  # further functions that score the held-out samples, for metrics
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_length: int = 2048
+    max_unlabelled: float = 0.1  # stop where a larger fraction of the samples has no reward
+    missing_eos_penalty: float = 0.0  # taken off the reward of a sample cut by the token limit
+    cut_at_sentence: bool = False  # score the output up to its last ".", "!" or "?", as HALOs does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +177,13 @@ class Config:
 _STAGES = tuple(task for task in typing.get_args(Task) if task != "pipeline")
 
 # Fields that may differ when a run is resumed: none of them changes what is computed.
-RESUMABLE = ("progress", "train.log_every", "checkpoint.keep", "workdir")
+RESUMABLE = (
+    "progress",
+    "train.log_every",
+    "checkpoint.keep",
+    "workdir",
+    "reward.max_unlabelled",
+)
 
 
 def default() -> ConfigDict:

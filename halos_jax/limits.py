@@ -17,6 +17,7 @@ _AT_LEAST = {
         "data.max_eval",
         "data.max_train",
         "optimizer.weight_decay",
+        "reward.missing_eos_penalty",
         "rounds.num_skip",
         "sampling.temperature",
         "sampling.top_k",
@@ -54,7 +55,7 @@ _FRACTIONS = (
     "optimizer.warmup_start",
     "toy.mistakes",
 )
-_DECAYS = ("optimizer.beta1", "optimizer.beta2")
+_BELOW_ONE = ("optimizer.beta1", "optimizer.beta2", "reward.max_unlabelled")
 
 
 def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
@@ -83,7 +84,7 @@ def _check_numbers(values: Mapping[str, Any]) -> Iterable[str]:
     for path in _FRACTIONS:
         if not 0 <= values[path] <= 1:
             yield f"{path}: got {values[path]}, allowed: 0 to 1"
-    for path in _DECAYS:
+    for path in _BELOW_ONE:
         if not 0 <= values[path] < 1:
             yield f"{path}: got {values[path]}, allowed: 0 or more, less than 1"
     if not 0 < values["sampling.top_p"] <= 1:

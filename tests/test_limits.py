@@ -29,7 +29,7 @@ def test_right_configs_pass(task):
 def test_limits_name_fields_that_exist():
     known = schema.leaf_types(Config).keys()
     listed = [path for paths in limits._AT_LEAST.values() for path in paths]
-    listed += [*limits._ABOVE_ZERO, *limits._FRACTIONS, *limits._DECAYS]
+    listed += [*limits._ABOVE_ZERO, *limits._FRACTIONS, *limits._BELOW_ONE]
     assert set(listed) <= known
     assert len(set(listed)) == len(listed)
 
@@ -40,7 +40,7 @@ def test_limits_name_fields_that_exist():
     + [(path, 0.0, 1e-12) for path in limits._ABOVE_ZERO]
     + [(path, 1.01, 1.0) for path in limits._FRACTIONS]
     + [(path, -0.01, 0.0) for path in limits._FRACTIONS]
-    + [(path, 1.0, 0.999) for path in limits._DECAYS]
+    + [(path, 1.0, 0.999) for path in limits._BELOW_ONE]
     + [("sampling.top_p", 0.0, 1e-6), ("sampling.top_p", 1.01, 1.0)],
 )
 def test_each_number_has_its_limit(path, bad, edge):

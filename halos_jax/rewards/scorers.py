@@ -4,7 +4,8 @@ import dataclasses
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -18,20 +19,36 @@ from halos_jax.data.tokenize import make_group_items
 from halos_jax.metrics import make_progress
 from halos_jax.models import decoder, hf
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.rewards.labels import RewardError, Scorer
 from halos_jax.types import FINISH_STOP, Sample
 
-Scorer = Callable[[Sequence[Sample]], list[float]]
-
-
-class RewardError(ValueError):
-    """A reward function or model gave something that is no finite number."""
+_LAST_SENTENCE = re.compile(r".*[.!?]", re.DOTALL)
 
 
 def make_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
     """Return the scorer of `config.reward`; `renderer` is the policy's."""
     if config.reward.kind == "function":
-        return make_function_scorer(config.reward.function)
-    return make_model_scorer(config, mesh, renderer)
+        scorer = make_function_scorer(config.reward.function)
+    else:
+        scorer = make_model_scorer(config, mesh, renderer)
+    if not config.reward.cut_at_sentence:
+        return scorer
+    return lambda samples: scorer([cut_at_sentence(sample, renderer) for sample in samples])
+
+
+def cut_at_sentence(sample: Sample, renderer: Renderer) -> Sample:
+    """Return the sample cut after its last ".", "!" or "?", as one that has ended there.
+
+    A sample that ends there, or has none of them, is returned as it is.
+    """
+    text = sample.output.rstrip()
+    found = _LAST_SENTENCE.match(text)
+    if not found or found[0] == text:
+        return sample
+    ids = renderer.render_response(found[0], finished=True)
+    return dataclasses.replace(
+        sample, output=found[0], response_ids=tuple(ids), finish_reason=FINISH_STOP
+    )
 
 
 def make_function_scorer(name: str) -> Scorer:

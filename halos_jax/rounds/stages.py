@@ -19,7 +19,14 @@ from halos_jax.data.items import load_items
 from halos_jax.data.tokenize import Lengths
 from halos_jax.metrics import MetricWriter, make_progress
 from halos_jax.rewards.feedback import make_groups, make_judgements, make_preferences
-from halos_jax.rewards.scorers import Scorer
+from halos_jax.rewards.labels import (
+    Scorer,
+    average_rewards,
+    label_samples,
+    make_score_rows,
+    measure_labels,
+    read_scores,
+)
 from halos_jax.rounds.checkpoints import Checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.sampling.sampler import Sampler, sample_shard
@@ -116,32 +123,18 @@ def sample_stage(run: Run, params: Any, prompts: Sequence[Prompt], folder: Path,
 
 
 def score_stage(run: Run, folder: Path):
-    """Write scores.jsonl, one reward a sample."""
+    """Write scores.jsonl, one reward a sample; null where it could not be labelled."""
     samples = read_samples(folder / "samples.jsonl")
-    rewards = run.scorer(samples)
-    rows = [
-        {
-            "prompt_id": sample.prompt.prompt_id,
-            "sample_id": sample.sample_id,
-            "reward": reward,
-            "type": "score",
-        }
-        for sample, reward in zip(samples, rewards, strict=True)
-    ]
+    labels = label_samples(run.scorer, samples, run.config.reward)
+    rows = make_score_rows(samples, labels)
     write_rows(run, folder / "scores.jsonl", rows)
-    return {"scores.jsonl": len(rows)}, {"reward_train_mean": float(np.mean(rewards))}
+    metrics = {"reward_train_mean": average_rewards(labels.rewards)}
+    return {"scores.jsonl": len(rows)}, metrics | measure_labels(labels, "train")
 
 
 def feedback_stage(run: Run, folder: Path, round: int):
     """Write feedback.jsonl from samples and scores."""
-    samples = read_samples(folder / "samples.jsonl")
-    rewards = [
-        float(record["reward"]) for _, record in records.read_records(folder / "scores.jsonl")
-    ]
-    scored = [
-        dataclasses.replace(sample, reward=reward)
-        for sample, reward in zip(samples, rewards, strict=True)
-    ]
+    scored = read_scores(folder / "scores.jsonl", read_samples(folder / "samples.jsonl"))
     rows, counts = make_feedback(run.config, scored, round)
     write_rows(run, folder / "feedback.jsonl", rows)
     return {"feedback.jsonl": len(rows)}, {f"feedback_{k}": v for k, v in counts.items()}
@@ -238,12 +231,13 @@ def evaluate_prompts(
 ) -> tuple[list[Sample], dict[str, float]]:
     """Sample and score held-out prompts with the keys of round 0; return the samples and means."""
     samples = sample_prompts(run, params, prompts, folder, round=0, label="eval")
-    rewards = run.scorer(samples)
+    labels = label_samples(run.scorer, samples, run.config.reward)
     scored = [
         dataclasses.replace(sample, reward=reward)
-        for sample, reward in zip(samples, rewards, strict=True)
+        for sample, reward in zip(samples, labels.rewards, strict=True)
     ]
-    metrics = {"reward_eval": float(np.mean(rewards))}
+    metrics = {"reward_eval": average_rewards(labels.rewards)}
+    metrics |= measure_labels(labels, "eval")
     for name, scorer in run.rules.items():
         metrics[f"reward_eval/{name}"] = float(np.mean(scorer(samples)))
     metrics["response_tokens_eval"] = float(np.mean([len(s.response_ids) for s in samples]))

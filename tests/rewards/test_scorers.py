@@ -24,7 +24,12 @@ from halos_jax.data.toy import make_toy_data
 from halos_jax.models import decoder, export, hf, spec
 from halos_jax.models.families import ModelError
 from halos_jax.rewards import scorers
-from halos_jax.rewards.scorers import RewardError, make_function_scorer, make_scorer
+from halos_jax.rewards.scorers import (
+    RewardError,
+    cut_at_sentence,
+    make_function_scorer,
+    make_scorer,
+)
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, MEMBER, Item, Prompt, Sample, Turn
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "head_dim": 8}
@@ -246,3 +251,32 @@ def test_a_function_must_return_a_finite_number(renderer, functions, name, got):
 def test_an_error_inside_a_function_is_its_own(renderer, functions):
     with pytest.raises(KeyError, match="mine"):
         make_function_scorer("judge:broken")(make_samples(renderer))
+
+
+@pytest.mark.parametrize(
+    ("output", "cut"),
+    [
+        ("One. Two! Three", "One. Two!"),
+        ("It costs 3.50", "It costs 3."),
+        ("Why?\n\nBecause. ", None),
+        ("no end", None),
+        ("Is it?\nYes, and", "Is it?"),
+    ],
+)
+def test_a_cut_at_the_last_sentence_ends_there(renderer, output, cut):
+    (sample,) = make_samples(renderer, answers=("abc",))[:1]
+    sample = dataclasses.replace(sample, output=output, finish_reason=FINISH_LENGTH)
+    found = cut_at_sentence(sample, renderer)
+    if cut is None:
+        assert found is sample
+        return
+    assert found.output == cut and found.finish_reason == FINISH_STOP
+    assert found.response_ids == tuple(renderer.render_response(cut, finished=True))
+
+
+def test_the_scorer_sees_the_cut_only_where_it_is_asked_for(renderer, functions):
+    sample = dataclasses.replace(make_samples(renderer)[0], output="abc. de")
+    reward = RewardConfig(kind="function", function="judge:length")
+    assert make_scorer(Config(reward=reward), None, renderer)([sample]) == [7.0]
+    reward = dataclasses.replace(reward, cut_at_sentence=True)
+    assert make_scorer(Config(reward=reward), None, renderer)([sample]) == [4.0]

@@ -1,11 +1,19 @@
 """Each stage reads what the one before left on disk, and leaves its own file."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
 import pytest
 
-from halos_jax.config import CheckpointConfig, Config, FeedbackConfig, SamplingConfig, TrainConfig
+from halos_jax.config import (
+    CheckpointConfig,
+    Config,
+    FeedbackConfig,
+    RewardConfig,
+    SamplingConfig,
+    TrainConfig,
+)
 from halos_jax.data import records
 from halos_jax.losses import get_loss
 from halos_jax.rounds import stages
@@ -150,6 +158,36 @@ def test_sample_score_feedback_hand_files_to_each_other(tmp_path, sampled):
     assert items[0].prompt_ids.tolist() == [1, 2]
 
 
+def test_a_sample_without_a_reward_is_left_out_and_counted(tmp_path, sampled, caplog):
+    # The even samples of p0 and p1 cannot be labelled: two prompts have no pair.
+    def score(samples):
+        hidden = [s.prompt.prompt_id in ("p0", "p1") and s.sample_id == 0 for s in samples]
+        return [None if hide else 1.0 + s.sample_id for s, hide in zip(samples, hidden)]
+
+    config = dataclasses.replace(CONFIG, reward=RewardConfig(max_unlabelled=0.25))
+    run = make_run(scorer=score, config=config)
+    stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
+    files, metrics = stages.score_stage(run, tmp_path)
+    assert files == {"scores.jsonl": 10} and metrics["unlabelled_train"] == 2
+    assert metrics["reward_train_mean"] == (5 * 2 + 3 * 1) / 8
+    assert [row["reward"] for row in read(tmp_path / "scores.jsonl")] == [None, 2] * 2 + [1, 2] * 3
+    assert "2 of 10 samples have no reward" in caplog.text
+    files, metrics = stages.feedback_stage(run, tmp_path, 1)
+    assert metrics["feedback_unlabelled"] == 2 and metrics["feedback_single"] == 2
+    assert [row["prompt_id"] for row in read(tmp_path / "feedback.jsonl")] == ["p2", "p3", "p4"]
+
+    (tmp_path / "0").mkdir()
+    files, metrics = stages.evaluate_stage(
+        make_run(scorer=lambda samples: [None, 2.0, 3.0, 4.0], config=config),
+        "params",
+        tmp_path / "0",
+        round=1,
+        step=0,
+    )
+    assert metrics["reward_eval"] == 3.0 and metrics["unlabelled_eval"] == 1
+    assert [row.get("reward") for row in read(tmp_path / "0" / "eval.jsonl")] == [None, 2, 3, 4]
+
+
 def test_binary_and_scalar_feedback(tmp_path, sampled):
     for kind, count in (("binary", 10), ("scalar", 10)):
         config = Config(
@@ -174,6 +212,7 @@ def test_evaluation_draws_with_the_keys_of_round_0_and_keeps_its_metrics(tmp_pat
         assert sampled == [(["p0", "p1"], "unstacked params", 3, 0)]
         assert metrics == {
             "reward_eval": 2.0,
+            "unlabelled_eval": 0,
             "reward_eval/short": 0.25,
             "response_tokens_eval": 3.0,
         }

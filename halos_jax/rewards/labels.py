@@ -1,0 +1,134 @@
+"""Labels: what scorers say of samples, what of it counts, and how it stands in scores.jsonl."""
+
+import dataclasses
+import logging
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from halos_jax.config import RewardConfig
+from halos_jax.data.fields import Fields
+from halos_jax.data.records import read_records
+from halos_jax.types import FINISH_LENGTH, Sample
+
+logger = logging.getLogger(__name__)
+
+
+class RewardError(ValueError):
+    """A reward function, model or judge gave what is no reward, or left out too many samples."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Labels:
+    """One reward a sample, None where there is none; every list is as long as the samples.
+
+    `raw` are the rewards before the penalty for a missing end, empty where there is none; `parts`
+    the scores that a sum was made of, by name, as they were given; `counts` is what a scorer has
+    counted (ties, say).
+    """
+
+    rewards: list[float | None]
+    raw: list[float | None] = dataclasses.field(default_factory=list)
+    parts: Mapping[str, list[float | None]] = dataclasses.field(default_factory=dict)
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def unlabelled(self) -> int:
+        """The number of samples without a reward."""
+        return sum(reward is None for reward in self.rewards)
+
+
+# A reward for each sample, None where it could not be labelled. A scorer that has more to say
+# than that returns Labels; `label_samples` takes either.
+Scorer = Callable[[Sequence[Sample]], list[float | None] | Labels]
+
+
+def label_samples(scorer: Scorer, samples: Sequence[Sample], settings: RewardConfig) -> Labels:
+    """Score `samples`, take the penalty off those without an end, count those without a reward.
+
+    Raises:
+      RewardError: where more than the fraction `reward.max_unlabelled` has no reward.
+    """
+    found = scorer(samples)
+    labels = found if isinstance(found, Labels) else Labels(list(found))
+    check_unlabelled(labels.unlabelled, len(samples), settings.max_unlabelled)
+    if labels.unlabelled:
+        logger.warning(
+            "%d of %d samples have no reward: they are left out", labels.unlabelled, len(samples)
+        )
+    if not settings.missing_eos_penalty:
+        return labels
+    penalties = [
+        settings.missing_eos_penalty if sample.finish_reason == FINISH_LENGTH else 0.0
+        for sample in samples
+    ]
+    rewards = [
+        None if reward is None else reward - penalty
+        for reward, penalty in zip(labels.rewards, penalties, strict=True)
+    ]
+    return dataclasses.replace(labels, rewards=rewards, raw=labels.rewards)
+
+
+def check_unlabelled(count: int, total: int, allowed: float) -> None:
+    """Raise RewardError where `count` of `total` samples is more than the fraction `allowed`."""
+    if count > allowed * total:
+        raise RewardError(
+            f"{count} of {total} samples have no reward, more than reward.max_unlabelled={allowed} "
+            "allows; see the warnings above for the reasons. What was scored by a judge is kept: "
+            "mend the cause, or raise --config.reward.max_unlabelled, and run the same command "
+            "again"
+        )
+
+
+def average_rewards(rewards: Sequence[float | None]) -> float:
+    """Return the mean of the rewards that are there, 0 where none is."""
+    return statistics.fmean([one for one in rewards if one is not None] or [0.0])
+
+
+def measure_labels(labels: Labels, split: str) -> dict[str, float]:
+    """Return what a manifest keeps beside the mean reward, under names that end in `split`.
+
+    The means of the parts ("reward_eval/NAME") and of the rewards before the penalty, the number of
+    samples left out ("unlabelled_eval"), and what the scorer has counted.
+    """
+    lists = dict(labels.parts) | ({"unpenalised": labels.raw} if labels.raw else {})
+    means = {f"reward_{split}/{name}": average_rewards(values) for name, values in lists.items()}
+    counts = {"unlabelled": labels.unlabelled, **labels.counts}
+    return means | {f"{name}_{split}": count for name, count in counts.items()}
+
+
+def make_score_rows(samples: Sequence[Sample], labels: Labels) -> list[dict[str, Any]]:
+    """Return the records of scores.jsonl, one a sample: its reward, and what it was made of."""
+    rows = []
+    for index, sample in enumerate(samples):
+        row = {
+            "prompt_id": sample.prompt.prompt_id,
+            "sample_id": sample.sample_id,
+            "reward": labels.rewards[index],
+            "type": "score",
+        }
+        if labels.raw:
+            row["raw_reward"] = labels.raw[index]
+        if labels.parts:
+            row["parts"] = {name: values[index] for name, values in labels.parts.items()}
+        rows.append(row)
+    return rows
+
+
+def read_scores(path: str | Path, samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples with the rewards of a file of `make_score_rows`, None where it has none.
+
+    Raises:
+      RecordError: where a record is not the score of the sample in its place.
+    """
+    scored = []
+    rows = list(read_records(path, allow_empty=True))
+    for (line, record), sample in zip(rows, samples, strict=True):
+        fields = Fields(record, str(path), line)
+        found = (fields.identifier("prompt_id"), fields.integer("sample_id"))
+        expected = (sample.prompt.prompt_id, sample.sample_id)
+        if found != expected:
+            raise fields.error("prompt_id, sample_id", found, f"{expected}, as in the samples")
+        scored.append(dataclasses.replace(sample, reward=fields.number("reward")))
+    return scored
