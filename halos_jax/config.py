@@ -28,6 +28,9 @@ class ModelConfig:
     tokenizer: str = ""  # folder or hub id; empty: the model's own
     chat_template: str = ""  # Jinja file; empty: the tokenizer's, else the ChatML default
     random_init: bool = False  # take only the architecture from `path`, draw the weights
+    added_tokens: tuple[str, ...] = ()  # special tokens for the tokenizer to have, new ones or not
+    added_tokens_init: Literal["mean", "random"] = "mean"  # of new tokens' embedding and head rows
+    pad_vocab_to: int = 1  # a vocabulary that grows does so to a multiple of this
     params_dtype: Literal["float32", "bfloat16"] = "float32"  # the master weights
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"

@@ -28,6 +28,7 @@ _AT_LEAST = {
     1: (
         "checkpoint.keep",
         "model.head_chunk",
+        "model.pad_vocab_to",
         "reward.max_length",
         "rounds.prompts_per_round",
         "rounds.total_prompts",
@@ -108,6 +109,9 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
         yield "data.train: got '', allowed: a file or hub data set; set --config.data.train=FILE"
     if not isinstance(loss, str):
         yield f"loss.name: got {loss!r}, allowed: the name of a loss; set --config.loss.name=dpo"
+    added = values["model.added_tokens"]
+    if "" in added or len(set(added)) < len(added):
+        yield f"model.added_tokens: got {added!r}, allowed: distinct tokens that are not empty"
     if "" in values["sampling.stop"]:
         yield "sampling.stop: got an empty string, which would end every sample at once"
     if reference != "sft":

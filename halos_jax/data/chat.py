@@ -4,6 +4,7 @@ A chat template is text of somebody else's making. Everything here is found by r
 what it puts before an answer, what it puts after one, and how long it is without any content.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -12,7 +13,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from halos_jax.config import ConfigError
+from halos_jax.config import ConfigError, ModelConfig
 from halos_jax.data.fields import RecordError
 from halos_jax.data.records import digest, turns_to_record
 from halos_jax.types import Turn
@@ -79,14 +80,52 @@ def load_renderer(path: str, chat_template: str = "") -> "Renderer":
     Raises:
       ConfigError: as `load_tokenizer`.
     """
-    from transformers import GenerationConfig
+    return make_renderer(load_tokenizer(path, chat_template), _read_eos(path))
 
-    tokenizer = load_tokenizer(path, chat_template)
+
+def load_policy_renderer(settings: ModelConfig) -> "Renderer":
+    """Load the renderer of the model that is trained: its tokenizer with `settings.added_tokens`.
+
+    The end tokens are those of the model's folder, whoever's the tokenizer is.
+
+    Raises:
+      ConfigError: as `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(settings.tokenizer or settings.path, settings.chat_template)
+    new = _add_tokens(tokenizer, settings.added_tokens)
+    if new and settings.tokenizer:
+        # What the model's own tokenizer has, the model was trained on in an earlier run.
+        with contextlib.suppress(ConfigError):
+            new -= load_tokenizer(settings.path).get_vocab().keys()
+    renderer = make_renderer(tokenizer, _read_eos(settings.path))
+    renderer.new_tokens = tuple(sorted(new, key=settings.added_tokens.index))
+    return renderer
+
+
+def _add_tokens(tokenizer: Any, tokens: Sequence[str]) -> set[str]:
+    """Add special tokens to the tokenizer, in this order; return those that it did not have."""
+    from transformers import AddedToken
+
+    known = tokenizer.get_vocab().keys()
+    new = [token for token in tokens if token not in known]
+    tokenizer.add_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in new], special_tokens=True
+    )
+    return set(new)
+
+
+def _read_eos(path: str) -> list[int] | int | None:
+    """Return the end tokens of a model, which generation_config.json says, or else config.json."""
+    from transformers import GenerationConfig, PretrainedConfig
+
     try:
-        eos_token_ids = GenerationConfig.from_pretrained(path).eos_token_id
+        return GenerationConfig.from_pretrained(path).eos_token_id
+    except (OSError, ValueError):  # a model need not have one
+        pass
+    try:
+        return PretrainedConfig.get_config_dict(path)[0].get("eos_token_id")
     except (OSError, ValueError):
-        eos_token_ids = ()  # a model need not have one
-    return make_renderer(tokenizer, eos_token_ids)
+        return None
 
 
 def make_renderer(tokenizer: Any, eos_token_ids: Iterable[int] | int | None = ()) -> "Renderer":
@@ -109,10 +148,12 @@ class Renderer:
       end_marker: what ends an assistant's turn, e.g. "<|im_end|>".
       stop_ids: tokens that end a response.
       stop_strings: the end marker, where it is neither a token nor ends with an end token.
+      new_tokens: added tokens that the model has not been trained on.
     """
 
     def __init__(self, tokenizer: Any, eos_token_ids: Iterable[int]):
         self.tokenizer = tokenizer
+        self.new_tokens: tuple[str, ...] = ()
         has_template = bool(tokenizer.chat_template)
         self.template: str = tokenizer.get_chat_template() if has_template else DEFAULT_TEMPLATE
         if "strftime_now" in self.template and "date_string" not in self.template:

@@ -80,6 +80,7 @@ def make_hf_config(
 
 def _check_equal(config: DecoderConfig, found: DecoderConfig) -> None:
     execution = {"params_dtype", "compute_dtype", "attention", "remat", "head_chunk"}
+    execution |= {"new_rows", "new_rows_init"}  # the weights have them
     lines = [
         f"{field.name}: the weights have {ours!r}, config.json has {theirs!r}"
         for field in dataclasses.fields(DecoderConfig)

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
 from halos_jax.config import ModelConfig
-from halos_jax.models import families, spec
+from halos_jax.models import families, spec, vocab
 from halos_jax.models.families import ModelError, Tensor
 from halos_jax.models.spec import DecoderConfig
 
@@ -35,7 +35,7 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 # Name in the checkpoint -> its (lazily read) tensor.
-Tensors = Mapping[str, Any]
+Tensors = dict[str, Any]
 
 
 def resolve_model(path: str) -> Path:
@@ -84,12 +84,15 @@ def load_params(
     `allow_new` names arrays that are drawn (always the same) where the checkpoint has none: with
     ("score",) a language model becomes a fresh reward model, and its head is left out.
 
+    Rows that a vocabulary has grown by, and `config.new_rows`, are filled as `models.vocab` says.
+
     Raises:
       ModelError: with every tensor that is missing, unexpected, or of another shape or type than
         `config` says; or naming the file that cannot be read.
     """
     folder = resolve_model(path)
-    family = families.get_family(read_hf_config(folder))
+    hf_config = read_hf_config(folder)
+    family = families.get_family(hf_config)
     wanted = traverse_util.flatten_dict(spec.abstract_params(config, mesh), sep="/")
     table = families.list_tensors(config, family)
     with contextlib.ExitStack() as stack:
@@ -103,7 +106,12 @@ def load_params(
             for path, leaf in stored.items()
             for name, shape in _expect(table[path], leaf.shape)
         }
+        rows = {table[path].name for path in vocab.PATHS if path in stored}
+        expected |= {
+            name: (min(hf_config["vocab_size"], config.vocab_size), config.d_model) for name in rows
+        }
         _check_tensors(folder, tensors, expected, ignored, family.buffers)
+        tensors |= {name: vocab.add_rows(name, tensors[name], config) for name in rows}
         flat = {name: _load(leaf, table[name], tensors) for name, leaf in stored.items()}
     if new:
         logger.info("%s: drawing %s, which the checkpoint lacks", folder, ", ".join(new))

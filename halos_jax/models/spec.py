@@ -71,6 +71,10 @@ class DecoderConfig:
     attention_scale: float | None = None  # of the scores; None: H^-0.5
     attention_softcap: float = 0.0  # scores -> cap * tanh(scores / cap); 0: no cap
     logit_softcap: float = 0.0
+    # Rows of embedding and head that are new tokens' (beside those beyond the checkpoint's), and
+    # how they are filled, see `models.vocab`.
+    new_rows: tuple[int, ...] = ()
+    new_rows_init: Literal["mean", "random"] = "mean"
     params_dtype: str = "float32"
     compute_dtype: str = "float32"
     attention: str = "auto"

@@ -17,7 +17,7 @@ from halos_jax.data.batches import build_batch, plan_batches, split_scores
 from halos_jax.data.chat import Renderer, load_renderer
 from halos_jax.data.tokenize import make_group_items
 from halos_jax.metrics import make_progress
-from halos_jax.models import decoder, hf
+from halos_jax.models import decoder, hf, vocab
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.rewards.labels import RewardError, Scorer
 from halos_jax.types import FINISH_STOP, Sample
@@ -125,6 +125,9 @@ def make_model_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
         distinct: dict[tuple, Sample] = {}
         for sample in samples:
             distinct.setdefault((sample.prompt_ids, sample.response_ids), sample)
+        # A look-up beyond the embedding would silently take another row.
+        largest = max(max(sample.prompt_ids + sample.response_ids) for sample in distinct.values())
+        vocab.check_ids(largest, spec, config.reward.path)
         rewards = _score_items(run, params, list(distinct.values()), config, mesh)
         known = dict(zip(distinct, rewards, strict=True))
         return [known[sample.prompt_ids, sample.response_ids] for sample in samples]

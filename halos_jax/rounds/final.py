@@ -23,9 +23,9 @@ def export_final(
 ) -> Path:
     """Export `params` with the tokenizer and chat template that they were trained with.
 
-    These are the files of `settings.path` as they are, unless `settings` names a tokenizer or a
-    template of its own. Every process of the job calls this. Returns the folder, which appears
-    whole or not at all.
+    These are the files of `settings.path` as they are, unless `settings` names a tokenizer, a
+    template or tokens of its own. Every process of the job calls this. Returns the folder, which
+    appears whole or not at all.
 
     Raises:
       ModelError: where the folder is taken, or the model is another than its source's.
@@ -33,6 +33,7 @@ def export_final(
     folder = workdir / FOLDER
     with export.replace_folder(folder) as partial:
         export.write_model(params, decoder, partial, source=hf.resolve_model(settings.path))
-        if (settings.tokenizer or settings.chat_template) and jax.process_index() == 0:
+        own = settings.tokenizer or settings.chat_template or settings.added_tokens
+        if own and jax.process_index() == 0:
             export.replace_tokenizer(partial, renderer.tokenizer)
     return folder

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from halos_jax import sharding
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets
-from halos_jax.data.chat import load_renderer
 from halos_jax.losses import get_loss
 from halos_jax.metrics import MetricWriter
 from halos_jax.models import hf
@@ -24,6 +23,7 @@ from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.stages import Run
+from halos_jax.rounds.start import load_policy
 from halos_jax.rounds.state import Manifest, round_folder
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.training import loop as training
@@ -149,10 +149,7 @@ def _run_round(
 def _make_run(
     config: Config, info: states.RunInfo, mesh: Mesh, stop: StopSignal
 ) -> tuple[Run, _Position]:
-    decoder = hf.load_decoder_config(config.model.path, config.model)
-    renderer = load_renderer(
-        config.model.tokenizer or config.model.path, config.model.chat_template
-    )
+    decoder, renderer = load_policy(config.model)
     prompts = datasets.load_prompts(config.data.train, limit=config.data.max_train)
     prompts = datasets.order_prompts(prompts, config.seed)
     held_out = []

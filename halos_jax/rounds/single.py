@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config import Config
-from halos_jax.data.chat import Renderer, load_renderer
+from halos_jax.data.chat import Renderer
 from halos_jax.data.items import load_items
 from halos_jax.data.tokenize import Lengths
 from halos_jax.losses import Loss, get_loss
@@ -22,6 +22,7 @@ from halos_jax.rounds import disk, final
 from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.start import load_policy
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Trainer
 from halos_jax.types import Item, TrainState
@@ -67,12 +68,9 @@ def _train(
     stop: StopSignal,
 ) -> None:
     loss = get_loss(_FIXED_LOSSES.get(config.task, config.loss))
-    decoder = hf.load_decoder_config(config.model.path, config.model)
+    decoder, renderer = load_policy(config.model)
     if loss.needs == "scores":
         decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
-    renderer = load_renderer(
-        config.model.tokenizer or config.model.path, config.model.chat_template
-    )
     items = _load_items(config, loss, renderer, config.data.train, config.data.max_train)
     steps = -(-len(items) // config.train.batch_size) * config.train.epochs
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps)
