@@ -57,6 +57,8 @@ class DataConfig:
     eval: str = ""  # the held-out set; empty: no evaluation
     max_train: int = 0  # 0: all records
     max_eval: int = 0
+    good_token: str = "<|good|>"  # of the loss "csft": what begins a desirable answer
+    bad_token: str = "<|bad|>"  # ... and any other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,7 @@ class SamplingConfig:
     top_k: int = 0  # 0: off
     max_tokens: int = 2048  # of a response
     max_prompt_length: int = 512
+    prefix: str = ""  # begins every answer, as a part of the prompt: csft's good token, say
     stop: tuple[str, ...] = ()  # stop strings, besides the end-of-sequence tokens
     slots: int = 256  # sequences decoded side by side, over all devices
     chunk: int = 32  # decode steps between two looks at what has finished

@@ -112,6 +112,9 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
     added = values["model.added_tokens"]
     if "" in added or len(set(added)) < len(added):
         yield f"model.added_tokens: got {added!r}, allowed: distinct tokens that are not empty"
+    tokens = values["data.good_token"], values["data.bad_token"]
+    if loss == "csft" and (tokens[0] == tokens[1] or "" in tokens):
+        yield f"data.good_token, data.bad_token: got {tokens}, allowed: two texts that differ"
     if "" in values["sampling.stop"]:
         yield "sampling.stop: got an empty string, which would end every sample at once"
     if reference != "sft":

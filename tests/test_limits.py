@@ -62,6 +62,10 @@ def test_each_number_has_its_limit(path, bad, edge):
         ({"model__path": ""}, "model.path: got ''"),
         ({"data__train": ""}, "data.train: got ''"),
         ({"loss.name": None}, "loss.name: got None"),
+        (
+            {"loss.name": "csft", "data__bad_token": "<|good|>"},
+            "data.good_token, data.bad_token: got ('<|good|>', '<|good|>'), allowed: two texts",
+        ),
         ({"sampling__stop": [""]}, "sampling.stop: got an empty string"),
         ({"model__added_tokens": ["a", "a"]}, "model.added_tokens: got ['a', 'a']"),
         ({"model__added_tokens": [""]}, "allowed: distinct tokens that are not empty"),

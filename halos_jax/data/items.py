@@ -7,6 +7,7 @@ from halos_jax.data import datasets
 from halos_jax.data.chat import Renderer
 from halos_jax.data.tokenize import (
     Lengths,
+    make_controlled_items,
     make_pair_items,
     make_scored_items,
     make_target_items,
@@ -20,13 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 def load_items(
-    kind: Items, source: str, renderer: Renderer, lengths: Lengths, *, limit: int = 0
+    kind: Items,
+    source: str,
+    renderer: Renderer,
+    lengths: Lengths,
+    *,
+    limit: int = 0,
+    control: tuple[str, str] = ("", ""),
 ) -> list[Item]:
     """Load the records of `source` as items of one kind (`Loss.items`).
 
     Args:
       source: a file or a hub data set, see `datasets`.
       limit: how many records to load; 0 loads all.
+      control: of "controlled", what begins desirable answers and others.
 
     Raises:
       RecordError: for a bad record, or one that does not suit the kind.
@@ -41,6 +49,8 @@ def load_items(
     if kind == "group":
         return make_scored_items(datasets.load_scored(source, limit=limit), renderer, lengths)
     judgements = datasets.load_judgements(source, limit=limit)
+    if kind == "controlled":
+        return make_controlled_items(judgements, renderer, lengths, control)
     items = make_unpaired_items(judgements, renderer, lengths)
     _report_balance(items)
     return items

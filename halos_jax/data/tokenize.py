@@ -76,6 +76,35 @@ def make_target_items(
     return items
 
 
+def make_controlled_items(
+    judgements: Iterable[Judgement], renderer: Renderer, lengths: Lengths, control: tuple[str, str]
+) -> list[Item]:
+    """Return one item (target) a judgement, whose prompt ends with a control token.
+
+    Prompts are rendered from their turns: ids that were sampled with `sampling.prefix` end with a
+    control token already.
+
+    Args:
+      control: what begins the answer where it is desirable, and where it is not.
+
+    Raises:
+      ConfigError: where a prompt leaves no room for a response.
+    """
+    prefixes = [renderer.render_response(text, finished=False) for text in control]
+    render_response = functools.cache(renderer.render_response)
+    items = []
+    for judgement in judgements:
+        prefix = prefixes[not judgement.desirable]
+        room = lengths.prompt - len(prefix)
+        prompt_ids = (*renderer.render_prompt(judgement.prompt.turns, room), *prefix)
+        response = _response_ids(judgement.completion, render_response)
+        response = _cut(response, len(prompt_ids), lengths)
+        items.append(
+            Item(_array(prompt_ids), (response,), (TARGET,), desirable=judgement.desirable)
+        )
+    return items
+
+
 def make_unpaired_items(
     judgements: Sequence[Judgement], renderer: Renderer, lengths: Lengths
 ) -> list[Item]:

@@ -22,12 +22,13 @@ from flax import struct
 from halos_jax.losses.sequences import count_examples
 from halos_jax.types import Batch
 
-Items = Literal["pair", "target", "unpaired", "group"]
+Items = Literal["pair", "target", "controlled", "unpaired", "group"]
 Statistics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
 # Which feedback can become the items of a loss.
 FEEDBACK_FOR: dict[str, tuple[str, ...]] = {
     "pair": ("pairwise",),
+    "controlled": ("pairwise", "binary"),
     "unpaired": ("binary", "pairwise"),
     "group": ("scalar",),
 }
@@ -242,6 +243,7 @@ def check_feedback(
 
 _ITEM_WORDS = {
     "pair": "pairs of a better and a worse answer",
+    "controlled": "answers that are better or worse",
     "unpaired": "single answers, desirable or not",
     "group": "all samples of a prompt with their rewards",
 }

@@ -34,6 +34,15 @@ def count_and_sum(values: jax.Array, batch: Batch, role: int) -> tuple[jax.Array
     return total, jnp.sum(mask).astype(jnp.float32)
 
 
+def count_and_sum_class(
+    values: jax.Array, batch: Batch, role: int, *, desirable: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Return `count_and_sum` over the desirable sequences of a role, or over the others."""
+    mask = (batch.sequences.role == role) & (batch.sequences.desirable == desirable)
+    total = jnp.sum(jnp.where(mask, jax.lax.stop_gradient(values), 0.0))
+    return total, jnp.sum(mask).astype(jnp.float32)
+
+
 def count_tokens(batch: Batch) -> jax.Array:
     """Return the number of response tokens of each sequence: f32[rows, N]."""
     return sum_by_sequence(jnp.ones(batch.sequence.shape, jnp.float32), batch)

@@ -8,13 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from halos_jax.losses.registry import LossInputs, LossTerms, Statistics, register
-from halos_jax.losses.sequences import count_tokens, sum_by_sequence, weighted_sum
+from halos_jax.losses.sequences import (
+    count_and_sum,
+    count_and_sum_class,
+    count_tokens,
+    sum_by_sequence,
+    weighted_sum,
+)
 from halos_jax.types import MISMATCHED, TARGET, Batch
 
 
 def measure_kl(inputs: LossInputs, batch: Batch) -> Statistics:
     """Return (sum, count) of R over the step's mismatched pairs of a prompt and an answer."""
-    return {"kl": _sum_where(sum_by_sequence(inputs.ratios, batch), batch, MISMATCHED, None)}
+    return {"kl": count_and_sum(sum_by_sequence(inputs.ratios, batch), batch, MISMATCHED)}
 
 
 @register("kto", reference=True, items="unpaired", statistics=measure_kl)
@@ -46,8 +52,8 @@ def measure_classes(inputs: LossInputs, batch: Batch) -> Statistics:
     """Return (sum, count) of R over the step's desirable and over its undesirable answers."""
     ratios = sum_by_sequence(inputs.ratios, batch)
     return {
-        "desirable": _sum_where(ratios, batch, TARGET, True),
-        "undesirable": _sum_where(ratios, batch, TARGET, False),
+        "desirable": count_and_sum_class(ratios, batch, TARGET, desirable=True),
+        "undesirable": count_and_sum_class(ratios, batch, TARGET, desirable=False),
     }
 
 
@@ -82,30 +88,21 @@ def suggest_weights(num_desirable: int, num_undesirable: int) -> tuple[float, fl
     return even, even * 4 / 3
 
 
-def _sum_where(values: jax.Array, batch: Batch, role: int, desirable: bool | None):
-    """Return (sum, count) over the sequences of a role, those of one class where it is given."""
-    mask = batch.sequences.role == role
-    if desirable is not None:
-        mask &= batch.sequences.desirable == desirable
-    total = jnp.sum(jnp.where(mask, jax.lax.stop_gradient(values), 0.0))
-    return total, jnp.sum(mask).astype(jnp.float32)
-
-
 def _measure_unpaired(rewards, margins, inputs: LossInputs, batch: Batch) -> dict:
     """Return the metrics; `margins` are distances to the right side of the reference point."""
     logps = sum_by_sequence(inputs.policy, batch)
     inside, tokens = sum_by_sequence(inputs.unclamped, batch), count_tokens(batch)
     metrics = {
-        "rewards/margins": _sum_where(margins, batch, TARGET, None),
-        "rewards/accuracies": _sum_where((margins > 0).astype(margins.dtype), batch, TARGET, None),
+        "rewards/margins": count_and_sum(margins, batch, TARGET),
+        "rewards/accuracies": count_and_sum((margins > 0).astype(margins.dtype), batch, TARGET),
     }
     for name, desirable in (("chosen", True), ("rejected", False)):
         metrics |= {
-            f"rewards/{name}": _sum_where(rewards, batch, TARGET, desirable),
-            f"logps/{name}": _sum_where(logps, batch, TARGET, desirable),
+            f"rewards/{name}": count_and_sum_class(rewards, batch, TARGET, desirable=desirable),
+            f"logps/{name}": count_and_sum_class(logps, batch, TARGET, desirable=desirable),
             f"rewards/{name}_unclamped": (
-                _sum_where(inside, batch, TARGET, desirable)[0],
-                _sum_where(tokens, batch, TARGET, desirable)[0],
+                count_and_sum_class(inside, batch, TARGET, desirable=desirable)[0],
+                count_and_sum_class(tokens, batch, TARGET, desirable=desirable)[0],
             ),
         }
     return metrics

@@ -115,7 +115,8 @@ def make_model_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
         )
     params = hf.load_params(config.reward.path, spec, mesh)
     own = load_renderer(config.reward.path)
-    same = own.fingerprint == renderer.fingerprint
+    # A control token tells the policy how to answer: it is no part of what is judged.
+    same = own.fingerprint == renderer.fingerprint and not config.sampling.prefix
     run = _compile_scores(spec, mesh)
 
     def score(samples: Sequence[Sample]) -> list[float]:

@@ -135,7 +135,8 @@ def _load_items(
     config: Config, loss: Loss, renderer: Renderer, source: str, limit: int
 ) -> Sequence[Item]:
     lengths = Lengths(config.sampling.max_prompt_length, config.train.max_length)
-    return load_items(loss.items, source, renderer, lengths, limit=limit)
+    control = (config.data.good_token, config.data.bad_token)
+    return load_items(loss.items, source, renderer, lengths, limit=limit, control=control)
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:

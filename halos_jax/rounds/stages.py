@@ -250,7 +250,8 @@ def load_feedback_items(run: Run, folder: Path) -> list[Item]:
     path = folder / "feedback.jsonl"
     if not path.stat().st_size:  # a round of ties alone
         return []
-    return load_items(run.trainer.loss.items, str(path), run.renderer, run.lengths)
+    control = (run.config.data.good_token, run.config.data.bad_token)
+    return load_items(run.trainer.loss.items, str(path), run.renderer, run.lengths, control=control)
 
 
 def remove_shards(folder: Path, label: str) -> None:

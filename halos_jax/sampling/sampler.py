@@ -115,9 +115,10 @@ def sample_shard(
       The samples in the order of the prompts, then of the sample ids.
     """
     settings = sampler.settings
+    prefix = render_prefix(settings, sampler.renderer)
+    room = settings.max_prompt_length - len(prefix)
     rendered = [
-        sampler.renderer.render_prompt(prompt.turns, settings.max_prompt_length)
-        for prompt in prompts
+        (*sampler.renderer.render_prompt(prompt.turns, room), *prefix) for prompt in prompts
     ]
     jobs = [
         _Job(prompt, ids, sample_id, number)
@@ -126,6 +127,11 @@ def sample_shard(
     ]
     _run_jobs(sampler, weights, jobs, rendered, seed=seed, round=round, on_sample=on_sample)
     return [_make_sample(sampler, job, generator) for job in jobs]
+
+
+def render_prefix(settings: SamplingConfig, renderer: Renderer) -> tuple[int, ...]:
+    """Return the ids of `sampling.prefix`, which end every prompt and count as a part of it."""
+    return renderer.render_response(settings.prefix, finished=False) if settings.prefix else ()
 
 
 def _run_jobs(sampler, weights, jobs, rendered, *, seed, round, on_sample) -> None:

@@ -62,6 +62,7 @@ SCORES = [
         ("pair", PAIRS, (CHOSEN, REJECTED), 3),
         ("target", PAIRS, (TARGET,), 3),
         ("unpaired", PAIRS, (TARGET, MISMATCHED), 6),
+        ("controlled", PAIRS, (TARGET,), 6),
         ("unpaired", LABELS, (TARGET, MISMATCHED), 3),
         ("group", SCORES, (MEMBER, MEMBER), 2),
     ],

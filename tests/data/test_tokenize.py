@@ -5,6 +5,7 @@ import pytest
 
 from halos_jax.data.tokenize import (
     Lengths,
+    make_controlled_items,
     make_group_items,
     make_pair_items,
     make_scored_items,
@@ -233,3 +234,18 @@ def test_all_samples_of_a_prompt_are_one_group():
     assert [list(part) for part in first.old_logps] == [[-1, -2], [-3, -3, -3]]
     assert same(second, ids("q", 1), ids("ab"), ids("ab")) and second.rewards == (3.0, 2.0)
     assert second.old_logps == ()  # text does not say how likely it was
+
+
+def test_a_control_token_ends_the_prompt_of_each_answer_in_every_epoch_once():
+    prompt, answer = make_prompt("abcdef"), complete("good", ids=(5, 6, END))
+    judgements = [
+        # Sampled behind a prefix of its own, which is not kept.
+        Judgement(prompt, answer, True, prompt_ids=(9, 9, 9)),
+        Judgement(prompt, complete("bad", finish_reason=FINISH_LENGTH), False),
+    ]
+    for _ in range(2):
+        good, bad = make_controlled_items(judgements, RENDERER, Lengths(6, 64), ("+", "--"))
+        assert same(good, ids("cdef", 1, ord("+")), [5, 6, END])
+        assert same(bad, ids("def", 1, ord("-"), ord("-")), ids("bad"))
+        assert (good.desirable, bad.desirable) == (True, False)
+        assert good.roles == bad.roles == (TARGET,)

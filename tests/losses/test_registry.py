@@ -26,6 +26,7 @@ from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET
 ROLES = {
     "pair": (CHOSEN, REJECTED),
     "target": (TARGET,),
+    "controlled": (TARGET,),
     "unpaired": (TARGET, MISMATCHED),
     "group": (MEMBER,) * 4,
 }
@@ -197,7 +198,7 @@ def test_feedback_that_a_loss_cannot_use_is_refused():
     for name in ("sft", "bradley-terry"):
         (line,) = check_feedback({"name": name}, "pairwise")
         assert line.startswith(f"loss.name: got {name!r}, which does not train a policy on")
-        assert "dpo" in line and "sft" not in line.partition("allowed")[2]
+        assert " dpo," in line and " sft," not in line.partition("allowed")[2]
     assert check_feedback({"name": "dpoo"}, "pairwise") == []  # said by check_loss already
 
 

@@ -1,5 +1,7 @@
 """The supervised loss: nats per response token, whatever the packing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,3 +43,18 @@ def test_weights_scale_each_example(pack, draw_logps):
     weighted = sum(item.weight * part.sum() for item, (part,) in zip(packed.items, logps))
     tokens = sum(len(part) for (part,) in logps)
     np.testing.assert_allclose(value, -weighted / tokens, rtol=1e-6)
+
+
+def test_csft_is_sft_whose_metrics_tell_good_answers_from_bad(pack, draw_logps):
+    drawn = pack((TARGET,))
+    items = [dataclasses.replace(x, desirable=i % 3 > 0) for i, x in enumerate(drawn.items)]
+    packed = pack.of(items)
+    logps = draw_logps(packed, 0)
+    inputs = LossInputs(policy=packed.place(logps))
+    value, metrics = get_loss({"name": "csft"})(inputs, packed.batch)
+    np.testing.assert_allclose(value, get_loss({"name": "sft"})(inputs, packed.batch)[0], rtol=1e-6)
+    for name, desirable in (("chosen", True), ("rejected", False)):
+        sums = [p.sum() for item, (p,) in zip(items, logps) if item.desirable == desirable]
+        total, count = metrics[f"logps/{name}"]
+        np.testing.assert_allclose(total, sum(sums), rtol=1e-6)
+        assert count == len(sums) > 1

@@ -174,3 +174,14 @@ def test_stop_strings_end_a_response_where_they_are_complete(mesh1, reference):
         else:
             assert sample.response_ids == full.response_ids
     assert cut
+
+
+def test_a_prefix_stands_behind_the_prompt_and_within_its_length(mesh1, reference):
+    settings = dataclasses.replace(SETTINGS, prefix="ab", max_prompt_length=8)
+    samples = run(mesh1, settings, make_prompts()[:2])
+    for sample in samples:
+        prefix = renderer().render_response("ab", finished=False)
+        prompt = renderer().render_prompt(sample.prompt.turns, 8 - len(prefix))
+        assert sample.prompt_ids == (*prompt, *prefix)
+        assert sample.output == renderer().decode_response(sample.response_ids)
+    assert by_name(samples).items() - by_name(reference).items()
