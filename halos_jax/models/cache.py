@@ -82,6 +82,11 @@ def prefill(
     return tuple(keys), tuple(values)
 
 
+def constrain_cache(cache: Cache) -> Cache:
+    """Constrain every array of `cache` to its sharding."""
+    return jax.tree.map(_constrain_cache, cache)
+
+
 def insert_prompts(
     cache: Cache,
     keys: tuple[jax.Array, ...],

@@ -132,6 +132,12 @@ def admit(
     return _split_slots(admitted)
 
 
+def select_slots(slots: Slots, kept: jax.Array) -> Slots:
+    """Return the slots of the numbers `kept` i32[S'] alone, in that order."""
+    chosen = jax.tree.map(lambda x: x[kept], slots)
+    return _split_slots(dataclasses.replace(chosen, cache=caches.constrain_cache(chosen.cache)))
+
+
 def decode_chunk(
     weights: Any, slots: Slots, settings: DecodeSettings, config: DecoderConfig
 ) -> tuple[Slots, ChunkOutput]:
@@ -231,7 +237,7 @@ def _find_first(reached: jax.Array, allowed: jax.Array) -> jax.Array:
 
 
 def compile_decoder(settings: DecodeSettings, config: DecoderConfig, replicated):
-    """Return the jitted (init_slots, prefill, admit, decode_chunk, unstack); slots are donated."""
+    """Return the jitted (init_slots, prefill, admit, decode_chunk, unstack, select_slots)."""
     return (
         jax.jit(functools.partial(init_slots, config), static_argnames=("slots", "length")),
         jax.jit(functools.partial(caches.prefill, config=config)),
@@ -242,4 +248,5 @@ def compile_decoder(settings: DecodeSettings, config: DecoderConfig, replicated)
             out_shardings=(None, replicated),
         ),
         jax.jit(functools.partial(caches.unstack_layers, config=config)),
+        jax.jit(select_slots),  # of other shapes than its input, which cannot be donated
     )
