@@ -28,8 +28,12 @@ _SAVED_NAMES = {
 
 
 def cast_params(params: Params, config: DecoderConfig) -> Params:
-    """Cast params to the compute dtype."""
-    return jax.tree.map(lambda x: x.astype(config.compute_dtype), params)
+    """Cast params to the compute dtype; what is no number (a random key) stays as it is."""
+
+    def cast(x: jax.Array) -> jax.Array:
+        return x.astype(config.compute_dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, params)
 
 
 def embed_tokens(params: Params, tokens: jax.Array, config: DecoderConfig) -> jax.Array:
