@@ -15,7 +15,15 @@ from ml_collections import ConfigDict
 
 from halos_jax import limits, schema
 
-Task = Literal["online", "sft", "reward_model", "align", "toy_data", "pipeline"]
+Task = Literal[
+    "online",
+    "sft",
+    "reward_model",
+    "align",
+    "sample",
+    "toy_data",
+    "pipeline",
+]
 
 
 class ConfigError(ValueError):
@@ -24,7 +32,9 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    path: str = ""  # folder or hub id in Hugging Face format
+    path: str = ""  # folder or hub id in Hugging Face format, or the workdir of a run
+    # Which of a workdir's checkpoints sample, eval and export take; "auto": final/, else the newest
+    checkpoint: int | Literal["auto"] = "auto"
     tokenizer: str = ""  # folder or hub id; empty: the model's own
     chat_template: str = ""  # Jinja file; empty: the tokenizer's, else the ChatML default
     random_init: bool = False  # take only the architecture from `path`, draw the weights
@@ -36,19 +46,6 @@ class ModelConfig:
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     remat: Literal["none", "full", "attention", "matmuls"] = "matmuls"
     head_chunk: int = 2048  # response positions whose logits exist at one time
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Train a low-rank adapter on the frozen model of `model.path`, held in `compute_dtype`."""
-
-    rank: int = 0  # 0: off, all params are trained (HALOs' own: 64)
-    alpha: float = 0.0  # the adapter is scaled by alpha / rank; 0: 4 x rank
-    dropout: float = 0.05  # of what enters the adapter, in training
-    targets: tuple[str, ...] = ("all-linear",)  # or Hugging Face module names: q_proj, ...
-    rslora: bool = False  # scale by alpha / sqrt(rank)
-    # An adapter in PEFT format to start from; rank, alpha, targets and rslora are then its own.
-    path: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +77,7 @@ class RoundsConfig:
     prompts_per_round: int = 512
     num_skip: int = 0  # prompts to leave out at the start of the order
     reference: Literal["sft", "round_start", "previous_step"] = "sft"
+    export_each: bool = False  # leave each round's policy in rounds/0003/model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +92,15 @@ class SamplingConfig:
     stop: tuple[str, ...] = ()  # stop strings, besides the end-of-sequence tokens
     slots: int = 256  # sequences decoded side by side, over all devices
     chunk: int = 32  # decode steps between two looks at what has finished
-    shrink: int = 4  # go on with 1/shrink of the slots once no more are busy; 0: never
     shard_prompts: int = 128  # the unit of durable sampling
     keep_logps: bool = False  # write the token log-probabilities into samples.jsonl
+    generator: str = ""  # the policy's name in the records; empty: model.path
+    # Of task=sample alone:
+    num_prompts: int = 0  # of the run's order, after rounds.num_skip; 0: all
+    round: int = 1  # draw what this round of an online run would draw
+    best_of: bool = False  # keep of a prompt's samples the one with the highest reward
+    format: Literal["samples", "alpacaeval"] = "samples"
+    output: str = ""  # file of the result; empty: in the workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +156,23 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Of task=eval: what `data.eval` holds and is used for."""
+
+    # "samples": prompts, to be answered and scored; "feedback": what the loss is computed on
+    on: Literal["samples", "feedback"] = "samples"
+    reference: str = ""  # of the loss; empty: the model that the run at model.path started from
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Of task=export: what becomes of the policy at `model.path`."""
+
+    output: str = ""  # folder; empty: final/ in the workdir
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # "auto": that of the params
+
+
+@dataclasses.dataclass(frozen=True)
 class ToyConfig:
     num_sft: int = 6000
     num_pairs: int = 6000
@@ -189,6 +210,8 @@ class Config:
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    export: ExportConfig = ExportConfig()
     toy: ToyConfig = ToyConfig()
     pipeline: PipelineConfig = PipelineConfig()
 
@@ -201,6 +224,7 @@ RESUMABLE = (
     "progress",
     "train.log_every",
     "checkpoint.keep",
+    "rounds.export_each",
     "workdir",
     "reward.max_unlabelled",
 )

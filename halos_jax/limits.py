@@ -8,6 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _TRAINING = ("online", "sft", "reward_model", "align")
+_FROM_CHECKPOINTS = ("sample", "eval", "export")
+# Path -> the tasks that need it, and what it is.
+_NEEDED = {
+    "model.path": ((*_TRAINING, *_FROM_CHECKPOINTS), "a folder or hub id", "DIR"),
+    "data.train": ((*_TRAINING, "sample", "label"), "a file or hub data set", "FILE"),
+    "data.eval": (("eval",), "a file or hub data set", "FILE"),
+}
 
 # Least value -> the fields that must not be below it.
 _AT_LEAST = {
@@ -19,6 +26,8 @@ _AT_LEAST = {
         "optimizer.weight_decay",
         "reward.missing_eos_penalty",
         "rounds.num_skip",
+        "sampling.num_prompts",
+        "sampling.round",
         "sampling.temperature",
         "sampling.top_k",
         "toy.num_pairs",
@@ -70,6 +79,14 @@ def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
     yield from _check_names(values)
     if values["task"] == "online":
         yield from _check_online(values)
+    if values["task"] == "sample":
+        yield from _check_sample(values)
+    if values["task"] == "label":
+        yield from _check_reward(values)
+        yield from _check_threshold(values)
+    if values["task"] == "eval" and values["eval.on"] == "samples":
+        yield from _check_reward(values)
+        yield from _check_lengths(values)
     if values["task"] == "toy_data":
         yield from _check_toy(values)
 
@@ -103,10 +120,14 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
     task, loss, reference = values["task"], values.get("loss.name"), values["rounds.reference"]
     if not values["workdir"]:
         yield "workdir: got '', allowed: a folder; set --config.workdir=DIR"
-    if task in _TRAINING and not values["model.path"]:
-        yield "model.path: got '', allowed: a folder or hub id; set --config.model.path=DIR"
-    if task in _TRAINING and not values["data.train"]:
-        yield "data.train: got '', allowed: a file or hub data set; set --config.data.train=FILE"
+    for path, (tasks, allowed, example) in _NEEDED.items():
+        if task in tasks and not values[path]:
+            yield f"{path}: got '', allowed: {allowed}; set --config.{path}={example}"
+    if values["model.checkpoint"] != "auto" and task in _TRAINING:
+        yield (
+            f"model.checkpoint: got {values['model.checkpoint']}, allowed for task={task!r}: "
+            "'auto'; export that checkpoint with --config.task=export and start from the result"
+        )
     if not isinstance(loss, str):
         yield f"loss.name: got {loss!r}, allowed: the name of a loss; set --config.loss.name=dpo"
     added = values["model.added_tokens"]
@@ -115,8 +136,6 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
     tokens = values["data.good_token"], values["data.bad_token"]
     if loss == "csft" and (tokens[0] == tokens[1] or "" in tokens):
         yield f"data.good_token, data.bad_token: got {tokens}, allowed: two texts that differ"
-    if values["sampling.shrink"] == 1 or values["sampling.shrink"] < 0:
-        yield f"sampling.shrink: got {values['sampling.shrink']}, allowed: 0 (never), or 2 or more"
     if "" in values["sampling.stop"]:
         yield "sampling.stop: got an empty string, which would end every sample at once"
     if reference != "sft":
@@ -124,10 +143,38 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _check_online(values: Mapping[str, Any]) -> Iterable[str]:
+    yield from _check_reward(values)
+    yield from _check_threshold(values)
+    kind_of_feedback = values["feedback.type"]
+    if values["sampling.num_samples_per_prompt"] == 1 and kind_of_feedback != "binary":
+        yield (
+            "sampling.num_samples_per_prompt: got 1, allowed: 2 or more, since "
+            f"feedback.type={values['feedback.type']!r} compares the samples of a prompt"
+        )
+    yield from _check_lengths(values)
+
+
+def _check_sample(values: Mapping[str, Any]) -> Iterable[str]:
+    if values["sampling.best_of"]:
+        yield from _check_reward(values)
+        yield from _check_lengths(values)
+        return
+    samples = values["sampling.num_samples_per_prompt"]
+    if values["sampling.format"] == "alpacaeval" and samples > 1:
+        yield (
+            f"sampling.num_samples_per_prompt: got {samples}, but sampling.format='alpacaeval' has "
+            "one output an instruction; allowed: 1, or --config.sampling.best_of=true"
+        )
+
+
+def _check_reward(values: Mapping[str, Any]) -> Iterable[str]:
     kind = values["reward.kind"]
     wanted = {"model": "reward.path", "function": "reward.function"}[kind]
     if not values[wanted]:
         yield f"{wanted}: got '', but reward.kind={kind!r} needs it; set --config.{wanted}=..."
+
+
+def _check_threshold(values: Mapping[str, Any]) -> Iterable[str]:
     kind_of_feedback, threshold = values["feedback.type"], values["feedback.threshold"]
     if kind_of_feedback == "pairwise" and threshold != "auto":
         if isinstance(threshold, str):
@@ -137,14 +184,13 @@ def _check_online(values: Mapping[str, Any]) -> Iterable[str]:
             )
         elif threshold < 0:
             yield f"feedback.threshold: got {threshold}, allowed: 0 or more"
-    if values["sampling.num_samples_per_prompt"] == 1 and kind_of_feedback != "binary":
-        yield (
-            "sampling.num_samples_per_prompt: got 1, allowed: 2 or more, since "
-            f"feedback.type={values['feedback.type']!r} compares the samples of a prompt"
-        )
+
+
+def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:
+    """Refuse lengths that would cut a sample before it is scored or trained on."""
     longest = values["sampling.max_prompt_length"] + values["sampling.max_tokens"]
-    uses = {"train.max_length": "trained"}
-    if kind == "model":
+    uses = {"train.max_length": "trained"} if values["task"] == "online" else {}
+    if values["reward.kind"] == "model":
         uses["reward.max_length"] = "scored"
     for path, use in uses.items():
         if longest > values[path]:

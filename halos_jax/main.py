@@ -83,6 +83,10 @@ def _find_task(name: str) -> Callable:
         from halos_jax.rounds.loop import run_online
 
         return run_online
+    if name == "sample":
+        from halos_jax.rounds.sample_task import run_sampling
+
+        return run_sampling
     from halos_jax.rounds.single import run_training
 
     return run_training
@@ -147,8 +151,10 @@ def _check_devices(config: Config) -> list[str]:
         return lines
     if config.task == "toy_data":
         return []
-    sizes = {"train__batch_size": config.train.batch_size}
-    if config.task == "online":
+    sizes = {}
+    if config.task in ("online", "sft", "reward_model", "align", "eval"):
+        sizes["train__batch_size"] = config.train.batch_size
+    if config.task in ("online", "sample", "eval"):
         sizes["sampling__slots"] = config.sampling.slots
     return sharding.check_divisible(sharding.make_mesh(config.mesh), **sizes)
 

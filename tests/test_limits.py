@@ -21,7 +21,7 @@ def violations(**changes):
     return list(limits.find_violations(values | paths))
 
 
-@pytest.mark.parametrize("task", ["online", "sft", "reward_model", "align", "toy_data"])
+@pytest.mark.parametrize("task", ["online", "sft", "reward_model", "align", "sample", "toy_data"])
 def test_right_configs_pass(task):
     assert violations(task=task) == []
 
@@ -75,6 +75,12 @@ def test_each_number_has_its_limit(path, bad, edge):
         ({"sampling__num_samples_per_prompt": 1}, "allowed: 2 or more"),
         ({"train__max_length": 2559}, "train.max_length: got 2559"),
         ({"reward__max_length": 2559}, "cut before it is scored"),
+        (
+            {"task": "sft", "model__checkpoint": 3},
+            "model.checkpoint: got 3, allowed for",
+        ),
+        ({"task": "sample", "sampling__format": "alpacaeval"}, "has one output an instruction"),
+        ({"task": "sample", "sampling__best_of": True, "reward__path": ""}, "reward.path: got ''"),
         ({"task": "toy_data", "toy__alphabet": "aab"}, "toy.alphabet: got 'aab'"),
         ({"task": "toy_data", "toy__alphabet": "a1"}, "toy.alphabet: got 'a1'"),
         ({"task": "toy_data", "toy__max_letters": 3}, "toy.max_letters: got 3, allowed: 4 (see"),

@@ -20,6 +20,7 @@ from halos_jax.rounds.checkpoints import CheckpointError
 from halos_jax.rounds.disk import WorkdirError
 from halos_jax.rounds.interrupt import Interrupted
 from halos_jax.rounds.loop import run_online
+from halos_jax.rounds.sample_task import run_sampling
 from halos_jax.rounds.single import run_training
 from halos_jax.rounds.state import ManifestError
 
@@ -43,6 +44,7 @@ EXPLAINED = [
         ("sft", run_training),
         ("reward_model", run_training),
         ("align", run_training),
+        ("sample", run_sampling),
         ("toy_data", run_toy_data),
     ],
 )

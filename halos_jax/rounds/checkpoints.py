@@ -51,16 +51,21 @@ def open_checkpoints(folder: str | Path, *, keep: int) -> "Checkpoints":
     return Checkpoints(folder, keep=keep)
 
 
+def read_checkpoints(folder: str | Path) -> "Checkpoints":
+    """Open the checkpoints of a run, which may be under way, to read them: nothing is changed."""
+    return Checkpoints(folder, keep=1, read_only=True)
+
+
 class Checkpoints:
     """The checkpoints in one folder; made by `open_checkpoints`. All processes call all methods."""
 
-    def __init__(self, folder: str | Path, *, keep: int) -> None:
+    def __init__(self, folder: str | Path, *, keep: int, read_only: bool = False) -> None:
         if keep < 1:
             raise ValueError(f"checkpoint.keep: got {keep}, allowed: 1 or more")
         self._folder = Path(folder).absolute()
         self._keep = keep
         self._pending: int | None = None
-        self._is_writer = jax.process_index() == 0
+        self._is_writer = jax.process_index() == 0 and not read_only
         if self._is_writer:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in self._folder.iterdir():
@@ -75,7 +80,7 @@ class Checkpoints:
         )
         ids = self._ids()
         self._next = ids[-1] + 1 if ids else 1
-        if len(ids) > 1:
+        if len(ids) > 1 and not read_only:
             self._finish_interrupted_pruning(ids[-1])
         sharding.wait_for_all("prune checkpoints")
 
@@ -169,13 +174,25 @@ class Checkpoints:
         ids = self._ids()
         return ids[-1] if ids else None
 
+    def find(self, save_id: int | None = None) -> int:
+        """Return `save_id`, or the newest; CheckpointError, listing what there is, without it."""
+        ids = self._ids()
+        if save_id is None and ids:
+            return ids[-1]
+        if save_id not in ids:
+            raise CheckpointError(
+                f"{self._folder}: got checkpoint {save_id}, there are: {ids or 'none'}; choose one "
+                "of them, or start the run that writes it"
+            )
+        return save_id
+
     def read_round_state(self, save_id: int | None = None) -> dict[str, Any]:
         """Return the round state of a checkpoint (default: the newest) without reading arrays.
 
         Raises:
           CheckpointError: where there is no such checkpoint or it is unreadable.
         """
-        return self._read_record(self._resolve(save_id))["round_state"]
+        return self._read_record(self.find(save_id))["round_state"]
 
     def restore(
         self, abstract_state: Any, save_id: int | None = None
@@ -190,7 +207,7 @@ class Checkpoints:
           CheckpointError: where the checkpoint is missing or unreadable (an older one is never
             taken instead without being asked for) or has other arrays than `abstract_state`.
         """
-        save_id = self._resolve(save_id)
+        save_id = self.find(save_id)
         self.verify(save_id)
         state = self._restore_matching(save_id, abstract_state, prefix="")
         return state, self._read_record(save_id)["round_state"]
@@ -201,7 +218,7 @@ class Checkpoints:
         Raises:
           CheckpointError: as `restore`.
         """
-        save_id = self._resolve(save_id)
+        save_id = self.find(save_id)
         self.verify(save_id)
         return self._restore_matching(save_id, abstract_params, prefix="params/")
 
@@ -241,22 +258,12 @@ class Checkpoints:
         return self._folder / f"{save_id:08d}"
 
     def _ids(self) -> list[int]:
+        paths = self._folder.iterdir() if self._folder.is_dir() else ()
         return sorted(
             int(path.name)
-            for path in self._folder.iterdir()
+            for path in paths
             if _SAVED.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
         )
-
-    def _resolve(self, save_id: int | None) -> int:
-        ids = self._ids()
-        if save_id is None and ids:
-            return ids[-1]
-        if save_id not in ids:
-            raise CheckpointError(
-                f"{self._folder}: got checkpoint {save_id}, there are: {ids or 'none'}; choose one "
-                "of them, or start the run that writes it"
-            )
-        return save_id
 
     def _read_record(self, save_id: int) -> dict[str, Any]:
         # Plain JSON, read without Orbax, which would look at the arrays' metadata too.

@@ -17,7 +17,7 @@ from halos_jax.losses import get_loss
 from halos_jax.metrics import MetricWriter
 from halos_jax.models import hf
 from halos_jax.rewards.scorers import make_function_scorer, make_scorer
-from halos_jax.rounds import disk, final, stages
+from halos_jax.rounds import disk, final, source, stages
 from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
@@ -55,7 +55,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
             return dict(states.load_manifest(round_folder(info.workdir, last)).metrics)
         mesh = sharding.make_mesh(config.mesh)
         with disk.explain_run_errors(info.workdir), jax.set_mesh(mesh):
-            run, position = _make_run(config, info, mesh, stop)
+            run, position = _make_run(source.use_final(config), info, mesh, stop)
             try:
                 return _run_rounds(run, position)
             finally:

@@ -18,7 +18,7 @@ from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.models import hf
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.rounds import disk, final
+from halos_jax.rounds import disk, final, source
 from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
@@ -52,7 +52,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
                 info.workdir / "checkpoints", keep=config.checkpoint.keep
             )
             try:
-                _train(config, info, mesh, checkpoints, stop)
+                _train(source.use_final(config), info, mesh, checkpoints, stop)
             finally:
                 checkpoints.close()
         return _last_metrics(info.workdir)
@@ -132,11 +132,11 @@ def _make_saver(config, checkpoints, writer, stop: StopSignal, total: int):
 
 
 def _load_items(
-    config: Config, loss: Loss, renderer: Renderer, source: str, limit: int
+    config: Config, loss: Loss, renderer: Renderer, path: str, limit: int
 ) -> Sequence[Item]:
     lengths = Lengths(config.sampling.max_prompt_length, config.train.max_length)
     control = (config.data.good_token, config.data.bad_token)
-    return load_items(loss.items, source, renderer, lengths, limit=limit, control=control)
+    return load_items(loss.items, path, renderer, lengths, limit=limit, control=control)
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:

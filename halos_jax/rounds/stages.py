@@ -95,7 +95,7 @@ def sample_prompts(
                 prompts[start : start + size],
                 seed=run.config.seed,
                 round=round,
-                generator=run.config.model.path,
+                generator=run.config.sampling.generator or run.config.model.path,
                 on_sample=bar.update,
             )
             if run.is_writer:

@@ -29,6 +29,13 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("sample", "score", "feedback", "train", "evaluate")
 FIRST_STAGES = ("evaluate",)  # of round 0: the SFT policy on the held-out prompts
+# Of the tasks that stand alone, whose one manifest lies in the workdir itself.
+TASK_STAGES = {
+    "sample": ("sample", "score", "write"),
+    "label": ("score", "feedback"),
+    "eval": ("evaluate",),
+    "export": ("export",),
+}
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -65,12 +72,13 @@ class Manifest:
     stages: tuple[str, ...] = ()
     files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    task: str = "online"
     version: int = VERSION
 
     @property
     def next_stage(self) -> str | None:
         """The first stage that is not done, or None where the round is complete."""
-        stages = stages_of(self.round)
+        stages = stages_of(self.round, self.task)
         return stages[len(self.stages)] if len(self.stages) < len(stages) else None
 
 
@@ -192,8 +200,10 @@ def _lock_workdir(workdir: Path) -> int:
 # --------------------------------------------------------------------------- manifests
 
 
-def stages_of(round: int) -> tuple[str, ...]:
-    """Return the stages of `round` in order."""
+def stages_of(round: int, task: str = "online") -> tuple[str, ...]:
+    """Return the stages of `round`, or of a task that stands alone, in order."""
+    if task in TASK_STAGES:
+        return TASK_STAGES[task]
     return STAGES if round else FIRST_STAGES
 
 
@@ -216,9 +226,14 @@ def load_manifest(folder: str | Path) -> Manifest | None:
         raise _corrupt(path, f"{type(error).__name__}: {error}") from error
     if manifest.version != VERSION:
         raise _corrupt(path, f"version is {manifest.version}, this program reads {VERSION}")
-    if manifest.stages != stages_of(manifest.round)[: len(manifest.stages)]:
+    if manifest.stages != stages_of(manifest.round, manifest.task)[: len(manifest.stages)]:
         raise _corrupt(path, f"stages {manifest.stages} are out of order")
     return manifest
+
+
+def save_manifest(folder: str | Path, manifest: Manifest) -> None:
+    """Replace the manifest in `folder`; WorkdirError where it cannot be written."""
+    disk.write_json_atomic(Path(folder) / MANIFEST, dataclasses.asdict(manifest))
 
 
 def commit_stage(
@@ -267,7 +282,7 @@ def commit_stage(
         updates["files"] = {**manifest.files, **records}
         updated = dataclasses.replace(manifest, stages=(*manifest.stages, stage), **updates)
         if is_writer:
-            disk.write_json_atomic(folder / MANIFEST, dataclasses.asdict(updated))
+            save_manifest(folder, updated)
     return updated
 
 

@@ -11,22 +11,14 @@ from jax.sharding import Mesh
 from halos_jax import sharding
 from halos_jax.losses import Loss, LossInputs, Statistics
 from halos_jax.models import decoder
-from halos_jax.models.lora import Frozen, attach_adapter, fold_microbatch, start_dropout
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.types import Batch, TrainState
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
-def compute_inputs(
-    params: Any, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
-) -> LossInputs:
-    """Return what the model, and where the loss needs them others, say of a microbatch.
-
-    Here and below `params` are what is trained, `frozen` what they are laid over (None: they are
-    the whole model).
-    """
-    params = attach_adapter(params, frozen)
+def compute_inputs(params: Any, batch: Batch, loss: Loss, config: DecoderConfig) -> LossInputs:
+    """Return what the model, and where the loss needs them others, say of a microbatch."""
     if loss.needs == "scores":
         return LossInputs(scores=decoder.compute_scores(params, batch, config))
     return LossInputs(
@@ -38,7 +30,6 @@ def compute_inputs(
 
 def batch_loss(
     params: Any,
-    frozen: Frozen | None,
     batch: Batch,
     loss: Loss,
     config: DecoderConfig,
@@ -49,15 +40,13 @@ def batch_loss(
     Args:
       statistics: the loss's over the whole step; None where this microbatch is the whole step.
     """
-    inputs = compute_inputs(params, frozen, batch, loss, config)
+    inputs = compute_inputs(params, batch, loss, config)
     if statistics is None:
         statistics = loss.measure(inputs, batch)
     return loss(inputs.replace(statistics=statistics), batch)
 
 
-def measure_step(
-    params: Any, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
-) -> Statistics:
+def measure_step(params: Any, batch: Batch, loss: Loss, config: DecoderConfig) -> Statistics:
     """Return the loss's statistics over all microbatches `[m, rows, ...]`; {} if it has none.
 
     Costs a forward pass without gradient, only for losses whose mean over the step stands inside
@@ -65,18 +54,14 @@ def measure_step(
     """
     if loss.statistics is None:
         return {}
-
-    def measure(numbered):
-        number, one = numbered
-        inputs = compute_inputs(params, fold_microbatch(frozen, number), one, loss, config)
-        return loss.measure(inputs, one)
-
-    parts = jax.lax.map(measure, (jnp.arange(batch.tokens.shape[0]), batch))
+    parts = jax.lax.map(
+        lambda one: loss.measure(compute_inputs(params, one, loss, config), one), batch
+    )
     return jax.tree.map(lambda x: x.sum(axis=0), parts)
 
 
 def loss_and_gradient(
-    params: Any, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
+    params: Any, batch: Batch, loss: Loss, config: DecoderConfig
 ) -> tuple[jax.Array, Any, Sums]:
     """Return the step's mean loss f32[], its gradient, and metric sums, over `[m, rows, ...]`.
 
@@ -87,37 +72,31 @@ def loss_and_gradient(
     count = batch.tokens.shape[0]
     if count == 1:
         single = jax.tree.map(lambda x: x[0], batch)
-        (value, sums), gradient = value_and_grad(
-            params, fold_microbatch(frozen, 0), single, loss, config
-        )
+        (value, sums), gradient = value_and_grad(params, single, loss, config)
         return value, gradient, sums
 
-    statistics = measure_step(params, frozen, batch, loss, config)
+    statistics = measure_step(params, batch, loss, config)
 
-    def one(carry, numbered):
-        number, microbatch = numbered
-        (value, sums), gradient = value_and_grad(
-            params, fold_microbatch(frozen, number), microbatch, loss, config, statistics
-        )
+    def one(carry, microbatch):
+        (value, sums), gradient = value_and_grad(params, microbatch, loss, config, statistics)
         part = (value, jax.tree.map(lambda x: x.astype(jnp.float32), gradient), sums)
         return jax.tree.map(jnp.add, carry, part), None
 
     first = jax.tree.map(lambda x: x[0], batch)
-    shapes = jax.eval_shape(lambda: value_and_grad(params, frozen, first, loss, config))
+    shapes = jax.eval_shape(lambda: value_and_grad(params, first, loss, config))
     (_, sums_shape), _ = shapes
     zeros = (
         jnp.zeros(()),
         jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),
         jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums_shape),
     )
-    (value, gradient, sums), _ = jax.lax.scan(one, zeros, (jnp.arange(count), batch))
+    (value, gradient, sums), _ = jax.lax.scan(one, zeros, batch)
     gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
     return value, gradient, sums
 
 
 def train_step(
     state: TrainState,
-    frozen: Frozen | None,
     batch: Batch,
     *,
     loss: Loss,
@@ -126,8 +105,7 @@ def train_step(
     config: DecoderConfig,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step; return the new state and the step's metrics."""
-    frozen = start_dropout(frozen, state.step)
-    value, gradient, sums = loss_and_gradient(state.params, frozen, batch, loss, config)
+    value, gradient, sums = loss_and_gradient(state.params, batch, loss, config)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
@@ -146,12 +124,12 @@ def compile_train_step(
     schedule: optax.Schedule,
     config: DecoderConfig,
     mesh: Mesh,
-) -> Callable[[TrainState, Frozen | None, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Return the jitted `train_step`; the state's buffers are donated, the frozen ones are not."""
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Return the jitted `train_step`; the state's buffers are donated."""
 
-    def step(state, frozen, batch):
+    def step(state, batch):
         return train_step(
-            state, frozen, batch, loss=loss, optimizer=optimizer, schedule=schedule, config=config
+            state, batch, loss=loss, optimizer=optimizer, schedule=schedule, config=config
         )
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
@@ -160,11 +138,11 @@ def compile_train_step(
 
 def compile_eval_step(
     loss: Loss, config: DecoderConfig, mesh: Mesh
-) -> Callable[[Any, Frozen | None, Batch], Sums]:
+) -> Callable[[Any, Batch], Sums]:
     """Return the jitted function from params and a batch to metric (sum, count)s."""
 
-    def step(params, frozen, batch):
-        inputs = jax.lax.map(lambda one: compute_inputs(params, frozen, one, loss, config), batch)
+    def step(params, batch):
+        inputs = jax.lax.map(lambda one: compute_inputs(params, one, loss, config), batch)
         statistics = jax.lax.map(lambda both: loss.measure(*both), (inputs, batch))
         statistics = jax.tree.map(lambda x: x.sum(axis=0), statistics)
         values, sums = jax.lax.map(
@@ -177,13 +155,10 @@ def compile_eval_step(
     return jax.jit(step, out_shardings=sharding.replicated(mesh))
 
 
-def compile_logps(
-    config: DecoderConfig, mesh: Mesh
-) -> Callable[[Any, Frozen | None, Batch], jax.Array]:
+def compile_logps(config: DecoderConfig, mesh: Mesh) -> Callable[[Any, Batch], jax.Array]:
     """Return the jitted function from params and a batch to log-probs f32[m, rows, P]."""
 
-    def run(params, frozen, batch):
-        params = attach_adapter(params, frozen)
+    def run(params, batch):
         return jax.lax.map(lambda one: decoder.compute_logps(params, one, config), batch)
 
     return jax.jit(run, out_shardings=sharding.replicated(mesh))

@@ -1,0 +1,185 @@
+"""Which model a path stands for: a Hugging Face folder or id, or the workdir of a run.
+
+Of a workdir its exported model, `final/`, is used; where a task may start from a run that is not
+finished, or asks for a certain checkpoint, that checkpoint's params are.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from halos_jax import config as config_lib
+from halos_jax import schema
+from halos_jax.config import Config, ConfigError, ModelConfig
+from halos_jax.data.chat import Renderer
+from halos_jax.models import hf, spec
+from halos_jax.models.spec import DecoderConfig
+from halos_jax.rounds import final, start
+from halos_jax.rounds.checkpoints import read_checkpoints
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT = "checkpoint "
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A policy that exists: `settings.path` in Hugging Face format, or a checkpoint of a run.
+
+    `settings` are the config's own, with the path, tokenizer and template that belong to the
+    policy; `run` is the config of the run and `workdir` its folder where it has one.
+    """
+
+    settings: ModelConfig
+    workdir: Path | None = None
+    run: Config | None = None
+    checkpoint: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Which model of its place it is, for manifests: "model", "final" or "checkpoint 7"."""
+        if self.checkpoint is not None:
+            return f"{_CHECKPOINT}{self.checkpoint}"
+        return "final" if self.workdir else "model"
+
+
+def is_workdir(path: str) -> bool:
+    """Tell whether `path` is the workdir of a run, by the config that a run writes into it."""
+    file = Path(path).expanduser() / "config.json"
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8")) if path else None
+    except (OSError, ValueError):
+        return False
+    return isinstance(plain, dict) and {"task", "workdir"} <= plain.keys()
+
+
+def use_final(config: Config) -> Config:
+    """Return `config` with the exported model in place of every path that is a run's workdir.
+
+    Raises:
+      ConfigError: where the run has exported none yet.
+    """
+    model = dataclasses.replace(
+        config.model,
+        path=_find_final("model.path", config.model.path),
+        tokenizer=_find_final("model.tokenizer", config.model.tokenizer),
+    )
+    reward = dataclasses.replace(config.reward, path=_find_final("reward.path", config.reward.path))
+    return dataclasses.replace(config, model=model, reward=reward)
+
+
+def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
+    """Find the policy that `settings` name.
+
+    Args:
+      recorded: the `name` that an earlier process of the same job has found: a run that goes on
+        meanwhile does not change what the job is about.
+
+    Raises:
+      ConfigError: where a checkpoint is asked for of what is no workdir, or there is none yet.
+      CheckpointError: where there is no such checkpoint.
+    """
+    path, wanted = settings.path, settings.checkpoint
+    if not is_workdir(path):
+        if wanted != "auto":
+            raise ConfigError(
+                f"model.checkpoint: got {wanted}, but model.path={path!r} is not the workdir of a "
+                "run; allowed for a Hugging Face model: 'auto'"
+            )
+        return Source(settings)
+    workdir = Path(path).expanduser()
+    if recorded.startswith(_CHECKPOINT):
+        wanted = int(recorded.removeprefix(_CHECKPOINT))
+    run = read_config(workdir)
+    if wanted == "auto" and final.is_complete(workdir):
+        folder = str(workdir / final.FOLDER)
+        logger.info("model.path: %s is the workdir of a run: using %s", path, folder)
+        return Source(dataclasses.replace(settings, path=folder), workdir, run)
+    checkpoints = read_checkpoints(workdir / "checkpoints")
+    try:
+        if wanted == "auto" and checkpoints.latest() is None:
+            raise ConfigError(
+                f"model.path: {path} is the workdir of a run that has neither a checkpoint nor "
+                f"{final.FOLDER}/ yet; let the run come to its first checkpoint, or give a model"
+            )
+        checkpoint = checkpoints.find(None if wanted == "auto" else wanted)
+        position = checkpoints.read_round_state(checkpoint)
+    finally:
+        checkpoints.close()
+    logger.info(
+        "model.path: %s is the workdir of a run: using checkpoint %d (step %d)",
+        path,
+        checkpoint,
+        position["step"],
+    )
+    return Source(_settings_of(settings, run), workdir, run, checkpoint)
+
+
+def load_decoder(source: Source) -> tuple[DecoderConfig, Renderer]:
+    """Return the policy's decoder, to be run as its settings say, and its renderer."""
+    decoder, renderer = start.load_policy(source.settings)
+    if source.checkpoint is not None and source.run.task == "reward_model":
+        decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
+    return decoder, renderer
+
+
+def load_params(source: Source, decoder: DecoderConfig, mesh: Mesh, seed: int = 0) -> Any:
+    """Return the policy's params.
+
+    Raises:
+      ModelError, CheckpointError: where they cannot be read.
+    """
+    if source.checkpoint is None:
+        return hf.load_or_init_params(source.settings, decoder, mesh, seed)
+    checkpoints = read_checkpoints(source.workdir / "checkpoints")
+    try:
+        return checkpoints.restore_params(spec.abstract_params(decoder, mesh), source.checkpoint)
+    finally:
+        checkpoints.close()
+
+
+def read_config(workdir: Path) -> Config:
+    """Return the config of the run in `workdir`; ConfigError where this program cannot read it."""
+    plain = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    errors: list[str] = []
+    config = schema.build(config_lib.Config, plain, errors)
+    if errors:
+        raise ConfigError(
+            f"{workdir / 'config.json'} is not of this version: {'; '.join(errors)}; export the "
+            "model with the version that wrote it"
+        )
+    return config
+
+
+def _settings_of(settings: ModelConfig, run: Config) -> ModelConfig:
+    """Return the run's own settings, with what `settings` say of how to compute and render."""
+    own = use_final(run).model
+    return dataclasses.replace(
+        own,
+        random_init=False,
+        tokenizer=settings.tokenizer or own.tokenizer,
+        chat_template=settings.chat_template or own.chat_template,
+        compute_dtype=settings.compute_dtype,
+        attention=settings.attention,
+        remat=settings.remat,
+        head_chunk=settings.head_chunk,
+    )
+
+
+def _find_final(field: str, path: str) -> str:
+    if not is_workdir(path):
+        return path
+    workdir = Path(path).expanduser()
+    if not final.is_complete(workdir):
+        raise ConfigError(
+            f"{field}: {path} is the workdir of a run that has not finished, so there is no "
+            f"{final.FOLDER}/ in it; run it to its end, or export one of its checkpoints with "
+            f"--config.task=export --config.model.path={path}"
+        )
+    folder = str(workdir / final.FOLDER)
+    logger.info("%s: %s is the workdir of a run: using %s", field, path, folder)
+    return folder
