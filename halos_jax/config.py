@@ -49,6 +49,19 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Train a low-rank adapter on the frozen model of `model.path`, held in `compute_dtype`."""
+
+    rank: int = 0  # 0: off, all params are trained (HALOs' own: 64)
+    alpha: float = 0.0  # the adapter is scaled by alpha / rank; 0: 4 x rank
+    dropout: float = 0.05  # of what enters the adapter, in training
+    targets: tuple[str, ...] = ("all-linear",)  # or Hugging Face module names: q_proj, ...
+    rslora: bool = False  # scale by alpha / sqrt(rank)
+    # An adapter in PEFT format to start from; rank, alpha, targets and rslora are then its own.
+    path: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class RewardConfig:
     kind: Literal["model", "function"] = "model"
     path: str = ""  # sequence classifier in Hugging Face format
@@ -92,6 +105,7 @@ class SamplingConfig:
     stop: tuple[str, ...] = ()  # stop strings, besides the end-of-sequence tokens
     slots: int = 256  # sequences decoded side by side, over all devices
     chunk: int = 32  # decode steps between two looks at what has finished
+    shrink: int = 4  # go on with 1/shrink of the slots once no more are busy; 0: never
     shard_prompts: int = 128  # the unit of durable sampling
     keep_logps: bool = False  # write the token log-probabilities into samples.jsonl
     generator: str = ""  # the policy's name in the records; empty: model.path

@@ -136,6 +136,8 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
     tokens = values["data.good_token"], values["data.bad_token"]
     if loss == "csft" and (tokens[0] == tokens[1] or "" in tokens):
         yield f"data.good_token, data.bad_token: got {tokens}, allowed: two texts that differ"
+    if values["sampling.shrink"] == 1 or values["sampling.shrink"] < 0:
+        yield f"sampling.shrink: got {values['sampling.shrink']}, allowed: 0 (never), or 2 or more"
     if "" in values["sampling.stop"]:
         yield "sampling.stop: got an empty string, which would end every sample at once"
     if reference != "sft":

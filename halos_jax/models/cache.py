@@ -14,8 +14,9 @@ from flax import struct
 from halos_jax.models import decoder
 from halos_jax.models.attention import attend_cache, attend_rows
 from halos_jax.models.head import project_logits
+from halos_jax.models.lora import take_layer
 from halos_jax.models.rope import make_rotations
-from halos_jax.models.spec import DecoderConfig, ParamSpec, list_layer_kinds, make_spec
+from halos_jax.models.spec import DecoderConfig, list_layer_kinds, make_spec
 from halos_jax.sharding import constrain
 
 
@@ -43,23 +44,29 @@ def init_cache(config: DecoderConfig, *, slots: int, length: int) -> Cache:
 def unstack_layers(params: dict[str, Any], config: DecoderConfig) -> dict[str, Any]:
     """Return params in the compute dtype with `layers` as a tuple of one dict a layer.
 
-    They are gathered over "fsdp" here, once: a decode step is too short to gather them in it.
+    They are gathered over "fsdp" here, once: a decode step is too short to gather them in it. An
+    adapter that `merge_adapter` left to be added is added here.
     """
 
-    def gather(leaf: ParamSpec, x: jax.Array) -> jax.Array:
-        return constrain(x, *(None if axis == "embed" else axis for axis in leaf.axes))
+    def gather(axes: tuple[str | None, ...], x: jax.Array) -> jax.Array:
+        return constrain(x, *(None if axis == "embed" else axis for axis in axes))
 
-    params = jax.tree.map(
-        gather,
-        make_spec(config),
-        decoder.cast_params(params, config),
-        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
-    )
-    stacked = params["layers"]
+    spec = make_spec(config)
+    stacked = spec.pop("layers")
     unstacked = tuple(
-        jax.tree.map(lambda x, layer=layer: x[layer], stacked) for layer in range(config.num_layers)
+        {
+            name: gather(
+                leaf.axes[1:], take_layer(params["layers"][name], layer, config.compute_dtype)
+            )
+            for name, leaf in stacked.items()
+        }
+        for layer in range(config.num_layers)
     )
-    return {**params, "layers": unstacked}
+    outer = {
+        name: gather(leaf.axes, params[name].astype(config.compute_dtype))
+        for name, leaf in spec.items()
+    }
+    return {**outer, "layers": unstacked}
 
 
 def prefill(
@@ -80,6 +87,11 @@ def prefill(
         keys.append(_constrain_cache(k))
         values.append(_constrain_cache(v))
     return tuple(keys), tuple(values)
+
+
+def constrain_cache(cache: Cache) -> Cache:
+    """Constrain every array of `cache` to its sharding."""
+    return jax.tree.map(_constrain_cache, cache)
 
 
 def insert_prompts(

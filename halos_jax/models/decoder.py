@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from halos_jax.models import layers
 from halos_jax.models.attention import Scoring, attend_rows, attend_view, choose_backend
+from halos_jax.models.gating import compute_gated_scores
 from halos_jax.models.head import compute_token_logps, project_logits
 from halos_jax.models.lookup import look_up_tokens, take_positions
 from halos_jax.models.rope import Rotate, make_rotations
@@ -28,8 +29,12 @@ _SAVED_NAMES = {
 
 
 def cast_params(params: Params, config: DecoderConfig) -> Params:
-    """Cast params to the compute dtype."""
-    return jax.tree.map(lambda x: x.astype(config.compute_dtype), params)
+    """Cast params to the compute dtype; what is no number (a random key) stays as it is."""
+
+    def cast(x: jax.Array) -> jax.Array:
+        return x.astype(config.compute_dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, params)
 
 
 def embed_tokens(params: Params, tokens: jax.Array, config: DecoderConfig) -> jax.Array:
@@ -163,9 +168,12 @@ def compute_logps(params: Params, batch: Batch, config: DecoderConfig) -> jax.Ar
 def compute_scores(params: Params, batch: Batch, config: DecoderConfig) -> jax.Array:
     """Return a sequence classifier's scores f32[rows, N], read at each sequence's last token.
 
-    With one label the score is its logit, with two the logit of label 1.
+    With one label the score is its logit, with two the logit of label 1; for a head of several
+    objectives see `models.gating`.
     """
     hidden = encode_batch(params, batch, config)
+    if config.gating is not None:
+        return compute_gated_scores(params, hidden, batch, config.gating)
     at_last = take_positions(hidden, batch.sequences.last)
     weights = params["score"][-1].astype(config.compute_dtype)
     return jnp.einsum("rnd,d->rn", at_last, weights, preferred_element_type=jnp.float32)

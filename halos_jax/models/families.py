@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from halos_jax.config import ModelConfig
+from halos_jax.models import gating
 from halos_jax.models.family_table import FAMILIES, Family
 from halos_jax.models.hf_fields import ROPE_FIELDS, HFConfig
 from halos_jax.models.layouts import Tensor, bind_tensors
@@ -29,7 +30,10 @@ def make_decoder_config(hf_config: HFConfig, settings: ModelConfig | None = None
     family = get_family(hf_config)
     errors = []
     fields = family.read({**family.defaults, **hf_config}, errors)
-    fields["num_labels"] = _read_num_labels(hf_config, family, errors)
+    if gating.is_gated(hf_config, family):
+        fields |= {"num_labels": 1, "gating": gating.read_gating(hf_config, errors)}
+    else:
+        fields["num_labels"] = _read_num_labels(hf_config, family, errors)
     if hf_config.get("quantization_config"):
         errors.append("quantization_config: got quantized weights; allowed: none")
     if errors:
@@ -68,12 +72,14 @@ def make_hf_config(
     """
     family = get_family(source) if source else FAMILIES["llama"]
     made = dict(source) if source else _write_llama(config)
-    made["architectures"] = [family.classifier if config.num_labels else family.language_model]
+    if config.gating is None:
+        name = family.classifier if config.num_labels else family.language_model
+        made["architectures"] = [name]
+        _write_num_labels(made, config.num_labels)
     made["vocab_size"] = config.vocab_size
     made["tie_word_embeddings"] = config.tie_embeddings
     # transformers before 4.56 knows only "torch_dtype"; every later version reads both.
     made["dtype" if "dtype" in made else "torch_dtype"] = dtype
-    _write_num_labels(made, config.num_labels)
     _check_equal(config, make_decoder_config(made))
     return made
 
@@ -99,6 +105,7 @@ def _read_num_labels(hf_config: HFConfig, family: Family, errors: list[str]) -> 
     names = hf_config.get("architectures") or [family.language_model]
     allowed = (family.language_model, family.classifier)
     if len(names) != 1 or names[0] not in allowed:
+        allowed += (family.gated_classifier,) if family.gated_classifier else ()
         errors.append(f"architectures: got {list(names)}, allowed: one of {', '.join(allowed)}")
         return 0
     if names[0] == family.language_model:
@@ -128,7 +135,10 @@ def list_tensors(config: DecoderConfig, family: Family) -> dict[str, Tensor]:
     shapes = {
         path: shape[path.startswith("layers/") :] for path, shape in list_shapes(config).items()
     }
-    return bind_tensors(family.tensors, shapes)
+    table = dict(family.tensors)
+    if config.gating is not None:
+        table |= gating.list_gating_tensors(config.gating)
+    return bind_tensors(table, shapes)
 
 
 def _write_llama(config: DecoderConfig) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Family:
     tensors: Mapping[str, Tensor]
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)  # endings of what is stored but no weight
+    gated_classifier: str = ""  # name of the architecture with the head of `models.gating`
 
 
 # --------------------------------------------------------------------------- readers
@@ -227,6 +228,7 @@ FAMILIES: dict[str, Family] = {
         "LlamaForSequenceClassification",
         _read_llama,
         _make_table(_LLAMA_OUTER, "model.layers", _LLAMA_LAYER),
+        gated_classifier="LlamaForRewardModelWithGating",
     ),
     "mistral": Family(
         "MistralForCausalLM",

@@ -7,6 +7,7 @@ first axis: `params["layers"]["q"]` is `[L, D, N, H]`.
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any, Literal
 
@@ -38,6 +39,17 @@ class RopeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GatingConfig:
+    """A reward head of several objectives, weighed by the prompt; see `models.gating`."""
+
+    num_objectives: int = 19
+    num_hidden: int = 3  # layers of the gating network before its last
+    hidden_dim: int = 1024
+    temperature: float = 10.0
+    prompt_end: tuple[int, ...] = ()  # tokens that end every prompt; the gate reads the first
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """A decoder's architecture (from its Hugging Face config) and execution (`config.model`)."""
 
@@ -51,6 +63,7 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     num_labels: int = 0  # 0: a language model; 1 or 2: a sequence classifier
+    gating: GatingConfig | None = None  # of a classifier: its head, in place of a linear one
     init_std: float = 0.02
     rope: RopeConfig = RopeConfig()
     local_rope: RopeConfig | None = None  # of the layers with a window; None: as all others
@@ -131,11 +144,27 @@ def make_spec(config: DecoderConfig) -> dict[str, Any]:
         },
         **_norm_spec(c, "final_norm"),
     }
-    if c.num_labels:
+    if c.gating is not None:
+        spec |= _gating_spec(c.gating, c.d_model)
+    elif c.num_labels:
         spec["score"] = ParamSpec((c.num_labels, c.d_model), (None, "embed"))
     elif not c.tie_embeddings:
         spec["head"] = ParamSpec((c.vocab_size, c.d_model), ("vocab", "embed"))
     return spec
+
+
+def _gating_spec(gating: GatingConfig, d_model: int) -> dict[str, Any]:
+    objectives = gating.num_objectives
+    sizes = (d_model, *[gating.hidden_dim] * gating.num_hidden, objectives)
+    network = {"scale": ParamSpec((1,), (None,), "ones")}
+    for layer, shape in enumerate(itertools.pairwise(sizes)):
+        network[f"weight_{layer}"] = ParamSpec(shape, (None if layer else "embed", None))
+        network[f"bias_{layer}"] = ParamSpec(shape[1:], (None,), "zeros")
+    return {
+        "objectives": ParamSpec((objectives, d_model), (None, "embed")),
+        "transform": ParamSpec((objectives, objectives), (None, None)),
+        "gating": network,
+    }
 
 
 def _norm_spec(c: DecoderConfig, name: str) -> dict[str, ParamSpec]:

@@ -5,7 +5,7 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -129,11 +129,25 @@ def make_model_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
         # A look-up beyond the embedding would silently take another row.
         largest = max(max(sample.prompt_ids + sample.response_ids) for sample in distinct.values())
         vocab.check_ids(largest, spec, config.reward.path)
+        if spec.gating is not None:
+            _check_prompt_ends(distinct.values(), spec.gating.prompt_end, config.reward.path)
         rewards = _score_items(run, params, list(distinct.values()), config, mesh)
         known = dict(zip(distinct, rewards, strict=True))
         return [known[sample.prompt_ids, sample.response_ids] for sample in samples]
 
     return score
+
+
+def _check_prompt_ends(samples: Iterable[Sample], end: tuple[int, ...], path: str) -> None:
+    """Raise a RewardError where a prompt does not end as the reward model's gate expects it."""
+    for sample in samples:
+        found = tuple(sample.prompt_ids[-len(end) :])
+        if found != end:
+            raise RewardError(
+                f"reward.path: {path!r} reads what counts for a prompt at the tokens {end} that "
+                f"end one in its chat template; got {found} for prompt {sample.prompt.prompt_id}; "
+                "use the tokenizer and the template that the model came with"
+            )
 
 
 def _compile_scores(spec: DecoderConfig, mesh: Mesh):

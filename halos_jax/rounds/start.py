@@ -16,6 +16,11 @@ def load_policy(settings: ModelConfig) -> tuple[DecoderConfig, Renderer]:
       ModelError: where there is no usable model, or it and the tokenizer do not fit.
     """
     decoder = hf.load_decoder_config(settings.path, settings)
+    if decoder.gating is not None:
+        raise hf.ModelError(
+            f"model.path: got {settings.path!r}, a reward model with a gating network; allowed: a "
+            "language model, or a classifier with a linear head; this one can be reward.path"
+        )
     renderer = load_policy_renderer(settings)
     vocabulary = renderer.tokenizer.get_vocab()
     return vocab.fit_vocab(decoder, vocabulary, renderer.new_tokens, settings), renderer

@@ -11,8 +11,10 @@ from flax import struct
 
 from halos_jax.models import cache as caches
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.sampling.filters import filter_logits
+from halos_jax.sampling.filters import compute_weights, find_cutoff
 from halos_jax.sharding import constrain
+
+_BLOCK = 512  # tokens whose weights are summed before the search for the one that is drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +132,12 @@ def admit(
     return _split_slots(admitted)
 
 
+def select_slots(slots: Slots, kept: jax.Array) -> Slots:
+    """Return the slots of the numbers `kept` i32[S'] alone, in that order."""
+    chosen = jax.tree.map(lambda x: x[kept], slots)
+    return _split_slots(dataclasses.replace(chosen, cache=caches.constrain_cache(chosen.cache)))
+
+
 def decode_chunk(
     weights: Any, slots: Slots, settings: DecodeSettings, config: DecoderConfig
 ) -> tuple[Slots, ChunkOutput]:
@@ -152,8 +160,8 @@ def decode_chunk(
             weights, slots.cache, slots.token, slots.position, config
         )
         drawn = draw_tokens(logits, slots.key, slots.generated, settings)
-        logps = jax.nn.log_softmax(logits, axis=-1)
-        logps = jnp.take_along_axis(logps, drawn[:, None], axis=-1)[:, 0]
+        chosen = jnp.take_along_axis(logits, drawn[:, None], axis=-1)[:, 0]
+        logps = chosen - jax.nn.logsumexp(logits, axis=-1)
         live = ~slots.done
         output = dataclasses.replace(
             output,
@@ -184,19 +192,52 @@ def draw_tokens(
     """Draw one token a slot from f32[S, V]; the randomness is (sample's key, response position)."""
     if settings.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    filtered = filter_logits(
-        logits, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p
-    )
+    logits = logits / settings.temperature
+    cutoff = find_cutoff(logits, top_k=settings.top_k, top_p=settings.top_p)
+    weights = compute_weights(logits)
+    weights = jnp.where(weights >= cutoff, weights, 0.0)
 
-    def draw(key_data, position, row):
+    def draw_uniform(key_data, position):
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), position)
-        return jax.random.categorical(key, row)
+        return jax.random.uniform(key)
 
-    return jax.vmap(draw)(keys, generated, filtered).astype(jnp.int32)
+    return invert_cumulative(weights, jax.vmap(draw_uniform)(keys, generated))
+
+
+def invert_cumulative(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """Return i32[S], each row's first token whose cumulative weight exceeds its uniform's share.
+
+    One random number a slot: the Gumbel trick would need one for every token of the vocabulary.
+    The sum is taken by blocks, then within the block that the number falls into.
+
+    Args:
+      weights: f32[S, V], 0 or more and not all 0 in a row; need not sum to 1.
+      uniforms: f32[S], in [0, 1).
+    """
+    count, size = weights.shape
+    blocks = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK))).reshape(count, -1, _BLOCK)
+    sums = jnp.sum(blocks, axis=-1)
+    up_to = jnp.cumsum(sums, axis=-1)
+    target = uniforms[:, None] * up_to[:, -1:]
+    block = _find_first(up_to > target, sums > 0)
+    before = jnp.take_along_axis(up_to - sums, block, axis=-1)
+    inside = jnp.take_along_axis(blocks, block[..., None], axis=1)[:, 0]
+    within = _find_first(before + jnp.cumsum(inside, axis=-1) > target, inside > 0)
+    return (block * _BLOCK + within)[:, 0].astype(jnp.int32)
+
+
+def _find_first(reached: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Return i32[S, 1], each row's first allowed position that is reached, else its last allowed
+    one: by rounding, none may be reached."""
+    found = reached & allowed
+    last = allowed.shape[-1] - 1 - jnp.argmax(allowed[:, ::-1], axis=-1, keepdims=True)
+    return jnp.where(
+        jnp.any(found, axis=-1, keepdims=True), jnp.argmax(found, axis=-1, keepdims=True), last
+    )
 
 
 def compile_decoder(settings: DecodeSettings, config: DecoderConfig, replicated):
-    """Return the jitted (init_slots, prefill, admit, decode_chunk, unstack); slots are donated."""
+    """Return the jitted (init_slots, prefill, admit, decode_chunk, unstack, select_slots)."""
     return (
         jax.jit(functools.partial(init_slots, config), static_argnames=("slots", "length")),
         jax.jit(functools.partial(caches.prefill, config=config)),
@@ -207,4 +248,5 @@ def compile_decoder(settings: DecodeSettings, config: DecoderConfig, replicated)
             out_shardings=(None, replicated),
         ),
         jax.jit(functools.partial(caches.unstack_layers, config=config)),
+        jax.jit(select_slots),  # of other shapes than its input, which cannot be donated
     )

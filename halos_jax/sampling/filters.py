@@ -1,14 +1,20 @@
 """Temperature, top-k and top-p, without sorting the vocabulary.
 
-Both filters keep the tokens whose probability is at least some threshold. Positive floats order
-like their bit patterns, so bisecting over the patterns finds that threshold exactly in 31 passes
-over the logits, where a sort of the whole vocabulary would cost more than the model.
+Both filters keep the tokens whose weight (probability over that of the likeliest token) is at
+least some cutoff. Positive floats order like their bit patterns, so a search over the patterns
+finds the cutoff exactly in a fixed number of passes over the logits, where a sort of the whole
+vocabulary would cost more than the model. A pass that tests several cutoffs at once settles
+several bits: on an accelerator, where reading the logits is what costs, that is almost free.
 """
+
+import functools
+import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-_STEPS = 31  # bits of a positive float32
+_BITS = 30  # of the patterns of [0, 1]
 
 
 def filter_logits(
@@ -24,43 +30,56 @@ def filter_logits(
         2020), after top-k. Ties with the last one stay.
     """
     logits = logits / temperature
+    cutoff = find_cutoff(logits, top_k=top_k, top_p=top_p)
+    return jnp.where(compute_weights(logits) >= cutoff, logits, -jnp.inf)
+
+
+def compute_weights(logits: jax.Array) -> jax.Array:
+    """Return the probabilities f32[S, V] over that of the row's likeliest token."""
+    return jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+
+
+def find_cutoff(logits: jax.Array, *, top_k: int, top_p: float) -> jax.Array:
+    """Return the least weight f32[S, 1] that may be drawn; arguments as of `filter_logits`, with
+    the temperature applied."""
+    weights = compute_weights(logits)
+    cutoff = jnp.zeros((*logits.shape[:-1], 1), jnp.float32)
     if top_k and top_k < logits.shape[-1]:
-        weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-        logits = jnp.where(weights >= _find_top_k(weights, top_k), logits, -jnp.inf)
+        cutoff = _search(jnp.ones_like(weights), weights, top_k)
     if top_p < 1.0:
-        weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-        logits = jnp.where(weights >= _find_top_p(weights, top_p), logits, -jnp.inf)
-    return logits
+        left = jnp.where(weights >= cutoff, weights, 0.0)
+        share = top_p * jnp.sum(left, axis=-1)
+        cutoff = jnp.maximum(cutoff, _search(left, left, share))
+    return cutoff
 
 
-def _find_top_k(weights: jax.Array, k: int) -> jax.Array:
-    """Return the largest threshold f32[S, 1] that at least k weights f32[S, V] reach."""
-    return _bisect(weights, lambda kept: jnp.sum(kept, axis=-1, keepdims=True) >= k)
+def _search(values: jax.Array, weights: jax.Array, enough: jax.Array | int) -> jax.Array:
+    """Return the largest cutoff f32[S, 1] in [0, 1] with sum(values where weights >= cutoff) >=
+    enough."""
+    bits = _choose_bits()
+    steps = range(1, 1 << bits)
+
+    def settle(number: jax.Array, low: jax.Array) -> jax.Array:
+        shift = _BITS - bits * (number + 1)
+        sums = _sum_above(values, weights, [_from_pattern(low + (k << shift)) for k in steps])
+        count = functools.reduce(operator.add, (jnp.int32(part >= enough) for part in sums))
+        return low + (count << shift)
+
+    low = jnp.zeros(weights.shape[:-1], jnp.int32)
+    return _from_pattern(jax.lax.fori_loop(0, _BITS // bits, settle, low))[..., None]
 
 
-def _find_top_p(weights: jax.Array, p: float) -> jax.Array:
-    """Return the largest threshold f32[S, 1] above which the weights sum to p of their total."""
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-
-    def enough(kept: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(kept, weights, 0.0), axis=-1, keepdims=True) >= p * total
-
-    return _bisect(weights, enough)
+def _sum_above(values: jax.Array, weights: jax.Array, cutoffs: list[jax.Array]) -> list[jax.Array]:
+    """Return sum(values where weights >= cutoff) f32[S] for each cutoff, in one pass."""
+    parts = tuple(jnp.where(weights >= cutoff[..., None], values, 0.0) for cutoff in cutoffs)
+    zeros = (jnp.zeros((), values.dtype),) * len(parts)
+    add: Callable = lambda left, right: tuple(map(operator.add, left, right))  # noqa: E731
+    return jax.lax.reduce(parts, zeros, add, (weights.ndim - 1,))
 
 
-def _bisect(weights: jax.Array, enough) -> jax.Array:
-    """Return the largest threshold in [0, 1] with `enough(weights >= threshold)`."""
+def _choose_bits() -> int:
+    return 1 if jax.default_backend() == "cpu" else 3
 
-    def halve(_, bounds):
-        low, high = bounds
-        middle = low + (high - low) // 2
-        kept = weights >= jax.lax.bitcast_convert_type(middle, jnp.float32)
-        good = enough(kept)
-        return jnp.where(good, middle, low), jnp.where(good, high, middle)
 
-    shape = (*weights.shape[:-1], 1)
-    one = jax.lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32)
-    # A threshold of 0 keeps everything; one just above 1 keeps nothing.
-    bounds = (jnp.zeros(shape, jnp.int32), jnp.full(shape, one + 1))
-    low, _ = jax.lax.fori_loop(0, _STEPS, halve, bounds)
-    return jax.lax.bitcast_convert_type(low, jnp.float32)
+def _from_pattern(pattern: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(pattern, jnp.float32)

@@ -21,6 +21,9 @@ from halos_jax.models.spec import DecoderConfig
 from halos_jax.sampling import decode
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample
 
+# Below so many slots, fewer do not make a step any cheaper.
+_FEWEST_SLOTS = 16
+
 
 @dataclasses.dataclass
 class _Job:
@@ -60,6 +63,7 @@ class Sampler:
     admit: Callable
     decode_chunk: Callable
     unstack: Callable
+    select: Callable
 
 
 def make_sampler(
@@ -170,10 +174,38 @@ def _run_jobs(sampler, weights, jobs, rendered, *, seed, round, on_sample) -> No
                 wave = next(waves, None)
         if cancelled.any():
             slots = dataclasses.replace(slots, done=slots.done | cancelled)
+        if wave is None:
+            slots, owner = _shrink(sampler, slots, owner)
         slots, output = sampler.decode_chunk(weights, slots)
         if pending is not None:
             remaining -= _collect(sampler, *pending, on_sample)
         pending = (output, list(owner))
+
+
+def _shrink(sampler, slots, owner: list[_Job | None]):
+    """Keep fewer slots where most are idle for good: a step costs by slots, busy or not.
+
+    When the slots shrink is decided by the shard's own samples, so a shard that is sampled again
+    goes through the same shapes.
+    """
+    busy = [slot for slot, job in enumerate(owner) if job is not None]
+    size = _choose_size(
+        len(owner), len(busy), sampler.settings.shrink, sharding.num_row_shards(sampler.mesh)
+    )
+    if size == len(owner):
+        return slots, owner
+    idle = [slot for slot, job in enumerate(owner) if job is None]
+    kept = [*busy, *idle][:size]
+    return sampler.select(slots, np.asarray(kept, np.int32)), [owner[slot] for slot in kept]
+
+
+def _choose_size(size: int, busy: int, factor: int, row_shards: int) -> int:
+    while factor:
+        fewer = _round_up(size // factor, row_shards)
+        if fewer >= size or fewer < max(busy, _FEWEST_SLOTS):
+            break
+        size = fewer
+    return size
 
 
 def _plan_waves(sampler, weights, jobs, rendered, num_slots, prompt_length):

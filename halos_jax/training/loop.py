@@ -16,6 +16,7 @@ from halos_jax.config import Config
 from halos_jax.data.batches import Plan, build_batch, plan_batches, split_logps
 from halos_jax.losses import Loss
 from halos_jax.metrics import MetricWriter, make_progress
+from halos_jax.models.lora import Frozen, abstract_trained
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.training import optim, step
 from halos_jax.training.state import init_state, make_abstract_state
@@ -34,9 +35,12 @@ class Trainer:
     mesh: Mesh
     optimizer: optax.GradientTransformation
     abstract_state: TrainState
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-    eval_step: Callable[[Any, Batch], Any]
-    logps: Callable[[Any, Batch], jax.Array]
+    train_step: Callable[
+        [TrainState, Frozen | None, Batch], tuple[TrainState, dict[str, jax.Array]]
+    ]
+    eval_step: Callable[[Any, Frozen | None, Batch], Any]
+    logps: Callable[[Any, Frozen | None, Batch], jax.Array]
+    frozen: Frozen | None = None  # the base of an adapter; None: all params are trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +53,22 @@ class Dataset:
 
 
 def make_trainer(
-    config: Config, decoder: DecoderConfig, loss: Loss, mesh: Mesh, *, total_steps: int
+    config: Config,
+    decoder: DecoderConfig,
+    loss: Loss,
+    mesh: Mesh,
+    *,
+    total_steps: int,
+    frozen: Frozen | None = None,
 ) -> Trainer:
-    """Make the trainer of a run of `total_steps` expected optimizer steps."""
+    """Make the trainer of a run of `total_steps` expected optimizer steps.
+
+    With `frozen` what is trained, and everywhere called `params`, is the adapter of that base.
+    """
     schedule = optim.make_schedule(config.optimizer, total_steps)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
-    abstract = make_abstract_state(decoder, optimizer, mesh)
+    trained = abstract_trained(decoder, mesh, frozen.adapter if frozen else None)
+    abstract = make_abstract_state(trained, optimizer, mesh)
     plain = dataclasses.replace(decoder, remat="none")
     return Trainer(
         config=config,
@@ -66,6 +80,7 @@ def make_trainer(
         train_step=step.compile_train_step(abstract, loss, optimizer, schedule, decoder, mesh),
         eval_step=step.compile_eval_step(loss, plain, mesh),
         logps=step.compile_logps(plain, mesh),
+        frozen=frozen,
     )
 
 
@@ -103,7 +118,7 @@ def add_reference(trainer: Trainer, dataset: Dataset, params: Any, *, label: str
     found: dict[int, tuple[np.ndarray, ...]] = {}
     bar = make_progress(len(single.plan), label, enabled=trainer.config.progress)
     for number, batch in enumerate(stream_batches(trainer.mesh, single)):
-        logps = np.asarray(trainer.logps(params, batch))
+        logps = np.asarray(trainer.logps(params, trainer.frozen, batch))
         found.update(split_logps(single.plan, number, dataset.items, logps))
         bar.update(1)
     bar.close()
@@ -160,7 +175,7 @@ def run_steps(
     seen = sum(len(row) for step_rows in dataset.plan.steps[:start] for row in step_rows)
     clock = _StepClock()
     for number, batch in enumerate(stream_batches(trainer.mesh, dataset, start=start), start):
-        state, metrics = trainer.train_step(state, batch)
+        state, metrics = trainer.train_step(state, trainer.frozen, batch)
         taken = first_step + number + 1
         named = {_rename(name, "train"): value for name, value in metrics.items()}
         examples = sum(len(row) for row in dataset.plan.steps[number])
@@ -200,7 +215,10 @@ class _StepClock:
 
 def evaluate(trainer: Trainer, params: Any, dataset: Dataset) -> dict[str, float]:
     """Return the metrics of `dataset` under `params`, each over all its examples."""
-    sums = [trainer.eval_step(params, batch) for batch in stream_batches(trainer.mesh, dataset)]
+    sums = [
+        trainer.eval_step(params, trainer.frozen, batch)
+        for batch in stream_batches(trainer.mesh, dataset)
+    ]
     totals = jax.tree.map(
         lambda *parts: float(sum(np.asarray(part, np.float64) for part in parts)), *sums
     )

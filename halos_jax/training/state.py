@@ -1,5 +1,7 @@
 """The train state: how it is made, and its abstract form for compilation and restore."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,15 +9,17 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from halos_jax import sharding
-from halos_jax.models.spec import DecoderConfig, abstract_params
 from halos_jax.types import TrainState
 
 
 def make_abstract_state(
-    config: DecoderConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Return the train state as ShapeDtypeStructs with shardings; moments lie as their params."""
-    params = abstract_params(config, mesh)
+    """Return the train state as ShapeDtypeStructs with shardings; moments lie as their params.
+
+    Args:
+      params: what is trained, as ShapeDtypeStructs with shardings.
+    """
     by_path = traverse_util.flatten_dict(params)
 
     def place(path, leaf):

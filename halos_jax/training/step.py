@@ -11,14 +11,22 @@ from jax.sharding import Mesh
 from halos_jax import sharding
 from halos_jax.losses import Loss, LossInputs, Statistics
 from halos_jax.models import decoder
+from halos_jax.models.lora import Frozen, attach_adapter, fold_microbatch, start_dropout
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.types import Batch, TrainState
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
-def compute_inputs(params: Any, batch: Batch, loss: Loss, config: DecoderConfig) -> LossInputs:
-    """Return what the model, and where the loss needs them others, say of a microbatch."""
+def compute_inputs(
+    params: Any, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
+) -> LossInputs:
+    """Return what the model, and where the loss needs them others, say of a microbatch.
+
+    Here and below `params` are what is trained, `frozen` what they are laid over (None: they are
+    the whole model).
+    """
+    params = attach_adapter(params, frozen)
     if loss.needs == "scores":
         return LossInputs(scores=decoder.compute_scores(params, batch, config))
     return LossInputs(
@@ -30,6 +38,7 @@ def compute_inputs(params: Any, batch: Batch, loss: Loss, config: DecoderConfig)
 
 def batch_loss(
     params: Any,
+    frozen: Frozen | None,
     batch: Batch,
     loss: Loss,
     config: DecoderConfig,
@@ -40,13 +49,15 @@ def batch_loss(
     Args:
       statistics: the loss's over the whole step; None where this microbatch is the whole step.
     """
-    inputs = compute_inputs(params, batch, loss, config)
+    inputs = compute_inputs(params, frozen, batch, loss, config)
     if statistics is None:
         statistics = loss.measure(inputs, batch)
     return loss(inputs.replace(statistics=statistics), batch)
 
 
-def measure_step(params: Any, batch: Batch, loss: Loss, config: DecoderConfig) -> Statistics:
+def measure_step(
+    params: Any, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
+) -> Statistics:
     """Return the loss's statistics over all microbatches `[m, rows, ...]`; {} if it has none.
 
     Costs a forward pass without gradient, only for losses whose mean over the step stands inside
@@ -54,14 +65,18 @@ def measure_step(params: Any, batch: Batch, loss: Loss, config: DecoderConfig) -
     """
     if loss.statistics is None:
         return {}
-    parts = jax.lax.map(
-        lambda one: loss.measure(compute_inputs(params, one, loss, config), one), batch
-    )
+
+    def measure(numbered):
+        number, one = numbered
+        inputs = compute_inputs(params, fold_microbatch(frozen, number), one, loss, config)
+        return loss.measure(inputs, one)
+
+    parts = jax.lax.map(measure, (jnp.arange(batch.tokens.shape[0]), batch))
     return jax.tree.map(lambda x: x.sum(axis=0), parts)
 
 
 def loss_and_gradient(
-    params: Any, batch: Batch, loss: Loss, config: DecoderConfig
+    params: Any, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
 ) -> tuple[jax.Array, Any, Sums]:
     """Return the step's mean loss f32[], its gradient, and metric sums, over `[m, rows, ...]`.
 
@@ -72,31 +87,37 @@ def loss_and_gradient(
     count = batch.tokens.shape[0]
     if count == 1:
         single = jax.tree.map(lambda x: x[0], batch)
-        (value, sums), gradient = value_and_grad(params, single, loss, config)
+        (value, sums), gradient = value_and_grad(
+            params, fold_microbatch(frozen, 0), single, loss, config
+        )
         return value, gradient, sums
 
-    statistics = measure_step(params, batch, loss, config)
+    statistics = measure_step(params, frozen, batch, loss, config)
 
-    def one(carry, microbatch):
-        (value, sums), gradient = value_and_grad(params, microbatch, loss, config, statistics)
+    def one(carry, numbered):
+        number, microbatch = numbered
+        (value, sums), gradient = value_and_grad(
+            params, fold_microbatch(frozen, number), microbatch, loss, config, statistics
+        )
         part = (value, jax.tree.map(lambda x: x.astype(jnp.float32), gradient), sums)
         return jax.tree.map(jnp.add, carry, part), None
 
     first = jax.tree.map(lambda x: x[0], batch)
-    shapes = jax.eval_shape(lambda: value_and_grad(params, first, loss, config))
+    shapes = jax.eval_shape(lambda: value_and_grad(params, frozen, first, loss, config))
     (_, sums_shape), _ = shapes
     zeros = (
         jnp.zeros(()),
         jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),
         jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums_shape),
     )
-    (value, gradient, sums), _ = jax.lax.scan(one, zeros, batch)
+    (value, gradient, sums), _ = jax.lax.scan(one, zeros, (jnp.arange(count), batch))
     gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
     return value, gradient, sums
 
 
 def train_step(
     state: TrainState,
+    frozen: Frozen | None,
     batch: Batch,
     *,
     loss: Loss,
@@ -105,7 +126,8 @@ def train_step(
     config: DecoderConfig,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step; return the new state and the step's metrics."""
-    value, gradient, sums = loss_and_gradient(state.params, batch, loss, config)
+    frozen = start_dropout(frozen, state.step)
+    value, gradient, sums = loss_and_gradient(state.params, frozen, batch, loss, config)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
@@ -124,12 +146,12 @@ def compile_train_step(
     schedule: optax.Schedule,
     config: DecoderConfig,
     mesh: Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Return the jitted `train_step`; the state's buffers are donated."""
+) -> Callable[[TrainState, Frozen | None, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Return the jitted `train_step`; the state's buffers are donated, the frozen ones are not."""
 
-    def step(state, batch):
+    def step(state, frozen, batch):
         return train_step(
-            state, batch, loss=loss, optimizer=optimizer, schedule=schedule, config=config
+            state, frozen, batch, loss=loss, optimizer=optimizer, schedule=schedule, config=config
         )
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
@@ -138,11 +160,11 @@ def compile_train_step(
 
 def compile_eval_step(
     loss: Loss, config: DecoderConfig, mesh: Mesh
-) -> Callable[[Any, Batch], Sums]:
+) -> Callable[[Any, Frozen | None, Batch], Sums]:
     """Return the jitted function from params and a batch to metric (sum, count)s."""
 
-    def step(params, batch):
-        inputs = jax.lax.map(lambda one: compute_inputs(params, one, loss, config), batch)
+    def step(params, frozen, batch):
+        inputs = jax.lax.map(lambda one: compute_inputs(params, frozen, one, loss, config), batch)
         statistics = jax.lax.map(lambda both: loss.measure(*both), (inputs, batch))
         statistics = jax.tree.map(lambda x: x.sum(axis=0), statistics)
         values, sums = jax.lax.map(
@@ -155,10 +177,13 @@ def compile_eval_step(
     return jax.jit(step, out_shardings=sharding.replicated(mesh))
 
 
-def compile_logps(config: DecoderConfig, mesh: Mesh) -> Callable[[Any, Batch], jax.Array]:
+def compile_logps(
+    config: DecoderConfig, mesh: Mesh
+) -> Callable[[Any, Frozen | None, Batch], jax.Array]:
     """Return the jitted function from params and a batch to log-probs f32[m, rows, P]."""
 
-    def run(params, batch):
+    def run(params, frozen, batch):
+        params = attach_adapter(params, frozen)
         return jax.lax.map(lambda one: decoder.compute_logps(params, one, config), batch)
 
     return jax.jit(run, out_shardings=sharding.replicated(mesh))

@@ -112,7 +112,7 @@ class Observer:
 
         def compile_train_step(*arguments):
             holder = type("Holder", (), {"train_step": staticmethod(original(*arguments))})
-            self.wrap(holder, "train_step", lambda state, batch: str(int(state.step) + 1))
+            self.wrap(holder, "train_step", lambda state, *_: str(int(state.step) + 1))
             return holder.train_step
 
         step.compile_train_step = compile_train_step

@@ -191,6 +191,32 @@ def test_what_does_not_fit_is_cut(folder, renderer, one_device):
     )
 
 
+def test_a_gate_that_is_read_where_the_prompt_ends(folder, renderer, one_device, tmp_path):
+    """Prompts that do not end as the model expects would be weighed by the wrong state."""
+    end = renderer.render_prompt((Turn("user", "cab"),), 12)[-1:]
+    base = folder / "reward"
+    for name, pattern in {"armo": end, "other": (1, 2)}.items():
+        config = json.loads((base / "config.json").read_text())
+        config |= {"architectures": ["LlamaForRewardModelWithGating"], "num_objectives": 3}
+        config |= {"gating_n_hidden": 1, "gating_token_pattern": pattern, "initializer_range": 1.0}
+        source = tmp_path / f"source-{name}"
+        source.mkdir()
+        for path in base.iterdir():
+            (source / path.name).write_bytes(path.read_bytes())
+        (source / "config.json").write_text(json.dumps(config))
+        spec_of = hf.load_decoder_config(str(source))
+        params = spec.init_params(jax.random.key(0), spec_of)
+        export.save_model(params, spec_of, tmp_path / name, source=source)
+    samples = make_samples(renderer)
+    rewards = make_scorer(make_config(folder, path=str(tmp_path / "armo")), one_device, renderer)(
+        samples
+    )
+    assert len(set(rewards)) == len(samples)
+    broken = make_scorer(make_config(folder, path=str(tmp_path / "other")), one_device, renderer)
+    with pytest.raises(RewardError, match=r"at the tokens \(1, 2\) that end one .* got \("):
+        broken(samples)
+
+
 def test_models_that_cannot_score(folder, renderer, one_device, tmp_path):
     with pytest.raises(ModelError, match=r"reward\.path: got .* without a class"):
         make_scorer(make_config(folder, "policy"), one_device, renderer)

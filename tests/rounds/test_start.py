@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from halos_jax.config import ModelConfig
 from halos_jax.data.chat import load_renderer
@@ -63,3 +64,11 @@ def test_the_end_tokens_are_the_model_s(toy, tmp_path):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
     assert 7 in load_policy(settings)[1].stop_ids
+
+
+def test_a_model_with_a_gate_is_no_policy(toy, tmp_path):
+    config = json.loads((toy / "policy" / "config.json").read_text())
+    config["architectures"] = ["LlamaForRewardModelWithGating"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(hf.ModelError, match=r"model with a gating network; allowed: a language"):
+        load_policy(ModelConfig(path=str(tmp_path)))

@@ -66,6 +66,24 @@ def test_tokens_are_drawn_with_their_filtered_probabilities(options):
     assert statistic < freedom + 4 * np.sqrt(2 * freedom) + 4
 
 
+def test_the_cumulative_sum_is_inverted_at_its_very_ends_and_between_blocks():
+    rng = np.random.default_rng(0)
+    weights = rng.random((64, 1300)).astype(np.float32)
+    weights[rng.random(weights.shape) < 0.7] = 0
+    weights[:16, :700] = weights[16:32, 500:] = 0  # a first and a last block without any weight
+    below_1 = np.float32(1 - 2**-24)
+    uniforms = np.concatenate([np.zeros(8), np.full(8, below_1)] * 4).astype(np.float32)
+    uniforms[40:] = rng.random(24)
+    drawn = np.asarray(decode.invert_cumulative(jnp.asarray(weights), jnp.asarray(uniforms)))
+    cumulative = np.cumsum(weights.astype(np.float64), axis=-1)
+    exact = [np.searchsorted(row, u * row[-1], "right") for row, u in zip(cumulative, uniforms)]
+    assert (weights[np.arange(64), drawn] > 0).all()
+    at_drawn = cumulative[np.arange(64), drawn] / cumulative[:, -1]
+    at_exact = cumulative[np.arange(64), np.minimum(exact, 1299)] / cumulative[:, -1]
+    np.testing.assert_allclose(at_drawn, at_exact, atol=1e-5)  # float32 sums: a neighbour at most
+    assert (drawn == exact).mean() > 0.9
+
+
 def test_positions_of_one_sample_are_drawn_independently():
     count = 20_000
     logits = jnp.zeros((count, 4))

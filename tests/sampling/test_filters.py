@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from halos_jax.sampling import filters
 from halos_jax.sampling.filters import filter_logits
 
 
@@ -60,6 +61,15 @@ def test_the_kept_tokens_are_those_of_a_sort(kind, temperature, top_k, top_p):
     scaled = (logits / np.float32(temperature))[expected]
     np.testing.assert_allclose(got[expected], scaled, rtol=1e-6)
     assert expected.any(axis=1).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5])
+def test_several_bits_a_pass_find_the_same_cutoff(bits, monkeypatch):
+    logits = draw_logits("tied")
+    options = {"temperature": 0.8, "top_k": 20, "top_p": 0.8}
+    expected = np.isfinite(filter_logits(logits, **options))
+    monkeypatch.setattr(filters, "_choose_bits", lambda: bits)
+    np.testing.assert_array_equal(np.isfinite(filter_logits(logits, **options)), expected)
 
 
 def test_without_filters_only_the_temperature_acts():

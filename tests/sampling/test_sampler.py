@@ -13,6 +13,7 @@ from halos_jax.data.chat import make_renderer
 from halos_jax.data.toy import make_tokenizer
 from halos_jax.models import decoder
 from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
+from halos_jax.sampling import sampler as sampling
 from halos_jax.sampling.sampler import make_sampler, sample_shard
 from halos_jax.types import TARGET, Item, Prompt, Turn
 
@@ -99,6 +100,24 @@ def test_every_sample_once_and_complete(reference):
 def test_samples_do_not_depend_on_slots_or_chunks(mesh1, reference, changes):
     again = run(mesh1, dataclasses.replace(SETTINGS, **changes))
     assert by_name(again) == by_name(reference)
+
+
+@pytest.mark.parametrize("shards", ["mesh1", "mesh"])
+def test_slots_shrink_at_the_tail_without_any_difference(shards, reference, request, monkeypatch):
+    monkeypatch.setattr(sampling, "_FEWEST_SLOTS", 2)
+    sizes = []
+    real = sampling._shrink
+
+    def shrink(sampler, slots, owner):
+        slots, owner = real(sampler, slots, owner)
+        sizes.append((len(owner), len(slots.token), sum(job is not None for job in owner)))
+        return slots, owner
+
+    monkeypatch.setattr(sampling, "_shrink", shrink)
+    again = run(request.getfixturevalue(shards), dataclasses.replace(SETTINGS, slots=16, shrink=2))
+    assert by_name(again) == by_name(reference)
+    assert len({size for size, *_ in sizes}) >= 3
+    assert all(size == held and busy <= size for size, held, busy in sizes)
 
 
 def test_samples_do_not_depend_on_order_or_company(mesh1, reference):

@@ -176,7 +176,12 @@ def test_wsd_is_constant_until_its_last_part():
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd", "muon"])
 def test_every_optimizer_descends_and_its_state_can_be_sharded(name, mesh):
-    from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
+    from halos_jax.models.spec import (
+        DecoderConfig,
+        abstract_params,
+        init_params,
+        params_shardings,
+    )
     from halos_jax.training.state import init_state, make_abstract_state
 
     decoder = DecoderConfig(32, 2, 16, 2, 2, 8, 24)
@@ -186,7 +191,8 @@ def test_every_optimizer_descends_and_its_state_can_be_sharded(name, mesh):
         init_params(jax.random.key(0), decoder), params_shardings(decoder, mesh)
     )
     target = init_params(jax.random.key(1), decoder)
-    state = init_state(params, optimizer, make_abstract_state(decoder, optimizer, mesh))
+    abstract = make_abstract_state(abstract_params(decoder, mesh), optimizer, mesh)
+    state = init_state(params, optimizer, abstract)
 
     @jax.jit
     def step(params, opt_state):

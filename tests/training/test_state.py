@@ -26,7 +26,7 @@ TINY = DecoderConfig(
 def made(mesh):
     config = OptimizerConfig()
     optimizer = make_optimizer(config, make_schedule(config, 10))
-    abstract = make_abstract_state(TINY, optimizer, mesh)
+    abstract = make_abstract_state(abstract_params(TINY, mesh), optimizer, mesh)
     params = jax.device_put(init_params(jax.random.key(0), TINY), params_shardings(TINY, mesh))
     return params, abstract, init_state(params, optimizer, abstract)
 

@@ -13,7 +13,7 @@ from halos_jax import sharding
 from halos_jax.data.batches import build_batch, plan_batches, split_logps
 from halos_jax.losses import get_loss
 from halos_jax.models import decoder
-from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
+from halos_jax.models.spec import DecoderConfig, abstract_params, init_params, params_shardings
 from halos_jax.training import step as steps
 from halos_jax.training.state import init_state, make_abstract_state
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item
@@ -151,7 +151,7 @@ def run_ours(name, batch, params=None):
     run = jax.jit(
         functools.partial(steps.loss_and_gradient, loss=get_loss(settings), config=config)
     )
-    value, gradient, _ = run(make_params(config) if params is None else params, batch)
+    value, gradient, _ = run(make_params(config) if params is None else params, None, batch)
     return jax.tree.map(np.asarray, (value, gradient))
 
 
@@ -192,12 +192,12 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(mesh):
 
 def take_step(name, mesh, batch, optimizer, schedule):
     settings, _, config = LOSSES[name]
-    abstract = make_abstract_state(config, optimizer, mesh)
+    abstract = make_abstract_state(abstract_params(config, mesh), optimizer, mesh)
     params = jax.device_put(make_params(config), params_shardings(config, mesh))
     # A copy, since device_put may share the arrays' memory and the step takes them over.
     state = init_state(jax.tree.map(jnp.copy, params), optimizer, abstract)
     run = steps.compile_train_step(abstract, get_loss(settings), optimizer, schedule, config, mesh)
-    after, metrics = run(state, sharding.put_batch(batch, mesh, leading=1))
+    after, metrics = run(state, None, sharding.put_batch(batch, mesh, leading=1))
     return abstract, state, after, metrics
 
 
@@ -238,7 +238,7 @@ def check_step(name, mesh, batch):
 
     evaluate = steps.compile_eval_step(get_loss(settings), config, mesh)
     params = jax.device_put(before, params_shardings(config, mesh))
-    sums = jax.device_get(evaluate(params, sharding.put_batch(batch, mesh, leading=1)))
+    sums = jax.device_get(evaluate(params, None, sharding.put_batch(batch, mesh, leading=1)))
     assert metrics.keys() - sums.keys() == {"grad_norm", "counters/lr"}
     for key, (total, count) in sums.items():
         np.testing.assert_allclose(total / count, metrics[key], rtol=1e-5, err_msg=key)
@@ -266,7 +266,7 @@ def test_dpo_starts_at_ln_2_with_the_reference_that_logps_gives(one):
     items = make_items((CHOSEN, REJECTED))
     plan, batch = make_batch((CHOSEN, REJECTED), **PACKINGS["four microbatches"])
     params = jax.tree.map(jnp.asarray, make_params(TINY))
-    logps = np.asarray(steps.compile_logps(TINY, one)(params, batch))
+    logps = np.asarray(steps.compile_logps(TINY, one)(params, None, batch))
     found = dict(split_logps(plan, 0, items, logps))
     sums = [[part.sum() for part in found[index]] for index in range(COUNT)]
     np.testing.assert_allclose(sums, plain_logps(params, items, TINY), rtol=1e-4)
@@ -275,7 +275,7 @@ def test_dpo_starts_at_ln_2_with_the_reference_that_logps_gives(one):
     batch = build_batch(items, plan, 0, reference_logps=reference)
     np.testing.assert_array_equal(batch.reference_logps, logps)
     evaluate = steps.compile_eval_step(get_loss({"name": "dpo"}), TINY, one)
-    sums = jax.device_get(evaluate(params, batch))
+    sums = jax.device_get(evaluate(params, None, batch))
     total, count = sums["loss"]
     np.testing.assert_allclose(total / count, np.log(2), rtol=1e-6)
     assert abs(sums["rewards/margins"][0]) < 1e-4
@@ -288,7 +288,7 @@ def test_gradients_have_the_dtype_of_their_params_and_the_loss_is_float32(packin
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_params(TINY))
     loss = get_loss(LOSSES["dpo"][0])
     run = functools.partial(steps.loss_and_gradient, loss=loss, config=config)
-    value, gradient, sums = jax.eval_shape(run, params, batch)
+    value, gradient, sums = jax.eval_shape(run, params, None, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves((value, sums))} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("bfloat16")}
 
@@ -337,10 +337,10 @@ def test_every_kind_of_item_gives_one_result_for_microbatches_and_devices(mesh, 
     results = []
     with jax.set_mesh(jax.make_mesh((1, 1, 1), sharding.MESH_AXES, devices=jax.devices()[:1])):
         for microbatches in (1, 4):
-            results.append(jax.device_get(run(make_params(TINY), build(1, microbatches))))
+            results.append(jax.device_get(run(make_params(TINY), None, build(1, microbatches))))
     params = jax.device_put(make_params(TINY), params_shardings(TINY, mesh))
     placed = sharding.put_batch(build(4, 2), mesh, leading=1)
-    results.append(jax.device_get(run(params, placed)))
+    results.append(jax.device_get(run(params, None, placed)))
     value, gradient, sums = results[0]
     if name == "kto":
         total, count = sums["rewards/KL_estimate"]
@@ -351,7 +351,7 @@ def test_every_kind_of_item_gives_one_result_for_microbatches_and_devices(mesh, 
             ratios = [x[2][key][0] / max(x[2][key][1], 1) for x in (results[0], other)]
             np.testing.assert_allclose(*ratios, rtol=1e-4, err_msg=key)
     evaluate = steps.compile_eval_step(loss, TINY, mesh)
-    evaluated = jax.device_get(evaluate(params, placed))
+    evaluated = jax.device_get(evaluate(params, None, placed))
     np.testing.assert_allclose(evaluated["loss"][0] / evaluated["loss"][1], value, rtol=1e-5)
 
 
@@ -367,5 +367,5 @@ def test_one_microbatch_needs_no_second_forward_pass_for_the_statistics(one):
     run = functools.partial(steps.loss_and_gradient, loss=loss, config=TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "compute_logps", count)
-        jax.make_jaxpr(run)(make_params(TINY), build(1, 1))
+        jax.make_jaxpr(run)(make_params(TINY), None, build(1, 1))
     assert len(calls) == 1

@@ -1,0 +1,110 @@
+"""The reward head of ArmoRM (Wang et al. 2024, arXiv 2406.12845): several objectives and a gate.
+
+A linear layer reads a reward for each of several objectives (helpfulness, verbosity, ...) from the
+last token. A gating network reads from the prompt how much each of them counts here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from halos_jax.models.family_table import Family
+from halos_jax.models.layouts import MATRIX, TRANSPOSED, VECTOR, Tensor
+from halos_jax.models.lookup import take_positions
+from halos_jax.models.spec import GatingConfig
+from halos_jax.types import Batch
+
+# "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n" of Llama 3: the end of every prompt.
+_LLAMA3_PROMPT_END = (128009, 128006, 78191, 128007, 271)
+_SIZES = {
+    "num_objectives": "num_objectives",
+    "num_hidden": "gating_n_hidden",
+    "hidden_dim": "gating_hidden_dim",
+}
+
+
+def is_gated(hf_config: Mapping[str, Any], family: Family) -> bool:
+    """Tell whether a Hugging Face config is one of a model with this head."""
+    return list(hf_config.get("architectures") or ()) == [family.gated_classifier]
+
+
+def read_gating(hf_config: Mapping[str, Any], errors: list[str]) -> GatingConfig:
+    """Return the head of a Hugging Face config; what cannot be used is appended to `errors`."""
+    default = GatingConfig()
+    fields = {ours: hf_config.get(name, getattr(default, ours)) for ours, name in _SIZES.items()}
+    for ours, name in _SIZES.items():
+        if not isinstance(fields[ours], int) or fields[ours] < 1:
+            errors.append(f"{name}: got {fields[ours]!r}, allowed: a positive integer")
+    temperature = hf_config.get("gating_temperature", default.temperature)
+    if not isinstance(temperature, int | float) or temperature <= 0:
+        errors.append(f"gating_temperature: got {temperature!r}, allowed: greater than 0")
+    end = tuple(hf_config.get("gating_token_pattern", _LLAMA3_PROMPT_END))
+    return GatingConfig(**fields, temperature=temperature, prompt_end=end)
+
+
+def list_gating_tensors(gating: GatingConfig) -> dict[str, Tensor]:
+    """Return where a checkpoint has each array of the head."""
+    tensors = {
+        "objectives": Tensor("regression_layer.weight", MATRIX),
+        "transform": Tensor("reward_transform_matrix", MATRIX),
+        "gating/scale": Tensor("gating.logit_scale", VECTOR),
+    }
+    for layer in range(gating.num_hidden + 1):
+        name = f"gating.layers.{layer}"
+        tensors[f"gating/weight_{layer}"] = Tensor(f"{name}.weight", TRANSPOSED)
+        tensors[f"gating/bias_{layer}"] = Tensor(f"{name}.bias", VECTOR)
+    return tensors
+
+
+def compute_gated_scores(
+    params: dict[str, Any], hidden: jax.Array, batch: Batch, gating: GatingConfig
+) -> jax.Array:
+    """Return the scores f32[rows, N]: rewards, decorrelated and weighed, summed over objectives."""
+    rewards, weights = compute_objectives(params, hidden, batch, gating)
+    transformed = jnp.einsum(
+        "rno,op->rnp", rewards, params["transform"], preferred_element_type=jnp.float32
+    )
+    return jnp.sum(weights * transformed, axis=-1)
+
+
+def compute_objectives(
+    params: dict[str, Any], hidden: jax.Array, batch: Batch, gating: GatingConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Return the rewards and the gate's weights f32[rows, N, O] of each sequence.
+
+    Args:
+      hidden: `[rows, T, D]`, the batch's states.
+    """
+    at_last = take_positions(hidden, batch.sequences.last)
+    rewards = jnp.einsum(
+        "rnd,od->rno",
+        at_last,
+        params["objectives"].astype(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    # The published model reads the state at the first of the tokens that end a prompt.
+    at_prompt = take_positions(hidden, _find_prompt_ends(batch) - (len(gating.prompt_end) - 1))
+    return rewards, _run_network(params["gating"], at_prompt, gating)
+
+
+def _find_prompt_ends(batch: Batch) -> jax.Array:
+    """Return the position i32[rows, N] of the last token of each sequence's prompt in its row."""
+    count = batch.sequences.last.shape[-1]
+
+    def find(source: jax.Array, sequence: jax.Array) -> jax.Array:
+        return jax.ops.segment_min(source, sequence, count + 1)[:count]
+
+    # It predicts the first response token; where there is none, it is the last token itself.
+    return jnp.minimum(jax.vmap(find)(batch.source, batch.sequence), batch.sequences.last)
+
+
+def _run_network(network: dict[str, jax.Array], x: jax.Array, gating: GatingConfig) -> jax.Array:
+    x = x.astype(jnp.float32)
+    for layer in range(gating.num_hidden + 1):
+        weight, bias = (network[f"{name}_{layer}"].astype(x.dtype) for name in ("weight", "bias"))
+        x = x @ weight + bias
+        if layer < gating.num_hidden:
+            x = jax.nn.relu(x)
+    return jax.nn.softmax(x / gating.temperature, axis=-1) * network["scale"].astype(x.dtype)

@@ -1,0 +1,206 @@
+"""LoRA: the adapter is what the formula says, trains alone, and can be added to the base."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from halos_jax.config import LoraConfig
+from halos_jax.models import cache, decoder, lora
+from halos_jax.models.families import ModelError
+from halos_jax.models.family_table import FAMILIES
+from halos_jax.models.spec import DecoderConfig, init_params, make_spec
+
+TINY = DecoderConfig(
+    vocab_size=61,
+    num_layers=2,
+    d_model=24,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    d_mlp=40,
+    init_std=0.2,
+)
+NEOX = dataclasses.replace(TINY, num_kv_heads=4, norm="layer", gated_mlp=False, mlp_bias=True)
+CONFIGS = {"llama": TINY, "phi3": TINY, "gpt_neox": NEOX}
+TOKENS = np.random.default_rng(0).integers(0, 61, (3, 10))
+LENGTHS = jnp.array([10, 7, 3])
+
+
+def make_adapter(family="llama", **settings):
+    settings = LoraConfig(**({"rank": 3, "alpha": 6.0, "dropout": 0.0} | settings))
+    return lora.make_adapter(settings, CONFIGS[family], FAMILIES[family], seed=5)
+
+
+def make_frozen(family="llama", **settings):
+    base = init_params(jax.random.key(0), CONFIGS[family])
+    return lora.Frozen(base, make_adapter(family, **settings))
+
+
+def draw_adapter(frozen, family="llama", seed=1):
+    """Return an adapter whose `b` are not zero."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.3, jnp.float32),
+        lora.make_spec(frozen.adapter, CONFIGS[family]),
+        is_leaf=lambda leaf: hasattr(leaf, "axes"),
+    )
+
+
+def logits(params, config):
+    return np.asarray(decoder.compute_logits(params, TOKENS, LENGTHS, config))
+
+
+def merge_by_hand(frozen, adapter):
+    """Return base + scale * a b, module by module, in float64."""
+    layers = {k: np.asarray(v, np.float64) for k, v in frozen.base["layers"].items()}
+    for module in frozen.adapter.modules:
+        for path in module.paths:
+            a, b = (
+                np.asarray(adapter["layers"][name], np.float64)
+                for name in (module.a_name, f"{path}_lora_b")
+            )
+            flat_a, flat_b = a.reshape(len(a), -1, a.shape[-1]), b.reshape(*b.shape[:2], -1)
+            delta = frozen.adapter.scale * np.matmul(flat_a, flat_b)
+            layers[path] = layers[path] + delta.reshape(layers[path].shape)
+    layers = {name: jnp.asarray(value, jnp.float32) for name, value in layers.items()}
+    return {**frozen.base, "layers": layers}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_attached_and_merged_give_the_logits_of_base_plus_adapter(family):
+    frozen, config = make_frozen(family), CONFIGS[family]
+    adapter = draw_adapter(frozen, family)
+    expected = logits(merge_by_hand(frozen, adapter), config)
+    assert np.abs(expected - logits(frozen.base, config)).max() > 0.1
+    attached = logits(lora.attach_adapter(adapter, frozen), config)
+    np.testing.assert_allclose(attached, expected, atol=1e-4)
+
+    merged = lora.merge_adapter(adapter, frozen)
+    by_hand = merge_by_hand(frozen, adapter)["layers"]
+    for path, leaf in merged["layers"].items():
+        for layer in range(2):
+            taken = lora.take_layer(leaf, layer, jnp.float32)
+            np.testing.assert_allclose(taken, by_hand[path][layer], atol=1e-6)
+    unstacked = jax.jit(lambda tree: cache.unstack_layers(tree, config))(merged)
+    for layer, weights in enumerate(unstacked["layers"]):
+        for path, leaf in weights.items():
+            np.testing.assert_allclose(leaf, by_hand[path][layer], atol=1e-6)
+
+
+def test_a_fresh_adapter_is_the_base_exactly(mesh1):
+    frozen = make_frozen()
+    fresh = lora.init_adapter(3, frozen, TINY, mesh1)
+    assert jax.tree.structure(fresh) == jax.tree.structure(draw_adapter(frozen))
+    base = logits(frozen.base, TINY)
+    np.testing.assert_array_equal(logits(lora.attach_adapter(fresh, frozen), TINY), base)
+    # As PEFT draws it: uniform, of variance 1 / (3 inputs).
+    wide = dataclasses.replace(TINY, d_model=64, d_mlp=512)
+    frozen = lora.Frozen({"layers": {}}, make_adapter(rank=32))
+    drawn = lora.init_adapter(3, frozen, wide, mesh1)["layers"]
+    for name, inputs in (("down_lora_a", 512), ("q_lora_a", 64), ("o_lora_a", 24)):
+        values = np.asarray(drawn[name]) * math.sqrt(inputs)
+        assert -1 <= values.min() < -0.95 and 0.95 < values.max() <= 1
+        assert values.var() == pytest.approx(1 / 3, rel=0.1)
+    assert not np.array_equal(drawn["q_lora_a"][:, :, :1], drawn["k_lora_a"][:, :, :1])
+
+
+def test_the_same_adapter_on_any_mesh(mesh, mesh1):
+    frozen = make_frozen(targets=("q_proj", "down_proj"))
+    one, many = (lora.init_adapter(2, frozen, TINY, m) for m in (mesh1, mesh))
+    jax.tree.map(np.testing.assert_array_equal, one, many)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, many)
+    wanted = lora.abstract_trained(TINY, mesh, frozen.adapter)
+    assert shardings == jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    assert shardings["layers"]["q_lora_b"].spec == P(None, None, "tensor", None)
+    assert shardings["layers"]["down_lora_a"].spec == P(None, "tensor", None)
+
+
+def test_targets_are_named_as_in_peft():
+    names = [m.name for m in make_adapter().modules]
+    attention = [f"self_attn.{name}_proj" for name in "qkvo"]
+    assert names == attention + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    some = make_adapter(targets=("v_proj", "self_attn.q_proj"))
+    assert [m.paths for m in some.modules] == [("q",), ("v",)]
+    fused = make_adapter("phi3", targets=("qkv_proj", "gate_up_proj"))
+    assert [m.paths for m in fused.modules] == [("q", "k", "v"), ("gate", "up")]
+    # One `a` for the three, as the checkpoint's one linear layer has one input matrix.
+    assert lora.make_spec(fused, TINY)["layers"].keys() == {
+        *("q_k_v_lora_a", "q_lora_b", "k_lora_b", "v_lora_b"),
+        *("gate_up_lora_a", "gate_lora_b", "up_lora_b"),
+    }
+    assert [m.name for m in make_adapter("gpt_neox").modules] == [
+        *("attention.query_key_value", "attention.dense"),
+        *("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+    ]
+
+
+def test_an_unknown_target_lists_what_there_is():
+    for targets in (("q_proj", "query", "lm_head"), ("all-linear", "query", "lm_head")):
+        with pytest.raises(ModelError) as error:
+            make_adapter("phi3", targets=targets)
+        assert "'query', 'lm_head'; allowed: 'all-linear' alone, or any of" in str(error.value)
+        assert str(error.value).endswith(": qkv_proj, o_proj, gate_up_proj, down_proj")
+
+
+def test_scale_and_its_default():
+    assert make_adapter().scale == 2.0
+    assert make_adapter(alpha=0.0, rank=64).scale == 4.0  # HALOs: 256 / 64
+    assert make_adapter(rank=4, rslora=True).scale == 3.0
+
+
+def test_the_score_head_is_trained_beside_the_adapter(mesh1):
+    config = dataclasses.replace(TINY, num_labels=1, params_dtype="float32")
+    base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), init_params(jax.random.key(0), config))
+    frozen = lora.Frozen(base, make_adapter(targets=("q_proj",)))
+    fresh = lora.init_adapter(1, frozen, config, mesh1)
+    assert fresh["score"].dtype == jnp.float32
+    np.testing.assert_array_equal(fresh["score"], base["score"].astype(jnp.float32))
+    moved = fresh | {"score": fresh["score"] + 1}
+    for whole in (lora.attach_adapter(moved, frozen), lora.merge_adapter(moved, frozen)):
+        np.testing.assert_array_equal(whole["score"], moved["score"])
+
+
+def test_dropout_is_a_function_of_seed_step_and_microbatch():
+    frozen, rate = make_frozen(dropout=0.25), 0.25
+    adapter = draw_adapter(frozen)
+
+    def run(step, microbatch, frozen=frozen):
+        placed = lora.fold_microbatch(lora.start_dropout(frozen, jnp.int32(step)), microbatch)
+        return logits(lora.attach_adapter(adapter, placed), TINY)
+
+    first = run(3, 1)
+    np.testing.assert_array_equal(run(3, 1), first)
+    reseeded = frozen.replace(adapter=dataclasses.replace(frozen.adapter, seed=6))
+    for other in (run(4, 1), run(3, 0), run(3, 1, reseeded)):
+        assert np.abs(other - first).max() > 1e-3
+    # Without a step (evaluation, reference, sampler) there is none, nor where the rate is 0.
+    plain = logits(lora.attach_adapter(adapter, frozen), TINY)
+    np.testing.assert_allclose(plain, logits(merge_by_hand(frozen, adapter), TINY), atol=1e-4)
+    off = frozen.replace(adapter=dataclasses.replace(frozen.adapter, dropout=0.0))
+    np.testing.assert_array_equal(run(3, 1, off), plain)
+
+    # What enters an adapter is dropped at the rate, scaled up by the rest, anew in each layer.
+    weights = lora.attach_adapter(adapter, lora.start_dropout(frozen, 0))["layers"]
+    masks = []
+    for layer in range(2):
+        of_layer = jax.tree.map(lambda x, layer=layer: x[layer], weights)
+        dropped = np.asarray(decoder.layers._drop(jnp.ones((50, 80, 24)), of_layer, "q"))
+        assert set(np.unique(dropped)) == {0, np.float32(1 / (1 - rate))}
+        assert (dropped == 0).mean() == pytest.approx(rate, abs=0.01)
+        masks.append(dropped == 0)
+        other = np.asarray(decoder.layers._drop(jnp.ones((50, 80, 24)), of_layer, "o"))
+        assert not np.array_equal(other, dropped)
+    assert not np.array_equal(*masks)
+
+
+def test_without_a_frozen_part_params_are_the_model():
+    params = init_params(jax.random.key(0), TINY)
+    assert lora.attach_adapter(params, None) is params
+    assert lora.merge_adapter(params, None) is params
+    assert lora.start_dropout(None, 1) is None and lora.fold_microbatch(None, 1) is None
+    assert make_spec(TINY).keys() == params.keys()
