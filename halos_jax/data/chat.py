@@ -185,6 +185,15 @@ class Renderer:
         self.stop_ids: frozenset[int] = frozenset(stops)
         self.stop_strings: tuple[str, ...] = () if marker[-1] in stops else (self.end_marker,)
 
+    @property
+    def pad_id(self) -> int | None:
+        """The token to pad with: the tokenizer's if it ends no response, else its BOS, else none.
+
+        A classifier of transformers reads its score at the last token that is not this one.
+        """
+        own = (self.tokenizer.pad_token_id, self.tokenizer.bos_token_id)
+        return next((i for i in own if i is not None and i not in self.stop_ids), None)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 over vocabulary, template and markers: equal where token ids mean the same."""

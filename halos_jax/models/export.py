@@ -88,13 +88,19 @@ def write_model(
     source: Path | None,
     dtype: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
+    pad_id: int | None = None,
 ) -> None:
-    """Write the model's files into the existing `folder`; for the rest see `save_model`."""
+    """Write the model's files into the existing `folder`; for the rest see `save_model`.
+
+    `pad_id` is the token that batches for a classifier are padded with.
+    """
     dtype = dtype or config.params_dtype
     if dtype not in _TYPE_NAMES:
         raise ModelError(f"export dtype: got {dtype!r}, allowed: {', '.join(_TYPE_NAMES)}")
     source_config = hf.read_hf_config(Path(source)) if source is not None else None
     hf_config = families.make_hf_config(config, dtype, source_config)
+    if config.num_labels and pad_id is not None:
+        hf_config["pad_token_id"] = pad_id  # without one transformers scores no batch
     table = families.list_tensors(config, families.get_family(hf_config))
     plan = _plan_tensors(config, table)
     if jax.process_index() == 0:

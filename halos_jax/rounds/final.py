@@ -1,5 +1,6 @@
 """The end of a run: its policy or reward model, as a Hugging Face model in `workdir/final`."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def export_final(
     """Export `params` with the tokenizer and chat template that they were trained with.
 
     These are the files of `settings.path` as they are, unless `settings` names a tokenizer, a
-    template or tokens of its own. Every process of the job calls this. Returns the folder, which
+    template or tokens of its own. A classifier gets a padding token, so that transformers can
+    score batches. Every process of the job calls this. Returns the folder, which
     appears whole or not at all.
 
     Raises:
@@ -32,8 +34,14 @@ def export_final(
     """
     folder = workdir / FOLDER
     with export.replace_folder(folder) as partial:
-        export.write_model(params, decoder, partial, source=hf.resolve_model(settings.path))
+        source, tokenizer = hf.resolve_model(settings.path), renderer.tokenizer
+        pad_id = renderer.pad_id if decoder.num_labels else None
+        export.write_model(params, decoder, partial, source=source, pad_id=pad_id)
         own = settings.tokenizer or settings.chat_template or settings.added_tokens
+        if pad_id is not None and pad_id != tokenizer.pad_token_id:
+            # Model and tokenizer must agree on it; the run's own tokenizer stays as it is.
+            tokenizer, own = copy.deepcopy(tokenizer), True
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
         if own and jax.process_index() == 0:
-            export.replace_tokenizer(partial, renderer.tokenizer)
+            export.replace_tokenizer(partial, tokenizer)
     return folder

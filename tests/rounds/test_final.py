@@ -1,3 +1,8 @@
+"""The export at the end of a run: tokenizer, template and padding fit the model."""
+
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -66,6 +71,8 @@ def test_nothing_appears_before_it_is_whole(toy, tmp_path, monkeypatch):
     settings = ModelConfig(path=str(toy / "policy"), tokenizer=str(toy / "policy"))
 
     class Broken:
+        pad_id = None
+
         class tokenizer:
             @staticmethod
             def save_pretrained(folder):
@@ -74,3 +81,34 @@ def test_nothing_appears_before_it_is_whole(toy, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="full"):
         export_policy(toy, tmp_path, settings, Broken)
     assert not final.is_complete(tmp_path) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pad", [None, "<|im_end|>"])
+def test_transformers_scores_a_padded_batch_of_an_exported_classifier(toy, tmp_path, pad):
+    """Without a padding token it refuses; with the end marker as one it reads the wrong token."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in (toy / "policy").iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
+    tokenizer = load_renderer(str(source)).tokenizer
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(source)
+    settings, renderer = ModelConfig(path=str(source)), load_renderer(str(source))
+    decoder = dataclasses.replace(hf.load_decoder_config(str(source)), num_labels=1)
+    params = spec.init_params(jax.random.key(1), decoder)
+    folder = final.export_final(params, decoder, settings, renderer, tmp_path)
+    assert renderer.tokenizer.pad_token == pad  # what the run uses is left alone
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = ["cab<|im_end|>", "a<|im_end|>", "bacd<|im_end|>"]
+    with torch.no_grad():
+        batch = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        alone = [model(**tokenizer(text, return_tensors="pt")).logits for text in texts]
+    torch.testing.assert_close(batch, torch.cat(alone), rtol=1e-4, atol=1e-6)
+    assert len(set(batch[:, 0].tolist())) == 3

@@ -66,6 +66,21 @@ def test_the_end_tokens_are_the_model_s(toy, tmp_path):
     assert 7 in load_policy(settings)[1].stop_ids
 
 
+def test_the_template_is_found_in_both_of_its_places(toy, tmp_path):
+    template = load_renderer(str(toy / "policy")).template.replace("{% else %}", "{% else %}sort ")
+    for path in (toy / "policy").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_policy(ModelConfig(path=str(tmp_path)))[1].template == template
+    (tmp_path / "chat_template.jinja").unlink()
+    config["chat_template"] = template
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_policy(ModelConfig(path=str(tmp_path)))[1].template == template
+
+
 def test_a_model_with_a_gate_is_no_policy(toy, tmp_path):
     config = json.loads((toy / "policy" / "config.json").read_text())
     config["architectures"] = ["LlamaForRewardModelWithGating"]
