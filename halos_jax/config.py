@@ -22,6 +22,7 @@ Task = Literal[
     "align",
     "sample",
     "toy_data",
+    "bench",
     "pipeline",
 ]
 
@@ -199,6 +200,13 @@ class ToyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    cases: tuple[str, ...] = ()  # see halos_jax/bench/workloads.py
+    steps: int = 10  # timed steps of a training or scoring case
+    tiny: bool = False  # everything at a size for a CPU
+
+
+@dataclasses.dataclass(frozen=True)
 class PipelineConfig:
     """Several tasks as one run; see `expand_pipeline`."""
 
@@ -227,6 +235,7 @@ class Config:
     eval: EvalConfig = EvalConfig()
     export: ExportConfig = ExportConfig()
     toy: ToyConfig = ToyConfig()
+    bench: BenchConfig = BenchConfig()
     pipeline: PipelineConfig = PipelineConfig()
 
 

@@ -35,6 +35,7 @@ _AT_LEAST = {
         "train.eval_every",
     ),
     1: (
+        "bench.steps",
         "checkpoint.keep",
         "model.head_chunk",
         "model.pad_vocab_to",

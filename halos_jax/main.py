@@ -79,6 +79,10 @@ def _find_task(name: str) -> Callable:
         from halos_jax.data.toy import run_toy_data
 
         return run_toy_data
+    if name == "bench":
+        from halos_jax.bench.run import run_bench
+
+        return run_bench
     if name == "online":
         from halos_jax.rounds.loop import run_online
 
@@ -149,7 +153,7 @@ def _check_devices(config: Config) -> list[str]:
             found = _check_devices(stage)
             lines += [f"pipeline.overrides.{stage.task}: {line}" for line in found]
         return lines
-    if config.task == "toy_data":
+    if config.task in ("toy_data", "bench"):
         return []
     sizes = {}
     if config.task in ("online", "sft", "reward_model", "align", "eval"):

@@ -15,6 +15,7 @@ LEVELS = (
     {"models", "data"},
     {"sampling", "rewards", "training"},
     {"rounds"},
+    {"bench"},
     {"main"},
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

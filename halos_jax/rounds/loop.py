@@ -25,6 +25,7 @@ from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.stages import Run
 from halos_jax.rounds.start import load_policy
 from halos_jax.rounds.state import Manifest, round_folder
+from halos_jax.rounds.timing import format_times, time_stage
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Dataset, Trainer
@@ -97,32 +98,37 @@ def _run_round(
     """Do the stages of a round that its manifest does not name."""
     round = manifest.round
     commit = functools.partial(states.commit_stage, folder, is_writer=run.is_writer)
+    timed = functools.partial(time_stage, run.workdir if run.is_writer else None, round)
     prompts = run.prompts[manifest.start : manifest.stop]
     if manifest.next_stage == "sample":
-        files, metrics = stages.sample_stage(run, position.state.params, prompts, folder, round)
+        with timed("sample"):
+            files, metrics = stages.sample_stage(run, position.state.params, prompts, folder, round)
         manifest = commit(manifest, "sample", files=files, metrics=metrics)
     if "sample" in manifest.stages and run.is_writer:
         stages.remove_shards(folder, "samples")
     if manifest.next_stage == "score":
         run.stop.check()
-        files, metrics = stages.score_stage(run, folder)
+        with timed("score"):
+            files, metrics = stages.score_stage(run, folder)
         manifest = commit(manifest, "score", files=files, metrics=metrics)
     if manifest.next_stage == "feedback":
-        files, metrics = stages.feedback_stage(run, folder, round)
+        with timed("feedback"):
+            files, metrics = stages.feedback_stage(run, folder, round)
         manifest = commit(manifest, "feedback", files=files, metrics=metrics)
     trained_now = False
     if manifest.next_stage == "train":
         run.stop.check()
         if position.round < round:
-            position.state = stages.train_stage(
-                run,
-                position.state,
-                folder,
-                round=round,
-                start=position.stage_step,
-                held_out=held_out,
-                load_reference=_reference_loader(run, position),
-            )
+            with timed("train"):
+                position.state = stages.train_stage(
+                    run,
+                    position.state,
+                    folder,
+                    round=round,
+                    start=position.stage_step,
+                    held_out=held_out,
+                    load_reference=_reference_loader(run, position),
+                )
             position.round, position.stage_step, trained_now = round, 0, True
         if not (trained_now and run.held_out):
             run.checkpoints.finish()
@@ -131,9 +137,10 @@ def _run_round(
         # The checkpoint is written while the held-out prompts are sampled.
         files, metrics = {}, {}
         if run.held_out:
-            files, metrics = stages.evaluate_stage(
-                run, position.state.params, folder, round=round, step=int(position.state.step)
-            )
+            with timed("evaluate"):
+                files, metrics = stages.evaluate_stage(
+                    run, position.state.params, folder, round=round, step=int(position.state.step)
+                )
         if manifest.next_stage == "train":
             run.checkpoints.finish()
             manifest = commit(manifest, "train")
@@ -298,6 +305,9 @@ def _report(run: Run, manifest: Manifest, num_rounds: int) -> None:
     metrics = {name: value for name, value in manifest.metrics.items() if "eval" in name}
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     logger.info("round %d of %d done: %s", manifest.round, num_rounds, shown or "no evaluation")
+    times = format_times(run.workdir, manifest.round)
+    if times:
+        logger.info("time of round %d: %s", manifest.round, times)
 
 
 def format_rounds(workdir: Path) -> str:

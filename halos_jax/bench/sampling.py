@@ -1,0 +1,90 @@
+"""Cases of the sampler: fixed and varied lengths, on the sampler's own path."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from halos_jax.bench.ceilings import Ceilings, count_decode_bytes
+from halos_jax.bench.training import draw_params
+from halos_jax.bench.workloads import Case, make_decoder
+from halos_jax.config import Config
+from halos_jax.sampling.sampler import make_sampler, sample_shard
+from halos_jax.types import Prompt
+
+
+class _TokenRenderer:
+    """Prompts that are token ids already, and responses that nobody reads."""
+
+    stop_strings = ()
+
+    def __init__(self, stop_ids: frozenset[int], length: int, vocab_size: int) -> None:
+        self.stop_ids = stop_ids
+        self._length, self._vocab_size = length, vocab_size
+
+    def render_prompt(self, turns, max_length: int) -> tuple[int, ...]:
+        rng = np.random.default_rng(int(turns))
+        return tuple(rng.integers(3, self._vocab_size, self._length).tolist())
+
+    def decode_response(self, ids, **_) -> str:
+        return ""
+
+
+def run_sampling_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings) -> dict[str, Any]:
+    """Time one shard of all prompts after another that compiles; return the measurement.
+
+    The policy draws every token with the same probability, so where one token in `case.mean`
+    ends a response, the lengths are geometric; the work of a step is that of any policy.
+    """
+    decoder = make_decoder(case, config.model)
+    decoder = dataclasses.replace(decoder, params_dtype=decoder.compute_dtype)
+    prompt_length, max_tokens = case.lengths
+    stop_ids = frozenset(range(3, decoder.vocab_size, case.mean)) if case.mean else frozenset()
+    slots = min(config.sampling.slots, case.examples * case.samples)
+    settings = dataclasses.replace(
+        config.sampling,
+        num_samples_per_prompt=case.samples,
+        max_tokens=max_tokens,
+        max_prompt_length=prompt_length,
+        slots=slots,
+    )
+    renderer = _TokenRenderer(stop_ids, prompt_length, decoder.vocab_size)
+    sampler = make_sampler(settings, renderer, decoder, mesh)
+    params = draw_params(decoder, mesh, seed=0)
+    weights = sampler.unstack(params | {"final_norm": jnp.zeros_like(params["final_norm"])})
+    del params
+    prompts = [Prompt(str(number), str(number)) for number in range(case.examples)]
+
+    def sample() -> tuple[list, float]:
+        start = time.perf_counter()
+        samples = sample_shard(sampler, weights, prompts, seed=0, round=1)
+        return samples, time.perf_counter() - start
+
+    first = sample()[1]
+    samples, seconds = sample()
+    lengths = np.array([len(one.response_ids) for one in samples])
+    tokens = int(lengths.sum())
+    mean_length = prompt_length + float((lengths**2).sum() / (2 * tokens))
+    bytes_per_token = count_decode_bytes(decoder, slots=slots, mean_length=mean_length) / slots
+    return {
+        "tokens_per_second": tokens / seconds,
+        "samples_per_second": len(samples) / seconds,
+        "of_copy_ceiling": tokens * bytes_per_token / seconds / (ceilings.bytes * mesh.size),
+        "mean_tokens": float(lengths.mean()),
+        "max_tokens": int(lengths.max()),
+        "slots": slots,
+        "seconds": seconds,
+        "compile_seconds": first - seconds,
+        "seconds_per_prompt": seconds / case.examples,
+    }
+
+
+def peak_memory_gib() -> float | None:
+    """Return the most memory that the process had in use on a device; None where unknown."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    return None if peak is None else peak / 2**30

@@ -1,0 +1,18 @@
+"""The case of a whole round: every stage has its seconds, and nothing is left behind."""
+
+import dataclasses
+from pathlib import Path
+
+from halos_jax.bench.rounds import run_round_case
+from halos_jax.bench.workloads import get_case
+from halos_jax.rounds.interrupt import StopSignal
+
+
+def test_every_stage_has_its_seconds(config, mesh):
+    case = dataclasses.replace(get_case("round_1b", tiny=True), examples=8, samples=2)
+    found = run_round_case(case, config, mesh, StopSignal())
+    stages = [found[f"seconds_{name}"] for name in ("sample", "score", "feedback", "train")]
+    assert all(value > 0 for value in stages)
+    assert found["in_no_stage"] * found["seconds"] + sum(stages) == found["seconds"]
+    assert 0 <= found["in_no_stage"] < 1
+    assert not (Path(config.workdir) / "round").exists()

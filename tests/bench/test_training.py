@@ -1,0 +1,27 @@
+"""Training and scoring cases: what they report follows from what they ran."""
+
+import jax
+import pytest
+
+from halos_jax.bench.ceilings import count_forward_flops
+from halos_jax.bench.training import run_forward_case, run_training_case
+from halos_jax.bench.workloads import get_case, make_decoder, make_items
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"), [("dpo_1b_real", 4), ("reference_1b", 1), ("reward_1b", 1)]
+)
+def test_rates_agree_with_each_other(name, passes, config, mesh1, ceilings):
+    case = get_case(name, tiny=True)
+    run = run_training_case if case.kind == "train" else run_forward_case
+    with jax.set_mesh(mesh1):
+        found = run(case, config, mesh1, ceilings)
+    decoder = make_decoder(case, config.model)
+    items = make_items(case, steps=4, vocab_size=decoder.vocab_size)[2 * case.examples :]
+    seconds = len(items) / found["examples_per_second"]
+    assert seconds > 0 and found["compile_seconds"] > 0
+    tokens = sum(item.num_tokens for item in items)
+    assert found["tokens_per_second"] == pytest.approx(tokens / seconds)
+    flops = passes * count_forward_flops(items, decoder)
+    assert found["of_matmul_ceiling"] == pytest.approx(flops / seconds / ceilings.flops)
+    assert 0 < found["fill"] <= 1
