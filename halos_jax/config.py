@@ -77,10 +77,22 @@ class RewardConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    train: str = ""  # .json/.jsonl[.gz] file, or a hub data set as "name@split"
+    # A .json/.jsonl[.gz] file, a data set of data/hub.py as "name@split", any other of the hub as
+    # "id@split" or "id:config@split", or several of these with commas between.
+    train: str = ""
     eval: str = ""  # the held-out set; empty: no evaluation
-    max_train: int = 0  # 0: all records
-    max_eval: int = 0
+    train_split: str = ""  # only records whose field `split` has this value; empty: all
+    eval_split: str = ""
+    max_train: int = 0  # records: a random subset, fixed by the seed; 0: all
+    max_eval: int = 0  # the same subset for every seed
+    n_examples: int = 0  # examples to train on over all epochs; 0: train.epochs alone decides
+    max_prompt_count: int = 0  # pairs of a prompt; 0: all
+    frac_unique_desirable: float = 1.0  # share of the desirable answers to keep ("unpaired" losses)
+    frac_unique_undesirable: float = 1.0
+    collapse_whitespace: bool = False  # runs of spaces and tabs become one space; spoils code
+    learn_turns: Literal["all", "last"] = "all"  # of the assistant, in conversations (SFT)
+    # Of feedback SFT learns the best output of each prompt, or every preferred or desirable one.
+    learn_outputs: Literal["best", "preferred"] = "best"
     good_token: str = "<|good|>"  # of the loss "csft": what begins a desirable answer
     bad_token: str = "<|bad|>"  # ... and any other
 
@@ -154,6 +166,7 @@ class TrainConfig:
     log_every: int = 1  # optimizer steps between console lines; metrics.jsonl has every step
     tokens_per_device: int = 16384  # largest packed row; longer batches become microbatches
     row_multiple: int = 128  # row lengths are rounded up to a multiple of this
+    mask_truncated: bool = False  # no loss on a response that was cut by a token limit
 
 
 @dataclasses.dataclass(frozen=True)

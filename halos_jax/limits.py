@@ -22,7 +22,9 @@ _AT_LEAST = {
     0: (
         "checkpoint.every",
         "data.max_eval",
+        "data.max_prompt_count",
         "data.max_train",
+        "data.n_examples",
         "optimizer.weight_decay",
         "reward.missing_eos_penalty",
         "rounds.num_skip",
@@ -61,6 +63,8 @@ _AT_LEAST = {
 }
 _ABOVE_ZERO = ("optimizer.learning_rate", "optimizer.eps", "optimizer.max_grad_norm")
 _FRACTIONS = (
+    "data.frac_unique_desirable",
+    "data.frac_unique_undesirable",
     "optimizer.decay_fraction",
     "optimizer.warmup_fraction",
     "optimizer.warmup_start",
@@ -145,7 +149,19 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
         yield f"rounds.reference: got {reference!r}, allowed so far: 'sft'"
 
 
+# Fields of fixed data -> their value where they are not used.
+_OFFLINE = {
+    "data.n_examples": (0, "rounds.total_prompts bounds an online run"),
+    "data.max_prompt_count": (0, "feedback.mode says which pairs an online run makes of a prompt"),
+    "data.frac_unique_desirable": (1.0, "an online run trains on all of a round's feedback"),
+    "data.frac_unique_undesirable": (1.0, "an online run trains on all of a round's feedback"),
+}
+
+
 def _check_online(values: Mapping[str, Any]) -> Iterable[str]:
+    for path, (unused, reason) in _OFFLINE.items():
+        if values[path] != unused:
+            yield f"{path}: got {values[path]}, allowed with task='online': {unused}; {reason}"
     yield from _check_reward(values)
     yield from _check_threshold(values)
     kind_of_feedback = values["feedback.type"]

@@ -99,11 +99,26 @@ class Judgement:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt, and what the assistant should answer to it.
+
+    A conversation goes on in `completion.turns`, of which the assistant's are learned and the
+    others are only read.
+    """
+
+    prompt: Prompt
+    completion: Completion
+    prompt_ids: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Item:
     """The unit of packing: one prompt and the completions that must share its row.
 
     A supervised example has one response, a pair two, a group n. `roles` says what each is.
-    `old_logps` are the log-probabilities (nats) under which the responses were sampled.
+    `old_logps` are the log-probabilities (nats) under which the responses were sampled. `masks`
+    say which tokens of the responses are targets: not those of the user inside of a conversation,
+    say. A response without any counts as a member of its group, but not in the loss.
     """
 
     prompt_ids: np.ndarray  # i32[prompt]
@@ -113,6 +128,12 @@ class Item:
     weight: float = 1.0
     desirable: bool = True
     old_logps: tuple[np.ndarray, ...] = ()  # f32[response] each; empty where they are unknown
+    masks: tuple[np.ndarray, ...] = ()  # bool[response] each; empty where every token is a target
+
+    @property
+    def num_targets(self) -> tuple[int, ...]:
+        """How many tokens of each response are targets."""
+        return tuple(int(mask.sum()) for mask in self.masks) or tuple(map(len, self.responses))
 
     @property
     def num_tokens(self) -> int:
@@ -166,7 +187,7 @@ class Batch:
     old_logps: jax.Array  # f32[rows, P], of the policy that sampled, else the reference's
     sequences: Sequences
     num_examples: jax.Array  # f32[], total item weight of the whole optimizer step
-    num_tokens: jax.Array  # f32[], response tokens of the whole optimizer step
+    num_tokens: jax.Array  # f32[], response tokens (targets) of the whole optimizer step
 
 
 @struct.dataclass

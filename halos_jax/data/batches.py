@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from halos_jax.config import ConfigError
+from halos_jax.data.layout import Layout, assign_sequences, fit_layout
 from halos_jax.types import (
     CHOSEN,
     PADDING,
@@ -20,26 +21,6 @@ from halos_jax.types import (
     Sequences,
     View,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The static shapes of every batch of a plan (see `types.Batch`)."""
-
-    microbatches: int
-    rows: int
-    tokens: int
-    positions: int
-    copies: int
-    buckets: tuple[tuple[int, int], ...]
-
-    @property
-    def num_slots(self) -> int:
-        return sum(count * length for count, length in self.buckets)
-
-    @property
-    def num_sequences(self) -> int:
-        return sum(count for count, _ in self.buckets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +49,11 @@ def plan_batches(
     row_multiple: int = 128,
     seed: int | None = None,
     epochs: int = 1,
+    max_items: int = 0,
 ) -> Plan:
     """Plan the packing of `epochs` passes over `items`.
+
+    Which items a step holds depends on the seed alone, not on rows or devices.
 
     Args:
       items: what to train on; must not be empty.
@@ -78,18 +62,14 @@ def plan_batches(
       tokens_per_row: longest allowed row; a step that needs more becomes several microbatches.
       row_multiple: row and sequence lengths are rounded up to multiples of this.
       seed: order of each epoch; None keeps the items' own order.
+      max_items: how many items to take in all, if that is less than `epochs` passes; 0: no bound.
 
     Raises:
       ConfigError: where `items` is empty or an item is longer than a row.
       ValueError: where an item has an empty prompt or no response.
     """
     sizes = _measure_items(items, tokens_per_row)
-    batches = []
-    for epoch in range(epochs):
-        order = np.arange(len(items))
-        if seed is not None:
-            order = order_items(len(items), seed=seed, epoch=epoch)
-        batches += [order[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    batches = _draw_batches(len(items), batch_size, seed, epochs, max_items)
     # The number of microbatches is the least with which every step fits.
     most = int(max(sizes[batch].sum() for batch in batches))
     microbatches = max(1, -(-most // (num_rows * tokens_per_row)))
@@ -99,12 +79,17 @@ def plan_batches(
         if longest <= tokens_per_row:
             break
         microbatches += 1
-    layout = _fit_layout(items, steps, microbatches, num_rows, row_multiple)
+    layout = fit_layout(items, steps, microbatches, num_rows, row_multiple)
     # Rounding must not lead past what the user said that a device can hold.
     most = max(-(-longest // row_multiple) * row_multiple, tokens_per_row)
     layout = dataclasses.replace(layout, tokens=int(min(layout.tokens, most)))
     planned = len(steps) * microbatches * num_rows * layout.tokens
     return Plan(layout, tuple(steps), float(sum(sizes[batch].sum() for batch in batches) / planned))
+
+
+def count_steps(num_items: int, *, batch_size: int, epochs: int = 1, max_items: int = 0) -> int:
+    """Return how many steps `plan_batches` gives `num_items` items."""
+    return len(_draw_batches(num_items, batch_size, None, epochs, max_items))
 
 
 def build_batch(
@@ -117,7 +102,7 @@ def build_batch(
     """Build the batch of `step` as NumPy arrays with a leading microbatch axis.
 
     Args:
-      reference_logps: for each item, f32[response] for each of its responses.
+      reference_logps: for each item, f32[targets] for each of its responses.
     """
     layout = plan.layout
     shape = (layout.microbatches * layout.rows,)
@@ -136,7 +121,7 @@ def build_batch(
     sequences = Sequences(**{name: split.pop(name) for name in sequence_names})
     totals = {
         "num_examples": sum(item.weight for item in members),
-        "num_tokens": sum(len(response) for item in members for response in item.responses),
+        "num_tokens": sum(sum(item.num_targets) for item in members),
     }
     repeated = {
         name: np.full(layout.microbatches, value, np.float32) for name, value in totals.items()
@@ -145,15 +130,15 @@ def build_batch(
 
 
 def split_logps(plan: Plan, step: int, items: Sequence[Item], logps: np.ndarray):
-    """Yield (item index, one f32[response] a response) from a step's `f32[m, rows, P]`."""
+    """Yield (item index, one f32[targets] a response) from a step's `f32[m, rows, P]`."""
     flat = logps.reshape(-1, logps.shape[-1])
     for row, members in enumerate(plan.steps[step]):
         start = 0
         for index in members:
             parts = []
-            for response in items[index].responses:
-                parts.append(np.array(flat[row, start : start + len(response)]))
-                start += len(response)
+            for count in items[index].num_targets:
+                parts.append(np.array(flat[row, start : start + count]))
+                start += count
             yield index, tuple(parts)
 
 
@@ -162,12 +147,27 @@ def split_scores(plan: Plan, step: int, items: Sequence[Item], scores: np.ndarra
     flat = scores.reshape(-1, scores.shape[-1])
     for row, members in enumerate(plan.steps[step]):
         rows = [items[index] for index in members]
-        slots = iter(_assign_sequences(rows, plan.layout))
+        slots = iter(assign_sequences(rows, plan.layout))
         for index in members:
             yield index, tuple(float(flat[row, next(slots)]) for _ in items[index].responses)
 
 
 # --------------------------------------------------------------------------- planning
+
+
+def _draw_batches(
+    count: int, batch_size: int, seed: int | None, epochs: int, max_items: int
+) -> list[np.ndarray]:
+    """Return the items i64[at most batch_size] of each step."""
+    batches, left = [], max_items or count * epochs
+    for epoch in range(epochs):
+        order = np.arange(count)
+        if seed is not None:
+            order = order_items(count, seed=seed, epoch=epoch)
+        order = order[:left]
+        left -= len(order)
+        batches += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return batches
 
 
 def _measure_items(items: Sequence[Item], tokens_per_row: int) -> np.ndarray:
@@ -201,90 +201,6 @@ def _spread(batch: np.ndarray, sizes: np.ndarray, num_rows: int) -> tuple[tuple[
         rows[row].append(int(index))
         loads[row] += sizes[index]
     return tuple(tuple(row) for row in rows)
-
-
-def _fit_layout(items, steps, microbatches: int, num_rows: int, multiple: int) -> Layout:
-    """Return the smallest rounded shapes into which every row of every step fits."""
-    rows = [[items[index] for index in row] for step in steps for row in step]
-    tokens = max(sum(item.num_tokens for item in row) for row in rows)
-    positions = max(sum(len(r) for item in row for r in item.responses) for row in rows)
-    lengths = _bucket_lengths(max(_longest(item) for row in rows for item in row), multiple)
-    return Layout(
-        microbatches=microbatches,
-        rows=num_rows,
-        tokens=_round_shape(tokens, multiple, parts=8),
-        positions=_round_shape(positions, 8, parts=4),
-        copies=max(len(item.responses) for row in rows for item in row),
-        buckets=_fit_buckets(rows, lengths),
-    )
-
-
-def _fit_buckets(rows, lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Return (sequences, length) buckets that hold every row, out of the longest of `lengths`.
-
-    A bucket is as large as the row that fills it most, so several may hold more in all than one
-    would. Each is compiled by itself besides, and more counts are more shapes for another round to
-    miss. So the fewest buckets are taken whose attention costs little more than the least.
-    """
-    choices = []
-    for first in reversed(range(len(lengths))):
-        kept = lengths[first:]
-        counts = np.zeros(len(kept), np.int64)
-        for row in rows:
-            used = [_bucket_of(length, kept) for length in _sequence_lengths(row)]
-            counts = np.maximum(counts, np.bincount(used, minlength=len(kept)))
-        buckets = tuple(
-            (_round_shape(int(count), 1, parts=2), length)
-            for count, length in zip(counts, kept, strict=True)
-            if count
-        )
-        choices.append((sum(count * length**2 for count, length in buckets), buckets))
-    least = min(cost for cost, _ in choices)
-    return next(buckets for cost, buckets in choices if cost <= 1.25 * least)
-
-
-def _round_shape(size: int, multiple: int, *, parts: int) -> int:
-    """Round up to `multiple` times a number of a grid: `parts` steps from one power of 2 on.
-
-    The plan of another round then often finds shapes that are compiled already. The coarser the
-    grid, the oftener; so the cheapest axes get the coarsest grid: all matrix products see every
-    token of a row (at most 1/8 of waste), the head every position, attention alone the sequences.
-    """
-    units = max(-(-size // multiple), 1)
-    grid = max((1 << (units.bit_length() - 1)) // parts, 1)
-    return -(-units // grid) * grid * multiple
-
-
-def _bucket_lengths(longest: int, multiple: int) -> list[int]:
-    """Return up to three rising sequence lengths: the longest, its half and its quarter."""
-    longest = _round_shape(longest, multiple, parts=8)
-    rounded = {-(-max(longest >> shift, 1) // multiple) * multiple for shift in range(3)}
-    return sorted(rounded)
-
-
-def _bucket_of(length: int, lengths: Sequence[int]) -> int:
-    return int(np.searchsorted(lengths, length))
-
-
-def _longest(item: Item) -> int:
-    return len(item.prompt_ids) + max(len(response) for response in item.responses)
-
-
-def _sequence_lengths(row: Sequence[Item]) -> list[int]:
-    return [len(item.prompt_ids) + len(response) for item in row for response in item.responses]
-
-
-def _assign_sequences(row: Sequence[Item], layout: Layout) -> list[int]:
-    """Return the sequence number of each response of a row, in the order of its items."""
-    lengths = [length for _, length in layout.buckets]
-    starts = np.cumsum([0] + [count for count, _ in layout.buckets])
-    used = [0] * len(lengths)
-    numbers = []
-    for length in _sequence_lengths(row):
-        bucket = _bucket_of(length, lengths)
-        numbers.append(int(starts[bucket]) + used[bucket])
-        used[bucket] += 1
-    return numbers
 
 
 # --------------------------------------------------------------------------- filling
@@ -325,14 +241,21 @@ def _fill_logps(arrays, row: int, items: list[Item], members, reference_logps) -
     Where nothing is known of the policy that sampled, the reference stands in for it.
     """
     references = [() if reference_logps is None else reference_logps[i] for i in members]
-    olds = [item.old_logps or known for item, known in zip(items, references, strict=True)]
+    olds = [_old_targets(item) or known for item, known in zip(items, references, strict=True)]
     for name, parts in (("reference_logps", references), ("old_logps", olds)):
         start = 0
         for item, logps in zip(items, parts, strict=True):
-            length = sum(map(len, item.responses))
+            length = sum(item.num_targets)
             if logps:
                 arrays[name][row, start : start + length] = np.concatenate(logps)
             start += length
+
+
+def _old_targets(item: Item) -> Sequence[np.ndarray]:
+    """Return the sampling policy's log-probabilities of the item's targets; () if unknown."""
+    if not (item.masks and item.old_logps):
+        return item.old_logps
+    return [logps[mask] for logps, mask in zip(item.old_logps, item.masks, strict=True)]
 
 
 def _fill_row(arrays: dict[str, np.ndarray], row: int, items: list[Item], layout: Layout) -> None:
@@ -341,7 +264,7 @@ def _fill_row(arrays: dict[str, np.ndarray], row: int, items: list[Item], layout
     starts = np.concatenate([np.arange(count) * length for count, length in layout.buckets])
     sizes = [count * length for count, length in layout.buckets]
     starts += np.repeat(np.cumsum([0, *sizes[:-1]]), [count for count, _ in layout.buckets])
-    numbers = iter(_assign_sequences(items, layout))
+    numbers = iter(assign_sequences(items, layout))
     cursor = written = 0
     for group, item in enumerate(items):
         prompt_length = len(item.prompt_ids)
@@ -370,17 +293,19 @@ def _fill_row(arrays: dict[str, np.ndarray], row: int, items: list[Item], layout
             at["owner"][tokens] = owned
             at["owned"][owned] = tokens
 
-            positions = np.arange(written, written + length)
-            at["source"][positions] = seen[prompt_length - 1 : len(seen) - 1]
-            at["target"][positions] = response
+            targets = np.flatnonzero(item.masks[copy]) if item.masks else np.arange(length)
+            positions = np.arange(written, written + len(targets))
+            at["source"][positions] = seen[prompt_length - 1 + targets]
+            at["target"][positions] = response[targets]
             at["sequence"][positions] = number
-            written += length
+            written += len(targets)
 
             at["lengths"][number] = len(seen)
             at["role"][number] = role
             at["group"][number] = group
             at["last"][number] = seen[-1]
-            at["weight"][number] = item.weight
+            # A loss may have terms that do not vanish with the tokens: no target, no weight.
+            at["weight"][number] = item.weight if len(targets) or not item.masks else 0.0
             at["desirable"][number] = item.desirable
             if item.rewards:
                 at["reward"][number] = item.rewards[copy]

@@ -1,58 +1,105 @@
-"""Prompts, conversations and feedback from files and from hub data sets.
+"""Prompts, demonstrations and feedback of a source (see `sources`), as many as were asked for."""
 
-A source is a file (.json, .jsonl, gzip of either) or a hub data set as "name@split" or
-"name:config@split". Both give the same record shapes: HALOs', TRL's, chat messages, and the common
-instruction and question forms.
-"""
-
+import dataclasses
 import logging
-import math
-import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
+from halos_jax.config import DataConfig
 from halos_jax.data.fields import Fields, RecordError
-from halos_jax.data.records import (
-    digest,
-    judgement_from_record,
-    make_prompt_id,
-    preference_from_record,
-    read_records,
-    sample_from_record,
-    turns_to_record,
+from halos_jax.data.records import digest, sample_from_record, turns_to_record
+from halos_jax.data.shapes import (
+    is_feedback,
+    read_demonstration,
+    read_judgement,
+    read_preference,
+    read_prompt,
 )
+from halos_jax.data.sources import find_benchmarks, read_sources
+from halos_jax.data.targets import Targets
 from halos_jax.data.tokenize import split_preferences
-from halos_jax.types import Completion, Judgement, Preference, Prompt, Sample, Turn
+from halos_jax.types import Completion, Demonstration, Judgement, Preference, Prompt, Sample, Turn
 
 logger = logging.getLogger(__name__)
-
-_PROMPT_FIELDS = ("prompt", "messages", "instruction", "question")
-_TARGET_FIELDS = ("completion", "output", "response", "answer")
-# Fields with a meaning of their own; everything else of a record becomes the prompt's `extra`.
-_STRUCTURE = (
-    {"prompt", "messages", "instruction", "input", "question", "prompt_id", "prompt_ids"}
-    | {"type", "split", "extra", "dataset", "label", "chosen", "rejected", "reward_difference"}
-    | {"response_ids", "logps", "ids_A", "ids_B"}
-    | {
-        name + side
-        for name in ("output", "reward", "generator", "finish_reason", "sample_id")
-        for side in ("", "_A", "_B")
-    }
-)
 
 _Item = TypeVar("_Item")
 
 
-def load_prompts(source: str, *, limit: int = 0, split: str | None = None) -> list[Prompt]:
-    """Load the distinct prompts of `source`, in its order; the first `limit` where that is not 0.
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What of a source is taken; the defaults take it all, as it is.
+
+    Attributes:
+      split: only records whose field `split` has this value.
+      limit: a random subset of so many records (prompts, of samples with rewards); 0 is all.
+      seed: of the subset and of what else is left out; the same seed takes the same records.
+      per_prompt: so many preferences of a prompt at most; 0 is all.
+      keep_desirable: the share of the desirable answers to keep; `keep_undesirable`: of the others.
+      collapse: replace runs of spaces and tabs by one space in all text (not in token ids).
+      every_turn: learn all the assistant's turns of a conversation, not the last one alone.
+      best_only: of feedback learn one output a prompt (`targets.Targets`).
+    """
+
+    split: str = ""
+    limit: int = 0
+    seed: int = 0
+    per_prompt: int = 0
+    keep_desirable: float = 1.0
+    keep_undesirable: float = 1.0
+    collapse: bool = False
+    every_turn: bool = True
+    best_only: bool = True
+
+
+ALL = Selection()
+
+
+def select_train(data: DataConfig, seed: int) -> Selection:
+    """Return what a run of this seed takes of `data.train`."""
+    return Selection(
+        split=data.train_split,
+        limit=data.max_train,
+        seed=seed,
+        per_prompt=data.max_prompt_count,
+        keep_desirable=data.frac_unique_desirable,
+        keep_undesirable=data.frac_unique_undesirable,
+        collapse=data.collapse_whitespace,
+        every_turn=data.learn_turns == "all",
+        best_only=data.learn_outputs == "best",
+    )
+
+
+def select_eval(data: DataConfig) -> Selection:
+    """Return what is held out: whole or, with `data.max_eval`, the same subset for every seed."""
+    return Selection(
+        split=data.eval_split,
+        limit=data.max_eval,
+        collapse=data.collapse_whitespace,
+        every_turn=data.learn_turns == "all",
+        best_only=data.learn_outputs == "best",
+    )
+
+
+def warn_of_benchmarks(source: str) -> None:
+    """Warn of data sets in `source` that are there to measure with and not to train on."""
+    for name in find_benchmarks(source):
+        logger.warning(
+            "data.train: %s is a benchmark: after training on it, results on it mean nothing", name
+        )
+
+
+def load_prompts(source: str, selection: Selection = ALL) -> list[Prompt]:
+    """Load the distinct prompts of `source`, in its order.
 
     Exact duplicates are dropped and their number is logged. `prompt_id` is kept where a record has
     it, else it is a hash of the conversation.
 
     Args:
-      source: a file, or a hub data set as "name@split" or "name:config@split".
-      limit: how many prompts to load; 0 loads all.
-      split: load only records whose field `split` has this value.
+      source: see `sources.read_sources`.
+      selection: its `split`, `limit`, `seed` and `collapse` count here.
 
     Raises:
       RecordError: for a bad record, a prompt that does not end with the user, or one id with two
@@ -60,101 +107,101 @@ def load_prompts(source: str, *, limit: int = 0, split: str | None = None) -> li
     """
     prompts: dict[str, Prompt] = {}
     duplicates = 0
-    for fields in _read_source(source, split):
-        if limit and len(prompts) == limit:
-            break
-        prompt = _read_prompt(fields)
+    for fields in read_sources(source, selection.split):
+        prompt = _collapse_prompt(read_prompt(fields), selection)
         known = prompts.setdefault(prompt.prompt_id, prompt)
         if known is not prompt:
             _check_same(fields, known, prompt)
             duplicates += 1
     if duplicates:
         logger.info("%s: %d prompts, %d exact duplicates dropped", source, len(prompts), duplicates)
-    return list(prompts.values())
+    return choose(list(prompts.values()), selection.limit, selection.seed)
 
 
-def load_conversations(
-    source: str, *, limit: int = 0, split: str | None = None
-) -> list[tuple[Prompt, str]]:
-    """Load (prompt, target text) pairs for supervised training; arguments as `load_prompts`.
+def load_demonstrations(source: str, selection: Selection = ALL) -> list[Demonstration]:
+    """Load what to learn by heart, for supervised training; arguments as `load_prompts`.
 
     Takes prompt + completion / output / response / answer, messages that end with the assistant,
-    prompt + chosen, and feedback files, whose target is the preferred output. Feedback repeats its
-    outputs over pairs: a (prompt, output) that was there before is left out, as is an undesirable
-    output, and both are counted in the log.
+    prompt + chosen, samples, and feedback of every kind, of whose outputs `targets.Targets` says
+    which are learned.
     """
-    conversations: list[tuple[Prompt, str]] = []
-    seen: set[tuple[str, str]] = set()
-    repeated = undesirable = 0
-    for fields in _read_source(source, split):
-        if limit and len(conversations) == limit:
-            break
-        is_feedback = fields.has("output_A") or fields.record.get("type") == "binary_feedback"
-        if is_feedback and not fields.has("output_A") and not fields.label():
-            undesirable += 1
-            continue
-        prompt, target = _read_conversation(fields)
-        key = (prompt.prompt_id, target)
-        if is_feedback and key in seen:
-            repeated += 1
-            continue
-        seen.add(key)
-        conversations.append((prompt, target))
-    if repeated or undesirable:
+    found: list[Demonstration] = []
+    targets = Targets(best_only=selection.best_only)
+    for fields in read_sources(source, selection.split):
+        if not is_feedback(fields):
+            found.append(read_demonstration(fields, every_turn=selection.every_turn))
+        elif fields.has("output_A"):
+            targets.add_preference(read_preference(fields))
+        elif fields.record.get("type") == "binary_feedback":
+            targets.add_judgement(read_judgement(fields))
+        else:
+            targets.add_scored(read_demonstration(fields))
+    found += targets.choose()
+    if targets.left_out:
         logger.info(
-            "%s: %d conversations; left out: %d repeated, %d undesirable outputs",
+            "%s: %d demonstrations; %d outputs of feedback left out",
             source,
-            len(conversations),
-            repeated,
-            undesirable,
+            len(found),
+            targets.left_out,
         )
-    return _require_some(conversations, source)
+    found = [_collapse(one, selection, ("completion",)) for one in found]
+    return choose(_require_some(found, source), selection.limit, selection.seed)
 
 
-def load_preferences(source: str, *, limit: int = 0, split: str | None = None) -> list[Preference]:
+def load_preferences(source: str, selection: Selection = ALL) -> list[Preference]:
     """Load preferences from pairwise_feedback or chosen/rejected records; as `load_prompts`."""
-    preferences = []
-    for fields in _read_source(source, split):
-        if limit and len(preferences) == limit:
-            break
-        preferences.append(_read_preference(fields))
-    return _require_some(preferences, source)
+    found = [
+        _collapse(read_preference(fields), selection, ("chosen", "rejected"))
+        for fields in read_sources(source, selection.split)
+    ]
+    found = _limit_pairs(found, source, selection)
+    return choose(_require_some(found, source), selection.limit, selection.seed)
 
 
-def load_judgements(source: str, *, limit: int = 0, split: str | None = None) -> list[Judgement]:
-    """Load answers with their labels; arguments as `load_prompts`, `limit` counts records.
+def load_judgements(source: str, selection: Selection = ALL) -> list[Judgement]:
+    """Load answers with their labels; arguments as `load_prompts`.
 
     Takes binary_feedback, TRL's unpaired records (prompt, completion, label), and every record of
     `load_preferences`, of which the chosen answer is desirable and the rejected one is not.
+    `selection.limit` counts records; the shares to keep are of distinct answers.
     """
     judgements: list[Judgement] = []
     preferences: list[Preference] = []
-    for count, fields in enumerate(_read_source(source, split)):
-        if limit and count == limit:
-            break
+    for fields in read_sources(source, selection.split):
         if fields.has("output_A") or fields.has("chosen"):
-            preferences.append(_read_preference(fields))
+            pair = _collapse(read_preference(fields), selection, ("chosen", "rejected"))
+            preferences.append(pair)
         else:
-            judgements.append(_read_judgement(fields))
-    return _require_some(judgements + split_preferences(preferences), source)
+            judgements.append(_collapse(read_judgement(fields), selection, ("completion",)))
+    preferences = _limit_pairs(preferences, source, selection)
+    chosen = choose([*judgements, *preferences], selection.limit, selection.seed)
+    judgements = [one for one in chosen if isinstance(one, Judgement)]
+    preferences = [one for one in chosen if isinstance(one, Preference)]
+    found = judgements + split_preferences(preferences)
+    return _require_some(_thin_out(found, source, selection), source)
 
 
-def load_scored(source: str, *, limit: int = 0, split: str | None = None) -> list[Sample]:
+def load_scored(source: str, selection: Selection = ALL) -> list[Sample]:
     """Load samples with rewards (scalar_feedback); arguments as `load_prompts`.
 
-    A sample without a reward is left out, and their number is logged.
+    A sample without a reward is left out, and their number is logged. `selection.limit` counts
+    prompts, of which all samples are taken.
     """
     samples, unlabelled = [], 0
-    for fields in _read_source(source, split):
-        if limit and len(samples) == limit:
-            break
+    for fields in read_sources(source, selection.split):
         sample = sample_from_record(fields.record, file=fields.file, line=fields.line)
         unlabelled += sample.reward is None
         if sample.reward is not None:
-            samples.append(sample)
+            prompt = _collapse_prompt(sample.prompt, selection)
+            output = _collapse_text(sample.output) if selection.collapse else sample.output
+            samples.append(dataclasses.replace(sample, prompt=prompt, output=output))
     if unlabelled:
         logger.info("%s: %d samples, %d without a reward", source, len(samples), unlabelled)
-    return _require_some(samples, source)
+    names = list(
+        dict.fromkeys(sample.prompt.prompt_id for sample in _require_some(samples, source))
+    )
+    kept = set(choose(names, selection.limit, selection.seed))
+    return [sample for sample in samples if sample.prompt.prompt_id in kept]
 
 
 def order_prompts(prompts: list[Prompt], seed: int) -> list[Prompt]:
@@ -169,51 +216,51 @@ def identify_prompts(prompts: Sequence[Prompt]) -> str:
     return digest([[prompt.prompt_id, turns_to_record(prompt.turns)] for prompt in prompts])
 
 
-# --------------------------------------------------------------------------- sources
+# --------------------------------------------------------------------------- selection
 
 
-def _read_source(source: str, split: str | None) -> Iterator[Fields]:
-    """Yield the records of a file or hub data set, those of `split` where it is given."""
-    count = 0
-    for number, record in _open_source(source):
-        fields = Fields(record, source, number)
-        if split is None or fields.text("split") == split:
-            count += 1
-            yield fields
-    if not count:
-        wanted = "record" if split is None else f"record whose field 'split' is {split!r}"
-        raise RecordError(f"{source}: got no {wanted}, allowed: at least one; check the source")
+def choose(items: Sequence[_Item], count: int, seed: int) -> list[_Item]:
+    """Return a random subset of `count` items (all, if 0) in their order; a larger one of the same
+    seed holds it."""
+    if not count or count >= len(items):
+        return list(items)
+    kept = np.random.default_rng([seed, 0]).permutation(len(items))[:count]
+    return [items[index] for index in sorted(kept)]
 
 
-def _open_source(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    name, _, split = source.rpartition("@")
-    if os.path.exists(source):
-        return read_records(source)
-    if name and split and not source.endswith((".json", ".jsonl", ".gz")):
-        return _read_hub(source, name, split)
-    raise RecordError(
-        f"{source}: no such file; allowed: a .json or .jsonl file (or .gz of it), or a hub data "
-        "set as 'name@split' or 'name:config@split'"
-    )
+def _limit_pairs(pairs: list[Preference], source: str, selection: Selection) -> list[Preference]:
+    if not selection.per_prompt:
+        return pairs
+    by_prompt: dict[str, list[int]] = {}
+    for number, pair in enumerate(pairs):
+        by_prompt.setdefault(pair.prompt.prompt_id, []).append(number)
+    kept = set()
+    for numbers in by_prompt.values():
+        kept.update(choose(numbers, selection.per_prompt, selection.seed))
+    if len(kept) < len(pairs):
+        logger.info(
+            "%s: %d of %d pairs kept by data.max_prompt_count", source, len(kept), len(pairs)
+        )
+    return [pair for number, pair in enumerate(pairs) if number in kept]
 
 
-def _read_hub(source: str, name: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        import datasets  # Seconds to import, and only hub data sets need it.
-    except ImportError as error:
-        raise RecordError(
-            f"{source}: hub data sets need the package 'datasets'; install it"
-        ) from error
-    path, _, config = name.partition(":")
-    try:
-        rows = datasets.load_dataset(path, config or None, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).partition("\n")[0]
-        raise RecordError(
-            f"{source}: cannot load the data set: {reason}; allowed: 'name@split' or "
-            "'name:config@split'"
-        ) from error
-    yield from enumerate(rows, start=1)
+def _thin_out(found: list[Judgement], source: str, selection: Selection) -> list[Judgement]:
+    shares = {True: selection.keep_desirable, False: selection.keep_undesirable}
+    if min(shares.values()) == 1:
+        return found
+    kept: set[tuple] = set()
+    for desirable, share in shares.items():
+        names = [_answer_key(one) for one in found if one.desirable == desirable]
+        names = list(dict.fromkeys(names))
+        count = round(share * len(names))
+        kept.update(choose(names, count, selection.seed) if count else ())
+    thinned = [one for one in found if _answer_key(one) in kept]
+    logger.info("%s: %d of %d answers: data.frac_unique_*", source, len(thinned), len(found))
+    return thinned
+
+
+def _answer_key(one: Judgement) -> tuple:
+    return one.prompt.prompt_id, one.completion.turns, one.completion.ids, one.desirable
 
 
 def _require_some(items: list[_Item], source: str) -> list[_Item]:
@@ -222,125 +269,32 @@ def _require_some(items: list[_Item], source: str) -> list[_Item]:
     return items
 
 
-# --------------------------------------------------------------------------- record shapes
+# --------------------------------------------------------------------------- whitespace
 
 
-def _read_prompt(fields: Fields) -> Prompt:
-    return _make_prompt(fields, _read_prompt_turns(fields))
+def _collapse(record: Any, selection: Selection, completions: Iterable[str]) -> Any:
+    """Return a record with its text collapsed, if asked for, in its prompt and `completions`."""
+    if not selection.collapse:
+        return record
+    changed = {"prompt": _collapse_prompt(record.prompt, selection)}
+    for name in completions:
+        completion: Completion = getattr(record, name)
+        changed[name] = dataclasses.replace(completion, turns=_collapse_turns(completion.turns))
+    return dataclasses.replace(record, **changed)
 
 
-def _make_prompt(fields: Fields, turns: tuple[Turn, ...]) -> Prompt:
-    """Make the Prompt of a record from its turns, which must end with something of the user."""
-    if not turns or turns[-1].role != "user":
-        roles = [turn.role for turn in turns]
-        raise fields.error(_prompt_field(fields), roles, "turns of which the last is the user's")
-    if not turns[-1].content.strip():
-        raise fields.error(_prompt_field(fields), turns[-1].content, "a last turn with some text")
-    known = fields.has("prompt_id")
-    prompt_id = fields.identifier("prompt_id") if known else make_prompt_id(turns)
-    return Prompt(prompt_id, turns, _read_extra(fields))
+def _collapse_prompt(prompt: Prompt, selection: Selection) -> Prompt:
+    if not selection.collapse:
+        return prompt
+    return dataclasses.replace(prompt, turns=_collapse_turns(prompt.turns))
 
 
-def _prompt_field(fields: Fields) -> str:
-    present = [name for name in (*_PROMPT_FIELDS, "chosen") if fields.has(name)]
-    return present[0] if present else "prompt"
+def _collapse_turns(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    return tuple(Turn(turn.role, _collapse_text(turn.content)) for turn in turns)
 
 
-def _read_prompt_turns(fields: Fields) -> tuple[Turn, ...]:
-    field = _prompt_field(fields)
-    if field == "messages":
-        turns = fields.turns("messages", "user")
-        last = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=-1)
-        return turns[: last + 1]
-    if field == "instruction" and fields.text("input", ""):
-        return (Turn("user", f"{fields.text('instruction')}\n\n{fields.text('input')}"),)
-    return fields.turns(field, "user")
-
-
-def _read_extra(fields: Fields) -> dict[str, Any]:
-    """Return the record's other fields; what JSON cannot hold (an image, a NaN) is left out."""
-    extra = fields.mapping("extra") | {
-        name: value
-        for name, value in fields.record.items()
-        if name not in _STRUCTURE and value is not None
-    }
-    return {name: value for name, value in extra.items() if _is_json(value)}
-
-
-def _is_json(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(name, str) and _is_json(item) for name, item in value.items())
-    if isinstance(value, list):
-        return all(map(_is_json, value))
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or isinstance(value, (str, int))
-
-
-def _read_conversation(fields: Fields) -> tuple[Prompt, str]:
-    """Return the prompt of a record and what the assistant should answer to it."""
-    if fields.has("output_A"):
-        preference = _read_preference(fields)
-        return preference.prompt, preference.chosen.turns[0].content
-    if fields.has("chosen"):
-        prompt = _read_pair_prompt(fields)
-        return prompt, _read_answer(fields, "chosen", prompt.turns).content
-    target = next((name for name in _TARGET_FIELDS if fields.has(name)), None)
-    if target and _prompt_field(fields) != "messages":
-        prompt = _read_prompt(fields)
-        return prompt, _read_answer(fields, target, prompt.turns).content
-    if not fields.has("messages"):
-        raise fields.error(
-            "completion", None, f"one of {', '.join(_TARGET_FIELDS)}, chosen, messages"
-        )
-    turns = fields.turns("messages", "user")
-    if turns[-1].role != "assistant":
-        roles = [turn.role for turn in turns]
-        raise fields.error("messages", roles, "turns of which the last is the assistant's")
-    return _make_prompt(fields, turns[:-1]), turns[-1].content
-
-
-def _read_preference(fields: Fields) -> Preference:
-    if fields.has("output_A") or fields.record.get("type") == "pairwise_feedback":
-        prompt = _read_prompt(fields)
-        record = dict(fields.record) | {"prompt_id": prompt.prompt_id, "extra": dict(prompt.extra)}
-        return preference_from_record(record, file=fields.file, line=fields.line)
-    prompt = _read_pair_prompt(fields)
-    chosen, rejected = (
-        Completion((_read_answer(fields, name, prompt.turns),)) for name in ("chosen", "rejected")
-    )
-    return Preference(prompt, chosen, rejected)
-
-
-def _read_judgement(fields: Fields) -> Judgement:
-    target = next((name for name in _TARGET_FIELDS if fields.has(name)), None)
-    if target is None:
-        raise fields.error("completion", None, f"one of {', '.join(_TARGET_FIELDS)}, chosen")
-    prompt = _read_prompt(fields)
-    if fields.record.get("type") == "binary_feedback":
-        record = dict(fields.record) | {"prompt_id": prompt.prompt_id, "extra": dict(prompt.extra)}
-        return judgement_from_record(record, file=fields.file, line=fields.line)
-    completion = Completion((_read_answer(fields, target, prompt.turns),))
-    return Judgement(prompt, completion, fields.label())
-
-
-def _read_pair_prompt(fields: Fields) -> Prompt:
-    """Return the prompt of a chosen/rejected record, which TRL lets stand inside both outputs."""
-    if fields.has("prompt") or fields.has("instruction") or fields.has("question"):
-        return _read_prompt(fields)
-    return _make_prompt(fields, fields.turns("chosen", "assistant")[:-1])
-
-
-def _read_answer(fields: Fields, name: str, prompt: tuple[Turn, ...]) -> Turn:
-    """Return the one assistant turn of a field that may repeat the prompt before it."""
-    turns = fields.turns(name, "assistant")
-    answer = turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
-    if [turn.role for turn in answer] != ["assistant"]:
-        roles = [turn.role for turn in turns]
-        raise fields.error(
-            name, roles, "one turn of the assistant, alone or after the prompt's turns"
-        )
-    return answer[0]
+def _collapse_text(text: str) -> str:
+    return re.sub(r"[ \t]+", " ", text)
 
 
 def _check_same(fields: Fields, known: Prompt, prompt: Prompt) -> None:

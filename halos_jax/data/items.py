@@ -1,16 +1,18 @@
 """From a source of records to the items of an objective, whatever it trains on."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from halos_jax.data import datasets
 from halos_jax.data.chat import Renderer
+from halos_jax.data.conversations import make_target_items
+from halos_jax.data.datasets import ALL, Selection
 from halos_jax.data.tokenize import (
     Lengths,
     make_controlled_items,
     make_pair_items,
     make_scored_items,
-    make_target_items,
     make_unpaired_items,
 )
 from halos_jax.losses.registry import Items
@@ -25,15 +27,15 @@ def load_items(
     source: str,
     renderer: Renderer,
     lengths: Lengths,
+    selection: Selection = ALL,
     *,
-    limit: int = 0,
     control: tuple[str, str] = ("", ""),
 ) -> list[Item]:
     """Load the records of `source` as items of one kind (`Loss.items`).
 
     Args:
-      source: a file or a hub data set, see `datasets`.
-      limit: how many records to load; 0 loads all.
+      source: files or hub data sets, see `sources.read_sources`.
+      selection: what of it to take.
       control: of "controlled", what begins desirable answers and others.
 
     Raises:
@@ -41,30 +43,45 @@ def load_items(
       ConfigError: where a prompt leaves no room for a response.
     """
     if kind == "target":
-        conversations = datasets.load_conversations(source, limit=limit)
-        return make_target_items(conversations, renderer, lengths)
+        found = datasets.load_demonstrations(source, selection)
+        return make_target_items(found, renderer, lengths)
     if kind == "pair":
-        preferences = datasets.load_preferences(source, limit=limit)
-        return make_pair_items(preferences, renderer, lengths)
+        return make_pair_items(datasets.load_preferences(source, selection), renderer, lengths)
     if kind == "group":
-        return make_scored_items(datasets.load_scored(source, limit=limit), renderer, lengths)
-    judgements = datasets.load_judgements(source, limit=limit)
+        return make_scored_items(datasets.load_scored(source, selection), renderer, lengths)
+    judgements = datasets.load_judgements(source, selection)
     if kind == "controlled":
         return make_controlled_items(judgements, renderer, lengths, control)
-    items = make_unpaired_items(judgements, renderer, lengths)
-    _report_balance(items)
-    return items
+    return make_unpaired_items(judgements, renderer, lengths)
 
 
-def _report_balance(items: Sequence[Item]) -> None:
-    """Log how many answers are of each class, and which weights would balance them."""
+def report_balance(items: Sequence[Item], settings: Mapping[str, Any]) -> None:
+    """Log how many answers are of each class, and better weights where KTO's do not balance them.
+
+    Balanced is `w_D n_D / (w_U n_U)` within [1, 4/3] (Ethayarajh et al. 2024, equation 9).
+
+    Args:
+      items: of the kind "unpaired".
+      settings: `config.loss`.
+    """
     desirable = sum(item.desirable for item in items)
-    low, high = suggest_weights(desirable, len(items) - desirable)
-    logger.info(
-        "%d desirable and %d undesirable answers; for KTO, loss.desirable_weight of %.2f to %.2f "
-        "times loss.undesirable_weight balances them",
-        desirable,
-        len(items) - desirable,
-        low,
-        high,
+    undesirable = len(items) - desirable
+    logger.info("%d desirable and %d undesirable answers", desirable, undesirable)
+    kto = settings if settings.get("name") == "kto" else settings.get("kto")
+    if kto is None or not (desirable and undesirable):
+        return
+    weights = [float(kto.get(f"{name}_weight", 1.0)) for name in ("desirable", "undesirable")]
+    if min(weights) <= 0:  # one class is switched off on purpose
+        return
+    low, high = suggest_weights(desirable, undesirable)
+    # Counts make fractions: a weight on the very limit may miss it in the last bit.
+    if low * (1 - 1e-4) <= weights[0] / weights[1] <= high * (1 + 1e-4):
+        return
+    middle = 1.0 if low <= 1 <= high else (low * high) ** 0.5
+    logger.warning(
+        "desirable to undesirable answers weigh %.3g : 1 (number x weight), outside of 1 to 4/3; "
+        "to balance them: loss.desirable_weight=%.3g loss.undesirable_weight=%.3g",
+        weights[0] * desirable / (weights[1] * undesirable),
+        max(middle, 1.0),
+        max(1 / middle, 1.0),
     )

@@ -3,14 +3,16 @@
 import dataclasses
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from halos_jax.config import ConfigError
+from halos_jax.config import Config, ConfigError
 from halos_jax.data.chat import Renderer
 from halos_jax.types import (
     CHOSEN,
+    FINISH_LENGTH,
     FINISH_STOP,
     MEMBER,
     MISMATCHED,
@@ -20,17 +22,32 @@ from halos_jax.types import (
     Item,
     Judgement,
     Preference,
-    Prompt,
     Sample,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Limits in tokens: of the prompt, and of prompt and response together."""
+    """Limits in tokens: of the prompt, and of prompt and response together.
+
+    A response is truncated where `total` cuts it, or where its sampler's token limit did. With
+    `mask_truncated` it carries no loss: a pair with such a response, a judgement of one and a
+    demonstration (the last turn of a conversation) are left out, and counted in the log. In a
+    group the others' statistics still count its reward, but none of its tokens is a target.
+    """
 
     prompt: int
     total: int
+    mask_truncated: bool = False
+
+
+def make_lengths(config: Config) -> Lengths:
+    """Return the limits of a run's training items."""
+    return Lengths(
+        config.sampling.max_prompt_length, config.train.max_length, config.train.mask_truncated
+    )
 
 
 def make_pair_items(
@@ -43,7 +60,7 @@ def make_pair_items(
     Raises:
       ConfigError: where a prompt leaves no room for a response.
     """
-    items = []
+    items, truncated = [], 0
     # Feedback repeats its texts: 25 models against one baseline are 25 times the same prompt.
     render_prompt = functools.cache(
         functools.partial(renderer.render_prompt, max_length=lengths.prompt)
@@ -51,28 +68,15 @@ def make_pair_items(
     render_response = functools.cache(renderer.render_response)
     for preference in preferences:
         prompt_ids = preference.prompt_ids or render_prompt(preference.prompt.turns)
-        responses = tuple(
-            _cut(_response_ids(completion, render_response), len(prompt_ids), lengths)
-            for completion in (preference.chosen, preference.rejected)
-        )
+        pair = (preference.chosen, preference.rejected)
+        sources = [_response_ids(completion, render_response) for completion in pair]
+        responses = tuple(cut_response(ids, len(prompt_ids), lengths) for ids in sources)
+        if any(map(functools.partial(is_truncated, lengths), pair, sources, responses)):
+            truncated += 1
+            continue
         rewards = (preference.chosen.reward or 0.0, preference.rejected.reward or 0.0)
         items.append(Item(_array(prompt_ids), responses, (CHOSEN, REJECTED), rewards))
-    return items
-
-
-def make_target_items(
-    conversations: Iterable[tuple[Prompt, str]], renderer: Renderer, lengths: Lengths
-) -> list[Item]:
-    """Return one item (target) a demonstration.
-
-    Raises:
-      ConfigError: where a prompt leaves no room for a response.
-    """
-    items = []
-    for prompt, answer in conversations:
-        prompt_ids = renderer.render_prompt(prompt.turns, lengths.prompt)
-        response = _cut(renderer.render_response(answer), len(prompt_ids), lengths)
-        items.append(Item(_array(prompt_ids), (response,), (TARGET,)))
+    report_truncated(truncated, len(items), "pairs")
     return items
 
 
@@ -92,16 +96,20 @@ def make_controlled_items(
     """
     prefixes = [renderer.render_response(text, finished=False) for text in control]
     render_response = functools.cache(renderer.render_response)
-    items = []
+    items, truncated = [], 0
     for judgement in judgements:
         prefix = prefixes[not judgement.desirable]
         room = lengths.prompt - len(prefix)
         prompt_ids = (*renderer.render_prompt(judgement.prompt.turns, room), *prefix)
-        response = _response_ids(judgement.completion, render_response)
-        response = _cut(response, len(prompt_ids), lengths)
+        ids = _response_ids(judgement.completion, render_response)
+        response = cut_response(ids, len(prompt_ids), lengths)
+        if is_truncated(lengths, judgement.completion, ids, response):
+            truncated += 1
+            continue
         items.append(
             Item(_array(prompt_ids), (response,), (TARGET,), desirable=judgement.desirable)
         )
+    report_truncated(truncated, len(items), "answers")
     return items
 
 
@@ -125,11 +133,14 @@ def make_unpaired_items(
     prompts = [tuple(j.prompt_ids or render_prompt(j.prompt.turns)) for j in judgements]
     responses = [_response_ids(j.completion, render_response) for j in judgements]
     several = len(set(prompts)) > 1
-    items = []
+    items, truncated = [], 0
     for number, (judgement, prompt) in enumerate(zip(judgements, prompts, strict=True)):
-        own = _cut(responses[number], len(prompt), lengths)
+        own = cut_response(responses[number], len(prompt), lengths)
+        if is_truncated(lengths, judgement.completion, responses[number], own):
+            truncated += 1
+            continue
         others = (
-            _cut(responses[other], len(prompt), lengths)
+            cut_response(responses[other], len(prompt), lengths)
             for other in _following(number, len(prompts))
             if not several or prompts[other] != prompt
         )
@@ -137,6 +148,7 @@ def make_unpaired_items(
         found = (own,) if mismatched is None else (own, mismatched)
         roles = (TARGET, MISMATCHED)[: len(found)]
         items.append(Item(_array(prompt), found, roles, desirable=judgement.desirable))
+    report_truncated(truncated, len(items), "answers")
     return items
 
 
@@ -155,36 +167,44 @@ def make_scored_items(
     for sample in samples:
         if sample.reward is not None:
             groups.setdefault(sample.prompt.prompt_id, []).append(sample)
-    items = []
+    items, truncated = [], 0
     for group in groups.values():
-        prompt = group[0].prompt_ids or renderer.render_prompt(
-            group[0].prompt.turns, lengths.prompt
-        )
-        responses = tuple(
-            _cut(
-                one.response_ids
-                or renderer.render_response(one.output, finished=one.finish_reason == FINISH_STOP),
-                len(prompt),
-                lengths,
-            )
-            for one in group
-        )
-        old_logps = ()
-        if all(one.logps is not None and one.response_ids for one in group):
-            old_logps = tuple(
-                np.asarray(one.logps[: len(response)], np.float32)
-                for one, response in zip(group, responses, strict=True)
-            )
-        items.append(
-            Item(
-                _array(prompt),
-                responses,
-                (MEMBER,) * len(group),
-                tuple(float(one.reward) for one in group),
-                old_logps=old_logps,
-            )
-        )
+        item = _make_scored_item(group, renderer, lengths)
+        if item.masks and not any(item.num_targets):
+            truncated += 1
+        else:
+            items.append(item)
+    report_truncated(truncated, len(items), "groups")
     return items
+
+
+def _make_scored_item(group: Sequence[Sample], renderer: Renderer, lengths: Lengths) -> Item:
+    prompt = group[0].prompt_ids or renderer.render_prompt(group[0].prompt.turns, lengths.prompt)
+    sources = [
+        one.response_ids
+        or renderer.render_response(one.output, finished=one.finish_reason == FINISH_STOP)
+        for one in group
+    ]
+    responses = tuple(cut_response(ids, len(prompt), lengths) for ids in sources)
+    masks, old_logps = (), ()
+    if any(map(functools.partial(is_truncated, lengths), group, sources, responses)):
+        masks = tuple(
+            np.full(len(response), not is_truncated(lengths, one, ids, response))
+            for one, ids, response in zip(group, sources, responses, strict=True)
+        )
+    if all(one.logps is not None and one.response_ids for one in group):
+        old_logps = tuple(
+            np.asarray(one.logps[: len(response)], np.float32)
+            for one, response in zip(group, responses, strict=True)
+        )
+    return Item(
+        _array(prompt),
+        responses,
+        (MEMBER,) * len(group),
+        tuple(float(one.reward) for one in group),
+        old_logps=old_logps,
+        masks=masks,
+    )
 
 
 def split_preferences(preferences: Iterable[Preference]) -> list[Judgement]:
@@ -243,7 +263,12 @@ def _response_ids(completion: Completion, render: Callable[..., Sequence[int]]) 
     return render(text, finished=completion.finish_reason == FINISH_STOP)
 
 
-def _cut(ids: Sequence[int], prompt_length: int, lengths: Lengths) -> np.ndarray:
+def cut_response(ids: Sequence[int], prompt_length: int, lengths: Lengths) -> np.ndarray:
+    """Return a response i32[response] cut to the room that its prompt leaves.
+
+    Raises:
+      ConfigError: where that is none.
+    """
     room = lengths.total - prompt_length
     if room < 1:
         raise ConfigError(
@@ -251,6 +276,20 @@ def _cut(ids: Sequence[int], prompt_length: int, lengths: Lengths) -> np.ndarray
             "which leaves none for its response; raise it, or lower sampling.max_prompt_length"
         )
     return _array(ids[:room])
+
+
+def is_truncated(
+    lengths: Lengths, origin: Completion | Sample, ids: Sequence[int], cut: np.ndarray
+) -> bool:
+    """Say whether a response carries no loss: it is truncated, and those are masked."""
+    truncated = origin.finish_reason == FINISH_LENGTH or len(cut) < len(ids)
+    return lengths.mask_truncated and truncated
+
+
+def report_truncated(count: int, rest: int, what: str) -> None:
+    """Log how many truncated examples are left out."""
+    if count:
+        logger.info("%d of %d %s left out: truncated responses", count, count + rest, what)
 
 
 def _array(ids: Sequence[int]) -> np.ndarray:

@@ -157,11 +157,14 @@ def _make_run(
     config: Config, info: states.RunInfo, mesh: Mesh, stop: StopSignal
 ) -> tuple[Run, _Position]:
     decoder, renderer = load_policy(config.model)
-    prompts = datasets.load_prompts(config.data.train, limit=config.data.max_train)
+    datasets.warn_of_benchmarks(config.data.train)
+    prompts = datasets.load_prompts(
+        config.data.train, datasets.select_train(config.data, config.seed)
+    )
     prompts = datasets.order_prompts(prompts, config.seed)
     held_out = []
     if config.data.eval:
-        held_out = datasets.load_prompts(config.data.eval, limit=config.data.max_eval)
+        held_out = datasets.load_prompts(config.data.eval, datasets.select_eval(config.data))
         _refuse_overlap(prompts, held_out)
     budget = _make_budget(config)
     loss = get_loss(config.loss)

@@ -80,7 +80,9 @@ def select_prompts(config: Config) -> list[Prompt]:
     Raises:
       RecordError: where `rounds.num_skip` leaves none.
     """
-    prompts = datasets.load_prompts(config.data.train, limit=config.data.max_train)
+    prompts = datasets.load_prompts(
+        config.data.train, datasets.select_train(config.data, config.seed)
+    )
     ordered = datasets.order_prompts(prompts, config.seed)
     start, count = config.rounds.num_skip, config.sampling.num_prompts
     chosen = ordered[start : start + count if count else None]

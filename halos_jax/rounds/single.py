@@ -11,9 +11,11 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config import Config
+from halos_jax.data.batches import count_steps
 from halos_jax.data.chat import Renderer
-from halos_jax.data.items import load_items
-from halos_jax.data.tokenize import Lengths
+from halos_jax.data.datasets import Selection, select_eval, select_train, warn_of_benchmarks
+from halos_jax.data.items import load_items, report_balance
+from halos_jax.data.tokenize import make_lengths
 from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.models import hf
@@ -71,11 +73,26 @@ def _train(
     decoder, renderer = load_policy(config.model)
     if loss.needs == "scores":
         decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
-    items = _load_items(config, loss, renderer, config.data.train, config.data.max_train)
-    steps = -(-len(items) // config.train.batch_size) * config.train.epochs
+    warn_of_benchmarks(config.data.train)
+    chosen = select_train(config.data, config.seed)
+    items = _load_items(config, loss, renderer, config.data.train, chosen)
+    if loss.items == "unpaired":
+        report_balance(items, config.loss)
+    steps = count_steps(
+        len(items),
+        batch_size=config.train.batch_size,
+        epochs=config.train.epochs,
+        max_items=config.data.n_examples,
+    )
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps)
     state, start = _restore(trainer, checkpoints)
-    dataset = training.make_dataset(trainer, items, seed=config.seed, epochs=config.train.epochs)
+    dataset = training.make_dataset(
+        trainer,
+        items,
+        seed=config.seed,
+        epochs=config.train.epochs,
+        max_items=config.data.n_examples,
+    )
     logger.info(
         "%d examples, %d steps, packed fill %.0f %%; mesh %s",
         len(items),
@@ -85,7 +102,7 @@ def _train(
     )
     held_out = None
     if config.data.eval:
-        eval_items = _load_items(config, loss, renderer, config.data.eval, config.data.max_eval)
+        eval_items = _load_items(config, loss, renderer, config.data.eval, select_eval(config.data))
         held_out = training.make_dataset(trainer, eval_items, seed=None)
     needed = training.needs_reference(loss, [*items, *(held_out.items if held_out else ())])
     if needed:
@@ -132,11 +149,11 @@ def _make_saver(config, checkpoints, writer, stop: StopSignal, total: int):
 
 
 def _load_items(
-    config: Config, loss: Loss, renderer: Renderer, path: str, limit: int
+    config: Config, loss: Loss, renderer: Renderer, path: str, selection: Selection
 ) -> Sequence[Item]:
-    lengths = Lengths(config.sampling.max_prompt_length, config.train.max_length)
+    lengths = make_lengths(config)
     control = (config.data.good_token, config.data.bad_token)
-    return load_items(loss.items, path, renderer, lengths, limit=limit, control=control)
+    return load_items(loss.items, path, renderer, lengths, selection, control=control)
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:

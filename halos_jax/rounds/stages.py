@@ -15,8 +15,8 @@ from halos_jax import sharding
 from halos_jax.config import Config
 from halos_jax.data import records
 from halos_jax.data.chat import Renderer
-from halos_jax.data.items import load_items
-from halos_jax.data.tokenize import Lengths
+from halos_jax.data.items import load_items, report_balance
+from halos_jax.data.tokenize import Lengths, make_lengths
 from halos_jax.metrics import MetricWriter, make_progress
 from halos_jax.rewards.feedback import make_groups, make_judgements, make_preferences
 from halos_jax.rewards.labels import (
@@ -58,7 +58,7 @@ class Run:
 
     @functools.cached_property
     def lengths(self) -> Lengths:
-        return Lengths(self.config.sampling.max_prompt_length, self.config.train.max_length)
+        return make_lengths(self.config)
 
 
 class Sampling(Protocol):
@@ -250,8 +250,11 @@ def load_feedback_items(run: Run, folder: Path) -> list[Item]:
     path = folder / "feedback.jsonl"
     if not path.stat().st_size:  # a round of ties alone
         return []
-    control = (run.config.data.good_token, run.config.data.bad_token)
-    return load_items(run.trainer.loss.items, str(path), run.renderer, run.lengths, control=control)
+    kind, control = run.trainer.loss.items, (run.config.data.good_token, run.config.data.bad_token)
+    items = load_items(kind, str(path), run.renderer, run.lengths, control=control)
+    if kind == "unpaired":
+        report_balance(items, run.config.loss)
+    return items
 
 
 def remove_shards(folder: Path, label: str) -> None:

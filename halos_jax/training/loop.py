@@ -90,7 +90,12 @@ def start_state(trainer: Trainer, params: Any) -> TrainState:
 
 
 def make_dataset(
-    trainer: Trainer, items: Sequence[Item], *, seed: int | None, epochs: int = 1
+    trainer: Trainer,
+    items: Sequence[Item],
+    *,
+    seed: int | None,
+    epochs: int = 1,
+    max_items: int = 0,
 ) -> Dataset:
     """Plan the batches of `items`; `seed=None` keeps their order (evaluation)."""
     train = trainer.config.train
@@ -102,6 +107,7 @@ def make_dataset(
         row_multiple=train.row_multiple,
         seed=seed,
         epochs=epochs,
+        max_items=max_items,
     )
     return Dataset(items, plan)
 

@@ -1,14 +1,22 @@
 """Properties of plans and batches on random items: nothing lost, nothing twice, all found again."""
 
 import collections
+import dataclasses
 import functools
+import typing
 
 import jax
 import numpy as np
 import pytest
 
-from halos_jax.data import batches
-from halos_jax.data.batches import build_batch, plan_batches, split_logps, split_scores
+from halos_jax.data.batches import (
+    build_batch,
+    count_steps,
+    order_items,
+    plan_batches,
+    split_logps,
+    split_scores,
+)
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, PADDING, REJECTED, TARGET, Item
 
 KINDS = {
@@ -350,33 +358,6 @@ def test_items_that_cannot_be_packed_are_one_clear_error(items, message):
         plan_batches(made, batch_size=2, num_rows=1, tokens_per_row=64)
 
 
-def test_shapes_recur_between_the_plans_of_like_rounds():
-    def draw(rng):
-        sizes = np.clip(rng.lognormal(np.log(150), 0.6, 3), 4, 512).astype(int)
-        prompt, *responses = (np.ones(size, np.int32) for size in sizes)
-        return Item(prompt, tuple(responses), (CHOSEN, REJECTED))
-
-    layouts = collections.Counter()
-    for number in range(10):
-        rng = np.random.default_rng(number)
-        items = [draw(rng) for _ in range(512)]
-        plan = plan_batches(items, batch_size=32, num_rows=1, tokens_per_row=16384, seed=number)
-        layouts[plan.layout] += 1
-        assert plan.fill > 0.75
-    assert len(layouts) <= 7, "with exact shapes there would be 10"
-
-
-@pytest.mark.parametrize(("parts", "waste"), [(2, 1 / 2), (4, 1 / 4), (8, 1 / 8)])
-def test_round_shape_wastes_little_and_never_shrinks(parts, waste):
-    for multiple in (1, 8, 24, 128):
-        rounded = [batches._round_shape(size, multiple, parts=parts) for size in range(1, 3000)]
-        assert rounded == sorted(rounded)
-        for size, got in enumerate(rounded, 1):
-            assert got >= size and got % multiple == 0
-            assert got - size < size * waste + multiple
-    assert len({batches._round_shape(size, 1, parts=parts) for size in range(1025, 2049)}) == parts
-
-
 def test_labels_and_the_samplers_logps_stand_at_their_items():
     items = make_items(KINDS["groups"], 6, 0)
     drawn = [tuple(np.float32(r) for r in item.responses) for item in items]  # all different
@@ -392,3 +373,94 @@ def test_labels_and_the_samplers_logps_stand_at_their_items():
         expected = drawn[index] if index % 2 else reference[index]
         assert all((one == other).all() for one, other in zip(parts, expected, strict=True))
     assert batch.sequences.desirable.sum() == 2 * 4
+
+
+def mask_items(items, seed):
+    """Give items masks, of which some leave a response without any target."""
+    rng = np.random.default_rng(seed)
+    return [
+        dataclasses.replace(
+            item,
+            masks=tuple(rng.random(len(part)) < rng.choice([0, 0.5]) for part in item.responses),
+            old_logps=tuple(np.float32(part) for part in item.responses),
+        )
+        for item in items
+    ]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_only_masked_in_tokens_are_targets(plan):
+    items = mask_items(make_items(KINDS["groups"], 23, 0), 1)
+    planned = plan_batches(items, seed=0, **PLANS[plan])
+    for step in range(len(planned)):
+        batch = build_batch(items, planned, step)
+        found = {
+            int(target): (int(row["tokens"][source]), int(number))
+            for _, row in rows_of(items, planned, step)
+            for target, source, number in zip(
+                row["target"], row["source"], row["sequence"], strict=True
+            )
+            if number < planned.layout.num_sequences
+        }
+        expected = {}
+        members = [items[index] for row in planned.steps[step] for index in row]
+        for item in members:
+            for response, mask in zip(item.responses, item.masks, strict=True):
+                before = np.concatenate([item.prompt_ids[-1:], response])
+                expected |= {
+                    int(target): int(source)
+                    for target, source, taken in zip(response, before, mask, strict=False)
+                    if taken
+                }
+        assert {target: source for target, (source, _) in found.items()} == expected
+        assert (batch.num_tokens == len(expected)).all()
+        # Without any target a sequence has no weight; with targets it has its item's.
+        sequences = [one for item in members for one in zip(item.masks, [item.weight] * 4)]
+        total = sum(weight * bool(mask.any()) for mask, weight in sequences)
+        assert batch.sequences.weight.sum() == total
+        assert (batch.sequences.role != PADDING).sum() == len(sequences)
+        # What is known of targets goes to them and comes back.
+        for index, parts in split_logps(planned, step, items, batch.old_logps):
+            for part, response, mask in zip(parts, items[index].responses, items[index].masks):
+                np.testing.assert_array_equal(part, response[mask])
+
+
+def test_who_shares_a_step_depends_on_the_seed_alone():
+    items = make_items(KINDS["pairs"], 23, 0)
+    plans = [
+        plan_batches(items, batch_size=7, seed=3, epochs=2, num_rows=rows, tokens_per_row=tokens)
+        for rows, tokens in [(1, 4096), (8, 4096), (2, 64)]
+    ]
+    first, *others = [
+        [sorted(index for row in step for index in row) for step in plan.steps] for plan in plans
+    ]
+    assert all(other == first for other in others)
+
+
+def test_a_step_is_built_without_looking_at_others():
+    class Watched(list):
+        seen: typing.ClassVar[set] = set()
+
+        def __getitem__(self, index):
+            self.seen.add(index)
+            return super().__getitem__(index)
+
+    items = Watched(make_items(KINDS["pairs"], 40, 0))
+    plan = plan_batches(items, batch_size=4, num_rows=2, tokens_per_row=4096, seed=0)
+    Watched.seen.clear()
+    build_batch(items, plan, 7)
+    assert Watched.seen == {index for row in plan.steps[7] for index in row}
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(0, [7, 3] * 2), (10, [7, 3]), (12, [7, 3, 2])])
+def test_a_bound_of_items_ends_a_plan(most, sizes):
+    items = make_items(KINDS["pairs"], 10, 0)
+    options = {"batch_size": 7, "epochs": 2, "max_items": most}
+    plan = plan_batches(items, num_rows=1, tokens_per_row=4096, seed=1, **options)
+    assert [sum(map(len, step)) for step in plan.steps] == sizes
+    assert count_steps(10, **options) == len(sizes)
+    whole = plan_batches(items, num_rows=1, tokens_per_row=4096, seed=1, batch_size=7, epochs=2)
+    last = {index for row in plan.steps[-1] for index in row}
+    order = order_items(10, seed=1, epoch=(len(sizes) - 1) // 2)
+    assert whole.steps[: len(sizes) - 1] == plan.steps[:-1]
+    assert last == set(order[:2] if most == 12 else order[7:])

@@ -1,6 +1,5 @@
-"""Every record shape gives the same prompts, conversations and preferences; losses are counted."""
+"""What of a source is taken: duplicates and subsets, thinned classes, collapsed spaces, order."""
 
-import gzip
 import itertools
 import json
 import logging
@@ -8,22 +7,29 @@ import random
 
 import pytest
 
+from halos_jax.config import DataConfig
 from halos_jax.data.datasets import (
+    Selection,
+    choose,
     identify_prompts,
-    load_conversations,
+    load_demonstrations,
+    load_judgements,
     load_preferences,
     load_prompts,
+    load_scored,
     order_prompts,
+    select_eval,
+    select_train,
+    warn_of_benchmarks,
 )
 from halos_jax.data.fields import RecordError
-from halos_jax.data.records import make_prompt_id
 from halos_jax.types import Prompt, Turn
 
 
 @pytest.fixture
 def save(tmp_path):
-    def write(records, name="data.jsonl") -> str:
-        path = tmp_path / name
+    def write(records) -> str:
+        path = tmp_path / "data.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         return str(path)
 
@@ -35,60 +41,13 @@ def turn(role, content):
 
 
 USER = (Turn("user", "q"),)
-DIALOG = [turn("system", "s"), turn("user", "a"), turn("assistant", "b"), turn("user", "q")]
-DIALOG_TURNS = tuple(Turn(**value) for value in DIALOG)
 
 
 # --------------------------------------------------------------------------- prompts
 
 
-@pytest.mark.parametrize(
-    ("record", "turns"),
-    [
-        ({"prompt": "q"}, USER),
-        ({"prompt": [turn("user", "q")]}, USER),
-        ({"prompt": DIALOG}, DIALOG_TURNS),
-        ({"instruction": "q"}, USER),
-        ({"instruction": "q", "input": ""}, USER),
-        ({"instruction": "q", "input": "x"}, (Turn("user", "q\n\nx"),)),
-        ({"question": "q", "answer": "4"}, USER),
-        ({"messages": [*DIALOG, turn("assistant", "z")]}, DIALOG_TURNS),
-        ({"messages": DIALOG}, DIALOG_TURNS),
-        ({"prompt": None, "instruction": "q"}, USER),
-        ({"prompt": "q", "messages": DIALOG}, USER),
-    ],
-)
-def test_prompt_shapes(save, record, turns):
-    [prompt] = load_prompts(save([record]))
-    assert prompt.turns == turns
-    assert prompt.prompt_id == make_prompt_id(turns)
-
-
-def test_other_fields_become_extra_and_ids_are_kept(save):
-    record = {
-        "prompt_id": "p7",
-        "prompt": "q",
-        "answer": "4",
-        "level": 3,
-        "split": "x",
-        "none": None,
-    }
-    feedback = {
-        "type": "pairwise_feedback",
-        "prompt": "r",
-        "prompt_id": 8,
-        "output_A": [],
-        "label": 1,
-    }
-    nested = {"prompt": "s", "extra": {"answer": "5"}, "source": "web"}
-    prompts = load_prompts(save([record, feedback, nested]))
-    assert [prompt.prompt_id for prompt in prompts[:2]] == ["p7", "8"]
-    extras = [dict(prompt.extra) for prompt in prompts]
-    assert extras == [{"answer": "4", "level": 3}, {}, {"answer": "5", "source": "web"}]
-
-
 def test_exact_duplicates_are_dropped_and_counted(save, caplog):
-    path = save([{"prompt": "q"}, {"prompt": "r"}, {"messages": DIALOG[-1:]}, {"prompt": "r"}])
+    path = save([{"prompt": "q"}, {"prompt": "r"}, {"question": "q"}, {"prompt": "r"}])
     with caplog.at_level(logging.INFO):
         prompts = load_prompts(path)
     assert [prompt.turns[0].content for prompt in prompts] == ["q", "r"]
@@ -101,237 +60,135 @@ def test_one_id_with_two_contents_is_an_error(save):
         load_prompts(path)
 
 
-def test_limit_and_split(save):
-    records = [{"prompt": str(i), "split": "train" if i % 2 else "test"} for i in range(10)]
-    path = save(records)
-    assert len(load_prompts(path)) == 10
-    assert [p.turns[0].content for p in load_prompts(path, limit=3)] == ["0", "1", "2"]
-    chosen = load_prompts(path, split="train", limit=2)
-    assert [p.turns[0].content for p in chosen] == ["1", "3"]
-    with pytest.raises(RecordError, match="got no record whose field 'split' is 'dev'"):
-        load_prompts(path, split="dev")
-    with pytest.raises(RecordError, match="line 1: field 'split': got nothing"):
-        load_prompts(save([{"prompt": "q"}]), split="train")
+def test_a_limit_takes_a_random_subset_in_the_files_order(save):
+    path = save([{"prompt": str(i), "split": "train" if i % 2 else "test"} for i in range(100)])
+
+    def load(**selection):
+        return [int(p.turns[0].content) for p in load_prompts(path, Selection(**selection))]
+
+    assert load() == list(range(100))
+    few, more = load(limit=10, seed=3), load(limit=30, seed=3)
+    assert few == sorted(few) and len(few) == 10
+    assert load(limit=10, seed=3) == few != load(limit=10, seed=4)
+    assert set(few) < set(more)
+    assert min(few) < 50 < max(few), "a subset of all of the file, not its beginning"
+    assert load(limit=200, seed=3) == list(range(100))
+    odd = load(limit=5, split="train")
+    assert len(odd) == 5 and all(number % 2 for number in odd)
 
 
-@pytest.mark.parametrize(
-    ("record", "field"),
-    [
-        ({"text": "q"}, "prompt"),
-        ({"prompt": ""}, "prompt"),
-        ({"prompt": " \n"}, "prompt"),
-        ({"prompt": []}, "prompt"),
-        ({"prompt": 3}, "prompt"),
-        ({"prompt": [turn("user", "q"), turn("assistant", "a")]}, "prompt"),
-        ({"prompt": [turn("system", "s")]}, "prompt"),
-        ({"messages": [turn("assistant", "a")]}, "messages"),
-        ({"messages": [{"from": "human", "value": "q"}]}, "messages[0].role"),
-        ({"prompt": "q", "prompt_id": ""}, "prompt_id"),
-        ({"prompt": "q", "extra": "x"}, "extra"),
-    ],
-)
-def test_bad_prompts_name_file_line_and_field(save, record, field):
-    path = save([{"prompt": "fine"}, record])
-    with pytest.raises(RecordError) as caught:
-        load_prompts(path)
-    assert f"{path} line 2: field {field!r}: got " in str(caught.value)
+def test_all_loaders_take_subsets(save):
+    pairs = [{"prompt": str(i), "chosen": "a", "rejected": "b"} for i in range(20)]
+    five = Selection(limit=5, seed=1)
+    expected = [str(number) for number in choose(range(20), 5, 1)]
+    path = save(pairs)
+    assert [one.prompt.turns[0].content for one in load_preferences(path, five)] == expected
+    assert [one.prompt.turns[0].content for one in load_demonstrations(path, five)] == expected
+    assert [o.prompt.turns[0].content for o in load_judgements(path, five)][::2] == expected
+    samples = [
+        {"prompt": "q", "prompt_id": str(i // 4), "sample_id": i % 4, "output": "a", "reward": i}
+        for i in range(80)
+    ]
+    scored = load_scored(save(samples), five)
+    assert [one.prompt.prompt_id for one in scored] == [name for name in expected for _ in range(4)]
 
 
-def test_sources_that_do_not_exist(tmp_path):
-    with pytest.raises(RecordError, match=r"no such file; allowed: .*name@split"):
-        load_prompts("missing-folder/prompts.jsonl")
-    with pytest.raises(RecordError, match="no such file"):
-        load_prompts("org/name")
+def test_the_config_says_what_is_taken():
+    data = DataConfig(max_train=3, max_eval=4, train_split="a", eval_split="b")
+    train, held_out = select_train(data, seed=7), select_eval(data)
+    assert (train.limit, train.seed, train.split) == (3, 7, "a")
+    assert (held_out.limit, held_out.seed, held_out.split) == (4, 0, "b")
+    assert held_out == select_eval(DataConfig(max_eval=4, eval_split="b", max_prompt_count=9))
 
 
-def test_a_data_set_gives_what_its_file_gives(save, tmp_path, monkeypatch):
-    """`datasets` reads a local folder as it reads the hub, and adds null for absent fields."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    import datasets
+def test_training_on_a_benchmark_is_warned_of(caplog):
+    warn_of_benchmarks("shp@train,x.jsonl")
+    assert not caplog.text
+    warn_of_benchmarks("alpacaeval@test,x.jsonl")
+    assert "alpacaeval is a benchmark: after training on it" in caplog.text
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    (tmp_path / "set").mkdir()
+
+# --------------------------------------------------------------------------- feedback
+
+
+def test_pairs_of_a_prompt_are_limited(save):
     path = save(
-        [{"prompt": DIALOG, "answer": "4"}, {"prompt": DIALOG[-1:], "prompt_id": "p"}],
-        "set/train.jsonl",
+        {"prompt": f"q{i % 3}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(30)
     )
-    folder = str(tmp_path / "set")
-    assert load_prompts(f"{folder}@train") == load_prompts(path)
-    assert load_prompts(f"{folder}:default@train") == load_prompts(path)
-    with pytest.raises(RecordError, match=r"set@nosplit: cannot load the data set: .*allowed"):
-        load_prompts(f"{folder}@nosplit")
-
-
-def test_values_that_json_cannot_hold_do_not_travel(monkeypatch):
-    import datasets
-
-    rows = [{"prompt": "q", "image": object(), "score": float("nan"), "tags": ["a", {"b": 1.5}]}]
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: rows)
-    [prompt] = load_prompts("org/name@train")
-    assert prompt.extra == {"tags": ["a", {"b": 1.5}]}
-
-
-# --------------------------------------------------------------------------- conversations
-
-
-def pairwise(label, a="good", b="bad", **more):
-    outputs = {"output_A": [turn("assistant", a)], "output_B": [turn("assistant", b)]}
-    return {"type": "pairwise_feedback", "prompt": "q", "label": label, **outputs, **more}
+    pairs = load_preferences(path, Selection(per_prompt=4, seed=1))
+    by_prompt = {}
+    for pair in pairs:
+        by_prompt.setdefault(pair.prompt.prompt_id, []).append(pair)
+    assert [len(found) for found in by_prompt.values()] == [4, 4, 4]
+    every = load_preferences(path)
+    assert [pair for pair in every if pair in pairs] == pairs
+    assert load_preferences(path, Selection(per_prompt=4, seed=2)) != pairs
+    assert load_preferences(path, Selection(per_prompt=10)) == every
+    assert len(load_judgements(path, Selection(per_prompt=4))) == 2 * 12
 
 
 @pytest.mark.parametrize(
-    ("record", "expected"),
-    [
-        ({"prompt": "q", "completion": " a\n"}, (USER, " a\n")),
-        ({"prompt": [turn("user", "q")], "completion": [turn("assistant", "a")]}, (USER, "a")),
-        ({"instruction": "q", "output": "a"}, (USER, "a")),
-        ({"prompt": "q", "response": "a"}, (USER, "a")),
-        ({"question": "q", "answer": "a"}, (USER, "a")),
-        ({"messages": [*DIALOG, turn("assistant", "a")]}, (DIALOG_TURNS, "a")),
-        ({"prompt": "q", "messages": [turn("user", "q"), turn("assistant", "a")]}, (USER, "a")),
-        ({"prompt": "q", "chosen": "a"}, (USER, "a")),
-        (
-            {"prompt": "q", "chosen": [turn("user", "q"), turn("assistant", "a")], "rejected": "b"},
-            (USER, "a"),
-        ),
-        (pairwise(1), (USER, "good")),
-        (pairwise(0.0), (USER, "bad")),
-        (
-            {
-                "type": "binary_feedback",
-                "prompt": "q",
-                "output": [turn("assistant", "a")],
-                "label": 1,
-            },
-            (USER, "a"),
-        ),
-        ({"type": "sample", "prompt": "q", "output": "a", "sample_id": 0}, (USER, "a")),
-    ],
+    ("desirable", "undesirable", "counts"), [(0.5, 1.0, (5, 10)), (1.0, 0.0, (10, 0))]
 )
-def test_conversation_shapes(save, record, expected):
-    [(prompt, target)] = load_conversations(save([record]))
-    assert (prompt.turns, target) == expected
+def test_a_share_of_a_class_can_be_kept(save, desirable, undesirable, counts):
+    path = save({"prompt": f"q{i}", "chosen": "good", "rejected": "bad"} for i in range(10))
+    selection = Selection(keep_desirable=desirable, keep_undesirable=undesirable, seed=1)
+    found = load_judgements(path, selection)
+    assert tuple(sum(one.desirable is kind for one in found) for kind in (True, False)) == counts
+    assert load_judgements(path, selection) == found
+    every = load_judgements(path)
+    assert [one for one in every if one in found] == found
 
 
-def test_feedback_gives_each_preferred_output_once(save, caplog):
-    binary = {"type": "binary_feedback", "prompt": "q", "output": [turn("assistant", "no")]}
-    records = [pairwise(1), pairwise(1, b="other"), pairwise(0, a="good", b="best")]
-    path = save([*records, binary | {"label": 0}])
+def test_demonstrations_are_kept_as_often_as_they_come(save):
+    path = save([{"prompt": "q", "completion": "a"}] * 3)
+    assert [one.completion.turns[0].content for one in load_demonstrations(path)] == ["a"] * 3
+
+
+def test_feedback_of_every_kind_gives_a_demonstration_a_prompt(save, caplog):
+    pair = {"prompt": "p", "output_A": "worse", "output_B": "better", "label": 0}
+    binary = {"type": "binary_feedback", "prompt": "b"}
+    scored = {"type": "scalar_feedback", "prompt": "s"}
+    path = save(
+        [
+            {"prompt": "d", "completion": "demonstrated"},
+            pair,
+            binary | {"output": "bad", "label": 0},
+            binary | {"output": "good", "label": 1},
+            scored | {"output": "lower", "reward": 1},
+            scored | {"output": "higher", "reward": 2, "response_ids": [5], "prompt_ids": [4]},
+        ]
+    )
     with caplog.at_level(logging.INFO):
-        targets = [target for _, target in load_conversations(path)]
-    assert targets == ["good", "best"]
-    assert "left out: 1 repeated, 1 undesirable" in caplog.text
+        found = load_demonstrations(path)
+    outputs = [one.completion.turns[0].content for one in found]
+    assert outputs == ["demonstrated", "better", "good", "higher"]
+    assert found[-1].prompt_ids == (4,) and found[-1].completion.ids == (5,)
+    assert "4 demonstrations; 3 outputs of feedback left out" in caplog.text
 
 
-def test_repeated_demonstrations_are_kept(save):
-    assert len(load_conversations(save([{"prompt": "q", "completion": "a"}] * 3))) == 3
-    assert len(load_conversations(save([{"prompt": "q", "completion": "a"}] * 3), limit=2)) == 2
-
-
-@pytest.mark.parametrize(
-    ("record", "field"),
-    [
-        ({"prompt": "q"}, "completion"),
-        ({"prompt": "q", "completion": 3}, "completion"),
-        ({"prompt": "q", "completion": [turn("user", "a")]}, "completion"),
-        ({"messages": DIALOG}, "messages"),
-        ({"messages": [turn("assistant", "a")]}, "messages"),
-        (pairwise("yes"), "label"),
-        ({"type": "binary_feedback", "prompt": "q", "output": "a"}, "label"),
-    ],
-)
-def test_bad_conversations_are_errors(save, record, field):
-    with pytest.raises(RecordError) as caught:
-        load_conversations(save([record]))
-    assert f"line 1: field {field!r}: got " in str(caught.value)
-
-
-def test_no_conversation_left_is_an_error(save):
+def test_nothing_left_is_an_error(save):
     undesirable = {"type": "binary_feedback", "prompt": "q", "output": "a", "label": 0}
     with pytest.raises(RecordError, match="nothing to train on"):
-        load_conversations(save([undesirable]))
+        load_demonstrations(save([undesirable]))
+    with pytest.raises(RecordError, match="nothing to train on"):
+        load_judgements(save([undesirable]), Selection(keep_undesirable=0.0))
 
 
-# --------------------------------------------------------------------------- preferences
-
-
-@pytest.mark.parametrize(
-    ("record", "turns"),
-    [
-        (pairwise(1), USER),
-        (pairwise(0, a="bad", b="good"), USER),
-        ({"prompt": "q", "chosen": "good", "rejected": "bad"}, USER),
-        (
-            {
-                "prompt": DIALOG,
-                "chosen": [turn("assistant", "good")],
-                "rejected": [turn("assistant", "bad")],
-            },
-            DIALOG_TURNS,
-        ),
-        (
-            {
-                "chosen": [*DIALOG, turn("assistant", "good")],
-                "rejected": [*DIALOG, turn("assistant", "bad")],
-            },
-            DIALOG_TURNS,
-        ),
-        (
-            {
-                "prompt": "q",
-                "chosen": [turn("user", "q"), turn("assistant", "good")],
-                "rejected": [turn("user", "q"), turn("assistant", "bad")],
-            },
-            USER,
-        ),
-    ],
-)
-def test_preference_shapes(save, record, turns):
-    [preference] = load_preferences(save([record | {"source": "x"}]))
-    assert preference.prompt.turns == turns
-    assert preference.chosen.turns == (Turn("assistant", "good"),)
-    assert preference.rejected.turns == (Turn("assistant", "bad"),)
-    assert preference.prompt.prompt_id == make_prompt_id(turns)
-    assert preference.prompt.extra == {"source": "x"}
-
-
-def test_tokens_and_rewards_come_along(save, tmp_path):
-    record = pairwise(0, reward_A=1, reward_B=2, ids_A=[1], ids_B=[2, 3], prompt_ids=[9])
-    path = tmp_path / "x.json"
-    path.write_bytes(gzip.compress(json.dumps([record]).encode()))
-    [preference] = load_preferences(str(path))
-    assert preference.prompt_ids == (9,)
-    assert preference.chosen.ids == (2, 3) and preference.chosen.reward == 2.0
-    assert preference.rejected.ids == (1,) and preference.rejected.reward == 1.0
-
-
-@pytest.mark.parametrize(
-    ("record", "field"),
-    [
-        ({"prompt": "q", "chosen": "a"}, "rejected"),
-        ({"chosen": "Human: q", "rejected": "Human: q"}, "chosen"),
-        (
-            {
-                "chosen": [turn("user", "q"), turn("assistant", "a")],
-                "rejected": [turn("user", "r"), turn("assistant", "b")],
-            },
-            "rejected",
-        ),
-        (
-            {
-                "prompt": "q",
-                "chosen": [turn("assistant", "a"), turn("user", "b")],
-                "rejected": "b",
-            },
-            "chosen",
-        ),
-        (pairwise(2), "label"),
-    ],
-)
-def test_bad_preferences_are_errors(save, record, field):
-    with pytest.raises(RecordError) as caught:
-        load_preferences(save([record]))
-    assert f"line 1: field {field!r}: got " in str(caught.value)
+def test_spaces_collapse_where_asked_for(save):
+    text, expected = "a  b\t\tc\n    d", "a b c\n d"
+    turns = [turn("user", text), turn("assistant", text)]
+    path = save([{"prompt": text, "chosen": text, "rejected": "x\t"}, {"messages": turns}])
+    collapse = Selection(collapse=True)
+    prompts = load_prompts(path, collapse)
+    assert [one.turns[0].content for one in prompts] == [expected]
+    assert [one.turns[0].content for one in load_prompts(path)] == [text]
+    for one in load_demonstrations(path, collapse):
+        assert one.prompt.turns[0].content == one.completion.turns[0].content == expected
+    pairs = save([{"prompt": text, "chosen": text, "rejected": "x\t"}])
+    [pair] = load_preferences(pairs, collapse)
+    assert pair.chosen.turns[0].content == expected and pair.rejected.turns[0].content == "x "
+    assert [o.completion.turns[0].content for o in load_judgements(pairs, collapse)][1] == "x "
 
 
 # --------------------------------------------------------------------------- order

@@ -1,15 +1,18 @@
 """Items from records: what is rendered, what is kept as sampled, what is cut."""
 
+import logging
+
 import numpy as np
 import pytest
 
+from halos_jax.config import Config, TrainConfig
 from halos_jax.data.tokenize import (
     Lengths,
     make_controlled_items,
     make_group_items,
+    make_lengths,
     make_pair_items,
     make_scored_items,
-    make_target_items,
     make_unpaired_items,
     split_preferences,
 )
@@ -95,8 +98,6 @@ def test_prompts_and_responses_are_cut_to_their_limits():
     pair = Preference(make_prompt("abcdef"), complete("123456"), complete("12"))
     (item,) = make_pair_items([pair], RENDERER, Lengths(4, 8))
     assert same(item, ids("def", 1), ids("1234"), ids("12", END))
-    (item,) = make_target_items([(make_prompt("abcdef"), "123456")], RENDERER, Lengths(3, 4))
-    assert same(item, ids("ef", 1), ids("1"))
 
 
 def test_a_prompt_without_room_for_a_response_is_an_error():
@@ -105,16 +106,9 @@ def test_a_prompt_without_room_for_a_response_is_an_error():
     )
     with pytest.raises(ValueError, match="max_length: got 8, but a prompt has 9 tokens"):
         make_pair_items([sampled], RENDERER, Lengths(4, 8))
+    judged = Judgement(make_prompt("a" * 20), complete("b"), True)
     with pytest.raises(ValueError, match=r"raise it, or lower sampling\.max_prompt_length"):
-        make_target_items([(make_prompt("a" * 20), "b")], RENDERER, Lengths(8, 8))
-
-
-def test_demonstrations_become_targets_in_their_order():
-    conversations = [(make_prompt("q"), "answer"), (make_prompt("r"), "")]
-    first, second = make_target_items(iter(conversations), RENDERER, Lengths(8, 64))
-    assert same(first, ids("q", 1), ids("answer", END))
-    assert same(second, ids("r", 1), [END])
-    assert first.roles == second.roles == (TARGET,)
+        make_unpaired_items([judged], RENDERER, Lengths(8, 8))
 
 
 def make_samples(*shapes):
@@ -249,3 +243,48 @@ def test_a_control_token_ends_the_prompt_of_each_answer_in_every_epoch_once():
         assert same(bad, ids("def", 1, ord("-"), ord("-")), ids("bad"))
         assert (good.desirable, bad.desirable) == (True, False)
         assert good.roles == bad.roles == (TARGET,)
+
+
+# --------------------------------------------------------------------------- truncated responses
+
+
+MASKED = Lengths(8, 6, mask_truncated=True)
+
+
+def test_examples_with_a_truncated_response_are_left_out(caplog):
+    whole, long, cut = complete("a"), complete("abcdefgh"), complete("b", finish_reason="length")
+    prompt = make_prompt("q")
+    pairs = [Preference(prompt, *pair) for pair in [(whole, long), (whole, whole), (cut, whole)]]
+    with caplog.at_level(logging.INFO):
+        (item,) = make_pair_items(pairs, RENDERER, MASKED)
+    assert same(item, ids("q", 1), ids("a", END), ids("a", END))
+    assert "2 of 3 pairs left out: truncated responses" in caplog.text
+    judged = [Judgement(make_prompt(p, p), c, True) for p, c in [("q", long), ("r", whole)]]
+    (item,) = make_unpaired_items(judged, RENDERER, MASKED)
+    # What is left out still estimates the KL term of others.
+    assert same(item, ids("r", 1), ids("a", END), ids("abcd"))
+    assert len(make_pair_items(pairs, RENDERER, Lengths(8, 6))) == 3
+    assert len(make_unpaired_items(judged, RENDERER, Lengths(8, 6))) == 2
+
+
+def test_a_truncated_member_counts_in_its_group_and_has_no_target(caplog):
+    samples = [
+        make_scored("p", 1.0, prompt_ids=(5,), response_ids=(6, 7)),
+        make_scored("p", 9.0, prompt_ids=(5,), response_ids=(8,) * 9),
+        make_scored("p", 2.0, finish_reason=FINISH_LENGTH, prompt_ids=(5,), response_ids=(9,)),
+        make_scored("other", 3.0, finish_reason=FINISH_LENGTH),
+        make_scored("third", 4.0),
+    ]
+    with caplog.at_level(logging.INFO):
+        first, third = make_scored_items(samples, RENDERER, MASKED)
+    assert first.num_targets == (2, 0, 0) and first.rewards == (1.0, 9.0, 2.0)
+    assert [len(part) for part in first.responses] == [2, 5, 1]
+    assert third.masks == () and third.num_targets == (3,)
+    assert "1 of 3 groups left out" in caplog.text
+    first, other, _ = make_scored_items(samples, RENDERER, Lengths(8, 6))
+    assert first.masks == other.masks == () and first.num_targets == (2, 5, 1)
+
+
+def test_the_config_gives_the_lengths():
+    config = Config(train=TrainConfig(max_length=9, mask_truncated=True))
+    assert make_lengths(config) == Lengths(config.sampling.max_prompt_length, 9, True)

@@ -1,0 +1,231 @@
+"""The hub data sets of HALOs by name: from a data set's own schema to the records of `shapes`.
+
+A data set is one function: it takes the rows of one split and yields records, or None for a row
+that it leaves out (`sources` counts those). A record is what may stand in a file: `messages`,
+`instruction` and `output`, or a pair of answers in the pairwise_feedback format.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+Row = Mapping[str, Any]
+Records = Iterator[dict[str, Any] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class HubSet:
+    """Where a data set is, and how it is read.
+
+    Attributes:
+      read: from the rows of a split, and the split's name, to records.
+      arguments: of `datasets.load_dataset`, besides `split`.
+      splits: our name of a split -> the hub's.
+    """
+
+    name: str
+    read: Callable[[Iterable[Row], str], Records]
+    arguments: Mapping[str, Any]
+    splits: Mapping[str, str]
+
+    @property
+    def is_benchmark(self) -> bool:
+        """Whether it is there to measure with and not to train on."""
+        return "train" not in self.splits
+
+
+HUB_SETS: dict[str, HubSet] = {}
+_TRAIN_TEST = {"train": "train", "test": "test"}
+
+
+def register(name: str, path: str, splits: Mapping[str, str] | None = None, /, **arguments: Any):
+    """Register a data set under `name`; a name can be taken once.
+
+    Args:
+      path: the hub id.
+      splits: our name of a split -> the hub's; as they are called there ("train", "test") if None.
+      arguments: further arguments of `datasets.load_dataset`.
+    """
+
+    def add(read: Callable[[Iterable[Row], str], Records]):
+        if name in HUB_SETS:
+            raise ValueError(f"data set {name!r} is registered already, by {HUB_SETS[name].read}")
+        HUB_SETS[name] = HubSet(name, read, {"path": path, **arguments}, splits or _TRAIN_TEST)
+        return read
+
+    return add
+
+
+# The repository holds a loading script, which `datasets` refuses to run; its file needs none.
+@register(
+    "alpacaeval",
+    "json",
+    {"test": "train"},
+    data_files="hf://datasets/tatsu-lab/alpaca_eval/alpaca_eval.json",
+)
+def read_alpacaeval(rows: Iterable[Row], split: str) -> Records:
+    """AlpacaEval's prompts with the reference model's answers."""
+    for row in rows:
+        yield {
+            "instruction": row["instruction"],
+            "output": row["output"],
+            "source": row["dataset"],
+        }
+
+
+@register(
+    "shp",
+    "stanfordnlp/SHP",
+    {"train": "train", "validation": "validation", "test": "test"},
+)
+def read_shp(rows: Iterable[Row], split: str) -> Records:
+    """Stanford Human Preferences: Reddit answers by their scores.
+
+    For training at most five pairs of a post, the first of the data set, of those in which one
+    score is at least twice the other.
+    """
+    seen: dict[str, int] = collections.Counter()
+    for row in rows:
+        if split == "train":
+            if row["score_ratio"] < 2 or seen[row["post_id"]] == 5:
+                yield None
+                continue
+            seen[row["post_id"]] += 1
+        answers = [(row["human_ref_A"], row["score_A"]), (row["human_ref_B"], row["score_B"])]
+        better, worse = answers if row["labels"] else answers[::-1]
+        yield _compare(row["history"], better[0], worse[0], (better[1], worse[1]))
+
+
+@register("hh", "Anthropic/hh-rlhf")
+@register("hh_helpful", "Anthropic/hh-rlhf", data_dir="helpful-base")
+@register("hh_harmless", "Anthropic/hh-rlhf", data_dir="harmless-base")
+def read_hh(rows: Iterable[Row], split: str) -> Records:
+    """Anthropic's helpful and harmless dialogues, of which two have all but the last turn in
+    common; where they have not, or no question stands before the answers, they are left out."""
+    for row in rows:
+        chosen, rejected = _split_dialogue(row["chosen"]), _split_dialogue(row["rejected"])
+        roles = [turn["role"] for turn in chosen[-2:]]
+        if roles != ["user", "assistant"] or chosen[:-1] != rejected[:-1]:
+            yield None
+        else:
+            yield _compare(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"])
+
+
+def _split_dialogue(text: str) -> list[dict[str, str]]:
+    parts = re.split(r"\n\n(Human|Assistant): ?", text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        _turn(roles[role], content.strip())
+        for role, content in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+
+
+@register("oasst", "OpenAssistant/oasst1", {"train": "train", "test": "validation"})
+def read_oasst(rows: Iterable[Row], split: str) -> Records:
+    """Open Assistant's English answers: each against the next worse one of its ranking (rank 0 is
+    the best), with the path from the root of the tree as the conversation."""
+    messages = {row["message_id"]: row for row in rows if row["lang"] == "en"}
+    rankings: dict[str, dict[int, Row]] = collections.defaultdict(dict)
+    for message in messages.values():
+        ranked = message["role"] == "assistant" and message["rank"] is not None
+        if ranked and message["parent_id"] in messages:
+            rankings[message["parent_id"]][int(message["rank"])] = message
+    roles = {"prompter": "user", "assistant": "assistant"}
+    for parent, ranking in rankings.items():
+        path = []
+        while parent in messages:
+            path.append(_turn(roles[messages[parent]["role"]], messages[parent]["text"]))
+            parent = messages[parent]["parent_id"]
+        complete = parent is None  # else a message on the way is in another language
+        for rank in sorted(ranking):
+            if complete and rank + 1 in ranking:
+                yield _compare(path[::-1], ranking[rank]["text"], ranking[rank + 1]["text"])
+
+
+@register(
+    "ultrabin",
+    "HuggingFaceH4/ultrafeedback_binarized",
+    {"train": "train_prefs", "test": "test_prefs"},
+)
+def read_ultrabin(rows: Iterable[Row], split: str) -> Records:
+    """UltraFeedback, binarized: the best of four answers by GPT-4 against one of the others."""
+    for row in rows:
+        chosen, rejected = row["chosen"], row["rejected"]
+        rewards = (row["score_chosen"], row["score_rejected"])
+        yield _compare(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], rewards)
+
+
+@register("ultrafeedback_armorm", "princeton-nlp/llama3-ultrafeedback-armorm")
+@register("ultrafeedback_gemma", "princeton-nlp/gemma2-ultrafeedback-armorm")
+def read_ultrafeedback_armorm(rows: Iterable[Row], split: str) -> Records:
+    """UltraFeedback's prompts, answered by an instruct model: ArmoRM's best and its worst."""
+    for row in rows:
+        chosen, rejected = row["chosen"], row["rejected"]
+        rewards = (max(row["all_rm_scores"]), min(row["all_rm_scores"]))
+        yield _compare(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], rewards)
+
+
+@register(
+    "ultrachat",
+    "HuggingFaceH4/ultrachat_200k",
+    {"train": "train_sft", "test": "test_sft"},
+)
+def read_ultrachat(rows: Iterable[Row], split: str) -> Records:
+    """UltraChat's conversations of several turns."""
+    for row in rows:
+        yield {"messages": _turns(row["messages"])}
+
+
+@register("s1k_11", "simplescaling/s1K-1.1", {"train": "train"})
+def read_s1k_11(rows: Iterable[Row], split: str) -> Records:
+    """s1K-1.1: a thousand hard questions with DeepSeek R1's thoughts and answers."""
+    for row in rows:
+        thoughts, answer = row["deepseek_thinking_trajectory"], row["deepseek_attempt"]
+        yield {
+            "question": row["question"],
+            "completion": f"<think>\n{thoughts.strip()}\n</think>\n\n{answer}",
+            "solution": row["solution"],
+        }
+
+
+@register("safe_rlhf", "PKU-Alignment/PKU-SafeRLHF-single-dimension")
+def read_safe_rlhf(rows: Iterable[Row], split: str) -> Records:
+    """PKU-SafeRLHF with one preference a pair, helpful and harmless at once."""
+    for row in rows:
+        better = row["better_response_id"]
+        yield _compare(row["prompt"], row[f"response_{better}"], row[f"response_{1 - better}"])
+
+
+@register("wildbench", "allenai/WildBench", {"test": "test"}, name="v2")
+def read_wildbench(rows: Iterable[Row], split: str) -> Records:
+    """WildBench's conversations of real users (all turns), with GPT-4's answers."""
+    for row in rows:
+        answer = _turn("assistant", row["references"]["gpt-4"])
+        messages = [*_turns(row["conversation_input"]), answer]
+        yield {"messages": messages, "checklist": row["checklist"]}
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _turns(messages: Iterable[Row]) -> list[dict[str, str]]:
+    return [_turn(message["role"], message["content"]) for message in messages]
+
+
+def _compare(
+    prompt: str | list[Row], better: str, worse: str, rewards: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """Return the pairwise_feedback record of two answers."""
+    record = {
+        "type": "pairwise_feedback",
+        "prompt": prompt if isinstance(prompt, str) else _turns(prompt),
+        "output_A": [_turn("assistant", better)],
+        "output_B": [_turn("assistant", worse)],
+        "label": 1,
+    }
+    if rewards:
+        record |= {"reward_A": float(rewards[0]), "reward_B": float(rewards[1])}
+    return record

@@ -1,0 +1,112 @@
+"""The static shapes of packed batches: which fit every row of a plan, and recur between plans."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from halos_jax.types import Item
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The static shapes of every batch of a plan (see `types.Batch`)."""
+
+    microbatches: int
+    rows: int
+    tokens: int
+    positions: int
+    copies: int
+    buckets: tuple[tuple[int, int], ...]
+
+    @property
+    def num_slots(self) -> int:
+        return sum(count * length for count, length in self.buckets)
+
+    @property
+    def num_sequences(self) -> int:
+        return sum(count for count, _ in self.buckets)
+
+
+def fit_layout(items, steps, microbatches: int, num_rows: int, multiple: int) -> Layout:
+    """Return the smallest rounded shapes into which every row of every step fits."""
+    rows = [[items[index] for index in row] for step in steps for row in step]
+    tokens = max(sum(item.num_tokens for item in row) for row in rows)
+    positions = max(sum(sum(item.num_targets) for item in row) for row in rows)
+    lengths = _bucket_lengths(max(_longest(item) for row in rows for item in row), multiple)
+    return Layout(
+        microbatches=microbatches,
+        rows=num_rows,
+        tokens=round_shape(tokens, multiple, parts=8),
+        positions=round_shape(positions, 8, parts=4),
+        copies=max(len(item.responses) for row in rows for item in row),
+        buckets=_fit_buckets(rows, lengths),
+    )
+
+
+def _fit_buckets(rows, lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return (sequences, length) buckets that hold every row, out of the longest of `lengths`.
+
+    A bucket is as large as the row that fills it most, so several may hold more in all than one
+    would. Each is compiled by itself besides, and more counts are more shapes for another round to
+    miss. So the fewest buckets are taken whose attention costs little more than the least.
+    """
+    choices = []
+    for first in reversed(range(len(lengths))):
+        kept = lengths[first:]
+        counts = np.zeros(len(kept), np.int64)
+        for row in rows:
+            used = [_bucket_of(length, kept) for length in _sequence_lengths(row)]
+            counts = np.maximum(counts, np.bincount(used, minlength=len(kept)))
+        buckets = tuple(
+            (round_shape(int(count), 1, parts=2), length)
+            for count, length in zip(counts, kept, strict=True)
+            if count
+        )
+        choices.append((sum(count * length**2 for count, length in buckets), buckets))
+    least = min(cost for cost, _ in choices)
+    return next(buckets for cost, buckets in choices if cost <= 1.25 * least)
+
+
+def round_shape(size: int, multiple: int, *, parts: int) -> int:
+    """Round up to `multiple` times a number of a grid: `parts` steps from one power of 2 on.
+
+    The plan of another round then often finds shapes that are compiled already. The coarser the
+    grid, the oftener; so the cheapest axes get the coarsest grid: all matrix products see every
+    token of a row (at most 1/8 of waste), the head every position, attention alone the sequences.
+    """
+    units = max(-(-size // multiple), 1)
+    grid = max((1 << (units.bit_length() - 1)) // parts, 1)
+    return -(-units // grid) * grid * multiple
+
+
+def _bucket_lengths(longest: int, multiple: int) -> list[int]:
+    """Return up to three rising sequence lengths: the longest, its half and its quarter."""
+    longest = round_shape(longest, multiple, parts=8)
+    rounded = {-(-max(longest >> shift, 1) // multiple) * multiple for shift in range(3)}
+    return sorted(rounded)
+
+
+def _bucket_of(length: int, lengths: Sequence[int]) -> int:
+    return int(np.searchsorted(lengths, length))
+
+
+def _longest(item: Item) -> int:
+    return len(item.prompt_ids) + max(len(response) for response in item.responses)
+
+
+def _sequence_lengths(row: Sequence[Item]) -> list[int]:
+    return [len(item.prompt_ids) + len(response) for item in row for response in item.responses]
+
+
+def assign_sequences(row: Sequence[Item], layout: Layout) -> list[int]:
+    """Return the sequence number of each response of a row, in the order of its items."""
+    lengths = [length for _, length in layout.buckets]
+    starts = np.cumsum([0] + [count for count, _ in layout.buckets])
+    used = [0] * len(lengths)
+    numbers = []
+    for length in _sequence_lengths(row):
+        bucket = _bucket_of(length, lengths)
+        numbers.append(int(starts[bucket]) + used[bucket])
+        used[bucket] += 1
+    return numbers

@@ -1,0 +1,80 @@
+"""Which outputs of feedback supervised training learns."""
+
+import dataclasses
+
+from halos_jax.types import Completion, Demonstration, Judgement, Preference, Prompt
+
+
+@dataclasses.dataclass
+class _Output:
+    """What the feedback says of one output of a prompt, which it may repeat over many records."""
+
+    demonstration: Demonstration
+    rewards: list[float] = dataclasses.field(default_factory=list)
+    wins: int = 0  # pairs won less pairs lost
+    preferred: bool = False  # once, in a pair or by its label
+    labelled: bool = False  # by itself, not in a pair
+
+
+class Targets:
+    """Collects the outputs of feedback, then says which of them are learned.
+
+    One output of each prompt: the one with the best reward (its mean, where several records give
+    one); of binary feedback the first desirable one, if there is any. Pairs without rewards: the
+    one that wins most. A prompt of which nothing good is known (one undesirable answer without a
+    reward) gives none. Where `best_only` is false: every output that is preferred in some pair or
+    desirable, once, and of scored samples the best.
+
+    Attributes:
+      left_out: how many distinct outputs `choose` did not take.
+    """
+
+    def __init__(self, *, best_only: bool):
+        self.left_out = 0
+        self._best_only = best_only
+        self._outputs: dict[str, dict[tuple, _Output]] = {}
+
+    def add_preference(self, preference: Preference) -> None:
+        for completion, won in ((preference.chosen, True), (preference.rejected, False)):
+            output = self._find(preference.prompt, completion, preference.prompt_ids)
+            output.wins += 1 if won else -1
+            output.preferred |= won
+
+    def add_judgement(self, judgement: Judgement) -> None:
+        output = self._find(judgement.prompt, judgement.completion, judgement.prompt_ids)
+        output.preferred |= judgement.desirable
+        output.labelled = True
+
+    def add_scored(self, sample: Demonstration) -> None:
+        self._find(sample.prompt, sample.completion, sample.prompt_ids)
+
+    def choose(self) -> list[Demonstration]:
+        """Return the outputs to learn, prompts and outputs in the order in which they came."""
+        chosen = []
+        for by_text in self._outputs.values():
+            outputs = list(by_text.values())
+            taken = [one for one in outputs if one.preferred]
+            if self._best_only or not taken:
+                taken = _find_best(outputs)
+            self.left_out += len(outputs) - len(taken)
+            chosen += [one.demonstration for one in taken]
+        return chosen
+
+    def _find(self, prompt: Prompt, completion: Completion, prompt_ids: tuple[int, ...]) -> _Output:
+        outputs = self._outputs.setdefault(prompt.prompt_id, {})
+        new = _Output(Demonstration(prompt, completion, prompt_ids))
+        output = outputs.setdefault((completion.turns, completion.ids), new)
+        if completion.reward is not None:
+            output.rewards.append(completion.reward)
+        return output
+
+
+def _find_best(outputs: list[_Output]) -> list[_Output]:
+    """Return the best of a prompt's outputs, alone, or nothing where nothing good is known."""
+    desirable = [one for one in outputs if one.labelled and one.preferred]
+    if desirable:
+        return desirable[:1]
+    if all(one.rewards for one in outputs):
+        return [max(outputs, key=lambda one: sum(one.rewards) / len(one.rewards))]
+    known = [one for one in outputs if one.preferred or one.rewards]
+    return [max(known, key=lambda one: one.wins)] if known else []
