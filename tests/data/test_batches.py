@@ -1,9 +1,7 @@
 """Properties of plans and batches on random items: nothing lost, nothing twice, all found again."""
 
 import collections
-import dataclasses
 import functools
-import typing
 
 import jax
 import numpy as np
@@ -358,73 +356,6 @@ def test_items_that_cannot_be_packed_are_one_clear_error(items, message):
         plan_batches(made, batch_size=2, num_rows=1, tokens_per_row=64)
 
 
-def test_labels_and_the_samplers_logps_stand_at_their_items():
-    items = make_items(KINDS["groups"], 6, 0)
-    drawn = [tuple(np.float32(r) for r in item.responses) for item in items]  # all different
-    items = [
-        Item(i.prompt_ids, i.responses, i.roles, desirable=n < 2, old_logps=drawn[n] * (n % 2))
-        for n, i in enumerate(items)
-    ]
-    plan = plan_batches(items, batch_size=6, num_rows=2, tokens_per_row=4096)
-    reference = [tuple(-part for part in parts) for parts in drawn]
-    batch = build_batch(items, plan, 0, reference_logps=reference)
-    for index, parts in split_logps(plan, 0, items, batch.old_logps):
-        # Where nothing is known of who sampled, the reference stands in.
-        expected = drawn[index] if index % 2 else reference[index]
-        assert all((one == other).all() for one, other in zip(parts, expected, strict=True))
-    assert batch.sequences.desirable.sum() == 2 * 4
-
-
-def mask_items(items, seed):
-    """Give items masks, of which some leave a response without any target."""
-    rng = np.random.default_rng(seed)
-    return [
-        dataclasses.replace(
-            item,
-            masks=tuple(rng.random(len(part)) < rng.choice([0, 0.5]) for part in item.responses),
-            old_logps=tuple(np.float32(part) for part in item.responses),
-        )
-        for item in items
-    ]
-
-
-@pytest.mark.parametrize("plan", PLANS)
-def test_only_masked_in_tokens_are_targets(plan):
-    items = mask_items(make_items(KINDS["groups"], 23, 0), 1)
-    planned = plan_batches(items, seed=0, **PLANS[plan])
-    for step in range(len(planned)):
-        batch = build_batch(items, planned, step)
-        found = {
-            int(target): (int(row["tokens"][source]), int(number))
-            for _, row in rows_of(items, planned, step)
-            for target, source, number in zip(
-                row["target"], row["source"], row["sequence"], strict=True
-            )
-            if number < planned.layout.num_sequences
-        }
-        expected = {}
-        members = [items[index] for row in planned.steps[step] for index in row]
-        for item in members:
-            for response, mask in zip(item.responses, item.masks, strict=True):
-                before = np.concatenate([item.prompt_ids[-1:], response])
-                expected |= {
-                    int(target): int(source)
-                    for target, source, taken in zip(response, before, mask, strict=False)
-                    if taken
-                }
-        assert {target: source for target, (source, _) in found.items()} == expected
-        assert (batch.num_tokens == len(expected)).all()
-        # Without any target a sequence has no weight; with targets it has its item's.
-        sequences = [one for item in members for one in zip(item.masks, [item.weight] * 4)]
-        total = sum(weight * bool(mask.any()) for mask, weight in sequences)
-        assert batch.sequences.weight.sum() == total
-        assert (batch.sequences.role != PADDING).sum() == len(sequences)
-        # What is known of targets goes to them and comes back.
-        for index, parts in split_logps(planned, step, items, batch.old_logps):
-            for part, response, mask in zip(parts, items[index].responses, items[index].masks):
-                np.testing.assert_array_equal(part, response[mask])
-
-
 def test_who_shares_a_step_depends_on_the_seed_alone():
     items = make_items(KINDS["pairs"], 23, 0)
     plans = [
@@ -435,21 +366,6 @@ def test_who_shares_a_step_depends_on_the_seed_alone():
         [sorted(index for row in step for index in row) for step in plan.steps] for plan in plans
     ]
     assert all(other == first for other in others)
-
-
-def test_a_step_is_built_without_looking_at_others():
-    class Watched(list):
-        seen: typing.ClassVar[set] = set()
-
-        def __getitem__(self, index):
-            self.seen.add(index)
-            return super().__getitem__(index)
-
-    items = Watched(make_items(KINDS["pairs"], 40, 0))
-    plan = plan_batches(items, batch_size=4, num_rows=2, tokens_per_row=4096, seed=0)
-    Watched.seen.clear()
-    build_batch(items, plan, 7)
-    assert Watched.seen == {index for row in plan.steps[7] for index in row}
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(0, [7, 3] * 2), (10, [7, 3]), (12, [7, 3, 2])])

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from halos_jax.config import Config, ToyConfig
 from halos_jax.data import toy
 from halos_jax.data.chat import load_tokenizer, make_renderer
-from halos_jax.data.datasets import load_conversations, load_preferences, load_prompts
+from halos_jax.data.datasets import load_demonstrations, load_preferences, load_prompts
 from halos_jax.types import Turn
 
 SMALL = ToyConfig(num_sft=2000, num_pairs=600, num_prompts=200, num_eval=50, mistakes=0.4)
@@ -168,9 +168,9 @@ def test_the_renderer_reads_the_template(folder):
 
 
 def test_the_files_are_what_the_loaders_read(folder):
-    conversations = load_conversations(str(folder / "sft.jsonl"))
-    assert len(conversations) == 2000
-    lengths = collections.Counter(len(prompt.turns[0].content) for prompt, _ in conversations)
+    demonstrations = load_demonstrations(str(folder / "sft.jsonl"))
+    assert len(demonstrations) == 2000
+    lengths = collections.Counter(len(one.prompt.turns[0].content) for one in demonstrations)
     assert set(lengths) == {4, 5, 6} and min(lengths.values()) > 550
     preferences = load_preferences(str(folder / "pairs.jsonl"))
     for preference in preferences:
@@ -178,4 +178,4 @@ def test_the_files_are_what_the_loaders_read(folder):
         assert preference.chosen.turns[0].content == toy.sort_letters(letters)
     assert len(load_prompts(str(folder / "prompts.jsonl"))) == 200
     assert len(load_prompts(str(folder / "eval.jsonl"))) == 50
-    assert len(load_conversations(str(folder / "eval.jsonl"))) == 50
+    assert len(load_demonstrations(str(folder / "eval.jsonl"))) == 50
