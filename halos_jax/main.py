@@ -91,6 +91,18 @@ def _find_task(name: str) -> Callable:
         from halos_jax.rounds.sample_task import run_sampling
 
         return run_sampling
+    if name == "label":
+        from halos_jax.rounds.label_task import run_labelling
+
+        return run_labelling
+    if name == "eval":
+        from halos_jax.rounds.eval_task import run_evaluation
+
+        return run_evaluation
+    if name == "export":
+        from halos_jax.rounds.export_task import run_export
+
+        return run_export
     from halos_jax.rounds.single import run_training
 
     return run_training

@@ -1,7 +1,9 @@
+import typing
+
 import pytest
 
 from halos_jax import limits, schema
-from halos_jax.config import Config
+from halos_jax.config import Config, Task
 
 # A config of each task that is right; each case below breaks it in one way.
 RIGHT = {
@@ -21,7 +23,10 @@ def violations(**changes):
     return list(limits.find_violations(values | paths))
 
 
-@pytest.mark.parametrize("task", ["online", "sft", "reward_model", "align", "sample", "toy_data"])
+TASKS = sorted(set(typing.get_args(Task)) - {"pipeline", "eval"})
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_right_configs_pass(task):
     assert violations(task=task) == []
 
@@ -81,6 +86,10 @@ def test_each_number_has_its_limit(path, bad, edge):
         ),
         ({"task": "sample", "sampling__format": "alpacaeval"}, "has one output an instruction"),
         ({"task": "sample", "sampling__best_of": True, "reward__path": ""}, "reward.path: got ''"),
+        ({"task": "label", "feedback__threshold": "mean"}, "feedback.threshold: got 'mean'"),
+        ({"task": "eval"}, "data.eval: got ''"),
+        ({"task": "eval", "data__eval": "e", "reward__path": ""}, "reward.path: got ''"),
+        ({"task": "export", "model__path": ""}, "model.path: got ''"),
         ({"task": "toy_data", "toy__alphabet": "aab"}, "toy.alphabet: got 'aab'"),
         ({"task": "toy_data", "toy__alphabet": "a1"}, "toy.alphabet: got 'a1'"),
         ({"task": "toy_data", "toy__max_letters": 3}, "toy.max_letters: got 3, allowed: 4 (see"),

@@ -18,7 +18,10 @@ from halos_jax.overrides import apply_overrides, split_overrides
 from halos_jax.rewards.scorers import RewardError
 from halos_jax.rounds.checkpoints import CheckpointError
 from halos_jax.rounds.disk import WorkdirError
+from halos_jax.rounds.eval_task import run_evaluation
+from halos_jax.rounds.export_task import run_export
 from halos_jax.rounds.interrupt import Interrupted
+from halos_jax.rounds.label_task import run_labelling
 from halos_jax.rounds.loop import run_online
 from halos_jax.rounds.sample_task import run_sampling
 from halos_jax.rounds.single import run_training
@@ -45,6 +48,9 @@ EXPLAINED = [
         ("reward_model", run_training),
         ("align", run_training),
         ("sample", run_sampling),
+        ("label", run_labelling),
+        ("eval", run_evaluation),
+        ("export", run_export),
         ("toy_data", run_toy_data),
     ],
 )

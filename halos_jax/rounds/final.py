@@ -22,21 +22,36 @@ def is_complete(workdir: Path) -> bool:
 def export_final(
     params: Any, decoder: DecoderConfig, settings: ModelConfig, renderer: Renderer, workdir: Path
 ) -> Path:
+    """Export the params at the end of a run to `workdir/final`; as `export_policy`."""
+    return export_policy(params, decoder, settings, renderer, workdir / FOLDER)
+
+
+def export_policy(
+    params: Any,
+    decoder: DecoderConfig,
+    settings: ModelConfig,
+    renderer: Renderer,
+    folder: Path,
+    *,
+    dtype: str | None = None,
+) -> Path:
     """Export `params` with the tokenizer and chat template that they were trained with.
 
-    These are the files of `settings.path` as they are, unless `settings` names a tokenizer, a
+    The latter are the files of `settings.path` as they are, unless `settings` names a tokenizer, a
     template or tokens of its own. A classifier gets a padding token, so that transformers can
     score batches. Every process of the job calls this. Returns the folder, which
     appears whole or not at all.
 
+    Args:
+      dtype: of the stored weights; None: that of the params.
+
     Raises:
       ModelError: where the folder is taken, or the model is another than its source's.
     """
-    folder = workdir / FOLDER
     with export.replace_folder(folder) as partial:
         source, tokenizer = hf.resolve_model(settings.path), renderer.tokenizer
         pad_id = renderer.pad_id if decoder.num_labels else None
-        export.write_model(params, decoder, partial, source=source, pad_id=pad_id)
+        export.write_model(params, decoder, partial, source=source, dtype=dtype, pad_id=pad_id)
         own = settings.tokenizer or settings.chat_template or settings.added_tokens
         if pad_id is not None and pad_id != tokenizer.pad_token_id:
             # Model and tokenizer must agree on it; the run's own tokenizer stays as it is.

@@ -78,6 +78,8 @@ def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
         if round == 1:
             held_out = _load_held_out(run, position)
         manifest = _run_round(run, position, manifest, folder, held_out)
+        if round and run.config.rounds.export_each:
+            _export_round(run, position, round, folder)
         _report(run, manifest, budget.num_rounds)
     run.writer.flush()
     run.checkpoints.finish()
@@ -148,6 +150,18 @@ def _run_round(
     if run.is_writer:
         stages.remove_shards(folder, "eval")
     return manifest
+
+
+def _export_round(run: Run, position: _Position, round: int, folder: Path) -> None:
+    """Export the policy of a round to `rounds/0003/model`, while it still is the one at hand."""
+    model = folder / "model"
+    at_its_end = position.round == round and not position.stage_step
+    if not at_its_end or model.is_dir():
+        return
+    final.export_policy(
+        position.state.params, run.trainer.decoder, run.config.model, run.renderer, model
+    )
+    logger.info("the policy of round %d is in %s", round, model)
 
 
 # --------------------------------------------------------------------------- setting up

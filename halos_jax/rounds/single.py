@@ -75,7 +75,7 @@ def _train(
         decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
     warn_of_benchmarks(config.data.train)
     chosen = select_train(config.data, config.seed)
-    items = _load_items(config, loss, renderer, config.data.train, chosen)
+    items = load_fixed_items(config, loss, renderer, config.data.train, chosen)
     if loss.items == "unpaired":
         report_balance(items, config.loss)
     steps = count_steps(
@@ -102,7 +102,9 @@ def _train(
     )
     held_out = None
     if config.data.eval:
-        eval_items = _load_items(config, loss, renderer, config.data.eval, select_eval(config.data))
+        eval_items = load_fixed_items(
+            config, loss, renderer, config.data.eval, select_eval(config.data)
+        )
         held_out = training.make_dataset(trainer, eval_items, seed=None)
     needed = training.needs_reference(loss, [*items, *(held_out.items if held_out else ())])
     if needed:
@@ -148,9 +150,10 @@ def _make_saver(config, checkpoints, writer, stop: StopSignal, total: int):
     return save
 
 
-def _load_items(
+def load_fixed_items(
     config: Config, loss: Loss, renderer: Renderer, path: str, selection: Selection
 ) -> Sequence[Item]:
+    """Return the items of the loss that are in a file, cut to the config's lengths."""
     lengths = make_lengths(config)
     control = (config.data.good_token, config.data.bad_token)
     return load_items(loss.items, path, renderer, lengths, selection, control=control)

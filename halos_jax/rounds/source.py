@@ -30,10 +30,12 @@ _CHECKPOINT = "checkpoint "
 class Source:
     """A policy that exists: `settings.path` in Hugging Face format, or a checkpoint of a run.
 
-    `settings` are the config's own, with the path, tokenizer and template that belong to the
-    policy; `run` is the config of the run and `workdir` its folder where it has one.
+    `path` is where the user has found it. `settings` are the config's own, with the path, tokenizer
+    and template that belong to the policy; `run` is the config of the run and `workdir` its folder
+    where it has one.
     """
 
+    path: str
     settings: ModelConfig
     workdir: Path | None = None
     run: Config | None = None
@@ -90,7 +92,7 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
                 f"model.checkpoint: got {wanted}, but model.path={path!r} is not the workdir of a "
                 "run; allowed for a Hugging Face model: 'auto'"
             )
-        return Source(settings)
+        return Source(path, settings)
     workdir = Path(path).expanduser()
     if recorded.startswith(_CHECKPOINT):
         wanted = int(recorded.removeprefix(_CHECKPOINT))
@@ -98,7 +100,7 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
     if wanted == "auto" and final.is_complete(workdir):
         folder = str(workdir / final.FOLDER)
         logger.info("model.path: %s is the workdir of a run: using %s", path, folder)
-        return Source(dataclasses.replace(settings, path=folder), workdir, run)
+        return Source(path, dataclasses.replace(settings, path=folder), workdir, run)
     checkpoints = read_checkpoints(workdir / "checkpoints")
     try:
         if wanted == "auto" and checkpoints.latest() is None:
@@ -116,7 +118,7 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
         checkpoint,
         position["step"],
     )
-    return Source(_settings_of(settings, run), workdir, run, checkpoint)
+    return Source(path, _settings_of(settings, run), workdir, run, checkpoint)
 
 
 def load_decoder(source: Source) -> tuple[DecoderConfig, Renderer]:

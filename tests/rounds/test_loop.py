@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from halos_jax.config import (
     Config,
     ConfigError,
     DataConfig,
+    FeedbackConfig,
     ModelConfig,
     RewardConfig,
     RoundsConfig,
@@ -156,3 +158,35 @@ def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):
         assert manifest.prompts == datasets.identify_prompts(chosen)
         assert manifest.policy == ("sft" if round == 1 else "round-0001")
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+
+
+def test_each_round_leaves_its_policy_where_that_is_asked_for(toy, tmp_path, monkeypatch):
+    """Killed while the model of round 1 is written, the run writes it again before round 2."""
+    config = make_config(
+        toy,
+        tmp_path / "run",
+        rounds=RoundsConfig(total_prompts=4, prompts_per_round=2, export_each=True),
+        feedback=FeedbackConfig(type="binary"),
+        loss={"name": "kto"},
+    )
+    killed = dataclasses.replace(config, workdir=str(tmp_path / "killed"))
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.final.export, "write_model", die)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_online(killed, StopSignal())
+    assert states.load_manifest(round_folder(tmp_path / "killed", 1)).next_stage is None
+    assert not (round_folder(tmp_path / "killed", 1) / "model").exists()
+    monkeypatch.undo()
+    weights = {}
+    for found in (config, killed):
+        loop.run_online(found, StopSignal())
+        folders = [round_folder(found.workdir, round) / "model" for round in (1, 2)]
+        for folder in (*folders, Path(found.workdir) / "final"):
+            weights[found.workdir, folder.parent.name] = (folder / "model.safetensors").read_bytes()
+    (one, two, last), again = list(weights.values())[:3], list(weights.values())[3:]
+    assert [one, two, last] == again
+    assert one != two and two == last
+    assert not (round_folder(tmp_path / "run", 0) / "model").exists()

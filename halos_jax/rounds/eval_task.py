@@ -1,0 +1,125 @@
+"""`task=eval`: how good a policy is on held-out data.
+
+workdir/result.json   policy, data and every metric
+workdir/eval.jsonl    the scored samples (`eval.on=samples`)
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from halos_jax import sharding
+from halos_jax.config import Config, ConfigError
+from halos_jax.data import datasets, records
+from halos_jax.losses import get_loss
+from halos_jax.models import hf
+from halos_jax.models.spec import DecoderConfig
+from halos_jax.rewards.scorers import make_function_scorer, make_scorer
+from halos_jax.rounds import disk, source, stages
+from halos_jax.rounds.interrupt import StopSignal
+from halos_jax.rounds.job import Job, open_job
+from halos_jax.rounds.sample_task import load_sampler
+from halos_jax.rounds.single import load_fixed_items
+from halos_jax.rounds.source import Source
+from halos_jax.training import loop as training
+from halos_jax.types import Item
+
+logger = logging.getLogger(__name__)
+
+RESULT = "result.json"
+
+
+def run_evaluation(config: Config, stop: StopSignal) -> dict[str, float]:
+    """Evaluate the policy of `config.model` on `data.eval`; return the metrics.
+
+    With `eval.on="samples"` it answers the prompts, with the keys of every evaluation of an online
+    run, and the answers are scored by `reward` and its rules. With "feedback" the metrics are
+    those of `loss` on held-out feedback; its reference is `eval.reference`.
+    """
+    with open_job(config, stop) as job:
+        if not job.is_complete:
+            policy = source.find_source(config.model, recorded=job.policy)
+            if config.eval.on == "samples":
+                _evaluate_samples(job, policy)
+            else:
+                _evaluate_feedback(job, policy)
+        return job.metrics
+
+
+def _evaluate_samples(job: Job, policy: Source) -> None:
+    data = job.config.data
+    prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
+    job.begin(inputs=datasets.identify_prompts(prompts), policy=policy.name)
+    load_sampler(job, policy)
+    reward = job.config.reward
+    job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer)
+    job.rules = {name.rpartition(":")[2]: make_function_scorer(name) for name in reward.rules}
+    params = source.load_params(policy, job.sampler.decoder, job.mesh, job.config.seed)
+    scored, metrics = stages.evaluate_prompts(job, params, prompts, job.workdir)
+    stages.write_rows(job, job.workdir / "eval.jsonl", map(records.sample_to_record, scored))
+    _write_result(job, policy, len(prompts), metrics, {"eval.jsonl": len(scored)})
+    if job.is_writer:
+        stages.remove_shards(job.workdir, "eval")
+
+
+def _evaluate_feedback(job: Job, policy: Source) -> None:
+    loss = get_loss(job.config.loss)
+    decoder, renderer = source.load_decoder(policy)
+    if loss.needs == "scores" and not decoder.num_labels:
+        raise ConfigError(
+            f"model.path: got {job.config.model.path!r}, a model without a classification head, "
+            f"but loss {loss.name!r} evaluates scores; allowed: a reward model"
+        )
+    data = job.config.data
+    items = load_fixed_items(job.config, loss, renderer, data.eval, datasets.select_eval(data))
+    job.begin(inputs=_identify(items), policy=policy.name)
+    trainer = training.make_trainer(job.config, decoder, loss, job.mesh, total_steps=1)
+    dataset = training.make_dataset(trainer, items, seed=None)
+    if training.needs_reference(loss, items):
+        params = _load_reference(job, policy, decoder)
+        dataset = training.add_reference(trainer, dataset, params, label="reference")
+        del params
+    params = source.load_params(policy, decoder, job.mesh, job.config.seed)
+    metrics = training.evaluate(trainer, params, dataset)
+    _write_result(job, policy, len(items), metrics, {})
+
+
+def _load_reference(job: Job, policy: Source, decoder: DecoderConfig) -> Any:
+    """Load the reference's params, of the policy's architecture."""
+    path = job.config.eval.reference
+    if path:
+        settings, seed = dataclasses.replace(policy.settings, path=path), job.config.seed
+        settings = source.find_source(dataclasses.replace(settings, checkpoint="auto")).settings
+    elif policy.run is not None:
+        settings, seed = source.use_final(policy.run).model, policy.run.seed
+    else:
+        raise ConfigError(
+            f"eval.reference: got '', but loss {job.config.loss['name']!r} compares with a "
+            "reference, and model.path is no run's workdir, which would know it; set "
+            "--config.eval.reference=DIR, for a policy that has not been aligned to itself"
+        )
+    logger.info("reference: %s", settings.path)
+    return hf.load_or_init_params(settings, decoder, job.mesh, seed)
+
+
+def _identify(items: Sequence[Item]) -> str:
+    return records.digest([len(items), sum(item.num_tokens for item in items)])
+
+
+def _write_result(
+    job: Job, policy: Source, examples: int, metrics: dict[str, float], files: dict[str, int]
+) -> None:
+    result = {
+        "policy": policy.path,
+        "model": policy.name,
+        "data": job.config.data.eval,
+        "examples": examples,
+        "metrics": metrics,
+    }
+    if job.is_writer:
+        disk.write_json_atomic(job.workdir / RESULT, result)
+    sharding.wait_for_all("wrote the result")
+    job.commit("evaluate", files=files | {RESULT: 1}, metrics=metrics)
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+    logger.info("%d examples of %s: %s", examples, job.config.data.eval, shown)

@@ -1,0 +1,124 @@
+"""`task=label`: rewards for a file of samples, and the feedback that they make.
+
+workdir/scores.jsonl     a reward for each sample; null where it could not be labelled
+workdir/scored.jsonl     the samples with their rewards
+workdir/feedback.jsonl   what `feedback` says: pairs, labels or scored samples, to train on
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+from halos_jax.config import Config
+from halos_jax.data import records
+from halos_jax.data.chat import Renderer, load_policy_renderer, load_renderer
+from halos_jax.data.fields import RecordError
+from halos_jax.data.sources import read_sources
+from halos_jax.rewards.labels import read_scores
+from halos_jax.rewards.scorers import make_scorer
+from halos_jax.rounds import scoring, source, stages
+from halos_jax.rounds.interrupt import StopSignal
+from halos_jax.rounds.job import Job, open_job
+from halos_jax.types import FINISH_STOP, Sample
+
+logger = logging.getLogger(__name__)
+
+
+def run_labelling(config: Config, stop: StopSignal) -> dict[str, float]:
+    """Label, or carry on labelling, the samples of `data.train`; return counts and means.
+
+    A sample's own reward, if its record has one, is not looked at. What cannot be labelled is left
+    out of the feedback and counted. With a reward model the samples' own tokens are scored where
+    `model.path` says whose they are, else their text is rendered by the reward model's renderer.
+    """
+    with open_job(config, stop) as job:
+        if not job.is_complete:
+            _label(job)
+        return job.metrics
+
+
+def _label(job: Job) -> None:
+    data = job.config.data
+    samples = read_all_samples(data.train, data.train_split)
+    names = [[one.prompt.prompt_id, one.sample_id, one.output] for one in samples]
+    job.begin(inputs=records.digest(names))
+    if job.manifest.next_stage == "score":
+        logger.info("%d samples of %d prompts", len(samples), len({name for name, *_ in names}))
+        job.config = source.use_final(job.config)
+        renderer = _find_renderer(job.config)
+        job.scorer = make_scorer(job.config, job.mesh, renderer)
+        tokens = job.config.sampling.max_prompt_length
+        shown = [_with_ids(one, renderer, tokens, job.config) for one in samples]
+        files, metrics = scoring.write_scores(job, shown, job.workdir)
+        job.commit("score", files=files, metrics=metrics)
+    if job.is_writer:
+        scoring.remove_score_shards(job.workdir)
+    _write_feedback(job, samples)
+
+
+def read_all_samples(path: str, split: str = "") -> list[Sample]:
+    """Read the samples of a source, see `data/sources.py`; of `split` where that is given.
+
+    Raises:
+      RecordError: for a bad record, and where a prompt has two samples of one id.
+    """
+    samples = [
+        records.sample_from_record(fields.record, file=fields.file, line=fields.line)
+        for fields in read_sources(path, split)
+    ]
+    seen: set[tuple[str, int]] = set()
+    for sample in samples:
+        key = (sample.prompt.prompt_id, sample.sample_id)
+        if key in seen:
+            raise RecordError(
+                f"{path}: got sample {key[1]} of prompt {key[0]} twice, allowed: one sample for "
+                "each prompt_id and sample_id; number them anew"
+            )
+        seen.add(key)
+    return samples
+
+
+def _find_renderer(config: Config) -> Renderer | None:
+    """Return the renderer of who wrote the samples, else that of who reads them."""
+    if config.model.path or config.model.tokenizer:
+        return load_policy_renderer(config.model)
+    return load_renderer(config.reward.path) if config.reward.kind == "model" else None
+
+
+def _with_ids(sample: Sample, renderer: Renderer | None, tokens: int, config: Config) -> Sample:
+    """Return the sample with the tokens that are scored: its own, if their writer is known."""
+    if renderer is None:
+        return sample
+    known = bool(config.model.path or config.model.tokenizer)
+    prompt_ids = sample.prompt_ids if known else ()
+    response_ids = sample.response_ids if known else ()
+    finished = sample.finish_reason == FINISH_STOP
+    return dataclasses.replace(
+        sample,
+        prompt_ids=prompt_ids or tuple(renderer.render_prompt(sample.prompt.turns, tokens)),
+        response_ids=response_ids
+        or tuple(renderer.render_response(sample.output, finished=finished)),
+    )
+
+
+def _write_feedback(job: Job, samples: Sequence[Sample]) -> None:
+    scored = read_scores(job.workdir / scoring.SCORES, samples)
+    stages.write_rows(job, job.workdir / "scored.jsonl", map(records.sample_to_record, scored))
+    try:
+        rows, counts = stages.make_feedback(job.config, scored, job.config.sampling.round)
+    except ValueError as error:
+        raise RecordError(f"{job.config.data.train}: {error}") from error
+    stages.write_rows(job, job.workdir / "feedback.jsonl", rows)
+    if not rows:
+        logger.warning("there is no feedback: all rewards of each prompt are ties or missing")
+    logger.info(
+        "%d %s records are in %s (%s)",
+        len(rows),
+        job.config.feedback.type,
+        job.workdir / "feedback.jsonl",
+        ", ".join(f"{name} {count}" for name, count in counts.items()),
+    )
+    files = {"scored.jsonl": len(scored), "feedback.jsonl": len(rows)}
+    job.commit(
+        "feedback", files=files, metrics={f"feedback_{name}": n for name, n in counts.items()}
+    )

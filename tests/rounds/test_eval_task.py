@@ -1,0 +1,102 @@
+"""`task=eval` measures what the runs themselves measure."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from halos_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RoundsConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from halos_jax.rounds import state as states
+from halos_jax.rounds.eval_task import run_evaluation
+from halos_jax.rounds.interrupt import StopSignal
+from halos_jax.rounds.loop import run_online
+from halos_jax.rounds.single import run_training
+
+
+def make_config(toy, workdir, task, **changes) -> Config:
+    config = Config(
+        task=task,
+        workdir=str(workdir),
+        seed=3,
+        progress=False,
+        model=ModelConfig(path=str(toy / "policy"), compute_dtype="float32", remat="none"),
+        reward=RewardConfig(
+            kind="function",
+            function="halos_jax.data.toy:score_by_rule",
+            rules=("tests.rounds.test_label_task:score_letters",),
+        ),
+        data=DataConfig(train=str(toy / "prompts.jsonl"), eval=str(toy / "eval.jsonl"), max_eval=5),
+        rounds=RoundsConfig(total_prompts=2, prompts_per_round=2),
+        sampling=SamplingConfig(
+            num_samples_per_prompt=2, max_prompt_length=10, max_tokens=4, slots=8, chunk=4
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        train=TrainConfig(batch_size=8, max_length=16, row_multiple=64),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def test_samples_are_scored_as_the_online_run_scores_them(toy, tmp_path):
+    run_online(make_config(toy, tmp_path / "online", "online"), StopSignal())
+    for round, path in ((0, toy / "policy"), (1, tmp_path / "online")):
+        workdir = tmp_path / f"eval{round}"
+        config = make_config(toy, workdir, "eval")
+        model = dataclasses.replace(config.model, path=str(path))
+        metrics = run_evaluation(dataclasses.replace(config, model=model), StopSignal())
+        folder = states.round_folder(tmp_path / "online", round)
+        expected = states.load_manifest(folder).metrics
+        assert metrics == {name: expected[name] for name in metrics}
+        assert {"reward_eval", "reward_eval/score_letters", "response_tokens_eval"} <= set(metrics)
+        result = json.loads((workdir / "result.json").read_text())
+        assert result == {
+            "policy": str(path),
+            "model": "model" if round == 0 else "final",
+            "data": str(toy / "eval.jsonl"),
+            "examples": 5,
+            "metrics": metrics,
+        }
+        lines = [json.loads(line) for line in (workdir / "eval.jsonl").open()]
+        theirs = [json.loads(line) for line in (folder / "eval.jsonl").open()]
+        assert [line["response_ids"] for line in lines] == [t["response_ids"] for t in theirs]
+        assert not list(workdir.glob("*.shard-*"))
+        assert run_evaluation(dataclasses.replace(config, model=model), StopSignal()) == metrics
+
+
+def test_feedback_gives_the_loss_of_the_training_run(toy, tmp_path):
+    """The reference of a run's policy is what the run started from, unless another is named."""
+    pairs = DataConfig(train=str(toy / "pairs.jsonl"), eval=str(toy / "eval_pairs.jsonl"))
+    align = make_config(toy, tmp_path / "align", "align", data=pairs)
+    trained = run_training(align, StopSignal())
+    feedback = EvalConfig(on="feedback")
+    config = make_config(toy, tmp_path / "eval", "eval", data=pairs, eval=feedback)
+    with pytest.raises(ConfigError, match=r"eval\.reference: got '', but loss 'dpo' compares"):
+        run_evaluation(config, StopSignal())
+    model = dataclasses.replace(config.model, path=str(tmp_path / "align"))
+    config = dataclasses.replace(config, workdir=str(tmp_path / "eval2"), model=model)
+    metrics = run_evaluation(config, StopSignal())
+    assert "rewards_eval/accuracies" in metrics
+    assert metrics == pytest.approx({name: trained[name] for name in metrics}, abs=1e-6)
+    assert metrics["loss/eval"] != pytest.approx(math.log(2), abs=1e-4)
+    itself = EvalConfig(on="feedback", reference=str(tmp_path / "align"))
+    config = dataclasses.replace(config, workdir=str(tmp_path / "eval3"), eval=itself)
+    assert run_evaluation(config, StopSignal())["loss/eval"] == pytest.approx(math.log(2))
+
+
+def test_a_loss_of_scores_needs_a_reward_model(toy, tmp_path):
+    pairs = DataConfig(eval=str(toy / "eval_pairs.jsonl"))
+    changes = {"eval": EvalConfig(on="feedback"), "loss": {"name": "bradley-terry"}}
+    config = make_config(toy, tmp_path / "eval", "eval", data=pairs, **changes)
+    with pytest.raises(ConfigError, match="a model without a classification head, but loss 'brad"):
+        run_evaluation(config, StopSignal())

@@ -1,0 +1,132 @@
+"""`task=label`: rewards and feedback for files of samples, ours and other people's."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from halos_jax.config import (
+    Config,
+    DataConfig,
+    FeedbackConfig,
+    ModelConfig,
+    RewardConfig,
+    SamplingConfig,
+)
+from halos_jax.data import datasets, records
+from halos_jax.data.chat import load_renderer
+from halos_jax.data.fields import RecordError
+from halos_jax.models import export, hf, spec
+from halos_jax.rewards import scorers
+from halos_jax.rounds.interrupt import StopSignal
+from halos_jax.rounds.label_task import run_labelling
+from halos_jax.types import Prompt, Sample, Turn
+
+
+def score_letters(prompt, response: str) -> float:
+    """Give the length of the response."""
+    return float(len(response))
+
+
+@pytest.fixture
+def samples(toy):
+    """Return 3 samples of each of 4 prompts, as the policy would write them."""
+    renderer = load_renderer(str(toy / "policy"))
+    made = []
+    for prompt in ("bca", "dab", "ecd", "fba"):
+        turns = (Turn("user", prompt),)
+        for number, text in enumerate((prompt[:1], prompt[:2], prompt[:2])):
+            ids = renderer.render_prompt(turns, 16), renderer.render_response(text)
+            made.append(Sample(Prompt(prompt, turns), number, text, *map(tuple, ids), "stop"))
+    return made
+
+
+def make_config(workdir, source, **changes) -> Config:
+    config = Config(
+        task="label",
+        workdir=str(workdir),
+        progress=False,
+        reward=RewardConfig(kind="function", function="tests.rounds.test_label_task:score_letters"),
+        data=DataConfig(train=str(source)),
+        sampling=SamplingConfig(shard_prompts=2),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def write(path, samples) -> Path:
+    records.write_records(path, map(records.sample_to_record, samples))
+    return path
+
+
+def read(path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_each_kind_of_feedback_comes_with_the_scored_samples(samples, tmp_path):
+    source = write(tmp_path / "samples.jsonl", samples)
+    for kind, count in (("pairwise", 4), ("binary", 12), ("scalar", 12)):
+        workdir = tmp_path / kind
+        config = make_config(workdir, source, feedback=FeedbackConfig(type=kind))
+        metrics = run_labelling(config, StopSignal())
+        assert metrics["reward_label"] == pytest.approx(5 / 3)
+        assert metrics["unlabelled_label"] == metrics["feedback_unlabelled"] == 0
+        scored = datasets.load_scored(str(workdir / "scored.jsonl"))
+        assert scored == [dataclasses.replace(s, reward=float(len(s.output))) for s in samples]
+        feedback = read(workdir / "feedback.jsonl")
+        assert len(feedback) == count and {f["type"] for f in feedback} == {f"{kind}_feedback"}
+    for pair in datasets.load_preferences(str(tmp_path / "pairwise" / "feedback.jsonl")):
+        assert (pair.chosen.sample_id, pair.rejected.sample_id) == (1, 0)
+        original = next(s for s in samples if s.prompt == pair.prompt and s.sample_id == 1)
+        assert pair.chosen.ids == original.response_ids  # what was sampled goes to training
+
+
+def test_unlabelled_samples_are_left_out_and_counted(samples, tmp_path, monkeypatch):
+    def score(asked):
+        return [None if one.prompt.prompt_id == "bca" else float(one.sample_id) for one in asked]
+
+    monkeypatch.setattr(scorers, "make_function_scorer", lambda name: score)
+    source = write(tmp_path / "samples.jsonl", samples)
+    config = make_config(tmp_path / "run", source)
+    reward = dataclasses.replace(config.reward, max_unlabelled=0.3)
+    metrics = run_labelling(dataclasses.replace(config, reward=reward), StopSignal())
+    assert metrics["unlabelled_label"] == metrics["feedback_unlabelled"] == 3
+    assert (metrics["feedback_pairs"], metrics["feedback_single"]) == (3, 1)
+    assert "bca" not in {line["prompt_id"] for line in read(tmp_path / "run" / "feedback.jsonl")}
+    scored = read(tmp_path / "run" / "scored.jsonl")
+    assert [line.get("reward") for line in scored] == [None] * 3 + [0.0, 1.0, 2.0] * 3
+
+
+def test_a_reward_model_scores_the_tokens_of_the_policy_or_the_text(toy, samples, tmp_path):
+    """Files without tokens, and several at once, get the same scores."""
+    decoder = dataclasses.replace(hf.load_decoder_config(str(toy / "base")), num_labels=1)
+    params = spec.init_params(jax.random.key(2), decoder)
+    export.save_model(params, decoder, tmp_path / "reward", source=toy / "policy")
+    reward = RewardConfig(path=str(tmp_path / "reward"), compute_dtype="float32", max_length=40)
+    bare = [dataclasses.replace(one, prompt_ids=(), response_ids=()) for one in samples]
+    write(tmp_path / "a.jsonl", bare[:6])
+    write(tmp_path / "b.jsonl", bare[6:])
+    several = f"{tmp_path / 'a.jsonl'}, {tmp_path / 'b.jsonl'}"
+    found = []
+    for number, (path, source) in enumerate(
+        (
+            (str(toy / "policy"), write(tmp_path / "samples.jsonl", samples)),
+            ("", tmp_path / "samples.jsonl"),
+            ("", several),
+        )
+    ):
+        workdir = tmp_path / str(number)
+        model = ModelConfig(path=path)
+        run_labelling(make_config(workdir, source, model=model, reward=reward), StopSignal())
+        found.append([line["reward"] for line in read(workdir / "scores.jsonl")])
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], abs=1e-6)
+    assert found[0][1] == found[0][2] != found[0][0]  # equal samples are a tie
+    assert read(tmp_path / "2" / "scored.jsonl")[0]["prompt_ids"] == []
+
+
+def test_one_id_for_two_samples_is_an_error_that_names_it(samples, tmp_path):
+    source = write(tmp_path / "samples.jsonl", [*samples, samples[4]])
+    with pytest.raises(RecordError, match=r"got sample 1 of prompt dab twice"):
+        run_labelling(make_config(tmp_path / "run", source), StopSignal())
