@@ -44,6 +44,38 @@ def fit_layout(items, steps, microbatches: int, num_rows: int, multiple: int) ->
     )
 
 
+def reuse_layout(items, steps, *, needed: Layout, known: Layout) -> Layout:
+    """Return the layout with which programs of the layout `known` recur in another round.
+
+    That is `known` where every row of every step fits into it, or `known` grown by what does not
+    fit, so that the rounds after need not compile again; but `needed`, which `fit_layout` gave,
+    where the batch is split otherwise or the larger shapes would cost more than a quarter more.
+    """
+    rows = [[items[index] for index in row] for step in steps for row in step]
+    lengths = [length for _, length in known.buckets]
+    longest = max(length for row in rows for length in _sequence_lengths(row))
+    same = (known.rows, known.microbatches) == (needed.rows, needed.microbatches)
+    if not same or longest > lengths[-1]:
+        return needed
+    buckets = tuple(
+        (max(count, round_shape(int(used), 1, parts=2) if used else 0), length)
+        for (count, length), used in zip(known.buckets, _count_buckets(rows, lengths), strict=True)
+    )
+    grown = dataclasses.replace(
+        known,
+        tokens=max(known.tokens, needed.tokens),
+        positions=max(known.positions, needed.positions),
+        copies=max(known.copies, needed.copies),
+        buckets=buckets,
+    )
+    dear = (
+        grown.tokens > 1.25 * needed.tokens
+        or grown.positions > 1.5 * needed.positions
+        or _count_scores(grown.buckets) > 1.5 * _count_scores(needed.buckets)
+    )
+    return needed if dear else grown
+
+
 def _fit_buckets(rows, lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Return (sequences, length) buckets that hold every row, out of the longest of `lengths`.
 
@@ -54,18 +86,29 @@ def _fit_buckets(rows, lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
     choices = []
     for first in reversed(range(len(lengths))):
         kept = lengths[first:]
-        counts = np.zeros(len(kept), np.int64)
-        for row in rows:
-            used = [_bucket_of(length, kept) for length in _sequence_lengths(row)]
-            counts = np.maximum(counts, np.bincount(used, minlength=len(kept)))
+        counts = _count_buckets(rows, kept)
         buckets = tuple(
             (round_shape(int(count), 1, parts=2), length)
             for count, length in zip(counts, kept, strict=True)
             if count
         )
-        choices.append((sum(count * length**2 for count, length in buckets), buckets))
+        choices.append((_count_scores(buckets), buckets))
     least = min(cost for cost, _ in choices)
     return next(buckets for cost, buckets in choices if cost <= 1.25 * least)
+
+
+def _count_buckets(rows, lengths: Sequence[int]) -> np.ndarray:
+    """Return how many sequences each bucket must hold, for the row that fills it most."""
+    counts = np.zeros(len(lengths), np.int64)
+    for row in rows:
+        used = [_bucket_of(length, lengths) for length in _sequence_lengths(row)]
+        counts = np.maximum(counts, np.bincount(used, minlength=len(lengths)))
+    return counts
+
+
+def _count_scores(buckets: Sequence[tuple[int, int]]) -> int:
+    """Return what attention over the buckets costs, in (query, key) pairs."""
+    return sum(count * length**2 for count, length in buckets)
 
 
 def round_shape(size: int, multiple: int, *, parts: int) -> int:

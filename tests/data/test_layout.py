@@ -1,29 +1,61 @@
 """Shapes waste little, and the plans of like rounds meet in the same ones."""
 
 import collections
+import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
-from halos_jax.data.batches import plan_batches
+from halos_jax.data.batches import build_batch, plan_batches
 from halos_jax.data.layout import round_shape
 from halos_jax.types import CHOSEN, REJECTED, Item
 
 
-def test_shapes_recur_between_the_plans_of_like_rounds():
-    def draw(rng):
-        sizes = np.clip(rng.lognormal(np.log(150), 0.6, 3), 4, 512).astype(int)
+def draw_plan(number, *, median=150, **options):
+    """Return the plan of 512 random pairs."""
+    rng = np.random.default_rng(number)
+
+    def draw():
+        sizes = np.clip(rng.lognormal(np.log(median), 0.6, 3), 4, 512).astype(int)
         prompt, *responses = (np.ones(size, np.int32) for size in sizes)
         return Item(prompt, tuple(responses), (CHOSEN, REJECTED))
 
+    items = [draw() for _ in range(512)]
+    settings = {"batch_size": 32, "num_rows": 1, "tokens_per_row": 16384, "seed": number}
+    return items, plan_batches(items, **settings, **options)
+
+
+def test_shapes_recur_between_the_plans_of_like_rounds():
     layouts = collections.Counter()
     for number in range(10):
-        rng = np.random.default_rng(number)
-        items = [draw(rng) for _ in range(512)]
-        plan = plan_batches(items, batch_size=32, num_rows=1, tokens_per_row=16384, seed=number)
+        _, plan = draw_plan(number)
         layouts[plan.layout] += 1
         assert plan.fill > 0.75
     assert len(layouts) <= 7, "with exact shapes there would be 10"
+
+
+def test_a_layout_grows_until_all_like_rounds_fit_into_it():
+    layouts, known = [], None
+    for number in range(10):
+        items, plan = draw_plan(number, known=known)
+        known = plan.layout
+        layouts.append(known)
+        assert plan.fill > 0.7
+        for step in range(len(plan)):
+            build_batch(items, plan, step)  # everything has its place, or this fails
+    assert len(set(layouts)) <= 4
+    assert all(after.tokens >= before.tokens for before, after in itertools.pairwise(layouts))
+    assert len(set(layouts[4:])) == 1
+
+
+def test_a_layout_that_would_waste_much_is_not_taken_over():
+    _, long = draw_plan(0)
+    _, short = draw_plan(1, median=40)
+    _, after = draw_plan(1, median=40, known=long.layout)
+    assert after.layout == short.layout != long.layout
+    _, other = draw_plan(0, known=dataclasses.replace(long.layout, rows=2))
+    assert other.layout == long.layout
 
 
 @pytest.mark.parametrize(("parts", "waste"), [(2, 1 / 2), (4, 1 / 4), (8, 1 / 8)])
