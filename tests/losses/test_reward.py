@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from halos_jax.losses import LossInputs, get_loss
-from halos_jax.types import CHOSEN, REJECTED
+from halos_jax.types import CHOSEN, REJECTED, Item
 
 PAIR = (CHOSEN, REJECTED)
 
@@ -57,3 +57,42 @@ def test_equal_scores_give_ln_2_and_no_accuracy(pack):
     value, metrics = get_loss({"name": "bradley-terry"})(inputs, packed.batch)
     np.testing.assert_allclose(value, np.log(2), rtol=1e-7)
     assert metrics["rewards/accuracies"] == (0, 8)
+
+
+def test_margins_and_centring_equal_their_formulas(pack):
+    rng = np.random.default_rng(1)
+    draw = lambda: rng.integers(1, 50, rng.integers(1, 9)).astype(np.int32)  # noqa: E731
+    items = [
+        Item(draw(), (draw(), draw()), PAIR, tuple(rng.normal(size=2)), float(rng.integers(1, 4)))
+        for _ in range(7)
+    ]
+    packed = pack.of(items)
+    scores = make_scores(packed, 2)
+    placed = jnp.asarray(packed.place_by_role(scores))
+    chosen, rejected = (np.array([scores[i, role] for i in range(7)]) for role in PAIR)
+    gaps = np.array([item.rewards[0] - item.rewards[1] for item in items])
+    scale = np.array([item.weight for item in items])
+
+    for margin, centre in ((0.7, 0.0), (0.0, 0.3), (1.5, 0.01)):
+        loss = get_loss({"name": "bradley-terry", "margin": margin, "center_coefficient": centre})
+        run = lambda x, loss=loss: loss(LossInputs(scores=x), packed.batch)  # noqa: E731
+        (value, metrics), gradient = jax.value_and_grad(run, has_aux=True)(placed)
+        inner = chosen - rejected - margin * gaps
+        each = np.log1p(np.exp(-inner)) + centre * (chosen + rejected) ** 2
+        np.testing.assert_allclose(value, np.sum(scale * each) / scale.sum(), rtol=1e-5)
+        slope, pull = -1 / (1 + np.exp(inner)), 2 * centre * (chosen + rejected)
+        slopes = {CHOSEN: scale * (slope + pull), REJECTED: scale * (pull - slope)}
+        wanted = packed.place_by_role({(i, r): slopes[r][i] / scale.sum() for i, r in scores})
+        wanted = np.where(packed.batch.sequences.role > 0, wanted, 0)
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-7)
+        # The accuracy is of the scores alone, whatever margin was wanted.
+        assert metrics["rewards/accuracies"][0] == (chosen > rejected).sum()
+        if margin:
+            np.testing.assert_allclose(
+                metrics["rewards/wanted_margins"][0], margin * gaps.sum(), rtol=1e-4
+            )
+
+
+def test_negative_margins_are_refused():
+    with pytest.raises(ValueError, match=r"loss\.margin: got -1, allowed: 0 or more"):
+        get_loss({"name": "bradley-terry", "margin": -1})
