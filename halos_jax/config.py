@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from halos_jax import limits, schema
+from halos_jax.reward_config import RewardConfig
 
 Task = Literal[
     "online",
@@ -63,19 +64,6 @@ class LoraConfig:
     rslora: bool = False  # scale by alpha / sqrt(rank)
     # An adapter in PEFT format to start from; rank, alpha, targets and rslora are then its own.
     path: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardConfig:
-    kind: Literal["model", "function"] = "model"
-    path: str = ""  # sequence classifier in Hugging Face format
-    function: str = ""  # "package.module:function", called with (prompt turns, response text)
-    rules: tuple[str, ...] = ()  # further functions that score the held-out samples, for metrics
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    max_length: int = 2048
-    max_unlabelled: float = 0.1  # stop where a larger fraction of the samples has no reward
-    missing_eos_penalty: float = 0.0  # taken off the reward of a sample cut by the token limit
-    cut_at_sentence: bool = False  # score the output up to its last ".", "!" or "?", as HALOs does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,6 +254,12 @@ RESUMABLE = (
     "rounds.export_each",
     "workdir",
     "reward.max_unlabelled",
+    "reward.judge.cache",
+    "reward.judge.concurrency",
+    "reward.judge.key_variable",
+    "reward.judge.requests_per_minute",
+    "reward.judge.retries",
+    "reward.judge.timeout",
 )
 
 

@@ -4,6 +4,7 @@ A config comes here flat, as path -> value, so that this file knows names and nu
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,10 @@ _AT_LEAST = {
         "data.max_train",
         "data.n_examples",
         "optimizer.weight_decay",
+        "reward.judge.max_tokens",
+        "reward.judge.repeats",
+        "reward.judge.requests_per_minute",
+        "reward.judge.retries",
         "reward.missing_eos_penalty",
         "rounds.num_skip",
         "sampling.num_prompts",
@@ -41,6 +46,7 @@ _AT_LEAST = {
         "checkpoint.keep",
         "model.head_chunk",
         "model.pad_vocab_to",
+        "reward.judge.concurrency",
         "reward.max_length",
         "rounds.prompts_per_round",
         "rounds.total_prompts",
@@ -61,7 +67,12 @@ _AT_LEAST = {
         "train.tokens_per_device",
     ),
 }
-_ABOVE_ZERO = ("optimizer.learning_rate", "optimizer.eps", "optimizer.max_grad_norm")
+_ABOVE_ZERO = (
+    "optimizer.learning_rate",
+    "optimizer.eps",
+    "optimizer.max_grad_norm",
+    "reward.judge.timeout",
+)
 _FRACTIONS = (
     "data.frac_unique_desirable",
     "data.frac_unique_undesirable",
@@ -82,6 +93,7 @@ def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
     yield from _check_numbers(values)
     yield from _check_mesh(values)
     yield from _check_names(values)
+    yield from _check_judge(values)
     if values["task"] == "online":
         yield from _check_online(values)
     if values["task"] == "sample":
@@ -186,13 +198,6 @@ def _check_sample(values: Mapping[str, Any]) -> Iterable[str]:
         )
 
 
-def _check_reward(values: Mapping[str, Any]) -> Iterable[str]:
-    kind = values["reward.kind"]
-    wanted = {"model": "reward.path", "function": "reward.function"}[kind]
-    if not values[wanted]:
-        yield f"{wanted}: got '', but reward.kind={kind!r} needs it; set --config.{wanted}=..."
-
-
 def _check_threshold(values: Mapping[str, Any]) -> Iterable[str]:
     kind_of_feedback, threshold = values["feedback.type"], values["feedback.threshold"]
     if kind_of_feedback == "pairwise" and threshold != "auto":
@@ -209,7 +214,7 @@ def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:
     """Refuse lengths that would cut a sample before it is scored or trained on."""
     longest = values["sampling.max_prompt_length"] + values["sampling.max_tokens"]
     uses = {"train.max_length": "trained"} if values["task"] == "online" else {}
-    if values["reward.kind"] == "model":
+    if values["reward.kind"] == "model" and not _has_parts(values):
         uses["reward.max_length"] = "scored"
     for path, use in uses.items():
         if longest > values[path]:
@@ -218,6 +223,37 @@ def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:
                 f"sampling.max_tokens = {longest}: a sample would be cut before it is {use}; "
                 "raise the former or lower one of the latter"
             )
+
+
+def _check_reward(values: Mapping[str, Any]) -> Iterable[str]:
+    kind = values["reward.kind"]
+    needs = {"model": "path", "function": "function", "judge": "judge.model"}
+    wanted = f"reward.{needs[kind]}"
+    # What each part of a sum needs is for `rewards.parts` to say.
+    if not values[wanted] and not _has_parts(values):
+        yield f"{wanted}: got '', but reward.kind={kind!r} needs it; set --config.{wanted}=..."
+
+
+def _has_parts(values: Mapping[str, Any]) -> bool:
+    return any(path.startswith("reward.parts.") for path in values)
+
+
+def _check_judge(values: Mapping[str, Any]) -> Iterable[str]:
+    variable, url = values["reward.judge.key_variable"], values["reward.judge.url"]
+    if variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
+        # It may be the key itself, so it is not repeated.
+        yield (
+            "reward.judge.key_variable: got what is no name of an environment variable; allowed: "
+            "the name of the one that holds the key, such as OPENAI_API_KEY, never the key"
+        )
+    if not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", url):
+        yield (
+            "reward.judge.url: got what is no plain address; allowed: http(s)://HOST[:PORT]/PATH, "
+            "without a user, a password or a key in it (see reward.judge.key_variable)"
+        )
+    lowest, highest = values["reward.judge.lowest"], values["reward.judge.highest"]
+    if not lowest < highest:
+        yield f"reward.judge.lowest: got {lowest}, allowed: less than .highest, which is {highest}"
 
 
 def _check_toy(values: Mapping[str, Any]) -> Iterable[str]:

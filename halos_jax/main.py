@@ -55,8 +55,9 @@ def _load_preset() -> ConfigDict:
 
 def _check_objective(config: Config) -> list[str]:
     from halos_jax.losses import check_feedback, check_loss
+    from halos_jax.rewards.parts import check_parts
 
-    errors = check_loss(config.loss)
+    errors = check_loss(config.loss) + check_parts(config)
     if config.task == "online":
         keep_logps = config.sampling.keep_logps
         errors += check_feedback(config.loss, config.feedback.type, keep_logps=keep_logps)
@@ -117,7 +118,7 @@ def _start_logging() -> None:
         stream=sys.stdout,
         force=True,  # absl has put its own handler there
     )
-    for noisy in ("absl", "orbax", "jax", "httpx"):
+    for noisy in ("absl", "orbax", "jax", "httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     sys.unraisablehook = _print_unraisable
 

@@ -9,7 +9,7 @@ PACKAGE = "halos_jax"
 
 # A module imports only from lower levels, or from its own subpackage.
 LEVELS = (
-    {"schema", "limits"},
+    {"schema", "limits", "reward_config"},
     {"types", "config"},
     {"overrides", "sharding", "metrics", "losses"},
     {"models", "data"},

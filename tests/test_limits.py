@@ -77,6 +77,18 @@ def test_each_number_has_its_limit(path, bad, edge):
         ({"rounds__reference": "round_start"}, "rounds.reference: got 'round_start'"),
         ({"reward__path": ""}, "reward.path: got '', but reward.kind='model'"),
         ({"reward__kind": "function"}, "reward.function: got '', but reward.kind='function'"),
+        ({"reward__kind": "judge"}, "reward.judge.model: got '', but reward.kind='judge'"),
+        (
+            {"reward__judge__key_variable": "sk-12"},
+            "reward.judge.key_variable: got what is no name",
+        ),
+        (
+            {"reward__judge__url": "localhost:80/v1"},
+            "reward.judge.url: got what is no plain address",
+        ),
+        ({"reward__judge__url": "http://user:word@host/v1"}, "without a user, a password or a key"),
+        ({"reward__judge__url": "http://host/v1?key=word"}, "without a user, a password or a key"),
+        ({"reward__judge__lowest": 10.0}, "reward.judge.lowest: got 10.0, allowed: less than"),
         ({"sampling__num_samples_per_prompt": 1}, "allowed: 2 or more"),
         ({"train__max_length": 2559}, "train.max_length: got 2559"),
         ({"reward__max_length": 2559}, "cut before it is scored"),
@@ -100,11 +112,19 @@ def test_each_number_has_its_limit(path, bad, edge):
 def test_each_combination_has_its_error(changes, expected):
     (line,) = violations(**changes)
     assert expected in line
+    # What may hold a secret is not repeated.
+    assert "sk-12" not in line and "word@" not in line and "=word" not in line
 
 
 def test_a_reward_function_needs_no_reward_length():
     changes = {"reward__kind": "function", "reward__function": "m:f", "reward__max_length": 1}
     assert violations(**changes) == []
+
+
+def test_what_the_parts_of_a_reward_need_is_not_asked_of_the_sum():
+    values = dict(schema.flatten(schema.to_plain(Config()))) | RIGHT
+    values |= {"reward.path": "", "reward.max_length": 1, "reward.parts.a.path": "reward"}
+    assert list(limits.find_violations(values)) == []
 
 
 def test_tasks_ask_only_for_what_they_use():

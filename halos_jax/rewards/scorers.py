@@ -5,7 +5,8 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,21 +20,54 @@ from halos_jax.data.tokenize import make_group_items
 from halos_jax.metrics import make_progress
 from halos_jax.models import decoder, hf, vocab
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.rewards.functions import ReferenceAnswerError
+from halos_jax.rewards.judge import make_judge_scorer
 from halos_jax.rewards.labels import RewardError, Scorer
+from halos_jax.rewards.parts import list_parts, make_sum_scorer, part_to_reward
 from halos_jax.types import FINISH_STOP, Sample
 
 _LAST_SENTENCE = re.compile(r".*[.!?]", re.DOTALL)
 
 
-def make_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
-    """Return the scorer of `config.reward`; `renderer` is the policy's."""
-    if config.reward.kind == "function":
-        scorer = make_function_scorer(config.reward.function)
+def make_scorer(
+    config: Config,
+    mesh: Mesh,
+    renderer: Renderer,
+    check: Callable[[], None] = lambda: None,
+) -> Scorer:
+    """Return the scorer of `config.reward`, for `labels.label_samples`.
+
+    Args:
+      renderer: the policy's.
+      check: is called now and then by a scorer that waits; what it raises stops the scorer.
+
+    Raises:
+      ConfigError: where a function, a judge's template or a judge's key is missing.
+    """
+    if config.reward.parts:
+        scorers = {}
+        for name, part in list_parts(config.reward).items():
+            alone = dataclasses.replace(config, reward=part_to_reward(part, config.reward))
+            try:
+                scorers[name] = (part, _make_single_scorer(alone, mesh, renderer, check))
+            except ConfigError as error:
+                raise ConfigError(f"reward.parts.{name}: {error}") from error
+        scorer = make_sum_scorer(scorers)
     else:
-        scorer = make_model_scorer(config, mesh, renderer)
+        scorer = _make_single_scorer(config, mesh, renderer, check)
     if not config.reward.cut_at_sentence:
         return scorer
     return lambda samples: scorer([cut_at_sentence(sample, renderer) for sample in samples])
+
+
+def _make_single_scorer(
+    config: Config, mesh: Mesh, renderer: Renderer, check: Callable[[], None]
+) -> Scorer:
+    if config.reward.kind == "function":
+        return make_function_scorer(config.reward.function, config.reward.arguments)
+    if config.reward.kind == "judge":
+        return make_judge_scorer(config, check)
+    return make_model_scorer(config, mesh, renderer)
 
 
 def cut_at_sentence(sample: Sample, renderer: Renderer) -> Sample:
@@ -51,42 +85,70 @@ def cut_at_sentence(sample: Sample, renderer: Renderer) -> Sample:
     )
 
 
-def make_function_scorer(name: str) -> Scorer:
+def make_function_scorer(name: str, arguments: Mapping[str, Any] | None = None) -> Scorer:
     """Return a scorer that calls `package.module:function` with each prompt and response.
 
     The function gets the prompt as a list of {"role", "content"} dicts and the response as text,
-    and, where it has a parameter `record`, the other fields of the prompt's record. It returns a
-    finite number.
+    where it has a parameter `record` the other fields of the prompt's record, and `arguments`. It
+    returns a finite number, or None where it cannot say.
 
     Raises:
-      ConfigError: where the function cannot be imported.
+      ConfigError: where the function cannot be imported or does not take the arguments.
     """
+    function = _import_function(name)
+    arguments = dict(arguments or {})
+    wants_record = "record" in inspect.signature(function).parameters
+    _check_arguments(name, function, arguments, {"record": {}} if wants_record else {})
+
+    def score(samples: Sequence[Sample]) -> list[float | None]:
+        rewards = []
+        for sample in samples:
+            turns = [dataclasses.asdict(turn) for turn in sample.prompt.turns]
+            extra = {"record": dict(sample.prompt.extra)} if wants_record else {}
+            where = f"prompt {sample.prompt.prompt_id}, sample {sample.sample_id}"
+            try:
+                reward = function(turns, sample.output, **extra, **arguments)
+            except ReferenceAnswerError as error:
+                raise RewardError(f"reward.function {name!r}: {where}: {error}") from error
+            if reward is None:
+                rewards.append(None)
+            elif isinstance(reward, bool | int | float | np.number) and math.isfinite(reward):
+                rewards.append(float(reward))
+            else:
+                raise RewardError(
+                    f"reward.function {name!r}: got {reward!r} for {where}; allowed: a finite "
+                    "number, or None where there is no reward"
+                )
+        return rewards
+
+    return score
+
+
+def _import_function(name: str) -> Callable:
     module, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"reward.function: got {name!r}, which cannot be imported ({error}); allowed: "
             "'package.module:function' on the Python path"
         ) from error
-    wants_record = "record" in inspect.signature(function).parameters
 
-    def score(samples: Sequence[Sample]) -> list[float]:
-        rewards = []
-        for sample in samples:
-            turns = [dataclasses.asdict(turn) for turn in sample.prompt.turns]
-            extra = {"record": dict(sample.prompt.extra)} if wants_record else {}
-            reward = function(turns, sample.output, **extra)
-            if isinstance(reward, bool | int | float | np.number) and math.isfinite(reward):
-                rewards.append(float(reward))
-                continue
-            raise RewardError(
-                f"reward.function {name!r}: got {reward!r} for prompt {sample.prompt.prompt_id}, "
-                f"sample {sample.sample_id}; allowed: a finite number"
-            )
-        return rewards
 
-    return score
+def _check_arguments(
+    name: str, function: Callable, arguments: Mapping[str, Any], extra: Mapping[str, Any]
+) -> None:
+    """Raise ConfigError where the function does not take the arguments, or says they are wrong."""
+    try:
+        inspect.signature(function).bind([], "", **extra, **arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"reward.arguments: got {arguments}, which {name!r} does not take ({error}); allowed: "
+            f"the parameters of {inspect.signature(function)} after the response"
+        ) from error
+    lines = getattr(function, "check_arguments", lambda **_: [])(**arguments)
+    if lines:
+        raise ConfigError("\n".join(f"reward.arguments.{line}" for line in lines))
 
 
 def make_model_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:

@@ -213,7 +213,7 @@ def _make_run(
         mesh=mesh,
         renderer=renderer,
         sampler=make_sampler(config.sampling, renderer, decoder, mesh),
-        scorer=make_scorer(config, mesh, renderer),
+        scorer=make_scorer(config, mesh, renderer, stop.check),
         rules={name.rpartition(":")[2]: make_function_scorer(name) for name in config.reward.rules},
         trainer=trainer,
         checkpoints=checkpoints,

@@ -175,7 +175,7 @@ def _score(job: Job) -> None:
         return
     job.stop.check()
     samples = stages.read_samples(job.workdir / "samples.jsonl")
-    job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer)
+    job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
     files, metrics = scoring.write_scores(job, samples, job.workdir)
     job.scorer = None
     job.commit("score", files=files, metrics=metrics)

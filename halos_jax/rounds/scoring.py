@@ -66,7 +66,7 @@ def remove_score_shards(folder: Path) -> None:
 
 def _scores_one_by_one(settings: RewardConfig) -> bool:
     """Tell whether a sample's score depends on that sample alone, so that files may be split."""
-    return settings.kind in ("model", "function")
+    return settings.kind in ("model", "function") and not settings.parts
 
 
 def _split(samples: Sequence[Sample], prompts_per_shard: int) -> list[list[int]]:

@@ -266,12 +266,31 @@ def test_a_function_that_cannot_be_imported(functions, name):
         make_function_scorer(name)
 
 
-@pytest.mark.parametrize(
-    "name, got", [("text", "'good'"), ("nothing", "None"), ("infinite", "inf")]
-)
+@pytest.mark.parametrize("name, got", [("text", "'good'"), ("infinite", "inf")])
 def test_a_function_must_return_a_finite_number(renderer, functions, name, got):
     with pytest.raises(RewardError, match=f"got {got} for prompt p0, sample 0"):
         make_function_scorer(f"judge:{name}")(make_samples(renderer))
+
+
+def test_a_function_that_cannot_say_returns_none(renderer, functions):
+    assert make_function_scorer("judge:nothing")(make_samples(renderer)[:2]) == [None, None]
+
+
+def test_parts_are_made_and_added(renderer, functions):
+    parts = {
+        "long": {"function": "judge:length", "weight": 2.0},
+        "level": {"function": "judge:level", "normalise": "file"},
+    }
+    reward = RewardConfig(kind="function", parts=parts)
+    samples = make_samples(renderer, answers=("abc", "b", "a"))
+    labels = make_scorer(Config(reward=reward), None, renderer)(samples)
+    assert labels.parts["long"] == [3.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    level = np.array([10.0] * 3 + [11.0] * 2 + [12.0])
+    expected = 2 * np.array(labels.parts["long"]) + (level - level.mean()) / level.std()
+    np.testing.assert_allclose(labels.rewards, expected, rtol=1e-12)
+    parts["level"] = {"function": "judge:level", "arguments": {"x": 1}}
+    with pytest.raises(ConfigError, match=r"reward\.parts\.level: reward\.arguments: got {'x': 1}"):
+        make_scorer(Config(reward=dataclasses.replace(reward, parts=parts)), None, renderer)
 
 
 def test_an_error_inside_a_function_is_its_own(renderer, functions):
