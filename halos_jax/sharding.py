@@ -22,6 +22,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
+    "experts": "tensor",  # comes before "mlp", which gets the axis where they do not divide
     "mlp": "tensor",
     "vocab": "tensor",
 }

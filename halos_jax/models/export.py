@@ -188,7 +188,7 @@ class _Planned:
 
     name: str
     shape: tuple[int, ...]
-    layer: int | None  # None: not of a layer
+    index: tuple[int, ...]  # (), (layer,) or (layer, expert)
     paths: tuple[str, ...]
 
 
@@ -197,14 +197,16 @@ def _plan_tensors(config: DecoderConfig, table: dict[str, Tensor]) -> list[_Plan
     shapes = spec.list_shapes(config)
     inner = [path for path in shapes if path.startswith("layers/")]
     outer = [path for path in shapes if path not in inner]
-    layers = [(path, layer) for layer in range(config.num_layers) for path in inner]
+    layers = [(path, (layer,)) for layer in range(config.num_layers) for path in inner]
     planned = {}
-    for path, layer in [(outer[0], None), *layers, *((path, None) for path in outer[1:])]:
-        tensor = table[path]
-        name = tensor.name.format(layer=layer)
-        others = planned[name].paths if name in planned else ()
-        shape = tensor.shape_of(shapes[path][layer is not None :])
-        planned[name] = _Planned(name, shape, layer, (*others, path))
+    for path, above in [(outer[0], ()), *layers, *((path, ()) for path in outer[1:])]:
+        tensor, shape = table[path], shapes[path]
+        for below in np.ndindex(shape[len(above) : tensor.num_stacked]):
+            index = (*above, *below)
+            name = tensor.name_at(index)
+            others = planned[name].paths if name in planned else ()
+            own = tensor.shape_of(shape[len(index) :])
+            planned[name] = _Planned(name, own, index, (*others, path))
     return list(planned.values())
 
 
@@ -220,6 +222,14 @@ def _write_tensors(
     flat = traverse_util.flatten_dict(params, sep="/")
     shards = _split_shards(plan, dtype.itemsize, max_shard_bytes)
     weight_map, writes = {}, jax.process_index() == 0
+    # The tensors of a layer's experts come one after the other: they are fetched once.
+    fetch_experts = functools.lru_cache(1)(lambda path, layer: _fetch(flat[path], layer, dtype))
+
+    def fetch(path: str, index: tuple[int, ...]) -> np.ndarray:
+        if len(index) > 1:
+            return fetch_experts(path, index[0])[index[1:]]
+        return _fetch(flat[path], index[0] if index else None, dtype)
+
     for number, shard in enumerate(shards, 1):
         name = "model.safetensors"
         if len(shards) > 1:
@@ -229,10 +239,7 @@ def _write_tensors(
             if file is not None:
                 _write_header(file, shard, dtype)
             for planned in shard:
-                parts = [
-                    (table[path], _fetch(flat[path], planned.layer, dtype))
-                    for path in planned.paths
-                ]
+                parts = [(table[path], fetch(path, planned.index)) for path in planned.paths]
                 if file is not None:
                     theirs = np.ascontiguousarray(join_parts(parts))
                     file.write(theirs.reshape(-1).view(np.uint8).data)

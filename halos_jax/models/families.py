@@ -132,12 +132,10 @@ def _write_num_labels(made: dict[str, Any], num_labels: int) -> None:
 
 def list_tensors(config: DecoderConfig, family: Family) -> dict[str, Tensor]:
     """Return, for each array of the params, where a checkpoint of `family` has it."""
-    shapes = {
-        path: shape[path.startswith("layers/") :] for path, shape in list_shapes(config).items()
-    }
     table = dict(family.tensors)
     if config.gating is not None:
         table |= gating.list_gating_tensors(config.gating)
+    shapes = {path: shape[table[path].num_stacked :] for path, shape in list_shapes(config).items()}
     return bind_tensors(table, shapes)
 
 

@@ -14,6 +14,7 @@ from halos_jax.models.hf_fields import (
     HFConfig,
     get_layer_types,
     read_architecture,
+    read_experts,
     read_rope,
     read_two_ropes,
     read_windows,
@@ -129,6 +130,24 @@ def _read_olmo3(hf_config: HFConfig, errors: list[str]) -> Fields:
     return {**olmo2, **read_two_ropes(hf_config, errors), "windows": windows}
 
 
+def _read_mixtral(hf_config: HFConfig, errors: list[str]) -> Fields:
+    experts = read_experts({**hf_config, "norm_topk_prob": True}, errors, "intermediate_size")
+    return {**_read_mistral(hf_config, errors), "experts": experts}
+
+
+def _read_qwen3_moe(hf_config: HFConfig, errors: list[str]) -> Fields:
+    if hf_config.get("mlp_only_layers") or hf_config.get("decoder_sparse_step", 1) != 1:
+        errors.append(
+            "mlp_only_layers, decoder_sparse_step: got layers without experts; allowed: () and 1, "
+            "experts in every layer"
+        )
+    # All layers have the window, or none, as in Mistral.
+    windowed = hf_config.get("use_sliding_window")
+    same = hf_config if windowed else {**hf_config, "sliding_window": None}
+    experts = read_experts(hf_config, errors, "moe_intermediate_size")
+    return {**_read_mistral(same, errors), "qk_norm": "head", "experts": experts}
+
+
 def _read_phi3(hf_config: HFConfig, errors: list[str]) -> Fields:
     rope = read_rope(hf_config, errors, kinds=("default",))
     return {**_read_mistral({**hf_config, **NO_ROPE}, errors), "rope": rope}
@@ -187,6 +206,22 @@ _PHI3_LAYER = _LLAMA_LAYER | {
         Tensor("mlp.gate_up_proj.weight", TRANSPOSED, ("layers/gate", "layers/up")),
     ),
 }
+
+_EXPERT_NAMES = ("expert_gate", "expert_up", "expert_down")
+
+
+def _make_experts(block: str, names: tuple[str, str, str]) -> dict[str, Tensor]:
+    return {
+        "router": Tensor(f"{block}.gate.weight", TRANSPOSED),
+        **{
+            ours: Tensor(f"{block}.experts.{{expert}}.{name}.weight", TRANSPOSED)
+            for ours, name in zip(_EXPERT_NAMES, names, strict=True)
+        },
+    }
+
+
+_MIXTRAL_LAYER = _LLAMA_LAYER | _make_experts("block_sparse_moe", ("w1", "w3", "w2"))
+_QWEN3_MOE_LAYER = _QWEN3_LAYER | _make_experts("mlp", ("gate_proj", "up_proj", "down_proj"))
 
 _GPT_NEOX_OUTER = {
     "embed": Tensor("gpt_neox.embed_in.weight", MATRIX),
@@ -250,6 +285,22 @@ FAMILIES: dict[str, Family] = {
         _read_qwen3,
         _make_table(_LLAMA_OUTER, "model.layers", _QWEN3_LAYER),
         {"max_window_layers": 28, "sliding_window": 4096, "head_dim": 128},
+    ),
+    "mixtral": Family(
+        "MixtralForCausalLM",
+        "MixtralForSequenceClassification",
+        _read_mixtral,
+        _make_table(_LLAMA_OUTER, "model.layers", _MIXTRAL_LAYER),
+        {"rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0, "num_key_value_heads": 8}
+        | {"num_experts": 8, "num_experts_per_tok": 2},
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeForSequenceClassification",
+        _read_qwen3_moe,
+        _make_table(_LLAMA_OUTER, "model.layers", _QWEN3_MOE_LAYER),
+        {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+        | {"sliding_window": 4096, "num_key_value_heads": 4},
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",

@@ -230,11 +230,9 @@ def _check_tensors(
 
 def _expect(tensor: Tensor, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the names and shapes of the checkpoint's tensors for an array of ours."""
-    if "{layer}" not in tensor.name:
-        yield tensor.name, tensor.shape_of(shape)
-        return
-    for layer in range(shape[0]):
-        yield tensor.name.format(layer=layer), tensor.shape_of(shape[1:])
+    stacked = tensor.num_stacked
+    for index in np.ndindex(shape[:stacked]):
+        yield tensor.name_at(index), tensor.shape_of(shape[stacked:])
 
 
 def _summarize(problems: Iterable[tuple[str, str]]) -> list[str]:
@@ -278,15 +276,15 @@ def _read_block(
     tensor: Tensor,
     tensors: Tensors,
 ) -> np.ndarray:
-    """Read `leaf[bounds]` in the leaf's dtype; the first axis of layers/* are the layers."""
+    """Read `leaf[bounds]` in the leaf's dtype, one tensor of the checkpoint after the other."""
     block = np.empty([stop - start for start, stop in bounds], leaf.dtype)
     index = tuple(slice(*bound) for bound in bounds)
-    if "{layer}" not in tensor.name:
-        _copy(block, tensor.read(leaf.shape, index, tensors[tensor.name].__getitem__))
-        return block
-    for out, layer in zip(block, range(*bounds[0])):
-        stored = tensors[tensor.name.format(layer=layer)]
-        _copy(out, tensor.read(leaf.shape[1:], index[1:], stored.__getitem__))
+    stacked = tensor.num_stacked
+    shape, first = leaf.shape[stacked:], [start for start, _ in bounds[:stacked]]
+    for place in np.ndindex(block.shape[:stacked]):
+        at = tuple(start + step for start, step in zip(first, place, strict=True))
+        stored = tensors[tensor.name_at(at)]
+        _copy(block[place], tensor.read(shape, index[stacked:], stored.__getitem__))
     return block
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from halos_jax.models.spec import RopeConfig
+from halos_jax.models.spec import ExpertsConfig, RopeConfig
 
 HFConfig = Mapping[str, Any]
 
@@ -62,6 +62,26 @@ def read_architecture(hf_config: HFConfig, errors: list[str]) -> dict[str, Any]:
         "activation": _read_activation(hf_config, errors),
         "rope": read_rope(hf_config, errors),
     }
+
+
+def read_experts(hf_config: HFConfig, errors: list[str], d_mlp: str) -> ExpertsConfig | None:
+    """Return the mixture of experts; `d_mlp` names the field with the size of one of them."""
+    # Mixtral writes the first name, Qwen the second; so do defaults, which the first overrules.
+    number = hf_config.get("num_local_experts", hf_config.get("num_experts"))
+    sizes = {"num_experts": number}
+    sizes |= {name: hf_config.get(name) for name in ("num_experts_per_tok", d_mlp)}
+    found = [
+        f"{name}: got {value!r}, allowed: a positive integer"
+        for name, value in sizes.items()
+        if not isinstance(value, int) or value < 1
+    ]
+    if not found and sizes["num_experts_per_tok"] > number:
+        found = [f"num_experts_per_tok: got {sizes['num_experts_per_tok']}, allowed: {number} at"]
+        found[0] += " most, the number of experts"
+    if found:
+        errors += found
+        return None
+    return ExpertsConfig(*sizes.values(), normalize=bool(hf_config.get("norm_topk_prob")))
 
 
 def _read_sizes(hf_config: HFConfig, errors: list[str]) -> dict[str, int]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
+from halos_jax.models.experts import run_experts
 from halos_jax.models.rope import Rotate
 from halos_jax.models.spec import DecoderConfig
 
@@ -67,8 +68,13 @@ def project_out(attended: jax.Array, weights: Weights) -> jax.Array:
 
 
 def run_mlp(x: jax.Array, weights: Weights, config: DecoderConfig) -> jax.Array:
-    """Feed-forward `down(f(up(x)))`, or with a gate `down(f(gate(x)) * up(x))` (Shazeer 2020)."""
+    """Feed-forward `down(f(up(x)))`, or with a gate `down(f(gate(x)) * up(x))` (Shazeer 2020).
+
+    Where there is a router, each token goes to some of several of them.
+    """
     activate = _ACTIVATIONS[config.activation]
+    if config.experts is not None:
+        return run_experts(x, weights, config.experts, activate)
 
     def project_in(name: str) -> jax.Array:
         return checkpoint_name(project("...d,df->...f", x, weights, name), "mlp")

@@ -30,9 +30,10 @@ class Tensor:
 
     `axes` gives, for each axis of the checkpoint's tensor, the axes of ours that are flattened
     into it: ((1, 2), (0,)) is a weight [N * H, D] of our array [D, N, H]. In `name`, "{layer}"
-    stands for the number of the layer. `fused` lists the paths of all arrays in the tensor, one
-    behind the other along its first axis, or `by_head`: all of the first head, then all of the
-    second.
+    stands for the number of the layer, and "{expert}" for that of the expert: our array has an
+    axis for each in front, of which `axes` and the shapes below know nothing. `fused` lists the
+    paths of all arrays in the tensor, one behind the other along its first axis, or `by_head`: all
+    of the first head, then all of the second.
     """
 
     name: str
@@ -40,6 +41,15 @@ class Tensor:
     fused: tuple[str, ...] = ()
     by_head: bool = False
     rows: Rows | None = None  # of a fused tensor, once it is bound
+
+    @property
+    def num_stacked(self) -> int:
+        """The number of axes of ours, in front, whose elements are tensors of their own."""
+        return ("{layer}" in self.name) + ("{expert}" in self.name)
+
+    def name_at(self, index: Sequence[int]) -> str:
+        """Return the name of the tensor at `index` of the axes in front: (), (layer,), ..."""
+        return self.name.format(**dict(zip(("layer", "expert"), index, strict=False)))
 
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the checkpoint's tensor for our `shape` (without the layer axis)."""

@@ -39,6 +39,16 @@ class RopeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in place of each MLP; see `models.experts`."""
+
+    num_experts: int
+    per_token: int  # experts that each token goes to
+    d_mlp: int  # of one expert
+    normalize: bool = True  # the weights of a token's experts sum to one
+
+
+@dataclasses.dataclass(frozen=True)
 class GatingConfig:
     """A reward head of several objectives, weighed by the prompt; see `models.gating`."""
 
@@ -79,6 +89,7 @@ class DecoderConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     gated_mlp: bool = True
+    experts: ExpertsConfig | None = None  # None: one MLP
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
     scale_embeddings: bool = False  # by sqrt(D)
     attention_scale: float | None = None  # of the scores; None: H^-0.5
@@ -200,6 +211,8 @@ def _attention_spec(c: DecoderConfig) -> dict[str, ParamSpec]:
 
 
 def _mlp_spec(c: DecoderConfig) -> dict[str, ParamSpec]:
+    if c.experts is not None:
+        return _experts_spec(c.experts, c.d_model)
     spec = {}
     for name in ("gate", "up") if c.gated_mlp else ("up",):
         spec[name] = ParamSpec((c.d_model, c.d_mlp), ("embed", "mlp"))
@@ -209,6 +222,17 @@ def _mlp_spec(c: DecoderConfig) -> dict[str, ParamSpec]:
     if c.mlp_bias:
         spec["down_bias"] = ParamSpec((c.d_model,), ("embed",), "zeros")
     return spec
+
+
+def _experts_spec(experts: ExpertsConfig, d_model: int) -> dict[str, ParamSpec]:
+    shape, axes = (experts.num_experts, d_model, experts.d_mlp), ("experts", "embed", "mlp")
+    back = [(x[0], x[2], x[1]) for x in (shape, axes)]
+    return {
+        "router": ParamSpec(shape[1::-1], ("embed", None)),
+        "expert_gate": ParamSpec(shape, axes),
+        "expert_up": ParamSpec(shape, axes),
+        "expert_down": ParamSpec(*back, "scaled_normal"),
+    }
 
 
 @functools.partial(jax.jit, static_argnums=1)

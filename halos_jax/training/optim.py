@@ -11,6 +11,7 @@ _MUON_AXES = {
     **dict.fromkeys(("q", "k", "v"), ((1,), (2, 3))),
     "o": ((1, 2), (3,)),
     **dict.fromkeys(("gate", "up", "down"), ((1,), (2,))),
+    **dict.fromkeys(("expert_gate", "expert_up", "expert_down"), ((2,), (3,))),
 }
 
 

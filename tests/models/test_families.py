@@ -112,6 +112,24 @@ def test_labels_of_a_classifier(fields, labels):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"num_experts": 0}, "num_experts: got 0, allowed: a positive integer"),
+        ({"moe_intermediate_size": None}, "moe_intermediate_size: got None, allowed: a pos"),
+        ({"num_experts": 4}, "num_experts_per_tok: got 8, allowed: 4 at most, the number"),
+        ({"mlp_only_layers": [0]}, "got layers without experts; allowed: () and 1, experts in"),
+        ({"decoder_sparse_step": 2}, "got layers without experts"),
+    ],
+)
+def test_mixtures_that_are_refused(fields, message):
+    made = {**LLAMA_1B, "model_type": "qwen3_moe", "architectures": None, "rope_scaling": None}
+    assert make_decoder_config(made).experts.num_experts == 128
+    with pytest.raises(ModelError) as caught:
+        make_decoder_config(made | fields)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
         ({"model_type": "gpt9"}, "model_type: got 'gpt9', allowed: "),
         ({"model_type": None}, "model_type: got None"),
         ({"hidden_act": "relu"}, "hidden_act: got 'relu', allowed: 'silu'"),
@@ -199,7 +217,8 @@ def test_every_array_of_the_spec_has_its_tensor(model_type):
         assert tensors.keys() == shapes.keys()
         for path, tensor in tensors.items():
             inside = path.startswith("layers/")
-            rank = len(shapes[path]) - inside
+            assert tensor.num_stacked == inside + path.startswith("layers/expert_")
+            rank = len(shapes[path]) - tensor.num_stacked
             flattened = sorted(axis for group in tensor.axes for axis in group)
             assert flattened == list(range(rank))
             assert ("{layer}" in tensor.name) == inside

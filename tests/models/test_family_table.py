@@ -72,6 +72,21 @@ CASES = {
         | {"head_dim": 8, "tie_word_embeddings": True}
         | {"use_sliding_window": True, "sliding_window": 6, "layer_types": [*TYPES, TYPES[0]]},
     ],
+    "mixtral": [
+        GROUPED | {"num_local_experts": 5, "num_experts_per_tok": 2},
+        MULTI_QUERY | {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 6},
+        GROUPED | {"num_local_experts": 3, "num_experts_per_tok": 1, "tie_word_embeddings": True},
+    ],
+    "qwen3_moe": [
+        GROUPED
+        | {"head_dim": 12, "num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": True}
+        | {"moe_intermediate_size": 20},
+        MULTI_QUERY
+        | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+        GROUPED
+        | {"head_dim": 8, "num_experts": 8, "num_experts_per_tok": 8, "attention_bias": True}
+        | {"use_sliding_window": True, "sliding_window": 5, "moe_intermediate_size": 8},
+    ],
     "gemma2": [
         GROUPED | {"head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 7},
         MULTI_QUERY

@@ -1,0 +1,143 @@
+"""Experts against loops in float64; the same on any mesh, for any load and in any company."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from halos_jax import sharding
+from halos_jax.models import spec
+from halos_jax.models.experts import route_tokens, run_experts
+from halos_jax.models.spec import DecoderConfig, ExpertsConfig
+
+D, F, ROWS, LENGTH = 8, 6, 4, 5
+EXPERTS = ExpertsConfig(num_experts=4, per_token=2, d_mlp=F)
+CASES = {
+    "normalized": EXPERTS,
+    "as they are": dataclasses.replace(EXPERTS, normalize=False),
+    "one": dataclasses.replace(EXPERTS, per_token=1, normalize=False),
+    "three of three": ExpertsConfig(num_experts=3, per_token=3, d_mlp=F),  # 2 devices: F is split
+}
+
+
+def make_weights(experts, mesh=None):
+    """Return random weights of one layer, sharded as a model's are."""
+    config = DecoderConfig(
+        vocab_size=8, num_layers=1, d_model=D, num_heads=2, num_kv_heads=1, head_dim=4, d_mlp=F
+    )
+    random = np.random.default_rng(0)
+    specs = spec.make_spec(dataclasses.replace(config, experts=experts))["layers"]
+    weights = {}
+    for name in ("router", "expert_gate", "expert_up", "expert_down"):
+        leaf = specs[name]
+        value = 0.5 * random.normal(size=leaf.shape[1:]).astype(np.float32)
+        if mesh is not None:
+            place = sharding.named_sharding(leaf.axes[1:], leaf.shape[1:], mesh)
+            value = jax.device_put(value, place)
+        weights[name] = value
+    return weights
+
+
+def make_tokens():
+    return np.random.default_rng(1).normal(size=(ROWS, LENGTH, D)).astype(np.float32)
+
+
+def run_by_loops(x, weights, experts):
+    """One token and one expert after the other, in float64."""
+    out = np.zeros(x.shape)
+    weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+    for place in np.ndindex(x.shape[:-1]):
+        token = x[place].astype(np.float64)
+        logits = token @ weights["router"]
+        probabilities = np.exp(logits) / np.exp(logits).sum()
+        chosen = np.argsort(-probabilities)[: experts.per_token]
+        total = probabilities[chosen].sum() if experts.normalize else 1.0
+        for expert in chosen:
+            gate = token @ weights["expert_gate"][expert]
+            hidden = gate / (1 + np.exp(-gate)) * (token @ weights["expert_up"][expert])
+            out[place] += probabilities[expert] / total * (hidden @ weights["expert_down"][expert])
+    return out
+
+
+@functools.partial(jax.jit, static_argnames="experts")
+def run(x, weights, experts):
+    return run_experts(x, weights, experts, jax.nn.silu)
+
+
+@functools.partial(jax.jit, static_argnames="experts")
+def run_gradients(x, weights, experts):
+    def loss(x, weights):
+        return jnp.sum(jnp.sin(run_experts(x, weights, experts, jax.nn.silu)))
+
+    return jax.grad(loss, (0, 1))(x, weights)
+
+
+@pytest.mark.parametrize("experts", CASES.values(), ids=CASES.keys())
+def test_outputs_are_those_of_the_loops(experts):
+    x, weights = make_tokens(), make_weights(experts)
+    found = run(x, weights, experts)
+    np.testing.assert_allclose(found, run_by_loops(x, weights, experts), rtol=1e-5, atol=1e-6)
+    # One token a slot, as when decoding.
+    found = run(x[:, 0], weights, experts)
+    expected = run_by_loops(x[:, 0], weights, experts)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_those_of_finite_differences():
+    x, weights = make_tokens(), make_weights(EXPERTS)
+    towards = {name: np.sign(value) * 0.1 for name, value in weights.items()}
+    _, gradients = run_gradients(x, weights, EXPERTS)
+    for name in weights:
+        step = 1e-4  # small enough that no token changes its experts
+
+        def value(sign, name=name, step=step):
+            moved = weights | {name: weights[name].astype(float) + sign * step * towards[name]}
+            return np.sin(run_by_loops(x, moved, EXPERTS)).sum()
+
+        expected = (value(1.0) - value(-1.0)) / (2 * step)
+        found = np.sum(np.asarray(gradients[name]) * towards[name])
+        assert found == pytest.approx(expected, rel=1e-3), name
+
+
+@pytest.mark.parametrize("name", ["normalized", "three of three"])
+def test_a_mesh_changes_neither_outputs_nor_gradients(mesh, mesh1, name):
+    experts, x = CASES[name], make_tokens()
+    with jax.set_mesh(mesh1):
+        alone = make_weights(experts)
+        expected = run(x, alone, experts), run_gradients(x, alone, experts)
+    weights = make_weights(experts, mesh)
+    axes = tuple(weights["expert_up"].sharding.spec)
+    assert axes[:2] == (("tensor", "fsdp") if name == "normalized" else (None, "fsdp"))
+    assert axes[2] == (None if name == "normalized" else "tensor")
+    placed = sharding.put_batch(x, mesh)
+    found = run(placed, weights, experts), run_gradients(placed, weights, experts)
+    for got, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_no_token_is_dropped_and_none_sees_the_others():
+    x, weights = make_tokens(), make_weights(EXPERTS)
+    whole = np.asarray(run(x, weights, EXPERTS))
+    for row in range(ROWS):
+        alone = run(x[row : row + 1], weights, EXPERTS)
+        np.testing.assert_allclose(alone[0], whole[row], rtol=1e-6, atol=1e-7)
+    same = np.broadcast_to(x[0, 0], x.shape)  # all of them go to the same two experts
+    found = np.asarray(run(same, weights, EXPERTS))
+    np.testing.assert_array_equal(found, np.broadcast_to(found[0, 0], found.shape))
+    np.testing.assert_allclose(found[0, 0], whole[0, 0], rtol=1e-6, atol=1e-7)
+
+
+def test_the_router_is_exact_in_bfloat16():
+    """Tokens and weights that bfloat16 holds are routed as in float64."""
+    router = np.asarray(jnp.asarray(make_weights(EXPERTS)["router"], jnp.bfloat16))
+    x = np.asarray(jnp.asarray(make_tokens(), jnp.bfloat16))
+    chosen, shares = route_tokens(jnp.asarray(x), jnp.asarray(router), EXPERTS)
+    assert shares.dtype == jnp.float32
+    logits = x.astype(np.float64) @ router.astype(np.float64)
+    order = np.argsort(-logits, axis=-1)[..., :2]
+    np.testing.assert_array_equal(chosen, order)
+    top = np.exp(np.take_along_axis(logits, order, -1))
+    np.testing.assert_allclose(shares, top / top.sum(-1, keepdims=True), rtol=1e-5)
