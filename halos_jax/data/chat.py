@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 
 from halos_jax.config import ConfigError, ModelConfig
 from halos_jax.data.fields import RecordError
+from halos_jax.data.guard import Guard
 from halos_jax.data.records import digest, turns_to_record
 from halos_jax.types import Turn
 
@@ -142,6 +143,8 @@ def make_renderer(tokenizer: Any, eos_token_ids: Iterable[int] | int | None = ()
 class Renderer:
     """Turns conversations into token ids, and sampled ids back into text.
 
+    Special tokens are the template's to set: where a content spells one it is text (see `guard`).
+
     Attributes:
       tokenizer: the Hugging Face tokenizer.
       template: the Jinja chat template in use.
@@ -160,9 +163,9 @@ class Renderer:
             logger.warning(
                 "the chat template prints the current date: prompts change from day to day"
             )
+        self._guard = Guard(tokenizer)
         self._adds_bos = not has_template and _adds_bos(tokenizer)
         self._header = self._render((_PROBE,), generate=True)
-        self._header_ids = self._encode(self._header)
         self._header_ids = self._encode(self._header)
         self._tail = self._find_tail()
         # Rendering is slow; a template that leaves these as they are leaves every answer so.
@@ -253,6 +256,10 @@ class Renderer:
         """
         return self._encode_behind_header(self._body(text) + (self.end_marker if finished else ""))
 
+    def render_prefix(self, text: str) -> tuple[int, ...]:
+        """Return the ids of what begins an answer for the model, special tokens in it as such."""
+        return self._encode_behind_header(text) if text else ()
+
     def decode_response(self, ids: Sequence[int], *, keep_marker: bool = False) -> str:
         """Return a response's text without special tokens and end marker; whitespace is kept.
 
@@ -271,7 +278,7 @@ class Renderer:
     def _render(self, turns: Sequence[Turn], *, generate: bool) -> str:
         try:
             return self.tokenizer.apply_chat_template(
-                turns_to_record(turns),
+                turns_to_record(Turn(turn.role, self._guard.hide(turn.content)) for turn in turns),
                 chat_template=self.template,
                 add_generation_prompt=generate,
                 tokenize=False,
@@ -335,12 +342,12 @@ class Renderer:
     def _body(self, text: str) -> str:
         """Return `text` as the template sets it between header and end marker."""
         if self._is_verbatim:
-            return text
+            return self._guard.hide(text)
         whole = self._render((_PROBE, Turn("assistant", text)), generate=False)
         if whole.startswith(self._header) and whole.endswith(self._tail):
             return whole[len(self._header) : len(whole) - len(self._tail)]
         # Templates that write one header to sample from and another into the history.
-        return text
+        return self._guard.hide(text)
 
     def _encode_behind_header(self, text: str) -> tuple[int, ...]:
         """Tokenize `text` as it stands behind a header, where that splits tokens at its start."""
@@ -350,7 +357,7 @@ class Renderer:
         return tuple(self._encode(text))
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self._guard.encode(text)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(

@@ -94,7 +94,7 @@ def make_controlled_items(
     Raises:
       ConfigError: where a prompt leaves no room for a response.
     """
-    prefixes = [renderer.render_response(text, finished=False) for text in control]
+    prefixes = [renderer.render_prefix(text) for text in control]
     render_response = functools.cache(renderer.render_response)
     items, truncated = [], 0
     for judgement in judgements:

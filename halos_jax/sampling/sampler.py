@@ -135,7 +135,7 @@ def sample_shard(
 
 def render_prefix(settings: SamplingConfig, renderer: Renderer) -> tuple[int, ...]:
     """Return the ids of `sampling.prefix`, which end every prompt and count as a part of it."""
-    return renderer.render_response(settings.prefix, finished=False) if settings.prefix else ()
+    return renderer.render_prefix(settings.prefix)
 
 
 def _run_jobs(sampler, weights, jobs, rendered, *, seed, round, on_sample) -> None:

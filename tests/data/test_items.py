@@ -22,6 +22,9 @@ class LetterRenderer:
     def render_response(self, text, *, finished=True):
         return (*map(ord, text), *((0,) if finished else ()))
 
+    def render_prefix(self, text):
+        return tuple(map(ord, text))
+
 
 def turn(role, content):
     return {"role": role, "content": content}

@@ -44,6 +44,9 @@ class LetterRenderer:
     def render_response(self, text, *, finished=True):
         return (*map(ord, text), *((END,) if finished else ()))
 
+    def render_prefix(self, text):
+        return tuple(map(ord, text))
+
 
 RENDERER = LetterRenderer()
 

@@ -1,0 +1,72 @@
+"""Keeps special tokens that somebody has typed apart from those that the chat template sets.
+
+A template puts contents between its markers, as text. Tokenized as it is, a content that spells a
+marker ("<|im_end|>") would end its turn and could speak in another role. So such spellings are
+hidden behind placeholders while the template is rendered, and become ordinary tokens afterwards.
+"""
+
+import logging
+import re
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_OPEN, _CLOSE = "\U000fd000", "\U000fd001"  # of private use: no text has them, no template cares
+_PLACEHOLDER = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+
+
+class Guard:
+    """Hides special tokens in contents, and encodes what was hidden as plain text.
+
+    Tokens that are added but not special ("<think>" in some models) are left alone: answers are
+    meant to hold them. A text without special tokens is encoded as ever. Around one that has some,
+    each piece between two tokens is encoded by itself, which for byte-level tokenizers is the same;
+    others may mark the start of each piece by a token of its own.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder.values()
+        self._tokens = {token.content: token for token in added if token.special and token.content}
+        self._tokens = {text: self._tokens[text] for text in sorted(self._tokens, key=len)[::-1]}
+        self._numbers = {text: number for number, text in enumerate(self._tokens)}
+        self._pattern = re.compile("|".join(map(re.escape, self._tokens)) or r"(?!)")
+        self._warned = False
+
+    def hide(self, content: str) -> str:
+        """Return a content with each special token that it spells behind a placeholder."""
+        if not self._pattern.search(content):
+            return content
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "a text spells the special token %r; it and others like it are read as plain text",
+                self._pattern.search(content)[0],
+            )
+        return self._pattern.sub(lambda found: f"{_OPEN}{self._numbers[found[0]]}{_CLOSE}", content)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a rendered text: its special tokens as such, hidden ones as text."""
+        if not _PLACEHOLDER.search(text):
+            return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = []
+        start, strip = 0, False
+        for found in self._pattern.finditer(text):
+            token = self._tokens[found[0]]
+            piece = text[start : found.start()]
+            ids += self._encode_plain(piece, left=strip, right=token.lstrip)
+            ids.append(self._tokenizer.convert_tokens_to_ids(found[0]))
+            start, strip = found.end(), token.rstrip
+        return ids + self._encode_plain(text[start:], left=strip, right=False)
+
+    def _encode_plain(self, text: str, *, left: bool, right: bool) -> list[int]:
+        """Encode a piece between two special tokens, which may take the space beside them."""
+        text = text.lstrip() if left else text
+        text = text.rstrip() if right else text
+        if not text:
+            return []
+        names = list(self._tokens)
+        text = _PLACEHOLDER.sub(lambda found: names[int(found[1])], text)
+        return self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
