@@ -132,7 +132,8 @@ def make_unpaired_items(
     render_response = functools.cache(renderer.render_response)
     prompts = [tuple(j.prompt_ids or render_prompt(j.prompt.turns)) for j in judgements]
     responses = [_response_ids(j.completion, render_response) for j in judgements]
-    several = len(set(prompts)) > 1
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    groups = [numbers[prompt] for prompt in prompts]  # by number: prompts are long to compare
     items, truncated = [], 0
     for number, (judgement, prompt) in enumerate(zip(judgements, prompts, strict=True)):
         own = cut_response(responses[number], len(prompt), lengths)
@@ -142,7 +143,7 @@ def make_unpaired_items(
         others = (
             cut_response(responses[other], len(prompt), lengths)
             for other in _following(number, len(prompts))
-            if not several or prompts[other] != prompt
+            if len(numbers) == 1 or groups[other] != groups[number]
         )
         mismatched = next((other for other in others if not np.array_equal(other, own)), None)
         found = (own,) if mismatched is None else (own, mismatched)
