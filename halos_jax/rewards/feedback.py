@@ -41,7 +41,8 @@ def make_preferences(
     and the worst (the lowest sample id of equal best, the highest of equal worst); "min" takes the
     closest pair whose rewards differ by at least `threshold`, and every other pair that is as
     close; "all" takes every pair. But for "min" a pair must differ by more than `threshold`. Equal
-    rewards never make a pair.
+    rewards never make a pair, as they say nothing of which is better (HALOs keeps them in mode
+    "min" at threshold 0, with an arbitrary label).
     The shuffle depends only on (seed, round, prompt id, sample ids).
 
     Raises:

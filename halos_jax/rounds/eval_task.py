@@ -53,7 +53,7 @@ def _evaluate_samples(job: Job, policy: Source) -> None:
     job.begin(inputs=datasets.identify_prompts(prompts), policy=policy.name)
     load_sampler(job, policy)
     reward = job.config.reward
-    job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer)
+    job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
     job.rules = {name.rpartition(":")[2]: make_function_scorer(name) for name in reward.rules}
     params = source.load_params(policy, job.sampler.decoder, job.mesh, job.config.seed)
     scored, metrics = stages.evaluate_prompts(job, params, prompts, job.workdir)

@@ -46,7 +46,7 @@ def _label(job: Job) -> None:
         logger.info("%d samples of %d prompts", len(samples), len({name for name, *_ in names}))
         job.config = source.use_final(job.config)
         renderer = _find_renderer(job.config)
-        job.scorer = make_scorer(job.config, job.mesh, renderer)
+        job.scorer = make_scorer(job.config, job.mesh, renderer, job.stop.check)
         tokens = job.config.sampling.max_prompt_length
         shown = [_with_ids(one, renderer, tokens, job.config) for one in samples]
         files, metrics = scoring.write_scores(job, shown, job.workdir)

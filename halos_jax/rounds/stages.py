@@ -239,7 +239,7 @@ def evaluate_prompts(
     metrics = {"reward_eval": average_rewards(labels.rewards)}
     metrics |= measure_labels(labels, "eval")
     for name, scorer in run.rules.items():
-        metrics[f"reward_eval/{name}"] = float(np.mean(scorer(samples)))
+        metrics[f"reward_eval/{name}"] = average_rewards(scorer(samples))
     metrics["response_tokens_eval"] = float(np.mean([len(s.response_ids) for s in samples]))
     return scored, metrics
 

@@ -23,6 +23,7 @@ from halos_jax.data.chat import load_renderer
 from halos_jax.data.toy import make_toy_data
 from halos_jax.models import decoder, export, hf, spec
 from halos_jax.models.families import ModelError
+from halos_jax.reward_config import JudgeConfig
 from halos_jax.rewards import scorers
 from halos_jax.rewards.scorers import (
     RewardError,
@@ -291,6 +292,23 @@ def test_parts_are_made_and_added(renderer, functions):
     parts["level"] = {"function": "judge:level", "arguments": {"x": 1}}
     with pytest.raises(ConfigError, match=r"reward\.parts\.level: reward\.arguments: got {'x': 1}"):
         make_scorer(Config(reward=dataclasses.replace(reward, parts=parts)), None, renderer)
+
+
+def test_a_judge_is_a_scorer_like_any_other(renderer, functions, server, tmp_path):
+    server.reply = lambda question, before: f"Final Score: {question.count('b')}"
+    prompt = tmp_path / "prompt.jinja"
+    prompt.write_text("{{ response }}")
+    judge = JudgeConfig(url=server.url, model="m", key_variable="", prompt=str(prompt))
+    reward = RewardConfig(kind="judge", judge=judge)
+    samples = make_samples(renderer, answers=("abc", "bb", "a"))
+    config = Config(workdir=str(tmp_path / "run"), progress=False, reward=reward)
+    expected = [1.0, 2.0, 0.0, 2.0, 0.0, 0.0]
+    assert make_scorer(config, None, renderer)(samples) == expected
+    parts = {"b": {"weight": 2.0}, "long": {"kind": "function", "function": "judge:length"}}
+    config = dataclasses.replace(config, reward=dataclasses.replace(reward, parts=parts))
+    labels = make_scorer(config, None, renderer)(samples)
+    assert labels.rewards == [5.0, 6.0, 1.0, 6.0, 1.0, 1.0] and labels.parts["b"] == expected
+    assert len(server.bodies) == 3  # one a text, in the first run and never again
 
 
 def test_an_error_inside_a_function_is_its_own(renderer, functions):
