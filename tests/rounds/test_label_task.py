@@ -86,7 +86,7 @@ def test_unlabelled_samples_are_left_out_and_counted(samples, tmp_path, monkeypa
     def score(asked):
         return [None if one.prompt.prompt_id == "bca" else float(one.sample_id) for one in asked]
 
-    monkeypatch.setattr(scorers, "make_function_scorer", lambda name: score)
+    monkeypatch.setattr(scorers, "make_function_scorer", lambda *_: score)
     source = write(tmp_path / "samples.jsonl", samples)
     config = make_config(tmp_path / "run", source)
     reward = dataclasses.replace(config.reward, max_unlabelled=0.3)
