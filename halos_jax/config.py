@@ -226,6 +226,7 @@ class Config:
     seed: int = 0
     progress: bool = True  # progress bars on the console
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
     reward: RewardConfig = RewardConfig()
     data: DataConfig = DataConfig()
     rounds: RoundsConfig = RoundsConfig()

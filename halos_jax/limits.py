@@ -26,6 +26,8 @@ _AT_LEAST = {
         "data.max_prompt_count",
         "data.max_train",
         "data.n_examples",
+        "lora.alpha",
+        "lora.rank",
         "optimizer.weight_decay",
         "reward.judge.max_tokens",
         "reward.judge.repeats",
@@ -81,7 +83,7 @@ _FRACTIONS = (
     "optimizer.warmup_start",
     "toy.mistakes",
 )
-_BELOW_ONE = ("optimizer.beta1", "optimizer.beta2", "reward.max_unlabelled")
+_BELOW_ONE = ("lora.dropout", "optimizer.beta1", "optimizer.beta2", "reward.max_unlabelled")
 
 
 def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
@@ -94,6 +96,7 @@ def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
     yield from _check_mesh(values)
     yield from _check_names(values)
     yield from _check_judge(values)
+    yield from _check_lora(values)
     if values["task"] == "online":
         yield from _check_online(values)
     if values["task"] == "sample":
@@ -159,6 +162,16 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
         yield "sampling.stop: got an empty string, which would end every sample at once"
     if reference != "sft":
         yield f"rounds.reference: got {reference!r}, allowed so far: 'sft'"
+
+
+def _check_lora(values: Mapping[str, Any]) -> Iterable[str]:
+    if values["lora.path"] and values["lora.rank"]:
+        yield (
+            f"lora.rank: got {values['lora.rank']}, but the adapter of lora.path has a rank, alpha "
+            "and targets of its own; allowed: 0, or a new adapter with lora.path=''"
+        )
+    if values["lora.rank"] and not values["lora.targets"]:
+        yield "lora.targets: got (), allowed: 'all-linear', or names of linear layers (q_proj)"
 
 
 # Fields of fixed data -> their value where they are not used.

@@ -22,6 +22,7 @@ from halos_jax import sharding
 from halos_jax.models import families, hf, spec
 from halos_jax.models.families import ModelError, Tensor
 from halos_jax.models.layouts import join_parts
+from halos_jax.models.lora import Adapted, take_layer
 from halos_jax.models.spec import DecoderConfig
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def save_model(
     processes all of them call this, and process 0 writes.
 
     Args:
-      params: of `config`, sharded in any way; one tensor at a time is brought to the host.
+      params: of `config`, or of `lora.merge_adapter`, sharded in any way; one tensor at a time is
+        brought to the host.
       source: folder that the model came from: its config.json is kept where the weights do not
         contradict it, its tokenizer, chat template and generation config are copied. None: a
         Llama config is made and nothing is copied.
@@ -223,12 +225,14 @@ def _write_tensors(
     shards = _split_shards(plan, dtype.itemsize, max_shard_bytes)
     weight_map, writes = {}, jax.process_index() == 0
     # The tensors of a layer's experts come one after the other: they are fetched once.
-    fetch_experts = functools.lru_cache(1)(lambda path, layer: _fetch(flat[path], layer, dtype))
+    fetch_experts = functools.lru_cache(1)(
+        lambda path, layer: fetch_array(flat[path], layer, dtype)
+    )
 
     def fetch(path: str, index: tuple[int, ...]) -> np.ndarray:
         if len(index) > 1:
             return fetch_experts(path, index[0])[index[1:]]
-        return _fetch(flat[path], index[0] if index else None, dtype)
+        return fetch_array(flat[path], index[0] if index else None, dtype)
 
     for number, shard in enumerate(shards, 1):
         name = "model.safetensors"
@@ -287,8 +291,11 @@ def _write_header(file: BinaryIO, shard: list[_Planned], dtype: np.dtype) -> Non
     file.write(len(text).to_bytes(8, "little") + text)
 
 
-def _fetch(leaf: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
-    """Bring one array, or one layer of it, to the host as `dtype`; collective over processes."""
+def fetch_array(leaf: jax.Array | Adapted, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    """Bring one array, or one layer of it, to the host as `dtype`; collective over processes.
+
+    An adapter that `lora.merge_adapter` left to be added is added here.
+    """
     # A copy even where there is nothing to convert: an array keeps the host value that it was
     # asked for, and the params would hold theirs as long as they live.
     part = _copy(leaf, dtype) if layer is None else _take_layer(leaf, layer, dtype)
@@ -298,8 +305,8 @@ def _fetch(leaf: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def _take_layer(leaf: jax.Array, layer: int, dtype: np.dtype) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(leaf, layer, 0, keepdims=False).astype(dtype)
+def _take_layer(leaf: jax.Array | Adapted, layer: int, dtype: np.dtype) -> jax.Array:
+    return take_layer(leaf, layer, dtype)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

@@ -70,7 +70,7 @@ def load_decoder_config(path: str, settings: ModelConfig | None = None) -> Decod
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
     """Return the folder's config.json; ModelError where it is missing or no JSON object."""
-    read = _read_json(folder / "config.json")
+    read = read_json(folder / "config.json")
     if not isinstance(read, dict):
         raise ModelError(f"{folder / 'config.json'}: got {type(read).__name__}, allowed: an object")
     return read
@@ -104,7 +104,7 @@ def load_params(
         expected = {
             name: shape
             for path, leaf in stored.items()
-            for name, shape in _expect(table[path], leaf.shape)
+            for name, shape in expect_tensors(table[path], leaf.shape)
         }
         rows = {table[path].name for path in vocab.PATHS if path in stored}
         expected |= {
@@ -151,7 +151,8 @@ def _draw(
 # --------------------------------------------------------------------------- files
 
 
-def _read_json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """Return what a JSON file holds; ModelError where it is missing or damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -165,7 +166,7 @@ def _read_json(file: Path) -> Any:
 def _list_files(folder: Path) -> list[Path]:
     """Return the folder's safetensors files: those of its index, or the single one."""
     if (folder / _INDEX).exists():
-        index = _read_json(folder / _INDEX)
+        index = read_json(folder / _INDEX)
         if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
             raise ModelError(f"{folder / _INDEX}: no 'weight_map'; copy it again")
         return [folder / name for name in sorted(set(index["weight_map"].values()))]
@@ -223,19 +224,19 @@ def _check_tensors(
     if problems:
         raise ModelError(
             f"{folder}: the weights do not fit the model of config.json:\n  "
-            + "\n  ".join(_summarize(problems))
+            + "\n  ".join(summarize(problems))
             + "\nUse weights and a config.json of one and the same model."
         )
 
 
-def _expect(tensor: Tensor, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def expect_tensors(tensor: Tensor, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the names and shapes of the checkpoint's tensors for an array of ours."""
     stacked = tensor.num_stacked
     for index in np.ndindex(shape[:stacked]):
         yield tensor.name_at(index), tensor.shape_of(shape[stacked:])
 
 
-def _summarize(problems: Iterable[tuple[str, str]]) -> list[str]:
+def summarize(problems: Iterable[tuple[str, str]]) -> list[str]:
     """Return one line per problem; the same problem in several layers is one line."""
     layers = defaultdict(list)
     for problem, name in problems:

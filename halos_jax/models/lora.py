@@ -116,7 +116,7 @@ def choose_modules(targets: Sequence[str], modules: Sequence[Module]) -> tuple[M
         names = ", ".join(module.name.rpartition(".")[2] for module in modules)
         raise ModelError(
             f"lora.targets: got {', '.join(map(repr, unknown))}; allowed: {ALL_LINEAR!r} alone, or "
-            f"any of the linear layers of this model's blocks: {names}"
+            f"a tuple ('NAME',...) of linear layers of this model's blocks: {names}"
         )
     return tuple(one for one in modules if any(hits(target, one) for target in targets))
 

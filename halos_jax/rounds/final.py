@@ -8,10 +8,12 @@ import jax
 
 from halos_jax.config import ModelConfig
 from halos_jax.data.chat import Renderer
-from halos_jax.models import export, hf
+from halos_jax.models import export, hf, peft
+from halos_jax.models.lora import Frozen, merge_adapter
 from halos_jax.models.spec import DecoderConfig
 
 FOLDER = "final"
+ADAPTER = "adapter"  # inside of it
 
 
 def is_complete(workdir: Path) -> bool:
@@ -20,10 +22,17 @@ def is_complete(workdir: Path) -> bool:
 
 
 def export_final(
-    params: Any, decoder: DecoderConfig, settings: ModelConfig, renderer: Renderer, workdir: Path
+    params: Any,
+    decoder: DecoderConfig,
+    settings: ModelConfig,
+    renderer: Renderer,
+    workdir: Path,
+    *,
+    frozen: Frozen | None = None,
 ) -> Path:
     """Export the params at the end of a run to `workdir/final`; as `export_policy`."""
-    return export_policy(params, decoder, settings, renderer, workdir / FOLDER)
+    folder = workdir / FOLDER
+    return export_policy(params, decoder, settings, renderer, folder, frozen=frozen)
 
 
 def export_policy(
@@ -33,14 +42,16 @@ def export_policy(
     renderer: Renderer,
     folder: Path,
     *,
+    frozen: Frozen | None = None,
     dtype: str | None = None,
 ) -> Path:
     """Export `params` with the tokenizer and chat template that they were trained with.
 
     The latter are the files of `settings.path` as they are, unless `settings` names a tokenizer, a
     template or tokens of its own. A classifier gets a padding token, so that transformers can
-    score batches. Every process of the job calls this. Returns the folder, which
-    appears whole or not at all.
+    score batches. Of an adapter of `frozen` the merged model is exported, and the adapter itself,
+    in PEFT's format, in a folder `adapter/` in it. Every process of the job calls this. Returns
+    the folder, which appears whole or not at all.
 
     Args:
       dtype: of the stored weights; None: that of the params.
@@ -51,7 +62,10 @@ def export_policy(
     with export.replace_folder(folder) as partial:
         source, tokenizer = hf.resolve_model(settings.path), renderer.tokenizer
         pad_id = renderer.pad_id if decoder.num_labels else None
-        export.write_model(params, decoder, partial, source=source, dtype=dtype, pad_id=pad_id)
+        merged = merge_adapter(params, frozen)
+        export.write_model(merged, decoder, partial, source=source, dtype=dtype, pad_id=pad_id)
+        if frozen is not None:
+            peft.write_adapter(params, frozen, decoder, partial / ADAPTER, base=settings.path)
         own = settings.tokenizer or settings.chat_template or settings.added_tokens
         if pad_id is not None and pad_id != tokenizer.pad_token_id:
             # Model and tokenizer must agree on it; the run's own tokenizer stays as it is.

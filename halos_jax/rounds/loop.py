@@ -15,7 +15,7 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets
 from halos_jax.losses import get_loss
 from halos_jax.metrics import MetricWriter
-from halos_jax.models import hf
+from halos_jax.models.lora import merge_adapter
 from halos_jax.rewards.scorers import make_function_scorer, make_scorer
 from halos_jax.rounds import disk, final, source, stages
 from halos_jax.rounds import state as states
@@ -23,7 +23,7 @@ from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.stages import Run
-from halos_jax.rounds.start import load_policy
+from halos_jax.rounds.start import load_frozen, load_policy, load_start
 from halos_jax.rounds.state import Manifest, round_folder
 from halos_jax.rounds.timing import format_times, time_stage
 from halos_jax.sampling.sampler import make_sampler
@@ -84,7 +84,12 @@ def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
     run.writer.flush()
     run.checkpoints.finish()
     folder = final.export_final(
-        position.state.params, run.trainer.decoder, run.config.model, run.renderer, run.workdir
+        position.state.params,
+        run.trainer.decoder,
+        run.config.model,
+        run.renderer,
+        run.workdir,
+        frozen=run.trainer.frozen,
     )
     logger.info(
         "the last policy is in %s; round 0 is the SFT policy:\n%s",
@@ -104,7 +109,7 @@ def _run_round(
     prompts = run.prompts[manifest.start : manifest.stop]
     if manifest.next_stage == "sample":
         with timed("sample"):
-            files, metrics = stages.sample_stage(run, position.state.params, prompts, folder, round)
+            files, metrics = stages.sample_stage(run, _merge(run, position), prompts, folder, round)
         manifest = commit(manifest, "sample", files=files, metrics=metrics)
     if "sample" in manifest.stages and run.is_writer:
         stages.remove_shards(folder, "samples")
@@ -141,7 +146,7 @@ def _run_round(
         if run.held_out:
             with timed("evaluate"):
                 files, metrics = stages.evaluate_stage(
-                    run, position.state.params, folder, round=round, step=int(position.state.step)
+                    run, _merge(run, position), folder, round=round, step=int(position.state.step)
                 )
         if manifest.next_stage == "train":
             run.checkpoints.finish()
@@ -152,6 +157,11 @@ def _run_round(
     return manifest
 
 
+def _merge(run: Run, position: _Position) -> Any:
+    """Return the policy's params for the sampler; an adapter is added to its base there."""
+    return merge_adapter(position.state.params, run.trainer.frozen)
+
+
 def _export_round(run: Run, position: _Position, round: int, folder: Path) -> None:
     """Export the policy of a round to `rounds/0003/model`, while it still is the one at hand."""
     model = folder / "model"
@@ -159,7 +169,12 @@ def _export_round(run: Run, position: _Position, round: int, folder: Path) -> No
     if not at_its_end or model.is_dir():
         return
     final.export_policy(
-        position.state.params, run.trainer.decoder, run.config.model, run.renderer, model
+        position.state.params,
+        run.trainer.decoder,
+        run.config.model,
+        run.renderer,
+        model,
+        frozen=run.trainer.frozen,
     )
     logger.info("the policy of round %d is in %s", round, model)
 
@@ -195,6 +210,7 @@ def _make_run(
         loss,
         mesh,
         total_steps=budget.num_rounds * steps_per_round,
+        frozen=load_frozen(config, decoder, mesh),
     )
     logger.info(
         "%d prompts, %d held out; %d rounds; mesh %s",
@@ -248,19 +264,13 @@ def _refuse_overlap(prompts, held_out) -> None:
 def _restore(trainer: Trainer, checkpoints: Checkpoints) -> _Position:
     """Return the policy of the newest checkpoint, or the SFT checkpoint where there is none."""
     if checkpoints.latest() is None:
-        return _Position(training.start_state(trainer, _load_sft(trainer)), round=0)
+        return _Position(training.start_state(trainer, load_start(trainer)), round=0)
     state, record = checkpoints.restore(trainer.abstract_state)
     if record["in_stage"]:
         logger.info("carrying on in round %d after step %d", record["round"], record["stage_step"])
         return _Position(state, record["round"] - 1, record["stage_step"])
     logger.info("carrying on after round %d", record["round"])
     return _Position(state, record["round"])
-
-
-def _load_sft(trainer: Trainer) -> Any:
-    """Return the SFT checkpoint's params, in the policy's dtype."""
-    config = trainer.config
-    return hf.load_or_init_params(config.model, trainer.decoder, trainer.mesh, config.seed)
 
 
 def _open_round(run: Run, round: int, plan) -> Manifest:
@@ -315,7 +325,7 @@ def _reference_loader(run: Run, position: _Position) -> Callable[[], Any]:
     """Return what loads the SFT params; before the first step the policy is a copy of them."""
     if int(position.state.step) == 0:
         return lambda: position.state.params
-    return lambda: _load_sft(run.trainer)
+    return lambda: load_start(run.trainer)
 
 
 def _report(run: Run, manifest: Manifest, num_rounds: int) -> None:

@@ -18,13 +18,11 @@ from halos_jax.data.items import load_items, report_balance
 from halos_jax.data.tokenize import make_lengths
 from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import MetricWriter, read_metrics
-from halos_jax.models import hf
-from halos_jax.models.spec import DecoderConfig
 from halos_jax.rounds import disk, final, source
 from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
-from halos_jax.rounds.start import load_policy
+from halos_jax.rounds.start import load_frozen, load_policy, load_start
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Trainer
 from halos_jax.types import Item, TrainState
@@ -84,7 +82,8 @@ def _train(
         epochs=config.train.epochs,
         max_items=config.data.n_examples,
     )
-    trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps)
+    frozen = load_frozen(config, decoder, mesh)
+    trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
     state, start = _restore(trainer, checkpoints)
     dataset = training.make_dataset(
         trainer,
@@ -108,7 +107,7 @@ def _train(
         held_out = training.make_dataset(trainer, eval_items, seed=None)
     needed = training.needs_reference(loss, [*items, *(held_out.items if held_out else ())])
     if needed:
-        params = state.params if start == 0 else _load_params(trainer, config, decoder)
+        params = state.params if start == 0 else load_start(trainer)
         dataset = training.add_reference(trainer, dataset, params, label="reference")
         if held_out:
             held_out = training.add_reference(trainer, held_out, params, label="reference eval")
@@ -130,7 +129,9 @@ def _train(
         label=config.task,
     )
     writer.close()
-    folder = final.export_final(state.params, decoder, config.model, renderer, info.workdir)
+    folder = final.export_final(
+        state.params, decoder, config.model, renderer, info.workdir, frozen=frozen
+    )
     logger.info("the trained model is in %s", folder)
 
 
@@ -161,18 +162,10 @@ def load_fixed_items(
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:
     if checkpoints.latest() is None:
-        params = _load_params(trainer, trainer.config, trainer.decoder)
-        return training.start_state(trainer, params), 0
+        return training.start_state(trainer, load_start(trainer)), 0
     state, record = checkpoints.restore(trainer.abstract_state)
     logger.info("carrying on after step %d", record["stage_step"])
     return state, record["stage_step"]
-
-
-def _load_params(trainer: Trainer, config: Config, decoder: DecoderConfig):
-    allow_new = ("score",) if decoder.num_labels else ()
-    return hf.load_or_init_params(
-        config.model, decoder, trainer.mesh, config.seed, allow_new=allow_new
-    )
 
 
 def _last_metrics(workdir: Path) -> dict[str, float]:

@@ -16,7 +16,7 @@ from halos_jax import config as config_lib
 from halos_jax import schema
 from halos_jax.config import Config, ConfigError, ModelConfig
 from halos_jax.data.chat import Renderer
-from halos_jax.models import hf, spec
+from halos_jax.models import hf, lora
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.rounds import final, start
 from halos_jax.rounds.checkpoints import read_checkpoints
@@ -130,16 +130,19 @@ def load_decoder(source: Source) -> tuple[DecoderConfig, Renderer]:
 
 
 def load_params(source: Source, decoder: DecoderConfig, mesh: Mesh, seed: int = 0) -> Any:
-    """Return the policy's params.
+    """Return the policy's params; those of an adapter's checkpoint are merged as they are read.
 
     Raises:
       ModelError, CheckpointError: where they cannot be read.
     """
     if source.checkpoint is None:
         return hf.load_or_init_params(source.settings, decoder, mesh, seed)
+    run = dataclasses.replace(source.run, model=source.settings)
+    frozen = start.load_frozen(run, decoder, mesh)
+    trained = lora.abstract_trained(decoder, mesh, frozen.adapter if frozen else None)
     checkpoints = read_checkpoints(source.workdir / "checkpoints")
     try:
-        return checkpoints.restore_params(spec.abstract_params(decoder, mesh), source.checkpoint)
+        return lora.merge_adapter(checkpoints.restore_params(trained, source.checkpoint), frozen)
     finally:
         checkpoints.close()
 

@@ -1,9 +1,20 @@
-"""What a run starts from: the architecture of its policy, and the renderer of its prompts."""
+"""What a run starts from: its policy's architecture, renderer and params."""
 
-from halos_jax.config import ModelConfig
+import dataclasses
+import logging
+from typing import Any
+
+from jax.sharding import Mesh
+
+from halos_jax.config import Config, ModelConfig
 from halos_jax.data.chat import Renderer, load_policy_renderer
-from halos_jax.models import hf, vocab
+from halos_jax.models import families, hf, lora, peft, vocab
+from halos_jax.models.families import Family
+from halos_jax.models.lora import Frozen
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.training.loop import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def load_policy(settings: ModelConfig) -> tuple[DecoderConfig, Renderer]:
@@ -24,3 +35,54 @@ def load_policy(settings: ModelConfig) -> tuple[DecoderConfig, Renderer]:
     renderer = load_policy_renderer(settings)
     vocabulary = renderer.tokenizer.get_vocab()
     return vocab.fit_vocab(decoder, vocabulary, renderer.new_tokens, settings), renderer
+
+
+def load_frozen(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Frozen | None:
+    """Load the base that the adapter of `config.lora` is trained on; None where that is off.
+
+    It is held in the compute dtype: a forward pass reads it as nothing else, and no update that
+    needs more precision is made to it.
+
+    Raises:
+      ModelError: where the targets are not the model's, or `lora.path` is no adapter for it.
+    """
+    settings = config.lora
+    if not (settings.rank or settings.path):
+        return None
+    family = _find_family(config)
+    if settings.path:
+        adapter = peft.read_adapter(
+            settings.path, decoder, family, dropout=settings.dropout, seed=config.seed
+        )
+    else:
+        adapter = lora.make_adapter(settings, decoder, family, seed=config.seed)
+    if decoder.new_rows:
+        logger.warning(
+            "lora: the rows of the %d new tokens belong to the frozen base and are not trained",
+            len(decoder.new_rows),
+        )
+    held = dataclasses.replace(decoder, params_dtype=decoder.compute_dtype)
+    return Frozen(_load_model(config, held, mesh), adapter)
+
+
+def load_start(trainer: Trainer) -> Any:
+    """Load the params that training starts from, and that are the reference "sft" of the run.
+
+    That is the model of `config.model`, or with LoRA the adapter at `lora.path`, else a fresh one,
+    which adds exactly nothing to the model. Every call gives the same.
+    """
+    config, decoder, frozen = trainer.config, trainer.decoder, trainer.frozen
+    if frozen is None:
+        return _load_model(config, decoder, trainer.mesh)
+    if not config.lora.path:
+        return lora.init_adapter(config.seed, frozen, decoder, trainer.mesh)
+    return peft.load_adapter(config.lora.path, frozen, decoder, _find_family(config), trainer.mesh)
+
+
+def _load_model(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
+    allow_new = ("score",) if decoder.num_labels else ()
+    return hf.load_or_init_params(config.model, decoder, mesh, config.seed, allow_new=allow_new)
+
+
+def _find_family(config: Config) -> Family:
+    return families.get_family(hf.read_hf_config(hf.resolve_model(config.model.path)))

@@ -126,7 +126,7 @@ def test_tokenizer_files_travel_and_nothing_else(tmp_path, mesh1):
 def test_an_interrupted_export_leaves_the_old_model(tmp_path, mesh1, monkeypatch):
     old, new = make_params(mesh1, seed=1), make_params(mesh1, seed=2)
     folder = tmp_path / "out" / "model"
-    fetch, calls = export._fetch, []
+    fetch, calls = export.fetch_array, []
 
     def fail_late(*args):
         calls.append(args)
@@ -134,7 +134,7 @@ def test_an_interrupted_export_leaves_the_old_model(tmp_path, mesh1, monkeypatch
             raise KeyboardInterrupt
         return fetch(*args)
 
-    monkeypatch.setattr(export, "_fetch", fail_late)
+    monkeypatch.setattr(export, "fetch_array", fail_late)
     with pytest.raises(KeyboardInterrupt):
         save_model(old, CONFIG, folder, source=None)
     assert list(folder.parent.iterdir()) == []

@@ -143,7 +143,7 @@ def test_an_unknown_target_lists_what_there_is():
     for targets in (("q_proj", "query", "lm_head"), ("all-linear", "query", "lm_head")):
         with pytest.raises(ModelError) as error:
             make_adapter("phi3", targets=targets)
-        assert "'query', 'lm_head'; allowed: 'all-linear' alone, or any of" in str(error.value)
+        assert "'query', 'lm_head'; allowed: 'all-linear' alone, or a tuple" in str(error.value)
         assert str(error.value).endswith(": qkv_proj, o_proj, gate_up_proj, down_proj")
 
 

@@ -1,0 +1,232 @@
+"""Adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from halos_jax.models import export, families, hf, lora
+from halos_jax.models.families import Family, ModelError
+from halos_jax.models.layouts import Tensor, join_parts
+from halos_jax.models.lora import Adapter, Frozen, Module
+from halos_jax.models.spec import DecoderConfig
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+# PEFT wraps the model twice.
+_PREFIX = "base_model.model."
+
+# Variants of LoRA that are refused, with the values that turn them off.
+_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    # Of the others, what `weights` are when training starts, and so the base, is another.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
+    **dict.fromkeys(("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"), (False, None)),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), ({}, None)),
+    **dict.fromkeys(("layer_replication", "target_parameters"), (None, [])),
+    **dict.fromkeys(("trainable_token_indices", "alora_invocation_tokens"), (None, [])),
+}
+
+
+def read_adapter(
+    path: str, config: DecoderConfig, family: Family, *, dropout: float, seed: int
+) -> Adapter:
+    """Return what the adapter at `path` (a folder or hub id) is: rank, alpha and modules.
+
+    Raises:
+      ModelError: where it is no LoRA adapter for `config`, or of a kind that is not supported.
+    """
+    folder = hf.resolve_model(path)
+    settings = hf.read_json(folder / CONFIG)
+    if not isinstance(settings, dict):
+        raise ModelError(f"{folder / CONFIG}: got {type(settings).__name__}, allowed: an object")
+    wrong = [
+        f"{name}: got {settings[name]!r}, allowed: {' or '.join(map(repr, allowed))}"
+        for name, allowed in _ALLOWED.items()
+        if name in settings and settings[name] not in allowed
+    ]
+    numbers = {name: settings.get(name) for name in ("r", "lora_alpha")}
+    wrong += [
+        f"{name}: got {value!r}, allowed: a number above 0"
+        for name, value in numbers.items()
+        if not isinstance(value, int | float) or value <= 0
+    ]
+    if wrong:
+        raise ModelError(
+            f"{folder / CONFIG}: an adapter that halos_jax cannot run:\n  "
+            + "\n  ".join(wrong)
+            + "\nUse a plain LoRA adapter, or merge this one into its base with peft."
+        )
+    names = _read_shapes(folder).keys()
+    modules = tuple(
+        module
+        for module in lora.find_modules(config, family)
+        if any(f".{module.name}.lora_" in name for name in names)
+    )
+    return Adapter(
+        rank=int(numbers["r"]),
+        alpha=float(numbers["lora_alpha"]),
+        modules=modules,
+        dropout=dropout,
+        rslora=bool(settings.get("use_rslora")),
+        seed=seed,
+    )
+
+
+def load_adapter(
+    path: str, frozen: Frozen, config: DecoderConfig, family: Family, mesh: Mesh
+) -> dict[str, Any]:
+    """Load the adapter at `path`, which `read_adapter` has read, in the params' dtype, sharded.
+
+    Where it has no score head and the model has one, that is the base's.
+
+    Raises:
+      ModelError: with every tensor that is missing, unexpected or of another shape.
+    """
+    folder = hf.resolve_model(path)
+    wanted = lora.abstract_trained(config, mesh, frozen.adapter)
+    wanted = traverse_util.flatten_dict(wanted, sep="/")
+    table = list_tensors(frozen.adapter, config, family)
+    found = _read_shapes(folder)
+    if "score" in wanted and table["score"].name not in found:
+        del wanted["score"]
+    expected = {
+        name: shape
+        for key, leaf in wanted.items()
+        for name, shape in hf.expect_tensors(table[key], leaf.shape)
+    }
+    problems = [("missing", name) for name in sorted(expected.keys() - found.keys())]
+    for name, shape in found.items():
+        if name not in expected:
+            problems.append(("unexpected", name))
+        elif shape != expected[name]:
+            problems.append((f"got shape {shape}, allowed: {expected[name]}", name))
+    if problems:
+        raise ModelError(
+            f"{folder}: the adapter does not fit the model:\n  "
+            + "\n  ".join(hf.summarize(problems))
+            + "\nUse an adapter of linear layers that was trained on this very model."
+        )
+    with safe_open(folder / WEIGHTS, framework="numpy") as file:
+        flat = {key: _load(leaf, table[key], file) for key, leaf in wanted.items()}
+    loaded = traverse_util.unflatten_dict(flat, sep="/")
+    return lora.take_whole(frozen.base, config) | loaded
+
+
+def write_adapter(
+    params: dict[str, Any], frozen: Frozen, config: DecoderConfig, folder: Path, *, base: str
+) -> None:
+    """Write the adapter `params` of `frozen` into the new folder `folder`.
+
+    Every process calls this, and process 0 writes. `base` is the base's path, which PEFT loads.
+    """
+    family = families.get_family(hf.read_hf_config(hf.resolve_model(base)))
+    table = list_tensors(frozen.adapter, config, family)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    parts: dict[str, list[tuple[Tensor, np.ndarray]]] = {}
+    for key, tensor in table.items():
+        layers = range(config.num_layers) if key.startswith("layers/") else (None,)
+        for layer in layers:
+            array = export.fetch_array(flat[key], layer, flat[key].dtype)
+            parts.setdefault(tensor.name.format(layer=layer), []).append((tensor, array))
+    if jax.process_index() != 0:
+        return
+    folder.mkdir()
+    tensors = {name: np.ascontiguousarray(join_parts(found)) for name, found in parts.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    settings = _make_settings(frozen.adapter, config, family, base)
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def list_tensors(adapter: Adapter, config: DecoderConfig, family: Family) -> dict[str, Tensor]:
+    """Return, for each array that is trained, where PEFT's file has it.
+
+    `lora_A` is [R, in] and `lora_B` [out, R]: the weight's own layout, with R on one of its sides.
+    """
+    weights = families.list_tensors(config, family)
+    table = {}
+    for module in adapter.modules:
+        for path in module.paths:
+            tensor = weights[f"layers/{path}"]
+            name = _PREFIX + tensor.name.removesuffix("weight")
+            outputs, inputs = tensor.axes
+            count = len(inputs)
+            table[f"layers/{module.a_name}"] = Tensor(
+                f"{name}lora_A.weight", ((count,), tuple(range(count)))
+            )
+            table[f"layers/{path}_lora_b"] = dataclasses.replace(
+                tensor,
+                name=f"{name}lora_B.weight",
+                axes=(tuple(axis - count + 1 for axis in outputs), (0,)),
+            )
+    if config.num_labels:
+        score = weights["score"]
+        table["score"] = dataclasses.replace(score, name=_PREFIX + score.name)
+    return table
+
+
+def _make_settings(
+    adapter: Adapter, config: DecoderConfig, family: Family, base: str
+) -> dict[str, Any]:
+    modules = lora.find_modules(config, family)
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if config.num_labels else "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "use_rslora": adapter.rslora,
+        "target_modules": [_name_target(module, modules) for module in adapter.modules],
+        "modules_to_save": ["score"] if config.num_labels else None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _name_target(module: Module, modules: tuple[Module, ...]) -> str:
+    """Return the last part of the name, as is usual, unless another module has it too."""
+    short = module.name.rpartition(".")[2]
+    return short if lora.choose_modules((short,), modules) == (module,) else module.name
+
+
+def _read_shapes(folder: Path) -> Mapping[str, tuple[int, ...]]:
+    try:
+        with safe_open(folder / WEIGHTS, framework="numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{folder / WEIGHTS}: missing; save the adapter with peft's "
+            "save_pretrained(..., safe_serialization=True)"
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{folder / WEIGHTS}: cannot be read as safetensors ({error}); copy it again"
+        ) from error
+
+
+def _load(leaf: jax.ShapeDtypeStruct, tensor: Tensor, file: Any) -> jax.Array:
+    """Read one array; an adapter is small, so every process reads it whole."""
+
+    def read(shape: tuple[int, ...], name: str) -> np.ndarray:
+        everything = tuple(slice(0, size) for size in shape)
+        return tensor.read(shape, everything, file.get_slice(name).__getitem__)
+
+    if "{layer}" in tensor.name:
+        layers = [read(leaf.shape[1:], tensor.name.format(layer=n)) for n in range(leaf.shape[0])]
+        whole = np.stack(layers)
+    else:
+        whole = read(leaf.shape, tensor.name)
+    whole = whole.astype(leaf.dtype)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: whole[index])
