@@ -202,9 +202,15 @@ def _check_sample(values: Mapping[str, Any]) -> Iterable[str]:
     if values["sampling.best_of"]:
         yield from _check_reward(values)
         yield from _check_lengths(values)
+    if values["sampling.format"] == "samples":
         return
-    samples = values["sampling.num_samples_per_prompt"]
-    if values["sampling.format"] == "alpacaeval" and samples > 1:
+    output, samples = values["sampling.output"], values["sampling.num_samples_per_prompt"]
+    if output and not output.endswith(".json"):
+        yield (
+            f"sampling.output: got {output!r}, but alpaca_eval tells the format from the name; "
+            "allowed for sampling.format='alpacaeval': a name that ends with .json"
+        )
+    if samples > 1 and not values["sampling.best_of"]:
         yield (
             f"sampling.num_samples_per_prompt: got {samples}, but sampling.format='alpacaeval' has "
             "one output an instruction; allowed: 1, or --config.sampling.best_of=true"

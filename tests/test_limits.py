@@ -98,6 +98,15 @@ def test_each_number_has_its_limit(path, bad, edge):
         ),
         ({"task": "sample", "sampling__format": "alpacaeval"}, "has one output an instruction"),
         ({"task": "sample", "sampling__best_of": True, "reward__path": ""}, "reward.path: got ''"),
+        (
+            {
+                "task": "sample",
+                "sampling__format": "alpacaeval",
+                "sampling__best_of": True,
+                "sampling__output": "out.jsonl",
+            },
+            "sampling.output: got 'out.jsonl', but alpaca_eval tells",
+        ),
         ({"task": "label", "feedback__threshold": "mean"}, "feedback.threshold: got 'mean'"),
         ({"task": "eval"}, "data.eval: got ''"),
         ({"task": "eval", "data__eval": "e", "reward__path": ""}, "reward.path: got ''"),

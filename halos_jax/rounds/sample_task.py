@@ -80,10 +80,7 @@ def select_prompts(config: Config) -> list[Prompt]:
     Raises:
       RecordError: where `rounds.num_skip` leaves none.
     """
-    prompts = datasets.load_prompts(
-        config.data.train, datasets.select_train(config.data, config.seed)
-    )
-    ordered = datasets.order_prompts(prompts, config.seed)
+    ordered = datasets.order_prompts(_load_prompts(config), config.seed)
     start, count = config.rounds.num_skip, config.sampling.num_prompts
     chosen = ordered[start : start + count if count else None]
     if not chosen:
@@ -92,6 +89,11 @@ def select_prompts(config: Config) -> list[Prompt]:
             "leaves none; lower --config.rounds.num_skip"
         )
     return chosen
+
+
+def _load_prompts(config: Config) -> list[Prompt]:
+    chosen = datasets.select_train(config.data, config.seed)
+    return datasets.load_prompts(config.data.train, chosen)
 
 
 def load_sampler(job: Job, policy: source.Source) -> None:
@@ -197,6 +199,9 @@ def _write_output(job: Job, output: Path | None) -> None:
         if job.is_writer:
             output.parent.mkdir(parents=True, exist_ok=True)
         if settings.format == "alpacaeval":
+            # In the order of the prompts' file: alpaca_eval's max_instances counts on it.
+            places = {one.prompt_id: at for at, one in enumerate(_load_prompts(job.config))}
+            samples.sort(key=lambda sample: places[sample.prompt.prompt_id])
             dataset = name_dataset(job.config.data.train)
             rows = [make_alpacaeval_record(sample, dataset) for sample in samples]
             if job.is_writer:

@@ -140,7 +140,8 @@ def observe(request: dict) -> None:
 
 def _name_stage(name, run, *arguments, round=None, **_) -> str:
     folder = next(value for value in arguments if hasattr(value, "name"))
-    return f"{int(folder.name)} {name}"
+    # The stages of a task that stands alone are those of its workdir.
+    return f"{int(folder.name) if folder.name.isdigit() else folder.name} {name}"
 
 
 def run_child(request: dict) -> None:
