@@ -9,12 +9,13 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
-from halos_jax.config import Config
+from halos_jax.config import Config, ConfigError
 from halos_jax.data import records
 from halos_jax.data.chat import Renderer, load_policy_renderer, load_renderer
 from halos_jax.data.fields import RecordError
 from halos_jax.data.sources import read_sources
 from halos_jax.rewards.labels import read_scores
+from halos_jax.rewards.parts import list_parts
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import scoring, source, stages
 from halos_jax.rounds.interrupt import StopSignal
@@ -31,6 +32,7 @@ def run_labelling(config: Config, stop: StopSignal) -> dict[str, float]:
     out of the feedback and counted. With a reward model the samples' own tokens are scored where
     `model.path` says whose they are, else their text is rendered by the reward model's renderer.
     """
+    _check_tokenizer(config)  # before there is a workdir, which would remember the config
     with open_job(config, stop) as job:
         if not job.is_complete:
             _label(job)
@@ -82,7 +84,22 @@ def _find_renderer(config: Config) -> Renderer | None:
     """Return the renderer of who wrote the samples, else that of who reads them."""
     if config.model.path or config.model.tokenizer:
         return load_policy_renderer(config.model)
-    return load_renderer(config.reward.path) if config.reward.kind == "model" else None
+    alone = config.reward.kind == "model" and not config.reward.parts
+    return load_renderer(config.reward.path) if alone else None
+
+
+def _check_tokenizer(config: Config) -> None:
+    """Refuse a reward that needs the samples' tokens where nobody knows whose they are."""
+    reward = config.reward
+    if config.model.path or config.model.tokenizer:
+        return
+    by_model = any(part.kind == "model" for part in list_parts(reward).values())
+    if by_model or (reward.cut_at_sentence and reward.kind != "model"):
+        reason = "a model in reward.parts" if by_model else "reward.cut_at_sentence"
+        raise ConfigError(
+            f"model.path: got '', but {reason} needs the tokenizer of the samples; set "
+            "--config.model.path=DIR, or model.tokenizer alone"
+        )
 
 
 def _with_ids(sample: Sample, renderer: Renderer | None, tokens: int, config: Config) -> Sample:

@@ -9,6 +9,7 @@ import pytest
 
 from halos_jax.config import (
     Config,
+    ConfigError,
     DataConfig,
     FeedbackConfig,
     ModelConfig,
@@ -19,7 +20,6 @@ from halos_jax.data import datasets, records
 from halos_jax.data.chat import load_renderer
 from halos_jax.data.fields import RecordError
 from halos_jax.models import export, hf, spec
-from halos_jax.rewards import scorers
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.label_task import run_labelling
 from halos_jax.types import Prompt, Sample, Turn
@@ -28,6 +28,11 @@ from halos_jax.types import Prompt, Sample, Turn
 def score_letters(prompt, response: str) -> float:
     """Give the length of the response."""
     return float(len(response))
+
+
+def score_some(prompt, response: str) -> float | None:
+    """Give the length of the response, but to one prompt say nothing."""
+    return None if prompt[0]["content"] == "bca" else float(len(response))
 
 
 @pytest.fixture
@@ -82,20 +87,17 @@ def test_each_kind_of_feedback_comes_with_the_scored_samples(samples, tmp_path):
         assert pair.chosen.ids == original.response_ids  # what was sampled goes to training
 
 
-def test_unlabelled_samples_are_left_out_and_counted(samples, tmp_path, monkeypatch):
-    def score(asked):
-        return [None if one.prompt.prompt_id == "bca" else float(one.sample_id) for one in asked]
-
-    monkeypatch.setattr(scorers, "make_function_scorer", lambda *_: score)
+def test_unlabelled_samples_are_left_out_and_counted(samples, tmp_path):
     source = write(tmp_path / "samples.jsonl", samples)
     config = make_config(tmp_path / "run", source)
-    reward = dataclasses.replace(config.reward, max_unlabelled=0.3)
+    function = "tests.rounds.test_label_task:score_some"
+    reward = dataclasses.replace(config.reward, function=function, max_unlabelled=0.3)
     metrics = run_labelling(dataclasses.replace(config, reward=reward), StopSignal())
     assert metrics["unlabelled_label"] == metrics["feedback_unlabelled"] == 3
     assert (metrics["feedback_pairs"], metrics["feedback_single"]) == (3, 1)
     assert "bca" not in {line["prompt_id"] for line in read(tmp_path / "run" / "feedback.jsonl")}
     scored = read(tmp_path / "run" / "scored.jsonl")
-    assert [line.get("reward") for line in scored] == [None] * 3 + [0.0, 1.0, 2.0] * 3
+    assert [line.get("reward") for line in scored] == [None] * 3 + [1.0, 2.0, 2.0] * 3
 
 
 def test_a_reward_model_scores_the_tokens_of_the_policy_or_the_text(toy, samples, tmp_path):
@@ -124,6 +126,20 @@ def test_a_reward_model_scores_the_tokens_of_the_policy_or_the_text(toy, samples
         assert other == pytest.approx(found[0], abs=1e-6)
     assert found[0][1] == found[0][2] != found[0][0]  # equal samples are a tie
     assert read(tmp_path / "2" / "scored.jsonl")[0]["prompt_ids"] == []
+
+
+def test_what_needs_a_tokenizer_says_so(samples, tmp_path):
+    source = write(tmp_path / "samples.jsonl", samples)
+    config = make_config(tmp_path / "run", source)
+    for changes, reason in (
+        ({"cut_at_sentence": True}, r"reward\.cut_at_sentence"),
+        ({"parts": {"a": {"path": "m"}, "b": {"kind": "function"}}}, r"a model in reward\.parts"),
+    ):
+        reward = dataclasses.replace(config.reward, kind="judge", **changes)
+        if "parts" in changes:
+            reward = dataclasses.replace(reward, kind="model")
+        with pytest.raises(ConfigError, match=rf"model\.path: got '', but {reason} needs the tok"):
+            run_labelling(dataclasses.replace(config, reward=reward), StopSignal())
 
 
 def test_one_id_for_two_samples_is_an_error_that_names_it(samples, tmp_path):
