@@ -55,16 +55,18 @@ def test_sample_label_align_killed_in_each(program, finished, tmp_path):
         )
     ]
     for point in points:
-        code, _, _ = program.run(killed, *CHAIN, signals={point: signal.SIGKILL})
-        if code == 0:  # what comes before the point is on disk, so that it has another name now
-            pytest.fail(f"{point} was not reached")
+        # In a process that finds the stages before it done, it happens at the start.
+        names = (point, f"start: {point.partition(': ')[2]}")
+        signals = dict.fromkeys(names, signal.SIGKILL)
+        code, _, errors = program.run(killed, *CHAIN, signals=signals)
+        assert code == -signal.SIGKILL, (point, errors)
     code, output, errors = program.run(killed, *CHAIN)
     assert (code, errors) == (0, "") and output.count("nothing to do") == 2
     for path in ("sample/samples.jsonl", "label/feedback.jsonl", "label/scored.jsonl"):
         assert (killed / path).read_bytes() == (whole / path).read_bytes(), path
     final = [folder / "align" / "final" / "model.safetensors" for folder in (killed, whole)]
     assert final[0].read_bytes() == final[1].read_bytes()
-    assert not [path for path in killed.rglob("*") if "shard" in path.name]
+    assert not list(killed.rglob("*.shard-*"))
 
 
 def test_the_policy_of_an_unfinished_run_is_exported_and_measured(program, tmp_path):
