@@ -120,7 +120,12 @@ def read_rope(
     rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in kinds:
-        errors.append(f"rope type: got {kind!r}, allowed: {', '.join(map(repr, kinds))}")
+        reason = (
+            "; its angles change with the length of the sequence, for tokens already cached too"
+            if kind in ("dynamic", "longrope", "su")
+            else ""
+        )
+        errors.append(f"rope type: got {kind!r}, allowed: {', '.join(map(repr, kinds))}{reason}")
         return RopeConfig()
     rope = dict(rope)
     if kind == "yarn":

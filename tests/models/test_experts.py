@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from halos_jax import sharding
-from halos_jax.models import spec
+from halos_jax.data.batches import build_batch, plan_batches
+from halos_jax.models import decoder, spec
 from halos_jax.models.experts import route_tokens, run_experts
 from halos_jax.models.spec import DecoderConfig, ExpertsConfig
+from halos_jax.types import TARGET, Item
 
 D, F, ROWS, LENGTH = 8, 6, 4, 5
 EXPERTS = ExpertsConfig(num_experts=4, per_token=2, d_mlp=F)
@@ -141,3 +143,32 @@ def test_the_router_is_exact_in_bfloat16():
     np.testing.assert_array_equal(chosen, order)
     top = np.exp(np.take_along_axis(logits, order, -1))
     np.testing.assert_allclose(shares, top / top.sum(-1, keepdims=True), rtol=1e-5)
+
+
+def test_a_whole_model_learns_the_same_on_any_mesh(mesh, mesh1):
+    """Through the scan over layers and the remat of a training step."""
+    config = DecoderConfig(
+        vocab_size=32, num_layers=2, d_model=D, num_heads=2, num_kv_heads=2, head_dim=4, d_mlp=F
+    )
+    config = dataclasses.replace(config, experts=EXPERTS, remat="matmuls", init_std=0.3)
+    random = np.random.default_rng(0)
+    drawn = [random.integers(1, 32, size).astype(np.int32) for size in (3, 4, 2, 5, 4, 6, 3, 2)]
+    items = [Item(a, (b,), (TARGET,)) for a, b in zip(drawn[::2], drawn[1::2], strict=True)]
+
+    def compute_gradients(where, rows):
+        plan = plan_batches(items, batch_size=4, num_rows=rows, tokens_per_row=32, row_multiple=16)
+        batch = jax.tree.map(lambda x: x[0], build_batch(items, plan, 0))
+        with jax.set_mesh(where):
+            shardings = spec.params_shardings(config, where)
+            params = jax.jit(spec.init_params, static_argnums=1, out_shardings=shardings)(
+                jax.random.key(0), config
+            )
+            run = jax.jit(jax.grad(lambda p, b: decoder.compute_logps(p, b, config).sum()))
+            return run(params, sharding.put_batch(batch, where))
+
+    found, expected = compute_gradients(mesh, 4), compute_gradients(mesh1, 1)
+    for (path, got), wanted in zip(
+        jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        assert np.abs(wanted).max() > 0
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5, err_msg=str(path))

@@ -134,6 +134,11 @@ def test_mixtures_that_are_refused(fields, message):
         ({"model_type": None}, "model_type: got None"),
         ({"hidden_act": "relu"}, "hidden_act: got 'relu', allowed: 'silu'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope type: got 'dynamic', allowed"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+            "'yarn'; its angles change with the length of the sequence, for tokens already cached",
+        ),
+        ({"rope_scaling": {"type": "spiral"}}, "rope type: got 'spiral', allowed: 'default', "),
         ({"rope_scaling": {"type": "yarn"}}, "rope of type 'yarn': factor missing"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor"),
         ({"hidden_size": None}, "hidden_size: got None, allowed: a positive integer"),

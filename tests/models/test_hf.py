@@ -229,6 +229,15 @@ def test_a_truncated_file_is_named(tmp_path, mesh1, size):
     assert str(file) in str(caught.value) and "truncated or damaged" in str(caught.value)
 
 
+def test_a_damaged_header_is_named(tmp_path, mesh1):
+    path = write_model(tmp_path / "model", make_tensors())
+    file = tmp_path / "model" / "model.safetensors"
+    stored = file.read_bytes()
+    file.write_bytes(stored[:8] + b"x" * 32 + stored[40:])
+    with pytest.raises(ModelError, match=r"header.* bytes and is truncated or damaged: download"):
+        load(path, mesh1)
+
+
 def test_pickled_weights_and_empty_folders_are_refused(tmp_path, mesh1):
     path = write_model(tmp_path / "model", make_tensors())
     file = tmp_path / "model" / "model.safetensors"
