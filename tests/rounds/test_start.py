@@ -32,7 +32,7 @@ def test_added_tokens_travel_to_the_next_run(toy, tmp_path, mesh1):
     ids = renderer.tokenizer.convert_tokens_to_ids(list(ADDED))
     assert renderer.new_tokens == ADDED and decoder.new_rows == tuple(ids)
     assert min(ids) > max(before.values()) and decoder.vocab_size >= max(ids) + 1
-    assert renderer.render_response("<|bad|><|good|>", finished=False) == (ids[1], ids[0])
+    assert renderer.render_prefix("<|bad|><|good|>") == (ids[1], ids[0])
 
     params = hf.load_or_init_params(settings, decoder, mesh1, 0)
     params["embed"] = params["embed"].at[np.array(ids)].add(1.0)  # as if trained
