@@ -61,6 +61,11 @@ def test_each_number_has_its_limit(path, bad, edge):
     ("changes", "expected"),
     [
         ({"mesh__data": 0}, "mesh: got {'data': 0, 'fsdp': 1, 'tensor': 1}"),
+        (
+            {"lora__rank": 8, "lora__path": "adapter"},
+            "lora.rank: got 8, but the adapter of lora.path has a rank, alpha and targets of its",
+        ),
+        ({"lora__rank": 8, "lora__targets": ()}, "lora.targets: got (), allowed: 'all-linear'"),
         ({"mesh__fsdp": -1}, "-1 for one axis at most"),  # mesh.data is -1 by default
         ({"mesh__tensor": -2}, "sizes of 1 or more"),
         ({"workdir": ""}, "workdir: got ''"),

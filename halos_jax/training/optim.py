@@ -94,13 +94,21 @@ def make_optimizer(
 
 
 def _muon_dimensions(params):
-    def find(path, _):
+    def find(path, leaf):
         names = _names(path)
-        if names[:1] == ["layers"] and names[-1] in _MUON_AXES:
-            return optax.contrib.MuonDimensionNumbers(*_MUON_AXES[names[-1]])
-        return None
+        if names[:1] != ["layers"]:
+            return None
+        axes = _MUON_AXES.get(names[-1]) or _find_adapter_axes(names[-1], leaf.ndim)
+        return optax.contrib.MuonDimensionNumbers(*axes) if axes else None
 
     return jax.tree_util.tree_map_with_path(find, params)
+
+
+def _find_adapter_axes(name: str, ndim: int) -> tuple[tuple[int, ...], ...] | None:
+    """Return the axes of a LoRA matrix, [L, in..., R] or [L, R, out...]; None of anything else."""
+    if name.endswith("_lora_a"):
+        return tuple(range(1, ndim - 1)), (ndim - 1,)
+    return ((1,), tuple(range(2, ndim))) if name.endswith("_lora_b") else None
 
 
 def _mask_decayed(params):

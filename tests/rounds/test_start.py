@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from halos_jax.config import ModelConfig
+from halos_jax.config import Config, LoraConfig, ModelConfig
 from halos_jax.data.chat import load_renderer
-from halos_jax.models import hf
+from halos_jax.losses import get_loss
+from halos_jax.models import hf, lora
 from halos_jax.rounds import final
-from halos_jax.rounds.start import load_policy
+from halos_jax.rounds.start import load_frozen, load_policy, load_start
+from halos_jax.training.loop import make_trainer
 from halos_jax.types import Turn
 
 ADDED = ("<|good|>", "<|bad|>")
@@ -87,3 +89,59 @@ def test_a_model_with_a_gate_is_no_policy(toy, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(hf.ModelError, match=r"model with a gating network; allowed: a language"):
         load_policy(ModelConfig(path=str(tmp_path)))
+
+
+def load(config, mesh, **changes):
+    """Return the trainer of `config` with its frozen part, and the params it starts from."""
+    decoder, _ = load_policy(config.model)
+    decoder = dataclasses.replace(decoder, **changes)
+    frozen = load_frozen(config, decoder, mesh)
+    loss = get_loss({"name": "dpo"})
+    trainer = make_trainer(config, decoder, loss, mesh, total_steps=1, frozen=frozen)
+    return trainer, load_start(trainer)
+
+
+def test_without_lora_the_params_are_the_model(toy, mesh1):
+    trainer, params = load(Config(model=ModelConfig(path=str(toy / "policy"))), mesh1)
+    assert trainer.frozen is None
+    assert params.keys() == {"embed", "final_norm", "head", "layers"}
+
+
+def test_lora_starts_from_the_same_fresh_adapter_each_time(toy, mesh1):
+    config = Config(model=ModelConfig(path=str(toy / "policy")), lora=LoraConfig(rank=2), seed=4)
+    trainer, params = load(config, mesh1, num_labels=1)
+    # The base is held as it is computed with; what is trained, the new score head too, is float32.
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trainer.frozen.base)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    assert trainer.frozen.adapter.dropout == 0.05 and trainer.frozen.adapter.seed == 4
+    assert params.keys() == {"layers", "score"}
+    jax.tree.map(np.testing.assert_array_equal, load_start(trainer), params)
+    assert jax.tree.structure(trainer.abstract_state.params) == jax.tree.structure(params)
+
+
+def test_lora_starts_from_an_exported_adapter(toy, tmp_path, mesh1):
+    settings = ModelConfig(path=str(toy / "policy"), compute_dtype="float32")
+    config = Config(model=settings, lora=LoraConfig(rank=2, alpha=6.0, targets=("q_proj",)))
+    trainer, params = load(config, mesh1)
+    moved = jax.tree.map(lambda x: x + 0.1, params)
+    _, renderer = load_policy(settings)
+    final.export_final(moved, trainer.decoder, settings, renderer, tmp_path, frozen=trainer.frozen)
+    # The adapter says what it is; only the dropout is this run's to choose.
+    path = str(tmp_path / "final" / "adapter")
+    again = dataclasses.replace(config, lora=LoraConfig(path=path, dropout=0.1))
+    other, found = load(again, mesh1)
+    jax.tree.map(np.testing.assert_array_equal, found, moved)
+    expected = dataclasses.replace(trainer.frozen.adapter, dropout=0.1)
+    assert other.frozen.adapter == expected
+    # What stands around the adapter is the merged model.
+    exported = hf.load_params(str(tmp_path / "final"), other.decoder, mesh1)
+    merged = lora.merge_adapter(found, other.frozen)
+    for name, leaf in merged["layers"].items():
+        taken = lora.take_layer(leaf, 0, "float32")
+        np.testing.assert_array_equal(taken, exported["layers"][name][0])
+
+
+def test_new_tokens_of_a_frozen_base_are_warned_of(toy, mesh1, caplog):
+    settings = ModelConfig(path=str(toy / "policy"), added_tokens=ADDED)
+    load(Config(model=settings, lora=LoraConfig(rank=2)), mesh1)
+    assert "rows of the 2 new tokens belong to the frozen base and are not trained" in caplog.text

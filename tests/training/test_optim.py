@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from halos_jax.config import OptimizerConfig
+from halos_jax.training import optim
 from halos_jax.training.optim import make_optimizer, make_schedule
 
 PEAK = 3e-4
@@ -211,3 +212,34 @@ def test_every_optimizer_descends_and_its_state_can_be_sharded(name, mesh):
         values.append(float(value))
     assert values[-1] < 0.8 * values[0]
     assert jax.tree.structure(opt_state) == jax.tree.structure(state.opt_state)
+
+
+def test_muon_orthogonalises_the_matrices_of_an_adapter_and_all_of_it_decays():
+    shapes = {
+        "q_lora_a": (2, 16, 4),
+        "o_lora_a": (2, 2, 8, 4),
+        "q_lora_b": (2, 4, 2, 8),
+        "q_norm": (2, 8),
+    }
+    params = {"layers": {name: jnp.ones(shape) for name, shape in shapes.items()}}
+    axes = optim._muon_dimensions(params)["layers"]
+    found = {name: (one.reduction_axis, one.output_axis) for name, one in axes.items() if one}
+    assert found == {
+        "q_lora_a": ((1,), (2,)),
+        "o_lora_a": ((1, 2), (3,)),
+        "q_lora_b": ((1,), (2, 3)),
+    }
+    decayed = optim._mask_decayed(params)["layers"]
+    assert decayed == dict.fromkeys(shapes, True) | {"q_norm": False}
+
+    # Of a step each matrix of each layer has singular values that are all alike.
+    optimizer = make_optimizer(
+        OptimizerConfig(name="muon", weight_decay=0.0), optax.constant_schedule(1.0)
+    )
+    gradient = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), params)
+    updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+    for name, (inputs, _) in found.items():
+        matrix = np.asarray(updates["layers"][name][1])
+        rows = np.prod([shapes[name][axis] for axis in inputs])
+        values = np.linalg.svd(matrix.reshape(rows, -1), compute_uv=False)
+        assert values.max() < 2 * values.min(), name
