@@ -85,8 +85,9 @@ class Loss:
         Where the loss has statistics, `inputs.statistics` holds `measure` over the whole step.
         """
         terms = self.function(self._add_ratios(inputs, batch), batch)
-        total = batch.num_tokens if self.per == "token" else batch.num_examples
-        share = terms.value / total
+        # All responses of a step may be empty: then there is nothing to average, and 0 is right.
+        tokens = jnp.maximum(batch.num_tokens, 1.0)
+        share = terms.value / (tokens if self.per == "token" else batch.num_examples)
         metrics = {"loss": (share, jnp.ones(())), **terms.metrics}
         return share, metrics
 

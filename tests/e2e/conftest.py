@@ -1,18 +1,23 @@
-"""What the runs of whole programs share: a tiny policy, a tiny reward model, prompts."""
+"""What the runs of whole programs share: a tiny policy, a tiny reward model, prompts.
+
+And what the tests of every loss share: one compiled program that is any of them.
+"""
 
 import dataclasses
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from halos_jax.config import ToyConfig
 from halos_jax.data.toy import make_toy_data
+from halos_jax.losses import Loss, LossTerms
 from halos_jax.models import export, hf, spec
 
 TOY = ToyConfig(num_sft=8, num_pairs=32, num_prompts=20, num_eval=4)
@@ -137,3 +142,40 @@ def finished(program, tmp_path_factory):
     code, _, errors = program.run(folder / "run", trace=folder / "trace")
     assert (code, errors) == (0, "")
     return folder / "run", (folder / "trace").read_text().splitlines()
+
+
+@pytest.fixture(scope="session")
+def choose():
+    """Return `choose_loss`."""
+    return choose_loss
+
+
+def choose_loss(losses: Sequence[Loss], index) -> Loss:
+    """Return a loss that is `losses[index]`, where the index may be known only when it runs.
+
+    The model takes most of the time that a step takes to compile: so it is compiled once for all
+    losses that read the same of it. Metrics, whose names differ, are left out.
+    """
+
+    def compute(inputs, batch):
+        branches = [lambda both, loss=loss: loss(*both)[0] for loss in losses]
+        share = jax.lax.switch(index, branches, (inputs, batch))
+        return LossTerms(share * batch.num_examples, {})
+
+    def measure(inputs, batch):
+        shapes = {}
+        for loss in losses:
+            shapes |= jax.eval_shape(loss.measure, inputs, batch)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        branches = [lambda both, loss=loss: zeros | loss.measure(*both) for loss in losses]
+        return jax.lax.switch(index, branches, (inputs, batch))
+
+    return dataclasses.replace(
+        losses[0],
+        name="any",
+        function=compute,
+        reference=any(loss.reference for loss in losses),
+        old=any(loss.old for loss in losses),
+        per="example",
+        statistics=measure,
+    )
