@@ -1,6 +1,7 @@
 """LoRA: the adapter is what the formula says, trains alone, and can be added to the base."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -9,11 +10,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from halos_jax import sharding
 from halos_jax.config import LoraConfig
+from halos_jax.losses import get_loss
 from halos_jax.models import cache, decoder, lora
 from halos_jax.models.families import ModelError
 from halos_jax.models.family_table import FAMILIES
-from halos_jax.models.spec import DecoderConfig, init_params, make_spec
+from halos_jax.models.spec import DecoderConfig, init_params, make_spec, params_shardings
+from halos_jax.training import step as steps
+from halos_jax.types import CHOSEN, REJECTED
+from tests.training import test_step
 
 TINY = DecoderConfig(
     vocab_size=61,
@@ -204,3 +210,80 @@ def test_without_a_frozen_part_params_are_the_model():
     assert lora.merge_adapter(params, None) is params
     assert lora.start_dropout(None, 1) is None and lora.fold_microbatch(None, 1) is None
     assert make_spec(TINY).keys() == params.keys()
+
+
+# --------------------------------------------------------------------------- gradients
+
+
+def make_trained(mesh, targets=("all-linear",)):
+    """Return (frozen, adapter) of the tiny model, no `b` of it zero, and base + adapter."""
+    settings = LoraConfig(rank=3, alpha=6.0, dropout=0.0, targets=targets)
+    base = jax.device_put(
+        test_step.make_params(test_step.TINY), params_shardings(test_step.TINY, mesh)
+    )
+    frozen = lora.Frozen(
+        base, lora.make_adapter(settings, test_step.TINY, FAMILIES["llama"], seed=0)
+    )
+    rng = np.random.default_rng(3)
+    adapter = jax.tree.map(
+        lambda leaf: jax.device_put(0.1 * rng.normal(size=leaf.shape).astype("f4"), leaf.sharding),
+        lora.abstract_trained(test_step.TINY, mesh, frozen.adapter),
+    )
+    layers = {
+        name: jnp.stack([lora.take_layer(leaf, layer, "float32") for layer in range(2)])
+        for name, leaf in lora.merge_adapter(adapter, frozen)["layers"].items()
+    }
+    return frozen, adapter, {**frozen.base, "layers": layers}
+
+
+def test_an_adapter_has_its_part_of_the_whole_gradient_on_any_packing_and_mesh(mesh, mesh1):
+    loss = get_loss(test_step.LOSSES["dpo"][0])
+    run = jax.jit(functools.partial(steps.loss_and_gradient, loss=loss, config=test_step.TINY))
+    results = []
+    with jax.set_mesh(mesh1):
+        frozen, adapter, merged = make_trained(mesh1)
+        for packing in ("one packed row", "four microbatches"):
+            _, batch = test_step.make_batch(
+                (CHOSEN, REJECTED), test_step.make_reference(), **test_step.PACKINGS[packing]
+            )
+            results.append(jax.device_get(run(adapter, frozen, batch)[:2]))
+        value, whole, _ = jax.device_get(run(merged, None, batch))
+    with jax.set_mesh(mesh):
+        frozen, placed, _ = make_trained(mesh)
+        _, batch = test_step.make_batch(
+            (CHOSEN, REJECTED), test_step.make_reference(), num_rows=4, microbatches=2
+        )
+        batch = sharding.put_batch(batch, mesh, leading=1)
+        results.append(jax.device_get(run(placed, frozen, batch)[:2]))
+
+    # With W' = W + s a b: dL/da = s dL/dW' b^T and dL/db = s a^T dL/dW'.
+    adapter, expected = jax.device_get(adapter)["layers"], {}
+    for path, inputs in {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}.items():
+        a, b = (adapter[f"{path}_lora_{end}"] for end in "ab")
+        flat = whole["layers"][path].reshape(2, np.prod(a.shape[1 : 1 + inputs]), -1)
+        a2, b2 = a.reshape(2, -1, 3), b.reshape(2, 3, -1)
+        expected[f"{path}_lora_a"] = 2.0 * (flat @ b2.swapaxes(1, 2)).reshape(a.shape)
+        expected[f"{path}_lora_b"] = 2.0 * (a2.swapaxes(1, 2) @ flat).reshape(b.shape)
+    for result in results:
+        test_step.compare(result, (value, {"layers": expected}))
+
+
+def test_no_gradient_of_a_frozen_weight_is_formed(mesh1):
+    """Neither that of the head, made by a rule of its own, nor that of any layer."""
+    frozen, adapter, merged = make_trained(mesh1, targets=("q_proj",))
+    _, batch = test_step.make_batch(
+        (CHOSEN, REJECTED), test_step.make_reference(), **test_step.PACKINGS["one packed row"]
+    )
+    loss = get_loss(test_step.LOSSES["dpo"][0])
+    run = functools.partial(steps.loss_and_gradient, loss=loss, config=test_step.TINY)
+    frozen_shapes = {"f32[97,32]{": "head", "f32[32,48]{": "mlp"}
+
+    def find(params, frozen):
+        text = jax.jit(run).lower(params, frozen, batch).compile().as_text()
+        lines = [x for x in text.splitlines() if "transpose(jvp" in x and " dot(" in x]
+        return {
+            name for shape, name in frozen_shapes.items() if any(f"= {shape}" in x for x in lines)
+        }
+
+    assert find(merged, None) == {"head", "mlp"}, "the case has nothing to show"
+    assert find(adapter, frozen) == set()

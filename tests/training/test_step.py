@@ -10,11 +10,9 @@ import optax
 import pytest
 
 from halos_jax import sharding
-from halos_jax.config import LoraConfig
 from halos_jax.data.batches import build_batch, plan_batches, split_logps
 from halos_jax.losses import get_loss
-from halos_jax.models import decoder, lora
-from halos_jax.models.family_table import FAMILIES
+from halos_jax.models import decoder
 from halos_jax.models.spec import DecoderConfig, abstract_params, init_params, params_shardings
 from halos_jax.training import step as steps
 from halos_jax.training.state import init_state, make_abstract_state
@@ -371,70 +369,3 @@ def test_one_microbatch_needs_no_second_forward_pass_for_the_statistics(one):
         patch.setattr(decoder, "compute_logps", count)
         jax.make_jaxpr(run)(make_params(TINY), None, build(1, 1))
     assert len(calls) == 1
-
-
-# --------------------------------------------------------------------------- adapters
-
-
-def make_adapter(mesh, targets=("all-linear",)):
-    """Return (frozen, adapter) of the tiny model, no `b` of it zero, and base + adapter."""
-    settings = LoraConfig(rank=3, alpha=6.0, dropout=0.0, targets=targets)
-    base = jax.device_put(make_params(TINY), params_shardings(TINY, mesh))
-    frozen = lora.Frozen(base, lora.make_adapter(settings, TINY, FAMILIES["llama"], seed=0))
-    rng = np.random.default_rng(3)
-    adapter = jax.tree.map(
-        lambda leaf: jax.device_put(0.1 * rng.normal(size=leaf.shape).astype("f4"), leaf.sharding),
-        lora.abstract_trained(TINY, mesh, frozen.adapter),
-    )
-    layers = {
-        name: jnp.stack([lora.take_layer(leaf, layer, "float32") for layer in range(2)])
-        for name, leaf in lora.merge_adapter(adapter, frozen)["layers"].items()
-    }
-    return frozen, adapter, {**frozen.base, "layers": layers}
-
-
-def test_an_adapter_has_its_part_of_the_whole_gradient_on_any_packing_and_mesh(mesh, mesh1):
-    loss = get_loss(LOSSES["dpo"][0])
-    run = jax.jit(functools.partial(steps.loss_and_gradient, loss=loss, config=TINY))
-    results = []
-    with jax.set_mesh(mesh1):
-        frozen, adapter, merged = make_adapter(mesh1)
-        for packing in ("one packed row", "four microbatches"):
-            _, batch = make_batch((CHOSEN, REJECTED), make_reference(), **PACKINGS[packing])
-            results.append(jax.device_get(run(adapter, frozen, batch)[:2]))
-        value, whole, _ = jax.device_get(run(merged, None, batch))
-    with jax.set_mesh(mesh):
-        frozen, placed, _ = make_adapter(mesh)
-        _, batch = make_batch((CHOSEN, REJECTED), make_reference(), num_rows=4, microbatches=2)
-        batch = sharding.put_batch(batch, mesh, leading=1)
-        results.append(jax.device_get(run(placed, frozen, batch)[:2]))
-
-    # With W' = W + s a b: dL/da = s dL/dW' b^T and dL/db = s a^T dL/dW'.
-    adapter, expected = jax.device_get(adapter)["layers"], {}
-    for path, inputs in {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}.items():
-        a, b = (adapter[f"{path}_lora_{end}"] for end in "ab")
-        flat = whole["layers"][path].reshape(2, np.prod(a.shape[1 : 1 + inputs]), -1)
-        a2, b2 = a.reshape(2, -1, 3), b.reshape(2, 3, -1)
-        expected[f"{path}_lora_a"] = 2.0 * (flat @ b2.swapaxes(1, 2)).reshape(a.shape)
-        expected[f"{path}_lora_b"] = 2.0 * (a2.swapaxes(1, 2) @ flat).reshape(b.shape)
-    for result in results:
-        compare(result, (value, {"layers": expected}))
-
-
-def test_no_gradient_of_a_frozen_weight_is_formed(one):
-    """Neither that of the head, made by a rule of its own, nor that of any layer."""
-    frozen, adapter, merged = make_adapter(one, targets=("q_proj",))
-    _, batch = make_batch((CHOSEN, REJECTED), make_reference(), **PACKINGS["one packed row"])
-    loss = get_loss(LOSSES["dpo"][0])
-    run = functools.partial(steps.loss_and_gradient, loss=loss, config=TINY)
-    frozen_shapes = {"f32[97,32]{": "head", "f32[32,48]{": "mlp"}
-
-    def find(params, frozen):
-        text = jax.jit(run).lower(params, frozen, batch).compile().as_text()
-        lines = [x for x in text.splitlines() if "transpose(jvp" in x and " dot(" in x]
-        return {
-            name for shape, name in frozen_shapes.items() if any(f"= {shape}" in x for x in lines)
-        }
-
-    assert find(merged, None) == {"head", "mlp"}, "the case has nothing to show"
-    assert find(adapter, frozen) == set()
