@@ -7,22 +7,20 @@ workdir/eval.jsonl    the scored samples (`eval.on=samples`)
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from halos_jax import sharding
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets, records
 from halos_jax.losses import get_loss
-from halos_jax.models import hf
-from halos_jax.models.spec import DecoderConfig
 from halos_jax.rewards.scorers import make_function_scorer, make_scorer
-from halos_jax.rounds import disk, source, stages
+from halos_jax.rounds import disk, source, stages, start
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.job import Job, open_job
 from halos_jax.rounds.sample_task import load_sampler
 from halos_jax.rounds.single import load_fixed_items
 from halos_jax.rounds.source import Source
 from halos_jax.training import loop as training
+from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.types import Item
 
 logger = logging.getLogger(__name__)
@@ -77,30 +75,33 @@ def _evaluate_feedback(job: Job, policy: Source) -> None:
     trainer = training.make_trainer(job.config, decoder, loss, job.mesh, total_steps=1)
     dataset = training.make_dataset(trainer, items, seed=None)
     if training.needs_reference(loss, items):
-        params = _load_reference(job, policy, decoder)
-        dataset = training.add_reference(trainer, dataset, params, label="reference")
-        del params
-    params = source.load_params(policy, decoder, job.mesh, job.config.seed)
-    metrics = training.evaluate(trainer, params, dataset)
+        dataset = _add_reference(job, policy, trainer, dataset)
+    params, frozen = source.load_trained(policy, decoder, job.mesh, job.config.seed)
+    metrics = training.evaluate(dataclasses.replace(trainer, frozen=frozen), params, dataset)
     _write_result(job, policy, len(items), metrics, {})
 
 
-def _load_reference(job: Job, policy: Source, decoder: DecoderConfig) -> Any:
-    """Load the reference's params, of the policy's architecture."""
+def _add_reference(job: Job, policy: Source, trainer: Trainer, dataset: Dataset) -> Dataset:
+    """Return `dataset` with the log-probs of the reference, which has the policy's architecture."""
     path = job.config.eval.reference
     if path:
-        settings, seed = dataclasses.replace(policy.settings, path=path), job.config.seed
-        settings = source.find_source(dataclasses.replace(settings, checkpoint="auto")).settings
+        settings = dataclasses.replace(policy.settings, path=path, checkpoint="auto")
+        reference = source.find_source(settings)
+        params, frozen = source.load_trained(reference, trainer.decoder, job.mesh, job.config.seed)
+        trainer = dataclasses.replace(trainer, frozen=frozen)
     elif policy.run is not None:
-        settings, seed = source.use_final(policy.run).model, policy.run.seed
+        run = source.use_final(policy.run)
+        path, frozen = run.model.path, start.load_frozen(run, trainer.decoder, job.mesh)
+        trainer = dataclasses.replace(trainer, config=run, frozen=frozen)
+        params = start.load_start(trainer)
     else:
         raise ConfigError(
             f"eval.reference: got '', but loss {job.config.loss['name']!r} compares with a "
             "reference, and model.path is no run's workdir, which would know it; set "
-            "--config.eval.reference=DIR, for a policy that has not been aligned to itself"
+            "--config.eval.reference=DIR to the model that the policy was trained from"
         )
-    logger.info("reference: %s", settings.path)
-    return hf.load_or_init_params(settings, decoder, job.mesh, seed)
+    logger.info("reference: %s", path)
+    return training.add_reference(trainer, dataset, params, label="reference")
 
 
 def _identify(items: Sequence[Item]) -> str:

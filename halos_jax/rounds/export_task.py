@@ -33,9 +33,16 @@ def _export(job: Job) -> None:
     policy = source.find_source(job.config.model, recorded=job.policy)
     decoder, renderer = source.load_decoder(policy)
     job.begin(inputs="", policy=policy.name, output=output, field="export.output")
-    params = source.load_params(policy, decoder, job.mesh, job.config.seed)
-    dtype = None if settings.dtype == "auto" else settings.dtype
-    final.export_policy(params, decoder, policy.settings, renderer, output, dtype=dtype)
+    params, frozen = source.load_trained(policy, decoder, job.mesh, job.config.seed)
+    final.export_policy(
+        params,
+        decoder,
+        policy.settings,
+        renderer,
+        output,
+        frozen=frozen,
+        dtype=None if settings.dtype == "auto" else settings.dtype,
+    )
     logger.info("%s of %s is in %s", policy.name, policy.path, output)
     metrics = {"parameters": count_params(decoder)}
     job.commit("export", files={str(output / "config.json"): 1}, metrics=metrics)

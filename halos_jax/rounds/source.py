@@ -17,6 +17,7 @@ from halos_jax import schema
 from halos_jax.config import Config, ConfigError, ModelConfig
 from halos_jax.data.chat import Renderer
 from halos_jax.models import hf, lora
+from halos_jax.models.lora import Frozen
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.rounds import final, start
 from halos_jax.rounds.checkpoints import read_checkpoints
@@ -130,19 +131,31 @@ def load_decoder(source: Source) -> tuple[DecoderConfig, Renderer]:
 
 
 def load_params(source: Source, decoder: DecoderConfig, mesh: Mesh, seed: int = 0) -> Any:
-    """Return the policy's params; those of an adapter's checkpoint are merged as they are read.
+    """Return the policy's params, for sampling and export; as `load_trained`.
+
+    Those of an adapter's checkpoint are merged as they are read.
+    """
+    return lora.merge_adapter(*load_trained(source, decoder, mesh, seed))
+
+
+def load_trained(
+    source: Source, decoder: DecoderConfig, mesh: Mesh, seed: int = 0
+) -> tuple[Any, Frozen | None]:
+    """Return what is trained of the policy and, of an adapter's checkpoint, the frozen rest.
 
     Raises:
       ModelError, CheckpointError: where they cannot be read.
     """
     if source.checkpoint is None:
-        return hf.load_or_init_params(source.settings, decoder, mesh, seed)
+        return hf.load_or_init_params(source.settings, decoder, mesh, seed), None
     run = dataclasses.replace(source.run, model=source.settings)
-    frozen = start.load_frozen(run, decoder, mesh)
+    # The base as the run itself holds it, whatever this job computes in.
+    held = dataclasses.replace(decoder, compute_dtype=source.run.model.compute_dtype)
+    frozen = start.load_frozen(run, held, mesh)
     trained = lora.abstract_trained(decoder, mesh, frozen.adapter if frozen else None)
     checkpoints = read_checkpoints(source.workdir / "checkpoints")
     try:
-        return lora.merge_adapter(checkpoints.restore_params(trained, source.checkpoint), frozen)
+        return checkpoints.restore_params(trained, source.checkpoint), frozen
     finally:
         checkpoints.close()
 

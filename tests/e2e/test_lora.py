@@ -39,6 +39,23 @@ def test_a_killed_adapter_run_ends_as_one_that_was_not(program, inputs, tmp_path
     assert len(names) == 14 and all("_lora_" in name for name in names)
     assert all("_lora_" in name for name in record["arrays"] if "/layers/" in name)
 
+    # Exported from its checkpoint by a task that computes otherwise, it is the same, to the bit.
+    source = (f"model.path={whole}", f"model.checkpoint={int(checkpoint.name)}")
+    arguments = ("task=export", *source, "model.compute_dtype=bfloat16")
+    code, _, errors = program.run(tmp_path / "export", *arguments)
+    assert (code, errors) == (0, "")
+    for path in (path for path in (whole / "final").rglob("*") if path.is_file()):
+        again = tmp_path / "export" / path.relative_to(whole)
+        assert again.read_bytes() == path.read_bytes(), path
+    # So is its loss, against the base that the run knows of.
+    feedback = f"data.eval={whole / 'rounds' / '0000' / 'feedback.jsonl'}"
+    arguments = ("task=eval", "eval.on=feedback", feedback, *source)
+    code, _, errors = program.run(tmp_path / "eval", *arguments)
+    assert (code, errors) == (0, "")
+    records = [record for record in read_metrics(whole).values() if "loss/eval" in record]
+    result = json.loads((tmp_path / "eval" / "result.json").read_text())
+    assert abs(result["metrics"]["loss/eval"] - records[-1]["loss/eval"]) < 1e-6
+
     # What is exported is base + adapter, tensor by tensor, and it has moved.
     base, merged = (
         load_file(folder / "model.safetensors") for folder in (inputs / "policy", whole / "final")
