@@ -5,9 +5,11 @@ is assembled on the host, device shard by device shard, from memory-mapped files
 never holds more than one shard of one array.
 """
 
+import concurrent.futures
 import contextlib
 import json
 import logging
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 # What a model needs of a hub repository; never code, pickles or subfolders with other formats.
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
+_READERS = min(os.cpu_count() or 1, 8)  # tensors that are read, and held, at one time
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 # Name in the checkpoint -> its (lazily read) tensor.
@@ -282,15 +285,23 @@ def _read_block(
     index = tuple(slice(*bound) for bound in bounds)
     stacked = tensor.num_stacked
     shape, first = leaf.shape[stacked:], [start for start, _ in bounds[:stacked]]
-    for place in np.ndindex(block.shape[:stacked]):
+
+    def read(place: tuple[int, ...]) -> None:
         at = tuple(start + step for start, step in zip(first, place, strict=True))
         stored = tensors[tensor.name_at(at)]
         _copy(block[place], tensor.read(shape, index[stacked:], stored.__getitem__))
+
+    # Transposing is what takes the time, and numpy does it without Python's lock.
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        list(pool.map(read, np.ndindex(block.shape[:stacked])))
     return block
 
 
 def _copy(out: np.ndarray, values: np.ndarray, tile: int = 256) -> None:
     """Copy and convert `values`, whose axes may be transposed in memory, into `out`."""
+    if out.dtype == values.dtype:  # bytes will do; numpy holds its lock for a type that it lacks
+        plain = f"u{out.itemsize}"
+        out, values = out.view(plain), values.view(plain)
     if out.ndim == 1:
         out[...] = values
         return
