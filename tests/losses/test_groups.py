@@ -175,3 +175,39 @@ def test_the_better_sample_becomes_likelier_on_policy(pack, draw_logps, name):
     run = lambda x: loss(LossInputs(**take_inputs(loss, x, placed)), packed.batch)[0]  # noqa: E731
     first, *rest = packed.split(jax.grad(run)(placed))[0]
     assert (first < 0).all() and all((part > 0).all() for part in rest)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_masked_member_counts_in_the_groups_statistics_alone(pack, draw_logps, name):
+    whole = give_rewards(pack, pack(ROLES, 4))
+    items = [
+        dataclasses.replace(
+            item, masks=tuple(np.full(len(r), copy > 0) for copy, r in enumerate(item.responses))
+        )
+        for item in whole.items
+    ]
+    masked = pack.of(items)
+    # rloo's penalty is made of tokens, of which a masked member has none.
+    settings = {"name": name} | ({"beta": 0.0} if name == "rloo" else {})
+    loss = get_loss(settings)
+    policy = draw_logps(whole, 0)
+    tokens = {"policy": policy, "reference": near(policy, 1), "old": near(policy, 2)}
+
+    def differentiate(packed, tokens):
+        placed = {key: jnp.asarray(packed.place(values)) for key, values in tokens.items()}
+
+        def run(policy):
+            return loss(LossInputs(**placed | {"policy": policy}), packed.batch)[0]
+
+        return packed.split(jax.grad(run)(placed["policy"]))
+
+    every = differentiate(whole, tokens)
+    none = np.zeros(0)
+    left = {key: [(none, *parts[1:]) for parts in values] for key, values in tokens.items()}
+    rest = differentiate(masked, left)
+    counts = whole.batch.num_tokens / masked.batch.num_tokens
+    scale = float(counts) if loss.per == "token" else 1.0
+    for left, full in zip(rest, every, strict=True):
+        assert len(left[0]) == 0
+        for one, other in zip(left[1:], full[1:], strict=True):
+            np.testing.assert_allclose(one, scale * other, rtol=1e-5, atol=1e-7)

@@ -187,6 +187,31 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(mesh):
     compare(got, wanted)
 
 
+def talk(seed):
+    """Draw a conversation of two answers as one item, and as an item an answer."""
+    draw = np.random.default_rng(seed)
+    prompt, first, between, second = (
+        draw.integers(1, 97, size).astype(np.int32) for size in draw.integers(2, 9, 4)
+    )
+    whole = np.concatenate([first, between, second])
+    mask = np.repeat([True, False, True], [len(first), len(between), len(second)])
+    history = np.concatenate([prompt, first, between])
+    answers = [Item(prompt, (first,), (TARGET,)), Item(history, (second,), (TARGET,))]
+    return Item(prompt, (whole,), (TARGET,), masks=(mask,)), answers
+
+
+@pytest.mark.parametrize("tokens", [4096, 64])
+def test_a_conversation_trains_as_its_answers_one_by_one(one, tokens):
+    talks = [talk(seed) for seed in range(4)]
+    separate = [answer for _, answers in talks for answer in answers]
+    results = []
+    for items, longest in ((separate, 4096), ([item for item, _ in talks], tokens)):
+        plan = plan_batches(items, batch_size=8, num_rows=1, tokens_per_row=longest)
+        assert (plan.layout.microbatches > 1) == (longest == 64)
+        results.append(run_ours("sft", build_batch(items, plan, 0)))
+    compare(results[1], results[0])
+
+
 # --------------------------------------------------------------------------- the step
 
 
