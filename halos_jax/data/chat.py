@@ -6,9 +6,10 @@ what it puts before an answer, what it puts after one, and how long it is withou
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -215,7 +216,17 @@ class Renderer:
           ValueError: where there are no turns.
           RecordError: where the template refuses them.
         """
-        return self._prompt_ids(self.truncate_turns(turns, max_length))
+        return next(self.render_prompts([turns], max_length))
+
+    def render_prompts(
+        self, prompts: Iterable[Sequence[Turn]], max_length: int
+    ) -> Iterator[tuple[int, ...]]:
+        """Yield `render_prompt` of each prompt; they are tokenized many at a time."""
+        first, second = itertools.tee(prompts)
+        texts = (self._render(turns, generate=True) for turns in _refuse_empty(first))
+        for turns, ids in zip(second, self._encode_prompts(texts), strict=True):
+            fits = len(ids) <= max_length
+            yield ids if fits else self._prompt_ids(self.truncate_turns(turns, max_length))
 
     def truncate_turns(self, turns: Sequence[Turn], max_length: int) -> tuple[Turn, ...]:
         """Return the turns of which `render_prompt` makes at most `max_length` ids.
@@ -224,9 +235,7 @@ class Renderer:
         as far as needed: the oldest exchanges (a turn and what follows it up to the next user's,
         so that roles go on alternating), the system turns, the beginning of the last turn.
         """
-        kept = list(turns)
-        if not kept:
-            raise ValueError("turns: got an empty conversation, allowed: one turn or more")
+        [kept] = map(list, _refuse_empty([turns]))
 
         def fits(candidate: Sequence[Turn]) -> bool:
             return len(self._prompt_ids(candidate)) <= max_length
@@ -254,11 +263,17 @@ class Renderer:
           text: the content of the turn.
           finished: whether the turn ended by itself; one that was cut gets no end marker.
         """
-        return self._encode_behind_header(self._body(text) + (self.end_marker if finished else ""))
+        return next(self.render_responses([(text, finished)]))
+
+    def render_responses(self, texts: Iterable[tuple[str, bool]]) -> Iterator[tuple[int, ...]]:
+        """Yield `render_response` of each (text, finished); they are tokenized many at a time."""
+        return self._encode_behind_header(
+            self._body(text) + (self.end_marker if finished else "") for text, finished in texts
+        )
 
     def render_prefix(self, text: str) -> tuple[int, ...]:
         """Return the ids of what begins an answer for the model, special tokens in it as such."""
-        return self._encode_behind_header(text) if text else ()
+        return next(self._encode_behind_header([text])) if text else ()
 
     def decode_response(self, ids: Sequence[int], *, keep_marker: bool = False) -> str:
         """Return a response's text without special tokens and end marker; whitespace is kept.
@@ -291,10 +306,15 @@ class Renderer:
             ) from error
 
     def _prompt_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
-        text = self._render(turns, generate=True)
+        return next(self._encode_prompts([self._render(turns, generate=True)]))
+
+    def _encode_prompts(self, texts: Iterable[str]) -> Iterator[tuple[int, ...]]:
+        """Yield the ids of rendered prompts, behind a BOS where the tokenizer would add one."""
+        first, second = itertools.tee(texts)
         bos = self.tokenizer.bos_token
-        add = self._adds_bos and not (bos and text.startswith(bos))
-        return (*((self.tokenizer.bos_token_id,) if add else ()), *self._encode(text))
+        for text, ids in zip(first, self._guard.encode_all(second), strict=True):
+            add = self._adds_bos and not (bos and text.startswith(bos))
+            yield (*((self.tokenizer.bos_token_id,) if add else ()), *ids)
 
     def _cut_left(self, turn: Turn, max_length: int) -> Turn:
         """Cut the turn's content at the first token boundary behind which the prompt fits."""
@@ -349,12 +369,13 @@ class Renderer:
         # Templates that write one header to sample from and another into the history.
         return self._guard.hide(text)
 
-    def _encode_behind_header(self, text: str) -> tuple[int, ...]:
-        """Tokenize `text` as it stands behind a header, where that splits tokens at its start."""
-        whole = self._encode(self._header + text)
-        if whole[: len(self._header_ids)] == self._header_ids:
-            return tuple(whole[len(self._header_ids) :])
-        return tuple(self._encode(text))
+    def _encode_behind_header(self, texts: Iterable[str]) -> Iterator[tuple[int, ...]]:
+        """Tokenize texts as they stand behind a header, where that splits tokens at its start."""
+        first, second = itertools.tee(texts)
+        start, wholes = len(self._header_ids), (self._header + text for text in second)
+        for text, whole in zip(first, self._guard.encode_all(wholes), strict=True):
+            behind = whole[:start] == self._header_ids
+            yield tuple(whole[start:] if behind else self._encode(text))
 
     def _encode(self, text: str) -> list[int]:
         return self._guard.encode(text)
@@ -363,6 +384,13 @@ class Renderer:
         return self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+
+
+def _refuse_empty(prompts: Iterable[Sequence[Turn]]) -> Iterator[Sequence[Turn]]:
+    for turns in prompts:
+        if not turns:
+            raise ValueError("turns: got an empty conversation, allowed: one turn or more")
+        yield turns
 
 
 def _adds_bos(tokenizer: Any) -> bool:

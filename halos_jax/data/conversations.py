@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from halos_jax.data.chat import Renderer
-from halos_jax.data.tokenize import Lengths, cut_response, is_truncated, report_truncated
-from halos_jax.types import FINISH_STOP, TARGET, Completion, Demonstration, Item, Turn
+from halos_jax.data.tokenize import Lengths, Texts, cut_response, is_truncated, report_truncated
+from halos_jax.types import TARGET, Completion, Demonstration, Item, Turn
 
 
 @dataclasses.dataclass
@@ -36,9 +36,16 @@ def make_target_items(
       ConfigError: where a prompt leaves no room for a response.
     """
     items, truncated = [], 0
+    demonstrations = list(demonstrations)
+    texts = Texts(
+        renderer,
+        (one.prompt.turns for one in demonstrations if not one.prompt_ids),
+        (answer for one in demonstrations for answer in _list_answers(one.completion).values()),
+        lengths.prompt,
+    )
     for demonstration in demonstrations:
         completion = demonstration.completion
-        sequences = list(_render(demonstration, renderer, lengths))
+        sequences = list(_render(demonstration, renderer, texts, lengths))
         for number, sequence in enumerate(sequences):
             is_last = number + 1 == len(sequences)
             # Only the last answer can have been cut by a sampler.
@@ -51,20 +58,18 @@ def make_target_items(
 
 
 def _render(
-    demonstration: Demonstration, renderer: Renderer, lengths: Lengths
+    demonstration: Demonstration, renderer: Renderer, texts: Texts, lengths: Lengths
 ) -> Iterator[_Sequence]:
     """Yield the sequences of a demonstration."""
     prompt, completion = demonstration.prompt.turns, demonstration.completion
-    if completion.ids:
-        ids = demonstration.prompt_ids or renderer.render_prompt(prompt, lengths.prompt)
-        yield _start(prompt, ids, completion.ids)
+    answers = _list_answers(completion)
+    if len(answers) == 1:
+        ids = demonstration.prompt_ids or texts.prompt(prompt)
+        yield _start(prompt, ids, texts.response(completion))
         return
-    answers = [i for i, turn in enumerate(completion.turns) if turn.role == "assistant"]
-    current, shown = None, 0
-    for index in answers:
-        answer = completion.turns[index]
-        finished = index != answers[-1] or completion.finish_reason == FINISH_STOP
-        response = renderer.render_response(answer.content, finished=finished)
+    current, shown, last = None, 0, max(answers)
+    for index, answer in answers.items():
+        response = texts.response(answer)
         if current is not None:
             turns = current.turns + completion.turns[shown:index]
             if _extend(current, turns, response, renderer, lengths):
@@ -72,11 +77,24 @@ def _render(
                 continue
             yield current
         turns = prompt + completion.turns[:index]
-        if index != answers[-1]:  # what follows must show the same turns
+        if index != last:  # what follows must show the same turns
             turns = renderer.truncate_turns(turns, lengths.prompt)
         current = _start(turns, renderer.render_prompt(turns, lengths.prompt), response)
         shown = index
     yield current
+
+
+def _list_answers(completion: Completion) -> dict[int, Completion]:
+    """Return the turns of the assistant, by number, each as a completion of its own."""
+    if len(completion.turns) == 1:
+        return {0: completion}
+    numbers = [i for i, turn in enumerate(completion.turns) if turn.role == "assistant"]
+    answers = {i: Completion((completion.turns[i],)) for i in numbers}
+    # Only the last one can have been cut.
+    answers[numbers[-1]] = dataclasses.replace(
+        answers[numbers[-1]], finish_reason=completion.finish_reason
+    )
+    return answers
 
 
 def _start(turns: tuple[Turn, ...], ids: Sequence[int], response: Sequence[int]) -> _Sequence:

@@ -5,13 +5,16 @@ marker ("<|im_end|>") would end its turn and could speak in another role. So suc
 hidden behind placeholders while the template is rendered, and become ordinary tokens afterwards.
 """
 
+import itertools
 import logging
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 _OPEN, _CLOSE = "\U000fd000", "\U000fd001"  # of private use: no text has them, no template cares
+_CHUNK = 512  # texts that are tokenized together: enough for many cores, little to hold
 _PLACEHOLDER = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 
@@ -58,6 +61,28 @@ class Guard:
             ids.append(self._tokenizer.convert_tokens_to_ids(found[0]))
             start, strip = found.end(), token.rstrip
         return ids + self._encode_plain(text[start:], left=strip, right=False)
+
+    def encode_all(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Yield `encode` of each text, many at a time: a fast tokenizer shares them over cores."""
+        texts = iter(texts)
+        while chunk := list(itertools.islice(texts, _CHUNK)):
+            plain = [text for text in chunk if not _PLACEHOLDER.search(text)]
+            found = iter(self._encode_many(plain))
+            yield from (
+                self.encode(text) if _PLACEHOLDER.search(text) else next(found) for text in chunk
+            )
+
+    def _encode_many(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return encoded["input_ids"]
 
     def _encode_plain(self, text: str, *, left: bool, right: bool) -> list[int]:
         """Encode a piece between two special tokens, which may take the space beside them."""

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from halos_jax.types import (
     Judgement,
     Preference,
     Sample,
+    Turn,
 )
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,45 @@ def make_lengths(config: Config) -> Lengths:
     )
 
 
+class Texts:
+    """The ids of prompts and answers that came as text, each distinct one rendered once.
+
+    Feedback repeats its texts (25 models against one baseline are 25 times the same prompt), and a
+    tokenizer takes many at a time faster than one by one.
+    """
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        prompts: Iterable[tuple[Turn, ...]],
+        completions: Iterable[Completion],
+        max_length: int,
+    ):
+        """Render prompts, to `max_length` tokens at most, and completions that have no ids."""
+        turns = list(dict.fromkeys(prompts))
+        self._prompts = dict(
+            zip(turns, map(_array, renderer.render_prompts(turns, max_length)), strict=True)
+        )
+        texts = list(dict.fromkeys(_spell(one) for one in completions if not one.ids))
+        self._responses = dict(
+            zip(texts, map(_array, renderer.render_responses(texts)), strict=True)
+        )
+
+    def prompt(self, turns: tuple[Turn, ...]) -> np.ndarray:
+        """Return the ids i32[prompt] of one of the prompts."""
+        return self._prompts[turns]
+
+    def response(self, completion: Completion) -> Sequence[int]:
+        """Return the ids of one of the completions: its own, if it has them."""
+        return completion.ids or self._responses[_spell(completion)]
+
+
+def _spell(completion: Completion) -> tuple[str, bool]:
+    """Return a completion's text, and whether it ended by itself."""
+    text = "".join(turn.content for turn in completion.turns)
+    return text, completion.finish_reason == FINISH_STOP
+
+
 def make_pair_items(
     preferences: Iterable[Preference], renderer: Renderer, lengths: Lengths
 ) -> list[Item]:
@@ -61,15 +101,17 @@ def make_pair_items(
       ConfigError: where a prompt leaves no room for a response.
     """
     items, truncated = [], 0
-    # Feedback repeats its texts: 25 models against one baseline are 25 times the same prompt.
-    render_prompt = functools.cache(
-        functools.partial(renderer.render_prompt, max_length=lengths.prompt)
+    preferences = list(preferences)
+    texts = Texts(
+        renderer,
+        (one.prompt.turns for one in preferences if not one.prompt_ids),
+        (half for one in preferences for half in (one.chosen, one.rejected)),
+        lengths.prompt,
     )
-    render_response = functools.cache(renderer.render_response)
     for preference in preferences:
-        prompt_ids = preference.prompt_ids or render_prompt(preference.prompt.turns)
+        prompt_ids = preference.prompt_ids or texts.prompt(preference.prompt.turns)
         pair = (preference.chosen, preference.rejected)
-        sources = [_response_ids(completion, render_response) for completion in pair]
+        sources = [texts.response(completion) for completion in pair]
         responses = tuple(cut_response(ids, len(prompt_ids), lengths) for ids in sources)
         if any(map(functools.partial(is_truncated, lengths), pair, sources, responses)):
             truncated += 1
@@ -95,13 +137,19 @@ def make_controlled_items(
       ConfigError: where a prompt leaves no room for a response.
     """
     prefixes = [renderer.render_prefix(text) for text in control]
-    render_response = functools.cache(renderer.render_response)
+    judgements = list(judgements)
+    classes = {}
+    for desirable, prefix in zip((True, False), prefixes, strict=True):
+        members = [one for one in judgements if one.desirable == desirable]
+        prompts = (one.prompt.turns for one in members)
+        completions = (one.completion for one in members)
+        classes[desirable] = Texts(renderer, prompts, completions, lengths.prompt - len(prefix))
     items, truncated = [], 0
     for judgement in judgements:
         prefix = prefixes[not judgement.desirable]
-        room = lengths.prompt - len(prefix)
-        prompt_ids = (*renderer.render_prompt(judgement.prompt.turns, room), *prefix)
-        ids = _response_ids(judgement.completion, render_response)
+        texts = classes[judgement.desirable]
+        prompt_ids = (*texts.prompt(judgement.prompt.turns), *prefix)
+        ids = texts.response(judgement.completion)
         response = cut_response(ids, len(prompt_ids), lengths)
         if is_truncated(lengths, judgement.completion, ids, response):
             truncated += 1
@@ -126,14 +174,16 @@ def make_unpaired_items(
     Raises:
       ConfigError: where a prompt leaves no room for a response.
     """
-    render_prompt = functools.cache(
-        functools.partial(renderer.render_prompt, max_length=lengths.prompt)
+    texts = Texts(
+        renderer,
+        (one.prompt.turns for one in judgements if not one.prompt_ids),
+        (one.completion for one in judgements),
+        lengths.prompt,
     )
-    render_response = functools.cache(renderer.render_response)
-    prompts = [tuple(j.prompt_ids or render_prompt(j.prompt.turns)) for j in judgements]
-    responses = [_response_ids(j.completion, render_response) for j in judgements]
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    groups = [numbers[prompt] for prompt in prompts]  # by number: prompts are long to compare
+    prompts = [_array(one.prompt_ids or texts.prompt(one.prompt.turns)) for one in judgements]
+    responses = [texts.response(one.completion) for one in judgements]
+    numbers: dict[bytes, int] = {}  # prompts are long to compare
+    groups = [numbers.setdefault(prompt.tobytes(), len(numbers)) for prompt in prompts]
     items, truncated = [], 0
     for number, (judgement, prompt) in enumerate(zip(judgements, prompts, strict=True)):
         own = cut_response(responses[number], len(prompt), lengths)
@@ -148,7 +198,7 @@ def make_unpaired_items(
         mismatched = next((other for other in others if not np.array_equal(other, own)), None)
         found = (own,) if mismatched is None else (own, mismatched)
         roles = (TARGET, MISMATCHED)[: len(found)]
-        items.append(Item(_array(prompt), found, roles, desirable=judgement.desirable))
+        items.append(Item(prompt, found, roles, desirable=judgement.desirable))
     report_truncated(truncated, len(items), "answers")
     return items
 
@@ -255,13 +305,6 @@ def make_group_items(
 def _following(number: int, count: int) -> Iterator[int]:
     """Yield all other numbers below `count`, from the next one on and around the end."""
     return itertools.chain(range(number + 1, count), range(number))
-
-
-def _response_ids(completion: Completion, render: Callable[..., Sequence[int]]) -> Sequence[int]:
-    if completion.ids:
-        return completion.ids
-    text = "".join(turn.content for turn in completion.turns)
-    return render(text, finished=completion.finish_reason == FINISH_STOP)
 
 
 def cut_response(ids: Sequence[int], prompt_length: int, lengths: Lengths) -> np.ndarray:

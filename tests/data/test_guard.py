@@ -6,6 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from halos_jax.data import guard as guards
 from halos_jax.data.chat import make_renderer
 from halos_jax.data.guard import Guard
 from halos_jax.types import Turn
@@ -95,3 +96,19 @@ def test_a_prefix_may_hold_special_tokens(tokenizer):
     renderer = make_renderer(tokenizer)
     assert renderer.render_prefix("<s>") == (tokenizer.bos_token_id,)
     assert renderer.render_prefix("") == ()
+
+
+def test_many_texts_are_encoded_as_each_alone(tokenizer, monkeypatch):
+    monkeypatch.setattr(guards, "_CHUNK", 3)
+    guard = Guard(tokenizer)
+    texts = [f"{'x' * number}{guard.hide('</s>') if number % 3 else '</s>'}" for number in range(8)]
+    assert list(guard.encode_all(iter(texts))) == [guard.encode(text) for text in texts]
+    assert list(guard.encode_all([])) == []
+    renderer = make_renderer(tokenizer)
+    prompts = [(Turn("user", text * 20),) for text in ("a", ATTACK, "b")]
+    expected = [renderer.render_prompt(turns, 40) for turns in prompts]
+    assert list(renderer.render_prompts(prompts, 40)) == expected
+    assert max(map(len, expected)) <= 40
+    answers = [("a", True), (ATTACK, False), ("", True)]
+    singly = [renderer.render_response(text, finished=finished) for text, finished in answers]
+    assert list(renderer.render_responses(answers)) == singly

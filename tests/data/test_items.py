@@ -22,6 +22,12 @@ class LetterRenderer:
     def render_response(self, text, *, finished=True):
         return (*map(ord, text), *((0,) if finished else ()))
 
+    def render_prompts(self, prompts, max_length):
+        return (self.render_prompt(turns, max_length) for turns in prompts)
+
+    def render_responses(self, texts):
+        return (self.render_response(text, finished=finished) for text, finished in texts)
+
     def render_prefix(self, text):
         return tuple(map(ord, text))
 
