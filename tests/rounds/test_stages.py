@@ -39,6 +39,11 @@ class Calls:
         return lambda *arguments, **options: self.calls.append((name, *arguments))
 
 
+def refuse_text(texts, *limits):
+    """Stand for a renderer of what was sampled, and so came as tokens."""
+    return [pytest.fail(f"{text!r} was rendered") for text in texts]
+
+
 def make_run(**parts) -> stages.Run:
     names = stages.Run.__dataclass_fields__
     defaults = dict.fromkeys(names) | {
@@ -49,7 +54,7 @@ def make_run(**parts) -> stages.Run:
         "trainer": SimpleNamespace(loss=get_loss({"name": "dpo"})),
         "checkpoints": Calls(),
         "writer": Calls(),
-        "renderer": SimpleNamespace(render_prompt=pytest.fail, render_response=pytest.fail),
+        "renderer": SimpleNamespace(render_prompts=refuse_text, render_responses=refuse_text),
         "stop": StopSignal(),
         "held_out": PROMPTS[:2],
         "is_writer": True,
