@@ -69,6 +69,8 @@ def _read_prompt_turns(fields: Fields) -> tuple[Turn, ...]:
         return turns[: last + 1]
     if field == "instruction" and fields.text("input", ""):
         return (Turn("user", f"{fields.text('instruction')}\n\n{fields.text('input')}"),)
+    if field == "chosen":  # TRL lets the prompt stand inside both outputs, before the answer
+        return fields.turns("chosen", "assistant")[:-1]
     return fields.turns(field, "user")
 
 
@@ -107,7 +109,7 @@ def read_demonstration(fields: Fields, *, every_turn: bool = True) -> Demonstrat
         last turn alone.
     """
     if fields.has("chosen"):
-        prompt = _read_pair_prompt(fields)
+        prompt = read_prompt(fields)
         return Demonstration(prompt, Completion((_read_answer(fields, "chosen", prompt.turns),)))
     target = next((name for name in _TARGET_FIELDS if fields.has(name)), None)
     if target and _prompt_field(fields) != "messages":
@@ -150,7 +152,7 @@ def read_preference(fields: Fields) -> Preference:
         prompt = read_prompt(fields)
         record = dict(fields.record) | {"prompt_id": prompt.prompt_id, "extra": dict(prompt.extra)}
         return preference_from_record(record, file=fields.file, line=fields.line)
-    prompt = _read_pair_prompt(fields)
+    prompt = read_prompt(fields)
     chosen, rejected = (
         Completion((_read_answer(fields, name, prompt.turns),)) for name in ("chosen", "rejected")
     )
@@ -168,13 +170,6 @@ def read_judgement(fields: Fields) -> Judgement:
         return judgement_from_record(record, file=fields.file, line=fields.line)
     completion = Completion((_read_answer(fields, target, prompt.turns),))
     return Judgement(prompt, completion, fields.label())
-
-
-def _read_pair_prompt(fields: Fields) -> Prompt:
-    """Return the prompt of a chosen/rejected record, which TRL lets stand inside both outputs."""
-    if fields.has("prompt") or fields.has("instruction") or fields.has("question"):
-        return read_prompt(fields)
-    return _make_prompt(fields, fields.turns("chosen", "assistant")[:-1])
 
 
 def _read_answer(fields: Fields, name: str, prompt: tuple[Turn, ...]) -> Turn:

@@ -9,6 +9,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 from halos_jax.rewards.numbers import find_answer, read_reference
@@ -74,7 +75,8 @@ def exact_answer(
 
 
 def _check_tolerance(*, tolerance: float = 0.0, **_) -> list[str]:
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or tolerance < 0:
+    known = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not (known and 0 <= tolerance < float("inf")):
         return [f"tolerance: got {tolerance!r}, allowed: a number of 0 or more"]
     return []
 
@@ -108,7 +110,8 @@ def numeric_answer(
     found = find_answer(response)
     if found is None:
         return 0.0
-    return float(abs(found - wanted) <= tolerance * max(1, abs(wanted)))
+    # As fractions: a number of 400 digits is more than a float holds.
+    return float(abs(found - wanted) <= Fraction(tolerance) * max(1, abs(wanted)))
 
 
 def _check_length(*, target: int = 0, limit: int = 0, unit: str = "characters") -> list[str]:

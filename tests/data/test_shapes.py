@@ -48,6 +48,7 @@ def pairwise(label, a="good", b="bad", **more):
         ({"messages": DIALOG}, DIALOG_TURNS),
         ({"prompt": None, "instruction": "q"}, USER),
         ({"prompt": "q", "messages": DIALOG}, USER),
+        ({"chosen": [*DIALOG, turn("assistant", "z")], "rejected": "y"}, DIALOG_TURNS),
     ],
 )
 def test_prompt_shapes(record, turns):
@@ -93,6 +94,7 @@ def test_other_fields_become_extra_and_ids_are_kept():
         ({"messages": [{"from": "human", "value": "q"}]}, "messages[0].role"),
         ({"prompt": "q", "prompt_id": ""}, "prompt_id"),
         ({"prompt": "q", "extra": "x"}, "extra"),
+        ({"chosen": "Human: q Assistant: a", "rejected": "b"}, "chosen"),
     ],
 )
 def test_bad_prompts_name_file_line_and_field(record, field):

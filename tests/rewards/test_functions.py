@@ -50,6 +50,12 @@ def test_numeric_answer(response, answer, expected):
     assert functions.numeric_answer([], response, {"answer": answer}) == expected
 
 
+def test_numbers_beyond_a_float():
+    huge = {"answer": "1" + "0" * 400}
+    assert functions.numeric_answer([], "1" + "0" * 400, huge) == 1
+    assert functions.numeric_answer([], "5", huge) == 0
+
+
 def test_where_the_reference_stands():
     record = {"meta": {"gold": "5"}, "solution": "6"}
     assert functions.numeric_answer([], "5", record, field="meta.gold") == 1

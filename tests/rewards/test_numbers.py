@@ -92,3 +92,8 @@ def test_long_texts_take_no_time():
         "1," * 20_000 + "#### " * 2_000 + "answer is " * 2_000 + "\\boxed{" * 2_000 + "1 " * 20_000
     )
     assert find_answer(text) == 1
+    assert find_answer("7\\frac{" + " " * 3_000) == 7  # minutes, where a pattern strips spaces
+
+
+def test_spaces_inside_of_a_fraction():
+    assert list_numbers(r"\frac{ 1 }{ 2 } \dfrac { 3 } 4") == [Fraction(1, 2), Fraction(3, 4)]
