@@ -46,6 +46,11 @@ class Prompt:
     turns: tuple[Turn, ...]
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def key(self) -> tuple[str, tuple[Turn, ...]]:
+        """What tells prompts of several files apart, which may number theirs alike (HALOs' do)."""
+        return self.prompt_id, self.turns
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:

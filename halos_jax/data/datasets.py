@@ -197,11 +197,9 @@ def load_scored(source: str, selection: Selection = ALL) -> list[Sample]:
             samples.append(dataclasses.replace(sample, prompt=prompt, output=output))
     if unlabelled:
         logger.info("%s: %d samples, %d without a reward", source, len(samples), unlabelled)
-    names = list(
-        dict.fromkeys(sample.prompt.prompt_id for sample in _require_some(samples, source))
-    )
-    kept = set(choose(names, selection.limit, selection.seed))
-    return [sample for sample in samples if sample.prompt.prompt_id in kept]
+    prompts = list(dict.fromkeys(sample.prompt.key for sample in _require_some(samples, source)))
+    kept = set(choose(prompts, selection.limit, selection.seed))
+    return [sample for sample in samples if sample.prompt.key in kept]
 
 
 def order_prompts(prompts: list[Prompt], seed: int) -> list[Prompt]:
@@ -231,9 +229,9 @@ def choose(items: Sequence[_Item], count: int, seed: int) -> list[_Item]:
 def _limit_pairs(pairs: list[Preference], source: str, selection: Selection) -> list[Preference]:
     if not selection.per_prompt:
         return pairs
-    by_prompt: dict[str, list[int]] = {}
+    by_prompt: dict[tuple, list[int]] = {}
     for number, pair in enumerate(pairs):
-        by_prompt.setdefault(pair.prompt.prompt_id, []).append(number)
+        by_prompt.setdefault(pair.prompt.key, []).append(number)
     kept = set()
     for numbers in by_prompt.values():
         kept.update(choose(numbers, selection.per_prompt, selection.seed))
@@ -260,7 +258,7 @@ def _thin_out(found: list[Judgement], source: str, selection: Selection) -> list
 
 
 def _answer_key(one: Judgement) -> tuple:
-    return one.prompt.prompt_id, one.completion.turns, one.completion.ids, one.desirable
+    return one.prompt.key, one.completion.turns, one.completion.ids, one.desirable
 
 
 def _require_some(items: list[_Item], source: str) -> list[_Item]:

@@ -32,7 +32,7 @@ class Targets:
     def __init__(self, *, best_only: bool):
         self.left_out = 0
         self._best_only = best_only
-        self._outputs: dict[str, dict[tuple, _Output]] = {}
+        self._outputs: dict[tuple, dict[tuple, _Output]] = {}
 
     def add_preference(self, preference: Preference) -> None:
         for completion, won in ((preference.chosen, True), (preference.rejected, False)):
@@ -61,7 +61,7 @@ class Targets:
         return chosen
 
     def _find(self, prompt: Prompt, completion: Completion, prompt_ids: tuple[int, ...]) -> _Output:
-        outputs = self._outputs.setdefault(prompt.prompt_id, {})
+        outputs = self._outputs.setdefault(prompt.key, {})
         new = _Output(Demonstration(prompt, completion, prompt_ids))
         output = outputs.setdefault((completion.turns, completion.ids), new)
         if completion.reward is not None:

@@ -214,10 +214,11 @@ def make_scored_items(
     Raises:
       ConfigError: where a prompt leaves no room for a response.
     """
-    groups: dict[str, list[Sample]] = {}
+    groups: dict[tuple, list[Sample]] = {}
     for sample in samples:
         if sample.reward is not None:
-            groups.setdefault(sample.prompt.prompt_id, []).append(sample)
+            # By its tokens too: those of the first sample stand before all of the group.
+            groups.setdefault((sample.prompt.key, sample.prompt_ids), []).append(sample)
     items, truncated = [], 0
     for group in groups.values():
         item = _make_scored_item(group, renderer, lengths)
@@ -263,7 +264,7 @@ def split_preferences(preferences: Iterable[Preference]) -> list[Judgement]:
     found: dict[tuple, Judgement] = {}
     for preference in preferences:
         for completion, desirable in ((preference.chosen, True), (preference.rejected, False)):
-            key = (preference.prompt.prompt_id, completion.turns, completion.ids, desirable)
+            key = (preference.prompt.key, completion.turns, completion.ids, desirable)
             judgement = Judgement(preference.prompt, completion, desirable, preference.prompt_ids)
             found.setdefault(key, judgement)
     return list(found.values())

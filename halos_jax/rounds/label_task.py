@@ -20,7 +20,7 @@ from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import scoring, source, stages
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.job import Job, open_job
-from halos_jax.types import FINISH_STOP, Sample
+from halos_jax.types import FINISH_STOP, Sample, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +62,22 @@ def read_all_samples(path: str, split: str = "") -> list[Sample]:
     """Read the samples of a source, see `data/sources.py`; of `split` where that is given.
 
     Raises:
-      RecordError: for a bad record, and where a prompt has two samples of one id.
+      RecordError: for a bad record, where a prompt has two samples of one id, and where two prompts
+        have one id.
     """
     samples = [
         records.sample_from_record(fields.record, file=fields.file, line=fields.line)
         for fields in read_sources(path, split)
     ]
     seen: set[tuple[str, int]] = set()
+    turns: dict[str, tuple[Turn, ...]] = {}
     for sample in samples:
         key = (sample.prompt.prompt_id, sample.sample_id)
+        if turns.setdefault(key[0], sample.prompt.turns) != sample.prompt.turns:
+            raise RecordError(
+                f"{path}: got prompt_id {key[0]!r} for two conversations, allowed: an id of its "
+                "own for each; number them anew, or label the files one by one"
+            )
         if key in seen:
             raise RecordError(
                 f"{path}: got sample {key[1]} of prompt {key[0]} twice, allowed: one sample for "

@@ -167,6 +167,26 @@ def test_feedback_of_every_kind_gives_a_demonstration_a_prompt(save, caplog):
     assert "4 demonstrations; 3 outputs of feedback left out" in caplog.text
 
 
+def test_prompts_of_one_id_are_told_apart(save):
+    """As in several files whose ids were counted from 0 in each."""
+    prompts = [{"prompt_id": 0, "prompt": f"q{i}"} for i in range(2)]
+    pairs = [one | {"output_A": "yes", "output_B": "no", "label": 1} for one in prompts]
+    scores = [
+        one | {"type": "scalar_feedback", "output": "yes", "reward": i, "sample_id": 0}
+        for i, one in enumerate(prompts)
+    ]
+
+    def show(found):
+        return [one.prompt.turns[0].content for one in found]
+
+    assert show(load_demonstrations(save(pairs))) == ["q0", "q1"]
+    assert show(load_preferences(save(pairs), Selection(per_prompt=1))) == ["q0", "q1"]
+    assert show(load_judgements(save(pairs))) == ["q0", "q0", "q1", "q1"]
+    assert len(load_judgements(save(pairs), Selection(keep_desirable=0.5))) == 3
+    assert show(load_demonstrations(save(scores))) == ["q0", "q1"]
+    assert len(load_scored(save(scores), Selection(limit=1))) == 1
+
+
 def test_nothing_left_is_an_error(save):
     undesirable = {"type": "binary_feedback", "prompt": "q", "output": "a", "label": 0}
     with pytest.raises(RecordError, match="nothing to train on"):

@@ -1,5 +1,6 @@
 """Items from records: what is rendered, what is kept as sampled, what is cut."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -237,6 +238,15 @@ def test_all_samples_of_a_prompt_are_one_group():
     assert [list(part) for part in first.old_logps] == [[-1, -2], [-3, -3, -3]]
     assert same(second, ids("q", 1), ids("ab"), ids("ab")) and second.rewards == (3.0, 2.0)
     assert second.old_logps == ()  # text does not say how likely it was
+
+
+def test_a_group_has_one_prompt_whatever_its_id():
+    shared = make_scored("p", 1.0, prompt_ids=(5,), response_ids=(6,))
+    longer = make_scored("p", 2.0, prompt_ids=(4, 5), response_ids=(7,))
+    other = dataclasses.replace(shared, prompt=make_prompt("r", "p"), prompt_ids=())
+    items = make_scored_items([shared, longer, other], RENDERER, Lengths(8, 4))
+    prompts = ([5], [4, 5], ids("r", 1))
+    assert [list(item.prompt_ids) for item in items] == list(map(list, prompts))
 
 
 def test_a_control_token_ends_the_prompt_of_each_answer_in_every_epoch_once():

@@ -146,3 +146,11 @@ def test_one_id_for_two_samples_is_an_error_that_names_it(samples, tmp_path):
     source = write(tmp_path / "samples.jsonl", [*samples, samples[4]])
     with pytest.raises(RecordError, match=r"got sample 1 of prompt dab twice"):
         run_labelling(make_config(tmp_path / "run", source), StopSignal())
+
+
+def test_one_id_for_two_prompts_is_an_error_that_names_it(samples, tmp_path):
+    other = dataclasses.replace(samples[-1].prompt, prompt_id="dab")
+    changed = dataclasses.replace(samples[-1], prompt=other, sample_id=9)
+    source = write(tmp_path / "samples.jsonl", [*samples[:-1], changed])
+    with pytest.raises(RecordError, match=r"got prompt_id 'dab' for two conversations"):
+        run_labelling(make_config(tmp_path / "run", source), StopSignal())
