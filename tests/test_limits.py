@@ -71,6 +71,8 @@ def test_each_number_has_its_limit(path, bad, edge):
         ({"workdir": ""}, "workdir: got ''"),
         ({"model__path": ""}, "model.path: got ''"),
         ({"data__train": ""}, "data.train: got ''"),
+        ({"data__n_examples": 5}, "data.n_examples: got 5, allowed with task='online': 0"),
+        ({"data__frac_unique_desirable": 0.5}, "data.frac_unique_desirable: got 0.5, allowed with"),
         ({"loss.name": None}, "loss.name: got None"),
         (
             {"loss.name": "csft", "data__bad_token": "<|good|>"},

@@ -162,3 +162,19 @@ def test_another_template_is_trained_on_and_exported(toy, tmp_path):
     sampling = SamplingConfig(max_prompt_length=16)
     run(dataclasses.replace(config, model=settings, sampling=sampling))
     assert load_renderer(str(tmp_path / "run" / "final")).template == template
+
+
+def test_sft_on_conversations_ends_after_its_examples(toy, tmp_path):
+    talk = [("user", "abcd"), ("assistant", "ab"), ("user", "dcba"), ("assistant", "cd")]
+    messages = [{"role": role, "content": content} for role, content in talk]
+    source = tmp_path / "talks.jsonl"
+    source.write_text((json.dumps({"messages": messages}) + "\n") * 12)
+    data = DataConfig(train=str(source), n_examples=20)
+    train = TrainConfig(batch_size=8, max_length=64, eval_every=0, row_multiple=64, epochs=3)
+    config = make_config(toy, tmp_path / "run", "sft", source, "", data=data, train=train)
+    run(config)
+    steps = [
+        line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss/train" in line
+    ]
+    assert [line["counters/stage_examples"] for line in steps] == [8, 12, 20]
+    assert steps[-1]["loss/train"] < steps[0]["loss/train"]
