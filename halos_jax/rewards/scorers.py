@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,8 @@ from halos_jax.rewards.judge import make_judge_scorer
 from halos_jax.rewards.labels import RewardError, Scorer
 from halos_jax.rewards.parts import list_parts, make_sum_scorer, part_to_reward
 from halos_jax.types import FINISH_STOP, Sample
+
+logger = logging.getLogger(__name__)
 
 _LAST_SENTENCE = re.compile(r".*[.!?]", re.DOTALL)
 
@@ -127,7 +130,10 @@ def make_function_scorer(name: str, arguments: Mapping[str, Any] | None = None) 
 def _import_function(name: str) -> Callable:
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        function = getattr(importlib.import_module(module), attribute)
+        if not callable(function):
+            raise AttributeError(f"it is no function but {type(function).__name__}")
+        return function
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"reward.function: got {name!r}, which cannot be imported ({error}); allowed: "
@@ -184,7 +190,7 @@ def make_model_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
     def score(samples: Sequence[Sample]) -> list[float]:
         if not same:
             samples = [_render_again(sample, renderer, own, config) for sample in samples]
-        samples = [_cut(sample, config.reward.max_length) for sample in samples]
+        samples = _cut_all(samples, config.reward.max_length)
         distinct: dict[tuple, Sample] = {}
         for sample in samples:
             distinct.setdefault((sample.prompt_ids, sample.response_ids), sample)
@@ -256,6 +262,18 @@ def _render_again(sample: Sample, policy: Renderer, own: Renderer, config: Confi
     return dataclasses.replace(sample, prompt_ids=prompt_ids, response_ids=response_ids)
 
 
-def _cut(sample: Sample, max_length: int) -> Sample:
-    room = max(max_length - len(sample.prompt_ids), 1)
-    return dataclasses.replace(sample, response_ids=sample.response_ids[:room])
+def _cut_all(samples: Sequence[Sample], max_length: int) -> list[Sample]:
+    """Cut responses to the room that their prompts leave; one token at least is scored."""
+    rooms = [max(max_length - len(sample.prompt_ids), 1) for sample in samples]
+    count = sum(len(one.response_ids) > room for one, room in zip(samples, rooms, strict=True))
+    if count:
+        logger.warning(
+            "%d of %d samples are longer than reward.max_length=%d: the rest is not scored",
+            count,
+            len(samples),
+            max_length,
+        )
+    return [
+        dataclasses.replace(one, response_ids=one.response_ids[:room])
+        for one, room in zip(samples, rooms, strict=True)
+    ]

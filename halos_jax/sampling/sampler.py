@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from halos_jax import sharding
 from halos_jax.config import SamplingConfig
 from halos_jax.data.chat import Renderer
+from halos_jax.metrics import NonFiniteError
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.sampling import decode
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample
@@ -117,6 +118,9 @@ def sample_shard(
 
     Returns:
       The samples in the order of the prompts, then of the sample ids.
+
+    Raises:
+      NonFiniteError: where the policy gives logits that nothing can be drawn from.
     """
     settings = sampler.settings
     prefix = render_prefix(settings, sampler.renderer)
@@ -258,6 +262,11 @@ def _collect(sampler, output, owner, on_sample) -> int:
     for slot, job in enumerate(owner):
         if job is None or job.finish_reason:
             continue
+        if not np.isfinite(logps[slot, : count[slot]]).all():
+            raise NonFiniteError(
+                f"the policy gives NaN or infinite logits for prompt {job.prompt.prompt_id}, "
+                f"sample {job.sample_id}; check model.path, and try --config.model.compute_dtype=float32"
+            )
         job.ids += tokens[slot, : count[slot]].tolist()
         job.logps += logps[slot, : count[slot]].tolist()
         if _cut_at_stop_string(sampler, job):

@@ -85,6 +85,13 @@ def test_a_refusal_stops_at_once_and_hides_the_key(server, status, caplog):
     assert len(server.bodies) == 1 and KEY not in caplog.text
 
 
+def test_a_placeholder_for_a_key_leaves_answers_alone(server):
+    """Local servers are often given one: "1" shall not make of "Final Score: 10" another score."""
+    server.reply = lambda question, before: Reply(text="Final Score: 10")
+    client = JudgeClient(JudgeConfig(url=server.url), "1")
+    assert client.ask(BODY) == Answer("Final Score: 10", "stop")
+
+
 def test_retry_after_holds_every_thread(server):
     server.reply = lambda question, before: (
         Reply(status=429, headers={"Retry-After": "0.5"}) if len(server.bodies) == 1 else "fine"

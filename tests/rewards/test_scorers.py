@@ -179,7 +179,7 @@ def test_another_template_gets_the_same_turns_rendered_by_its_own(folder, render
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_does_not_fit_is_cut(folder, renderer, one_device):
+def test_what_does_not_fit_is_cut_and_counted(folder, renderer, one_device, caplog):
     samples = make_samples(renderer)
     score = make_scorer(make_config(folder, max_length=7), one_device, renderer)
     cut = [
@@ -190,6 +190,8 @@ def test_what_does_not_fit_is_cut(folder, renderer, one_device):
     np.testing.assert_allclose(
         score(samples), score_alone(folder, cut, one_device), rtol=1e-4, atol=1e-5
     )
+    changed = sum(one != other for one, other in zip(samples, cut, strict=True))
+    assert f"{changed} of {len(samples)} samples are longer than reward.max_length=7" in caplog.text
 
 
 def test_a_gate_that_is_read_where_the_prompt_ends(folder, renderer, one_device, tmp_path):
@@ -261,7 +263,9 @@ def test_a_function_gets_turns_text_and_record(renderer, functions):
     assert make_scorer(config, None, renderer)(samples) == rewards
 
 
-@pytest.mark.parametrize("name", ["judge:missing", "missing:length", "judge", "", ":length"])
+@pytest.mark.parametrize(
+    "name", ["judge:missing", "missing:length", "judge", "", ":length", "os:path"]
+)
 def test_a_function_that_cannot_be_imported(functions, name):
     with pytest.raises(ConfigError, match=r"reward\.function: got .* cannot be imported"):
         make_function_scorer(name)

@@ -11,6 +11,7 @@ from halos_jax.config import SamplingConfig
 from halos_jax.data.batches import build_batch, plan_batches
 from halos_jax.data.chat import make_renderer
 from halos_jax.data.toy import make_tokenizer
+from halos_jax.metrics import NonFiniteError
 from halos_jax.models import decoder
 from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
 from halos_jax.sampling import sampler as sampling
@@ -175,6 +176,13 @@ def test_greedy_takes_the_likeliest_token(mesh1):
         first = len(sample.prompt_ids) - 1
         best = np.asarray(logits.argmax(-1))[0, first:-1]
         assert tuple(best) == sample.response_ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_nothing_can_be_drawn_from_are_an_error(mesh1, temperature):
+    settings = dataclasses.replace(SETTINGS, temperature=temperature)
+    with pytest.raises(NonFiniteError, match="NaN or infinite logits for prompt p0, sample 0"):
+        run(mesh1, settings, config=tiny(init_std=float("nan")))
 
 
 def test_stop_strings_end_a_response_where_they_are_complete(mesh1, reference):
