@@ -37,6 +37,7 @@ ROLES = {
     "controlled": (TARGET,),
     "unpaired": (TARGET, MISMATCHED),
     "group": (MEMBER,) * 3,
+    "answer": (MEMBER,) * 2,
 }
 KINDS = list(ROLES)
 LOSSES = {name: get_loss({"name": name}) for name in list_losses()}
@@ -126,7 +127,13 @@ def case_loss(name: str, humanline: bool):
 def model_of(family: tuple):
     """Return (decoder config, params) of the model that a family of losses reads."""
     config = dataclasses.replace(TINY, num_labels=int(family[0] == "scores"))
-    return config, jax.tree.map(np.asarray, init_params(jax.random.key(0), config))
+    params = init_params(jax.random.key(0), config)
+    if family[1]:
+        from halos_jax.models.value import init_value_params
+
+        head = init_value_params(jax.random.key(1), config.d_model)
+        params["value"] = jax.tree.map(lambda x: x + 0.1, head)  # its last layer begins as zeros
+    return config, jax.tree.map(np.asarray, params)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +166,8 @@ def run_case(choose):
             devices=jax.devices()[: int(np.prod(sizes))],
         )
         with jax.set_mesh(mesh):
-            params = jax.device_put(params, params_shardings(config, mesh))
+            placed = dict.fromkeys(params, sharding.replicated(mesh))
+            params = jax.device_put(params, placed | params_shardings(config, mesh))
             batch = sharding.put_batch(batch, mesh, leading=1)
             index = cases.index((name, humanline))
             return jax.device_get(compile_family(kind, config)(index, params, batch))
