@@ -55,13 +55,15 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Train a low-rank adapter on the frozen model of `model.path`, held in `compute_dtype`."""
+    """Train a low-rank adapter on the frozen model of `model.path`."""
 
     rank: int = 0  # 0: off, all params are trained (HALOs' own: 64)
     alpha: float = 0.0  # the adapter is scaled by alpha / rank; 0: 4 x rank
     dropout: float = 0.05  # of what enters the adapter, in training
     targets: tuple[str, ...] = ("all-linear",)  # or Hugging Face module names: q_proj, ...
     rslora: bool = False  # scale by alpha / sqrt(rank)
+    # How the frozen base is held: in `compute_dtype`, or its blocks' linear layers in 8 or 4 bits
+    base: Literal["compute", "int8", "nf4"] = "compute"
     # An adapter in PEFT format to start from; rank, alpha, targets and rslora are then its own.
     path: str = ""
 

@@ -170,6 +170,11 @@ def _check_lora(values: Mapping[str, Any]) -> Iterable[str]:
             f"lora.rank: got {values['lora.rank']}, but the adapter of lora.path has a rank, alpha "
             "and targets of its own; allowed: 0, or a new adapter with lora.path=''"
         )
+    if values["lora.base"] != "compute" and not (values["lora.rank"] or values["lora.path"]):
+        yield (
+            f"lora.base: got {values['lora.base']!r}, but without an adapter all weights are "
+            "trained, and so cannot be quantized; allowed: 'compute'; set --config.lora.rank=64"
+        )
     if values["lora.rank"] and not values["lora.targets"]:
         yield "lora.targets: got (), allowed: 'all-linear', or names of linear layers (q_proj)"
 

@@ -65,6 +65,7 @@ def test_each_number_has_its_limit(path, bad, edge):
             {"lora__rank": 8, "lora__path": "adapter"},
             "lora.rank: got 8, but the adapter of lora.path has a rank, alpha and targets of its",
         ),
+        ({"lora__base": "nf4"}, "lora.base: got 'nf4', but without an adapter all weights are"),
         ({"lora__rank": 8, "lora__targets": ()}, "lora.targets: got (), allowed: 'all-linear'"),
         ({"mesh__fsdp": -1}, "-1 for one axis at most"),  # mesh.data is -1 by default
         ({"mesh__tensor": -2}, "sizes of 1 or more"),

@@ -12,6 +12,7 @@ from halos_jax.models.attention import Scoring, attend_rows, attend_view, choose
 from halos_jax.models.gating import compute_gated_scores
 from halos_jax.models.head import compute_token_logps, project_logits
 from halos_jax.models.lookup import look_up_tokens, take_positions
+from halos_jax.models.quantized import Quantized, dequantize
 from halos_jax.models.rope import Rotate, make_rotations
 from halos_jax.models.spec import DecoderConfig, LayerKind, list_layer_kinds
 from halos_jax.sharding import constrain
@@ -31,10 +32,12 @@ _SAVED_NAMES = {
 def cast_params(params: Params, config: DecoderConfig) -> Params:
     """Cast params to the compute dtype; what is no number (a random key) stays as it is."""
 
-    def cast(x: jax.Array) -> jax.Array:
-        return x.astype(config.compute_dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    def cast(x: jax.Array | Quantized) -> jax.Array:
+        if not isinstance(x, Quantized) and not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return dequantize(x, config.compute_dtype)
 
-    return jax.tree.map(cast, params)
+    return jax.tree.map(cast, params, is_leaf=lambda x: isinstance(x, Quantized))
 
 
 def embed_tokens(params: Params, tokens: jax.Array, config: DecoderConfig) -> jax.Array:

@@ -8,6 +8,7 @@ model); `attach_adapter` lays it over the base for a forward pass, `merge_adapte
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from halos_jax.config import LoraConfig
 from halos_jax.models import spec
 from halos_jax.models.families import Family, ModelError, list_tensors
 from halos_jax.models.layers import Dropout
+from halos_jax.models.quantized import Quantized, dequantize, quantize
 from halos_jax.models.spec import DecoderConfig, ParamSpec
 
 Params = dict[str, Any]
@@ -29,6 +31,8 @@ Params = dict[str, Any]
 ALL_LINEAR = "all-linear"
 # The linear layers of a block -> the number of leading axes of theirs (after L) that are inputs.
 _NUM_INPUTS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+# The weights of experts, which have no adapter; their first axis after L is not summed over.
+_EXPERTS = ("expert_gate", "expert_up", "expert_down")
 # What no adapter has, but is trained beside it: the head of a reward model.
 _TRAINED_WHOLE = ("score",)
 
@@ -195,6 +199,20 @@ def take_whole(base: Params, config: DecoderConfig) -> Params:
     }
 
 
+def quantize_base(base: Params, kind: str) -> Params:
+    """Return `base`, which is taken over, with the linear layers of its blocks as `kind`.
+
+    Embedding, head, norms and routers stay as they are. See `models.quantized`.
+    """
+    inputs_of = {name: range(1, 1 + count) for name, count in _NUM_INPUTS.items()}
+    inputs_of |= dict.fromkeys(_EXPERTS, (2,))
+    layers = base["layers"]
+    for name in layers.keys() & inputs_of:
+        # One after the other, each in place of the one that it was: both never exist in whole.
+        layers[name] = jax.block_until_ready(quantize(layers.pop(name), kind, inputs_of[name]))
+    return base
+
+
 # --------------------------------------------------------------------------- what is run
 
 
@@ -243,7 +261,7 @@ def fold_microbatch(frozen: Frozen | None, number: jax.Array | int) -> Frozen | 
 class Adapted:
     """A weight `[L, in..., out...]` to which its adapter has still to be added."""
 
-    weight: jax.Array
+    weight: jax.Array | Quantized
     a: jax.Array  # [L, in..., R]
     b: jax.Array  # [L, R, out...], scaled
 
@@ -264,9 +282,12 @@ def merge_adapter(params: Params, frozen: Frozen | None) -> Params:
     return {**attached, "layers": layers}
 
 
-def take_layer(leaf: jax.Array | Adapted, layer: jax.Array | int, dtype: Any) -> jax.Array:
+def take_layer(
+    leaf: jax.Array | Quantized | Adapted, layer: jax.Array | int, dtype: Any
+) -> jax.Array:
     """Return one layer of a stacked array as `dtype`; an adapter is added in float32."""
     if not isinstance(leaf, Adapted):
-        return jax.lax.dynamic_index_in_dim(leaf, layer, 0, keepdims=False).astype(dtype)
+        take = functools.partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=False)
+        return dequantize(jax.tree.map(take, leaf), dtype)
     weight, a, b = (take_layer(part, layer, jnp.float32) for part in (leaf.weight, leaf.a, leaf.b))
     return (weight + jnp.tensordot(a, b, 1, precision="highest")).astype(dtype)

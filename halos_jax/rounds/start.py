@@ -40,8 +40,8 @@ def load_policy(settings: ModelConfig) -> tuple[DecoderConfig, Renderer]:
 def load_frozen(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Frozen | None:
     """Load the base that the adapter of `config.lora` is trained on; None where that is off.
 
-    It is held in the compute dtype: a forward pass reads it as nothing else, and no update that
-    needs more precision is made to it.
+    It is held in the compute dtype, or in fewer bits, as `lora.base` says: a forward pass reads it
+    as nothing else, and no update that needs more precision is made to it.
 
     Raises:
       ModelError: where the targets are not the model's, or `lora.path` is no adapter for it.
@@ -62,7 +62,10 @@ def load_frozen(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Frozen | 
             len(decoder.new_rows),
         )
     held = dataclasses.replace(decoder, params_dtype=decoder.compute_dtype)
-    return Frozen(_load_model(config, held, mesh), adapter)
+    base = _load_model(config, held, mesh)
+    if settings.base != "compute":
+        base = lora.quantize_base(base, settings.base)
+    return Frozen(base, adapter)
 
 
 def load_start(trainer: Trainer) -> Any:
