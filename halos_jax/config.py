@@ -95,7 +95,10 @@ class RoundsConfig:
     total_prompts: int = 2048
     prompts_per_round: int = 512
     num_skip: int = 0  # prompts to leave out at the start of the order
+    # The policy that the loss compares with: the SFT checkpoint, the policy at the start of the
+    # round, or the one of 1 to `sync_every` optimizer steps ago.
     reference: Literal["sft", "round_start", "previous_step"] = "sft"
+    sync_every: int = 1  # of "previous_step": optimizer steps between two copies of the policy
     export_each: bool = False  # leave each round's policy in rounds/0003/model
 
 
@@ -142,6 +145,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    value_max_grad_norm: float = 0.1  # of a value head (PPO), which is clipped by itself
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant"
     decay_fraction: float = 0.2  # of "wsd": share of the steps that decay
     warmup_fraction: float = 0.1
@@ -158,6 +162,7 @@ class TrainConfig:
     eval_every: int = 32  # optimizer steps between evaluations; 0: only at start and end
     log_every: int = 1  # optimizer steps between console lines; metrics.jsonl has every step
     tokens_per_device: int = 16384  # largest packed row; longer batches become microbatches
+    ema_decay: float = 0.0  # of a moving average of the policy, to evaluate and export; 0: none
     row_multiple: int = 128  # row lengths are rounded up to a multiple of this
     mask_truncated: bool = False  # no loss on a response that was cut by a token limit
 

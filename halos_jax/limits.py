@@ -51,6 +51,7 @@ _AT_LEAST = {
         "reward.judge.concurrency",
         "reward.max_length",
         "rounds.prompts_per_round",
+        "rounds.sync_every",
         "rounds.total_prompts",
         "sampling.chunk",
         "sampling.max_prompt_length",
@@ -73,6 +74,7 @@ _ABOVE_ZERO = (
     "optimizer.learning_rate",
     "optimizer.eps",
     "optimizer.max_grad_norm",
+    "optimizer.value_max_grad_norm",
     "reward.judge.timeout",
 )
 _FRACTIONS = (
@@ -83,7 +85,13 @@ _FRACTIONS = (
     "optimizer.warmup_start",
     "toy.mistakes",
 )
-_BELOW_ONE = ("lora.dropout", "optimizer.beta1", "optimizer.beta2", "reward.max_unlabelled")
+_BELOW_ONE = (
+    "lora.dropout",
+    "optimizer.beta1",
+    "optimizer.beta2",
+    "reward.max_unlabelled",
+    "train.ema_decay",
+)
 
 
 def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
@@ -137,7 +145,7 @@ def _check_mesh(values: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
-    task, loss, reference = values["task"], values.get("loss.name"), values["rounds.reference"]
+    task, loss = values["task"], values.get("loss.name")
     if not values["workdir"]:
         yield "workdir: got '', allowed: a folder; set --config.workdir=DIR"
     for path, (tasks, allowed, example) in _NEEDED.items():
@@ -160,8 +168,6 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
         yield f"sampling.shrink: got {values['sampling.shrink']}, allowed: 0 (never), or 2 or more"
     if "" in values["sampling.stop"]:
         yield "sampling.stop: got an empty string, which would end every sample at once"
-    if reference != "sft":
-        yield f"rounds.reference: got {reference!r}, allowed so far: 'sft'"
 
 
 def _check_lora(values: Mapping[str, Any]) -> Iterable[str]:
@@ -194,8 +200,8 @@ def _check_online(values: Mapping[str, Any]) -> Iterable[str]:
             yield f"{path}: got {values[path]}, allowed with task='online': {unused}; {reason}"
     yield from _check_reward(values)
     yield from _check_threshold(values)
-    kind_of_feedback = values["feedback.type"]
-    if values["sampling.num_samples_per_prompt"] == 1 and kind_of_feedback != "binary":
+    compares = values["feedback.type"] != "binary" and values.get("loss.name") != "ppo"
+    if values["sampling.num_samples_per_prompt"] == 1 and compares:
         yield (
             "sampling.num_samples_per_prompt: got 1, allowed: 2 or more, since "
             f"feedback.type={values['feedback.type']!r} compares the samples of a prompt"

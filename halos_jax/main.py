@@ -54,13 +54,15 @@ def _load_preset() -> ConfigDict:
 
 
 def _check_objective(config: Config) -> list[str]:
-    from halos_jax.losses import check_feedback, check_loss
+    from halos_jax.losses import check_feedback, check_loss, check_reference
     from halos_jax.rewards.parts import check_parts
 
     errors = check_loss(config.loss) + check_parts(config)
     if config.task == "online":
         keep_logps = config.sampling.keep_logps
         errors += check_feedback(config.loss, config.feedback.type, keep_logps=keep_logps)
+    if config.task in ("online", "align"):
+        errors += check_reference(config.loss, config.rounds.reference, task=config.task)
     return errors
 
 

@@ -193,12 +193,21 @@ class Batch:
     sequences: Sequences
     num_examples: jax.Array  # f32[], total item weight of the whole optimizer step
     num_tokens: jax.Array  # f32[], response tokens (targets) of the whole optimizer step
+    # Of losses with a value head, in training; else None.
+    old_values: jax.Array | None = None  # f32[rows, P], when the answers were collected
+    noise: jax.Array | None = None  # u32[rows, P], what the dropout of a token is drawn from
 
 
 @struct.dataclass
 class TrainState:
-    """What a training run carries from step to step and from round to round."""
+    """What a training run carries from step to step and from round to round.
+
+    `params` is what is trained: a nested dict of arrays, the policy's and, of a loss with a value
+    head, that one's under "value".
+    """
 
     step: jax.Array  # i32[], optimizer steps taken
-    params: Any  # nested dict of arrays
+    params: Any
     opt_state: Any
+    reference: Any = None  # the policy of some steps ago, where it is the reference
+    ema: Any = None  # the policy's moving average, f32

@@ -13,6 +13,10 @@ _FLAGS = {
 for _flag, _value in _FLAGS.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
+# XLA's threads, as many as there are cores by default. A collective of virtual devices occupies one
+# for each device until all have come: where two that do not depend on each other start at once, too
+# few threads would wait for ever.
+os.environ.setdefault("NPROC", "64")
 # No test reads the network; a hub id is an error at once instead of after a time-out.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -82,7 +82,6 @@ def test_each_number_has_its_limit(path, bad, edge):
         ({"sampling__stop": [""]}, "sampling.stop: got an empty string"),
         ({"model__added_tokens": ["a", "a"]}, "model.added_tokens: got ['a', 'a']"),
         ({"model__added_tokens": [""]}, "allowed: distinct tokens that are not empty"),
-        ({"rounds__reference": "round_start"}, "rounds.reference: got 'round_start'"),
         ({"reward__path": ""}, "reward.path: got '', but reward.kind='model'"),
         ({"reward__kind": "function"}, "reward.function: got '', but reward.kind='function'"),
         ({"reward__kind": "judge"}, "reward.judge.model: got '', but reward.kind='judge'"),

@@ -12,7 +12,8 @@ import numpy as np
 
 from halos_jax.config import ConfigError
 from halos_jax.data.layout import Layout, assign_sequences, fit_layout, reuse_layout
-from halos_jax.data.rows import empty_arrays, fill_logps, fill_row
+from halos_jax.data.rows import empty_arrays, fill_row
+from halos_jax.data.token_values import Collected, TokenValues, list_token_values
 from halos_jax.types import (
     Batch,
     Item,
@@ -99,19 +100,25 @@ def build_batch(
     plan: Plan,
     step: int,
     *,
-    reference_logps: Sequence[Sequence[np.ndarray]] | None = None,
+    reference_logps: TokenValues | None = None,
+    old: Collected | None = None,
 ) -> Batch:
     """Build the batch of `step` as NumPy arrays with a leading microbatch axis.
 
     Args:
       reference_logps: for each item, f32[targets] for each of its responses.
+      old: what the policy and its value head said when the items were collected.
     """
     layout = plan.layout
     shape = (layout.microbatches * layout.rows,)
     arrays = empty_arrays(layout, shape[0])
+    if old is not None:
+        for name, dtype in (("old_values", np.float32), ("noise", np.uint32)):
+            arrays[name] = np.zeros((*shape, layout.positions), dtype)
     for row, members in enumerate(plan.steps[step]):
         fill_row(arrays, row, [items[index] for index in members], layout)
-        fill_logps(arrays, row, [items[index] for index in members], members, reference_logps)
+        for name, parts in list_token_values(items, members, step, reference_logps, old).items():
+            arrays[name][row, : len(parts)] = parts
     members = [items[index] for row in plan.steps[step] for index in row]
     split = {
         name: array.reshape(layout.microbatches, layout.rows, *array.shape[1:])

@@ -202,6 +202,17 @@ def load_scored(source: str, selection: Selection = ALL) -> list[Sample]:
     return [sample for sample in samples if sample.prompt.key in kept]
 
 
+def has_scores(source: str) -> bool:
+    """Tell whether `source` holds samples with rewards rather than labels or pairs.
+
+    Its first record decides: one with a reward, and neither a label nor a second answer.
+    """
+    for fields in read_sources(source):
+        others = ("label", "output_A", "chosen")
+        return fields.has("reward") and not any(fields.has(name) for name in others)
+    return False
+
+
 def order_prompts(prompts: list[Prompt], seed: int) -> list[Prompt]:
     """Return the prompts in the fixed order of a run, whatever order they come in."""
     return sorted(

@@ -10,6 +10,7 @@ from halos_jax.data.conversations import make_target_items
 from halos_jax.data.datasets import ALL, Selection
 from halos_jax.data.tokenize import (
     Lengths,
+    make_answer_items,
     make_controlled_items,
     make_pair_items,
     make_scored_items,
@@ -47,11 +48,13 @@ def load_items(
         return make_target_items(found, renderer, lengths)
     if kind == "pair":
         return make_pair_items(datasets.load_preferences(source, selection), renderer, lengths)
-    if kind == "group":
+    if kind == "group" or (kind == "answer" and datasets.has_scores(source)):
         return make_scored_items(datasets.load_scored(source, selection), renderer, lengths)
     judgements = datasets.load_judgements(source, selection)
     if kind == "controlled":
         return make_controlled_items(judgements, renderer, lengths, control)
+    if kind == "answer":
+        return make_answer_items(judgements, renderer, lengths)
     return make_unpaired_items(judgements, renderer, lengths)
 
 

@@ -1,7 +1,5 @@
 """The arrays of packed rows: each prompt once, its responses behind it, and the view of it all."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from halos_jax.data.layout import Layout, assign_sequences
@@ -35,29 +33,6 @@ def empty_arrays(layout: Layout, rows: int) -> dict[str, np.ndarray]:
         "weight": full(0, sequences, dtype=np.float32),
         "desirable": full(False, sequences, dtype=bool),
     }
-
-
-def fill_logps(arrays, row: int, items: list[Item], members, reference_logps) -> None:
-    """Write what the reference and the sampling policy say of the responses of a row.
-
-    Where nothing is known of the policy that sampled, the reference stands in for it.
-    """
-    references = [() if reference_logps is None else reference_logps[i] for i in members]
-    olds = [_old_targets(item) or known for item, known in zip(items, references, strict=True)]
-    for name, parts in (("reference_logps", references), ("old_logps", olds)):
-        start = 0
-        for item, logps in zip(items, parts, strict=True):
-            length = sum(item.num_targets)
-            if logps:
-                arrays[name][row, start : start + length] = np.concatenate(logps)
-            start += length
-
-
-def _old_targets(item: Item) -> Sequence[np.ndarray]:
-    """Return the sampling policy's log-probabilities of the item's targets; () if unknown."""
-    if not (item.masks and item.old_logps):
-        return item.old_logps
-    return [logps[mask] for logps, mask in zip(item.old_logps, item.masks, strict=True)]
 
 
 def fill_row(arrays: dict[str, np.ndarray], row: int, items: list[Item], layout: Layout) -> None:

@@ -203,6 +203,36 @@ def make_unpaired_items(
     return items
 
 
+def make_answer_items(
+    judgements: Sequence[Judgement], renderer: Renderer, lengths: Lengths
+) -> list[Item]:
+    """Return one item (member) a judgement, with reward 1 where it is desirable, else -1.
+
+    Raises:
+      ConfigError: where a prompt leaves no room for a response.
+    """
+    texts = Texts(
+        renderer,
+        (one.prompt.turns for one in judgements if not one.prompt_ids),
+        (one.completion for one in judgements),
+        lengths.prompt,
+    )
+    items, truncated = [], 0
+    for judgement in judgements:
+        prompt = judgement.prompt_ids or texts.prompt(judgement.prompt.turns)
+        ids = texts.response(judgement.completion)
+        response = cut_response(ids, len(prompt), lengths)
+        if is_truncated(lengths, judgement.completion, ids, response):
+            truncated += 1
+            continue
+        rewards = (1.0 if judgement.desirable else -1.0,)
+        items.append(
+            Item(_array(prompt), (response,), (MEMBER,), rewards, desirable=judgement.desirable)
+        )
+    report_truncated(truncated, len(items), "answers")
+    return items
+
+
 def make_scored_items(
     samples: Sequence[Sample], renderer: Renderer, lengths: Lengths
 ) -> list[Item]:

@@ -1,6 +1,14 @@
 """Objectives: pure functions of log-probabilities, found by name in one registry."""
 
-from halos_jax.losses import groups, preference, reference_free, reward, supervised, unpaired
+from halos_jax.losses import (
+    actor_critic,
+    groups,
+    preference,
+    reference_free,
+    reward,
+    supervised,
+    unpaired,
+)
 from halos_jax.losses.registry import (
     Loss,
     LossInputs,
@@ -8,6 +16,7 @@ from halos_jax.losses.registry import (
     Statistics,
     check_feedback,
     check_loss,
+    check_reference,
     get_loss,
     list_losses,
     register,
@@ -18,8 +27,10 @@ __all__ = [
     "LossInputs",
     "LossTerms",
     "Statistics",
+    "actor_critic",
     "check_feedback",
     "check_loss",
+    "check_reference",
     "get_loss",
     "groups",
     "list_losses",

@@ -22,7 +22,7 @@ from flax import struct
 from halos_jax.losses.sequences import count_examples
 from halos_jax.types import Batch
 
-Items = Literal["pair", "target", "controlled", "unpaired", "group"]
+Items = Literal["pair", "target", "controlled", "unpaired", "group", "answer"]
 Statistics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
 # Which feedback can become the items of a loss.
@@ -31,6 +31,7 @@ FEEDBACK_FOR: dict[str, tuple[str, ...]] = {
     "controlled": ("pairwise", "binary"),
     "unpaired": ("binary", "pairwise"),
     "group": ("scalar",),
+    "answer": ("scalar", "binary", "pairwise"),
 }
 _HUMANLINE = {"humanline": False, "log_epsilon_P": -1.0, "log_epsilon_R": 1.5}
 
@@ -43,6 +44,8 @@ class LossInputs:
     f32[rows, P] in nats; `scores` f32[rows, N] are a classifier's logits. What a loss does not need
     is None. `ratios` f32[rows, P] are policy - old, or policy - reference, 0 at padding and clamped
     under humanline; `unclamped` f32[rows, P] is 1 where they are strictly inside of its interval.
+    `values` f32[rows, P] are those of a value head, `old_values` the same when the answers were
+    collected (in evaluation: now), `entropies` f32[rows, P] the policy's, for metrics.
     `statistics` are sums over the whole optimizer step.
     """
 
@@ -52,6 +55,9 @@ class LossInputs:
     old: jax.Array | None = None
     ratios: jax.Array | None = None
     unclamped: jax.Array | None = None
+    values: jax.Array | None = None
+    old_values: jax.Array | None = None
+    entropies: jax.Array | None = None
     statistics: Statistics | None = None
 
 
@@ -75,7 +81,8 @@ class Loss:
     per: Literal["example", "token"]
     items: Items
     old: bool = False
-    statistics: Callable[[LossInputs, Batch], Statistics] | None = None
+    value: bool = False
+    statistics: Callable[..., Statistics] | None = None
     limits: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     clamp: tuple[float, float] | None = None
 
@@ -119,19 +126,22 @@ def register(
     needs: Literal["logps", "scores"] = "logps",
     reference: bool = False,
     old: bool = False,
+    value: bool = False,
     per: Literal["example", "token"] = "example",
     items: Items = "pair",
-    statistics: Callable[[LossInputs, Batch], Statistics] | None = None,
+    statistics: Callable[..., Statistics] | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
 ):
     """Register a loss under `name`; a name can be taken once.
 
     Args:
       needs: log-probabilities, or a classifier's scores.
-      reference: whether it reads the reference's log-probabilities; `old`: the sampling policy's.
+      reference: whether it reads the reference's log-probabilities; `old`: the sampling policy's;
+        `value`: the values of a value head.
       per: what the step's sum is divided by, the examples or the response tokens.
       items: what an example is.
-      statistics: gives sums that the loss needs over the whole step (see `Loss.measure`).
+      statistics: gives sums that the loss needs over the whole step (see `Loss.measure`), called
+        with those of the loss's hyperparameters that it has too.
       limits: hyperparameter -> (least, not above nor equal to) where not every number will do.
     """
 
@@ -140,7 +150,7 @@ def register(
             taken = _REGISTRY[name].function if name in _REGISTRY else get_loss
             raise ValueError(f"loss {name!r} is registered already, by {taken}")
         _REGISTRY[name] = Loss(
-            name, function, needs, reference, per, items, old, statistics, limits or {}
+            name, function, needs, reference, per, items, old, value, statistics, limits or {}
         )
         return function
 
@@ -164,7 +174,17 @@ def get_loss(settings: Mapping[str, Any]) -> Loss:
     return dataclasses.replace(
         loss,
         function=functools.partial(loss.function, **arguments),
+        statistics=_bind_known(loss.statistics, arguments),
         clamp=(low, high) if on else None,
+    )
+
+
+def _bind_known(function: Callable | None, arguments: Mapping[str, Any]) -> Callable | None:
+    if function is None:
+        return None
+    known = inspect.signature(function).parameters
+    return functools.partial(
+        function, **{name: value for name, value in arguments.items() if name in known}
     )
 
 
@@ -199,6 +219,7 @@ def _make_sum(settings: Mapping[str, Any]) -> Loss:
         per="example",
         items=losses[0].items,
         old=any(loss.old for loss in losses),
+        value=any(loss.value for loss in losses),
         statistics=measure if any(loss.statistics for loss in losses) else None,
     )
 
@@ -229,7 +250,8 @@ def check_feedback(
             f"{', '.join(name for name in able if _REGISTRY[name].needs == 'logps')}"
         ]
     if feedback in allowed:
-        if loss.old and not keep_logps:
+        # A loss with a value head finds out itself, where that is not known, what it would sample.
+        if loss.old and not loss.value and not keep_logps:
             return [
                 f"sampling.keep_logps: got False, but loss {loss.name!r} compares the policy with "
                 "itself as it sampled; set --config.sampling.keep_logps=true"
@@ -242,11 +264,36 @@ def check_feedback(
     ]
 
 
+def check_reference(settings: Mapping[str, Any], reference: str, *, task: str) -> list[str]:
+    """Return error lines where a moving reference has no meaning.
+
+    Args:
+      settings: `config.loss`.
+      reference: `config.rounds.reference`.
+      task: "online" or "align".
+    """
+    if reference == "sft" or check_loss(settings):
+        return []
+    if task == "align" and reference == "round_start":
+        return [
+            "rounds.reference: got 'round_start', but task='align' has no rounds; allowed: 'sft', "
+            "'previous_step'"
+        ]
+    loss = get_loss(settings)
+    if not loss.reference:
+        return [
+            f"rounds.reference: got {reference!r}, but loss {loss.name!r} has no reference; "
+            "allowed: 'sft'; or take a loss that compares the policy with one"
+        ]
+    return []
+
+
 _ITEM_WORDS = {
     "pair": "pairs of a better and a worse answer",
     "controlled": "answers that are better or worse",
     "unpaired": "single answers, desirable or not",
     "group": "all samples of a prompt with their rewards",
+    "answer": "answers with a reward",
 }
 
 
@@ -328,7 +375,10 @@ def _describe(default: Any, limits: tuple[float, float]) -> str:
         return "True or False"
     if limits == (-math.inf, math.inf):
         return "a finite number"
-    upper = f", less than {limits[1]:g}" if math.isfinite(limits[1]) else ""
+    upper = ""
+    if math.isfinite(limits[1]):
+        most = math.nextafter(limits[1], -math.inf)  # a limit just above a round number allows it
+        upper = f", {most:g} at most" if most == round(most, 6) else f", less than {limits[1]:g}"
     return f"{limits[0]:g} or more{upper}"
 
 

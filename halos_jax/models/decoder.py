@@ -10,7 +10,11 @@ import jax.numpy as jnp
 from halos_jax.models import layers
 from halos_jax.models.attention import Scoring, attend_rows, attend_view, choose_backend
 from halos_jax.models.gating import compute_gated_scores
-from halos_jax.models.head import compute_token_logps, project_logits
+from halos_jax.models.head import (
+    compute_token_logps,
+    compute_token_statistics,
+    project_logits,
+)
 from halos_jax.models.lookup import look_up_tokens, take_positions
 from halos_jax.models.quantized import Quantized, dequantize
 from halos_jax.models.rope import Rotate, make_rotations
@@ -156,16 +160,36 @@ def compute_logits(
 
 def compute_logps(params: Params, batch: Batch, config: DecoderConfig) -> jax.Array:
     """Return the log-probabilities f32[rows, P] of a batch's response tokens; 0 at padding."""
-    hidden = encode_batch(params, batch, config)
-    at_source = take_positions(hidden, batch.source)
-    logps = compute_token_logps(
-        at_source,
-        get_head(params, config),
-        batch.target,
-        chunk=config.head_chunk,
-        softcap=config.logit_softcap,
+    hidden = encode_responses(params, batch, config)
+    logps = compute_token_logps(hidden, get_head(params, config), batch.target, **_head_of(config))
+    return _mask_padding(logps, batch)
+
+
+def encode_responses(params: Params, batch: Batch, config: DecoderConfig) -> jax.Array:
+    """Return the hidden states `[rows, P, D]` that predict a batch's response tokens."""
+    return take_positions(encode_batch(params, batch, config), batch.source)
+
+
+def compute_statistics(
+    params: Params, hidden: jax.Array, batch: Batch, config: DecoderConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Return `compute_logps` and the entropies of the policy, f32[rows, P], 0 at padding.
+
+    Args:
+      hidden: of `encode_responses`.
+    """
+    logps, entropies = compute_token_statistics(
+        hidden, get_head(params, config), batch.target, **_head_of(config)
     )
-    return jnp.where(batch.sequence < batch.sequences.role.shape[-1], logps, 0.0)
+    return _mask_padding(logps, batch), _mask_padding(entropies, batch)
+
+
+def _head_of(config: DecoderConfig) -> dict[str, Any]:
+    return {"chunk": config.head_chunk, "softcap": config.logit_softcap}
+
+
+def _mask_padding(values: jax.Array, batch: Batch) -> jax.Array:
+    return jnp.where(batch.sequence < batch.sequences.role.shape[-1], values, 0.0)
 
 
 def compute_scores(params: Params, batch: Batch, config: DecoderConfig) -> jax.Array:

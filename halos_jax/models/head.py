@@ -28,7 +28,17 @@ def compute_token_logps(
     Returns:
       f32[rows, P], in nats.
     """
-    return _token_logps(hidden, head, targets, chunk, softcap)
+    return _token_logps(hidden, head, targets, chunk, softcap, False)
+
+
+def compute_token_statistics(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, *, chunk: int, softcap: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Return `compute_token_logps` and the distributions' entropies, both f32[rows, P] in nats.
+
+    The entropies are for metrics: they have no gradient.
+    """
+    return _token_logps(hidden, head, targets, chunk, softcap, True)
 
 
 def project_logits(hidden: jax.Array, head: jax.Array, softcap: float = 0.0) -> jax.Array:
@@ -40,20 +50,24 @@ def project_logits(hidden: jax.Array, head: jax.Array, softcap: float = 0.0) -> 
     return softcap * jnp.tanh(logits / softcap) if softcap else logits
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _token_logps(hidden, head, targets, chunk, softcap):
-    return _forward(hidden, head, targets, chunk, softcap)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _token_logps(hidden, head, targets, chunk, softcap, entropy):
+    return _forward(hidden, head, targets, chunk, softcap, entropy)[0]
 
 
-def _forward(hidden, head, targets, chunk, softcap):
+def _forward(hidden, head, targets, chunk, softcap, entropy):
     rows, vocab, vocab_axis, _ = _specs(targets, head)
-    run = functools.partial(_forward_shard, chunk=chunk, softcap=softcap, vocab_axis=vocab_axis)
-    run = sharding.run_on_mesh(run, in_specs=(rows, vocab, rows), out_specs=(rows, rows))
-    logps, normalizers = run(hidden, head, targets)
-    return logps, (hidden, head, targets, normalizers)
+    run = functools.partial(
+        _forward_shard, chunk=chunk, softcap=softcap, vocab_axis=vocab_axis, entropy=entropy
+    )
+    out_specs = (rows,) * (3 if entropy else 2)
+    run = sharding.run_on_mesh(run, in_specs=(rows, vocab, rows), out_specs=out_specs)
+    logps, normalizers, *entropies = run(hidden, head, targets)
+    return (logps, *entropies) if entropy else logps, (hidden, head, targets, normalizers)
 
 
-def _backward(chunk, softcap, residuals, gradient):
+def _backward(chunk, softcap, entropy, residuals, gradient):
+    gradient = gradient[0] if entropy else gradient
     hidden, head, targets, normalizers = residuals
     rows, vocab, vocab_axis, row_axes = _specs(targets, head)
     split = sharding.mesh_spec(("vocab", "embed" if row_axes else None), head.shape)
@@ -69,25 +83,31 @@ def _backward(chunk, softcap, residuals, gradient):
 _token_logps.defvjp(_forward, _backward)
 
 
-def _forward_shard(hidden, head, targets, *, chunk, softcap, vocab_axis):
-    """Return log-probs and log-normalizers f32[rows, P] of one device's rows."""
+def _forward_shard(hidden, head, targets, *, chunk, softcap, vocab_axis, entropy):
+    """Return log-probs, log-normalizers and, if asked for, entropies f32[rows, P] of one device's
+    rows."""
 
     def one(_, xs):
         hidden, targets = xs
         logits = project_logits(hidden, head, softcap)
         peak = _reduce(jnp.max(logits, axis=-1), jax.lax.pmax, vocab_axis)
-        total = jnp.sum(jnp.exp(logits - peak[..., None]), axis=-1)
-        normalizer = peak + jnp.log(_reduce(total, jax.lax.psum, vocab_axis))
+        shifted = logits - peak[..., None]
+        total = _reduce(jnp.sum(jnp.exp(shifted), axis=-1), jax.lax.psum, vocab_axis)
+        normalizer = peak + jnp.log(total)
         # Each target lies in one vocabulary shard; the others add zero.
         index = _local_targets(targets, head, vocab_axis)
         here = (index >= 0) & (index < head.shape[0])
         picked = jnp.take_along_axis(logits, jnp.where(here, index, 0)[..., None], axis=-1)
         picked = _reduce(jnp.where(here, picked[..., 0], 0.0), jax.lax.psum, vocab_axis)
-        return None, (picked - normalizer, normalizer)
+        found = (picked - normalizer, normalizer)
+        if entropy:
+            moment = jnp.sum(jnp.exp(shifted) * shifted, axis=-1)
+            found += (jnp.log(total) - _reduce(moment, jax.lax.psum, vocab_axis) / total,)
+        return None, found
 
     xs = tuple(_split(x, chunk) for x in (hidden, targets))
-    _, (logps, normalizers) = jax.lax.scan(one, None, xs)
-    return _join(logps, targets.shape[1]), _join(normalizers, targets.shape[1])
+    _, found = jax.lax.scan(one, None, xs)
+    return tuple(_join(x, targets.shape[1]) for x in found)
 
 
 def _backward_shard(

@@ -81,5 +81,5 @@ def expect_examples(num_prompts: int, num_samples: int, feedback: FeedbackConfig
     if feedback.type == "scalar":
         return num_prompts
     pairs = {"random": num_samples // 2, "all": num_samples * (num_samples - 1) // 2}
-    halves = 2 if items in ("unpaired", "controlled") else 1
+    halves = 2 if items in ("unpaired", "controlled", "answer") else 1
     return num_prompts * pairs.get(feedback.mode, 1) * halves

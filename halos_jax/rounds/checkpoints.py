@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from halos_jax import sharding
+from halos_jax.rounds.arrays import compare_arrays, describe_array, name_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +104,11 @@ class Checkpoints:
           CheckpointError: where the write (or the one before) fails, of a full disk say.
         """
         self.finish()
-        arrays = _flatten(state)
+        arrays = name_arrays(state)
         record = {
             "format": FORMAT,
             "round_state": {**round_state, "step": int(step)},
-            "arrays": {name: _describe(leaf) for name, leaf in arrays.items()},
+            "arrays": {name: describe_array(leaf) for name, leaf in arrays.items()},
         }
         json.dumps(record, allow_nan=False)  # fail here, not in Orbax's thread
         save_id, self._next = self._next, self._next + 1
@@ -152,7 +153,7 @@ class Checkpoints:
         """
         record = self._read_record(save_id)
         found = self._read_specs(save_id)
-        wrong = _compare(record["arrays"], found, "saved", "found")
+        wrong = compare_arrays(record["arrays"], found, "saved", "found")
         if wrong:
             raise self._unreadable(save_id, "; ".join(wrong))
         smallest = min(found, key=lambda name: math.prod(found[name][0]), default=None)
@@ -213,7 +214,7 @@ class Checkpoints:
         return state, self._read_record(save_id)["round_state"]
 
     def restore_params(self, abstract_params: Any, save_id: int | None = None) -> Any:
-        """Return only `state.params` of a checkpoint (default: the newest), for export.
+        """Return only `state.params` of a checkpoint (default: the newest).
 
         Raises:
           CheckpointError: as `restore`.
@@ -221,6 +222,28 @@ class Checkpoints:
         save_id = self.find(save_id)
         self.verify(save_id)
         return self._restore_matching(save_id, abstract_params, prefix="params/")
+
+    def restore_policy(self, abstract_params: Any, save_id: int | None = None) -> Any:
+        """Return what is exported of a checkpoint: its average, else the params; no value head.
+
+        Raises:
+          CheckpointError: as `restore`.
+        """
+        save_id = self.find(save_id)
+        self.verify(save_id)
+        if not any(name.startswith("ema/") for name in self._read_specs(save_id)):
+            return self._restore_matching(save_id, abstract_params, prefix="params/", skip="value/")
+        wide = jax.tree.map(lambda leaf: leaf.update(dtype=np.float32), abstract_params)
+        average = self._restore_matching(save_id, wide, prefix="ema/")
+        return jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), average, abstract_params)
+
+    def find_round_end(self, round: int) -> int | None:
+        """Return the id of the newest checkpoint that was taken at the end of `round`, or None."""
+        for save_id in reversed(self._ids()):
+            state = self.read_round_state(save_id)
+            if state.get("round") == round and not state.get("in_stage"):
+                return save_id
+        return None
 
     # ------------------------------------------------------------------- retention
 
@@ -288,14 +311,21 @@ class Checkpoints:
             flat = traverse_util.flatten_dict(tree, sep="/")
         except Exception as error:
             raise self._unreadable(save_id, f"{type(error).__name__}: {error}") from error
-        return {name: _describe(leaf) for name, leaf in flat.items()}
+        return {name: describe_array(leaf) for name, leaf in flat.items()}
 
-    def _restore_matching(self, save_id: int, abstract: Any, *, prefix: str) -> Any:
-        wanted = {prefix + name: leaf for name, leaf in _flatten(abstract).items()}
+    def _restore_matching(
+        self, save_id: int, abstract: Any, *, prefix: str, skip: str | None = None
+    ) -> Any:
+        wanted = {prefix + name: leaf for name, leaf in name_arrays(abstract).items()}
         saved = self._read_specs(save_id)
-        found = {name: spec for name, spec in saved.items() if name.startswith(prefix)}
-        specs = {name: _describe(leaf) for name, leaf in wanted.items()}
-        wrong = _compare(specs, found, "this run", "checkpoint")
+        left = f"{prefix}{skip}" if skip else "\0"
+        found = {
+            name: spec
+            for name, spec in saved.items()
+            if name.startswith(prefix) and not name.startswith(left)
+        }
+        specs = {name: describe_array(leaf) for name, leaf in wanted.items()}
+        wrong = compare_arrays(specs, found, "this run", "checkpoint")
         if wrong:
             raise CheckpointError(
                 f"{self._path(save_id)} does not fit this run: {len(wrong)} array(s) differ:\n"
@@ -342,42 +372,6 @@ class Checkpoints:
             f"{self._path(save_id)} could not be written ({reason}); "
             "the checkpoints before it are kept; check the disk and run the same command again"
         )
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    """Map "params/layers/q"-like names to the leaves of `tree`, in its own order."""
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            raise TypeError(f"{name}: got {type(leaf).__name__}, allowed: arrays")
-        leaves[name] = leaf
-    return leaves
-
-
-def _describe(leaf: Any) -> tuple[tuple[int, ...], str]:
-    return tuple(leaf.shape), str(jax.numpy.dtype(leaf.dtype))
-
-
-def _compare(
-    wanted: Mapping[str, Any], found: Mapping[str, Any], wanted_by: str, found_in: str
-) -> list[str]:
-    """Return a line for each array that is missing, extra, or of another shape or dtype."""
-    lines = []
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found:
-            lines.append(f"{name}: missing ({wanted_by}: {_format(wanted[name])})")
-        elif name not in wanted:
-            lines.append(f"{name}: extra ({found_in}: {_format(found[name])})")
-        elif wanted[name] != found[name]:
-            lines.append(
-                f"{name}: {wanted_by} {_format(wanted[name])}, {found_in} {_format(found[name])}"
-            )
-    return lines
-
-
-def _format(spec: tuple[tuple[int, ...], str]) -> str:
-    return f"{spec[1]}{list(spec[0])}"
 
 
 def _shorten(text: str) -> str:

@@ -20,7 +20,7 @@ from halos_jax.rewards.scorers import make_function_scorer, make_scorer
 from halos_jax.rounds import disk, final, source, stages
 from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget, expect_examples
-from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
+from halos_jax.rounds.checkpoints import CheckpointError, Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.stages import Run
 from halos_jax.rounds.start import load_frozen, load_policy, load_start
@@ -28,6 +28,7 @@ from halos_jax.rounds.state import Manifest, round_folder
 from halos_jax.rounds.timing import format_times, time_stage
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.training import loop as training
+from halos_jax.training.followers import take_exported, take_policy
 from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.types import TrainState
 
@@ -84,7 +85,7 @@ def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
     run.writer.flush()
     run.checkpoints.finish()
     folder = final.export_final(
-        position.state.params,
+        take_exported(position.state),
         run.trainer.decoder,
         run.config.model,
         run.renderer,
@@ -109,7 +110,9 @@ def _run_round(
     prompts = run.prompts[manifest.start : manifest.stop]
     if manifest.next_stage == "sample":
         with timed("sample"):
-            files, metrics = stages.sample_stage(run, _merge(run, position), prompts, folder, round)
+            files, metrics = stages.sample_stage(
+                run, _merge(run, take_policy(position.state.params)), prompts, folder, round
+            )
         manifest = commit(manifest, "sample", files=files, metrics=metrics)
     if "sample" in manifest.stages and run.is_writer:
         stages.remove_shards(folder, "samples")
@@ -134,7 +137,8 @@ def _run_round(
                     round=round,
                     start=position.stage_step,
                     held_out=held_out,
-                    load_reference=_reference_loader(run, position),
+                    load_sft=_sft_loader(run, position),
+                    load_round_start=functools.partial(_load_round_start, run, position, round),
                 )
             position.round, position.stage_step, trained_now = round, 0, True
         if not (trained_now and run.held_out):
@@ -146,7 +150,11 @@ def _run_round(
         if run.held_out:
             with timed("evaluate"):
                 files, metrics = stages.evaluate_stage(
-                    run, _merge(run, position), folder, round=round, step=int(position.state.step)
+                    run,
+                    _merge(run, take_exported(position.state)),
+                    folder,
+                    round=round,
+                    step=int(position.state.step),
                 )
         if manifest.next_stage == "train":
             run.checkpoints.finish()
@@ -157,9 +165,9 @@ def _run_round(
     return manifest
 
 
-def _merge(run: Run, position: _Position) -> Any:
+def _merge(run: Run, params: Any) -> Any:
     """Return the policy's params for the sampler; an adapter is added to its base there."""
-    return merge_adapter(position.state.params, run.trainer.frozen)
+    return merge_adapter(params, run.trainer.frozen)
 
 
 def _export_round(run: Run, position: _Position, round: int, folder: Path) -> None:
@@ -169,7 +177,7 @@ def _export_round(run: Run, position: _Position, round: int, folder: Path) -> No
     if not at_its_end or model.is_dir():
         return
     final.export_policy(
-        position.state.params,
+        take_exported(position.state),
         run.trainer.decoder,
         run.config.model,
         run.renderer,
@@ -286,6 +294,7 @@ def _open_round(run: Run, round: int, plan) -> Manifest:
     identity = datasets.identify_prompts(prompts)
     if manifest is None:
         previous = f"round-{round - 1:04d}" if round > 1 else "sft"
+        reference = run.config.rounds.reference
         return Manifest(
             round=round,
             seed=run.config.seed,
@@ -293,7 +302,7 @@ def _open_round(run: Run, round: int, plan) -> Manifest:
             stop=plan.stop if round else 0,
             prompts=identity,
             policy=previous,
-            reference="sft",
+            reference={"sft": "sft", "round_start": previous}.get(reference, reference),
         )
     if manifest.prompts != identity:
         raise ConfigError(
@@ -317,15 +326,35 @@ def _load_held_out(run: Run, position: _Position) -> Dataset | None:
     dataset = training.make_dataset(run.trainer, items, seed=None)
     if not training.needs_reference(run.trainer.loss, items):
         return dataset
-    params = _reference_loader(run, position)()
+    params = _sft_loader(run, position)()
     return training.add_reference(run.trainer, dataset, params, label="reference eval")
 
 
-def _reference_loader(run: Run, position: _Position) -> Callable[[], Any]:
+def _sft_loader(run: Run, position: _Position) -> Callable[[], Any]:
     """Return what loads the SFT params; before the first step the policy is a copy of them."""
     if int(position.state.step) == 0:
         return lambda: position.state.params
     return lambda: load_start(run.trainer)
+
+
+def _load_round_start(run: Run, position: _Position, round: int) -> Any:
+    """Return the params with which `round` has started to train, wherever in it the run stands.
+
+    A checkpoint inside of the round stands beside the one at the end of the round before, which
+    goes only when this round is complete; before the first round there is the SFT checkpoint.
+    """
+    if position.stage_step == 0:
+        return position.state.params
+    if round == 1:
+        return training.add_value_head(run.trainer, load_start(run.trainer))
+    checkpoint = run.checkpoints.find_round_end(round - 1)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{run.workdir / 'checkpoints'}: the checkpoint at the end of round {round - 1} is "
+            f"gone, but round {round}, which is half trained, compares with its policy; put it "
+            "back, or delete the newer checkpoints too and run the same command again"
+        )
+    return run.checkpoints.restore_params(run.trainer.abstract_state.params, checkpoint)
 
 
 def _report(run: Run, manifest: Manifest, num_rounds: int) -> None:

@@ -24,7 +24,8 @@ from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.rounds.start import load_frozen, load_policy, load_start
 from halos_jax.training import loop as training
-from halos_jax.training.loop import Trainer
+from halos_jax.training.followers import take_exported
+from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.types import Item, TrainState
 
 logger = logging.getLogger(__name__)
@@ -105,13 +106,7 @@ def _train(
             config, loss, renderer, config.data.eval, select_eval(config.data)
         )
         held_out = training.make_dataset(trainer, eval_items, seed=None)
-    needed = training.needs_reference(loss, [*items, *(held_out.items if held_out else ())])
-    if needed:
-        params = state.params if start == 0 else load_start(trainer)
-        dataset = training.add_reference(trainer, dataset, params, label="reference")
-        if held_out:
-            held_out = training.add_reference(trainer, held_out, params, label="reference eval")
-        del params
+    dataset, held_out = _add_fixed(trainer, dataset, held_out, state if start == 0 else None)
     writer = MetricWriter(
         info.workdir / "metrics.jsonl" if info.is_writer else None,
         console=info.is_writer,
@@ -130,9 +125,35 @@ def _train(
     )
     writer.close()
     folder = final.export_final(
-        state.params, decoder, config.model, renderer, info.workdir, frozen=frozen
+        take_exported(state), decoder, config.model, renderer, info.workdir, frozen=frozen
     )
     logger.info("the trained model is in %s", folder)
+
+
+def _add_fixed(
+    trainer: Trainer, dataset: Dataset, held_out: Dataset | None, state: TrainState | None
+) -> tuple[Dataset, Dataset | None]:
+    """Add what the policy that the run starts with says of the data, where the loss needs it.
+
+    `state` is the train state where no step is taken yet; else that policy is loaded.
+    """
+    config, loss = trainer.config, trainer.loss
+    moving = config.rounds.reference == "previous_step"
+    needed = training.needs_reference(loss, dataset.items, moving=moving)
+    needed_eval = held_out is not None and training.needs_reference(loss, held_out.items)
+    if not (needed or needed_eval or loss.value):
+        return dataset, held_out
+    if state is not None:
+        params = state.params
+    else:
+        params = training.add_value_head(trainer, load_start(trainer))
+    if needed:
+        dataset = training.add_reference(trainer, dataset, params, label="reference")
+    if needed_eval:
+        held_out = training.add_reference(trainer, held_out, params, label="reference eval")
+    if loss.value:
+        dataset = training.add_collected(trainer, dataset, params, seed=config.seed, label="values")
+    return dataset, held_out
 
 
 def _make_saver(config, checkpoints, writer, stop: StopSignal, total: int):

@@ -155,7 +155,7 @@ def load_trained(
     trained = lora.abstract_trained(decoder, mesh, frozen.adapter if frozen else None)
     checkpoints = read_checkpoints(source.workdir / "checkpoints")
     try:
-        return checkpoints.restore_params(trained, source.checkpoint), frozen
+        return checkpoints.restore_policy(trained, source.checkpoint), frozen
     finally:
         checkpoints.close()
 

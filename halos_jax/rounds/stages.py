@@ -148,12 +148,14 @@ def train_stage(
     round: int,
     start: int,
     held_out: Dataset | None,
-    load_reference: Callable[[], Any],
+    load_sft: Callable[[], Any],
+    load_round_start: Callable[[], Any],
 ) -> TrainState:
     """Train on the round's feedback from its step `start` on, and start saving the result.
 
     Args:
-      load_reference: returns the reference's params; they are freed when their log-probs are known.
+      load_sft, load_round_start: return the params of the policy that the run, or the round, has
+        started with; they are freed when what is needed of them is known.
     """
     items = load_feedback_items(run, folder)
     what = "pairs" if run.trainer.loss.items == "pair" else "examples"
@@ -175,9 +177,15 @@ def train_stage(
             len(dataset.plan),
             100 * dataset.plan.fill,
         )
-        if training.needs_reference(run.trainer.loss, items):
-            dataset = training.add_reference(
-                run.trainer, dataset, load_reference(), label=f"reference {round}"
+        reference = run.config.rounds.reference
+        moving = reference == "previous_step"
+        if training.needs_reference(run.trainer.loss, items, moving=moving):
+            load = load_round_start if reference == "round_start" else load_sft
+            label = f"reference {round}"
+            dataset = training.add_reference(run.trainer, dataset, load(), label=label)
+        if run.trainer.loss.value:
+            dataset = training.add_collected(
+                run.trainer, dataset, load_round_start(), seed=seed, label=f"values {round}"
             )
         state = training.run_steps(
             run.trainer,

@@ -14,15 +14,16 @@ from jax.sharding import Mesh
 from halos_jax import sharding
 from halos_jax.config import Config
 from halos_jax.data.batches import Plan, build_batch, plan_batches, split_logps
+from halos_jax.data.token_values import Collected, TokenValues
 from halos_jax.losses import Loss
 from halos_jax.metrics import MetricWriter, make_progress
 from halos_jax.models.lora import Frozen, abstract_trained
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.training import optim, step
+from halos_jax.models.value import abstract_value_params, init_value_params
+from halos_jax.training import inputs, optim, step
+from halos_jax.training.followers import Followers, take_averaged
 from halos_jax.training.state import init_state, make_abstract_state
 from halos_jax.types import Batch, Item, TrainState
-
-ReferenceLogps = list[tuple[np.ndarray, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +41,19 @@ class Trainer:
     ]
     eval_step: Callable[[Any, Frozen | None, Batch], Any]
     logps: Callable[[Any, Frozen | None, Batch], jax.Array]
+    collect: Callable[[Any, Frozen | None, Batch], tuple[jax.Array, jax.Array]]
     frozen: Frozen | None = None  # the base of an adapter; None: all params are trained
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Items with their plan of batches and, where the loss has a reference, its log-probs."""
+    """Items with their plan of batches and, where the loss has a reference, its log-probs; where it
+    has a value head, what the policy that collected the items said of them."""
 
     items: Sequence[Item]
     plan: Plan
-    reference_logps: ReferenceLogps | None = None
+    reference_logps: TokenValues | None = None
+    old: Collected | None = None
 
 
 def make_trainer(
@@ -68,7 +72,11 @@ def make_trainer(
     schedule = optim.make_schedule(config.optimizer, total_steps)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
     trained = abstract_trained(decoder, mesh, frozen.adapter if frozen else None)
-    abstract = make_abstract_state(trained, optimizer, mesh)
+    if loss.value:
+        trained = {**trained, "value": abstract_value_params(decoder.d_model, mesh)}
+    moving = config.rounds.reference == "previous_step" and loss.reference
+    followers = Followers(config.rounds.sync_every if moving else 0, config.train.ema_decay)
+    abstract = make_abstract_state(trained, optimizer, mesh, followers)
     plain = dataclasses.replace(decoder, remat="none")
     return Trainer(
         config=config,
@@ -77,16 +85,29 @@ def make_trainer(
         mesh=mesh,
         optimizer=optimizer,
         abstract_state=abstract,
-        train_step=step.compile_train_step(abstract, loss, optimizer, schedule, decoder, mesh),
+        train_step=step.compile_train_step(
+            abstract, loss, optimizer, schedule, decoder, mesh, followers
+        ),
         eval_step=step.compile_eval_step(loss, plain, mesh),
-        logps=step.compile_logps(plain, mesh),
+        logps=inputs.compile_logps(plain, mesh),
+        collect=inputs.compile_collect(plain, mesh),
         frozen=frozen,
     )
 
 
 def start_state(trainer: Trainer, params: Any) -> TrainState:
-    """Return the state at step 0 around `params`."""
+    """Return the state at step 0 around the policy's `params`, with a new value head if needed."""
+    params = add_value_head(trainer, params)
     return init_state(params, trainer.optimizer, trainer.abstract_state)
+
+
+def add_value_head(trainer: Trainer, params: Any) -> Any:
+    """Return the policy's `params` with the value head that the run starts with, if it has one."""
+    if not trainer.loss.value:
+        return params
+    placed = {name: leaf.sharding for name, leaf in trainer.abstract_state.params["value"].items()}
+    make = jax.jit(init_value_params, static_argnums=1, out_shardings=placed)
+    return {**params, "value": make(jax.random.key(trainer.config.seed), trainer.decoder.d_model)}
 
 
 def make_dataset(
@@ -112,23 +133,55 @@ def make_dataset(
     return Dataset(items, plan)
 
 
-def needs_reference(loss: Loss, items: Sequence[Item]) -> bool:
+def needs_reference(loss: Loss, items: Sequence[Item], *, moving: bool = False) -> bool:
     """Say whether training needs the reference's log-probs, for itself or for the policy that
-    sampled where nothing is known of that."""
-    return loss.reference or (loss.old and not all(item.old_logps for item in items))
+    sampled where nothing is known of that. A reference that is `moving` is in the train state."""
+    unknown = loss.old and not loss.value and not all(item.old_logps for item in items)
+    return (loss.reference and not moving) or unknown
 
 
 def add_reference(trainer: Trainer, dataset: Dataset, params: Any, *, label: str) -> Dataset:
     """Return `dataset` with the reference's log-probs, computed under `params` in one pass."""
+    (logps,) = _pass_over(
+        trainer,
+        dataset,
+        lambda batch: (trainer.logps(params, trainer.frozen, batch),),
+        label=label,
+    )
+    return dataclasses.replace(dataset, reference_logps=logps)
+
+
+def add_collected(
+    trainer: Trainer, dataset: Dataset, params: Any, *, seed: int, label: str
+) -> Dataset:
+    """Return `dataset` with what the policy and value head `params` say of its items.
+
+    They stay fixed however often the items are passed over. `seed` is that of the dropout.
+    """
+    logps, values = _pass_over(
+        trainer,
+        dataset,
+        lambda batch: trainer.collect(params, trainer.frozen, batch),
+        label=label,
+    )
+    return dataclasses.replace(dataset, old=Collected(logps, values, seed))
+
+
+def _pass_over(
+    trainer: Trainer, dataset: Dataset, run: Callable[[Batch], tuple[jax.Array, ...]], *, label: str
+) -> list[TokenValues]:
+    """Return token values of all items, from what `run` gives for a batch: f32[m, rows, P] each."""
     single = make_dataset(trainer, dataset.items, seed=None)
-    found: dict[int, tuple[np.ndarray, ...]] = {}
+    found: list[dict[int, tuple[np.ndarray, ...]]] = []
     bar = make_progress(len(single.plan), label, enabled=trainer.config.progress)
     for number, batch in enumerate(stream_batches(trainer.mesh, single)):
-        logps = np.asarray(trainer.logps(params, trainer.frozen, batch))
-        found.update(split_logps(single.plan, number, dataset.items, logps))
+        results = [np.asarray(result) for result in run(batch)]
+        found = found or [{} for _ in results]
+        for known, result in zip(found, results, strict=True):
+            known.update(split_logps(single.plan, number, dataset.items, result))
         bar.update(1)
     bar.close()
-    return dataclasses.replace(dataset, reference_logps=[found[i] for i in range(len(found))])
+    return [[known[index] for index in range(len(known))] for known in found]
 
 
 def stream_batches(mesh: Mesh, dataset: Dataset, *, start: int = 0) -> Iterator[Batch]:
@@ -136,7 +189,11 @@ def stream_batches(mesh: Mesh, dataset: Dataset, *, start: int = 0) -> Iterator[
 
     def make(number: int) -> Batch:
         batch = build_batch(
-            dataset.items, dataset.plan, number, reference_logps=dataset.reference_logps
+            dataset.items,
+            dataset.plan,
+            number,
+            reference_logps=dataset.reference_logps,
+            old=dataset.old,
         )
         return sharding.put_batch(batch, mesh, leading=1)
 
@@ -167,7 +224,7 @@ def run_steps(
 
     Args:
       held_out: the fixed evaluation set; evaluated before the run's first step, every
-        `train.eval_every` steps and after the last step.
+        `train.eval_every` steps and after the last step; with `train.ema_decay` under the average.
       first_step: optimizer steps taken before this stage, in the whole run.
       on_step: called after each step with the state and the steps done in this stage; it may
         save, and it may raise to stop the run.
@@ -175,7 +232,7 @@ def run_steps(
     config = trainer.config
     total = len(dataset.plan)
     if held_out and first_step + start == 0:
-        writer.write(0, evaluate(trainer, state.params, held_out))
+        writer.write(0, evaluate(trainer, take_averaged(state), held_out))
     bar = make_progress(total, label, enabled=config.progress)
     bar.update(start)
     seen = sum(len(row) for step_rows in dataset.plan.steps[:start] for row in step_rows)
@@ -191,7 +248,7 @@ def run_steps(
         clock.tick(examples)
         due = config.train.eval_every and taken % config.train.eval_every == 0
         if held_out and (due or number + 1 == total):
-            writer.write(taken, evaluate(trainer, state.params, held_out))
+            writer.write(taken, evaluate(trainer, take_averaged(state), held_out))
             clock = _StepClock()
         on_step(state, number + 1)
         bar.update(1)
@@ -236,6 +293,7 @@ def _rename(name: str, split: str) -> str:
     if name == "loss":
         return f"loss/{split}"
     section, slash, rest = name.partition("/")
-    return (
-        f"{section}_{split}/{rest}" if slash and section in ("rewards", "logps", "loss") else name
-    )
+    sections = ("rewards", "logps", "loss")
+    if split == "eval":  # of training these keep HALOs' names
+        sections += ("clipfrac", "returns", "val")
+    return f"{section}_{split}/{rest}" if slash and section in sections else name

@@ -56,7 +56,8 @@ def make_optimizer(
     2023), "sgd" (with momentum `beta1`), or "muon" (Jordan et al. 2024; AdamW for embeddings, head
     and norms). Norm scales are not decayed. Moments are kept in `moments_dtype` whatever the
     params' dtype: in bfloat16 the second moment would lose updates smaller than 1/256 of itself.
-    The norm that gradients are clipped by is always float32.
+    The norm that gradients are clipped by is always float32. Those of a value head
+    (`params["value"]`) are clipped by a norm of their own, to `value_max_grad_norm`.
     """
     decayed = {"weight_decay": config.weight_decay, "mask": _mask_decayed}
     betas = {"b1": config.beta1, "b2": config.beta2}
@@ -89,8 +90,21 @@ def make_optimizer(
             consistent_rms=0.2,
         )
     inner = _keep_dtype(inner, jnp.dtype(config.moments_dtype))
-    clip = _keep_dtype(optax.clip_by_global_norm(config.max_grad_norm), jnp.float32)
+    clip = _keep_dtype(_clip_parts(config.max_grad_norm, config.value_max_grad_norm), jnp.float32)
     return optax.chain(clip, inner)
+
+
+def _clip_parts(policy_norm: float, value_norm: float) -> optax.GradientTransformation:
+    """Clip the gradients of the policy and of the value head, each by its own global norm."""
+
+    def update(updates, params=None):
+        clipped = {}
+        for is_value, norm in ((False, policy_norm), (True, value_norm)):
+            own = {name: part for name, part in updates.items() if (name == "value") == is_value}
+            clipped |= optax.clip_by_global_norm(norm).update(own, optax.EmptyState())[0]
+        return {name: clipped[name] for name in updates}
+
+    return optax.stateless(update)
 
 
 def _muon_dimensions(params):

@@ -9,11 +9,15 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from halos_jax import sharding
+from halos_jax.training.followers import NO_FOLLOWERS, Followers, take_policy
 from halos_jax.types import TrainState
 
 
 def make_abstract_state(
-    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    followers: Followers = NO_FOLLOWERS,
 ) -> TrainState:
     """Return the train state as ShapeDtypeStructs with shardings; moments lie as their params.
 
@@ -33,7 +37,17 @@ def make_abstract_state(
 
     opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
-    return TrainState(step=step, params=params, opt_state=opt_state)
+    policy = take_policy(params)
+    average = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), policy
+    )
+    return TrainState(
+        step=step,
+        params=params,
+        opt_state=opt_state,
+        reference=policy if followers.sync_every else None,
+        ema=average if followers.ema_decay else None,
+    )
 
 
 def init_state(params, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
@@ -41,4 +55,19 @@ def init_state(params, optimizer: optax.GradientTransformation, abstract: TrainS
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
-    return TrainState(step=step, params=params, opt_state=opt_state)
+
+    def copy(wanted):
+        # Copies, since a step takes the state's buffers over, each of them once.
+        def run(policy):
+            return jax.tree.map(lambda x, like: jnp.copy(x.astype(like.dtype)), policy, wanted)
+
+        placed = jax.tree.map(lambda like: like.sharding, wanted)
+        return jax.jit(run, out_shardings=placed)(take_policy(params))
+
+    return TrainState(
+        step=step,
+        params=params,
+        opt_state=opt_state,
+        reference=None if abstract.reference is None else copy(abstract.reference),
+        ema=None if abstract.ema is None else copy(abstract.ema),
+    )

@@ -9,31 +9,19 @@ import optax
 from jax.sharding import Mesh
 
 from halos_jax import sharding
-from halos_jax.losses import Loss, LossInputs, Statistics
-from halos_jax.models import decoder
-from halos_jax.models.lora import Frozen, attach_adapter, fold_microbatch, start_dropout
+from halos_jax.losses import Loss, Statistics
+from halos_jax.models.lora import Frozen, fold_microbatch, start_dropout
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.training.followers import (
+    NO_FOLLOWERS,
+    Followers,
+    move_followers,
+    take_policy,
+)
+from halos_jax.training.inputs import compute_inputs, compute_step_logps
 from halos_jax.types import Batch, TrainState
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-
-
-def compute_inputs(
-    params: Any, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
-) -> LossInputs:
-    """Return what the model, and where the loss needs them others, say of a microbatch.
-
-    Here and below `params` are what is trained, `frozen` what they are laid over (None: they are
-    the whole model).
-    """
-    params = attach_adapter(params, frozen)
-    if loss.needs == "scores":
-        return LossInputs(scores=decoder.compute_scores(params, batch, config))
-    return LossInputs(
-        policy=decoder.compute_logps(params, batch, config),
-        reference=batch.reference_logps if loss.reference else None,
-        old=batch.old_logps if loss.old else None,
-    )
 
 
 def batch_loss(
@@ -124,8 +112,12 @@ def train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: DecoderConfig,
+    followers: Followers = NO_FOLLOWERS,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step; return the new state and the step's metrics."""
+    if followers.sync_every and loss.reference:
+        logps = compute_step_logps(state.reference, frozen, batch, config)
+        batch = batch.replace(reference_logps=logps)
     frozen = start_dropout(frozen, state.step)
     value, gradient, sums = loss_and_gradient(state.params, frozen, batch, loss, config)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -133,10 +125,17 @@ def train_step(
     metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
     metrics |= {
         "loss": value,
-        "grad_norm": optax.global_norm(jax.tree.map(lambda x: x.astype(jnp.float32), gradient)),
+        "grad_norm": _measure_norm(take_policy(gradient)),
         "counters/lr": jnp.asarray(schedule(state.step), jnp.float32),
     }
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    if loss.value:
+        metrics["grad_norm_value"] = _measure_norm(gradient["value"])
+    after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    return move_followers(after, state, followers), metrics
+
+
+def _measure_norm(gradient: Any) -> jax.Array:
+    return optax.global_norm(jax.tree.map(lambda x: x.astype(jnp.float32), gradient))
 
 
 def compile_train_step(
@@ -146,12 +145,20 @@ def compile_train_step(
     schedule: optax.Schedule,
     config: DecoderConfig,
     mesh: Mesh,
+    followers: Followers = NO_FOLLOWERS,
 ) -> Callable[[TrainState, Frozen | None, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Return the jitted `train_step`; the state's buffers are donated, the frozen ones are not."""
 
     def step(state, frozen, batch):
         return train_step(
-            state, frozen, batch, loss=loss, optimizer=optimizer, schedule=schedule, config=config
+            state,
+            frozen,
+            batch,
+            loss=loss,
+            optimizer=optimizer,
+            schedule=schedule,
+            config=config,
+            followers=followers,
         )
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
@@ -175,15 +182,3 @@ def compile_eval_step(
         return {**sums, "loss": (values.sum() * total, total)}
 
     return jax.jit(step, out_shardings=sharding.replicated(mesh))
-
-
-def compile_logps(
-    config: DecoderConfig, mesh: Mesh
-) -> Callable[[Any, Frozen | None, Batch], jax.Array]:
-    """Return the jitted function from params and a batch to log-probs f32[m, rows, P]."""
-
-    def run(params, frozen, batch):
-        params = attach_adapter(params, frozen)
-        return jax.lax.map(lambda one: decoder.compute_logps(params, one, config), batch)
-
-    return jax.jit(run, out_shardings=sharding.replicated(mesh))

@@ -74,6 +74,9 @@ SCORES = [
         ("unpaired", PAIRS, (TARGET, MISMATCHED), 6),
         ("controlled", PAIRS, (TARGET,), 6),
         ("unpaired", LABELS, (TARGET, MISMATCHED), 3),
+        ("answer", SCORES, (MEMBER, MEMBER), 2),
+        ("answer", LABELS, (MEMBER,), 3),
+        ("answer", PAIRS, (MEMBER,), 6),
         ("group", SCORES, (MEMBER, MEMBER), 2),
     ],
 )
@@ -84,6 +87,20 @@ def test_each_kind_of_item(tmp_path, kind, rows, roles, count):
     assert len(items) == count and all(item.roles == roles for item in items)
     one = load_items(kind, str(file), LetterRenderer(), Lengths(16, 32), Selection(limit=1))
     assert 0 < len(one) < count
+
+
+def test_an_answer_has_the_reward_of_its_score_or_of_its_label(save):
+    def rewards(rows):
+        items = load_items("answer", save(rows), LetterRenderer(), Lengths(16, 32))
+        return [item.rewards for item in items]
+
+    assert rewards(SCORES) == [(0.0, 1.0), (2.0, 3.0)]
+    assert rewards(LABELS) == [(1.0,), (-1.0,), (-1.0,)]
+    # A label counts for more than the reward that it was made of.
+    labelled = [row | {"type": "binary_feedback", "reward": 7.0, "label": 0} for row in SCORES[:1]]
+    labelled[0]["prompt"] = [turn("user", "question")]
+    labelled[0]["output"] = [turn("assistant", "answer")]
+    assert rewards(labelled) == [(-1.0,)]
 
 
 def make_judged(desirable, undesirable):

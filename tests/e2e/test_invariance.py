@@ -16,6 +16,7 @@ from halos_jax import sharding
 from halos_jax.data.batches import build_batch, plan_batches
 from halos_jax.losses import get_loss, list_losses
 from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
+from halos_jax.models.value import abstract_value_params, init_value_params
 from halos_jax.training import step as steps
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item
 
@@ -116,7 +117,7 @@ def plan_steps(packing: str):
 
 def family(loss) -> tuple:
     """Return what losses have in common that one program can serve."""
-    return loss.needs, getattr(loss, "value", False)
+    return loss.needs, loss.value
 
 
 def case_loss(name: str, humanline: bool):
@@ -129,10 +130,8 @@ def model_of(family: tuple):
     config = dataclasses.replace(TINY, num_labels=int(family[0] == "scores"))
     params = init_params(jax.random.key(0), config)
     if family[1]:
-        from halos_jax.models.value import init_value_params
-
-        head = init_value_params(jax.random.key(1), config.d_model)
-        params["value"] = jax.tree.map(lambda x: x + 0.1, head)  # its last layer begins as zeros
+        value = init_value_params(jax.random.key(1), config.d_model)
+        params["value"] = value | {"third": jax.random.normal(jax.random.key(2), (16, 1))}
     return config, jax.tree.map(np.asarray, params)
 
 
@@ -166,8 +165,11 @@ def run_case(choose):
             devices=jax.devices()[: int(np.prod(sizes))],
         )
         with jax.set_mesh(mesh):
-            placed = dict.fromkeys(params, sharding.replicated(mesh))
-            params = jax.device_put(params, placed | params_shardings(config, mesh))
+            placed = params_shardings(config, mesh)
+            if "value" in params:
+                head = abstract_value_params(config.d_model, mesh)
+                placed["value"] = {name: leaf.sharding for name, leaf in head.items()}
+            params = jax.device_put(params, placed)
             batch = sharding.put_batch(batch, mesh, leading=1)
             index = cases.index((name, humanline))
             return jax.device_get(compile_family(kind, config)(index, params, batch))

@@ -19,24 +19,50 @@ def read_metric(workdir, name: str) -> list[float]:
     return [line[name] for line in read_lines(workdir / "metrics.jsonl") if name in line]
 
 
+BINARY = ("feedback.type=binary", "feedback.threshold=mean")
+
+
 @pytest.mark.parametrize(
-    ("overrides", "kind", "examples", "metric"),
+    ("overrides", "kind", "examples", "steps", "metric"),
     [
+        (("loss.name=kto", *BINARY), "binary_feedback", 18, 9, "rewards_train/KL_estimate"),
         (
-            ("loss.name=kto", "feedback.type=binary", "feedback.threshold=mean"),
+            (
+                "loss.name=kto",
+                "loss.humanline=true",
+                "rounds.reference=previous_step",
+                "rounds.sync_every=2",
+                *BINARY,
+            ),
             "binary_feedback",
             18,
-            "rewards_train/KL_estimate",
+            9,
+            "rewards_train/chosen",
         ),
         (
             ("loss.name=dapo", "feedback.type=scalar", "sampling.keep_logps=true"),
             "scalar_feedback",
             6,
+            3,
             "rewards_train/weighted_advantage",
         ),
+        (
+            (
+                "loss.name=ppo",
+                "feedback.type=scalar",
+                "rounds.reference=round_start",
+                "train.epochs=2",
+                "train.ema_decay=0.5",
+            ),
+            "scalar_feedback",
+            6,
+            6,
+            "rewards_train/KL",
+        ),
     ],
+    ids=["kto", "kto-previous-step", "dapo", "ppo"],
 )
-def test_two_rounds_online(program, tmp_path, overrides, kind, examples, metric):
+def test_two_rounds_online(program, tmp_path, overrides, kind, examples, steps, metric):
     workdir = tmp_path / "run"
     code, output, errors = program.run(workdir, *EARLY, *overrides)
     assert (code, errors) == (0, ""), output
@@ -55,12 +81,12 @@ def test_two_rounds_online(program, tmp_path, overrides, kind, examples, metric)
             assert sum(labels) == manifest.metrics["feedback_desirable"]
             assert 0 < sum(labels) < len(labels)
     values = read_metric(workdir, metric)
-    assert len(values) == 2 * examples // 2 and any(values)
+    assert len(values) == 2 * steps and any(values)
     assert read_metric(workdir, "loss/eval")
     assert (workdir / "final" / "model.safetensors").exists()
 
     # Killed in the middle of round 2's training and started again, it ends the same.
-    event = f"2 train: before train_step {examples // 2 + examples // 4 + 1}"
+    event = f"2 train: before train_step {steps + steps // 2 + 1}"
     killed = tmp_path / "killed"
     code, _, _ = program.run(killed, *EARLY, *overrides, signals={event: signal.SIGKILL})
     assert code == -signal.SIGKILL

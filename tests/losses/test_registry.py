@@ -17,6 +17,7 @@ from halos_jax.losses import (
     LossTerms,
     check_feedback,
     check_loss,
+    check_reference,
     get_loss,
     list_losses,
     registry,
@@ -29,6 +30,7 @@ ROLES = {
     "controlled": (TARGET,),
     "unpaired": (TARGET, MISMATCHED),
     "group": (MEMBER,) * 4,
+    "answer": (MEMBER,) * 2,
 }
 
 
@@ -202,6 +204,20 @@ def test_feedback_that_a_loss_cannot_use_is_refused():
     assert check_feedback({"name": "dpoo"}, "pairwise") == []  # said by check_loss already
 
 
+def test_a_moving_reference_is_refused_where_there_is_nothing_to_compare_with():
+    for reference in ("sft", "round_start", "previous_step"):
+        assert check_reference({"name": "kto"}, reference, task="online") == []
+    assert check_reference({"name": "kto"}, "previous_step", task="align") == []
+    (line,) = check_reference({"name": "kto"}, "round_start", task="align")
+    assert line.startswith("rounds.reference: got 'round_start', but task='align' has no rounds")
+    for name in ("simpo", "dapo"):
+        assert check_reference({"name": name}, "sft", task="online") == []
+        (line,) = check_reference({"name": name}, "previous_step", task="online")
+        assert line.startswith(
+            f"rounds.reference: got 'previous_step', but loss {name!r} has no reference; allowed"
+        )
+
+
 def run_step(loss, items, tokens, *, num_rows, tokens_per_row, place=lambda x: x):
     """Return microbatches, value, metrics and gradient (by item) of a step over given log-probs."""
     plan = plan_batches(
@@ -212,16 +228,23 @@ def run_step(loss, items, tokens, *, num_rows, tokens_per_row, place=lambda x: x
         row_multiple=8,
     )
     batch = place(build_batch(items, plan, 0))
-    policy, other = (
+    policy, other, values = (
         place(build_batch(items, plan, 0, reference_logps=tokens[name]).reference_logps)
-        for name in ("policy", "other")
+        for name in ("policy", "other", "values")
     )
 
     def total(policy):
         inputs = (
             LossInputs(scores=policy[..., : batch.sequences.role.shape[-1]])
             if loss.needs == "scores"
-            else LossInputs(policy=policy, reference=other, old=other)
+            else LossInputs(
+                policy=policy,
+                reference=other,
+                old=other,
+                values=policy + values,
+                old_values=values,
+                entropies=-other,
+            )
         )
         parts = jax.vmap(loss.measure)(inputs, batch)
         inputs = dataclasses.replace(
@@ -260,6 +283,7 @@ def test_packing_microbatches_and_devices_do_not_matter(pack, draw_logps, mesh, 
         tuple(part + 0.2 * rng.normal(size=len(part)) for part in parts)
         for parts in tokens["policy"]
     ]
+    tokens["values"] = draw_logps(packed, 2)
     count, value, metrics, gradient = run_step(loss, items, tokens, num_rows=1, tokens_per_row=4096)
     assert count == 1
     sizes = [item.num_tokens for item in items]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from halos_jax.models.head import compute_token_logps
+from halos_jax.models.head import compute_token_logps, compute_token_statistics
 
 ROWS, POSITIONS, WIDTH = 4, 13, 16
 
@@ -120,3 +120,25 @@ def test_no_logits_of_more_than_a_chunk_are_formed():
     whole = functools.partial(ours, chunk=POSITIONS)
     found = largest_with_vocab(whole, hidden, head, targets, weights, vocab=997)
     assert found == ROWS * POSITIONS * 997
+
+
+@pytest.mark.parametrize("vocab", [50, 51])
+def test_entropies_stand_beside_unchanged_log_probs_and_gradients(mesh, vocab):
+    hidden, head, targets, weights = map(jnp.asarray, make_inputs(vocab, scale=3.0))
+    hidden, head = hidden.astype(jnp.float32), head.astype(jnp.float32)
+
+    def total(hidden, head, run):
+        out = run(hidden, head, targets, chunk=5)
+        logps = out[0] if isinstance(out, tuple) else out
+        return (logps * weights).sum(), out
+
+    graded = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True), static_argnums=2)
+    gradients, (logps, entropies) = graded(hidden, head, compute_token_statistics)
+    expected_gradients, expected = graded(hidden, head, compute_token_logps)
+    for one, other in zip((logps, *gradients), (expected, *expected_gradients), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+    logits = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64).T
+    logits -= logits.max(axis=-1, keepdims=True)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    wanted = -(shares * np.log(shares)).sum(axis=-1)
+    np.testing.assert_allclose(entropies, wanted, rtol=1e-4, atol=1e-5)

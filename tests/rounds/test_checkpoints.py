@@ -143,6 +143,24 @@ def test_restore_params_alone(saved):
     assert_identical(params, state.params)
 
 
+def test_what_is_exported_is_the_average_without_the_value_head(folder):
+    mesh, checkpoints = make_mesh(2, 2, 2), open_checkpoints(folder, keep=2)
+    state = make_state()
+    trained = {**state.params, "value": {"first": jnp.ones((8, 8))}}
+    checkpoints.save(2, place(state.replace(params=trained), mesh), END)
+    ema = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) + 1, state.params)
+    checkpoints.save(3, place(state.replace(params=trained, ema=ema), mesh), END | {"round": 2})
+    checkpoints.save(4, place(state.replace(params=trained), mesh), INSIDE | {"round": 3})
+    checkpoints.finish()
+    template = abstract(place(state.params, mesh))
+    first, second, none = map(checkpoints.find_round_end, (1, 2, 3))
+    assert none is None
+    assert_identical(checkpoints.restore_policy(template, first), place(state.params, mesh))
+    averaged = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), ema, state.params)
+    assert_identical(checkpoints.restore_policy(template, second), place(averaged, mesh))
+    checkpoints.close()
+
+
 @pytest.mark.parametrize("size", [8, 1_000_000])  # Orbax treats small and large arrays apart
 def test_the_state_may_be_donated_right_after_save(folder, size):
     checkpoints = open_checkpoints(folder, keep=1)

@@ -19,12 +19,17 @@ from halos_jax.config import (
     TrainConfig,
 )
 from halos_jax.data import datasets
+from halos_jax.losses import get_loss
 from halos_jax.rounds import loop
 from halos_jax.rounds import state as states
+from halos_jax.rounds.checkpoints import CheckpointError
 from halos_jax.rounds.disk import WorkdirError
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.rounds.state import Manifest, round_folder
+from halos_jax.training import loop as training
 from halos_jax.types import Prompt, Turn
+
+PPO = {"name": "ppo"}
 
 
 def make_config(toy, workdir, **changes) -> Config:
@@ -136,6 +141,28 @@ def test_the_policy_comes_from_the_newest_checkpoint():
 
     assert restore({"round": 3, "in_stage": False}) == ("state", 3, 0)
     assert restore({"round": 3, "in_stage": True, "stage_step": 5}) == ("state", 2, 5)
+
+
+def test_the_policy_of_a_rounds_start_comes_back_wherever_the_run_stands(tmp_path, monkeypatch):
+    asked = []
+    checkpoints = SimpleNamespace(
+        find_round_end=lambda round: {2: 7}.get(round),
+        restore_params=lambda abstract, save_id: asked.append(save_id) or "of round 2",
+    )
+    trainer = SimpleNamespace(abstract_state=SimpleNamespace(params=None), loss=get_loss(PPO))
+    run = SimpleNamespace(trainer=trainer, checkpoints=checkpoints, workdir=tmp_path)
+    state = SimpleNamespace(params="now")
+
+    def load(round, stage_step):
+        return loop._load_round_start(run, loop._Position(state, round - 1, stage_step), round)
+
+    assert load(3, 0) == "now" and not asked  # before the first step
+    assert load(3, 4) == "of round 2" and asked == [7]
+    monkeypatch.setattr(loop, "load_start", lambda trainer: "sft")
+    monkeypatch.setattr(training, "add_value_head", lambda trainer, params: f"{params} + head")
+    assert load(1, 4) == "sft + head"
+    with pytest.raises(CheckpointError, match=r"the checkpoint at the end of round 4 is gone"):
+        load(5, 1)
 
 
 def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):

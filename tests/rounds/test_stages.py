@@ -237,7 +237,14 @@ def test_a_round_of_ties_has_nothing_to_train_on(tmp_path, sampled, caplog):
     assert stages.load_feedback_items(run, tmp_path) == []
     state = SimpleNamespace(step=4)
     trained = stages.train_stage(
-        run, state, tmp_path, round=1, start=0, held_out=None, load_reference=pytest.fail
+        run,
+        state,
+        tmp_path,
+        round=1,
+        start=0,
+        held_out=None,
+        load_sft=pytest.fail,
+        load_round_start=pytest.fail,
     )
     assert trained is state and "no pairs to train on" in caplog.text
     # It is saved all the same, or a resume would do the round again.

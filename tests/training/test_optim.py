@@ -243,3 +243,18 @@ def test_muon_orthogonalises_the_matrices_of_an_adapter_and_all_of_it_decays():
         rows = np.prod([shapes[name][axis] for axis in inputs])
         values = np.linalg.svd(matrix.reshape(rows, -1), compute_uv=False)
         assert values.max() < 2 * values.min(), name
+
+
+def test_policy_and_value_head_are_clipped_each_by_its_own_norm():
+    config = OptimizerConfig(
+        name="sgd", beta1=0.0, weight_decay=0.0, max_grad_norm=2.0, value_max_grad_norm=0.1
+    )
+    optimizer = make_optimizer(config, lambda step: 1.0)
+    params = {"a": jnp.zeros(2), "layers": {"q": jnp.zeros(2)}, "value": {"w": jnp.zeros(2)}}
+    for scale in (1.0, 1e-3):
+        gradient = jax.tree.map(lambda leaf, scale=scale: scale * jnp.array([3.0, 4.0]), params)
+        updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        policy = np.sqrt(np.sum(np.square([updates["a"], updates["layers"]["q"]])))
+        value = np.linalg.norm(updates["value"]["w"])
+        np.testing.assert_allclose(policy, min(2.0, scale * np.sqrt(50)), rtol=1e-5)
+        np.testing.assert_allclose(value, min(0.1, scale * 5), rtol=1e-5)

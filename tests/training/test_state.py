@@ -7,6 +7,8 @@ import pytest
 
 from halos_jax.config import OptimizerConfig
 from halos_jax.models.spec import DecoderConfig, abstract_params, init_params, params_shardings
+from halos_jax.models.value import abstract_value_params, init_value_params
+from halos_jax.training.followers import Followers, take_averaged, take_policy
 from halos_jax.training.optim import make_optimizer, make_schedule
 from halos_jax.training.state import init_state, make_abstract_state
 
@@ -61,3 +63,34 @@ def test_moments_lie_as_their_params_in_float32(made, mesh):
         for leaf in jax.tree.leaves(abstract.opt_state)
         if not leaf.ndim
     )
+
+
+def test_followers_are_copies_of_the_policy_without_its_value_head(mesh):
+    config = OptimizerConfig(name="sgd")
+    optimizer = make_optimizer(config, make_schedule(config, 10))
+    head = abstract_value_params(TINY.d_model, mesh)
+    trained = {**abstract_params(TINY, mesh), "value": head}
+    abstract = make_abstract_state(trained, optimizer, mesh, Followers(1, 0.9))
+    params = jax.device_put(init_params(jax.random.key(0), TINY), params_shardings(TINY, mesh))
+    value = init_value_params(jax.random.key(1), TINY.d_model)
+    value = {name: jax.device_put(x, head[name].sharding) for name, x in value.items()}
+    state = init_state({**params, "value": value}, optimizer, abstract)
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    for real, promised in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+        assert (real.shape, real.dtype) == (promised.shape, promised.dtype)
+        assert real.sharding.is_equivalent_to(promised.sharding, real.ndim)
+    policy = jax.tree.leaves(take_policy(state.params))
+    for follower in (state.reference, state.ema):
+        for leaf, param in zip(jax.tree.leaves(follower), policy, strict=True):
+            assert leaf is not param
+            np.testing.assert_array_equal(leaf.astype(jnp.float32), param.astype(jnp.float32))
+    # The average is evaluated in the params' dtype, beside the head.
+    moved = state.replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.ema))
+    averaged = take_averaged(moved)
+    assert averaged["value"] is state.params["value"]
+    for leaf, mean in zip(
+        jax.tree.leaves(take_policy(averaged)), jax.tree.leaves(moved.ema), strict=True
+    ):
+        assert leaf.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(leaf, mean.astype(jnp.bfloat16))
+    assert take_averaged(state.replace(ema=None)) is state.params

@@ -1,0 +1,77 @@
+"""What the models say of a batch: the inputs of a loss, and what is known before any step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from halos_jax import sharding
+from halos_jax.losses import Loss, LossInputs
+from halos_jax.models import decoder
+from halos_jax.models.lora import Frozen, attach_adapter
+from halos_jax.models.spec import DecoderConfig
+from halos_jax.models.value import compute_values
+from halos_jax.types import Batch
+
+
+def compute_inputs(
+    params: Any, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
+) -> LossInputs:
+    """Return what the model, and where the loss needs them others, say of a microbatch.
+
+    Here and below `params` are what is trained, `frozen` what they are laid over (None: they are
+    the whole model).
+    """
+    params = attach_adapter(params, frozen)
+    if loss.needs == "scores":
+        return LossInputs(scores=decoder.compute_scores(params, batch, config))
+    inputs = LossInputs(
+        reference=batch.reference_logps if loss.reference else None,
+        old=batch.old_logps if loss.old else None,
+    )
+    if not loss.value:
+        return inputs.replace(policy=decoder.compute_logps(params, batch, config))
+    hidden = decoder.encode_responses(params, batch, config)
+    policy, entropies = decoder.compute_statistics(params, hidden, batch, config)
+    values = compute_values(params["value"], hidden, batch)
+    collected = jax.lax.stop_gradient(values) if batch.old_values is None else batch.old_values
+    return inputs.replace(policy=policy, entropies=entropies, values=values, old_values=collected)
+
+
+def compute_step_logps(
+    params: Any, frozen: Frozen | None, batch: Batch, config: DecoderConfig
+) -> jax.Array:
+    """Return the log-probs f32[m, rows, P] of a step's response tokens; they get no gradient."""
+    params = jax.lax.stop_gradient(attach_adapter(params, frozen))
+    return jax.lax.map(lambda one: decoder.compute_logps(params, one, config), batch)
+
+
+def compile_logps(
+    config: DecoderConfig, mesh: Mesh
+) -> Callable[[Any, Frozen | None, Batch], jax.Array]:
+    """Return the jitted function from params and a batch to log-probs f32[m, rows, P]."""
+
+    def run(params, frozen, batch):
+        return compute_step_logps(params, frozen, batch, config)
+
+    return jax.jit(run, out_shardings=sharding.replicated(mesh))
+
+
+def compile_collect(
+    config: DecoderConfig, mesh: Mesh
+) -> Callable[[Any, Frozen | None, Batch], tuple[jax.Array, jax.Array]]:
+    """Return the jitted function from params with a value head, and a batch, to the log-probs and
+    the values f32[m, rows, P] of its response tokens."""
+
+    def run(params, frozen, batch):
+        attached = attach_adapter(params, frozen)
+
+        def one(batch):
+            hidden = decoder.encode_responses(attached, batch, config)
+            logps, _ = decoder.compute_statistics(attached, hidden, batch, config)
+            return logps, compute_values(attached["value"], hidden, batch)
+
+        return jax.lax.map(one, batch)
+
+    return jax.jit(run, out_shardings=sharding.replicated(mesh))
