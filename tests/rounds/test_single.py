@@ -13,6 +13,7 @@ from halos_jax.config import (
     CheckpointConfig,
     Config,
     DataConfig,
+    LoraConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
@@ -178,3 +179,21 @@ def test_sft_on_conversations_ends_after_its_examples(toy, tmp_path):
     ]
     assert [line["counters/stage_examples"] for line in steps] == [8, 12, 20]
     assert steps[-1]["loss/train"] < steps[0]["loss/train"]
+
+
+def test_an_adapter_on_a_four_bit_base_learns_and_a_resume_is_exact(toy, tmp_path):
+    pytest.importorskip("qwix")
+    changes = {"lora": LoraConfig(rank=4, base="nf4", dropout=0.1)}
+    whole, halves = (
+        make_config(toy, tmp_path / name, "sft", toy / "sft.jsonl", toy / "eval.jsonl", **changes)
+        for name in ("whole", "halves")
+    )
+    run(whole)
+    losses = eval_values(tmp_path / "whole", "loss/eval")
+    assert losses[-1] < 0.9 * losses[0]
+    with pytest.raises(Interrupted):
+        run_training(halves, StopAfter(3))
+    run(halves)
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        found, expected = (tmp_path / name / "final" / file for name in ("halves", "whole"))
+        assert found.read_bytes() == expected.read_bytes()
