@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from halos_jax import sharding
 from halos_jax.config import RewardConfig
 from halos_jax.rewards.labels import (
     Labels,
@@ -52,7 +53,10 @@ def score_in_shards(run: Sampling, samples: Sequence[Sample], folder: Path) -> l
         run.stop.check()
         path = folder / f"{_LABEL}.shard-{number:04d}.jsonl"
         shard = [samples[index] for index in members]
-        if not path.exists():
+        is_scored = path.exists()
+        # No process may write it before all have looked, or they would part ways here.
+        sharding.wait_for_all(f"looked for {path.name}")
+        if not is_scored:
             write_rows(run, path, make_score_rows(shard, Labels(list(run.scorer(shard)))))
         for index, scored in zip(members, read_scores(path, shard), strict=True):
             rewards[index] = scored.reward

@@ -1,9 +1,12 @@
 """Scores are kept shard by shard, and mean the same however the samples were split."""
 
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from halos_jax import sharding
 from halos_jax.config import Config, RewardConfig, SamplingConfig
 from halos_jax.data import records
 from halos_jax.rewards.labels import RewardError
@@ -53,6 +56,29 @@ def test_a_shard_is_whole_prompts_and_is_scored_once(tmp_path):
     assert metrics == {"reward_label": 2.5, "unlabelled_label": 0}
     scoring.remove_score_shards(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
+
+
+def test_processes_score_alike_however_late_one_of_them_is(tmp_path, monkeypatch):
+    """Two threads stand for two processes, of which the second looks for each shard last."""
+    barrier, waits, found = threading.Barrier(2, timeout=10), {}, {}
+
+    def wait_for_all(what):
+        waits.setdefault(threading.current_thread().name, []).append(what)
+        barrier.wait()
+
+    def run_process(name):
+        run = make_run(lambda shard: [float(len(one.output)) for one in shard])
+        run.is_writer = name == "0"
+        run.stop = SimpleNamespace(check=lambda: None if run.is_writer else time.sleep(0.2))
+        found[name] = scoring.score_in_shards(run, make_samples(), tmp_path)
+
+    monkeypatch.setattr(sharding, "wait_for_all", wait_for_all)
+    threads = [threading.Thread(target=run_process, args=name, name=name) for name in "01"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert waits["0"] == waits["1"] and found["0"] == found["1"]
 
 
 def test_unlabelled_samples_are_counted_over_all_shards(tmp_path):
