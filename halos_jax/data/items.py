@@ -1,13 +1,15 @@
 """From a source of records to the items of an objective, whatever it trains on."""
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from halos_jax.data import datasets
 from halos_jax.data.chat import Renderer
 from halos_jax.data.conversations import make_target_items
 from halos_jax.data.datasets import ALL, Selection
+from halos_jax.data.fields import RecordError, shorten
 from halos_jax.data.tokenize import (
     Lengths,
     make_answer_items,
@@ -18,9 +20,11 @@ from halos_jax.data.tokenize import (
 )
 from halos_jax.losses.registry import Items
 from halos_jax.losses.unpaired import suggest_weights
-from halos_jax.types import Item
+from halos_jax.types import Demonstration, Item, Judgement, Preference, Sample
 
 logger = logging.getLogger(__name__)
+
+_LOOKS = 32  # outputs whose tokens are looked at
 
 
 def load_items(
@@ -31,6 +35,7 @@ def load_items(
     selection: Selection = ALL,
     *,
     control: tuple[str, str] = ("", ""),
+    check_tokens: bool = False,
 ) -> list[Item]:
     """Load the records of `source` as items of one kind (`Loss.items`).
 
@@ -38,24 +43,65 @@ def load_items(
       source: files or hub data sets, see `sources.read_sources`.
       selection: what of it to take.
       control: of "controlled", what begins desirable answers and others.
+      check_tokens: see that token ids in the records are of this renderer's tokenizer.
 
     Raises:
-      RecordError: for a bad record, or one that does not suit the kind.
+      RecordError: for a bad record, one that does not suit the kind, or tokens of another model.
       ConfigError: where a prompt leaves no room for a response.
     """
-    if kind == "target":
-        found = datasets.load_demonstrations(source, selection)
-        return make_target_items(found, renderer, lengths)
-    if kind == "pair":
-        return make_pair_items(datasets.load_preferences(source, selection), renderer, lengths)
-    if kind == "group" or (kind == "answer" and datasets.has_scores(source)):
-        return make_scored_items(datasets.load_scored(source, selection), renderer, lengths)
-    judgements = datasets.load_judgements(source, selection)
-    if kind == "controlled":
-        return make_controlled_items(judgements, renderer, lengths, control)
-    if kind == "answer":
-        return make_answer_items(judgements, renderer, lengths)
-    return make_unpaired_items(judgements, renderer, lengths)
+    scored = kind == "answer" and datasets.has_scores(source)
+    load, make = _READERS["group" if scored else kind]
+    found = load(source, selection)
+    if check_tokens and not selection.collapse:
+        _check_tokens(found, source, renderer)
+    options = (control,) if kind == "controlled" else ()
+    return make(found, renderer, lengths, *options)
+
+
+_READERS = {
+    "target": (datasets.load_demonstrations, make_target_items),
+    "pair": (datasets.load_preferences, make_pair_items),
+    "group": (datasets.load_scored, make_scored_items),
+    "answer": (datasets.load_judgements, make_answer_items),
+    "controlled": (datasets.load_judgements, make_controlled_items),
+    "unpaired": (datasets.load_judgements, make_unpaired_items),
+}
+
+
+def _check_tokens(records: Iterable[Any], source: str, renderer: Renderer) -> None:
+    """Raise RecordError where token ids say something else than the text beside them.
+
+    They do where another tokenizer made them. One match among the first is enough: who wrote the
+    records may have shown some special token as text.
+    """
+    outputs = (output for record in records for output in _list_outputs(record))
+    known = (one for one in outputs if one[0] and one[1].strip())
+    others = []
+    for ids, text in itertools.islice(known, _LOOKS):
+        shown = renderer.decode_response(ids)
+        # A text may stop before its tokens do, at a stop string.
+        if shown.strip().startswith(text.strip()):
+            return
+        others.append((shown, text))
+    if others:
+        shown, text = others[0]
+        raise RecordError(
+            f"{source}: got token ids that mean {shorten(shown)} to the tokenizer of model.path, "
+            f"but the text beside them is {shorten(text)}; another model's made them; to train on "
+            "the text, leave prompt_ids, response_ids, ids_A and ids_B out of the records"
+        )
+
+
+def _list_outputs(
+    record: Sample | Preference | Judgement | Demonstration,
+) -> Iterator[tuple[Sequence[int], str]]:
+    """Yield (token ids, text) of the outputs of a record."""
+    if isinstance(record, Sample):
+        yield record.response_ids, record.output
+        return
+    is_pair = isinstance(record, Preference)
+    for one in (record.chosen, record.rejected) if is_pair else (record.completion,):
+        yield one.ids, "".join(turn.content for turn in one.turns)
 
 
 def report_balance(items: Sequence[Item], settings: Mapping[str, Any]) -> None:

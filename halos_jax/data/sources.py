@@ -79,7 +79,7 @@ def _read_named(source: str, hub_set: HubSet, split: str) -> Iterator[tuple[int,
             left_out += record is None
             if record is not None:
                 yield count, record
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise RecordError(
             f"{source}: its rows are not as {hub_set.read.__name__} expects them ({error!r}); the "
             "data set has changed, or its copy is another one"

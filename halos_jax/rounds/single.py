@@ -178,7 +178,9 @@ def load_fixed_items(
     """Return the items of the loss that are in a file, cut to the config's lengths."""
     lengths = make_lengths(config)
     control = (config.data.good_token, config.data.bad_token)
-    return load_items(loss.items, path, renderer, lengths, selection, control=control)
+    return load_items(
+        loss.items, path, renderer, lengths, selection, control=control, check_tokens=True
+    )
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:

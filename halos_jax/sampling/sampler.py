@@ -265,7 +265,8 @@ def _collect(sampler, output, owner, on_sample) -> int:
         if not np.isfinite(logps[slot, : count[slot]]).all():
             raise NonFiniteError(
                 f"the policy gives NaN or infinite logits for prompt {job.prompt.prompt_id}, "
-                f"sample {job.sample_id}; check model.path, and try --config.model.compute_dtype=float32"
+                f"sample {job.sample_id}; check model.path, and try "
+                "--config.model.compute_dtype=float32"
             )
         job.ids += tokens[slot, : count[slot]].tolist()
         job.logps += logps[slot, : count[slot]].tolist()

@@ -103,6 +103,31 @@ def test_an_answer_has_the_reward_of_its_score_or_of_its_label(save):
     assert rewards(labelled) == [(-1.0,)]
 
 
+@pytest.mark.parametrize("kind", ["pair", "target", "unpaired", "group"])
+def test_tokens_of_another_model_are_refused(save, kind):
+    class Decoding(LetterRenderer):
+        def decode_response(self, ids):
+            return "".join(chr(token) for token in ids if token)
+
+    def write(shift):
+        def say(text):
+            return [ord(letter) + shift for letter in text + ", stop"]  # cut at a stop string
+
+        sides = {"ids_A": say("good 0"), "ids_B": say("bad")}
+        pair = {"prompt": "q", "output_A": "good 0", "output_B": "bad", "label": 1, **sides}
+        scores = [one | {"response_ids": say(one["output"])} for one in SCORES]
+        return save(scores if kind == "group" else [pair])
+
+    def load(source, **options):
+        return load_items(kind, source, Decoding(), Lengths(32, 64), **options)
+
+    assert load(write(0), check_tokens=True)
+    foreign = write(1)
+    assert load(foreign)  # a run knows whose its own are
+    with pytest.raises(RecordError, match=r"mean '.* but the text beside them is '(good|answer) 0"):
+        load(foreign, check_tokens=True)
+
+
 def make_judged(desirable, undesirable):
     labels = [True] * desirable + [False] * undesirable
     return [Item(np.ones(1, int), (np.ones(1, int),), (TARGET,), desirable=one) for one in labels]
