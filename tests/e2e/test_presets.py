@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from halos_jax.config import freeze
-from halos_jax.losses import check_loss
+from halos_jax.losses import check_feedback, check_loss
 from halos_jax.overrides import apply_overrides
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -23,4 +23,7 @@ def test_preset_is_valid_and_documented(path):
     config = module.get_config(*["folder"] * takes_argument)
     if config.task != "pipeline":
         assert not apply_overrides(config, PATHS)
-    freeze(config, checks=[lambda frozen: check_loss(frozen.loss)])
+    frozen = freeze(config, checks=[lambda frozen: check_loss(frozen.loss)])
+    if frozen.task == "online":
+        keep_logps = frozen.sampling.keep_logps
+        assert not check_feedback(frozen.loss, frozen.feedback.type, keep_logps=keep_logps)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from halos_jax.losses import get_loss
+from halos_jax.losses import get_loss, list_losses
 from halos_jax.types import CHOSEN, REJECTED
 
 PAIR = (CHOSEN, REJECTED)
@@ -33,6 +33,12 @@ FORMULAS = {
     ),
     "nll": ({}, lambda S, M: -M[0]),
 }
+
+
+def test_every_loss_on_pairs_without_a_reference_has_its_formula_here():
+    losses = [get_loss({"name": name}) for name in list_losses()]
+    pairs = [loss for loss in losses if loss.items == "pair" and loss.needs == "logps"]
+    assert {loss.name for loss in pairs if not loss.reference} == {*FORMULAS}
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -1,0 +1,48 @@
+"""Online GRPO on your own SFT checkpoint and reward model, with DAPO's loss.
+
+Command:   python -m halos_jax.main --config=configs/online_grpo.py --config.workdir=runs/NAME
+             --config.model.path=DIR --config.reward.path=DIR
+             --config.data.train=prompts.jsonl --config.data.eval=held_out.jsonl
+Hardware:  whatever holds the policy with its optimizer and the reward model. Split them over more
+           devices with --config.mesh.fsdp=-1 --config.mesh.data=1.
+Expect:    `reward_eval` (metrics.jsonl, and a line a round on the console) rises over the rounds;
+           the loss itself stays near 0. `rewards_train/advantage` of 0 means that all samples of a
+           prompt have the same reward, and nothing to learn from.
+
+16 rounds of 128 prompts x 8 samples, of 4 optimizer steps each: short rounds, since the advantages
+are those of the policy that sampled. All samples of a prompt train, as one group.
+
+The loss is "dapo": advantages divided by the group's deviation, ratios to the policy that sampled
+clipped to 0.8 .. 1.28, the mean over all tokens, no KL term. With --config.loss.epsilon_high=0.2 it
+is what TRL's GRPO does by default; the learning rate, 1e-6, is TRL's too. Ratios need the samples'
+own log-probabilities (`keep_logps`), which are those at temperature 1 over all tokens: so that is
+how it samples. --config.loss.name=dr_grpo, gspo or rloo needs no other change. HALOs' own grpo
+takes ratios to the reference, clipped to 0.99 .. 1.01: with the SFT checkpoint for reference, a
+token that should become likelier stops learning once it is 1 % likelier than under it.
+"""
+
+from ml_collections import ConfigDict
+
+from halos_jax.config import default
+
+
+def get_config() -> ConfigDict:
+    """Return the preset: groups of 8 scored samples, near to on-policy."""
+    config = default()
+    config.task = "online"
+    config.workdir = "runs/online_grpo"
+    config.loss.name = "dapo"
+    config.feedback.type = "scalar"
+    config.rounds.prompts_per_round = 128
+    config.sampling.num_samples_per_prompt = 8
+    config.sampling.temperature = 1.0
+    config.sampling.top_p = 1.0
+    config.sampling.keep_logps = True
+    config.sampling.max_prompt_length = 512
+    config.sampling.max_tokens = 1024
+    config.optimizer.learning_rate = 1e-6
+    config.optimizer.weight_decay = 0.0
+    config.train.max_length = 1536
+    config.train.batch_size = 32  # groups
+    config.train.eval_every = 0
+    return config
