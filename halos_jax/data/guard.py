@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 _OPEN, _CLOSE = "\U000fd000", "\U000fd001"  # of private use: no text has them, no template cares
 _CHUNK = 512  # texts that are tokenized together: enough for many cores, little to hold
-_PLACEHOLDER = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+_PLACEHOLDER = re.compile(f"{_OPEN}([0-9]{{1,6}}){_CLOSE}")
 
 
 class Guard:
@@ -90,8 +90,9 @@ class Guard:
         text = text.rstrip() if right else text
         if not text:
             return []
-        names = list(self._tokens)
-        text = _PLACEHOLDER.sub(lambda found: names[int(found[1])], text)
+        # What a text has of the placeholders' characters by itself is text, too.
+        names = dict(enumerate(self._tokens))
+        text = _PLACEHOLDER.sub(lambda found: names.get(int(found[1]), found[0]), text)
         return self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         )["input_ids"]

@@ -112,3 +112,12 @@ def test_many_texts_are_encoded_as_each_alone(tokenizer, monkeypatch):
     answers = [("a", True), (ATTACK, False), ("", True)]
     singly = [renderer.render_response(text, finished=finished) for text, finished in answers]
     assert list(renderer.render_responses(answers)) == singly
+
+
+@pytest.mark.parametrize("number", ["1", "99", "9" * 5000])
+def test_characters_of_the_placeholders_do_no_harm(tokenizer, number):
+    text = f"a{chr(0xFD000)}{number}{chr(0xFD001)}b"
+    response = make_renderer(tokenizer).render_response(f"x{text}")
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in response[:-1]
+    if number != "1":  # which is read as a token's name, still as text
+        assert spell(tokenizer, response).startswith(f"x{text}")
