@@ -90,10 +90,11 @@ class _Grown:
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
         rows, columns = index
-        start, stop = rows.start, rows.stop
-        read = self._tensor[min(start, self._stored) : min(stop, self._stored), columns]
-        made = np.empty((stop - start, read.shape[1]), np.float32)
-        made[: len(read)] = read
+        start, stop, kept = rows.start, rows.stop, min(rows.stop, self._stored)
+        width = len(range(*columns.indices(self._config.d_model)))
+        made = np.empty((stop - start, width), np.float32)
+        if start < kept:  # a device may hold new rows alone, and a file has no empty slices
+            made[: kept - start] = self._tensor[start:kept, columns]
         for row in self._new:
             if start <= row < stop:
                 made[row - start] = self._make_row(row)[columns]

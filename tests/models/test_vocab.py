@@ -80,6 +80,14 @@ def test_new_rows_are_the_mean_of_the_known_ones(model, mesh, mesh1, dtype):
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
+def test_a_device_may_hold_new_rows_alone(model, mesh, mesh1):
+    config = fit(["a", "b", "c"], pad_vocab_to=64)
+    params = hf.load_params(model, config, mesh)
+    starts = {shard.index[0].start for shard in params["embed"].addressable_shards}
+    assert 32 in starts  # beyond the 20 rows of the file
+    jax.tree.map(np.testing.assert_array_equal, params, hf.load_params(model, config, mesh1))
+
+
 def test_random_rows_differ_and_are_the_same_for_everybody(model, mesh, mesh1):
     config = fit(["a", "b", "c", "d"], added_tokens_init="random")
     params = hf.load_params(model, config, mesh)
