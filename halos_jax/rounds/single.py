@@ -30,8 +30,8 @@ from halos_jax.types import Item, TrainState
 
 logger = logging.getLogger(__name__)
 
-# Tasks whose objective is not the config's to choose.
-_FIXED_LOSSES = {"sft": {"name": "sft"}, "reward_model": {"name": "bradley-terry"}}
+# Tasks whose objective is not the config's to choose; its hyperparameters are.
+_FIXED_LOSSES = {"sft": "sft", "reward_model": "bradley-terry"}
 
 
 def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
@@ -68,7 +68,7 @@ def _train(
     checkpoints: Checkpoints,
     stop: StopSignal,
 ) -> None:
-    loss = get_loss(_FIXED_LOSSES.get(config.task, config.loss))
+    loss = choose_loss(config)
     decoder, renderer = load_policy(config.model)
     if loss.needs == "scores":
         decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
@@ -154,6 +154,16 @@ def _add_fixed(
     if loss.value:
         dataset = training.add_collected(trainer, dataset, params, seed=config.seed, label="values")
     return dataset, held_out
+
+
+def choose_loss(config: Config) -> Loss:
+    """Return the loss of the task: that of the config, unless the task has one of its own.
+
+    Then the config's hyperparameters are used where they are those of that loss. In a pipeline
+    they may be those of a later stage.
+    """
+    name = _FIXED_LOSSES.get(config.task, config.loss["name"])
+    return get_loss(config.loss if config.loss["name"] == name else {"name": name})
 
 
 def _make_saver(config, checkpoints, writer, stop: StopSignal, total: int):

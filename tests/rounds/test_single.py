@@ -24,7 +24,7 @@ from halos_jax.data.chat import load_renderer
 from halos_jax.metrics import read_metrics
 from halos_jax.models import hf
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
-from halos_jax.rounds.single import run_training
+from halos_jax.rounds.single import choose_loss, run_training
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,17 @@ def test_a_reward_model_learns_to_tell_answers_apart(toy, data, tmp_path):
     assert not np.array_equal(
         before["model.embed_tokens.weight"], after["model.embed_tokens.weight"]
     )
+
+
+def test_a_task_with_a_loss_of_its_own_takes_the_hyperparameters_of_that_loss(toy, tmp_path):
+    loss = {"name": "bradley-terry", "margin": 2.0}
+    config = make_config(toy, tmp_path, "reward_model", "", "", loss=loss)
+    assert choose_loss(config).function.keywords == {"margin": 2.0}
+    # Those of another loss, which a later stage of a pipeline may train with, mean nothing to it.
+    for task, name in (("reward_model", "bradley-terry"), ("sft", "sft")):
+        other = dataclasses.replace(config, task=task, loss={"name": "dpo", "beta": 0.5})
+        assert choose_loss(other).name == name and not choose_loss(other).function.keywords
+    assert choose_loss(dataclasses.replace(config, task="align")).name == "bradley-terry"
 
 
 def test_align_raises_the_margin_of_pairs_never_trained_on(toy, data, tmp_path):
