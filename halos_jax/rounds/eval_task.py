@@ -83,21 +83,29 @@ def _evaluate_feedback(job: Job, policy: Source) -> None:
 
 def _add_reference(job: Job, policy: Source, trainer: Trainer, dataset: Dataset) -> Dataset:
     """Return `dataset` with the log-probs of the reference, which has the policy's architecture."""
-    path = job.config.eval.reference
+    path, run = job.config.eval.reference, source.find_origin(policy)
     if path:
-        settings = dataclasses.replace(policy.settings, path=path, checkpoint="auto")
+        settings = dataclasses.replace(
+            policy.settings, path=path, checkpoint="auto", random_init=False
+        )
         reference = source.find_source(settings)
         params, frozen = source.load_trained(reference, trainer.decoder, job.mesh, job.config.seed)
         trainer = dataclasses.replace(trainer, frozen=frozen)
-    elif policy.run is not None:
-        run = source.use_final(policy.run)
-        path, frozen = run.model.path, start.load_frozen(run, trainer.decoder, job.mesh)
-        trainer = dataclasses.replace(trainer, config=run, frozen=frozen)
+    elif run is not None:
+        run = source.use_final(run)
+        own, _ = start.load_policy(run.model)
+        # The rows of new tokens were made when the run began, and its base is held as it held it.
+        decoder = dataclasses.replace(
+            trainer.decoder, new_rows=own.new_rows, new_rows_init=own.new_rows_init
+        )
+        held = dataclasses.replace(decoder, compute_dtype=own.compute_dtype)
+        path, frozen = run.model.path, start.load_frozen(run, held, job.mesh)
+        trainer = dataclasses.replace(trainer, config=run, decoder=decoder, frozen=frozen)
         params = start.load_start(trainer)
     else:
         raise ConfigError(
             f"eval.reference: got '', but loss {job.config.loss['name']!r} compares with a "
-            "reference, and model.path is no run's workdir, which would know it; set "
+            "reference, and model.path is not the workdir of the run that trained it; set "
             "--config.eval.reference=DIR to the model that the policy was trained from"
         )
     logger.info("reference: %s", path)

@@ -122,6 +122,15 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
     return Source(path, _settings_of(settings, run), workdir, run, checkpoint)
 
 
+def find_origin(source: Source) -> Config | None:
+    """Return the config of the run that trained the policy, through any exports; None if unknown."""
+    run = source.run
+    while run is not None and run.task not in ("online", "sft", "reward_model", "align"):
+        path = run.model.path
+        run = read_config(Path(path).expanduser()) if is_workdir(path) else None
+    return run
+
+
 def load_decoder(source: Source) -> tuple[DecoderConfig, Renderer]:
     """Return the policy's decoder, to be run as its settings say, and its renderer."""
     decoder, renderer = start.load_policy(source.settings)
@@ -178,7 +187,6 @@ def _settings_of(settings: ModelConfig, run: Config) -> ModelConfig:
     own = use_final(run).model
     return dataclasses.replace(
         own,
-        random_init=False,
         tokenizer=settings.tokenizer or own.tokenizer,
         chat_template=settings.chat_template or own.chat_template,
         compute_dtype=settings.compute_dtype,

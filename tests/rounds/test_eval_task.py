@@ -20,6 +20,7 @@ from halos_jax.config import (
 )
 from halos_jax.rounds import state as states
 from halos_jax.rounds.eval_task import run_evaluation
+from halos_jax.rounds.export_task import run_export
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.loop import run_online
 from halos_jax.rounds.single import run_training
@@ -78,19 +79,28 @@ def test_feedback_gives_the_loss_of_the_training_run(toy, tmp_path):
     """The reference of a run's policy is what the run started from, unless another is named."""
     pairs = DataConfig(train=str(toy / "pairs.jsonl"), eval=str(toy / "eval_pairs.jsonl"))
     align = make_config(toy, tmp_path / "align", "align", data=pairs)
+    # Of its new tokens, which every softmax sees, the reference has the rows that it had there.
+    own = dataclasses.replace(align.model, added_tokens=("<|new|>",), added_tokens_init="random")
+    align = dataclasses.replace(align, model=own)
     trained = run_training(align, StopSignal())
     feedback = EvalConfig(on="feedback")
     config = make_config(toy, tmp_path / "eval", "eval", data=pairs, eval=feedback)
     with pytest.raises(ConfigError, match=r"eval\.reference: got '', but loss 'dpo' compares"):
         run_evaluation(config, StopSignal())
     model = dataclasses.replace(config.model, path=str(tmp_path / "align"))
-    config = dataclasses.replace(config, workdir=str(tmp_path / "eval2"), model=model)
-    metrics = run_evaluation(config, StopSignal())
-    assert "rewards_eval/accuracies" in metrics
-    assert metrics == pytest.approx({name: trained[name] for name in metrics}, abs=1e-6)
+    export = Config(task="export", workdir=str(tmp_path / "export"), model=model)
+    run_export(export, StopSignal())
+    for name in ("align", "export"):
+        model = dataclasses.replace(config.model, path=str(tmp_path / name))
+        workdir = str(tmp_path / f"eval-{name}")
+        metrics = run_evaluation(
+            dataclasses.replace(config, workdir=workdir, model=model), StopSignal()
+        )
+        assert "rewards_eval/accuracies" in metrics
+        assert metrics == pytest.approx({name: trained[name] for name in metrics}, abs=1e-6)
     assert metrics["loss/eval"] != pytest.approx(math.log(2), abs=1e-4)
     itself = EvalConfig(on="feedback", reference=str(tmp_path / "align"))
-    config = dataclasses.replace(config, workdir=str(tmp_path / "eval3"), eval=itself)
+    config = dataclasses.replace(config, workdir=str(tmp_path / "eval3"), eval=itself, model=model)
     assert run_evaluation(config, StopSignal())["loss/eval"] == pytest.approx(math.log(2))
 
 

@@ -14,13 +14,14 @@ from halos_jax.config import (
     ConfigError,
     DataConfig,
     ExportConfig,
+    LoraConfig,
     ModelConfig,
     OptimizerConfig,
     SamplingConfig,
     TrainConfig,
 )
 from halos_jax.models import hf, spec
-from halos_jax.rounds import final
+from halos_jax.rounds import final, source
 from halos_jax.rounds.checkpoints import CheckpointError, read_checkpoints
 from halos_jax.rounds.export_task import run_export
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
@@ -66,16 +67,16 @@ def make_config(source, workdir, *, checkpoint="auto", **export) -> Config:
 def test_a_checkpoint_inside_a_stage_is_exported_as_it_is(stopped, toy, tmp_path, mesh1):
     decoder = hf.load_decoder_config(str(toy / "policy"))
     abstract = spec.abstract_params(decoder, mesh1)
-    source = read_checkpoints(stopped / "checkpoints")
+    checkpoints = read_checkpoints(stopped / "checkpoints")
     for number, (checkpoint, save_id, step) in enumerate((("auto", 2, 3), (1, 1, 2))):
-        assert source.read_round_state(save_id)["step"] == step
+        assert checkpoints.read_round_state(save_id)["step"] == step
         config = make_config(stopped, tmp_path / str(number), checkpoint=checkpoint)
         run_export(config, StopSignal())
         folder = tmp_path / str(number) / "final"
         exported = hf.load_params(str(folder), hf.load_decoder_config(str(folder)), mesh1)
-        expected = source.restore_params(abstract, save_id)
+        expected = checkpoints.restore_params(abstract, save_id)
         jax.tree.map(np.testing.assert_array_equal, exported, expected)
-    source.close()
+    checkpoints.close()
     # The job's workdir stands for the model: it is exported again, as bfloat16, to a folder.
     output = tmp_path / "out" / "model"
     config = make_config(tmp_path / "1", tmp_path / "2", output=str(output), dtype="bfloat16")
@@ -89,6 +90,22 @@ def test_a_checkpoint_inside_a_stage_is_exported_as_it_is(stopped, toy, tmp_path
     before = (output / "model.safetensors").stat().st_mtime_ns
     assert run_export(config, StopSignal()) == metrics
     assert (output / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_adapter_is_merged_into_the_base_that_its_run_has_drawn(stopped, toy, tmp_path, mesh1):
+    plain = source.read_config(stopped)
+    model = dataclasses.replace(plain.model, path=str(toy / "base"), random_init=True)
+    lora = LoraConfig(rank=2, targets=("q_proj",))
+    config = dataclasses.replace(plain, workdir=str(tmp_path / "run"), model=model, lora=lora)
+    with pytest.raises(Interrupted):
+        run_training(config, StopAfter())
+    run_export(make_config(tmp_path / "run", tmp_path / "job"), StopSignal())
+    decoder = hf.load_decoder_config(str(toy / "base"))
+    drawn = hf.load_or_init_params(model, decoder, mesh1, config.seed)
+    exported = hf.load_params(str(tmp_path / "job" / "final"), decoder, mesh1)
+    adapted = [layers["layers"].pop("q") for layers in (exported, drawn)]
+    jax.tree.map(np.testing.assert_array_equal, exported, drawn)
+    assert not np.array_equal(*adapted)
 
 
 def test_what_stands_there_is_not_replaced(stopped, tmp_path, monkeypatch):
