@@ -30,10 +30,13 @@ def time_stage(workdir: Path | None, round: int, stage: str) -> Iterator[None]:
 
 
 def read_times(workdir: str | Path) -> list[dict[str, Any]]:
-    """Return the lines of the file in their order; a torn last one is left out."""
-    path = Path(workdir) / FILE
-    lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """Return the lines of the file in their order; one that a crash has torn is left out."""
+    path, times = Path(workdir) / FILE, []
+    for line in path.read_text("utf-8").split("\n")[:-1] if path.exists() else ():
+        # Behind a torn line stands, on the same line, what the next process has appended.
+        with contextlib.suppress(ValueError):
+            times.append(json.loads(line))
+    return times
 
 
 def format_times(workdir: str | Path, round: int) -> str:
