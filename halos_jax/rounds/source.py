@@ -71,7 +71,14 @@ def use_final(config: Config) -> Config:
         path=_find_final("model.path", config.model.path),
         tokenizer=_find_final("model.tokenizer", config.model.tokenizer),
     )
-    reward = dataclasses.replace(config.reward, path=_find_final("reward.path", config.reward.path))
+    parts = {
+        name: {**part, "path": _find_final(f"reward.parts.{name}.path", part["path"])}
+        if part.get("path")
+        else part
+        for name, part in config.reward.parts.items()
+    }
+    path = _find_final("reward.path", config.reward.path)
+    reward = dataclasses.replace(config.reward, path=path, parts=parts)
     return dataclasses.replace(config, model=model, reward=reward)
 
 

@@ -54,6 +54,10 @@ def test_training_starts_from_the_final_model_of_a_run(toy, tmp_path, caplog):
     assert found.model.path == str(run / "final") and found.reward.path == "org/reward"
     assert f"model.path: {run} is the workdir of a run: using {run / 'final'}" in caplog.text
     assert source.use_final(found) == found
+    parts = {"helpful": {"path": str(run), "weight": 2.0}, "short": {"kind": "function"}}
+    found = source.use_final(Config(reward=RewardConfig(path="org/reward", parts=parts)))
+    expected = parts | {"helpful": {"path": str(run / "final"), "weight": 2.0}}
+    assert found.reward.parts == expected
 
 
 def test_a_checkpoint_is_chosen_by_id_or_is_the_newest(toy, tmp_path, params, mesh1):
