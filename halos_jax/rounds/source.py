@@ -130,7 +130,7 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
 
 
 def find_origin(source: Source) -> Config | None:
-    """Return the config of the run that trained the policy, through any exports; None if unknown."""
+    """Return the config of the run that trained the policy, past any exports; None if unknown."""
     run = source.run
     while run is not None and run.task not in ("online", "sft", "reward_model", "align"):
         path = run.model.path
