@@ -48,8 +48,8 @@ def run_evaluation(config: Config, stop: StopSignal) -> dict[str, float]:
 def _evaluate_samples(job: Job, policy: Source) -> None:
     data = job.config.data
     prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
-    job.begin(inputs=datasets.identify_prompts(prompts), policy=policy.name)
     load_sampler(job, policy)
+    job.begin(inputs=datasets.identify_prompts(prompts), policy=policy.name)
     reward = job.config.reward
     job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
     job.rules = {name.rpartition(":")[2]: make_function_scorer(name) for name in reward.rules}
@@ -93,6 +93,7 @@ def _add_reference(job: Job, policy: Source, trainer: Trainer, dataset: Dataset)
         trainer = dataclasses.replace(trainer, frozen=frozen)
     elif run is not None:
         run = source.use_final(run)
+        run = dataclasses.replace(job.config, model=run.model, lora=run.lora, seed=run.seed)
         own, _ = start.load_policy(run.model)
         # The rows of new tokens were made when the run began, and its base is held as it held it.
         decoder = dataclasses.replace(

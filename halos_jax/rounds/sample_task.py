@@ -51,13 +51,17 @@ def _run(job: Job) -> None:
         for prompt in prompts:
             read_instruction(prompt)  # before hours of sampling
     policy = source.find_source(job.config.model, recorded=job.policy)
+    # What is wrong with the policy or the reward is said before the job begins.
+    load_sampler(job, policy)
+    unscored = job.manifest is None or "score" not in job.manifest.stages
+    if job.config.sampling.best_of and unscored:
+        job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
     job.begin(
         inputs=datasets.identify_prompts(prompts),
         policy=policy.name,
         output=output,
         field="sampling.output",
     )
-    load_sampler(job, policy)
     if job.manifest.next_stage == "sample":
         logger.info("%d prompts; mesh %s", len(prompts), sharding.describe(job.mesh))
         params = source.load_params(policy, job.sampler.decoder, job.mesh, job.config.seed)
@@ -177,7 +181,6 @@ def _score(job: Job) -> None:
         return
     job.stop.check()
     samples = stages.read_samples(job.workdir / "samples.jsonl")
-    job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
     files, metrics = scoring.write_scores(job, samples, job.workdir)
     job.scorer = None
     job.commit("score", files=files, metrics=metrics)

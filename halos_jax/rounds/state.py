@@ -105,7 +105,8 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
     """Create or resume the run in `workdir`, and lock it against other jobs.
 
     Every process of a job calls this, process 0 with `is_writer` (and before the others where the
-    workdir may be new). The caller keeps the result: closing it releases the lock.
+    workdir may be new). The caller keeps the result: closing it releases the lock. A run that has
+    left nothing yet, because it died of its config say, does not hold on to that.
 
     Raises:
       WorkdirError: where the folder cannot be written, another job uses it, or `config` differs
@@ -123,6 +124,8 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
             is_resumed = path.exists()
             plain = config_lib.to_dict(config)
             old = _read_config(path) if is_resumed else plain
+            if is_writer and is_resumed and _is_untouched(workdir, old):
+                is_resumed, old = False, plain
             _refuse_changes(workdir, old, plain)
             if is_writer and not (is_resumed and old == plain):
                 disk.write_json_atomic(path, plain)
@@ -148,6 +151,14 @@ def join_run(config: config_lib.Config) -> RunInfo:
 def round_folder(workdir: str | Path, round: int) -> Path:
     """Return the folder of `round`, `workdir/rounds/0003`."""
     return Path(workdir) / "rounds" / f"{round:04d}"
+
+
+def _is_untouched(workdir: Path, config: Mapping[str, Any]) -> bool:
+    """Tell whether a run has left nothing but its config: no file of a stage, no checkpoint."""
+    ours = ("config.json", ".lock", "compilation_cache")
+    others = [path for path in workdir.iterdir() if path.name not in ours]
+    is_run = {"task", "workdir"} <= config.keys()
+    return is_run and not any(path.is_file() or any(path.iterdir()) for path in others)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -90,6 +90,7 @@ def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
 
 def test_a_changed_config_is_refused_and_the_lock_released(toy, tmp_path):
     states.join_run(make_config(toy, tmp_path)).close()
+    (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(WorkdirError, match="seed: 0 -> 1"):
         loop.run_online(make_config(toy, tmp_path, seed=1), StopSignal())
     states.join_run(make_config(toy, tmp_path)).close()

@@ -175,6 +175,15 @@ def test_outputs_and_prompts_that_cannot_be_are_refused_at_the_start(toy, tmp_pa
         run_sampling(dataclasses.replace(config, rounds=rounds), StopSignal())
 
 
+def test_a_reward_that_cannot_be_is_refused_before_the_sampling_and_may_be_mended(toy, tmp_path):
+    config = make_config(toy, tmp_path / "run", best_of=True, num_prompts=2)
+    wrong = RewardConfig(kind="function", function="tests.rounds.test_sample_task:score_erly")
+    with pytest.raises(ConfigError, match=r"reward\.function: got .*score_erly"):
+        run_sampling(dataclasses.replace(config, reward=wrong), StopSignal())
+    assert not list((tmp_path / "run").glob("*.jsonl"))
+    assert run_sampling(config, StopSignal())["best"] == 2
+
+
 def test_a_system_prompt_is_no_part_of_the_instruction():
     turns = (Turn("system", "Be brief."), Turn("user", "Why?"))
     assert sample_task.read_instruction(Prompt("p", turns)) == "Why?"

@@ -178,6 +178,7 @@ def test_first_start_and_resume(tmp_path):
     assert json.loads((workdir / "config.json").read_text())["seed"] == 3
     run.close()
     write(workdir, "x.json.partial")
+    write(workdir, "metrics.jsonl")
     run = state.open_run(workdir, config)
     assert run.is_resumed
     assert not (workdir / "x.json.partial").exists()
@@ -186,6 +187,7 @@ def test_first_start_and_resume(tmp_path):
 
 def test_a_changed_config_is_refused_with_every_change(tmp_path):
     state.open_run(tmp_path, Config()).close()
+    write(tmp_path / "rounds" / "0000", "eval.jsonl")
     changed = Config(seed=1, train=TrainConfig(batch_size=64))
     with pytest.raises(WorkdirError) as error:
         state.open_run(tmp_path, changed)
@@ -194,8 +196,23 @@ def test_a_changed_config_is_refused_with_every_change(tmp_path):
     state.open_run(tmp_path, Config()).close()  # the refusal has released the lock
 
 
+def test_a_config_that_the_run_has_died_of_may_be_mended(tmp_path):
+    state.open_run(tmp_path, Config()).close()
+    (tmp_path / "checkpoints").mkdir()
+    state.open_run(tmp_path, Config(seed=1)).close()
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+    (tmp_path / "checkpoints" / "00000001").mkdir()
+    with pytest.raises(WorkdirError, match="seed: 1 -> 2"):
+        state.open_run(tmp_path, Config(seed=2))
+    # Somebody else's config.json is not taken for one of ours.
+    write(tmp_path / "model", "config.json", '{"model_type": "llama"}')
+    with pytest.raises(WorkdirError, match="holds a run of another configuration"):
+        state.open_run(tmp_path / "model", Config())
+
+
 def test_a_field_that_may_change_is_taken_over(tmp_path):
     state.open_run(tmp_path, Config()).close()
+    write(tmp_path, "metrics.jsonl")
     state.open_run(tmp_path, Config(progress=False)).close()
     assert json.loads((tmp_path / "config.json").read_text())["progress"] is False
 
