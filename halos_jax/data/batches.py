@@ -49,7 +49,7 @@ def plan_batches(
     seed: int | None = None,
     epochs: int = 1,
     max_items: int = 0,
-    known: Layout | None = None,
+    known: Sequence[Layout] = (),
 ) -> Plan:
     """Plan the packing of `epochs` passes over `items`.
 
@@ -63,7 +63,8 @@ def plan_batches(
       row_multiple: row and sequence lengths are rounded up to multiples of this.
       seed: order of each epoch; None keeps the items' own order.
       max_items: how many items to take in all, if that is less than `epochs` passes; 0: no bound.
-      known: a layout that programs are compiled for, taken or grown where that costs little.
+      known: layouts that programs are compiled for; the first that will do is taken, or grown
+        where that costs little.
 
     Raises:
       ConfigError: where `items` is empty or an item is longer than a row.
@@ -84,8 +85,8 @@ def plan_batches(
     # Rounding must not lead past what the user said that a device can hold.
     most = max(-(-longest // row_multiple) * row_multiple, tokens_per_row)
     layout = dataclasses.replace(layout, tokens=int(min(layout.tokens, most)))
-    if known is not None:
-        layout = reuse_layout(items, steps, needed=layout, known=known)
+    found = (reuse_layout(items, steps, needed=layout, known=one) for one in known)
+    layout = next((one for one in found if one is not layout), layout)
     planned = len(steps) * microbatches * num_rows * layout.tokens
     return Plan(layout, tuple(steps), float(sum(sizes[batch].sum() for batch in batches) / planned))
 

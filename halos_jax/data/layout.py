@@ -1,7 +1,8 @@
 """The static shapes of packed batches: which fit every row of a plan, and recur between plans."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,47 @@ class Layout:
     @property
     def num_sequences(self) -> int:
         return sum(count for count, _ in self.buckets)
+
+
+class LayoutMemory:
+    """The layouts that a run's programs are compiled for, by the name of what is planned.
+
+    A plan made with it depends on the plans made before. So it is state of the run: whoever goes
+    on from a checkpoint must go on from the memory as it was then.
+    """
+
+    _KEPT = 4  # layouts under one name: training, say, and a held-out set that is smaller
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Layout, ...]] = {}
+
+    def find(self, name: str) -> tuple[Layout, ...]:
+        """Return the layouts under `name`, the last one first."""
+        return self._known.get(name, ())
+
+    def keep(self, name: str, layout: Layout) -> None:
+        """Put `layout` first under `name`."""
+        others = [one for one in self.find(name) if one != layout]
+        self._known[name] = (layout, *others)[: self._KEPT]
+
+    def to_record(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the memory as plain JSON."""
+        return {
+            name: [
+                dataclasses.asdict(layout) | {"buckets": [list(b) for b in layout.buckets]}
+                for layout in layouts
+            ]
+            for name, layouts in self._known.items()
+        }
+
+    def load(self, record: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Replace what is known by what `to_record` gave."""
+        self._known = {
+            name: tuple(
+                Layout(**{**one, "buckets": tuple(map(tuple, one["buckets"]))}) for one in layouts
+            )
+            for name, layouts in record.items()
+        }
 
 
 def fit_layout(items, steps, microbatches: int, num_rows: int, multiple: int) -> Layout:

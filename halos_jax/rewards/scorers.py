@@ -17,6 +17,7 @@ from halos_jax import sharding
 from halos_jax.config import Config, ConfigError
 from halos_jax.data.batches import build_batch, plan_batches, split_scores
 from halos_jax.data.chat import Renderer, load_renderer
+from halos_jax.data.layout import Layout, LayoutMemory
 from halos_jax.data.tokenize import make_group_items
 from halos_jax.metrics import make_progress
 from halos_jax.models import decoder, hf, vocab
@@ -37,12 +38,15 @@ def make_scorer(
     mesh: Mesh,
     renderer: Renderer,
     check: Callable[[], None] = lambda: None,
+    layouts: LayoutMemory | None = None,
 ) -> Scorer:
     """Return the scorer of `config.reward`, for `labels.label_samples`.
 
     Args:
       renderer: the policy's.
       check: is called now and then by a scorer that waits; what it raises stops the scorer.
+      layouts: what a reward model's batches take their shapes over from, call after call; None:
+        each call plans its own.
 
     Raises:
       ConfigError: where a function, a judge's template or a judge's key is missing.
@@ -52,25 +56,36 @@ def make_scorer(
         for name, part in list_parts(config.reward).items():
             alone = dataclasses.replace(config, reward=part_to_reward(part, config.reward))
             try:
-                scorers[name] = (part, _make_single_scorer(alone, mesh, renderer, check))
+                single = _make_single_scorer(
+                    alone, mesh, renderer, check=check, layouts=layouts, name=f"reward {name}"
+                )
+                scorers[name] = (part, single)
             except ConfigError as error:
                 raise ConfigError(f"reward.parts.{name}: {error}") from error
         scorer = make_sum_scorer(scorers)
     else:
-        scorer = _make_single_scorer(config, mesh, renderer, check)
+        scorer = _make_single_scorer(
+            config, mesh, renderer, check=check, layouts=layouts, name="reward"
+        )
     if not config.reward.cut_at_sentence:
         return scorer
     return lambda samples: scorer([cut_at_sentence(sample, renderer) for sample in samples])
 
 
 def _make_single_scorer(
-    config: Config, mesh: Mesh, renderer: Renderer, check: Callable[[], None]
+    config: Config,
+    mesh: Mesh,
+    renderer: Renderer,
+    *,
+    check: Callable[[], None],
+    layouts: LayoutMemory | None,
+    name: str,
 ) -> Scorer:
     if config.reward.kind == "function":
         return make_function_scorer(config.reward.function, config.reward.arguments)
     if config.reward.kind == "judge":
         return make_judge_scorer(config, check)
-    return make_model_scorer(config, mesh, renderer)
+    return make_model_scorer(config, mesh, renderer, layouts, name)
 
 
 def cut_at_sentence(sample: Sample, renderer: Renderer) -> Sample:
@@ -157,12 +172,19 @@ def _check_arguments(
         raise ConfigError("\n".join(f"reward.arguments.{line}" for line in lines))
 
 
-def make_model_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
+def make_model_scorer(
+    config: Config,
+    mesh: Mesh,
+    renderer: Renderer,
+    layouts: LayoutMemory | None = None,
+    name: str = "reward",
+) -> Scorer:
     """Return a scorer by a sequence classifier, whose params stay on the devices.
 
     A reward model with the policy's tokenizer and template scores the very tokens that are
     trained. Another one gets the same turns and text, rendered by its own. Samples with the same
-    tokens are scored once: their rewards are equal, and so a tie, whatever the rounding.
+    tokens are scored once: their rewards are equal, and so a tie, whatever the rounding. `layouts`
+    is that of `make_scorer`, and `name` what these batches are called in it.
 
     Raises:
       ModelError: where the model cannot be read, or is not a sequence classifier.
@@ -199,9 +221,12 @@ def make_model_scorer(config: Config, mesh: Mesh, renderer: Renderer) -> Scorer:
         vocab.check_ids(largest, spec, config.reward.path)
         if spec.gating is not None:
             _check_prompt_ends(distinct.values(), spec.gating.prompt_end, config.reward.path)
-        rewards = _score_items(run, params, list(distinct.values()), config, mesh)
-        known = dict(zip(distinct, rewards, strict=True))
-        return [known[sample.prompt_ids, sample.response_ids] for sample in samples]
+        known = layouts.find(name) if layouts else ()
+        rewards, layout = _score_items(run, params, list(distinct.values()), config, mesh, known)
+        if layouts:
+            layouts.keep(name, layout)
+        reward_of = dict(zip(distinct, rewards, strict=True))
+        return [reward_of[sample.prompt_ids, sample.response_ids] for sample in samples]
 
     return score
 
@@ -225,7 +250,9 @@ def _compile_scores(spec: DecoderConfig, mesh: Mesh):
     return jax.jit(run, out_shardings=sharding.replicated(mesh))
 
 
-def _score_items(run, params, samples, config: Config, mesh: Mesh) -> list[float]:
+def _score_items(
+    run, params, samples, config: Config, mesh: Mesh, known: Sequence[Layout]
+) -> tuple[list[float], Layout]:
     rows, tokens = sharding.num_row_shards(mesh), config.train.tokens_per_device
     items, members = make_group_items(samples, max_tokens=tokens)
     mean = sum(item.num_tokens for item in items) / len(items)
@@ -235,6 +262,7 @@ def _score_items(run, params, samples, config: Config, mesh: Mesh) -> list[float
         num_rows=rows,
         tokens_per_row=tokens,
         row_multiple=config.train.row_multiple,
+        known=known,
     )
     rewards = np.full(len(samples), np.nan)
     bar = make_progress(len(plan), "score", enabled=config.progress)
@@ -250,7 +278,7 @@ def _score_items(run, params, samples, config: Config, mesh: Mesh) -> list[float
             f"the reward model gave {np.sum(~np.isfinite(rewards))} non-finite scores of "
             f"{len(rewards)}; check reward.path and reward.compute_dtype"
         )
-    return rewards.tolist()
+    return rewards.tolist(), plan.layout
 
 
 def _render_again(sample: Sample, policy: Renderer, own: Renderer, config: Config) -> Sample:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from halos_jax import sharding
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets
+from halos_jax.data.layout import LayoutMemory
 from halos_jax.losses import get_loss
 from halos_jax.metrics import MetricWriter
 from halos_jax.models.lora import merge_adapter
@@ -22,10 +23,11 @@ from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.checkpoints import CheckpointError, Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import StopSignal
+from halos_jax.rounds.report import format_rounds, last_round, report_round
 from halos_jax.rounds.stages import Run
 from halos_jax.rounds.start import load_frozen, load_policy, load_start
 from halos_jax.rounds.state import Manifest, round_folder
-from halos_jax.rounds.timing import format_times, time_stage
+from halos_jax.rounds.timing import time_stage
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported, take_policy
@@ -53,7 +55,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
     try:
         if final.is_complete(info.workdir):
             logger.info("%s is complete: nothing to do", info.workdir)
-            last = _last_round(info.workdir)
+            last = last_round(info.workdir)
             return dict(states.load_manifest(round_folder(info.workdir, last)).metrics)
         mesh = sharding.make_mesh(config.mesh)
         with disk.explain_run_errors(info.workdir), jax.set_mesh(mesh):
@@ -75,13 +77,14 @@ def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
             logger.info("no prompts are left after round %d: the run ends here", round - 1)
             break
         manifest = _open_round(run, round, plan)
+        run.layouts.load(manifest.layouts)
         folder = round_folder(run.workdir, round)
         if round == 1:
             held_out = _load_held_out(run, position)
         manifest = _run_round(run, position, manifest, folder, held_out)
         if round and run.config.rounds.export_each:
             _export_round(run, position, round, folder)
-        _report(run, manifest, budget.num_rounds)
+        report_round(run.workdir, manifest, budget.num_rounds)
     run.writer.flush()
     run.checkpoints.finish()
     folder = final.export_final(
@@ -105,7 +108,11 @@ def _run_round(
 ) -> Manifest:
     """Do the stages of a round that its manifest does not name."""
     round = manifest.round
-    commit = functools.partial(states.commit_stage, folder, is_writer=run.is_writer)
+
+    def commit(manifest: Manifest, stage: str, **done: Any) -> Manifest:
+        done |= {"is_writer": run.is_writer, "layouts": run.layouts.to_record()}
+        return states.commit_stage(folder, manifest, stage, **done)
+
     timed = functools.partial(time_stage, run.workdir if run.is_writer else None, round)
     prompts = run.prompts[manifest.start : manifest.stop]
     if manifest.next_stage == "sample":
@@ -230,14 +237,14 @@ def _make_run(
     checkpoints = open_checkpoints(info.workdir / "checkpoints", keep=config.checkpoint.keep)
     position = _restore(trainer, checkpoints)
     metrics_path = info.workdir / "metrics.jsonl" if info.is_writer else None
-    resume_step = int(position.state.step)
+    resume_step, layouts = int(position.state.step), LayoutMemory()
     run = Run(
         config=config,
         workdir=info.workdir,
         mesh=mesh,
         renderer=renderer,
         sampler=make_sampler(config.sampling, renderer, decoder, mesh),
-        scorer=make_scorer(config, mesh, renderer, stop.check),
+        scorer=make_scorer(config, mesh, renderer, stop.check, layouts),
         rules={name.rpartition(":")[2]: make_function_scorer(name) for name in config.reward.rules},
         trainer=trainer,
         checkpoints=checkpoints,
@@ -251,6 +258,7 @@ def _make_run(
         prompts=prompts,
         held_out=held_out,
         is_writer=info.is_writer,
+        layouts=layouts,
     )
     return run, position
 
@@ -274,6 +282,7 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints) -> _Position:
     if checkpoints.latest() is None:
         return _Position(training.start_state(trainer, load_start(trainer)), round=0)
     state, record = checkpoints.restore(trainer.abstract_state)
+    trainer.layouts.load(record["layouts"])
     if record["in_stage"]:
         logger.info("carrying on in round %d after step %d", record["round"], record["stage_step"])
         return _Position(state, record["round"] - 1, record["stage_step"])
@@ -303,6 +312,7 @@ def _open_round(run: Run, round: int, plan) -> Manifest:
             prompts=identity,
             policy=previous,
             reference={"sft": "sft", "round_start": previous}.get(reference, reference),
+            layouts=run.layouts.to_record(),
         )
     if manifest.prompts != identity:
         raise ConfigError(
@@ -355,38 +365,3 @@ def _load_round_start(run: Run, position: _Position, round: int) -> Any:
             "back, or delete the newer checkpoints too and run the same command again"
         )
     return run.checkpoints.restore_params(run.trainer.abstract_state.params, checkpoint)
-
-
-def _report(run: Run, manifest: Manifest, num_rounds: int) -> None:
-    metrics = {name: value for name, value in manifest.metrics.items() if "eval" in name}
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    logger.info("round %d of %d done: %s", manifest.round, num_rounds, shown or "no evaluation")
-    times = format_times(run.workdir, manifest.round)
-    if times:
-        logger.info("time of round %d: %s", manifest.round, times)
-
-
-def format_rounds(workdir: Path) -> str:
-    """Return a table of all rounds: prompts, examples, and every held-out metric."""
-    manifests = [
-        states.load_manifest(round_folder(workdir, round))
-        for round in range(_last_round(workdir) + 1)
-    ]
-    names = [name for name in manifests[0].metrics if name.startswith(("reward_eval", "response"))]
-    rows = [("round", "prompts", "examples", *names)]
-    for manifest in manifests:
-        counts = [manifest.metrics.get(f"feedback_{name}", 0) for name in ("pairs", "examples")]
-        examples = sum(counts) if manifest.round else 0
-        values = [f"{manifest.metrics[name]:.3f}" for name in names if name in manifest.metrics]
-        rows.append(
-            (str(manifest.round), str(manifest.stop - manifest.start), str(examples), *values)
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-
-
-def _last_round(workdir: Path) -> int:
-    return max(int(folder.name) for folder in (workdir / "rounds").iterdir())

@@ -16,6 +16,7 @@ from halos_jax.config import Config
 from halos_jax.data import records
 from halos_jax.data.chat import Renderer
 from halos_jax.data.items import load_items, report_balance
+from halos_jax.data.layout import LayoutMemory
 from halos_jax.data.tokenize import Lengths, make_lengths
 from halos_jax.metrics import MetricWriter, make_progress
 from halos_jax.rewards.feedback import make_groups, make_judgements, make_preferences
@@ -55,6 +56,7 @@ class Run:
     prompts: Sequence[Prompt]
     held_out: Sequence[Prompt]
     is_writer: bool
+    layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)  # a reward model's
 
     @functools.cached_property
     def lengths(self) -> Lengths:
@@ -167,7 +169,7 @@ def train_stage(
     else:
         seed = zlib.crc32(f"{run.config.seed} {round}".encode())
         dataset = training.make_dataset(
-            run.trainer, items, seed=seed, epochs=run.config.train.epochs
+            run.trainer, items, seed=seed, epochs=run.config.train.epochs, recurring="train"
         )
         logger.info(
             "round %d: %d %s, %d steps, packed fill %.0f %%",
@@ -199,7 +201,9 @@ def train_stage(
             label=f"train {round}",
         )
     run.writer.flush()
-    run.checkpoints.save(int(state.step), state, {"round": round, "in_stage": False})
+    layouts = run.trainer.layouts.to_record()
+    position = {"round": round, "in_stage": False, "layouts": layouts}
+    run.checkpoints.save(int(state.step), state, position)
     return state
 
 
@@ -209,7 +213,8 @@ def after_step(run: Run, state: TrainState, done: int, *, round: int, total: int
     stopping = run.stop.received(int(done))
     if done < total and (stopping or (every and done % every == 0)):
         run.writer.flush()
-        position = {"round": round, "in_stage": True, "stage_step": done}
+        layouts = run.trainer.layouts.to_record()
+        position = {"round": round, "in_stage": True, "stage_step": done, "layouts": layouts}
         run.checkpoints.save(int(state.step), state, position)
         if stopping:
             run.checkpoints.finish()

@@ -59,7 +59,8 @@ class Manifest:
 
     `start` and `stop` are the round's range of the fixed prompt order and `prompts` is the hash of
     the prompts in it (in round 0: of the held-out ones), `policy` and `reference` say which models
-    sampled and anchored it, `metrics` are counts and means for people.
+    sampled and anchored it, `metrics` are counts and means for people, `layouts` the shapes of the
+    reward model's batches (`LayoutMemory.to_record`) when the last of the stages was done.
     """
 
     round: int
@@ -72,6 +73,7 @@ class Manifest:
     stages: tuple[str, ...] = ()
     files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    layouts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     task: str = "online"
     version: int = VERSION
 

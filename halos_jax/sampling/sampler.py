@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from halos_jax import sharding
 from halos_jax.config import SamplingConfig
 from halos_jax.data.chat import Renderer
+from halos_jax.data.layout import round_shape
 from halos_jax.metrics import NonFiniteError
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.sampling import decode
@@ -146,7 +147,8 @@ def _run_jobs(sampler, weights, jobs, rendered, *, seed, round, on_sample) -> No
     """Drive the slots until every job has its tokens."""
     settings, row_shards = sampler.settings, sharding.num_row_shards(sampler.mesh)
     num_slots = min(settings.slots, -(-len(jobs) // row_shards) * row_shards)
-    prompt_length = _round_up(max(len(ids) for ids in rendered), 16)
+    # Of a coarse grid, so that shards have few lengths and most find their programs compiled.
+    prompt_length = round_shape(max(len(ids) for ids in rendered), 16, parts=2)
     slots = sampler.init_slots(slots=num_slots, length=prompt_length + settings.max_tokens)
     keys = np.asarray(
         decode.derive_keys(

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from halos_jax import sharding
 from halos_jax.config import Config
 from halos_jax.data.batches import Plan, build_batch, plan_batches, split_logps
+from halos_jax.data.layout import LayoutMemory
 from halos_jax.data.token_values import Collected, TokenValues
 from halos_jax.losses import Loss
 from halos_jax.metrics import MetricWriter, make_progress
@@ -43,6 +44,7 @@ class Trainer:
     logps: Callable[[Any, Frozen | None, Batch], jax.Array]
     collect: Callable[[Any, Frozen | None, Batch], tuple[jax.Array, jax.Array]]
     frozen: Frozen | None = None  # the base of an adapter; None: all params are trained
+    layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Dataset:
     plan: Plan
     reference_logps: TokenValues | None = None
     old: Collected | None = None
+    recurring: str = ""  # the name under which layouts are taken over, see `make_dataset`
 
 
 def make_trainer(
@@ -117,8 +120,13 @@ def make_dataset(
     seed: int | None,
     epochs: int = 1,
     max_items: int = 0,
+    recurring: str = "",
 ) -> Dataset:
-    """Plan the batches of `items`; `seed=None` keeps their order (evaluation)."""
+    """Plan the batches of `items`; `seed=None` keeps their order (evaluation).
+
+    What comes again, round after round, with other items is `recurring` under a name: it takes
+    over the shapes that `trainer.layouts` has under that name, and leaves its own.
+    """
     train = trainer.config.train
     plan = plan_batches(
         items,
@@ -129,8 +137,11 @@ def make_dataset(
         seed=seed,
         epochs=epochs,
         max_items=max_items,
+        known=trainer.layouts.find(recurring) if recurring else (),
     )
-    return Dataset(items, plan)
+    if recurring:
+        trainer.layouts.keep(recurring, plan.layout)
+    return Dataset(items, plan, recurring=recurring)
 
 
 def needs_reference(loss: Loss, items: Sequence[Item], *, moving: bool = False) -> bool:
@@ -171,7 +182,8 @@ def _pass_over(
     trainer: Trainer, dataset: Dataset, run: Callable[[Batch], tuple[jax.Array, ...]], *, label: str
 ) -> list[TokenValues]:
     """Return token values of all items, from what `run` gives for a batch: f32[m, rows, P] each."""
-    single = make_dataset(trainer, dataset.items, seed=None)
+    recurring = f"{dataset.recurring} pass" if dataset.recurring else ""
+    single = make_dataset(trainer, dataset.items, seed=None, recurring=recurring)
     found: list[dict[int, tuple[np.ndarray, ...]]] = []
     bar = make_progress(len(single.plan), label, enabled=trainer.config.progress)
     for number, batch in enumerate(stream_batches(trainer.mesh, single)):

@@ -3,12 +3,13 @@
 import collections
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
 
 from halos_jax.data.batches import build_batch, plan_batches
-from halos_jax.data.layout import round_shape
+from halos_jax.data.layout import LayoutMemory, round_shape
 from halos_jax.types import CHOSEN, REJECTED, Item
 
 
@@ -36,11 +37,11 @@ def test_shapes_recur_between_the_plans_of_like_rounds():
 
 
 def test_a_layout_grows_until_all_like_rounds_fit_into_it():
-    layouts, known = [], None
+    layouts, known = [], ()
     for number in range(10):
         items, plan = draw_plan(number, known=known)
-        known = plan.layout
-        layouts.append(known)
+        known = (plan.layout,)
+        layouts.append(plan.layout)
         assert plan.fill > 0.7
         for step in range(len(plan)):
             build_batch(items, plan, step)  # everything has its place, or this fails
@@ -52,10 +53,32 @@ def test_a_layout_grows_until_all_like_rounds_fit_into_it():
 def test_a_layout_that_would_waste_much_is_not_taken_over():
     _, long = draw_plan(0)
     _, short = draw_plan(1, median=40)
-    _, after = draw_plan(1, median=40, known=long.layout)
+    _, after = draw_plan(1, median=40, known=[long.layout])
     assert after.layout == short.layout != long.layout
-    _, other = draw_plan(0, known=dataclasses.replace(long.layout, rows=2))
+    _, other = draw_plan(0, known=[dataclasses.replace(long.layout, rows=2)])
     assert other.layout == long.layout
+
+
+def test_the_first_known_layout_that_will_do_is_taken():
+    (_, long), (_, short) = draw_plan(0), draw_plan(1, median=40)
+    for median, expected in ((150, long), (40, short)):
+        _, again = draw_plan(
+            0 if median == 150 else 1, median=median, known=[short.layout, long.layout]
+        )
+        assert again.layout == expected.layout
+
+
+def test_the_memory_survives_json_and_forgets_the_oldest():
+    memory, again = LayoutMemory(), LayoutMemory()
+    layouts = [draw_plan(number)[1].layout for number in range(3)]
+    layouts += [dataclasses.replace(layouts[0], tokens=tokens) for tokens in (1, 2, 3)]
+    for layout in layouts:
+        memory.keep("train", layout)
+    memory.keep("train", layouts[4])
+    again.load(json.loads(json.dumps(memory.to_record())))
+    assert again.find("train") == memory.find("train")
+    assert memory.find("train")[0] == layouts[4] and len(memory.find("train")) == 4
+    assert layouts[0] not in memory.find("train") and memory.find("other") == ()
 
 
 @pytest.mark.parametrize(("parts", "waste"), [(2, 1 / 2), (4, 1 / 4), (8, 1 / 8)])

@@ -19,6 +19,7 @@ from halos_jax.config import (
     TrainConfig,
 )
 from halos_jax.data import datasets
+from halos_jax.data.layout import Layout, LayoutMemory
 from halos_jax.losses import get_loss
 from halos_jax.rounds import loop
 from halos_jax.rounds import state as states
@@ -54,27 +55,6 @@ def commit_all(folder, manifest) -> None:
         manifest = states.commit_stage(folder, manifest, stage)
 
 
-def test_a_table_of_all_rounds(tmp_path):
-    for round, reward in enumerate((0.25, 0.5, 1.0)):
-        metrics = {"reward_eval": reward, "reward_eval/rule": 2 * reward, "truncated": 3}
-        metrics |= {"feedback_pairs": 7, "response_tokens_eval": 4.0}
-        manifest = Manifest(round=round, start=2, stop=2 + round, metrics=metrics)
-        commit_all(round_folder(tmp_path, round), manifest)
-    lines = [line.split() for line in loop.format_rounds(tmp_path).splitlines()]
-    assert lines == [
-        ["round", "prompts", "examples", "reward_eval", "reward_eval/rule", "response_tokens_eval"],
-        ["0", "0", "0", "0.250", "0.500", "4.000"],
-        ["1", "1", "7", "0.500", "1.000", "4.000"],
-        ["2", "2", "7", "1.000", "2.000", "4.000"],
-    ]
-
-
-def test_a_table_without_evaluation(tmp_path):
-    for round in range(2):
-        commit_all(round_folder(tmp_path, round), Manifest(round=round, stop=round))
-    assert loop.format_rounds(tmp_path).split() == ["round", "prompts", "examples", *"000110"]
-
-
 def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
     caplog.set_level("INFO")
     config = make_config(toy, tmp_path)
@@ -108,6 +88,7 @@ def test_prompts_that_have_changed_are_refused(tmp_path):
             prompts=train,
             held_out=held_out,
             config=Config(seed=4),
+            layouts=LayoutMemory(),
         )
         return loop._open_round(run, round, plan)
 
@@ -133,15 +114,19 @@ def test_held_out_prompts_that_are_trained_on_are_refused(toy, tmp_path):
 
 
 def test_the_policy_comes_from_the_newest_checkpoint():
-    trainer = SimpleNamespace(abstract_state=None)
+    trainer = SimpleNamespace(abstract_state=None, layouts=LayoutMemory())
+    known = LayoutMemory()
+    known.keep("train", Layout(1, 2, 64, 32, 2, ((4, 64),)))
 
     def restore(record):
+        record |= {"layouts": known.to_record()}
         checkpoints = SimpleNamespace(latest=lambda: 1, restore=lambda abstract: ("state", record))
         position = loop._restore(trainer, checkpoints)
         return position.state, position.round, position.stage_step
 
     assert restore({"round": 3, "in_stage": False}) == ("state", 3, 0)
     assert restore({"round": 3, "in_stage": True, "stage_step": 5}) == ("state", 2, 5)
+    assert trainer.layouts.find("train") == known.find("train")
 
 
 def test_the_policy_of_a_rounds_start_comes_back_wherever_the_run_stands(tmp_path, monkeypatch):

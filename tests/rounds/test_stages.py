@@ -15,6 +15,7 @@ from halos_jax.config import (
     TrainConfig,
 )
 from halos_jax.data import records
+from halos_jax.data.layout import LayoutMemory
 from halos_jax.losses import get_loss
 from halos_jax.rounds import stages
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
@@ -51,7 +52,7 @@ def make_run(**parts) -> stages.Run:
         "sampler": SimpleNamespace(unstack=lambda params: f"unstacked {params}"),
         "scorer": lambda samples: [float(len(sample.output)) for sample in samples],
         "rules": {},
-        "trainer": SimpleNamespace(loss=get_loss({"name": "dpo"})),
+        "trainer": SimpleNamespace(loss=get_loss({"name": "dpo"}), layouts=LayoutMemory()),
         "checkpoints": Calls(),
         "writer": Calls(),
         "renderer": SimpleNamespace(render_prompts=refuse_text, render_responses=refuse_text),
@@ -248,7 +249,9 @@ def test_a_round_of_ties_has_nothing_to_train_on(tmp_path, sampled, caplog):
     )
     assert trained is state and "no pairs to train on" in caplog.text
     # It is saved all the same, or a resume would do the round again.
-    assert run.checkpoints.calls == [("save", 4, state, {"round": 1, "in_stage": False})]
+    assert run.checkpoints.calls == [
+        ("save", 4, state, {"round": 1, "in_stage": False, "layouts": {}})
+    ]
 
 
 def test_a_step_is_saved_where_it_is_due_or_the_run_must_stop():
@@ -258,7 +261,7 @@ def test_a_step_is_saved_where_it_is_due_or_the_run_must_stop():
     for done in range(1, 7):
         stages.after_step(run, state, done, round=2, total=6)
     # Not after the last one: the round's own checkpoint follows.
-    position = {"round": 2, "in_stage": True, "stage_step": 3}
+    position = {"round": 2, "in_stage": True, "stage_step": 3, "layouts": {}}
     assert run.checkpoints.calls == [("save", 17, state, position)]
     assert run.writer.calls == [("flush",)]
 
@@ -266,7 +269,7 @@ def test_a_step_is_saved_where_it_is_due_or_the_run_must_stop():
     run.stop.handle()
     with pytest.raises(Interrupted):
         stages.after_step(run, state, 1, round=2, total=6)
-    position = {"round": 2, "in_stage": True, "stage_step": 1}
+    position = {"round": 2, "in_stage": True, "stage_step": 1, "layouts": {}}
     assert run.checkpoints.calls == [("save", 17, state, position), ("finish",)]
 
 

@@ -1,0 +1,47 @@
+"""What people read of an online run: a line a round, and the table of all rounds."""
+
+import logging
+from pathlib import Path
+
+from halos_jax.rounds import state as states
+from halos_jax.rounds.state import Manifest, round_folder
+from halos_jax.rounds.timing import format_times
+
+logger = logging.getLogger(__name__)
+
+
+def report_round(workdir: Path, manifest: Manifest, num_rounds: int) -> None:
+    """Log the held-out metrics of a round that is done, and how long its stages took."""
+    metrics = {name: value for name, value in manifest.metrics.items() if "eval" in name}
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    logger.info("round %d of %d done: %s", manifest.round, num_rounds, shown or "no evaluation")
+    times = format_times(workdir, manifest.round)
+    if times:
+        logger.info("time of round %d: %s", manifest.round, times)
+
+
+def format_rounds(workdir: Path) -> str:
+    """Return a table of all rounds: prompts, examples, and every held-out metric."""
+    manifests = [
+        states.load_manifest(round_folder(workdir, round))
+        for round in range(last_round(workdir) + 1)
+    ]
+    names = [name for name in manifests[0].metrics if name.startswith(("reward_eval", "response"))]
+    rows = [("round", "prompts", "examples", *names)]
+    for manifest in manifests:
+        counts = [manifest.metrics.get(f"feedback_{name}", 0) for name in ("pairs", "examples")]
+        examples = sum(counts) if manifest.round else 0
+        values = [f"{manifest.metrics[name]:.3f}" for name in names if name in manifest.metrics]
+        rows.append(
+            (str(manifest.round), str(manifest.stop - manifest.start), str(examples), *values)
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+
+
+def last_round(workdir: Path) -> int:
+    """Return the number of the newest round in `workdir`."""
+    return max(int(folder.name) for folder in (workdir / "rounds").iterdir())
