@@ -32,7 +32,7 @@ def run_labelling(config: Config, stop: StopSignal) -> dict[str, float]:
     out of the feedback and counted. With a reward model the samples' own tokens are scored where
     `model.path` says whose they are, else their text is rendered by the reward model's renderer.
     """
-    _check_tokenizer(config)  # before there is a workdir, which would remember the config
+    _check_tokenizer(config)
     with open_job(config, stop) as job:
         if not job.is_complete:
             _label(job)
@@ -43,12 +43,14 @@ def _label(job: Job) -> None:
     data = job.config.data
     samples = read_all_samples(data.train, data.train_split)
     names = [[one.prompt.prompt_id, one.sample_id, one.output] for one in samples]
-    job.begin(inputs=records.digest(names))
-    if job.manifest.next_stage == "score":
-        logger.info("%d samples of %d prompts", len(samples), len({name for name, *_ in names}))
+    unscored = job.manifest is None or job.manifest.next_stage == "score"
+    if unscored:  # what is wrong with the reward is said before the job begins
         job.config = source.use_final(job.config)
         renderer = _find_renderer(job.config)
         job.scorer = make_scorer(job.config, job.mesh, renderer, job.stop.check)
+    job.begin(inputs=records.digest(names))
+    if unscored:
+        logger.info("%d samples of %d prompts", len(samples), len({name for name, *_ in names}))
         tokens = job.config.sampling.max_prompt_length
         shown = [_with_ids(one, renderer, tokens, job.config) for one in samples]
         files, metrics = scoring.write_scores(job, shown, job.workdir)

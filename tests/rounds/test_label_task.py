@@ -142,6 +142,15 @@ def test_what_needs_a_tokenizer_says_so(samples, tmp_path):
             run_labelling(dataclasses.replace(config, reward=reward), StopSignal())
 
 
+def test_a_reward_that_cannot_be_may_be_mended_in_the_same_workdir(samples, tmp_path):
+    source = write(tmp_path / "samples.jsonl", samples)
+    config = make_config(tmp_path / "run", source)
+    wrong = dataclasses.replace(config.reward, function="tests.rounds.test_label_task:score_leters")
+    with pytest.raises(ConfigError, match=r"reward\.function: got .*score_leters"):
+        run_labelling(dataclasses.replace(config, reward=wrong), StopSignal())
+    assert run_labelling(config, StopSignal())["feedback_pairs"] == 4
+
+
 def test_one_id_for_two_samples_is_an_error_that_names_it(samples, tmp_path):
     source = write(tmp_path / "samples.jsonl", [*samples, samples[4]])
     with pytest.raises(RecordError, match=r"got sample 1 of prompt dab twice"):
