@@ -1,6 +1,8 @@
 """Settings and fixtures of all tests: eight CPU devices, no network, meshes."""
 
 import os
+import shutil
+import tempfile
 
 # Before jax is imported: the devices are fixed when it starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,12 +23,26 @@ os.environ.setdefault("NPROC", "64")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Killed and resumed runs compile the same programs again and again, in processes of their own: all
+# of a session, this one's workers too, share what they compile.
+_CACHE = ""
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="halos_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
 import jax
 import pytest
 from jax.sharding import AxisType
 
 from halos_jax import sharding
 from halos_jax.config import MeshConfig
+
+
+def pytest_unconfigure():
+    """Remove the compiled programs, in the process that has made their folder."""
+    if _CACHE:
+        shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture

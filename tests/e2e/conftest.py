@@ -115,13 +115,7 @@ class Program:
 @pytest.fixture(scope="session")
 def program(inputs, tmp_path_factory):
     """Yield the Program on `inputs`."""
-    environment = os.environ | {
-        "XLA_FLAGS": FLAGS,
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    environment = os.environ | {"XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)}
     server = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
         cwd=ROOT,
