@@ -18,7 +18,8 @@ is what TRL's GRPO does by default; the learning rate, 1e-6, is TRL's too. Ratio
 own log-probabilities (`keep_logps`), which are those at temperature 1 over all tokens: so that is
 how it samples. --config.loss.name=dr_grpo, gspo or rloo needs no other change. HALOs' own grpo
 takes ratios to the reference, clipped to 0.99 .. 1.01: with the SFT checkpoint for reference, a
-token that should become likelier stops learning once it is 1 % likelier than under it.
+token that should become likelier stops learning once it is 1 % likelier than under it. Take it with
+--config.rounds.reference=round_start, or with a larger --config.loss.epsilon.
 """
 
 from ml_collections import ConfigDict

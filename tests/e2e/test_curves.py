@@ -168,13 +168,9 @@ def make_items(kind: str, questions: list[Question]) -> list[Item]:
 # --------------------------------------------------------------------------- one program for all
 
 
-def has_value(loss) -> bool:
-    return getattr(loss, "value", False)
-
-
 def family(loss) -> tuple:
     """Return what losses have in common that one program can serve."""
-    return loss.needs, has_value(loss)
+    return loss.needs, loss.value
 
 
 @functools.cache
@@ -275,7 +271,7 @@ def train(trainer, name: str, params):
         if loss.needs == "logps" and (number == 0 or (loss.old and not loss.reference)):
             logps = measure_logps(trainer, items, state.params)
             dataset = dataclasses.replace(dataset, reference_logps=logps)
-        if has_value(loss):
+        if loss.value:
             dataset = loop.add_collected(trainer, dataset, state.params, seed=number, label="")
         state = loop.run_steps(
             trainer, state, dataset, held_out=None, writer=writer, first_step=writer.step

@@ -14,6 +14,7 @@ from jax.sharding import AxisType
 
 from halos_jax import sharding
 from halos_jax.data.batches import build_batch, plan_batches
+from halos_jax.data.token_values import Collected
 from halos_jax.losses import get_loss, list_losses
 from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
 from halos_jax.models.value import abstract_value_params, init_value_params
@@ -156,7 +157,9 @@ def run_case(choose):
         cases = [case for case in CASES if case[0] in FAMILIES[kind]]
         items, logps, plan, keys = plan_steps(packing)
         step = keys.index((LOSSES[name].items, edge))
-        batch = build_batch(items, plan, step, reference_logps=logps)
+        # With a value head, what it said before, and the noise of its dropout, stand in the batch.
+        old = Collected(logps, logps, seed=step) if LOSSES[name].value else None
+        batch = build_batch(items, plan, step, reference_logps=logps, old=old)
         sizes = (2, 2, 2) if packing == "devices" else (1, 1, 1)
         mesh = jax.make_mesh(
             sizes,
