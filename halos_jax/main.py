@@ -54,7 +54,7 @@ def _load_preset() -> ConfigDict:
 
 
 def _check_objective(config: Config) -> list[str]:
-    from halos_jax.losses import check_feedback, check_loss, check_reference
+    from halos_jax.losses import check_evaluation, check_feedback, check_loss, check_reference
     from halos_jax.rewards.parts import check_parts
 
     errors = check_loss(config.loss) + check_parts(config)
@@ -63,6 +63,8 @@ def _check_objective(config: Config) -> list[str]:
         errors += check_feedback(config.loss, config.feedback.type, keep_logps=keep_logps)
     if config.task in ("online", "align"):
         errors += check_reference(config.loss, config.rounds.reference, task=config.task)
+    if config.task == "eval" and config.eval.on == "feedback":
+        errors += check_evaluation(config.loss)
     return errors
 
 

@@ -288,6 +288,16 @@ def check_reference(settings: Mapping[str, Any], reference: str, *, task: str) -
     return []
 
 
+def check_evaluation(settings: Mapping[str, Any]) -> list[str]:
+    """Return error lines where a loss cannot be measured of a model alone."""
+    if check_loss(settings) or not get_loss(settings).value:
+        return []
+    return [
+        f"loss.name: got {settings['name']!r}, which is measured with its value head, and that is "
+        "no part of a model; allowed for eval.on='feedback': a loss without one"
+    ]
+
+
 _ITEM_WORDS = {
     "pair": "pairs of a better and a worse answer",
     "controlled": "answers that are better or worse",

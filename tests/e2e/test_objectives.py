@@ -32,6 +32,8 @@ BINARY = ("feedback.type=binary", "feedback.threshold=mean")
                 "loss.humanline=true",
                 "rounds.reference=previous_step",
                 "rounds.sync_every=2",
+                "train.ema_decay=0.5",
+                "lora.rank=2",
                 *BINARY,
             ),
             "binary_feedback",

@@ -15,6 +15,7 @@ from halos_jax.data.batches import build_batch, plan_batches, split_logps
 from halos_jax.losses import (
     LossInputs,
     LossTerms,
+    check_evaluation,
     check_feedback,
     check_loss,
     check_reference,
@@ -216,6 +217,12 @@ def test_a_moving_reference_is_refused_where_there_is_nothing_to_compare_with():
         assert line.startswith(
             f"rounds.reference: got 'previous_step', but loss {name!r} has no reference; allowed"
         )
+
+
+def test_a_value_head_is_no_part_of_a_model_that_is_evaluated():
+    assert check_evaluation({"name": "dpo"}) == []
+    (line,) = check_evaluation({"name": "ppo"})
+    assert line.startswith("loss.name: got 'ppo', which is measured with its value head")
 
 
 def run_step(loss, items, tokens, *, num_rows, tokens_per_row, place=lambda x: x):
