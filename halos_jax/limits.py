@@ -200,7 +200,8 @@ def _check_online(values: Mapping[str, Any]) -> Iterable[str]:
             yield f"{path}: got {values[path]}, allowed with task='online': {unused}; {reason}"
     yield from _check_reward(values)
     yield from _check_threshold(values)
-    compares = values["feedback.type"] != "binary" and values.get("loss.name") != "ppo"
+    kind, is_group = values["feedback.type"], values.get("loss.name") != "ppo"
+    compares = kind == "pairwise" or (kind == "scalar" and is_group)
     if values["sampling.num_samples_per_prompt"] == 1 and compares:
         yield (
             "sampling.num_samples_per_prompt: got 1, allowed: 2 or more, since "

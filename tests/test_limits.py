@@ -97,6 +97,11 @@ def test_each_number_has_its_limit(path, bad, edge):
         ({"reward__judge__url": "http://host/v1?key=word"}, "without a user, a password or a key"),
         ({"reward__judge__lowest": 10.0}, "reward.judge.lowest: got 10.0, allowed: less than"),
         ({"sampling__num_samples_per_prompt": 1}, "allowed: 2 or more"),
+        (
+            {"sampling__num_samples_per_prompt": 1, "feedback__type": "scalar"},
+            "feedback.type='scalar' compares the samples of a prompt",
+        ),
+        ({"sampling__num_samples_per_prompt": 1, "loss.name": "ppo"}, "allowed: 2 or more"),
         ({"train__max_length": 2559}, "train.max_length: got 2559"),
         ({"reward__max_length": 2559}, "cut before it is scored"),
         (
@@ -164,3 +169,8 @@ def test_one_sample_a_prompt_can_be_judged_but_not_compared():
     for type, count in (("pairwise", 1), ("scalar", 1), ("binary", 0)):
         found = violations(feedback__type=type, sampling__num_samples_per_prompt=1)
         assert len(found) == count
+
+
+def test_ppo_needs_no_second_sample_of_a_prompt_with_scores():
+    changes = {"sampling__num_samples_per_prompt": 1, "feedback__type": "scalar"}
+    assert violations(**changes, **{"loss.name": "ppo"}) == []

@@ -46,7 +46,8 @@ def init_value_params(key: jax.Array, width: int) -> dict[str, jax.Array]:
         params[name] = jnp.zeros(leaf.shape, jnp.float32)
         if name in ("first", "second"):
             drawn = jax.random.normal(jax.random.fold_in(key, number), leaf.shape, jnp.float32)
-            params[name] = drawn * width**-0.5
+            # The factor is held apart for the reason given in `spec.init_params`.
+            params[name] = jax.lax.optimization_barrier(drawn) * width**-0.5
     return params
 
 

@@ -98,13 +98,20 @@ def test_two_rounds_online(program, tmp_path, overrides, kind, examples, steps, 
         assert (killed / file).read_bytes() == (workdir / file).read_bytes(), file
 
 
-def test_grpo_raises_the_reward(program, tmp_path):
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ("loss.name=grpo", "loss.epsilon=0.5"),
+        ("loss.name=ppo", "loss.KL_coef=0.01", "loss.critic_coef=1.0"),
+    ],
+    ids=["grpo", "ppo"],
+)
+def test_rounds_raise_the_reward(program, tmp_path, loss):
     workdir = tmp_path / "run"
     code, output, errors = program.run(
         workdir,
         *EARLY,
-        "loss.name=grpo",
-        "loss.epsilon=0.5",
+        *loss,
         "feedback.type=scalar",
         "sampling.num_samples_per_prompt=8",
         "rounds.total_prompts=20",
