@@ -126,6 +126,34 @@ def test_rounds_raise_the_reward(program, tmp_path, loss):
     assert rewards[-1] > rewards[0] + 0.2, rewards
 
 
+def test_ppo_on_a_file_is_killed_and_ends_the_same(program, tmp_path):
+    rows = [
+        {"prompt": letters, "completion": answer, "label": answer == "aaa"}
+        for letters in ("bcd", "cbe", "dgf", "ehg")
+        for answer in ("aaa", "ccc")
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = (
+        "task=align",
+        "loss.name=ppo",
+        "rounds.reference=previous_step",
+        "train.ema_decay=0.5",
+        f"data.train={tmp_path / 'train.jsonl'}",
+        f"data.eval={tmp_path / 'train.jsonl'}",
+        "train.batch_size=4",
+        "train.epochs=3",
+    )
+    code, output, errors = program.run(tmp_path / "run", *options)
+    assert (code, errors) == (0, ""), output
+    values = read_metric(tmp_path / "run", "val_eval/vpred")
+    assert values[0] == 0 and values[-1] != 0  # a new head says nothing, a trained one does
+    signals = {"start: before train_step 4": signal.SIGKILL}
+    assert program.run(tmp_path / "killed", *options, signals=signals)[0] == -signal.SIGKILL
+    assert program.run(tmp_path / "killed", *options)[0] == 0
+    ends = [(tmp_path / name / "final" / "model.safetensors") for name in ("run", "killed")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
 def test_kto_on_a_file_orders_held_out_answers(program, tmp_path):
     rows = [
         {"prompt": letters, "completion": answer, "label": answer == "aaa"}
