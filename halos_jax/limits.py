@@ -166,6 +166,9 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
         yield f"data.good_token, data.bad_token: got {tokens}, allowed: two texts that differ"
     if values["sampling.shrink"] == 1 or values["sampling.shrink"] < 0:
         yield f"sampling.shrink: got {values['sampling.shrink']}, allowed: 0 (never), or 2 or more"
+    rules = [name.rpartition(":")[2] for name in values["reward.rules"]]
+    if len(set(rules)) < len(rules):
+        yield f"reward.rules: got {rules}, allowed: functions of different names, as metrics have"
     if "" in values["sampling.stop"]:
         yield "sampling.stop: got an empty string, which would end every sample at once"
 

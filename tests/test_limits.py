@@ -80,6 +80,7 @@ def test_each_number_has_its_limit(path, bad, edge):
             "data.good_token, data.bad_token: got ('<|good|>', '<|good|>'), allowed: two texts",
         ),
         ({"sampling__stop": [""]}, "sampling.stop: got an empty string"),
+        ({"reward__rules": ["a:f", "b:f"]}, "reward.rules: got ['f', 'f'], allowed: functions of"),
         ({"model__added_tokens": ["a", "a"]}, "model.added_tokens: got ['a', 'a']"),
         ({"model__added_tokens": [""]}, "allowed: distinct tokens that are not empty"),
         ({"reward__path": ""}, "reward.path: got '', but reward.kind='model'"),
