@@ -30,6 +30,9 @@ class _TokenRenderer:
         rng = np.random.default_rng(int(turns))
         return tuple(rng.integers(3, self._vocab_size, self._length).tolist())
 
+    def render_prefix(self, text: str) -> tuple[int, ...]:
+        return ()
+
     def decode_response(self, ids, **_) -> str:
         return ""
 
