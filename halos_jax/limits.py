@@ -83,13 +83,13 @@ _FRACTIONS = (
     "optimizer.decay_fraction",
     "optimizer.warmup_fraction",
     "optimizer.warmup_start",
+    "reward.max_unlabelled",
     "toy.mistakes",
 )
 _BELOW_ONE = (
     "lora.dropout",
     "optimizer.beta1",
     "optimizer.beta2",
-    "reward.max_unlabelled",
     "train.ema_decay",
 )
 
@@ -173,7 +173,19 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
         yield "sampling.stop: got an empty string, which would end every sample at once"
 
 
+# What says nothing without an adapter -> its default.
+_WITHOUT_LORA = {"alpha": 0.0, "dropout": 0.05, "rslora": False, "targets": ["all-linear"]}
+
+
 def _check_lora(values: Mapping[str, Any]) -> Iterable[str]:
+    for name, off in _WITHOUT_LORA.items():
+        got = values[f"lora.{name}"]
+        got = list(got) if name == "targets" else got
+        if got != off and not (values["lora.rank"] or values["lora.path"]):
+            yield (
+                f"lora.{name}: got {got!r}, but lora.rank=0 trains all weights, without an "
+                f"adapter; allowed: {off!r}; set --config.lora.rank=64"
+            )
     if values["lora.path"] and values["lora.rank"]:
         yield (
             f"lora.rank: got {values['lora.rank']}, but the adapter of lora.path has a rank, alpha "

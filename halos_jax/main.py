@@ -122,7 +122,7 @@ def _start_logging() -> None:
         stream=sys.stdout,
         force=True,  # absl has put its own handler there
     )
-    for noisy in ("absl", "orbax", "jax", "httpx", "httpx2"):
+    for noisy in ("absl", "orbax", "jax", "httpx", "httpx2", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     sys.unraisablehook = _print_unraisable
 

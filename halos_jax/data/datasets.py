@@ -189,6 +189,13 @@ def load_scored(source: str, selection: Selection = ALL) -> list[Sample]:
     """
     samples, unlabelled = [], 0
     for fields in read_sources(source, selection.split):
+        if not fields.has("prompt_id", "sample_id", "output"):
+            raise fields.error(
+                "prompt_id, sample_id, output",
+                sorted(fields.record),
+                "HALOs' scalar_feedback, which has these, prompt and reward (`task=label` writes "
+                "it); a group is what has one prompt_id",
+            )
         sample = sample_from_record(fields.record, file=fields.file, line=fields.line)
         unlabelled += sample.reward is None
         if sample.reward is not None:

@@ -152,6 +152,12 @@ def read_preference(fields: Fields) -> Preference:
         prompt = read_prompt(fields)
         record = dict(fields.record) | {"prompt_id": prompt.prompt_id, "extra": dict(prompt.extra)}
         return preference_from_record(record, file=fields.file, line=fields.line)
+    if not fields.has("chosen") and fields.has("label"):
+        raise fields.error(
+            "chosen",
+            None,
+            "a pair; a record with a label is an answer alone, for loss.name=kto, say",
+        )
     prompt = read_prompt(fields)
     chosen, rejected = (
         Completion((_read_answer(fields, name, prompt.turns),)) for name in ("chosen", "rejected")

@@ -137,6 +137,14 @@ def make_controlled_items(
       ConfigError: where a prompt leaves no room for a response.
     """
     prefixes = [renderer.render_prefix(text) for text in control]
+    for text, prefix in zip(control, prefixes, strict=True):
+        if len(prefix) > 1:
+            logger.warning(
+                "the control text %r is %d tokens to this tokenizer; as a token of its own, by "
+                "--config.model.added_tokens, it says nothing else",
+                text,
+                len(prefix),
+            )
     judgements = list(judgements)
     classes = {}
     for desirable, prefix in zip((True, False), prefixes, strict=True):

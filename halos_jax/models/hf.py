@@ -50,6 +50,11 @@ def resolve_model(path: str) -> Path:
     folder = Path(path).expanduser()
     if path and folder.is_dir():
         return folder
+    if folder.is_absolute() or path.startswith(".") or path.count("/") > 1:  # as no hub id is
+        raise ModelError(
+            f"model {path!r} not found: there is no such folder; give a folder with config.json "
+            "and *.safetensors, or the id of a model on the Hugging Face hub"
+        )
     try:
         return Path(
             huggingface_hub.snapshot_download(

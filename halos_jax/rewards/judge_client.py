@@ -148,7 +148,9 @@ class JudgeClient:
                 self._pace.hold(hold)
             self._pace.sleep(hold + pause)
         logger.warning(
-            "the judge gave no answer in %d tries, the last time because of: %s",
+            "the judge at %s gave no answer in %d tries, the last time because of: %s; check "
+            "reward.judge.url if none comes at all",
+            self._url,
             self._settings.retries + 1,
             reason,
         )

@@ -76,9 +76,9 @@ def check_unlabelled(count: int, total: int, allowed: float, *, what: str = "sam
         done = "have no reward" if what == "samples" else "brought no answer that can be used"
         raise RewardError(
             f"{count} of {total} {what} {done}, more than reward.max_unlabelled={allowed} "
-            "allows; see the warnings above for the reasons. What was scored by a judge is kept: "
-            "mend the cause, or raise --config.reward.max_unlabelled, and run the same command "
-            "again"
+            "allows: a function gave None, or a judge no answer that can be used (the warnings "
+            "above say why). A judge's answers are kept: mend the cause, or raise "
+            "--config.reward.max_unlabelled, and run the same command again"
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from halos_jax import limits, schema
 from halos_jax.config import Config, ConfigError
 from halos_jax.reward_config import PartConfig, RewardConfig
-from halos_jax.rewards.labels import Labels, Scorer
+from halos_jax.rewards.labels import Labels, RewardError, Scorer
 from halos_jax.types import Sample
 
 _OWN = ("weight", "normalise")
@@ -67,7 +67,10 @@ def make_sum_scorer(parts: Mapping[str, tuple[PartConfig, Scorer]]) -> Scorer:
         totals: list[float | None] = [0.0] * len(samples)
         scores, counts = {}, {}
         for name, (part, scorer) in parts.items():
-            found = scorer(samples)
+            try:
+                found = scorer(samples)
+            except RewardError as error:
+                raise RewardError(str(error).replace("reward.", f"reward.parts.{name}.")) from error
             labels = found if isinstance(found, Labels) else Labels(list(found))
             scores[name] = labels.rewards
             counts[f"{name}_unlabelled"] = labels.unlabelled

@@ -187,6 +187,11 @@ def test_prompts_of_one_id_are_told_apart(save):
     assert len(load_scored(save(scores), Selection(limit=1))) == 1
 
 
+def test_groups_say_what_they_are_made_of(save):
+    with pytest.raises(RecordError, match=r"line 1: .* allowed: HALOs' scalar_feedback"):
+        load_scored(save([{"prompt": "q", "completion": "a", "reward": 1.0}]))
+
+
 def test_nothing_left_is_an_error(save):
     undesirable = {"type": "binary_feedback", "prompt": "q", "output": "a", "label": 0}
     with pytest.raises(RecordError, match="nothing to train on"):

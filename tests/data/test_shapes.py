@@ -221,6 +221,7 @@ def test_preference_shapes(record, turns):
     ("record", "field"),
     [
         ({"prompt": "q", "chosen": "a"}, "rejected"),
+        ({"prompt": "q", "completion": "a", "label": True}, "chosen"),
         ({"chosen": "Human: q", "rejected": "Human: q"}, "chosen"),
         (
             {

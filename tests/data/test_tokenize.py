@@ -249,7 +249,7 @@ def test_a_group_has_one_prompt_whatever_its_id():
     assert [list(item.prompt_ids) for item in items] == list(map(list, prompts))
 
 
-def test_a_control_token_ends_the_prompt_of_each_answer_in_every_epoch_once():
+def test_a_control_token_ends_the_prompt_of_each_answer_in_every_epoch_once(caplog):
     prompt, answer = make_prompt("abcdef"), complete("good", ids=(5, 6, END))
     judgements = [
         # Sampled behind a prefix of its own, which is not kept.
@@ -262,6 +262,8 @@ def test_a_control_token_ends_the_prompt_of_each_answer_in_every_epoch_once():
         assert same(bad, ids("def", 1, ord("-"), ord("-")), ids("bad"))
         assert (good.desirable, bad.desirable) == (True, False)
         assert good.roles == bad.roles == (TARGET,)
+    assert "'--' is 2 tokens to this tokenizer" in caplog.text
+    assert "'+'" not in caplog.text  # it is one token
 
 
 # --------------------------------------------------------------------------- truncated responses

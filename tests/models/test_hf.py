@@ -263,6 +263,7 @@ def test_neither_folder_nor_hub_id(path):
     with pytest.raises(ModelError) as caught:
         hf.resolve_model(path)
     assert f"model {path!r} not found: there is no such folder" in str(caught.value)
+    assert "repo_type" not in str(caught.value) or path in ("", "no/such-model")
     assert "hub" in str(caught.value) and "\n" not in str(caught.value)
 
 

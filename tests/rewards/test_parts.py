@@ -7,7 +7,7 @@ import pytest
 
 from halos_jax.config import Config, ConfigError
 from halos_jax.reward_config import JudgeConfig, PartConfig, RewardConfig
-from halos_jax.rewards.labels import Labels
+from halos_jax.rewards.labels import Labels, RewardError
 from halos_jax.rewards.parts import (
     check_parts,
     list_parts,
@@ -68,6 +68,17 @@ def test_equal_scores_become_zero():
     assert normalise_scores([0.1, None, 5.0], ["p", "p", "q"], by="prompt") == [0.0, None, 0.0]
     assert normalise_scores([0.1, None], ["p", "q"], by="none") == [0.1, None]
     assert normalise_scores([], [], by="file") == []
+
+
+def test_an_error_of_a_part_names_the_part():
+    def fail(samples):
+        raise RewardError("reward.function 'm:f': no answer; set reward.arguments.field")
+
+    scorer = make_sum_scorer({"right": (PartConfig(), fail)})
+    with pytest.raises(
+        RewardError, match=r"^reward\.parts\.right\.function .* reward\.parts\.right\.arg"
+    ):
+        scorer([])
 
 
 def test_a_part_has_the_rewards_fields_but_for_its_own():
