@@ -181,10 +181,17 @@ def _check_lora(values: Mapping[str, Any]) -> Iterable[str]:
     for name, off in _WITHOUT_LORA.items():
         got = values[f"lora.{name}"]
         got = list(got) if name == "targets" else got
-        if got != off and not (values["lora.rank"] or values["lora.path"]):
+        if got == off or values["lora.rank"]:
+            continue
+        if not values["lora.path"]:
             yield (
                 f"lora.{name}: got {got!r}, but lora.rank=0 trains all weights, without an "
                 f"adapter; allowed: {off!r}; set --config.lora.rank=64"
+            )
+        elif name != "dropout":
+            yield (
+                f"lora.{name}: got {got!r}, but the adapter of lora.path has its own; allowed: "
+                f"{off!r}; leave it out"
             )
     if values["lora.path"] and values["lora.rank"]:
         yield (

@@ -66,6 +66,10 @@ def test_each_number_has_its_limit(path, bad, edge):
             "lora.rank: got 8, but the adapter of lora.path has a rank, alpha and targets of its",
         ),
         ({"lora__alpha": 16.0}, "lora.alpha: got 16.0, but lora.rank=0 trains all weights"),
+        (
+            {"lora__alpha": 16.0, "lora__path": "adapter"},
+            "lora.alpha: got 16.0, but the adapter of lora.path has its own",
+        ),
         ({"lora__targets": ("q_proj",)}, "lora.targets: got ['q_proj'], but lora.rank=0"),
         ({"lora__base": "nf4"}, "lora.base: got 'nf4', but without an adapter all weights are"),
         ({"lora__rank": 8, "lora__targets": ()}, "lora.targets: got (), allowed: 'all-linear'"),
