@@ -22,11 +22,13 @@ from halos_jax.data.tokenize import make_group_items
 from halos_jax.metrics import make_progress
 from halos_jax.models import decoder, hf, vocab
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.reward_config import RewardConfig
+from halos_jax.rewards import functions
 from halos_jax.rewards.functions import ReferenceAnswerError
 from halos_jax.rewards.judge import make_judge_scorer
 from halos_jax.rewards.labels import RewardError, Scorer
 from halos_jax.rewards.parts import list_parts, make_sum_scorer, part_to_reward
-from halos_jax.types import FINISH_STOP, Sample
+from halos_jax.types import FINISH_STOP, Prompt, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +142,29 @@ def make_function_scorer(name: str, arguments: Mapping[str, Any] | None = None) 
         return rewards
 
     return score
+
+
+def check_references(reward: RewardConfig, prompts: Iterable[Prompt]) -> None:
+    """Raise RewardError where a ready function finds no reference answer in a prompt's record.
+
+    Only `rewards.functions` are tried, on an empty response: they cost nothing and touch nothing.
+    So a missing answer is found before a round is sampled.
+    """
+    singles = [part_to_reward(part, reward) for part in list_parts(reward).values()]
+    for single in singles or [reward]:
+        function = None
+        if single.kind == "function" and single.function.startswith(f"{functions.__name__}:"):
+            function = _import_function(single.function)
+        if function is None or "record" not in inspect.signature(function).parameters:
+            continue
+        for prompt in prompts:
+            try:
+                function([], "", record=dict(prompt.extra), **single.arguments)
+            except ReferenceAnswerError as error:
+                raise RewardError(
+                    f"reward.function {single.function!r}: prompt {prompt.prompt_id} "
+                    f"({prompt.turns[-1].content[:60]!r}): {error}"
+                ) from error
 
 
 def _import_function(name: str) -> Callable:

@@ -17,7 +17,7 @@ from halos_jax.data.layout import LayoutMemory
 from halos_jax.losses import get_loss
 from halos_jax.metrics import MetricWriter
 from halos_jax.models.lora import merge_adapter
-from halos_jax.rewards.scorers import make_function_scorer, make_scorer
+from halos_jax.rewards.scorers import check_references, make_function_scorer, make_scorer
 from halos_jax.rounds import disk, final, source, stages
 from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget, expect_examples
@@ -210,6 +210,7 @@ def _make_run(
     if config.data.eval:
         held_out = datasets.load_prompts(config.data.eval, datasets.select_eval(config.data))
         _refuse_overlap(prompts, held_out)
+    check_references(config.reward, [*prompts, *held_out])
     budget = _make_budget(config)
     loss = get_loss(config.loss)
     examples = expect_examples(

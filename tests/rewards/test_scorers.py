@@ -347,3 +347,17 @@ def test_the_scorer_sees_the_cut_only_where_it_is_asked_for(renderer, functions)
     assert make_scorer(Config(reward=reward), None, renderer)([sample]) == [7.0]
     reward = dataclasses.replace(reward, cut_at_sentence=True)
     assert make_scorer(Config(reward=reward), None, renderer)([sample]) == [4.0]
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_missing_reference_answer_is_found_before_anything_is_sampled(in_parts):
+    ready = {"kind": "function", "function": "halos_jax.rewards.functions:numeric_answer"}
+    own = {"kind": "function", "function": "tests.nowhere:never_called"}
+    reward = RewardConfig(parts={"right": ready, "own": own}) if in_parts else RewardConfig(**ready)
+    asked = [
+        Prompt("p", (Turn("user", "1+1?"),), {"answer": "2"}),
+        Prompt("q", (Turn("user", "2?"),)),
+    ]
+    scorers.check_references(reward, asked[:1])
+    with pytest.raises(RewardError, match=r"prompt q \('2\?'\): field 'answer': got nothing"):
+        scorers.check_references(reward, asked)
