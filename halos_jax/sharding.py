@@ -121,6 +121,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
 
 
+def is_split(axis: str) -> bool:
+    """Tell whether the current mesh has several devices along its `axis`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape[axis] > 1
+
+
 def mesh_spec(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
     """Return `partition_spec` on the current mesh, with an entry for every axis."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from halos_jax import sharding
 from halos_jax.models import decoder
 from halos_jax.models.attention import attend_cache, attend_rows
 from halos_jax.models.head import project_logits
@@ -26,6 +27,10 @@ class Cache:
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
+
+
+# Weights that read one input, joined: name -> (names, axis of weight and bias alike).
+_JOINT = {"qkv": (("q", "k", "v"), -2), "gate_up": (("gate", "up"), -1)}
 
 
 def init_cache(config: DecoderConfig, *, slots: int, length: int) -> Cache:
@@ -45,7 +50,9 @@ def unstack_layers(params: dict[str, Any], config: DecoderConfig) -> dict[str, A
     """Return params in the compute dtype with `layers` as a tuple of one dict a layer.
 
     They are gathered over "fsdp" here, once: a decode step is too short to gather them in it. An
-    adapter that `merge_adapter` left to be added is added here.
+    adapter that `merge_adapter` left to be added is added here. Weights that read one input are
+    joined ("qkv", "gate_up") where they are not split over "tensor": a few rows make one large
+    matrix product faster than several small ones.
     """
 
     def gather(axes: tuple[str | None, ...], x: jax.Array) -> jax.Array:
@@ -53,20 +60,32 @@ def unstack_layers(params: dict[str, Any], config: DecoderConfig) -> dict[str, A
 
     spec = make_spec(config)
     stacked = spec.pop("layers")
-    unstacked = tuple(
-        {
+
+    def take(layer: int) -> dict[str, jax.Array]:
+        weights = {
             name: gather(
                 leaf.axes[1:], take_layer(params["layers"][name], layer, config.compute_dtype)
             )
             for name, leaf in stacked.items()
         }
-        for layer in range(config.num_layers)
-    )
+        return weights if sharding.is_split("tensor") else _join_weights(weights)
+
+    unstacked = tuple(map(take, range(config.num_layers)))
     outer = {
         name: gather(leaf.axes, params[name].astype(config.compute_dtype))
         for name, leaf in spec.items()
     }
     return {**outer, "layers": unstacked}
+
+
+def _join_weights(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    joined = dict(weights)
+    for name, (parts, axis) in _JOINT.items():
+        for suffix in ("", "_bias"):
+            if all(part + suffix in weights for part in parts):
+                taken = [joined.pop(part + suffix) for part in parts]
+                joined[name + suffix] = jnp.concatenate(taken, axis)
+    return joined
 
 
 def prefill(

@@ -1,4 +1,8 @@
-"""The parts of a decoder block, each a pure function of activations and one layer's weights."""
+"""The parts of a decoder block, each a pure function of activations and one layer's weights.
+
+The sampler joins weights that read one input (see `models.cache`): "qkv" instead of "q", "k" and
+"v", "gate_up" instead of "gate" and "up".
+"""
 
 from typing import Any
 
@@ -55,9 +59,12 @@ def project_qkv(
     x: jax.Array, weights: Weights, rotate: Rotate, config: DecoderConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Project `x [..., D]` to rotated queries `[..., N, H]` and keys `[..., K, H]`, and values."""
-    q, k, v = (
-        checkpoint_name(project("...d,dnh->...nh", x, weights, name), "qkv") for name in "qkv"
-    )
+    equation = "...d,dnh->...nh"
+    if "qkv" in weights:
+        bounds = (config.num_heads, config.num_heads + config.num_kv_heads)
+        q, k, v = jnp.split(project(equation, x, weights, "qkv"), bounds, axis=-2)
+    else:
+        q, k, v = (checkpoint_name(project(equation, x, weights, name), "qkv") for name in "qkv")
     q, k = normalize(q, weights, "q_norm", config), normalize(k, weights, "k_norm", config)
     return rotate(q), rotate(k), v
 
@@ -79,8 +86,10 @@ def run_mlp(x: jax.Array, weights: Weights, config: DecoderConfig) -> jax.Array:
     def project_in(name: str) -> jax.Array:
         return checkpoint_name(project("...d,df->...f", x, weights, name), "mlp")
 
-    gate = project_in("gate") if "gate" in weights else None
-    up = project_in("up")
+    if "gate_up" in weights:
+        gate, up = jnp.split(project_in("gate_up"), 2, axis=-1)
+    else:
+        gate, up = project_in("gate") if "gate" in weights else None, project_in("up")
     hidden = activate(up) if gate is None else activate(gate) * up
     return project("...f,fd->...d", hidden, weights, "down")
 

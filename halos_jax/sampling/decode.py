@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,15 @@ from flax import struct
 
 from halos_jax.models import cache as caches
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.sampling.filters import compute_weights, find_cutoff
+from halos_jax.sampling.filters import compute_weights, find_cutoff, sum_above
 from halos_jax.sharding import constrain
 
-_BLOCK = 512  # tokens whose weights are summed before the search for the one that is drawn
+# Tokens whose weights are summed, block by block, to find the one that is drawn: a cumulative sum
+# costs by its length squared on some backends.
+_BLOCK, _SMALL_BLOCK = 512, 32
+# Of top-p: a pass over the logits tests a handful of candidates, a search for the cutoff takes ten.
+_MOST_CANDIDATES = 16
+_UNIFORM_BITS = 24  # of a float32 uniform; what is rarer than 2^-24 no draw can show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +147,7 @@ def select_slots(slots: Slots, kept: jax.Array) -> Slots:
 def decode_chunk(
     weights: Any, slots: Slots, settings: DecodeSettings, config: DecoderConfig
 ) -> tuple[Slots, ChunkOutput]:
-    """Advance every slot by up to `settings.chunk` tokens; stop early when all are done."""
+    """Advance every slot that is not done by up to `settings.chunk` tokens."""
     count = slots.token.shape[0]
     output = ChunkOutput(
         tokens=jnp.zeros((count, settings.chunk), jnp.int32),
@@ -150,12 +156,8 @@ def decode_chunk(
         done=slots.done,
     )
 
-    def unfinished(carry) -> jax.Array:
-        step, slots, _ = carry
-        return (step < settings.chunk) & ~jnp.all(slots.done)
-
-    def advance(carry):
-        step, slots, output = carry
+    def advance(step, carry):
+        slots, output = carry
         logits, cache = caches.decode_step(
             weights, slots.cache, slots.token, slots.position, config
         )
@@ -180,60 +182,97 @@ def decode_chunk(
             generated=generated,
             done=done,
         )
-        return step + 1, slots, output
+        return slots, output
 
-    _, slots, output = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), slots, output))
+    # A fixed number of steps: a condition on the data would have a GPU wait for the host each step.
+    slots, output = jax.lax.fori_loop(0, settings.chunk, advance, (slots, output))
     return _split_slots(slots), dataclasses.replace(output, done=slots.done)
 
 
 def draw_tokens(
     logits: jax.Array, keys: jax.Array, generated: jax.Array, settings: DecodeSettings
 ) -> jax.Array:
-    """Draw one token a slot from f32[S, V]; the randomness is (sample's key, response position)."""
+    """Draw one token a slot from f32[S, V]; the randomness is (sample's key, response position).
+
+    Top-p needs no cutoff: candidates are drawn from the whole distribution, and the first one that
+    the likelier tokens do not already make up p for is taken, which is a draw from the kept ones.
+    All candidates are tested in one pass. That none passes is rarer than what the uniforms resolve;
+    the likeliest candidate is taken then. Where p is so small that many would fail, the cutoff is
+    searched for.
+    """
     if settings.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / settings.temperature
-    cutoff = find_cutoff(logits, top_k=settings.top_k, top_p=settings.top_p)
     weights = compute_weights(logits)
-    weights = jnp.where(weights >= cutoff, weights, 0.0)
+    candidates = count_candidates(settings.top_p)
+    searched = 1.0 if candidates else settings.top_p
+    if settings.top_k or searched < 1:
+        cutoff = find_cutoff(logits, top_k=settings.top_k, top_p=searched)
+        weights = jnp.where(weights >= cutoff, weights, 0.0)
 
-    def draw_uniform(key_data, position):
+    def draw_uniforms(key_data, position):
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), position)
-        return jax.random.uniform(key)
+        return jax.random.uniform(key, (max(candidates, 1),))
 
-    return invert_cumulative(weights, jax.vmap(draw_uniform)(keys, generated))
+    uniforms = jax.vmap(draw_uniforms)(keys, generated)
+    drawn, total = invert_cumulative(weights, uniforms)
+    if candidates < 2:
+        return drawn[:, 0]
+    likelier = sum_above(weights, jnp.take_along_axis(weights, drawn, axis=-1))
+    accepted = likelier < settings.top_p * total[:, None]
+    likeliest = jnp.argmin(likelier, axis=-1)
+    taken = jnp.where(jnp.any(accepted, axis=-1), jnp.argmax(accepted, axis=-1), likeliest)
+    return jnp.take_along_axis(drawn, taken[:, None], axis=-1)[:, 0]
 
 
-def invert_cumulative(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """Return i32[S], each row's first token whose cumulative weight exceeds its uniform's share.
+def count_candidates(top_p: float) -> int:
+    """Return how many draws are enough for one to be among the kept tokens; 0 where too many are.
 
-    One random number a slot: the Gumbel trick would need one for every token of the vocabulary.
+    A draw is kept with probability p or more.
+    """
+    if top_p >= 1:
+        return 1
+    count = math.ceil(_UNIFORM_BITS / -math.log2(1 - top_p))
+    return count if count <= _MOST_CANDIDATES else 0
+
+
+def invert_cumulative(weights: jax.Array, uniforms: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return i32[S, C], the first tokens whose cumulative weight exceeds a uniform's share of the
+    row, and the rows' sums f32[S].
+
+    One random number a draw: the Gumbel trick would need one for every token of the vocabulary.
     The sum is taken by blocks, then within the block that the number falls into.
 
     Args:
       weights: f32[S, V], 0 or more and not all 0 in a row; need not sum to 1.
-      uniforms: f32[S], in [0, 1).
+      uniforms: f32[S, C], in [0, 1).
     """
-    count, size = weights.shape
-    blocks = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK))).reshape(count, -1, _BLOCK)
+    rows, size = weights.shape
+    blocks = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK))).reshape(rows, -1, _BLOCK)
     sums = jnp.sum(blocks, axis=-1)
     up_to = jnp.cumsum(sums, axis=-1)
-    target = uniforms[:, None] * up_to[:, -1:]
-    block = _find_first(up_to > target, sums > 0)
-    before = jnp.take_along_axis(up_to - sums, block, axis=-1)
-    inside = jnp.take_along_axis(blocks, block[..., None], axis=1)[:, 0]
-    within = _find_first(before + jnp.cumsum(inside, axis=-1) > target, inside > 0)
-    return (block * _BLOCK + within)[:, 0].astype(jnp.int32)
+    total = up_to[:, -1]
+    target = uniforms * total[:, None]
+    index = _find_first(up_to[:, None] > target[..., None], sums[:, None] > 0)
+    before = jnp.take_along_axis(up_to - sums, index, axis=-1)
+    inside = jnp.take_along_axis(blocks, index[..., None], axis=1)
+    for width in (_SMALL_BLOCK, 1):
+        blocks = inside.reshape(*inside.shape[:2], -1, width)
+        sums = jnp.sum(blocks, axis=-1)
+        up_to = before[..., None] + jnp.cumsum(sums, axis=-1)
+        chosen = _find_first(up_to > target[..., None], sums > 0)[..., None]
+        before = jnp.take_along_axis(up_to - sums, chosen, axis=-1)[..., 0]
+        inside = jnp.take_along_axis(blocks, chosen[..., None], axis=2)[:, :, 0]
+        index = index * blocks.shape[2] + chosen[..., 0]
+    return index.astype(jnp.int32), total
 
 
 def _find_first(reached: jax.Array, allowed: jax.Array) -> jax.Array:
-    """Return i32[S, 1], each row's first allowed position that is reached, else its last allowed
+    """Return along the last axis the first allowed position that is reached, else the last allowed
     one: by rounding, none may be reached."""
     found = reached & allowed
-    last = allowed.shape[-1] - 1 - jnp.argmax(allowed[:, ::-1], axis=-1, keepdims=True)
-    return jnp.where(
-        jnp.any(found, axis=-1, keepdims=True), jnp.argmax(found, axis=-1, keepdims=True), last
-    )
+    last = allowed.shape[-1] - 1 - jnp.argmax(allowed[..., ::-1], axis=-1)
+    return jnp.where(jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), last)
 
 
 def compile_decoder(settings: DecodeSettings, config: DecoderConfig, replicated):

@@ -53,6 +53,16 @@ def find_cutoff(logits: jax.Array, *, top_k: int, top_p: float) -> jax.Array:
     return cutoff
 
 
+def sum_above(weights: jax.Array, cutoffs: jax.Array) -> jax.Array:
+    """Return sum(weights where weights > cutoff) f32[S, C], of weights f32[S, V] and cutoffs
+    f32[S, C]; on accelerators in one pass."""
+    if jax.default_backend() == "cpu":  # which does not vectorise a reduction of several at once
+        add = lambda cutoff: jnp.sum(jnp.where(weights > cutoff[:, None], weights, 0.0), -1)  # noqa: E731
+        return jax.lax.map(add, cutoffs.T).T
+    over = [weights > cutoffs[:, one, None] for one in range(cutoffs.shape[1])]
+    return jnp.stack(_sum_where(weights, over), axis=-1)
+
+
 def _search(values: jax.Array, weights: jax.Array, enough: jax.Array | int) -> jax.Array:
     """Return the largest cutoff f32[S, 1] in [0, 1] with sum(values where weights >= cutoff) >=
     enough."""
@@ -61,7 +71,8 @@ def _search(values: jax.Array, weights: jax.Array, enough: jax.Array | int) -> j
 
     def settle(number: jax.Array, low: jax.Array) -> jax.Array:
         shift = _BITS - bits * (number + 1)
-        sums = _sum_above(values, weights, [_from_pattern(low + (k << shift)) for k in steps])
+        cutoffs = [_from_pattern(low + (k << shift)) for k in steps]
+        sums = _sum_where(values, [weights >= cutoff[..., None] for cutoff in cutoffs])
         count = functools.reduce(operator.add, (jnp.int32(part >= enough) for part in sums))
         return low + (count << shift)
 
@@ -69,12 +80,12 @@ def _search(values: jax.Array, weights: jax.Array, enough: jax.Array | int) -> j
     return _from_pattern(jax.lax.fori_loop(0, _BITS // bits, settle, low))[..., None]
 
 
-def _sum_above(values: jax.Array, weights: jax.Array, cutoffs: list[jax.Array]) -> list[jax.Array]:
-    """Return sum(values where weights >= cutoff) f32[S] for each cutoff, in one pass."""
-    parts = tuple(jnp.where(weights >= cutoff[..., None], values, 0.0) for cutoff in cutoffs)
+def _sum_where(values: jax.Array, masks: list[jax.Array]) -> tuple[jax.Array, ...]:
+    """Return sum(values where mask) f32[S] for each mask, in one pass."""
+    parts = tuple(jnp.where(mask, values, 0.0) for mask in masks)
     zeros = (jnp.zeros((), values.dtype),) * len(parts)
     add: Callable = lambda left, right: tuple(map(operator.add, left, right))  # noqa: E731
-    return jax.lax.reduce(parts, zeros, add, (weights.ndim - 1,))
+    return jax.lax.reduce(parts, zeros, add, (values.ndim - 1,))
 
 
 def _choose_bits() -> int:

@@ -129,9 +129,12 @@ def test_the_cache_and_the_weights_have_the_compute_dtype_and_one_array_a_layer(
     assert {x.dtype for x in jax.tree.leaves((cache, weights))} == {jnp.dtype("bfloat16")}
     assert len(weights["layers"]) == 2
     for number, layer in enumerate(weights["layers"]):
+        one = {name: np.asarray(leaf)[number] for name, leaf in params["layers"].items()}
+        one["qkv"] = np.concatenate([one.pop(name) for name in "qkv"], axis=1)
+        one["gate_up"] = np.concatenate([one.pop("gate"), one.pop("up")], axis=1)
+        assert layer.keys() == one.keys()
         for name, value in layer.items():
-            stacked = np.asarray(params["layers"][name])[number].astype(jnp.bfloat16)
-            np.testing.assert_array_equal(value, stacked)
+            np.testing.assert_array_equal(value, one[name].astype(jnp.bfloat16))
 
 
 def test_decoding_weights_are_whole_over_fsdp_and_split_over_tensor(mesh):

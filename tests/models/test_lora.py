@@ -93,9 +93,16 @@ def test_attached_and_merged_give_the_logits_of_base_plus_adapter(family):
             taken = lora.take_layer(leaf, layer, jnp.float32)
             np.testing.assert_allclose(taken, by_hand[path][layer], atol=1e-6)
     unstacked = jax.jit(lambda tree: cache.unstack_layers(tree, config))(merged)
+    stacked = merged["layers"].keys()
     for layer, weights in enumerate(unstacked["layers"]):
+        expected = {path: by_hand[path][layer] for path in stacked}
+        expected["qkv"] = np.concatenate([expected.pop(name) for name in "qkv"], axis=1)
+        if "gate" in expected:
+            both = expected.pop("gate"), expected.pop("up")
+            expected["gate_up"] = np.concatenate(both, axis=1)
+        assert weights.keys() == expected.keys()
         for path, leaf in weights.items():
-            np.testing.assert_allclose(leaf, by_hand[path][layer], atol=1e-6)
+            np.testing.assert_allclose(leaf, expected[path], atol=1e-6)
 
 
 def test_a_fresh_adapter_is_the_base_exactly(mesh1):

@@ -42,7 +42,13 @@ PROMPTS = [
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0.6, "top_k": 6}, {"temperature": 2.0, "top_p": 0.7}],
+    [
+        {},
+        {"temperature": 0.6, "top_k": 6},
+        {"temperature": 2.0, "top_p": 0.7},  # tested candidates
+        {"temperature": 1.0, "top_k": 9, "top_p": 0.9},
+        {"temperature": 2.0, "top_p": 0.4},  # a cutoff that is searched for
+    ],
 )
 def test_tokens_are_drawn_with_their_filtered_probabilities(options):
     settings = dataclasses.replace(PLAIN, **options)
@@ -74,14 +80,36 @@ def test_the_cumulative_sum_is_inverted_at_its_very_ends_and_between_blocks():
     below_1 = np.float32(1 - 2**-24)
     uniforms = np.concatenate([np.zeros(8), np.full(8, below_1)] * 4).astype(np.float32)
     uniforms[40:] = rng.random(24)
-    drawn = np.asarray(decode.invert_cumulative(jnp.asarray(weights), jnp.asarray(uniforms)))
+    drawn, total = decode.invert_cumulative(jnp.asarray(weights), jnp.asarray(uniforms)[:, None])
+    drawn = np.asarray(drawn)[:, 0]
     cumulative = np.cumsum(weights.astype(np.float64), axis=-1)
+    np.testing.assert_allclose(total, cumulative[:, -1], rtol=1e-6)
     exact = [np.searchsorted(row, u * row[-1], "right") for row, u in zip(cumulative, uniforms)]
     assert (weights[np.arange(64), drawn] > 0).all()
     at_drawn = cumulative[np.arange(64), drawn] / cumulative[:, -1]
     at_exact = cumulative[np.arange(64), np.minimum(exact, 1299)] / cumulative[:, -1]
     np.testing.assert_allclose(at_drawn, at_exact, atol=1e-5)  # float32 sums: a neighbour at most
     assert (drawn == exact).mean() > 0.9
+
+
+def test_as_many_candidates_are_drawn_as_leave_nothing_to_chance_that_a_uniform_can_show():
+    for top_p in (0.65, 0.8, 0.9, 0.95, 0.999):
+        count = decode.count_candidates(top_p)
+        assert (1 - top_p) ** count <= 2.0**-24 < (1 - top_p) ** (count - 1)
+    assert decode.count_candidates(1.0) == 1
+    assert decode.count_candidates(0.3) == 0, "too many would be needed: the cutoff is searched for"
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_no_token_outside_of_top_p_is_drawn(ties):
+    rng = np.random.default_rng(1)
+    logits = 4 * rng.normal(size=(3000, 40)).astype(np.float32)
+    logits = np.round(logits / 3) if ties else logits
+    settings = dataclasses.replace(PLAIN, top_p=0.7)
+    keys = decode.derive_keys(0, 1, [1] * 3000, range(3000))
+    drawn = decode.draw_tokens(jnp.asarray(logits), keys, jnp.zeros(3000, jnp.int32), settings)
+    kept = np.isfinite(filter_logits(jnp.asarray(logits), temperature=1.0, top_p=0.7))
+    assert kept[np.arange(3000), np.asarray(drawn)].all() and not kept.all()
 
 
 def test_positions_of_one_sample_are_drawn_independently():

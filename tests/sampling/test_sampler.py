@@ -115,7 +115,9 @@ def test_slots_shrink_at_the_tail_without_any_difference(shards, reference, requ
         return slots, owner
 
     monkeypatch.setattr(sampling, "_shrink", shrink)
-    again = run(request.getfixturevalue(shards), dataclasses.replace(SETTINGS, slots=16, shrink=2))
+    again = run(
+        request.getfixturevalue(shards), dataclasses.replace(SETTINGS, slots=16, shrink=2, chunk=2)
+    )
     assert by_name(again) == by_name(reference)
     assert len({size for size, *_ in sizes}) >= 3
     assert all(size == held and busy <= size for size, held, busy in sizes)
