@@ -6,6 +6,7 @@ loss of a step never depends on how its items were packed.
 """
 
 import dataclasses
+import heapq
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,9 @@ from halos_jax.types import (
     Sequences,
     View,
 )
+
+
+_STRETCH = 16  # steps among which items are exchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +53,11 @@ def plan_batches(
     seed: int | None = None,
     epochs: int = 1,
     max_items: int = 0,
-    known: Sequence[Layout] = (),
+    known: Sequence[Layout] | None = None,
 ) -> Plan:
     """Plan the packing of `epochs` passes over `items`.
 
-    Which items a step holds depends on the seed alone, not on rows or devices.
+    Which items a step holds depends on the seed and their lengths alone, not on rows or devices.
 
     Args:
       items: what to train on; must not be empty.
@@ -61,17 +65,19 @@ def plan_batches(
       num_rows: rows of a microbatch, one a device group.
       tokens_per_row: longest allowed row; a step that needs more becomes several microbatches.
       row_multiple: row and sequence lengths are rounded up to multiples of this.
-      seed: order of each epoch; None keeps the items' own order.
+      seed: order of each epoch; None keeps the items' own order. With a seed, the steps of a
+        stretch exchange items until they hold about as many tokens: all have the same shapes, so
+        what the largest needs, the others waste.
       max_items: how many items to take in all, if that is less than `epochs` passes; 0: no bound.
       known: layouts that programs are compiled for; the first that will do is taken, or grown
-        where that costs little.
+        where that costs little. None: no such plan was made before, nor will one be after this.
 
     Raises:
       ConfigError: where `items` is empty or an item is longer than a row.
       ValueError: where an item has an empty prompt or no response.
     """
     sizes = _measure_items(items, tokens_per_row)
-    batches = _draw_batches(len(items), batch_size, seed, epochs, max_items)
+    batches = _draw_batches(len(items), batch_size, seed, epochs, max_items, sizes)
     # The number of microbatches is the least with which every step fits.
     most = int(max(sizes[batch].sum() for batch in batches))
     microbatches = max(1, -(-most // (num_rows * tokens_per_row)))
@@ -81,11 +87,13 @@ def plan_batches(
         if longest <= tokens_per_row:
             break
         microbatches += 1
-    layout = fit_layout(items, steps, microbatches, num_rows, row_multiple)
+    layout = fit_layout(
+        items, steps, microbatches, num_rows, row_multiple, recurring=known is not None
+    )
     # Rounding must not lead past what the user said that a device can hold.
     most = max(-(-longest // row_multiple) * row_multiple, tokens_per_row)
     layout = dataclasses.replace(layout, tokens=int(min(layout.tokens, most)))
-    found = (reuse_layout(items, steps, needed=layout, known=one) for one in known)
+    found = (reuse_layout(items, steps, needed=layout, known=one) for one in known or ())
     layout = next((one for one in found if one is not layout), layout)
     planned = len(steps) * microbatches * num_rows * layout.tokens
     return Plan(layout, tuple(steps), float(sum(sizes[batch].sum() for batch in batches) / planned))
@@ -166,7 +174,12 @@ def split_scores(plan: Plan, step: int, items: Sequence[Item], scores: np.ndarra
 
 
 def _draw_batches(
-    count: int, batch_size: int, seed: int | None, epochs: int, max_items: int
+    count: int,
+    batch_size: int,
+    seed: int | None,
+    epochs: int,
+    max_items: int,
+    sizes: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Return the items i64[at most batch_size] of each step."""
     batches, left = [], max_items or count * epochs
@@ -176,8 +189,31 @@ def _draw_batches(
             order = order_items(count, seed=seed, epoch=epoch)
         order = order[:left]
         left -= len(order)
+        if seed is not None and sizes is not None:
+            order = _balance(order, batch_size, sizes)
         batches += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return batches
+
+
+def _balance(order: np.ndarray, batch_size: int, sizes: np.ndarray) -> np.ndarray:
+    """Return `order` with items exchanged within stretches of whole steps.
+
+    The longest first, each item of a stretch goes to the step with the least so far (Graham's LPT
+    rule, among the steps that are not full).
+    """
+    balanced = order.copy()
+    full = len(order) // batch_size
+    for start in range(0, full, _STRETCH):
+        steps: list[list[int]] = [[] for _ in range(min(_STRETCH, full - start))]
+        part = order[start * batch_size : (start + len(steps)) * batch_size]
+        loads = [(0, step) for step in range(len(steps))]  # equal loads: a heap
+        for index in part[np.argsort(-sizes[part], kind="stable")]:
+            load, step = heapq.heappop(loads)
+            steps[step].append(int(index))
+            if len(steps[step]) < batch_size:
+                heapq.heappush(loads, (load + int(sizes[index]), step))
+        balanced[start * batch_size : (start + len(steps)) * batch_size] = np.concatenate(steps)
+    return balanced
 
 
 def _measure_items(items: Sequence[Item], tokens_per_row: int) -> np.ndarray:

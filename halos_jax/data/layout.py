@@ -70,19 +70,25 @@ class LayoutMemory:
         }
 
 
-def fit_layout(items, steps, microbatches: int, num_rows: int, multiple: int) -> Layout:
-    """Return the smallest rounded shapes into which every row of every step fits."""
+def fit_layout(
+    items, steps, microbatches: int, num_rows: int, multiple: int, *, recurring: bool
+) -> Layout:
+    """Return the smallest rounded shapes into which every row of every step fits.
+
+    Shapes that recur with other items are rounded up further, so that the next ones may fit too.
+    """
     rows = [[items[index] for index in row] for step in steps for row in step]
     tokens = max(sum(item.num_tokens for item in row) for row in rows)
     positions = max(sum(sum(item.num_targets) for item in row) for row in rows)
-    lengths = _bucket_lengths(max(_longest(item) for row in rows for item in row), multiple)
+    longest = max(_longest(item) for row in rows for item in row)
+    parts = 8 if recurring else 32
     return Layout(
         microbatches=microbatches,
         rows=num_rows,
-        tokens=round_shape(tokens, multiple, parts=8),
-        positions=round_shape(positions, 8, parts=4),
+        tokens=round_shape(tokens, multiple, parts=parts),
+        positions=round_shape(positions, 8, parts=parts // 2),
         copies=max(len(item.responses) for row in rows for item in row),
-        buckets=_fit_buckets(rows, lengths),
+        buckets=_fit_buckets(rows, longest, multiple, recurring=recurring),
     )
 
 
@@ -99,10 +105,7 @@ def reuse_layout(items, steps, *, needed: Layout, known: Layout) -> Layout:
     same = (known.rows, known.microbatches) == (needed.rows, needed.microbatches)
     if not same or longest > lengths[-1]:
         return needed
-    buckets = tuple(
-        (max(count, round_shape(int(used), 1, parts=2) if used else 0), length)
-        for (count, length), used in zip(known.buckets, _count_buckets(rows, lengths), strict=True)
-    )
+    buckets = _grow_buckets(known.buckets, _count_longer(rows, lengths), parts=2)
     grown = dataclasses.replace(
         known,
         tokens=max(known.tokens, needed.tokens),
@@ -113,67 +116,71 @@ def reuse_layout(items, steps, *, needed: Layout, known: Layout) -> Layout:
     dear = (
         grown.tokens > 1.25 * needed.tokens
         or grown.positions > 1.5 * needed.positions
-        or _count_scores(grown.buckets) > 1.5 * _count_scores(needed.buckets)
+        or _measure_view(grown.buckets) > 1.5 * _measure_view(needed.buckets)
     )
     return needed if dear else grown
 
 
-def _fit_buckets(rows, lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Return (sequences, length) buckets that hold every row, out of the longest of `lengths`.
+def _fit_buckets(
+    rows, longest: int, multiple: int, *, recurring: bool
+) -> tuple[tuple[int, int], ...]:
+    """Return (sequences, length) buckets that hold every row.
 
-    A bucket is as large as the row that fills it most, so several may hold more in all than one
-    would. Each is compiled by itself besides, and more counts are more shapes for another round to
-    miss. So the fewest buckets are taken whose attention costs little more than the least.
+    A sequence may stand in a longer bucket than it needs where its own is full, so a bucket and
+    the longer ones together must hold what is too long for the shorter ones. More buckets waste
+    less of the view; each is compiled by itself, and is one more shape for another round to miss.
+    So the fewest are taken that cost little more than the least.
     """
+    longest = round_shape(longest, multiple, parts=8)
     choices = []
-    for first in reversed(range(len(lengths))):
-        kept = lengths[first:]
-        counts = _count_buckets(rows, kept)
-        buckets = tuple(
-            (round_shape(int(count), 1, parts=2), length)
-            for count, length in zip(counts, kept, strict=True)
-            if count
-        )
-        choices.append((_count_scores(buckets), buckets))
-    least = min(cost for cost, _ in choices)
-    return next(buckets for cost, buckets in choices if cost <= 1.25 * least)
+    for number in (1, 2, 4) if recurring else (1, 2, 4, 8):
+        bounds = (-(-longest * part // number) for part in range(1, number + 1))
+        lengths = sorted({-(-bound // multiple) * multiple for bound in bounds})
+        empty, longer = [(0, length) for length in lengths], _count_longer(rows, lengths)
+        buckets = _grow_buckets(empty, longer, parts=2 if recurring else 8)
+        buckets = tuple(bucket for bucket in buckets if bucket[0])
+        choices.append((_measure_view(buckets), buckets))
+    most = (1.25 if recurring else 1.05) * min(cost for cost, _ in choices)
+    return next(buckets for cost, buckets in choices if cost <= most)
 
 
-def _count_buckets(rows, lengths: Sequence[int]) -> np.ndarray:
-    """Return how many sequences each bucket must hold, for the row that fills it most."""
-    counts = np.zeros(len(lengths), np.int64)
+def _count_longer(rows, lengths: Sequence[int]) -> np.ndarray:
+    """Return how many sequences are too long for the buckets before each, of the row with most."""
+    most = np.zeros(len(lengths), np.int64)
     for row in rows:
-        used = [_bucket_of(length, lengths) for length in _sequence_lengths(row)]
-        counts = np.maximum(counts, np.bincount(used, minlength=len(lengths)))
-    return counts
+        needed = np.searchsorted(lengths, _sequence_lengths(row))
+        counts = np.bincount(needed, minlength=len(lengths))
+        most = np.maximum(most, np.cumsum(counts[::-1])[::-1])
+    return most
 
 
-def _count_scores(buckets: Sequence[tuple[int, int]]) -> int:
-    """Return what attention over the buckets costs, in (query, key) pairs."""
-    return sum(count * length**2 for count, length in buckets)
+def _grow_buckets(buckets, longer: np.ndarray, *, parts: int) -> tuple[tuple[int, int], ...]:
+    """Return `buckets` with as many sequences more as `longer` (of `_count_longer`) asks for."""
+    grown, held = [], 0
+    for (count, length), needed in zip(reversed(buckets), reversed(longer), strict=True):
+        missing = int(needed) - held - count
+        if missing > 0:
+            count = round_shape(count + missing, 1, parts=parts)
+        held += count
+        grown.append((count, length))
+    return tuple(reversed(grown))
+
+
+def _measure_view(buckets: Sequence[tuple[int, int]]) -> int:
+    """Return what the view costs, in (query, key) pairs: attention, and the moving of its slots."""
+    return sum(count * length * (length + 512) for count, length in buckets)
 
 
 def round_shape(size: int, multiple: int, *, parts: int) -> int:
     """Round up to `multiple` times a number of a grid: `parts` steps from one power of 2 on.
 
     The plan of another round then often finds shapes that are compiled already. The coarser the
-    grid, the oftener; so the cheapest axes get the coarsest grid: all matrix products see every
-    token of a row (at most 1/8 of waste), the head every position, attention alone the sequences.
+    grid, the oftener; so the cheaper axes get the coarser grid: all matrix products see every
+    token of a row, the head every position, attention alone the sequences.
     """
     units = max(-(-size // multiple), 1)
     grid = max((1 << (units.bit_length() - 1)) // parts, 1)
     return -(-units // grid) * grid * multiple
-
-
-def _bucket_lengths(longest: int, multiple: int) -> list[int]:
-    """Return up to three rising sequence lengths: the longest, its half and its quarter."""
-    longest = round_shape(longest, multiple, parts=8)
-    rounded = {-(-max(longest >> shift, 1) // multiple) * multiple for shift in range(3)}
-    return sorted(rounded)
-
-
-def _bucket_of(length: int, lengths: Sequence[int]) -> int:
-    return int(np.searchsorted(lengths, length))
 
 
 def _longest(item: Item) -> int:
@@ -185,13 +192,21 @@ def _sequence_lengths(row: Sequence[Item]) -> list[int]:
 
 
 def assign_sequences(row: Sequence[Item], layout: Layout) -> list[int]:
-    """Return the sequence number of each response of a row, in the order of its items."""
+    """Return the sequence number of each response of a row, in the order of its items.
+
+    The longest first, each takes the shortest bucket with room for it.
+    """
+    wanted = np.array(_sequence_lengths(row), np.int64)
     lengths = [length for _, length in layout.buckets]
-    starts = np.cumsum([0] + [count for count, _ in layout.buckets])
-    used = [0] * len(lengths)
-    numbers = []
-    for length in _sequence_lengths(row):
-        bucket = _bucket_of(length, lengths)
-        numbers.append(int(starts[bucket]) + used[bucket])
+    counts = [count for count, _ in layout.buckets]
+    starts = np.cumsum([0, *counts])
+    used = [0] * len(counts)
+    numbers = np.zeros(len(wanted), np.int64)
+    first = np.searchsorted(lengths, wanted)
+    for index in np.argsort(-wanted, kind="stable"):
+        bucket = int(first[index])
+        while used[bucket] == counts[bucket]:
+            bucket += 1
+        numbers[index] = starts[bucket] + used[bucket]
         used[bucket] += 1
-    return numbers
+    return numbers.tolist()

@@ -129,15 +129,12 @@ def attend_view(
     """
 
     def attend_rows(q, k, v, view):
-        slots = [
-            views.split_buckets(views.to_view(x, view.indices, view.inverse), view)
-            for x in (q, k, v)
-        ]
-        outputs = [
+        slots = [views.to_view(x, view.indices, view.inverse, view.buckets) for x in (q, k, v)]
+        outputs = tuple(
             attend_causal(*parts, lengths, backend=backend, scoring=scoring)
             for *parts, lengths in zip(*slots, views.split_lengths(view), strict=True)
-        ]
-        return views.from_view(views.join_buckets(outputs, q.shape[0]), view.owner, view.owned)
+        )
+        return views.from_view(outputs, view.owner, view.owned, view.buckets)
 
     heads, by_row = _attention_specs(q, k)
     run = sharding.run_on_mesh(attend_rows, in_specs=(heads, heads, heads, by_row), out_specs=heads)

@@ -5,11 +5,16 @@ sum over the token's slots; with the inverse indices at hand it is again a gathe
 pass is deterministic and needs no scatter-add.
 """
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from halos_jax.types import View
+
+Buckets = tuple[tuple[int, int], ...]
 
 
 def _take_rows(x: jax.Array, indices: jax.Array) -> jax.Array:
@@ -17,22 +22,38 @@ def _take_rows(x: jax.Array, indices: jax.Array) -> jax.Array:
     return jax.vmap(lambda row, index: row.at[index].get(mode="fill", fill_value=0))(x, indices)
 
 
+def _take_buckets(x: jax.Array, indices: jax.Array, buckets: Buckets) -> tuple[jax.Array, ...]:
+    parts, start = [], 0
+    for count, length in buckets:
+        part = _take_rows(x, indices[:, start : start + count * length])
+        parts.append(part.reshape(x.shape[0] * count, length, *x.shape[2:]))
+        start += count * length
+    return tuple(parts)
+
+
 def _no_gradient(indices: jax.Array) -> np.ndarray:
     return np.zeros(indices.shape, jax.dtypes.float0)
 
 
-@jax.custom_vjp
-def to_view(x: jax.Array, indices: jax.Array, inverse: jax.Array) -> jax.Array:
-    """Gather tokens `x [rows, T, ...]` into the slots of the view, `[rows, M, ...]`."""
-    return _take_rows(x, indices)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def to_view(
+    x: jax.Array, indices: jax.Array, inverse: jax.Array, buckets: Buckets
+) -> tuple[jax.Array, ...]:
+    """Gather tokens `x [rows, T, ...]` into the slots of the view, one array
+    `[rows * sequences, length, ...]` a bucket.
+
+    Each bucket is gathered by itself: a kernel would need a copy of its part of the whole.
+    """
+    return _take_buckets(x, indices, buckets)
 
 
-def _to_view_forward(x, indices, inverse):
-    return to_view(x, indices, inverse), (indices, inverse)
+def _to_view_forward(x, indices, inverse, buckets):
+    return to_view(x, indices, inverse, buckets), (indices, inverse)
 
 
-def _to_view_backward(residuals, gradient):
+def _to_view_backward(buckets, residuals, gradients):
     indices, inverse = residuals
+    gradient = join_buckets(gradients, rows=indices.shape[0])
     copies = [_take_rows(gradient, inverse[:, copy]) for copy in range(inverse.shape[1])]
     return sum(copies), _no_gradient(indices), _no_gradient(inverse)
 
@@ -40,36 +61,28 @@ def _to_view_backward(residuals, gradient):
 to_view.defvjp(_to_view_forward, _to_view_backward)
 
 
-@jax.custom_vjp
-def from_view(y: jax.Array, owner: jax.Array, owned: jax.Array) -> jax.Array:
-    """Gather each token's output `[rows, T, ...]` from its owner among `y [rows, M, ...]`."""
-    return _take_rows(y, owner)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def from_view(
+    parts: tuple[jax.Array, ...], owner: jax.Array, owned: jax.Array, buckets: Buckets
+) -> jax.Array:
+    """Gather each token's output `[rows, T, ...]` from its owner among the slots of `to_view`."""
+    return _take_rows(join_buckets(parts, owner.shape[0]), owner)
 
 
-def _from_view_forward(y, owner, owned):
-    return from_view(y, owner, owned), (owner, owned)
+def _from_view_forward(parts, owner, owned, buckets):
+    return from_view(parts, owner, owned, buckets), (owner, owned)
 
 
-def _from_view_backward(residuals, gradient):
+def _from_view_backward(buckets, residuals, gradient):
     owner, owned = residuals
-    return _take_rows(gradient, owned), _no_gradient(owner), _no_gradient(owned)
+    return _take_buckets(gradient, owned, buckets), _no_gradient(owner), _no_gradient(owned)
 
 
 from_view.defvjp(_from_view_forward, _from_view_backward)
 
 
-def split_buckets(x: jax.Array, view: View) -> list[jax.Array]:
-    """Cut `x [rows, M, ...]` into one `[rows * n, length, ...]` array a bucket."""
-    parts, start = [], 0
-    for count, length in view.buckets:
-        part = x[:, start : start + count * length]
-        parts.append(part.reshape(x.shape[0] * count, length, *x.shape[2:]))
-        start += count * length
-    return parts
-
-
-def join_buckets(parts: list[jax.Array], rows: int) -> jax.Array:
-    """Undo `split_buckets`."""
+def join_buckets(parts: Sequence[jax.Array], rows: int) -> jax.Array:
+    """Put the slots of all buckets, of `to_view`, one behind the other: `[rows, M, ...]`."""
     return jnp.concatenate([part.reshape(rows, -1, *part.shape[2:]) for part in parts], axis=1)
 
 

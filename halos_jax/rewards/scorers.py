@@ -246,7 +246,7 @@ def make_model_scorer(
         vocab.check_ids(largest, spec, config.reward.path)
         if spec.gating is not None:
             _check_prompt_ends(distinct.values(), spec.gating.prompt_end, config.reward.path)
-        known = layouts.find(name) if layouts else ()
+        known = layouts.find(name) if layouts else None
         rewards, layout = _score_items(run, params, list(distinct.values()), config, mesh, known)
         if layouts:
             layouts.keep(name, layout)
@@ -276,7 +276,7 @@ def _compile_scores(spec: DecoderConfig, mesh: Mesh):
 
 
 def _score_items(
-    run, params, samples, config: Config, mesh: Mesh, known: Sequence[Layout]
+    run, params, samples, config: Config, mesh: Mesh, known: Sequence[Layout] | None
 ) -> tuple[list[float], Layout]:
     rows, tokens = sharding.num_row_shards(mesh), config.train.tokens_per_device
     items, members = make_group_items(samples, max_tokens=tokens)
@@ -287,6 +287,7 @@ def _score_items(
         num_rows=rows,
         tokens_per_row=tokens,
         row_multiple=config.train.row_multiple,
+        seed=0,  # the order means nothing; with one, the batches are equally large
         known=known,
     )
     rewards = np.full(len(samples), np.nan)

@@ -137,7 +137,7 @@ def make_dataset(
         seed=seed,
         epochs=epochs,
         max_items=max_items,
-        known=trainer.layouts.find(recurring) if recurring else (),
+        known=trainer.layouts.find(recurring) if recurring else None,
     )
     if recurring:
         trainer.layouts.keep(recurring, plan.layout)
@@ -183,7 +183,8 @@ def _pass_over(
 ) -> list[TokenValues]:
     """Return token values of all items, from what `run` gives for a batch: f32[m, rows, P] each."""
     recurring = f"{dataset.recurring} pass" if dataset.recurring else ""
-    single = make_dataset(trainer, dataset.items, seed=None, recurring=recurring)
+    # The order means nothing here, so it is the one that makes the batches equally large.
+    single = make_dataset(trainer, dataset.items, seed=0, recurring=recurring)
     found: list[dict[int, tuple[np.ndarray, ...]]] = []
     bar = make_progress(len(single.plan), label, enabled=trainer.config.progress)
     for number, batch in enumerate(stream_batches(trainer.mesh, single)):

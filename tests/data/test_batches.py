@@ -325,7 +325,7 @@ def test_no_more_microbatches_than_the_items_need():
 
 def test_rounding_does_not_lead_past_the_longest_row():
     items = [Item(np.ones(1, np.int32), (np.ones(1000, np.int32),), (TARGET,))]
-    options = {"batch_size": 1, "num_rows": 1, "row_multiple": 8}
+    options = {"batch_size": 1, "num_rows": 1, "row_multiple": 8, "known": ()}
     assert plan_batches(items, tokens_per_row=1010, **options).layout.tokens == 1010
     assert plan_batches(items, tokens_per_row=1001, **options).layout.tokens == 1008
     assert plan_batches(items, tokens_per_row=9999, **options).layout.tokens == 1024
@@ -354,6 +354,20 @@ def test_items_that_cannot_be_packed_are_one_clear_error(items, message):
     ]
     with pytest.raises(ValueError, match=message):
         plan_batches(made, batch_size=2, num_rows=1, tokens_per_row=64)
+
+
+def test_with_a_seed_the_steps_are_equally_large_and_still_random():
+    lengths = np.random.default_rng(0).lognormal(4, 1, 23 * 8).astype(int) + 1
+    items = [Item(np.ones(1, np.int32), (np.ones(n, np.int32),), (TARGET,)) for n in lengths]
+    options = {"batch_size": 8, "num_rows": 1, "tokens_per_row": 10**5, "epochs": 2}
+    plans = [plan_batches(items, seed=seed, **options) for seed in (None, 0, 1)]
+    sums = [[sum(lengths[list(row)].sum() for row in step) for step in p.steps] for p in plans]
+    ordered, first, second = (max(one) / np.mean(one) for one in sums)
+    assert max(first, second) < 1.25 < ordered
+    company = [[frozenset(step[0]) for step in p.steps] for p in plans]
+    assert not set(company[1]) & set(company[2])
+    assert not set(company[1][:23]) & set(company[1][23:]), "both epochs have the same steps"
+    assert plans[1] == plan_batches(items, seed=0, **options)
 
 
 def test_who_shares_a_step_depends_on_the_seed_alone():

@@ -24,7 +24,7 @@ def draw_plan(number, *, median=150, **options):
 
     items = [draw() for _ in range(512)]
     settings = {"batch_size": 32, "num_rows": 1, "tokens_per_row": 16384, "seed": number}
-    return items, plan_batches(items, **settings, **options)
+    return items, plan_batches(items, **(settings | {"known": ()} | options))
 
 
 def test_shapes_recur_between_the_plans_of_like_rounds():
@@ -34,6 +34,15 @@ def test_shapes_recur_between_the_plans_of_like_rounds():
         layouts[plan.layout] += 1
         assert plan.fill > 0.75
     assert len(layouts) <= 7, "with exact shapes there would be 10"
+
+
+def test_a_plan_that_does_not_recur_wastes_next_to_nothing():
+    items, plan = draw_plan(0, known=None)
+    _, recurring = draw_plan(0)
+    assert plan.fill > 0.95 > recurring.fill
+    assert plan.layout.num_slots < recurring.layout.num_slots
+    view = [sum(len(i.prompt_ids) + len(r) for i in items[:512] for r in i.responses) / len(plan)]
+    assert plan.layout.num_slots * plan.layout.microbatches < 1.4 * view[0]
 
 
 def test_a_layout_grows_until_all_like_rounds_fit_into_it():

@@ -33,10 +33,26 @@ def draw(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+def to_slots(x, view):
+    """Return the slots of all buckets one behind the other."""
+    parts = views.to_view(x, view.indices, view.inverse, view.buckets)
+    return views.join_buckets(parts, x.shape[0])
+
+
+def split(y, view):
+    """Cut `[rows, M, ...]` into the buckets."""
+    rows, bounds = y.shape[0], np.cumsum([count * length for count, length in view.buckets])
+    parts = jnp.split(y, bounds[:-1], axis=1)
+    return tuple(
+        part.reshape(rows * count, length, *y.shape[2:])
+        for part, (count, length) in zip(parts, view.buckets, strict=True)
+    )
+
+
 def test_to_view_and_its_gradient_equal_plain_indexing(view):
     rows, _, tokens = view.inverse.shape
     x, weights = draw(0, rows, tokens, 3, 2), draw(1, *view.indices.shape, 3, 2)
-    ours = lambda x: views.to_view(x, view.indices, view.inverse)  # noqa: E731
+    ours = lambda x: to_slots(x, view)  # noqa: E731
     np.testing.assert_array_equal(ours(x), plain_take(x, view.indices))
     got = jax.jit(jax.grad(lambda x: (ours(x) * weights).sum()))(x)
     plain = lambda x: (plain_take(x, view.indices) * weights).sum()  # noqa: E731
@@ -47,9 +63,9 @@ def test_to_view_and_its_gradient_equal_plain_indexing(view):
 def test_from_view_and_its_gradient_equal_plain_indexing(view):
     rows, slots = view.owned.shape
     y, weights = draw(0, rows, slots, 3, 2), draw(1, *view.owner.shape, 3, 2)
-    ours = lambda y: views.from_view(y, view.owner, view.owned)  # noqa: E731
-    np.testing.assert_array_equal(ours(y), plain_take(y, view.owner))
-    got = jax.jit(jax.grad(lambda y: (ours(y) * weights).sum()))(y)
+    back = lambda y: views.from_view(split(y, view), view.owner, view.owned, view.buckets)  # noqa: E731
+    np.testing.assert_array_equal(back(y), plain_take(y, view.owner))
+    got = jax.jit(jax.grad(lambda y: (back(y) * weights).sum()))(y)
     plain = lambda y: (plain_take(y, view.owner) * weights).sum()  # noqa: E731
     expected = jax.jit(jax.grad(plain))(y)
     np.testing.assert_array_equal(got, expected)
@@ -58,7 +74,8 @@ def test_from_view_and_its_gradient_equal_plain_indexing(view):
 def test_there_and_back_leaves_real_tokens_and_clears_the_others(view):
     rows, _, tokens = view.inverse.shape
     x = draw(0, rows, tokens, 2)
-    back = views.from_view(views.to_view(x, view.indices, view.inverse), view.owner, view.owned)
+    there = views.to_view(x, view.indices, view.inverse, view.buckets)
+    back = views.from_view(there, view.owner, view.owned, view.buckets)
     real = np.asarray(view.owner) < view.owned.shape[1]
     assert 0 < real.sum() < real.size
     np.testing.assert_array_equal(back, np.where(real[..., None], x, 0))
@@ -68,8 +85,9 @@ def test_neither_direction_scatters(view):
     rows, _, tokens = view.inverse.shape
 
     def loss(x):
-        there = views.to_view(x, view.indices, view.inverse)
-        return (views.from_view(there**2, view.owner, view.owned) ** 2).sum()
+        there = views.to_view(x, view.indices, view.inverse, view.buckets)
+        there = tuple(part**2 for part in there)
+        return (views.from_view(there, view.owner, view.owned, view.buckets) ** 2).sum()
 
     def plain(x):
         return (plain_take(plain_take(x, view.indices) ** 2, view.owner) ** 2).sum()
@@ -81,14 +99,18 @@ def test_neither_direction_scatters(view):
 
 def test_buckets_are_cut_and_joined_in_order(view):
     rows, slots = view.owned.shape
-    x = jnp.arange(rows * slots * 3).reshape(rows, slots, 3)
-    parts = views.split_buckets(x, view)
+    tokens = view.owner.shape[1]
+    x = jnp.arange(rows * tokens * 3).reshape(rows, tokens, 3)
+    parts = views.to_view(x, view.indices, view.inverse, view.buckets)
     assert [part.shape for part in parts] == [
         (rows * count, length, 3) for count, length in view.buckets
     ]
-    np.testing.assert_array_equal(views.join_buckets(parts, rows), x)
+    joined = views.join_buckets(parts, rows)
+    assert joined.shape == (rows, slots, 3)
+    for part, again in zip(parts, split(joined, view), strict=True):
+        np.testing.assert_array_equal(part, again)
     # The lengths fall to the same sequences: a slot is filled where it is within the length.
-    filled = views.split_buckets((view.indices < view.owner.shape[1])[..., None], view)
+    filled = split((view.indices < tokens)[..., None], view)
     for part, lengths in zip(filled, views.split_lengths(view), strict=True):
         np.testing.assert_array_equal(part[..., 0].sum(axis=1), lengths)
         np.testing.assert_array_equal(part[..., 0], np.arange(part.shape[1]) < lengths[:, None])

@@ -116,7 +116,7 @@ def test_slots_shrink_at_the_tail_without_any_difference(shards, reference, requ
 
     monkeypatch.setattr(sampling, "_shrink", shrink)
     again = run(
-        request.getfixturevalue(shards), dataclasses.replace(SETTINGS, slots=16, shrink=2, chunk=2)
+        request.getfixturevalue(shards), dataclasses.replace(SETTINGS, slots=16, shrink=2, chunk=1)
     )
     assert by_name(again) == by_name(reference)
     assert len({size for size, *_ in sizes}) >= 3
