@@ -29,7 +29,7 @@ def get_config(argument: str = "case=tiny") -> ConfigDict:
     config.model.params_dtype = "bfloat16"
     config.optimizer.moments_dtype = "bfloat16"
     config.train.log_every = 1000
-    config.train.tokens_per_device = 32768
+    config.train.tokens_per_device = 65536
     config.sampling.slots = 256
     config.sampling.shard_prompts = 512
     config.bench.cases = tuple(CASES) if name in ("all", "tiny") else tuple(name.split(","))

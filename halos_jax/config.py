@@ -49,8 +49,12 @@ class ModelConfig:
     params_dtype: Literal["float32", "bfloat16"] = "float32"  # the master weights
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    remat: Literal["none", "full", "attention", "matmuls"] = "matmuls"
-    head_chunk: int = 2048  # response positions whose logits exist at one time
+    # What of a block is kept for the backward pass: all, nothing, attention's inputs and outputs,
+    # these and the MLP's gate, or the results of all large matrix products; "auto": the fastest
+    # that the device's memory holds. `head_remat` says whether logits are formed a second time.
+    remat: Literal["auto", "none", "full", "attention", "gate", "matmuls"] = "auto"
+    head_remat: bool | Literal["auto"] = "auto"
+    head_chunk: int = 4096  # response positions whose logits exist at one time, in float32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Cases of optimizer steps and of forward passes, on the trainer's own path."""
 
 import dataclasses
+import itertools
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from halos_jax.config import Config
 from halos_jax.losses import get_loss
 from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
 from halos_jax.training import loop as training
+from halos_jax.types import Item
 
 _WARM_UP = 2  # steps before the clock runs: one with compilation, one with everything warm
 
@@ -28,7 +30,7 @@ def run_training_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings
     loss = get_loss({"name": case.loss})
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=1000)
     items = make_items(case, steps=steps + _WARM_UP, vocab_size=decoder.vocab_size)
-    dataset = training.make_dataset(trainer, items, seed=None)
+    dataset = training.make_dataset(trainer, items, seed=0)
     reference = draw_params(decoder, mesh, seed=1)
     state = training.start_state(trainer, draw_params(decoder, mesh, seed=0))
 
@@ -49,7 +51,7 @@ def run_training_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings
     jax.block_until_ready((state, metrics))
     seconds = time.perf_counter() - started
 
-    timed = items[_WARM_UP * case.examples :]
+    timed = _list_timed(dataset)
     flops = 4 * count_forward_flops(timed, decoder)  # backward is two forwards, the reference one
     return {
         **report_rates(timed, seconds, flops, ceilings, mesh),
@@ -71,7 +73,7 @@ def run_forward_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings)
     loss = get_loss({"name": "bradley-terry" if decoder.num_labels else "dpo"})
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=1000)
     items = make_items(case, steps=steps + _WARM_UP, vocab_size=decoder.vocab_size)
-    dataset = training.make_dataset(trainer, items, seed=None)
+    dataset = training.make_dataset(trainer, items, seed=0)
     params = draw_params(decoder, mesh, seed=0)
     run = trainer.eval_step if decoder.num_labels else trainer.logps
 
@@ -88,13 +90,19 @@ def run_forward_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings)
     jax.block_until_ready(result)
     seconds = time.perf_counter() - started
 
-    timed = items[_WARM_UP * case.examples :]
+    timed = _list_timed(dataset)
     flops = count_forward_flops(timed, decoder)
     return {
         **report_rates(timed, seconds, flops, ceilings, mesh),
         "compile_seconds": compile_seconds,
         "fill": dataset.plan.fill,
     }
+
+
+def _list_timed(dataset: training.Dataset) -> list[Item]:
+    """Return the items of the steps that the clock saw."""
+    rows = itertools.chain.from_iterable(dataset.plan.steps[_WARM_UP:])
+    return [dataset.items[index] for row in rows for index in row]
 
 
 def draw_params(decoder: DecoderConfig, mesh: Mesh, *, seed: int) -> Any:

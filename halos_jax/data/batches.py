@@ -22,7 +22,6 @@ from halos_jax.types import (
     View,
 )
 
-
 _STRETCH = 16  # steps among which items are exchanged
 
 

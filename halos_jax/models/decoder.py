@@ -29,7 +29,9 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 _SAVED_NAMES = {
     "full": (),
     "attention": ("qkv", "attended"),
-    "matmuls": ("qkv", "attended", "mlp"),
+    "gate": ("qkv", "attended", "gate"),
+    "matmuls": ("qkv", "attended", "gate", "up"),
+    "auto": ("qkv", "attended", "gate", "up"),  # where no trainer has chosen, see training.memory
 }
 
 
@@ -185,7 +187,8 @@ def compute_statistics(
 
 
 def _head_of(config: DecoderConfig) -> dict[str, Any]:
-    return {"chunk": config.head_chunk, "softcap": config.logit_softcap}
+    keep = config.head_remat is False
+    return {"chunk": config.head_chunk, "softcap": config.logit_softcap, "keep": keep}
 
 
 def _mask_padding(values: jax.Array, batch: Batch) -> jax.Array:

@@ -91,8 +91,8 @@ def _run_local(
     multiply = functools.partial(jax.lax.ragged_dot, group_sizes=sizes)
 
     places = _permute(jnp.repeat(tokens, per_token, axis=0), order, inverse)
-    hidden = activate(checkpoint_name(multiply(places, gate), "mlp"))
-    hidden = hidden * checkpoint_name(multiply(places, up), "mlp")
+    hidden = activate(checkpoint_name(multiply(places, gate), "gate"))
+    hidden = hidden * checkpoint_name(multiply(places, up), "up")
     out = _permute(multiply(hidden, down), inverse, order)
     out = out.reshape(*shares.shape, -1) * jnp.where(here, shares, 0.0)[..., None].astype(x.dtype)
     return jnp.sum(out, axis=-2)

@@ -18,6 +18,10 @@ class ModelError(ValueError):
     """A model folder, or something in it, that cannot be used; the message says why."""
 
 
+# Fields of a DecoderConfig that say how the model is run and come from `config.model`.
+_EXECUTION = ("params_dtype", "compute_dtype", "attention", "remat", "head_remat", "head_chunk")
+
+
 def make_decoder_config(hf_config: HFConfig, settings: ModelConfig | None = None) -> DecoderConfig:
     """Return the decoder of a Hugging Face config, to be run as `settings` says.
 
@@ -43,7 +47,14 @@ def make_decoder_config(hf_config: HFConfig, settings: ModelConfig | None = None
             f"model:\n  {lines}\nUse a model without these features."
         )
     if settings is not None:
-        for name in ("params_dtype", "compute_dtype", "attention", "remat", "head_chunk"):
+        for name in (
+            "params_dtype",
+            "compute_dtype",
+            "attention",
+            "remat",
+            "head_remat",
+            "head_chunk",
+        ):
             fields[name] = getattr(settings, name)
     return DecoderConfig(**fields)
 
@@ -85,7 +96,7 @@ def make_hf_config(
 
 
 def _check_equal(config: DecoderConfig, found: DecoderConfig) -> None:
-    execution = {"params_dtype", "compute_dtype", "attention", "remat", "head_chunk"}
+    execution = set(_EXECUTION)
     execution |= {"new_rows", "new_rows_init"}  # the weights have them
     lines = [
         f"{field.name}: the weights have {ours!r}, config.json has {theirs!r}"

@@ -1,20 +1,28 @@
 """The language-model head: log-probabilities of targets without ever forming `[B, T, V]` logits.
 
-Only response positions reach the head; they go through it in chunks, and the backward pass forms
-each chunk's logits again. Statistics are float32. Under a mesh the rows stay where they are and the
-vocabulary may be split over "tensor": every collective below is written out.
+Only response positions reach the head; they go through it in chunks. The backward pass forms each
+chunk's logits again, or finds what it needs of them kept in the dtype of the hidden states: faster,
+for the memory of one number a position and word. Statistics are float32. Under a mesh the rows stay
+where they are and the vocabulary may be split over "tensor": every collective is written out.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from halos_jax import sharding
 
 
 def compute_token_logps(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, *, chunk: int, softcap: float = 0.0
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int,
+    softcap: float = 0.0,
+    keep: bool = False,
 ) -> jax.Array:
     """Log-probabilities of `targets` under `softmax(project_logits(hidden, head))`.
 
@@ -24,21 +32,28 @@ def compute_token_logps(
       targets: i32[rows, P].
       chunk: positions of a row whose logits exist at one time.
       softcap: of the logits, see `project_logits`.
+      keep: keep what the backward pass needs of the logits instead of forming them again.
 
     Returns:
       f32[rows, P], in nats.
     """
-    return _token_logps(hidden, head, targets, chunk, softcap, False)
+    return _token_logps(hidden, head, targets, chunk, softcap, False, keep)
 
 
 def compute_token_statistics(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, *, chunk: int, softcap: float = 0.0
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int,
+    softcap: float = 0.0,
+    keep: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Return `compute_token_logps` and the distributions' entropies, both f32[rows, P] in nats.
 
     The entropies are for metrics: they have no gradient.
     """
-    return _token_logps(hidden, head, targets, chunk, softcap, True)
+    return _token_logps(hidden, head, targets, chunk, softcap, True, keep)
 
 
 def project_logits(hidden: jax.Array, head: jax.Array, softcap: float = 0.0) -> jax.Array:
@@ -50,42 +65,58 @@ def project_logits(hidden: jax.Array, head: jax.Array, softcap: float = 0.0) -> 
     return softcap * jnp.tanh(logits / softcap) if softcap else logits
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _token_logps(hidden, head, targets, chunk, softcap, entropy):
-    return _forward(hidden, head, targets, chunk, softcap, entropy)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _token_logps(hidden, head, targets, chunk, softcap, entropy, keep):
+    return _forward(hidden, head, targets, chunk, softcap, entropy, False)[0]
 
 
-def _forward(hidden, head, targets, chunk, softcap, entropy):
+def _forward(hidden, head, targets, chunk, softcap, entropy, keep):
     rows, vocab, vocab_axis, _ = _specs(targets, head)
     run = functools.partial(
-        _forward_shard, chunk=chunk, softcap=softcap, vocab_axis=vocab_axis, entropy=entropy
+        _forward_shard,
+        chunk=chunk,
+        softcap=softcap,
+        vocab_axis=vocab_axis,
+        entropy=entropy,
+        keep=keep,
     )
-    out_specs = (rows,) * (3 if entropy else 2)
+    slopes = PartitionSpec(None, rows[0], None, vocab_axis)
+    out_specs = (rows,) * (3 if entropy else 2) + ((slopes,) if keep else ())
     run = sharding.run_on_mesh(run, in_specs=(rows, vocab, rows), out_specs=out_specs)
-    logps, normalizers, *entropies = run(hidden, head, targets)
-    return (logps, *entropies) if entropy else logps, (hidden, head, targets, normalizers)
+    logps, normalizers, *others = run(hidden, head, targets)
+    kept = others.pop() if keep else normalizers
+    return (logps, *others) if entropy else logps, (hidden, head, targets, kept)
 
 
-def _backward(chunk, softcap, entropy, residuals, gradient):
+def _backward(chunk, softcap, entropy, keep, residuals, gradient):
     gradient = gradient[0] if entropy else gradient
-    hidden, head, targets, normalizers = residuals
+    hidden, head, targets, kept = residuals
     rows, vocab, vocab_axis, row_axes = _specs(targets, head)
     split = sharding.mesh_spec(("vocab", "embed" if row_axes else None), head.shape)
     sum_parts = functools.partial(sharding.sum_parts, row_axes=row_axes, spec=split)
-    run = functools.partial(
-        _backward_shard, chunk=chunk, softcap=softcap, vocab_axis=vocab_axis, sum_parts=sum_parts
-    )
-    in_specs = (rows, vocab, rows, rows, rows)
+    kept_spec = rows
+    if keep:
+        run = functools.partial(_backward_kept, vocab_axis=vocab_axis, sum_parts=sum_parts)
+        kept_spec = PartitionSpec(None, rows[0], None, vocab_axis)
+    else:
+        run = functools.partial(
+            _backward_shard,
+            chunk=chunk,
+            softcap=softcap,
+            vocab_axis=vocab_axis,
+            sum_parts=sum_parts,
+        )
+    in_specs = (rows, vocab, rows, kept_spec, rows)
     run = sharding.run_on_mesh(run, in_specs=in_specs, out_specs=(rows, split))
-    return *run(hidden, head, targets, normalizers, gradient), None
+    return *run(hidden, head, targets, kept, gradient), None
 
 
 _token_logps.defvjp(_forward, _backward)
 
 
-def _forward_shard(hidden, head, targets, *, chunk, softcap, vocab_axis, entropy):
+def _forward_shard(hidden, head, targets, *, chunk, softcap, vocab_axis, entropy, keep):
     """Return log-probs, log-normalizers and, if asked for, entropies f32[rows, P] of one device's
-    rows."""
+    rows, and the slopes of the log-probs `[chunks, rows, P / chunks, V]`."""
 
     def one(_, xs):
         hidden, targets = xs
@@ -103,11 +134,22 @@ def _forward_shard(hidden, head, targets, *, chunk, softcap, vocab_axis, entropy
         if entropy:
             moment = jnp.sum(jnp.exp(shifted) * shifted, axis=-1)
             found += (jnp.log(total) - _reduce(moment, jax.lax.psum, vocab_axis) / total,)
-        return None, found
+        slopes = None
+        if keep:
+            slopes = _differentiate(logits, normalizer, index, softcap).astype(hidden.dtype)
+        return None, (found, slopes)
 
     xs = tuple(_split(x, chunk) for x in (hidden, targets))
-    _, found = jax.lax.scan(one, None, xs)
-    return tuple(_join(x, targets.shape[1]) for x in found)
+    _, (found, slopes) = jax.lax.scan(one, None, xs)
+    found = tuple(_join(x, targets.shape[1]) for x in found)
+    return (*found, slopes) if keep else found
+
+
+def _differentiate(logits, normalizers, index, softcap):
+    """Return the derivatives of the targets' log-probs by the logits before the soft cap."""
+    hits = index[..., None] == jnp.arange(logits.shape[-1])
+    slopes = hits - jnp.exp(logits - normalizers[..., None])
+    return slopes * (1 - (logits / softcap) ** 2) if softcap else slopes
 
 
 def _backward_shard(
@@ -118,13 +160,9 @@ def _backward_shard(
     def one(head_gradient, xs):
         hidden, targets, normalizers, gradient = xs
         logits = project_logits(hidden, head, softcap)
-        probabilities = jnp.exp(logits - normalizers[..., None])
         index = _local_targets(targets, head, vocab_axis)
-        hits = index[..., None] == jnp.arange(head.shape[0])
-        logits_gradient = (hits - probabilities) * gradient[..., None]
-        if softcap:
-            logits_gradient *= 1 - (logits / softcap) ** 2
-        logits_gradient = logits_gradient.astype(hidden.dtype)
+        slopes = _differentiate(logits, normalizers, index, softcap)
+        logits_gradient = (slopes * gradient[..., None]).astype(hidden.dtype)
         head_gradient += jnp.einsum(
             "rcv,rcd->vd", logits_gradient, hidden, preferred_element_type=jnp.float32
         )
@@ -137,6 +175,21 @@ def _backward_shard(
     xs = tuple(_split(x, chunk) for x in (hidden, targets, normalizers, gradient))
     head_gradient, hidden_gradient = jax.lax.scan(one, jnp.zeros(head.shape, jnp.float32), xs)
     return _join(hidden_gradient, targets.shape[1]), sum_parts(head_gradient).astype(head.dtype)
+
+
+def _backward_kept(hidden, head, targets, slopes, gradient, *, vocab_axis, sum_parts):
+    """Return what `_backward_shard` does, from the slopes: no pass over positions and words but
+    the two matrix products. What a position's log-prob weighs is put on its hidden state."""
+    chunk = slopes.shape[2]
+    hidden, gradient = (_split(x, chunk) for x in (hidden, gradient[..., None]))
+    weighted = (hidden * gradient).astype(hidden.dtype)
+    head_gradient = jnp.einsum(
+        "nrcv,nrcd->vd", slopes, weighted, preferred_element_type=jnp.float32
+    )
+    hidden_gradient = jnp.einsum("nrcv,vd->nrcd", slopes, head, preferred_element_type=jnp.float32)
+    hidden_gradient = _reduce(hidden_gradient, jax.lax.psum, vocab_axis) * gradient
+    hidden_gradient = _join(hidden_gradient.astype(hidden.dtype), targets.shape[1])
+    return hidden_gradient, sum_parts(head_gradient).astype(head.dtype)
 
 
 def _local_targets(targets: jax.Array, head: jax.Array, vocab_axis: str | None) -> jax.Array:

@@ -84,7 +84,7 @@ def run_mlp(x: jax.Array, weights: Weights, config: DecoderConfig) -> jax.Array:
         return run_experts(x, weights, config.experts, activate)
 
     def project_in(name: str) -> jax.Array:
-        return checkpoint_name(project("...d,df->...f", x, weights, name), "mlp")
+        return checkpoint_name(project("...d,df->...f", x, weights, name), name)
 
     if "gate_up" in weights:
         gate, up = jnp.split(project_in("gate_up"), 2, axis=-1)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 
-Remat = Literal["none", "full", "attention", "matmuls"]
+Remat = Literal["auto", "none", "full", "attention", "gate", "matmuls"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +103,7 @@ class DecoderConfig:
     compute_dtype: str = "float32"
     attention: str = "auto"
     remat: Remat = "none"
+    head_remat: bool | Literal["auto"] = True
     head_chunk: int = 2048
 
 

@@ -199,6 +199,7 @@ def _settings_of(settings: ModelConfig, run: Config) -> ModelConfig:
         compute_dtype=settings.compute_dtype,
         attention=settings.attention,
         remat=settings.remat,
+        head_remat=settings.head_remat,
         head_chunk=settings.head_chunk,
     )
 

@@ -19,6 +19,7 @@ from halos_jax.training.followers import (
     take_policy,
 )
 from halos_jax.training.inputs import compute_inputs, compute_step_logps
+from halos_jax.training.memory import choose_remat
 from halos_jax.types import Batch, TrainState
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -157,7 +158,7 @@ def compile_train_step(
             loss=loss,
             optimizer=optimizer,
             schedule=schedule,
-            config=config,
+            config=choose_remat(config, batch, abstract_state, mesh),
             followers=followers,
         )
 

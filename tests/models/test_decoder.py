@@ -169,7 +169,7 @@ def test_packed_shared_and_separate_rows_agree(config):
             np.testing.assert_allclose(one, expected, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "attention", "matmuls"])
+@pytest.mark.parametrize("remat", ["none", "full", "attention", "gate", "matmuls"])
 def test_gradients_do_not_depend_on_packing_or_remat(remat):
     config = dataclasses.replace(TINY, remat=remat)
     params = init_params(jax.random.key(0), TINY)

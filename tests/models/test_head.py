@@ -34,21 +34,21 @@ def expected_all(hidden, head, targets, weights, softcap=0.0):
     return picked, slopes @ head, np.einsum("rpv,rpd->vd", slopes, hidden)
 
 
-@functools.partial(jax.jit, static_argnames=("chunk", "softcap"))
-def ours(hidden, head, targets, weights, *, chunk, softcap=0.0):
+@functools.partial(jax.jit, static_argnames=("chunk", "softcap", "keep"))
+def ours(hidden, head, targets, weights, *, chunk, softcap=0.0, keep=False):
     def total(hidden, head):
-        logps = compute_token_logps(hidden, head, targets, chunk=chunk, softcap=softcap)
+        logps = compute_token_logps(hidden, head, targets, chunk=chunk, softcap=softcap, keep=keep)
         return (logps * weights).sum(), logps
 
     gradients, logps = jax.grad(total, argnums=(0, 1), has_aux=True)(hidden, head)
     return logps, *gradients
 
 
-def compare(inputs, *, chunk, dtype=jnp.float32, tolerance=2e-6, softcap=0.0):
+def compare(inputs, *, chunk, dtype=jnp.float32, tolerance=2e-6, softcap=0.0, keep=False):
     hidden, head, targets, weights = inputs
     hidden, head = jnp.asarray(hidden, dtype), jnp.asarray(head, dtype)
     targets, weights = jnp.asarray(targets), jnp.asarray(weights, jnp.float32)
-    got = ours(hidden, head, targets, weights, chunk=chunk, softcap=softcap)
+    got = ours(hidden, head, targets, weights, chunk=chunk, softcap=softcap, keep=keep)
     exact = (np.asarray(x, np.float64) for x in (hidden, head))
     assert [x.dtype for x in got] == [jnp.float32, dtype, dtype]
     expected = expected_all(*exact, inputs[2], inputs[3], softcap)
@@ -90,6 +90,22 @@ def test_bfloat16_inputs_get_float32_statistics():
 def test_large_logits_do_not_overflow():
     # Logits of some thousands have an absolute error of 1e-4 in float32.
     compare(make_inputs(50, scale=300.0), chunk=5, tolerance=3e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 13, 1000])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_kept_slopes_give_the_same_gradients(chunk, softcap):
+    compare(make_inputs(50), chunk=chunk, softcap=softcap, keep=True)
+    compare(
+        make_inputs(50), chunk=chunk, softcap=softcap, keep=True, dtype=jnp.bfloat16, tolerance=1e-2
+    )
+
+
+def test_kept_slopes_on_the_mesh(mesh):
+    for vocab in (50, 51):
+        compare(make_inputs(vocab), chunk=5, keep=True)
+    hidden, head, targets, weights = make_inputs(50)
+    compare((hidden[:3], head, targets[:3], weights[:3]), chunk=5, keep=True)
 
 
 def largest_with_vocab(function, *args, vocab):

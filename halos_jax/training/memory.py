@@ -1,0 +1,109 @@
+"""What of the forward pass is kept for the backward pass: as much as the device's memory holds."""
+
+import dataclasses
+import functools
+import itertools
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from halos_jax.models.spec import DecoderConfig, count_params
+from halos_jax.types import Batch, TrainState
+
+logger = logging.getLogger(__name__)
+
+# The fastest first. Without any remat a step is slower than with "matmuls": it writes and reads
+# more than it saves. Of each, to form the logits again is the cheapest to give way.
+_REMATS = ("matmuls", "gate", "attention", "full")
+_SHARE = 0.94  # of the memory; the rest is for what the allocator cannot use
+
+
+def choose_remat(
+    config: DecoderConfig, batch: Batch, state: TrainState, mesh: Mesh, *, limit: int | None = None
+) -> DecoderConfig:
+    """Return `config` with "auto" in `remat` and `head_remat` replaced by what fits best.
+
+    Decided by shapes and settings alone, so that a resumed run is the same program. Beside the
+    state there is room for one more model of the policy's size: a reward model or a frozen base.
+
+    Args:
+      batch: of a step, `[m, rows, ...]`; arrays or tracers.
+      state: the abstract state, with shardings.
+      limit: bytes of a device; None: as the device says. Where it does not (a CPU), logits are
+        formed again and the results of the blocks' large matrix products are kept.
+    """
+    remats = _REMATS if config.remat == "auto" else (config.remat,)
+    again = (False, True) if config.head_remat == "auto" else (config.head_remat,)
+    limit = _device_memory() if limit is None else limit
+    if not limit:
+        return dataclasses.replace(config, remat=remats[0], head_remat=again[-1])
+    for chosen in itertools.product(remats, again):
+        needed = _count_bytes(config, batch, state, mesh, *chosen)
+        if needed <= _SHARE * limit:
+            break
+    _log_choice(*chosen, batch.tokens.shape[-1], round(needed / 2**30, 1))
+    return dataclasses.replace(config, remat=chosen[0], head_remat=chosen[1])
+
+
+def _device_memory() -> int | None:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit")
+
+
+def _count_bytes(
+    config: DecoderConfig,
+    batch: Batch,
+    state: TrainState,
+    mesh: Mesh,
+    remat: str,
+    head_remat: bool,
+) -> int:
+    """Return about how many bytes a device needs: what it holds all the time, what the blocks keep,
+    and the larger of what the head and the backward pass of the blocks need at a time."""
+
+    def measure(leaf, width: int = 0) -> int:
+        shard = leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(shard) * (width or leaf.dtype.itemsize)
+
+    params = jax.tree.leaves(state.params)
+    split, width = mesh.shape["tensor"], jnp.dtype(config.compute_dtype).itemsize
+    other = count_params(config) * width // (split * mesh.shape["fsdp"])
+    held = sum(map(measure, jax.tree.leaves(state))) + other
+    if batch.tokens.shape[0] > 1:  # gradients are added up in float32
+        held += sum(measure(leaf, 4) for leaf in params)
+
+    rows = -(-batch.tokens.shape[1] // (mesh.shape["data"] * mesh.shape["fsdp"]))
+    tokens, positions = (rows * x.shape[-1] for x in (batch.tokens, batch.target))
+    attended = config.num_heads * config.head_dim // split
+    heads = attended + 2 * config.num_kv_heads * config.head_dim // split
+    experts = config.experts
+    mlp = (experts.d_mlp * experts.per_token if experts else config.d_mlp) // split
+    kept = {
+        "full": 0,
+        "attention": heads + attended,
+        "gate": heads + attended + mlp,
+        "matmuls": heads + attended + 2 * mlp,
+        "none": 2 * (heads + attended) + 4 * mlp + 4 * config.d_model,
+    }[remat]
+    blocks = config.num_layers * (config.d_model + kept) * tokens * width
+    block = (4 * config.d_model + 2 * (heads + attended) + 4 * mlp) * tokens * width
+    words = 1 if config.num_labels else config.vocab_size // split
+    chunk = min(config.head_chunk * rows, positions)
+    head = words * (2 * 4 * config.d_model + chunk * (4 + 2 * width))
+    if not head_remat:
+        head += words * positions * width
+    return held + blocks + max(head, sum(map(measure, params)) + block)
+
+
+@functools.cache
+def _log_choice(remat: str, head_remat: bool, tokens: int, gib: float) -> None:
+    logger.info(
+        "rows of %d tokens: model.remat=%s, model.head_remat=%s (about %.1f GiB a device)",
+        tokens,
+        remat,
+        head_remat,
+        gib,
+    )
