@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from flax import struct
 
 from halos_jax.models import cache as caches
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.sampling.filters import compute_weights, find_cutoff, sum_above
+from halos_jax.sampling.filters import find_cutoff, sum_above, sum_together
 from halos_jax.sharding import constrain
 
 # Tokens whose weights are summed, block by block, to find the one that is drawn: a cumulative sum
@@ -161,9 +161,7 @@ def decode_chunk(
         logits, cache = caches.decode_step(
             weights, slots.cache, slots.token, slots.position, config
         )
-        drawn = draw_tokens(logits, slots.key, slots.generated, settings)
-        chosen = jnp.take_along_axis(logits, drawn[:, None], axis=-1)[:, 0]
-        logps = chosen - jax.nn.logsumexp(logits, axis=-1)
+        drawn, logps = draw_tokens(logits, slots.key, slots.generated, settings)
         live = ~slots.done
         output = dataclasses.replace(
             output,
@@ -191,8 +189,10 @@ def decode_chunk(
 
 def draw_tokens(
     logits: jax.Array, keys: jax.Array, generated: jax.Array, settings: DecodeSettings
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Draw one token a slot from f32[S, V]; the randomness is (sample's key, response position).
+
+    Also return the tokens' log-probabilities f32[S] at temperature 1, unfiltered.
 
     Top-p needs no cutoff: candidates are drawn from the whole distribution, and the first one that
     the likelier tokens do not already make up p for is taken, which is a draw from the kept ones.
@@ -201,28 +201,45 @@ def draw_tokens(
     searched for.
     """
     if settings.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / settings.temperature
-    weights = compute_weights(logits)
+        drawn = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return drawn, _take(logits, drawn) - jax.nn.logsumexp(logits, axis=-1)
     candidates = count_candidates(settings.top_p)
     searched = 1.0 if candidates else settings.top_p
+    peak, cutoff = jnp.max(logits, axis=-1, keepdims=True), None
     if settings.top_k or searched < 1:
-        cutoff = find_cutoff(logits, top_k=settings.top_k, top_p=searched)
-        weights = jnp.where(weights >= cutoff, weights, 0.0)
+        scaled = logits / settings.temperature
+        cutoff = find_cutoff(scaled, top_k=settings.top_k, top_p=searched)
+
+    def weigh(logits: jax.Array, rows: Callable = lambda x: x) -> jax.Array:
+        weights = jnp.exp((logits - rows(peak)) / settings.temperature)
+        return weights if cutoff is None else jnp.where(weights >= rows(cutoff), weights, 0.0)
 
     def draw_uniforms(key_data, position):
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), position)
         return jax.random.uniform(key, (max(candidates, 1),))
 
     uniforms = jax.vmap(draw_uniforms)(keys, generated)
-    drawn, total = invert_cumulative(weights, uniforms)
+    blocks = _split_blocks(logits)
+    sums, shares = sum_together([weigh(blocks, _widen), jnp.exp(blocks - _widen(peak))])
+    normalizers = peak[:, 0] + jnp.log(jnp.sum(shares, axis=-1))
+    drawn = invert_cumulative(blocks, sums, uniforms, weigh)
     if candidates < 2:
-        return drawn[:, 0]
-    likelier = sum_above(weights, jnp.take_along_axis(weights, drawn, axis=-1))
-    accepted = likelier < settings.top_p * total[:, None]
+        return drawn[:, 0], _take(logits, drawn[:, 0]) - normalizers
+    # Logits are compared, not weights: these may be rounded otherwise where they are formed again.
+    likelier = sum_above(weigh(logits), logits, jnp.take_along_axis(logits, drawn, axis=-1))
+    accepted = likelier < settings.top_p * jnp.sum(sums, axis=-1, keepdims=True)
     likeliest = jnp.argmin(likelier, axis=-1)
     taken = jnp.where(jnp.any(accepted, axis=-1), jnp.argmax(accepted, axis=-1), likeliest)
-    return jnp.take_along_axis(drawn, taken[:, None], axis=-1)[:, 0]
+    drawn = _take(drawn, taken)
+    return drawn, _take(logits, drawn) - normalizers
+
+
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, index[:, None], axis=-1)[:, 0]
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    return x[:, None]
 
 
 def count_candidates(top_p: float) -> int:
@@ -236,26 +253,35 @@ def count_candidates(top_p: float) -> int:
     return count if count <= _MOST_CANDIDATES else 0
 
 
-def invert_cumulative(weights: jax.Array, uniforms: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _split_blocks(logits: jax.Array) -> jax.Array:
+    """Return f32[S, V / _BLOCK, _BLOCK], with -inf behind the last."""
+    padding = -logits.shape[1] % _BLOCK
+    padded = jnp.pad(logits, ((0, 0), (0, padding)), constant_values=-jnp.inf)
+    return padded.reshape(logits.shape[0], -1, _BLOCK)
+
+
+def invert_cumulative(
+    blocks: jax.Array, sums: jax.Array, uniforms: jax.Array, weigh: Callable[..., jax.Array]
+) -> jax.Array:
     """Return i32[S, C], the first tokens whose cumulative weight exceeds a uniform's share of the
-    row, and the rows' sums f32[S].
+    row.
 
     One random number a draw: the Gumbel trick would need one for every token of the vocabulary.
-    The sum is taken by blocks, then within the block that the number falls into.
+    The sum is taken by blocks, then within the block that the number falls into. Weights are formed
+    where they are needed: written down, they would be one more pass over the vocabulary.
 
     Args:
-      weights: f32[S, V], 0 or more and not all 0 in a row; need not sum to 1.
+      blocks: f32[S, V / 512, 512], the logits.
+      sums: f32[S, V / 512], the sums of their weights.
       uniforms: f32[S, C], in [0, 1).
+      weigh: from logits `[S, ..., n]` and a function that gives arrays `[S, 1]` that many axes, to
+        weights: 0 or more, not all 0 in a row, 0 of -inf; they need not sum to 1.
     """
-    rows, size = weights.shape
-    blocks = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK))).reshape(rows, -1, _BLOCK)
-    sums = jnp.sum(blocks, axis=-1)
     up_to = jnp.cumsum(sums, axis=-1)
-    total = up_to[:, -1]
-    target = uniforms * total[:, None]
+    target = uniforms * up_to[:, -1:]
     index = _find_first(up_to[:, None] > target[..., None], sums[:, None] > 0)
     before = jnp.take_along_axis(up_to - sums, index, axis=-1)
-    inside = jnp.take_along_axis(blocks, index[..., None], axis=1)
+    inside = weigh(jnp.take_along_axis(blocks, index[..., None], axis=1), _widen)
     for width in (_SMALL_BLOCK, 1):
         blocks = inside.reshape(*inside.shape[:2], -1, width)
         sums = jnp.sum(blocks, axis=-1)
@@ -264,7 +290,7 @@ def invert_cumulative(weights: jax.Array, uniforms: jax.Array) -> tuple[jax.Arra
         before = jnp.take_along_axis(up_to - sums, chosen, axis=-1)[..., 0]
         inside = jnp.take_along_axis(blocks, chosen[..., None], axis=2)[:, :, 0]
         index = index * blocks.shape[2] + chosen[..., 0]
-    return index.astype(jnp.int32), total
+    return index.astype(jnp.int32)
 
 
 def _find_first(reached: jax.Array, allowed: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ several bits: on an accelerator, where reading the logits is what costs, that is
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -53,14 +53,20 @@ def find_cutoff(logits: jax.Array, *, top_k: int, top_p: float) -> jax.Array:
     return cutoff
 
 
-def sum_above(weights: jax.Array, cutoffs: jax.Array) -> jax.Array:
-    """Return sum(weights where weights > cutoff) f32[S, C], of weights f32[S, V] and cutoffs
-    f32[S, C]; on accelerators in one pass."""
-    if jax.default_backend() == "cpu":  # which does not vectorise a reduction of several at once
-        add = lambda cutoff: jnp.sum(jnp.where(weights > cutoff[:, None], weights, 0.0), -1)  # noqa: E731
-        return jax.lax.map(add, cutoffs.T).T
-    over = [weights > cutoffs[:, one, None] for one in range(cutoffs.shape[1])]
-    return jnp.stack(_sum_where(weights, over), axis=-1)
+def sum_above(weights: jax.Array, logits: jax.Array, cutoffs: jax.Array) -> jax.Array:
+    """Return sum(weights where logits > cutoff) f32[S, C], of weights and logits f32[S, V] and
+    cutoffs f32[S, C]."""
+    over = (logits > cutoffs[:, one, None] for one in range(cutoffs.shape[1]))
+    return jnp.stack(sum_together([jnp.where(mask, weights, 0.0) for mask in over]), axis=-1)
+
+
+def sum_together(parts: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Return the sum of each array over its last axis; on accelerators all in one pass."""
+    if jax.default_backend() == "cpu":  # which would not vectorise it
+        return tuple(jnp.sum(jax.lax.optimization_barrier(part), axis=-1) for part in parts)
+    zeros = (jnp.zeros((), parts[0].dtype),) * len(parts)
+    add: Callable = lambda left, right: tuple(map(operator.add, left, right))  # noqa: E731
+    return tuple(jax.lax.reduce(tuple(parts), zeros, add, (parts[0].ndim - 1,)))
 
 
 def _search(values: jax.Array, weights: jax.Array, enough: jax.Array | int) -> jax.Array:
@@ -72,20 +78,14 @@ def _search(values: jax.Array, weights: jax.Array, enough: jax.Array | int) -> j
     def settle(number: jax.Array, low: jax.Array) -> jax.Array:
         shift = _BITS - bits * (number + 1)
         cutoffs = [_from_pattern(low + (k << shift)) for k in steps]
-        sums = _sum_where(values, [weights >= cutoff[..., None] for cutoff in cutoffs])
+        sums = sum_together(
+            [jnp.where(weights >= cutoff[..., None], values, 0.0) for cutoff in cutoffs]
+        )
         count = functools.reduce(operator.add, (jnp.int32(part >= enough) for part in sums))
         return low + (count << shift)
 
     low = jnp.zeros(weights.shape[:-1], jnp.int32)
     return _from_pattern(jax.lax.fori_loop(0, _BITS // bits, settle, low))[..., None]
-
-
-def _sum_where(values: jax.Array, masks: list[jax.Array]) -> tuple[jax.Array, ...]:
-    """Return sum(values where mask) f32[S] for each mask, in one pass."""
-    parts = tuple(jnp.where(mask, values, 0.0) for mask in masks)
-    zeros = (jnp.zeros((), values.dtype),) * len(parts)
-    add: Callable = lambda left, right: tuple(map(operator.add, left, right))  # noqa: E731
-    return jax.lax.reduce(parts, zeros, add, (values.ndim - 1,))
 
 
 def _choose_bits() -> int:

@@ -38,6 +38,7 @@ class _Job:
     ids: list[int] = dataclasses.field(default_factory=list)
     logps: list[float] = dataclasses.field(default_factory=list)
     finish_reason: str = ""
+    steps: int = 0  # that it has been under way for; looked at or not
 
 
 @dataclasses.dataclass
@@ -165,7 +166,11 @@ def _run_jobs(sampler, weights, jobs, rendered, *, seed, round, on_sample) -> No
     remaining = len(jobs)
     while remaining:
         cancelled = np.array([job is not None and bool(job.finish_reason) for job in owner])
-        owner = [None if gone else job for job, gone in zip(owner, cancelled, strict=True)]
+        # Who has had its steps is done, without a look.
+        owner = [
+            None if job is None or job.finish_reason or job.steps >= settings.max_tokens else job
+            for job in owner
+        ]
         free = collections.deque(slot for slot, job in enumerate(owner) if job is None)
         while free and wave is not None:
             pairs = []
@@ -182,10 +187,16 @@ def _run_jobs(sampler, weights, jobs, rendered, *, seed, round, on_sample) -> No
             slots = dataclasses.replace(slots, done=slots.done | cancelled)
         if wave is None:
             slots, owner = _shrink(sampler, slots, owner)
-        slots, output = sampler.decode_chunk(weights, slots)
+        ahead = None
+        if any(job is not None for job in owner):
+            slots, output = sampler.decode_chunk(weights, slots)
+            ahead = (output, list(owner))
+            for job in owner:
+                if job is not None:
+                    job.steps += output.tokens.shape[1]
         if pending is not None:
             remaining -= _collect(sampler, *pending, on_sample)
-        pending = (output, list(owner))
+        pending = ahead
 
 
 def _shrink(sampler, slots, owner: list[_Job | None]):
