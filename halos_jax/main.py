@@ -155,7 +155,10 @@ def _start_jax(config: Config) -> None:
         cache = Path(config.workdir).absolute() / "compilation_cache"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_enable_xla_caches", "all")
+        # Not its cache of kernels: with that, programs of another process have run into illegal
+        # instructions (H200, jax 0.11.2).
+        caches = "xla_gpu_per_fusion_autotune_cache_dir"
+        jax.config.update("jax_persistent_cache_enable_xla_caches", caches)
     errors = _check_devices(config)
     if errors:
         raise ConfigError("\n".join(errors))

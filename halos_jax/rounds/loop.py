@@ -44,6 +44,8 @@ class _Position:
     state: TrainState
     round: int  # rounds trained completely
     stage_step: int = 0  # steps already taken in the next round
+    # Commits the round that is trained; to be called when its checkpoint should be on disk.
+    settle: Callable[[], Manifest] | None = None
 
 
 def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
@@ -82,11 +84,13 @@ def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
         if round == 1:
             held_out = _load_held_out(run, position)
         manifest = _run_round(run, position, manifest, folder, held_out)
+        if position.settle is None:
+            report_round(run.workdir, manifest, budget.num_rounds)
         if round and run.config.rounds.export_each:
+            manifest = _settle(run, position) or manifest
             _export_round(run, position, round, folder)
-        report_round(run.workdir, manifest, budget.num_rounds)
     run.writer.flush()
-    run.checkpoints.finish()
+    manifest = _settle(run, position) or manifest
     folder = final.export_final(
         take_exported(position.state),
         run.trainer.decoder,
@@ -106,7 +110,11 @@ def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
 def _run_round(
     run: Run, position: _Position, manifest: Manifest, folder: Path, held_out: Dataset | None
 ) -> Manifest:
-    """Do the stages of a round that its manifest does not name."""
+    """Do the stages of a round that its manifest does not name.
+
+    The checkpoint of the round's training is written while the held-out prompts and those of the
+    next round are sampled. Until then `position.settle` is what commits the round.
+    """
     round = manifest.round
 
     def commit(manifest: Manifest, stage: str, **done: Any) -> Manifest:
@@ -120,6 +128,7 @@ def _run_round(
             files, metrics = stages.sample_stage(
                 run, _merge(run, take_policy(position.state.params)), prompts, folder, round
             )
+        _settle(run, position)
         manifest = commit(manifest, "sample", files=files, metrics=metrics)
     if "sample" in manifest.stages and run.is_writer:
         stages.remove_shards(folder, "samples")
@@ -132,43 +141,57 @@ def _run_round(
         with timed("feedback"):
             files, metrics = stages.feedback_stage(run, folder, round)
         manifest = commit(manifest, "feedback", files=files, metrics=metrics)
-    trained_now = False
-    if manifest.next_stage == "train":
+    if manifest.next_stage == "train" and position.round < round:
         run.stop.check()
-        if position.round < round:
-            with timed("train"):
-                position.state = stages.train_stage(
-                    run,
-                    position.state,
-                    folder,
-                    round=round,
-                    start=position.stage_step,
-                    held_out=held_out,
-                    load_sft=_sft_loader(run, position),
-                    load_round_start=functools.partial(_load_round_start, run, position, round),
-                )
-            position.round, position.stage_step, trained_now = round, 0, True
-        if not (trained_now and run.held_out):
+        stages.forget_samples(run, round + 1)
+        with timed("train"):
+            position.state = stages.train_stage(
+                run,
+                position.state,
+                folder,
+                round=round,
+                start=position.stage_step,
+                held_out=held_out,
+                load_sft=_sft_loader(run, position),
+                load_round_start=functools.partial(_load_round_start, run, position, round),
+            )
+        position.round, position.stage_step = round, 0
+    if manifest.next_stage not in ("train", "evaluate"):
+        stages.remove_eval_shards(run, folder)
+        return manifest
+    files, metrics = {}, {}
+    if run.held_out:
+        with timed("evaluate"):
+            files, metrics = stages.evaluate_stage(
+                run,
+                _merge(run, take_exported(position.state)),
+                folder,
+                round=round,
+                step=int(position.state.step),
+            )
+
+    def settle() -> Manifest:
+        settled = manifest
+        if settled.next_stage == "train":
             run.checkpoints.finish()
-            manifest = commit(manifest, "train")
-    if manifest.next_stage in ("train", "evaluate"):
-        # The checkpoint is written while the held-out prompts are sampled.
-        files, metrics = {}, {}
-        if run.held_out:
-            with timed("evaluate"):
-                files, metrics = stages.evaluate_stage(
-                    run,
-                    _merge(run, take_exported(position.state)),
-                    folder,
-                    round=round,
-                    step=int(position.state.step),
-                )
-        if manifest.next_stage == "train":
-            run.checkpoints.finish()
-            manifest = commit(manifest, "train")
-        manifest = commit(manifest, "evaluate", files=files, metrics=metrics)
-    if run.is_writer:
-        stages.remove_shards(folder, "eval")
+            settled = commit(settled, "train")
+        settled = commit(settled, "evaluate", files=files, metrics=metrics)
+        stages.remove_eval_shards(run, folder)
+        return settled
+
+    if manifest.next_stage == "evaluate":
+        return settle()
+    position.settle = settle
+    return manifest
+
+
+def _settle(run: Run, position: _Position) -> Manifest | None:
+    """Commit and report the round that is trained, if that is still to be done."""
+    if position.settle is None:
+        return None
+    settle, position.settle = position.settle, None
+    manifest = settle()
+    report_round(run.workdir, manifest, _make_budget(run.config).num_rounds)
     return manifest
 
 

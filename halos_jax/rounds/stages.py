@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from halos_jax.rewards.labels import (
 )
 from halos_jax.rounds.checkpoints import Checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.state import round_folder
 from halos_jax.sampling.sampler import Sampler, sample_shard
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Dataset, Trainer
@@ -274,6 +276,20 @@ def remove_shards(folder: Path, label: str) -> None:
     """Delete the shard files of a stage that is committed."""
     for path in folder.glob(f"{label}.shard-*.jsonl"):
         path.unlink()
+
+
+def remove_eval_shards(run: Run, folder: Path) -> None:
+    """Delete the shards of an evaluation that is committed."""
+    if run.is_writer:
+        remove_shards(folder, "eval")
+
+
+def forget_samples(run: Run, round: int) -> None:
+    """Delete what is sampled of a round whose policy is about to be trained once more: on some
+    devices the policy comes out a little different."""
+    if run.is_writer:
+        shutil.rmtree(round_folder(run.workdir, round), ignore_errors=True)
+    sharding.wait_for_all(f"forget round {round}")
 
 
 def make_feedback(

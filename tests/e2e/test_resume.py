@@ -13,13 +13,14 @@ from halos_jax.rounds import state as states
 
 # Points of a place (a stage, or what follows one) at which the long chain is killed.
 POINTS_PER_PLACE = int(os.environ.get("HALOS_JAX_KILLS", "1"))
-# (Between the training and the evaluation nothing is written: the latter begins at once.)
+# (Between the training and the evaluation nothing is written: the latter begins at once. Nor is
+# anything between an evaluation and the next round's sampling, behind which both rounds go on.)
 PLACES = [
     f"{after}{round} {stage}"
     for round in range(3)
     for stage in states.stages_of(round)
     for after in ("", "after ")
-    if (after, stage) != ("after ", "train")
+    if (after, stage) != ("after ", "train") and (after, round, stage) != ("after ", 1, "evaluate")
 ]
 PLACES += ["export", "after export"]
 # Of a metrics record, what depends on the clock.
