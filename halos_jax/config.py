@@ -117,8 +117,8 @@ class SamplingConfig:
     prefix: str = ""  # begins every answer, as a part of the prompt: csft's good token, say
     stop: tuple[str, ...] = ()  # stop strings, besides the end-of-sequence tokens
     slots: int = 256  # sequences decoded side by side, over all devices
-    chunk: int = 32  # decode steps between two looks at what has finished
-    shrink: int = 4  # go on with 1/shrink of the slots once no more are busy; 0: never
+    chunk: int = 8  # decode steps between two looks at what has finished
+    shrink: int = 2  # go on with 1/shrink of the slots once no more are busy; 0: never
     shard_prompts: int = 128  # the unit of durable sampling
     keep_logps: bool = False  # write the token log-probabilities into samples.jsonl
     generator: str = ""  # the policy's name in the records; empty: model.path

@@ -29,7 +29,7 @@ def measure_ceilings(*, tiny: bool = False) -> Ceilings:
     )
     matmul = _time(jax.jit(jnp.matmul), left, right)
     # A number is added so that it is no alias; read once and written once.
-    block = jnp.zeros((2**20 if tiny else 2**30,), jnp.bfloat16)
+    block = jnp.zeros((2**19 if tiny else 2**29,), jnp.float32)
     copy = _time(jax.jit(lambda x: x + 1), block)
     return Ceilings(flops=2 * size**3 / matmul, bytes=2 * block.nbytes / copy)
 

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from halos_jax import sharding
 from halos_jax.bench.ceilings import Ceilings, count_decode_bytes
 from halos_jax.bench.training import draw_params
 from halos_jax.bench.workloads import Case, make_decoder
 from halos_jax.config import Config
-from halos_jax.sampling.sampler import make_sampler, sample_shard
+from halos_jax.sampling import decode
+from halos_jax.sampling.sampler import Sampler, make_sampler, sample_shard
 from halos_jax.types import Prompt
 
 
@@ -69,12 +71,17 @@ def run_sampling_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings
 
     first = sample()[1]
     samples, seconds = sample()
+    decoding = {}
+    if not case.mean:
+        decoding_seconds = _time_decoding(sampler, weights, slots, prompt_length)
+        decoding = {"decode_tokens_per_second": slots * max_tokens / decoding_seconds}
     lengths = np.array([len(one.response_ids) for one in samples])
     tokens = int(lengths.sum())
     mean_length = prompt_length + float((lengths**2).sum() / (2 * tokens))
     bytes_per_token = count_decode_bytes(decoder, slots=slots, mean_length=mean_length) / slots
     return {
         "tokens_per_second": tokens / seconds,
+        **decoding,
         "samples_per_second": len(samples) / seconds,
         "of_copy_ceiling": tokens * bytes_per_token / seconds / (ceilings.bytes * mesh.size),
         "mean_tokens": float(lengths.mean()),
@@ -84,6 +91,32 @@ def run_sampling_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings
         "compile_seconds": first - seconds,
         "seconds_per_prompt": seconds / case.examples,
     }
+
+
+def _time_decoding(sampler: Sampler, weights: Any, slots: int, prompt_length: int) -> float:
+    """Return the seconds of the decode steps alone, of a sequence in each slot: no prefill, and
+    nobody reads what is drawn."""
+    settings = sampler.settings
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3, sampler.decoder.vocab_size, (slots, prompt_length)).astype(np.int32)
+    batch = sharding.put_batch((tokens, np.full(slots, prompt_length - 1, np.int32)), sampler.mesh)
+    keys, values = sampler.prefill(weights, *batch)
+    numbers = np.arange(slots, dtype=np.int32)
+    admission = decode.Admission(
+        slot=numbers,
+        source=numbers,
+        token=tokens[:, -1],
+        position=np.full(slots, prompt_length - 1, np.int32),
+        key=np.stack([numbers, numbers], axis=1).astype(np.uint32),
+    )
+    state = sampler.init_slots(slots=slots, length=prompt_length + settings.max_tokens)
+    state = sampler.admit(state, keys, values, admission, np.zeros(slots, bool))
+    jax.block_until_ready(state)
+    start = time.perf_counter()
+    for _ in range(-(-settings.max_tokens // settings.chunk)):
+        state, output = sampler.decode_chunk(weights, state)
+    jax.block_until_ready(output)
+    return time.perf_counter() - start
 
 
 def peak_memory_gib() -> float | None:

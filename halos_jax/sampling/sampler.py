@@ -283,7 +283,7 @@ def _collect(sampler, output, owner, on_sample) -> int:
             )
         job.ids += tokens[slot, : count[slot]].tolist()
         job.logps += logps[slot, : count[slot]].tolist()
-        if _cut_at_stop_string(sampler, job):
+        if _cut_at_stop_string(sampler, job, int(count[slot])):
             job.finish_reason = FINISH_STOP
         elif done[slot]:
             job.finish_reason = FINISH_STOP if job.ids[-1] in sampler.stop_ids else FINISH_LENGTH
@@ -293,14 +293,22 @@ def _collect(sampler, output, owner, on_sample) -> int:
     return finished
 
 
-def _cut_at_stop_string(sampler: Sampler, job: _Job) -> bool:
-    """Cut the job's tokens after the one that completes a stop string; tell if there was one."""
+def _cut_at_stop_string(sampler: Sampler, job: _Job, new: int) -> bool:
+    """Cut the job's tokens after the one that completes a stop string; tell if there was one.
 
-    def stops(count: int) -> bool:
-        text = sampler.renderer.decode_response(job.ids[:count], keep_marker=True)
+    Only the end that the `new` last tokens may have completed is looked at first: a stop string
+    has no more tokens than bytes, and the first token of a part may read otherwise.
+    """
+
+    def stops(count: int, start: int = 0) -> bool:
+        text = sampler.renderer.decode_response(job.ids[start:count], keep_marker=True)
         return any(stop in text for stop in sampler.stop_strings)
 
-    if not sampler.stop_strings or not stops(len(job.ids)):
+    if not sampler.stop_strings:
+        return False
+    longest = max(len(stop.encode()) for stop in sampler.stop_strings)
+    end = len(job.ids)
+    if not stops(end, max(end - new - longest - 1, 0)) or not stops(end):
         return False
     low, high = 0, len(job.ids)  # stops(high) and not stops(low)
     while high - low > 1:

@@ -6,6 +6,7 @@ import pytest
 from halos_jax.bench.ceilings import count_forward_flops
 from halos_jax.bench.training import run_forward_case, run_training_case
 from halos_jax.bench.workloads import get_case, make_decoder, make_items
+from halos_jax.data.batches import plan_batches
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,11 @@ def test_rates_agree_with_each_other(name, passes, config, mesh1, ceilings):
     with jax.set_mesh(mesh1):
         found = run(case, config, mesh1, ceilings)
     decoder = make_decoder(case, config.model)
-    items = make_items(case, steps=4, vocab_size=decoder.vocab_size)[2 * case.examples :]
+    items = make_items(case, steps=4, vocab_size=decoder.vocab_size)
+    options = {"batch_size": case.examples, "num_rows": 1, "tokens_per_row": 10**5, "seed": 0}
+    steps = plan_batches(items, **options).steps[2:]
+    items = [items[index] for step in steps for row in step for index in row]
+    assert len(items) == 2 * case.examples
     seconds = len(items) / found["examples_per_second"]
     assert seconds > 0 and found["compile_seconds"] > 0
     tokens = sum(item.num_tokens for item in items)
