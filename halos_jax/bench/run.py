@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from halos_jax import sharding
+from halos_jax.bench.agreement import run_agreement_case
 from halos_jax.bench.ceilings import Ceilings, measure_ceilings
 from halos_jax.bench.rounds import run_round_case
 from halos_jax.bench.sampling import peak_memory_gib, run_sampling_case
@@ -76,6 +77,7 @@ def _run_case(
         "reference": run_forward_case,
         "reward": run_forward_case,
         "sample": run_sampling_case,
+        "agreement": run_agreement_case,
     }[case.kind]
     with jax.set_mesh(mesh):
         return run(case, config, mesh, ceilings)

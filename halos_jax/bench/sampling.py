@@ -19,7 +19,7 @@ from halos_jax.sampling.sampler import Sampler, make_sampler, sample_shard
 from halos_jax.types import Prompt
 
 
-class _TokenRenderer:
+class TokenRenderer:
     """Prompts that are token ids already, and responses that nobody reads."""
 
     stop_strings = ()
@@ -57,7 +57,7 @@ def run_sampling_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings
         max_prompt_length=prompt_length,
         slots=slots,
     )
-    renderer = _TokenRenderer(stop_ids, prompt_length, decoder.vocab_size)
+    renderer = TokenRenderer(stop_ids, prompt_length, decoder.vocab_size)
     sampler = make_sampler(settings, renderer, decoder, mesh)
     params = draw_params(decoder, mesh, seed=0)
     weights = sampler.unstack(params | {"final_norm": jnp.zeros_like(params["final_norm"])})

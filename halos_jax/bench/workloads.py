@@ -14,7 +14,7 @@ from halos_jax.models.families import make_decoder_config
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.types import CHOSEN, MISMATCHED, REJECTED, TARGET, Item
 
-Kind = Literal["train", "reference", "reward", "sample", "round"]
+Kind = Literal["train", "reference", "reward", "sample", "round", "agreement"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ CASES: dict[str, Case] = {
     "decode_8b": Case("sample", "8b", 256, (128, 256)),
     "sample_1b_varied": Case("sample", "1b", 512, (128, 1024), samples=4, mean=200),
     "round_1b": Case("round", "1b", 512, (128, 256), samples=4),
+    "agreement_1b": Case("agreement", "1b", 16),
 }
 
 # Hugging Face configs: Llama 3.2 1B and Llama 3.1 8B (Grattafiori et al. 2024), and a toy.

@@ -133,7 +133,8 @@ def run_layers(
         policy = jax.checkpoint_policies.save_only_these_names(*_SAVED_NAMES[config.remat])
         block = jax.checkpoint(block, policy=policy, prevent_cse=False)
     scanned_kinds = jnp.array(kind_of_layer) if len(kinds) > 1 else None
-    x, _ = jax.lax.scan(block, x, (params["layers"], scanned_kinds))
+    scanned = (params["layers"], scanned_kinds)
+    x, _ = jax.lax.scan(block, x, scanned, unroll=config.unroll_layers)
     return finish(params, x, config)
 
 

@@ -19,7 +19,15 @@ class ModelError(ValueError):
 
 
 # Fields of a DecoderConfig that say how the model is run and come from `config.model`.
-_EXECUTION = ("params_dtype", "compute_dtype", "attention", "remat", "head_remat", "head_chunk")
+_EXECUTION = (
+    "params_dtype",
+    "compute_dtype",
+    "attention",
+    "remat",
+    "head_remat",
+    "unroll_layers",
+    "head_chunk",
+)
 
 
 def make_decoder_config(hf_config: HFConfig, settings: ModelConfig | None = None) -> DecoderConfig:

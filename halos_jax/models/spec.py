@@ -104,6 +104,7 @@ class DecoderConfig:
     attention: str = "auto"
     remat: Remat = "none"
     head_remat: bool | Literal["auto"] = True
+    unroll_layers: bool = False
     head_chunk: int = 2048
 
 

@@ -200,6 +200,7 @@ def _settings_of(settings: ModelConfig, run: Config) -> ModelConfig:
         attention=settings.attention,
         remat=settings.remat,
         head_remat=settings.head_remat,
+        unroll_layers=settings.unroll_layers,
         head_chunk=settings.head_chunk,
     )
 

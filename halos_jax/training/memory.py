@@ -88,14 +88,16 @@ def _count_bytes(
         "matmuls": heads + attended + 2 * mlp,
         "none": 2 * (heads + attended) + 4 * mlp + 4 * config.d_model,
     }[remat]
-    blocks = config.num_layers * (config.d_model + kept) * tokens * width
+    # Unrolled, the blocks' buffers are laid out one by one, and less tightly.
+    spread = 1.5 if config.unroll_layers else 1
+    blocks = spread * config.num_layers * (config.d_model + kept) * tokens * width
     block = (4 * config.d_model + 2 * (heads + attended) + 4 * mlp) * tokens * width
     words = 1 if config.num_labels else config.vocab_size // split
     chunk = min(config.head_chunk * rows, positions)
     head = words * (2 * 4 * config.d_model + chunk * (4 + 2 * width))
     if not head_remat:
         head += words * positions * width
-    return held + blocks + max(head, sum(map(measure, params)) + block)
+    return held + int(blocks) + max(head, sum(map(measure, params)) + block)
 
 
 @functools.cache

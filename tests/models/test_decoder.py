@@ -169,9 +169,12 @@ def test_packed_shared_and_separate_rows_agree(config):
             np.testing.assert_allclose(one, expected, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "attention", "gate", "matmuls"])
-def test_gradients_do_not_depend_on_packing_or_remat(remat):
-    config = dataclasses.replace(TINY, remat=remat)
+@pytest.mark.parametrize(
+    ("remat", "unroll"),
+    [("none", 0), ("full", 0), ("attention", 0), ("gate", 0), ("matmuls", 0), ("matmuls", 1)],
+)
+def test_gradients_do_not_depend_on_packing_or_remat(remat, unroll):
+    config = dataclasses.replace(TINY, remat=remat, unroll_layers=bool(unroll))
     params = init_params(jax.random.key(0), TINY)
     items = make_pairs()
 
