@@ -5,11 +5,13 @@ Command:   python -m halos_jax.main --config=configs/bench.py:case=NAME
            (all of them at a size for a CPU).
 Hardware:  one GPU of 80 GB for the 1B cases, of 141 GB for the 8B ones; `tiny` runs on a CPU.
 Time:      1 to 3 minutes a case, half of it compilation; `tiny` about a minute in all.
-Result:    a line of JSON a case on the console, and in workdir/bench.jsonl.
+Result:    a line of JSON a case on the console, and in workdir/bench.jsonl. For the figures of
+           one H200 see the README.
 
 Weights and Adam's moments are bfloat16, as in the frameworks this is compared with. For float32
 master weights and moments add
   --config.model.params_dtype=float32 --config.optimizer.moments_dtype=float32
+and for another number of examples of a step, or of prompts, --config.bench.examples=8.
 `peak_gib` is the process's: run a case alone to know its own.
 """
 

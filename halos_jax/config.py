@@ -221,6 +221,7 @@ class ToyConfig:
 class BenchConfig:
     cases: tuple[str, ...] = ()  # see halos_jax/bench/workloads.py
     steps: int = 10  # timed steps of a training or scoring case
+    examples: int = 0  # of a step, or prompts that are sampled; 0: the case's own
     tiny: bool = False  # everything at a size for a CPU
 
 

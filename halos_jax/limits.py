@@ -21,6 +21,7 @@ _NEEDED = {
 _AT_LEAST = {
     -1: ("optimizer.warmup_steps",),
     0: (
+        "bench.examples",
         "checkpoint.every",
         "data.max_eval",
         "data.max_prompt_count",

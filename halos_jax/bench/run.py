@@ -1,5 +1,7 @@
 """The benchmark task: one JSON line a case, on the console and in workdir/bench.jsonl."""
 
+import dataclasses
+import gc
 import json
 import logging
 from collections.abc import Sequence
@@ -56,6 +58,9 @@ def run_bench(config: Config, stop: StopSignal) -> dict[str, float]:
     for name in config.bench.cases:
         stop.check()
         found = _run_case(name, config, mesh, ceilings, stop)
+        # The next case may need all of the memory.
+        jax.clear_caches()
+        gc.collect()
         # Of the process so far, so a case's own where it runs alone.
         line = {"case": name, **found, "peak_gib": peak_memory_gib(), **about}
         text = json.dumps({key: _shorten(value) for key, value in line.items()})
@@ -70,6 +75,8 @@ def _run_case(
     name: str, config: Config, mesh: Mesh, ceilings: Ceilings, stop: StopSignal
 ) -> dict[str, Any]:
     case = get_case(name, tiny=config.bench.tiny)
+    if config.bench.examples:
+        case = dataclasses.replace(case, examples=config.bench.examples)
     if case.kind == "round":
         return run_round_case(case, config, mesh, stop)
     run = {

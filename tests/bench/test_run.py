@@ -13,7 +13,8 @@ from halos_jax.rounds.interrupt import StopSignal
 
 def test_a_line_of_json_a_case(config, capsys):
     names = ("decode_1b",)
-    config = dataclasses.replace(config, bench=dataclasses.replace(config.bench, cases=names))
+    settings = dataclasses.replace(config.bench, cases=names, examples=3)
+    config = dataclasses.replace(config, bench=settings)
     bench.run_bench(config, StopSignal())
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     kept = [json.loads(line) for line in (Path(config.workdir) / "bench.jsonl").open()]
@@ -21,6 +22,7 @@ def test_a_line_of_json_a_case(config, capsys):
     (line,) = kept
     assert line["case"] == "decode_1b" and line["tokens_per_second"] > 0
     assert line["matmul_tflops"] > 0 and line["device"]
+    assert line["slots"] == 3, "as many as there are samples"
 
 
 def test_an_unknown_case_is_named_before_anything_runs(config):
