@@ -50,13 +50,10 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     # What of a block is kept for the backward pass: all, nothing, attention's inputs and outputs,
-    # these and the MLP's gate, or the results of all large matrix products; "auto": the fastest
-    # that the device's memory holds. `head_remat` says whether logits are formed a second time.
+    # these and the MLP's gate, or all large matrix products; "auto": the fastest that memory holds.
     remat: Literal["auto", "none", "full", "attention", "gate", "matmuls"] = "auto"
-    head_remat: bool | Literal["auto"] = "auto"
-    # Layers compiled one by one instead of as a loop: a few per cent faster to train, for a
-    # compilation that takes as many times longer and more memory.
-    unroll_layers: bool = False
+    head_remat: bool | Literal["auto"] = "auto"  # form the logits once more in the backward pass
+    unroll_layers: bool = False  # faster by some per cent; compiles longer, takes more memory
     head_chunk: int = 4096  # response positions whose logits exist at one time, in float32
 
 

@@ -23,6 +23,7 @@ from halos_jax.types import (
 )
 
 _STRETCH = 16  # steps among which items are exchanged
+_EQUAL = 1.02  # largest step over the mean that is left alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _draw_batches(
 
 
 def _balance(order: np.ndarray, batch_size: int, sizes: np.ndarray) -> np.ndarray:
-    """Return `order` with items exchanged within stretches of whole steps.
+    """Return `order` with items exchanged within stretches of whole steps of unequal sizes.
 
     The longest first, each item of a stretch goes to the step with the least so far (Graham's LPT
     rule, among the steps that are not full).
@@ -205,6 +206,9 @@ def _balance(order: np.ndarray, batch_size: int, sizes: np.ndarray) -> np.ndarra
     for start in range(0, full, _STRETCH):
         steps: list[list[int]] = [[] for _ in range(min(_STRETCH, full - start))]
         part = order[start * batch_size : (start + len(steps)) * batch_size]
+        sums = sizes[part].reshape(len(steps), batch_size).sum(axis=1)
+        if sums.max() <= _EQUAL * sums.mean():
+            continue
         loads = [(0, step) for step in range(len(steps))]  # equal loads: a heap
         for index in part[np.argsort(-sizes[part], kind="stable")]:
             load, step = heapq.heappop(loads)

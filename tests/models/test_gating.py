@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from halos_jax.config import ModelConfig
-from halos_jax.data.batches import build_batch, plan_batches
+from halos_jax.data.batches import build_batch, plan_batches, split_scores
 from halos_jax.models import decoder, export, gating, hf
 from halos_jax.models.families import ModelError, make_decoder_config
 from halos_jax.types import MEMBER, Item
@@ -95,13 +95,8 @@ def score_packed(params, config, rows=1):
     plan = plan_batches(items, batch_size=2, num_rows=rows, tokens_per_row=64, row_multiple=8)
     batch = jax.tree.map(lambda x: x[0], build_batch(items, plan, 0))
     scores = jax.jit(functools.partial(decoder.compute_scores, config=config))(params, batch)
-    real = batch.sequences.weight > 0
-    (members,) = plan.steps
-    found = {}
-    for row, group in zip(*np.nonzero(real), strict=True):
-        item = members[row][batch.sequences.group[row, group]]
-        found.setdefault(item, []).append(float(scores[row, group]))
-    return [found[item] for item in sorted(found)]
+    found = dict(split_scores(plan, 0, items, np.asarray(scores)[None]))
+    return [list(found[item]) for item in sorted(found)]
 
 
 def score_by_torch(folder):
