@@ -4,7 +4,8 @@ Command:   python -m halos_jax.main --config=configs/bench.py:case=NAME
            NAME is a case of halos_jax/bench/workloads.py, several with commas, `all`, or `tiny`
            (all of them at a size for a CPU).
 Hardware:  one GPU of 80 GB for the 1B cases, of 141 GB for the 8B ones; `tiny` runs on a CPU.
-Time:      1 to 3 minutes a case, half of it compilation; `tiny` about a minute in all.
+Time:      half a minute a case, half of it compilation, and a minute and a half for a round; all of
+           them 8 minutes on one H200. `tiny` a minute and a half in all on a CPU.
 Result:    a line of JSON a case on the console, and in workdir/bench.jsonl. For the figures of
            one H200 see the README.
 

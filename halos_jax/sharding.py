@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -180,6 +181,13 @@ def put_batch(batch, mesh: Mesh, *, leading: int = 0):
         batch,
         shardings,
     )
+
+
+def take_from_first(value: int) -> int:
+    """Return what the first process calls this with, below 2^31, on all of them."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def wait_for_all(what: str) -> None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from halos_jax import sharding
 from halos_jax.models.spec import DecoderConfig, count_params
 from halos_jax.types import Batch, TrainState
 
@@ -22,7 +23,7 @@ _SHARE = 0.94  # of the memory; the rest is for what the allocator cannot use
 
 
 def choose_remat(
-    config: DecoderConfig, batch: Batch, state: TrainState, mesh: Mesh, *, limit: int | None = None
+    config: DecoderConfig, batch: Batch, state: TrainState, mesh: Mesh, *, limit: int
 ) -> DecoderConfig:
     """Return `config` with "auto" in `remat` and `head_remat` replaced by what fits best.
 
@@ -32,12 +33,11 @@ def choose_remat(
     Args:
       batch: of a step, `[m, rows, ...]`; arrays or tracers.
       state: the abstract state, with shardings.
-      limit: bytes of a device; None: as the device says. Where it does not (a CPU), logits are
-        formed again and the results of the blocks' large matrix products are kept.
+      limit: bytes of a device, of `measure_memory`. Where it is 0 (a CPU) logits are formed again
+        and the results of the blocks' large matrix products are kept.
     """
     remats = _REMATS if config.remat == "auto" else (config.remat,)
     again = (False, True) if config.head_remat == "auto" else (config.head_remat,)
-    limit = _device_memory() if limit is None else limit
     if not limit:
         return dataclasses.replace(config, remat=remats[0], head_remat=again[-1])
     for chosen in itertools.product(remats, again):
@@ -48,9 +48,10 @@ def choose_remat(
     return dataclasses.replace(config, remat=chosen[0], head_remat=chosen[1])
 
 
-def _device_memory() -> int | None:
+def measure_memory() -> int:
+    """Return the bytes of a device that may be used, the same on every process; 0 if unknown."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit")
+    return sharding.take_from_first(stats.get("bytes_limit", 0) // 2**20) * 2**20
 
 
 def _count_bytes(

@@ -19,7 +19,7 @@ from halos_jax.training.followers import (
     take_policy,
 )
 from halos_jax.training.inputs import compute_inputs, compute_step_logps
-from halos_jax.training.memory import choose_remat
+from halos_jax.training.memory import choose_remat, measure_memory
 from halos_jax.types import Batch, TrainState
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -149,6 +149,7 @@ def compile_train_step(
     followers: Followers = NO_FOLLOWERS,
 ) -> Callable[[TrainState, Frozen | None, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Return the jitted `train_step`; the state's buffers are donated, the frozen ones are not."""
+    memory = measure_memory()
 
     def step(state, frozen, batch):
         return train_step(
@@ -158,7 +159,7 @@ def compile_train_step(
             loss=loss,
             optimizer=optimizer,
             schedule=schedule,
-            config=choose_remat(config, batch, abstract_state, mesh),
+            config=choose_remat(config, batch, abstract_state, mesh, limit=memory),
             followers=followers,
         )
 

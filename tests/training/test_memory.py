@@ -79,7 +79,7 @@ def test_what_is_asked_for_is_done(mesh1):
     decoder, batch, state = make_setting(mesh1)
     for remat, head_remat in (("none", "auto"), ("attention", False), ("auto", True)):
         asked = dataclasses.replace(decoder, remat=remat, head_remat=head_remat)
-        for limit in (1, 200 * GIB, None):
+        for limit in (1, 200 * GIB, 0):
             found = memory.choose_remat(asked, batch, state, mesh1, limit=limit)
             assert remat in ("auto", found.remat) and head_remat in ("auto", found.head_remat)
             assert "auto" not in (found.remat, found.head_remat)
