@@ -12,7 +12,7 @@ from flax import struct
 
 from halos_jax.models import cache as caches
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.sampling.filters import find_cutoff, sum_above, sum_together
+from halos_jax.sampling.filters import find_kept, sum_above, sum_together
 from halos_jax.sharding import constrain
 
 # Tokens whose weights are summed, block by block, to find the one that is drawn: a cumulative sum
@@ -205,28 +205,28 @@ def draw_tokens(
         return drawn, _take(logits, drawn) - jax.nn.logsumexp(logits, axis=-1)
     candidates = count_candidates(settings.top_p)
     searched = 1.0 if candidates else settings.top_p
-    peak, cutoff = jnp.max(logits, axis=-1, keepdims=True), None
+    peak, allowed = jnp.max(logits, axis=-1), logits
     if settings.top_k or searched < 1:
         scaled = logits / settings.temperature
-        cutoff = find_cutoff(scaled, top_k=settings.top_k, top_p=searched)
+        kept = find_kept(scaled, top_k=settings.top_k, top_p=searched)
+        allowed = jnp.where(kept, logits, -jnp.inf)
 
-    def weigh(logits: jax.Array, rows: Callable = lambda x: x) -> jax.Array:
-        weights = jnp.exp((logits - rows(peak)) / settings.temperature)
-        return weights if cutoff is None else jnp.where(weights >= rows(cutoff), weights, 0.0)
+    def weigh(logits: jax.Array, temperature: float = settings.temperature) -> jax.Array:
+        return jnp.exp((logits - jnp.expand_dims(peak, range(1, logits.ndim))) / temperature)
 
     def draw_uniforms(key_data, position):
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), position)
         return jax.random.uniform(key, (max(candidates, 1),))
 
     uniforms = jax.vmap(draw_uniforms)(keys, generated)
-    blocks = _split_blocks(logits)
-    sums, shares = sum_together([weigh(blocks, _widen), jnp.exp(blocks - _widen(peak))])
-    normalizers = peak[:, 0] + jnp.log(jnp.sum(shares, axis=-1))
+    blocks = _split_blocks(allowed)
+    sums, shares = sum_together([weigh(blocks), weigh(_split_blocks(logits), 1.0)])
+    normalizers = peak + jnp.log(jnp.sum(shares, axis=-1))
     drawn = invert_cumulative(blocks, sums, uniforms, weigh)
     if candidates < 2:
         return drawn[:, 0], _take(logits, drawn[:, 0]) - normalizers
     # Logits are compared, not weights: these may be rounded otherwise where they are formed again.
-    likelier = sum_above(weigh(logits), logits, jnp.take_along_axis(logits, drawn, axis=-1))
+    likelier = sum_above(weigh(allowed), allowed, jnp.take_along_axis(allowed, drawn, axis=-1))
     accepted = likelier < settings.top_p * jnp.sum(sums, axis=-1, keepdims=True)
     likeliest = jnp.argmin(likelier, axis=-1)
     taken = jnp.where(jnp.any(accepted, axis=-1), jnp.argmax(accepted, axis=-1), likeliest)
@@ -236,10 +236,6 @@ def draw_tokens(
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, index[:, None], axis=-1)[:, 0]
-
-
-def _widen(x: jax.Array) -> jax.Array:
-    return x[:, None]
 
 
 def count_candidates(top_p: float) -> int:
@@ -261,7 +257,10 @@ def _split_blocks(logits: jax.Array) -> jax.Array:
 
 
 def invert_cumulative(
-    blocks: jax.Array, sums: jax.Array, uniforms: jax.Array, weigh: Callable[..., jax.Array]
+    blocks: jax.Array,
+    sums: jax.Array,
+    uniforms: jax.Array,
+    weigh: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
     """Return i32[S, C], the first tokens whose cumulative weight exceeds a uniform's share of the
     row.
@@ -274,14 +273,14 @@ def invert_cumulative(
       blocks: f32[S, V / 512, 512], the logits.
       sums: f32[S, V / 512], the sums of their weights.
       uniforms: f32[S, C], in [0, 1).
-      weigh: from logits `[S, ..., n]` and a function that gives arrays `[S, 1]` that many axes, to
-        weights: 0 or more, not all 0 in a row, 0 of -inf; they need not sum to 1.
+      weigh: from logits `[S, ..., n]` to weights: 0 or more, not all 0 in a row, 0 of -inf; they
+        need not sum to 1.
     """
     up_to = jnp.cumsum(sums, axis=-1)
     target = uniforms * up_to[:, -1:]
     index = _find_first(up_to[:, None] > target[..., None], sums[:, None] > 0)
     before = jnp.take_along_axis(up_to - sums, index, axis=-1)
-    inside = weigh(jnp.take_along_axis(blocks, index[..., None], axis=1), _widen)
+    inside = weigh(jnp.take_along_axis(blocks, index[..., None], axis=1))
     for width in (_SMALL_BLOCK, 1):
         blocks = inside.reshape(*inside.shape[:2], -1, width)
         sums = jnp.sum(blocks, axis=-1)

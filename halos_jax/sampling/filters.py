@@ -30,19 +30,15 @@ def filter_logits(
         2020), after top-k. Ties with the last one stay.
     """
     logits = logits / temperature
-    cutoff = find_cutoff(logits, top_k=top_k, top_p=top_p)
-    return jnp.where(compute_weights(logits) >= cutoff, logits, -jnp.inf)
+    return jnp.where(find_kept(logits, top_k=top_k, top_p=top_p), logits, -jnp.inf)
 
 
-def compute_weights(logits: jax.Array) -> jax.Array:
-    """Return the probabilities f32[S, V] over that of the row's likeliest token."""
-    return jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-
-
-def find_cutoff(logits: jax.Array, *, top_k: int, top_p: float) -> jax.Array:
-    """Return the least weight f32[S, 1] that may be drawn; arguments as of `filter_logits`, with
-    the temperature applied."""
-    weights = compute_weights(logits)
+def find_kept(logits: jax.Array, *, top_k: int, top_p: float) -> jax.Array:
+    """Return bool[S, V], the tokens that may be drawn; arguments as of `filter_logits`, with the
+    temperature applied."""
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    # Formed once: rounded otherwise when formed again, the last token kept could be lost.
+    weights = jax.lax.optimization_barrier(weights)
     cutoff = jnp.zeros((*logits.shape[:-1], 1), jnp.float32)
     if top_k and top_k < logits.shape[-1]:
         cutoff = _search(jnp.ones_like(weights), weights, top_k)
@@ -50,7 +46,7 @@ def find_cutoff(logits: jax.Array, *, top_k: int, top_p: float) -> jax.Array:
         left = jnp.where(weights >= cutoff, weights, 0.0)
         share = top_p * jnp.sum(left, axis=-1)
         cutoff = jnp.maximum(cutoff, _search(left, left, share))
-    return cutoff
+    return weights >= cutoff
 
 
 def sum_above(weights: jax.Array, logits: jax.Array, cutoffs: jax.Array) -> jax.Array:

@@ -47,6 +47,7 @@ PROMPTS = [
         {"temperature": 0.6, "top_k": 6},
         {"temperature": 2.0, "top_p": 0.7},  # tested candidates
         {"temperature": 1.0, "top_k": 9, "top_p": 0.9},
+        {"temperature": 0.7, "top_k": 5, "top_p": 0.4},
         {"temperature": 2.0, "top_p": 0.4},  # a cutoff that is searched for
     ],
 )
@@ -85,7 +86,7 @@ def test_the_cumulative_sum_is_inverted_at_its_very_ends_and_between_blocks():
         jnp.log(blocks),
         jnp.asarray(blocks.sum(axis=-1)),
         jnp.asarray(uniforms)[:, None],
-        lambda logits, _: jnp.exp(logits),
+        jnp.exp,
     )
     drawn = np.asarray(drawn)[:, 0]
     cumulative = np.cumsum(weights.astype(np.float64), axis=-1)
