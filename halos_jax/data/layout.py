@@ -29,6 +29,9 @@ class Layout:
         return sum(count for count, _ in self.buckets)
 
 
+_FEW = 8  # sequences in a bucket, among which one more or less is luck
+
+
 class LayoutMemory:
     """The layouts that a run's programs are compiled for, by the name of what is planned.
 
@@ -105,7 +108,7 @@ def reuse_layout(items, steps, *, needed: Layout, known: Layout) -> Layout:
     same = (known.rows, known.microbatches) == (needed.rows, needed.microbatches)
     if not same or longest > lengths[-1]:
         return needed
-    buckets = _grow_buckets(known.buckets, _count_longer(rows, lengths), parts=2)
+    buckets = _grow_buckets(known.buckets, _count_longer(rows, lengths), recurring=True)
     grown = dataclasses.replace(
         known,
         tokens=max(known.tokens, needed.tokens),
@@ -137,7 +140,7 @@ def _fit_buckets(
         bounds = (-(-longest * part // number) for part in range(1, number + 1))
         lengths = sorted({-(-bound // multiple) * multiple for bound in bounds})
         empty, longer = [(0, length) for length in lengths], _count_longer(rows, lengths)
-        buckets = _grow_buckets(empty, longer, parts=2 if recurring else 8)
+        buckets = _grow_buckets(empty, longer, recurring=recurring)
         buckets = tuple(bucket for bucket in buckets if bucket[0])
         choices.append((_measure_view(buckets), buckets))
     most = (1.25 if recurring else 1.05) * min(cost for cost, _ in choices)
@@ -154,13 +157,15 @@ def _count_longer(rows, lengths: Sequence[int]) -> np.ndarray:
     return most
 
 
-def _grow_buckets(buckets, longer: np.ndarray, *, parts: int) -> tuple[tuple[int, int], ...]:
-    """Return `buckets` with as many sequences more as `longer` (of `_count_longer`) asks for."""
+def _grow_buckets(buckets, longer: np.ndarray, *, recurring: bool) -> tuple[tuple[int, int], ...]:
+    """Return `buckets` with as many sequences more as `longer` (of `_count_longer`) asks for; of
+    those that recur, where it asks for few, with one to spare."""
     grown, held = [], 0
     for (count, length), needed in zip(reversed(buckets), reversed(longer), strict=True):
         missing = int(needed) - held - count
         if missing > 0:
-            count = round_shape(count + missing, 1, parts=parts)
+            count += missing + (recurring and count + missing < _FEW)
+            count = round_shape(count, 1, parts=2 if recurring else 8)
         held += count
         grown.append((count, length))
     return tuple(reversed(grown))
