@@ -38,6 +38,7 @@ class _Job:
     ids: list[int] = dataclasses.field(default_factory=list)
     logps: list[float] = dataclasses.field(default_factory=list)
     finish_reason: str = ""
+    output: str = ""  # its text, when it is finished
     steps: int = 0  # that it has been under way for; looked at or not
 
 
@@ -287,7 +288,9 @@ def _collect(sampler, output, owner, on_sample) -> int:
             job.finish_reason = FINISH_STOP
         elif done[slot]:
             job.finish_reason = FINISH_STOP if job.ids[-1] in sampler.stop_ids else FINISH_LENGTH
-        finished += bool(job.finish_reason)
+        if job.finish_reason:  # detokenised at once: the device is busy with the next chunk
+            job.output = _decode_output(sampler, job)
+            finished += 1
     if finished:
         on_sample(finished)
     return finished
@@ -318,14 +321,18 @@ def _cut_at_stop_string(sampler: Sampler, job: _Job, new: int) -> bool:
     return True
 
 
-def _make_sample(sampler: Sampler, job: _Job, generator: str) -> Sample:
+def _decode_output(sampler: Sampler, job: _Job) -> str:
     text = sampler.renderer.decode_response(job.ids)
     for stop in sampler.settings.stop:
         text = text.partition(stop)[0]
+    return text
+
+
+def _make_sample(sampler: Sampler, job: _Job, generator: str) -> Sample:
     return Sample(
         prompt=job.prompt,
         sample_id=job.sample_id,
-        output=text,
+        output=job.output,
         prompt_ids=tuple(job.prompt_ids),
         response_ids=tuple(job.ids),
         finish_reason=job.finish_reason,
