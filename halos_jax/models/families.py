@@ -55,14 +55,7 @@ def make_decoder_config(hf_config: HFConfig, settings: ModelConfig | None = None
             f"model:\n  {lines}\nUse a model without these features."
         )
     if settings is not None:
-        for name in (
-            "params_dtype",
-            "compute_dtype",
-            "attention",
-            "remat",
-            "head_remat",
-            "head_chunk",
-        ):
+        for name in _EXECUTION:
             fields[name] = getattr(settings, name)
     return DecoderConfig(**fields)
 

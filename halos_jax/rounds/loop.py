@@ -22,7 +22,7 @@ from halos_jax.rounds import disk, final, source, stages
 from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.checkpoints import CheckpointError, Checkpoints, open_checkpoints
-from halos_jax.rounds.interrupt import StopSignal
+from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.rounds.report import format_rounds, last_round, report_round
 from halos_jax.rounds.stages import Run
 from halos_jax.rounds.start import load_frozen, load_policy, load_start
@@ -64,6 +64,9 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
             run, position = _make_run(source.use_final(config), info, mesh, stop)
             try:
                 return _run_rounds(run, position)
+            except Interrupted:
+                _settle(run, position)  # what is done of the round before counts
+                raise
             finally:
                 run.checkpoints.close()
     finally:
@@ -143,7 +146,7 @@ def _run_round(
         manifest = commit(manifest, "feedback", files=files, metrics=metrics)
     if manifest.next_stage == "train" and position.round < round:
         run.stop.check()
-        stages.forget_samples(run, round + 1)
+        stages.forget_samples(run, round)
         with timed("train"):
             position.state = stages.train_stage(
                 run,

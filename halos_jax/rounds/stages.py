@@ -285,11 +285,12 @@ def remove_eval_shards(run: Run, folder: Path) -> None:
 
 
 def forget_samples(run: Run, round: int) -> None:
-    """Delete what is sampled of a round whose policy is about to be trained once more: on some
-    devices the policy comes out a little different."""
+    """Delete what the policy of a round has sampled before, if that is about to be trained once
+    more: on some devices it comes out a little different."""
+    remove_eval_shards(run, round_folder(run.workdir, round))
     if run.is_writer:
-        shutil.rmtree(round_folder(run.workdir, round), ignore_errors=True)
-    sharding.wait_for_all(f"forget round {round}")
+        shutil.rmtree(round_folder(run.workdir, round + 1), ignore_errors=True)
+    sharding.wait_for_all(f"forget samples of round {round}")
 
 
 def make_feedback(

@@ -82,11 +82,12 @@ def _count_bytes(
     heads = attended + 2 * config.num_kv_heads * config.head_dim // split
     experts = config.experts
     mlp = (experts.d_mlp * experts.per_token if experts else config.d_mlp) // split
+    gates = mlp if experts or config.gated_mlp else 0
     kept = {
         "full": 0,
         "attention": heads + attended,
-        "gate": heads + attended + mlp,
-        "matmuls": heads + attended + 2 * mlp,
+        "gate": heads + attended + gates,
+        "matmuls": heads + attended + gates + mlp,
         "none": 2 * (heads + attended) + 4 * mlp + 4 * config.d_model,
     }[remat]
     # Unrolled, the blocks' buffers are laid out one by one, and less tightly.

@@ -87,8 +87,14 @@ def test_settings_decide_how_it_runs():
         compute_dtype="float32",
         attention="xla",
         remat="full",
+        head_remat=False,
+        unroll_layers=True,
         head_chunk=64,
     )
+    default = ModelConfig()
+    for name in families._EXECUTION:
+        assert getattr(settings, name) != getattr(default, name), "one that could get lost"
+        assert getattr(make_decoder_config(LLAMA_1B, settings), name) == getattr(settings, name)
     config = make_decoder_config(LLAMA_1B, settings)
     assert (config.params_dtype, config.compute_dtype) == ("bfloat16", "float32")
     assert (config.attention, config.remat, config.head_chunk) == ("xla", "full", 64)
