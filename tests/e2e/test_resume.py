@@ -149,6 +149,9 @@ def test_sigterm_saves_and_asks_to_be_run_again(program, finished, tmp_path, poi
     assert errors.splitlines() == [
         "Interrupted: stopped by SIGTERM; run the same command again to carry on"
     ]
+    if "2 sample" in point:
+        before = states.load_manifest(states.round_folder(workdir, 1))
+        assert before.next_stage is None, "the round before is not done, though it was"
     code, output, _ = program.run(workdir, "checkpoint.every=0")
     assert code == 0
     if "train" in point:

@@ -285,3 +285,15 @@ def test_other_processes_write_nothing(tmp_path, sampled):
     run = make_run(is_writer=False)
     stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_policy_has_sampled_goes_when_it_is_trained_again(tmp_path):
+    kept = ["0001/samples.jsonl", "0001/manifest.json", "0000/eval.shard-0000.jsonl"]
+    gone = ["0001/eval.shard-0000.jsonl", "0002/samples.shard-0000.jsonl", "0002/samples.jsonl"]
+    for name in kept + gone:
+        path = tmp_path / "rounds" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    stages.forget_samples(make_run(workdir=tmp_path), 1)
+    left = {str(p.relative_to(tmp_path / "rounds")) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == set(kept) and not (tmp_path / "rounds" / "0002").exists()
