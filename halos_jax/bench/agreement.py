@@ -44,7 +44,9 @@ def run_agreement_case(
 
     def compile_gradient(options: dict[str, Any]) -> Callable[[Any, Batch], Any]:
         chosen = dataclasses.replace(model, **options)
-        return jax.jit(lambda params, batch: loss_and_gradient(params, None, batch, loss, chosen)[1])
+        return jax.jit(
+            lambda params, batch: loss_and_gradient(params, None, batch, loss, chosen)[1]
+        )
 
     run_fast = compile_gradient(_FAST)  # one program: another compilation may choose other kernels
     fast, again = run_fast(params, batch), run_fast(params, batch)
