@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from halos_jax import config as config_lib
 from halos_jax.config import Config, ConfigError
+from halos_jax.errors import UserError
 from halos_jax.overrides import apply_overrides, split_overrides
 
 # The overrides are ours to parse (see `apply_overrides`); the flag library must not see them.
@@ -191,39 +192,9 @@ def run() -> None:
     argv, overrides = split_overrides(sys.argv)
     try:
         app.run(lambda rest: main(rest, overrides), argv=argv)
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None:
-            raise
+    except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(code)
-
-
-def _exit_code(error: Exception) -> int | None:
-    """Return the exit code of an error that its message explains; None for a fault of ours."""
-    from halos_jax.data.fields import RecordError
-    from halos_jax.metrics import MetricsError, NonFiniteError
-    from halos_jax.models.families import ModelError
-    from halos_jax.rewards.scorers import RewardError
-    from halos_jax.rounds.checkpoints import CheckpointError
-    from halos_jax.rounds.disk import WorkdirError
-    from halos_jax.rounds.interrupt import EXIT_CODE, Interrupted
-    from halos_jax.rounds.state import ManifestError
-
-    explained = (
-        ConfigError,
-        RecordError,
-        ModelError,
-        RewardError,
-        MetricsError,
-        NonFiniteError,
-        CheckpointError,
-        ManifestError,
-        WorkdirError,
-    )
-    if isinstance(error, Interrupted):
-        return EXIT_CODE
-    return 1 if isinstance(error, explained) else None
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from halos_jax.errors import UserError
+
 # A run whose loss or gradient is not finite is over: it stops instead of writing noise.
 MUST_BE_FINITE = ("loss/train", "grad_norm")
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(UserError, FloatingPointError):
     """The training loss or the gradient norm of a step is not finite."""
 
 
-class MetricsError(ValueError):
+class MetricsError(UserError, ValueError):
     """A metrics file holds what is no record."""
 
 

@@ -80,7 +80,7 @@ def explain_unknown(path: str, cls: type) -> str:
     if not close:
         by_leaf = {name.rpartition(".")[2]: name for name in known}
         close = [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, n=1)]
-    hint = f"did you mean {close[0]!r}?" if close else "see halos_jax/config.py for the fields"
+    hint = f"did you mean {close[0]!r}?" if close else "see halos_jax/sections.py for the fields"
     return f"{path}: unknown field; {hint}"
 
 

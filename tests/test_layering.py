@@ -9,7 +9,8 @@ PACKAGE = "halos_jax"
 
 # A module imports only from lower levels, or from its own subpackage.
 LEVELS = (
-    {"schema", "limits", "reward_config"},
+    {"errors"},
+    {"schema", "limits", "reward_config", "sections", "storage"},
     {"types", "config"},
     {"overrides", "sharding", "metrics", "losses"},
     {"models", "data"},

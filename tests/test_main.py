@@ -17,7 +17,6 @@ from halos_jax.models.families import ModelError
 from halos_jax.overrides import apply_overrides, split_overrides
 from halos_jax.rewards.scorers import RewardError
 from halos_jax.rounds.checkpoints import CheckpointError
-from halos_jax.rounds.disk import WorkdirError
 from halos_jax.rounds.eval_task import run_evaluation
 from halos_jax.rounds.export_task import run_export
 from halos_jax.rounds.interrupt import Interrupted
@@ -26,6 +25,7 @@ from halos_jax.rounds.loop import run_online
 from halos_jax.rounds.sample_task import run_sampling
 from halos_jax.rounds.single import run_training
 from halos_jax.rounds.state import ManifestError
+from halos_jax.storage import WorkdirError
 
 EXPLAINED = [
     CheckpointError,

@@ -81,7 +81,7 @@ def test_an_integer_is_a_number_but_not_the_reverse():
         ("rte", "did you mean 'other.rate'?"),
         ("inner", "is a section, not a field; set one of its fields, such as 'inner.size'"),
         ("free", "is a section"),
-        ("qqqq", "see halos_jax/config.py"),
+        ("qqqq", "see halos_jax/sections.py"),
     ],
 )
 def test_an_unknown_path_is_explained(path, expected):

@@ -5,10 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from halos_jax.errors import UserError
 from halos_jax.types import Turn
 
 
-class RecordError(ValueError):
+class RecordError(UserError, ValueError):
     """A record or file that cannot be used, with file, line and field in the message."""
 
 

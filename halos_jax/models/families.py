@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from halos_jax.config import ModelConfig
+from halos_jax.errors import UserError
 from halos_jax.models import gating
 from halos_jax.models.family_table import FAMILIES, Family
 from halos_jax.models.hf_fields import ROPE_FIELDS, HFConfig
@@ -14,7 +15,7 @@ from halos_jax.models.layouts import Tensor, bind_tensors
 from halos_jax.models.spec import DecoderConfig, RopeConfig, list_shapes
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """A model folder, or something in it, that cannot be used; the message says why."""
 
 

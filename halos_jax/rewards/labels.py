@@ -10,12 +10,13 @@ from typing import Any
 from halos_jax.config import RewardConfig
 from halos_jax.data.fields import Fields
 from halos_jax.data.records import read_records
+from halos_jax.errors import UserError
 from halos_jax.types import FINISH_LENGTH, Sample
 
 logger = logging.getLogger(__name__)
 
 
-class RewardError(ValueError):
+class RewardError(UserError, ValueError):
     """A reward function, model or judge gave what is no reward, or left out too many samples."""
 
 

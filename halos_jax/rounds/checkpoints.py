@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from halos_jax import sharding
+from halos_jax.errors import UserError
 from halos_jax.rounds.arrays import compare_arrays, describe_array, name_arrays
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ _SAVED = re.compile(r"\d{8}")
 _LEFTOVER = re.compile(r"\d{8}\.(orbax-checkpoint-tmp.*|deleting)")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint is missing, incomplete, unreadable or of another structure."""
 
 

@@ -8,12 +8,12 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
-from halos_jax import sharding
+from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets, records
 from halos_jax.losses import get_loss
 from halos_jax.rewards.scorers import make_function_scorer, make_scorer
-from halos_jax.rounds import disk, source, stages, start
+from halos_jax.rounds import source, stages, start
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.job import Job, open_job
 from halos_jax.rounds.sample_task import load_sampler
@@ -128,7 +128,7 @@ def _write_result(
         "metrics": metrics,
     }
     if job.is_writer:
-        disk.write_json_atomic(job.workdir / RESULT, result)
+        storage.write_json_atomic(job.workdir / RESULT, result)
     sharding.wait_for_all("wrote the result")
     job.commit("evaluate", files=files | {RESULT: 1}, metrics=metrics)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))

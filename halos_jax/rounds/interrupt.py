@@ -7,12 +7,16 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from halos_jax.errors import UserError
+
 # EX_TEMPFAIL of sysexits.h: run the same command again.
 EXIT_CODE = 75
 
 
-class Interrupted(RuntimeError):
+class Interrupted(UserError, RuntimeError):
     """The run was asked to stop; everything needed to carry on is on disk."""
+
+    exit_code = EXIT_CODE
 
 
 class StopSignal:

@@ -17,10 +17,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from halos_jax import sharding
+from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
 from halos_jax.rewards.scorers import Scorer
-from halos_jax.rounds import disk
 from halos_jax.rounds import state as states
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.state import Manifest
@@ -113,7 +112,7 @@ def open_job(config: Config, stop: StopSignal) -> Iterator[Job]:
     info = states.join_run(config)
     try:
         mesh = sharding.make_mesh(config.mesh)
-        with disk.explain_run_errors(info.workdir), jax.set_mesh(mesh):
+        with storage.explain_run_errors(info.workdir), jax.set_mesh(mesh):
             manifest = states.load_manifest(info.workdir)
             if manifest is not None:
                 states.verify_files(info.workdir, manifest)

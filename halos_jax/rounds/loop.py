@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from halos_jax import sharding
+from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets
 from halos_jax.data.layout import LayoutMemory
@@ -18,7 +18,7 @@ from halos_jax.losses import get_loss
 from halos_jax.metrics import MetricWriter
 from halos_jax.models.lora import merge_adapter
 from halos_jax.rewards.scorers import check_references, make_function_scorer, make_scorer
-from halos_jax.rounds import disk, final, source, stages
+from halos_jax.rounds import final, source, stages
 from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.checkpoints import CheckpointError, Checkpoints, open_checkpoints
@@ -60,7 +60,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
             last = last_round(info.workdir)
             return dict(states.load_manifest(round_folder(info.workdir, last)).metrics)
         mesh = sharding.make_mesh(config.mesh)
-        with disk.explain_run_errors(info.workdir), jax.set_mesh(mesh):
+        with storage.explain_run_errors(info.workdir), jax.set_mesh(mesh):
             run, position = _make_run(source.use_final(config), info, mesh, stop)
             try:
                 return _run_rounds(run, position)
@@ -321,9 +321,9 @@ def _open_round(run: Run, round: int, plan) -> Manifest:
     """Return the round's manifest as it stands on disk, checked, or a new one."""
     folder = round_folder(run.workdir, round)
     if run.is_writer:
-        with disk.explain_os_errors(folder):
+        with storage.explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            disk.remove_partials(folder)
+            storage.remove_partials(folder)
     sharding.wait_for_all(f"open round {round}")
     manifest = states.load_manifest(folder)
     prompts = run.prompts[plan.start : plan.stop] if round else run.held_out

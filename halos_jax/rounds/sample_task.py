@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from halos_jax import sharding
+from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets, records
 from halos_jax.data.fields import RecordError
 from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.scorers import make_scorer
-from halos_jax.rounds import disk, scoring, source, stages
+from halos_jax.rounds import scoring, source, stages
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.job import Job, open_job
 from halos_jax.sampling.sampler import make_sampler
@@ -198,7 +198,7 @@ def _write_output(job: Job, output: Path | None) -> None:
         metrics = {"best": len(samples)}
         if samples:
             metrics["reward_best"] = float(np.mean([one.reward for one in samples]))
-    with disk.explain_os_errors(output):
+    with storage.explain_os_errors(output):
         if job.is_writer:
             output.parent.mkdir(parents=True, exist_ok=True)
         if settings.format == "alpacaeval":
@@ -208,7 +208,7 @@ def _write_output(job: Job, output: Path | None) -> None:
             dataset = name_dataset(job.config.data.train)
             rows = [make_alpacaeval_record(sample, dataset) for sample in samples]
             if job.is_writer:
-                disk.write_json_atomic(output, rows)
+                storage.write_json_atomic(output, rows)
             sharding.wait_for_all("wrote the output")
         else:
             stages.write_rows(job, output, map(records.sample_to_record, samples))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from halos_jax import sharding
+from halos_jax import sharding, storage
 from halos_jax.config import Config
 from halos_jax.data.batches import count_steps
 from halos_jax.data.chat import Renderer
@@ -18,7 +18,7 @@ from halos_jax.data.items import load_items, report_balance
 from halos_jax.data.tokenize import make_lengths
 from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import MetricWriter, read_metrics
-from halos_jax.rounds import disk, final, source
+from halos_jax.rounds import final, source
 from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
@@ -48,7 +48,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
             logger.info("%s is complete: nothing to do", info.workdir)
             return _last_metrics(info.workdir)
         mesh = sharding.make_mesh(config.mesh)
-        with disk.explain_run_errors(info.workdir), jax.set_mesh(mesh):
+        with storage.explain_run_errors(info.workdir), jax.set_mesh(mesh):
             checkpoints = open_checkpoints(
                 info.workdir / "checkpoints", keep=config.checkpoint.keep
             )

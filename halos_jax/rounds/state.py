@@ -22,8 +22,8 @@ from typing import Any
 import jax
 
 from halos_jax import config as config_lib
-from halos_jax import sharding
-from halos_jax.rounds import disk
+from halos_jax import sharding, storage
+from halos_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ MANIFEST = "manifest.json"
 VERSION = 1
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError, ValueError):
     """A round's manifest, or a file that it names, is not what the run wrote."""
 
 
@@ -118,11 +118,11 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
     path = workdir / "config.json"
     lock = None
     try:
-        with disk.explain_os_errors(workdir):
+        with storage.explain_os_errors(workdir):
             if is_writer:
                 workdir.mkdir(parents=True, exist_ok=True)
                 lock = _lock_workdir(workdir)
-                disk.remove_partials(workdir)
+                storage.remove_partials(workdir)
             is_resumed = path.exists()
             plain = config_lib.to_dict(config)
             old = _read_config(path) if is_resumed else plain
@@ -130,7 +130,7 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
                 is_resumed, old = False, plain
             _refuse_changes(workdir, old, plain)
             if is_writer and not (is_resumed and old == plain):
-                disk.write_json_atomic(path, plain)
+                storage.write_json_atomic(path, plain)
     except BaseException:
         if lock is not None:
             os.close(lock)
@@ -169,7 +169,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         plain = error
     if not isinstance(plain, dict):
-        raise disk.WorkdirError(
+        raise storage.WorkdirError(
             f"workdir: {path} is not the JSON object that a run writes ({plain}); put the file "
             "back, or start in another folder with --config.workdir=DIR"
         )
@@ -180,7 +180,7 @@ def _refuse_changes(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any
     changed = config_lib.changed_fields(old, new)
     if changed:
         lines = "\n".join(f"  - {line}" for line in changed)
-        raise disk.WorkdirError(
+        raise storage.WorkdirError(
             f"workdir: {workdir} holds a run of another configuration; changed:\n{lines}\n"
             f"allowed to change on resume: {', '.join(config_lib.RESUMABLE)}; set the fields back, "
             "or start a new run with --config.workdir=DIR"
@@ -195,7 +195,7 @@ def _lock_workdir(workdir: Path) -> int:
     except BlockingIOError:
         holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "unknown"
         os.close(lock)
-        raise disk.WorkdirError(
+        raise storage.WorkdirError(
             f"workdir: {workdir} is in use by another job (process {holder}); wait for it, stop "
             "it, or choose another folder with --config.workdir=DIR"
         ) from None
@@ -246,7 +246,7 @@ def load_manifest(folder: str | Path) -> Manifest | None:
 
 def save_manifest(folder: str | Path, manifest: Manifest) -> None:
     """Replace the manifest in `folder`; WorkdirError where it cannot be written."""
-    disk.write_json_atomic(Path(folder) / MANIFEST, dataclasses.asdict(manifest))
+    storage.write_json_atomic(Path(folder) / MANIFEST, dataclasses.asdict(manifest))
 
 
 def commit_stage(
@@ -286,9 +286,9 @@ def commit_stage(
     missing = [name for name in files or {} if not (folder / name).is_file()]
     if missing:
         raise ManifestError(f"{folder}: stage {stage!r} has not written {', '.join(missing)}")
-    with disk.explain_os_errors(folder):
+    with storage.explain_os_errors(folder):
         records = {
-            name: FileRecord(disk.hash_file(folder / name), int(count))
+            name: FileRecord(storage.hash_file(folder / name), int(count))
             for name, count in (files or {}).items()
         }
         updates["metrics"] = {**manifest.metrics, **updates.get("metrics", {})}
@@ -310,7 +310,7 @@ def verify_files(folder: str | Path, manifest: Manifest) -> None:
         path = folder / name
         if not path.is_file():
             wrong.append(f"{name} is missing")
-        elif (found := disk.hash_file(path)) != record.sha256:
+        elif (found := storage.hash_file(path)) != record.sha256:
             wrong.append(f"{name} has sha256 {found[:12]}..., expected {record.sha256[:12]}...")
     if wrong:
         raise ManifestError(

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from halos_jax.config import Config, ConfigError
-from halos_jax.rounds.disk import WorkdirError
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.job import open_job
 from halos_jax.rounds.state import ManifestError
+from halos_jax.storage import WorkdirError
 
 
 def begin(config, inputs="inputs", **options):

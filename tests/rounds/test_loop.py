@@ -24,9 +24,9 @@ from halos_jax.losses import get_loss
 from halos_jax.rounds import loop
 from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import CheckpointError
-from halos_jax.rounds.disk import WorkdirError
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.rounds.state import Manifest, round_folder
+from halos_jax.storage import WorkdirError
 from halos_jax.training import loop as training
 from halos_jax.types import Prompt, Turn
 

@@ -10,10 +10,11 @@ import textwrap
 
 import pytest
 
+from halos_jax import storage
 from halos_jax.config import Config, TrainConfig
-from halos_jax.rounds import disk, state
-from halos_jax.rounds.disk import WorkdirError
+from halos_jax.rounds import state
 from halos_jax.rounds.state import Manifest, ManifestError
+from halos_jax.storage import WorkdirError
 
 
 def write(folder, name, text="{}\n"):
@@ -127,7 +128,7 @@ def test_a_full_disk_leaves_the_old_manifest(tmp_path, monkeypatch, function):
         with pytest.raises(WorkdirError, match=r"No space left.*free some space"):
             state.commit_stage(tmp_path, old, "score", files={"scores.jsonl": 1})
     assert state.load_manifest(tmp_path) == old
-    disk.remove_partials(tmp_path)
+    storage.remove_partials(tmp_path)
     assert not list(tmp_path.glob("*.partial"))
     new = state.commit_stage(tmp_path, old, "score", files={"scores.jsonl": 1})
     assert state.load_manifest(tmp_path) == new
@@ -228,10 +229,11 @@ def test_two_jobs_never_share_a_workdir(tmp_path):
     script = """
         import sys
         from halos_jax.config import Config
-        from halos_jax.rounds import disk, state
+        from halos_jax import storage
+from halos_jax.rounds import state
         try:
             state.open_run(sys.argv[1], Config())
-        except disk.WorkdirError as error:
+        except storage.WorkdirError as error:
             print(error)
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]

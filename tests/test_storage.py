@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from halos_jax.rounds import disk
-from halos_jax.rounds.disk import WorkdirError
+from halos_jax import storage
+from halos_jax.storage import WorkdirError
 
 
 def write(folder, name):
@@ -19,14 +19,14 @@ def test_remove_partials_takes_nothing_else(tmp_path):
     write(tmp_path / "final", "config.json")
     elsewhere = tmp_path / "final"
     (tmp_path / "link.partial").symlink_to(elsewhere)
-    disk.remove_partials(tmp_path)
+    storage.remove_partials(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["final", "partial", "samples.jsonl"]
     assert (elsewhere / "config.json").exists()
 
 
 def test_numbers_that_json_lacks_are_refused(tmp_path):
     with pytest.raises(ValueError):
-        disk.write_json_atomic(tmp_path / "x.json", {"loss": float("nan")})
+        storage.write_json_atomic(tmp_path / "x.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
 
 
@@ -40,10 +40,10 @@ def test_numbers_that_json_lacks_are_refused(tmp_path):
     ],
 )
 def test_an_os_error_names_the_path_and_what_to_do(code, advice):
-    with pytest.raises(WorkdirError, match=advice) as error, disk.explain_os_errors("runs/a"):
+    with pytest.raises(WorkdirError, match=advice) as error, storage.explain_os_errors("runs/a"):
         raise OSError(code, os.strerror(code))
     assert "'runs/a'" in str(error.value) and os.strerror(code) in str(error.value)
-    with pytest.raises(WorkdirError, match="runs/a/b"), disk.explain_os_errors("runs/a"):
+    with pytest.raises(WorkdirError, match="runs/a/b"), storage.explain_os_errors("runs/a"):
         raise OSError(code, os.strerror(code), "runs/a/b")
 
 
@@ -53,27 +53,27 @@ def test_only_errors_of_the_workdir_are_explained_in_a_run(tmp_path):
         OSError(errno.ENOSPC, "full"),
         OSError(errno.ENOSPC, "full", 7),
     ):
-        with pytest.raises(WorkdirError), disk.explain_run_errors(tmp_path / "run"):
+        with pytest.raises(WorkdirError), storage.explain_run_errors(tmp_path / "run"):
             raise error
     for error in (
         FileNotFoundError(errno.ENOENT, "missing", str(tmp_path / "rewards.txt")),
         FileNotFoundError(errno.ENOENT, "missing", str(tmp_path / "run2" / "x")),
         ConnectionError(errno.ECONNREFUSED, "refused"),
     ):
-        with pytest.raises(type(error)), disk.explain_run_errors(tmp_path / "run"):
+        with pytest.raises(type(error)), storage.explain_run_errors(tmp_path / "run"):
             raise error
 
 
 def test_a_relative_workdir_is_recognised(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WorkdirError), disk.explain_run_errors("run"):
+    with pytest.raises(WorkdirError), storage.explain_run_errors("run"):
         open(tmp_path / "run" / "missing" / "x", "w")  # noqa: SIM115
 
 
 def test_hash_and_atomic_write_agree_with_what_is_read(tmp_path):
     path = tmp_path / "a" / "x.json"
-    disk.write_json_atomic(path, {"b": 1})
-    before = disk.hash_file(path)
-    disk.write_json_atomic(path, {"b": 2})
-    assert path.read_text() == '{\n  "b": 2\n}\n' and disk.hash_file(path) != before
+    storage.write_json_atomic(path, {"b": 1})
+    before = storage.hash_file(path)
+    storage.write_json_atomic(path, {"b": 2})
+    assert path.read_text() == '{\n  "b": 2\n}\n' and storage.hash_file(path) != before
     assert [file.name for file in path.parent.iterdir()] == ["x.json"]

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from halos_jax.errors import UserError
+
 _ADVICE = {
     errno.EACCES: "give yourself write permission, or choose another folder",
     errno.EPERM: "give yourself write permission, or choose another folder",
@@ -30,7 +32,7 @@ _ADVICE = {
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
-class WorkdirError(RuntimeError):
+class WorkdirError(UserError, RuntimeError):
     """The workdir cannot be used: unwritable, full, locked, or of another configuration."""
 
 

@@ -1,0 +1,201 @@
+"""The sections of the configuration: every field with its default and one line of what it says."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    path: str = ""  # folder or hub id in Hugging Face format, or the workdir of a run
+    # Which of a workdir's checkpoints sample, eval and export take; "auto": final/, else the newest
+    checkpoint: int | Literal["auto"] = "auto"
+    tokenizer: str = ""  # folder or hub id; empty: the model's own
+    chat_template: str = ""  # Jinja file; empty: the tokenizer's, else the ChatML default
+    random_init: bool = False  # take only the architecture from `path`, draw the weights
+    added_tokens: tuple[str, ...] = ()  # special tokens for the tokenizer to have, new ones or not
+    added_tokens_init: Literal["mean", "random"] = "mean"  # of new tokens' embedding and head rows
+    pad_vocab_to: int = 1  # a vocabulary that grows does so to a multiple of this
+    params_dtype: Literal["float32", "bfloat16"] = "float32"  # the master weights
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    # What of a block is kept for the backward pass: all, nothing, attention's inputs and outputs,
+    # these and the MLP's gate, or all large matrix products; "auto": the fastest that memory holds.
+    remat: Literal["auto", "none", "full", "attention", "gate", "matmuls"] = "auto"
+    head_remat: bool | Literal["auto"] = "auto"  # form the logits once more in the backward pass
+    unroll_layers: bool = False  # faster by some per cent; compiles longer, takes more memory
+    head_chunk: int = 4096  # response positions whose logits exist at one time, in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Train a low-rank adapter on the frozen model of `model.path`."""
+
+    rank: int = 0  # 0: off, all params are trained (HALOs' own: 64)
+    alpha: float = 0.0  # the adapter is scaled by alpha / rank; 0: 4 x rank
+    dropout: float = 0.05  # of what enters the adapter, in training
+    targets: tuple[str, ...] = ("all-linear",)  # or Hugging Face module names: q_proj, ...
+    rslora: bool = False  # scale by alpha / sqrt(rank)
+    # How the frozen base is held: in `compute_dtype`, or its blocks' linear layers in 8 or 4 bits
+    base: Literal["compute", "int8", "nf4"] = "compute"
+    # An adapter in PEFT format to start from; rank, alpha, targets and rslora are then its own.
+    path: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    # A .json/.jsonl[.gz] file, a data set of data/hub.py as "name@split", any other of the hub as
+    # "id@split" or "id:config@split", or several of these with commas between.
+    train: str = ""
+    eval: str = ""  # the held-out set; empty: no evaluation
+    train_split: str = ""  # only records whose field `split` has this value; empty: all
+    eval_split: str = ""
+    max_train: int = 0  # records: a random subset, fixed by the seed; 0: all
+    max_eval: int = 0  # the same subset for every seed
+    n_examples: int = 0  # examples to train on over all epochs; 0: train.epochs alone decides
+    max_prompt_count: int = 0  # pairs of a prompt; 0: all
+    frac_unique_desirable: float = 1.0  # share of the desirable answers to keep ("unpaired" losses)
+    frac_unique_undesirable: float = 1.0
+    collapse_whitespace: bool = False  # runs of spaces and tabs become one space; spoils code
+    learn_turns: Literal["all", "last"] = "all"  # of the assistant, in conversations (SFT)
+    # Of feedback SFT learns the best output of each prompt, or every preferred or desirable one.
+    learn_outputs: Literal["best", "preferred"] = "best"
+    good_token: str = "<|good|>"  # of the loss "csft": what begins a desirable answer
+    bad_token: str = "<|bad|>"  # ... and any other
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundsConfig:
+    total_prompts: int = 2048
+    prompts_per_round: int = 512
+    num_skip: int = 0  # prompts to leave out at the start of the order
+    # The policy that the loss compares with: the SFT checkpoint, the policy at the start of the
+    # round, or the one of 1 to `sync_every` optimizer steps ago.
+    reference: Literal["sft", "round_start", "previous_step"] = "sft"
+    sync_every: int = 1  # of "previous_step": optimizer steps between two copies of the policy
+    export_each: bool = False  # leave each round's policy in rounds/0003/model
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    num_samples_per_prompt: int = 4
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 0  # 0: off
+    max_tokens: int = 2048  # of a response
+    max_prompt_length: int = 512
+    prefix: str = ""  # begins every answer, as a part of the prompt: csft's good token, say
+    stop: tuple[str, ...] = ()  # stop strings, besides the end-of-sequence tokens
+    slots: int = 256  # sequences decoded side by side, over all devices
+    chunk: int = 8  # decode steps between two looks at what has finished
+    shrink: int = 2  # go on with 1/shrink of the slots once no more are busy; 0: never
+    shard_prompts: int = 128  # the unit of durable sampling
+    keep_logps: bool = False  # write the token log-probabilities into samples.jsonl
+    generator: str = ""  # the policy's name in the records; empty: model.path
+    # Of task=sample alone:
+    num_prompts: int = 0  # of the run's order, after rounds.num_skip; 0: all
+    round: int = 1  # draw what this round of an online run would draw
+    best_of: bool = False  # keep of a prompt's samples the one with the highest reward
+    format: Literal["samples", "alpacaeval"] = "samples"
+    output: str = ""  # file of the result; empty: in the workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackConfig:
+    type: Literal["pairwise", "binary", "scalar"] = "pairwise"
+    mode: Literal["random", "max", "min", "all"] = "max"  # of "pairwise"
+    # Of "pairwise" the least difference of rewards, of "binary" the least desirable reward; "auto"
+    # is 0 for the former and "median" for the latter.
+    threshold: float | Literal["auto", "mean", "median"] = "auto"
+    scope: Literal["file", "prompt"] = "file"  # of which rewards "binary" takes mean or median
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["adamw", "adafactor", "lion", "sgd", "muon"] = "adamw"
+    learning_rate: float = 5e-6
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    value_max_grad_norm: float = 0.1  # of a value head (PPO), which is clipped by itself
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant"
+    decay_fraction: float = 0.2  # of "wsd": share of the steps that decay
+    warmup_fraction: float = 0.1
+    warmup_steps: int = -1  # -1: warmup_fraction of the expected steps
+    warmup_start: float = 0.1  # first learning rate, as a fraction of the peak
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    batch_size: int = 32  # examples (pairs, answers, groups, conversations) per optimizer step
+    max_length: int = 1250  # prompt + response; a longer response is cut
+    epochs: int = 1
+    eval_every: int = 32  # optimizer steps between evaluations; 0: only at start and end
+    log_every: int = 1  # optimizer steps between console lines; metrics.jsonl has every step
+    tokens_per_device: int = 16384  # largest packed row; longer batches become microbatches
+    ema_decay: float = 0.0  # of a moving average of the policy, to evaluate and export; 0: none
+    row_multiple: int = 128  # row lengths are rounded up to a multiple of this
+    mask_truncated: bool = False  # no loss on a response that was cut by a token limit
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    data: int = -1  # -1 (one axis at most): all devices that the other axes leave
+    fsdp: int = 1
+    tensor: int = 1
+    distributed: bool = False  # join the other processes of the job (TPU VMs, SLURM, GKE)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    keep: int = 1  # round checkpoints kept
+    every: int = 0  # optimizer steps between checkpoints inside a stage; 0: at its end
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Of task=eval: what `data.eval` holds and is used for."""
+
+    # "samples": prompts, to be answered and scored; "feedback": what the loss is computed on
+    on: Literal["samples", "feedback"] = "samples"
+    reference: str = ""  # of the loss; empty: the model that the run at model.path started from
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Of task=export: what becomes of the policy at `model.path`."""
+
+    output: str = ""  # folder; empty: final/ in the workdir
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # "auto": that of the params
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+    num_sft: int = 6000
+    num_pairs: int = 6000
+    num_prompts: int = 2048
+    num_eval: int = 128
+    mistakes: float = 0.5  # share of the demonstrations that are wrong on purpose
+    alphabet: str = "abcdefghij"
+    min_letters: int = 4  # of a prompt
+    max_letters: int = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    cases: tuple[str, ...] = ()  # see halos_jax/bench/workloads.py
+    steps: int = 10  # timed steps of a training or scoring case
+    examples: int = 0  # of a step, or prompts that are sampled; 0: the case's own
+    tiny: bool = False  # everything at a size for a CPU
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """Several tasks as one run; see `expand_pipeline`."""
+
+    tasks: tuple[str, ...] = ()  # run one after the other, each in workdir/<task>
+    # task -> section -> field -> value; "{workdir}" in a string is the pipeline's workdir
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
