@@ -17,6 +17,7 @@ from halos_jax.models.hf_fields import (
     read_experts,
     read_rope,
     read_two_ropes,
+    read_unrotated,
     read_windows,
 )
 from halos_jax.models.layouts import (
@@ -146,6 +147,15 @@ def _read_qwen3_moe(hf_config: HFConfig, errors: list[str]) -> Fields:
     same = hf_config if windowed else {**hf_config, "sliding_window": None}
     experts = read_experts(hf_config, errors, "moe_intermediate_size")
     return {**_read_mistral(same, errors), "qk_norm": "head", "experts": experts}
+
+
+def _read_smollm3(hf_config: HFConfig, errors: list[str]) -> Fields:
+    unrotated = read_unrotated(hf_config, errors)
+    windowed = hf_config.get("use_sliding_window") and hf_config.get("sliding_window")
+    layer_types = get_layer_types(hf_config, lambda layer: windowed and unrotated[layer])
+    windows = read_windows(hf_config, errors, layer_types)
+    architecture = read_architecture(hf_config, errors)
+    return {**architecture, "windows": windows, "unrotated": unrotated}
 
 
 def _read_phi3(hf_config: HFConfig, errors: list[str]) -> Fields:
@@ -354,6 +364,14 @@ FAMILIES: dict[str, Family] = {
         _read_olmo3,
         _make_table(_LLAMA_OUTER, "model.layers", _OLMO2_LAYER),
         {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "sliding_window": 4096},
+    ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        "SmolLM3ForSequenceClassification",
+        _read_smollm3,
+        _make_table(_LLAMA_OUTER, "model.layers", _LLAMA_LAYER),
+        {"rope_theta": 2_000_000.0, "num_key_value_heads": 4, "tie_word_embeddings": True}
+        | {"no_rope_layer_interval": 4},
     ),
     "phi3": Family(
         "Phi3ForCausalLM",

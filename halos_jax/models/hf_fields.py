@@ -193,6 +193,29 @@ def read_windows(
     return tuple(window if kind == WINDOWED else 0 for kind in layer_types)
 
 
+def read_unrotated(hf_config: HFConfig, errors: list[str]) -> tuple[bool, ...]:
+    """Return for each layer whether it has no rotary embedding (NoPE)."""
+    count, listed = hf_config.get("num_hidden_layers") or 0, hf_config.get("no_rope_layers")
+    if listed is None:  # every so many-th layer
+        period = hf_config.get("no_rope_layer_interval")
+        if not isinstance(period, int) or period < 1:
+            errors.append(f"no_rope_layer_interval: got {period!r}, allowed: a positive integer")
+            return (False,) * count
+        listed = [int((layer + 1) % period != 0) for layer in range(count)]
+    # In spite of its name, 1 stands for a layer with a rotary embedding.
+    if (
+        not isinstance(listed, list | tuple)
+        or len(listed) < count
+        or any(entry not in (0, 1) for entry in listed)
+    ):
+        errors.append(
+            f"no_rope_layers: got {listed!r}, allowed: for each layer 1 (it has a rotary "
+            "embedding) or 0 (it has none)"
+        )
+        return (False,) * count
+    return tuple(not entry for entry in listed[:count])
+
+
 def get_layer_types(hf_config: HFConfig, is_windowed: Callable[[int], bool]) -> list[str]:
     """Return `layer_types`, or those that `is_windowed(layer)` makes where there are none."""
     found = hf_config.get("layer_types")

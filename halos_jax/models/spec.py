@@ -23,10 +23,13 @@ Remat = Literal["auto", "none", "full", "attention", "gate", "matmuls"]
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding (Su et al. 2021); `kind` says how it is stretched to `factor`."""
+    """Rotary position embedding (Su et al. 2021); `kind` says how it is stretched to `factor`.
+
+    "none" is no position at all (Kazemnejad et al. 2023, NoPE).
+    """
 
     theta: float = 10_000.0
-    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
+    kind: Literal["default", "linear", "llama3", "yarn", "none"] = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0  # of llama3, in turns within the original length
     high_freq_factor: float = 4.0
@@ -80,6 +83,7 @@ class DecoderConfig:
     windows: tuple[
         int, ...
     ] = ()  # tokens that a layer sees, itself included; 0: all; (): no window
+    unrotated: tuple[bool, ...] = ()  # layers without rotary embedding; (): none is
     norm: Literal["rms", "rms_offset", "layer"] = "rms"  # offset: the scale is stored less one
     pre_norm: bool = True  # norms of what enters attention and MLP
     post_norm: bool = False  # norms of what leaves them, before it is added
@@ -119,8 +123,16 @@ class LayerKind:
 def list_layer_kinds(config: DecoderConfig) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:
     """Return the distinct kinds of layers, and the number of each layer's kind among them."""
     windows = config.windows or (0,) * config.num_layers
+    unrotated = config.unrotated or (False,) * config.num_layers
     local_rope = config.local_rope or config.rope
-    of_layer = [LayerKind(window, local_rope if window else config.rope) for window in windows]
+    no_rope = dataclasses.replace(config.rope, kind="none", attention_factor=1.0)
+
+    def choose_rope(layer: int) -> RopeConfig:
+        if unrotated[layer]:
+            return no_rope
+        return local_rope if windows[layer] else config.rope
+
+    of_layer = [LayerKind(window, choose_rope(layer)) for layer, window in enumerate(windows)]
     kinds = tuple(dict.fromkeys(of_layer))
     return kinds, tuple(kinds.index(kind) for kind in of_layer)
 

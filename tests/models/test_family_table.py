@@ -139,6 +139,16 @@ CASES = {
         | {"sliding_window": 6, "layer_types": TYPES[::-1], "rope_theta": 900.0}
         | {"rope_scaling": scaled("yarn", **ORIGINAL)["rope_parameters"]},
     ],
+    "smollm3": [
+        GROUPED | {"no_rope_layers": [1, 0]},
+        MULTI_QUERY
+        | {"num_hidden_layers": 4, "no_rope_layer_interval": 2, "tie_word_embeddings": False}
+        | {"use_sliding_window": True, "sliding_window": 5, "attention_bias": True}
+        | scaled("yarn", **ORIGINAL),
+        GROUPED
+        | {"no_rope_layers": [0, 1, 1, 1], "sliding_window": 6, "mlp_bias": True}
+        | {"use_sliding_window": True, "layer_types": TYPES[::-1]},
+    ],
     "phi3": [
         GROUPED | {"sliding_window": 5},
         MULTI_QUERY | {"tie_word_embeddings": True},

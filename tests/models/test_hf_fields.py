@@ -11,6 +11,7 @@ from halos_jax.models.hf_fields import (
     read_architecture,
     read_rope,
     read_two_ropes,
+    read_unrotated,
     read_windows,
 )
 from halos_jax.models.spec import RopeConfig
@@ -137,3 +138,30 @@ def test_windows_follow_the_layer_types():
 def test_windows_that_cannot_be(window, types, message):
     _, (line,) = read(read_windows, SIZES | {"sliding_window": window}, types)
     assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"no_rope_layers": [1, 0, 1, 0]}, (False, True, False)),
+        ({"no_rope_layers": None, "no_rope_layer_interval": 3}, (False, False, True)),
+        ({"no_rope_layers": [1, 1, 1]}, (False, False, False)),
+    ],
+)
+def test_layers_without_rotary_embedding(config, expected):
+    assert read(read_unrotated, SIZES | config) == (expected, [])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"no_rope_layers": [1, 0]},
+        {"no_rope_layers": [1, 2, 1]},
+        {"no_rope_layers": "101"},
+        {"no_rope_layer_interval": 0},
+    ],
+)
+def test_bad_layers_without_rotary_embedding_are_named(config):
+    (name,) = config
+    _, (error,) = read(read_unrotated, SIZES | config)
+    assert error.startswith(f"{name}: got {config[name]!r}, allowed: ")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from halos_jax.models.rope import apply_rope, inverse_frequencies, make_rotations
-from halos_jax.models.spec import DecoderConfig, RopeConfig
+from halos_jax.models.spec import DecoderConfig, RopeConfig, list_layer_kinds
 
 DEFAULT = RopeConfig(theta=500_000.0)
 LINEAR = RopeConfig(theta=1000.0, kind="linear", factor=4.0)
@@ -108,6 +108,21 @@ def test_layers_of_two_kinds_turn_by_their_own_table():
         np.testing.assert_allclose(rotation_of(number)(x), expected, rtol=1e-6)
         traced = jax.jit(lambda kind: rotation_of(kind)(x))(number)
         np.testing.assert_allclose(traced, expected, atol=1e-5)
+
+
+def test_layers_without_rotary_embedding_turn_nothing():
+    sizes = {"vocab_size": 9, "d_model": 8, "num_heads": 2, "num_kv_heads": 1, "d_mlp": 8}
+    config = DecoderConfig(
+        **sizes, num_layers=3, head_dim=16, rope=YARN, unrotated=(False, True, False)
+    )
+    x, positions = random_heads((3, 2, 16)), jnp.array([0, 5, 90])
+    kinds, kind_of_layer = list_layer_kinds(config)
+    assert kind_of_layer == (0, 1, 0) and [kind.rope.kind for kind in kinds] == ["yarn", "none"]
+    rotation_of = make_rotations(config, positions)
+    np.testing.assert_array_equal(rotation_of(1)(x), x)
+    np.testing.assert_array_equal(jax.jit(lambda kind: rotation_of(kind)(x))(1), x)
+    turned = apply_rope(x, positions, inverse_frequencies(YARN, 16), YARN.attention_factor)
+    np.testing.assert_allclose(rotation_of(0)(x), turned, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
