@@ -12,7 +12,7 @@ LEVELS = (
     {"errors"},
     {"schema", "limits", "reward_config", "sections", "storage"},
     {"types", "config"},
-    {"overrides", "sharding", "metrics", "losses"},
+    {"overrides", "sharding", "metrics", "losses", "user_code"},
     {"models", "data"},
     {"sampling", "rewards", "training"},
     {"rounds"},
