@@ -163,9 +163,9 @@ def test_the_kind_of_the_error_is_the_callers():
     class RewardError(UserError):
         pass
 
-    with pytest.raises(RewardError, match=r"^x raised StopIteration at .*test_user_code"):
-        with explain_errors("x", error=RewardError):
-            raise StopIteration
+    place = r"^x raised StopIteration at .*test_user_code"
+    with pytest.raises(RewardError, match=place), explain_errors("x", error=RewardError):
+        raise StopIteration
 
 
 def test_an_error_without_a_trace_has_no_line():
