@@ -30,7 +30,11 @@ class JudgeConfig:
 class RewardConfig:
     kind: Literal["model", "function", "judge"] = "model"
     path: str = ""  # sequence classifier in Hugging Face format
-    function: str = ""  # "package.module:function", called with (prompt turns, response text)
+    # "package.module:function", called with (prompt turns, response text), or where it has a
+    # parameter `completions` once a batch, as TRL calls it
+    function: str = ""
+    # Of such a batch: texts, or lists of turns; "auto": what its annotation says, else texts
+    completions: Literal["auto", "text", "turns"] = "auto"
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the function
     judge: JudgeConfig = JudgeConfig()
     # A weighted sum of several rewards instead of one: name -> fields of a PartConfig.
@@ -53,6 +57,7 @@ class PartConfig:
     kind: Literal["model", "function", "judge"] = "model"
     path: str = ""
     function: str = ""
+    completions: Literal["auto", "text", "turns"] = "auto"
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     judge: JudgeConfig = JudgeConfig()
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -1,6 +1,7 @@
 """Several rewards as one: a weighted sum of scores, each normalised as its part says."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ from halos_jax.rewards.labels import Labels, RewardError, Scorer
 from halos_jax.types import Sample
 
 _OWN = ("weight", "normalise")
+# A field of the reward in a message; not the end of a path or of a file's name.
+_OF_REWARD = re.compile(r"(?<![\w./-])reward\.(?!py\b)")
 
 
 def list_parts(reward: RewardConfig) -> dict[str, PartConfig]:
@@ -70,7 +73,7 @@ def make_sum_scorer(parts: Mapping[str, tuple[PartConfig, Scorer]]) -> Scorer:
             try:
                 found = scorer(samples)
             except RewardError as error:
-                raise RewardError(str(error).replace("reward.", f"reward.parts.{name}.")) from error
+                raise RewardError(_OF_REWARD.sub(f"reward.parts.{name}.", str(error))) from error
             labels = found if isinstance(found, Labels) else Labels(list(found))
             scores[name] = labels.rewards
             counts[f"{name}_unlabelled"] = labels.unlabelled

@@ -1,13 +1,9 @@
-"""Scorers: from samples to rewards, by a reward model or by a Python function."""
+"""Scorers: from samples to rewards, by a reward model, a Python function or a judge."""
 
 import dataclasses
-import importlib
-import inspect
 import logging
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -22,13 +18,11 @@ from halos_jax.data.tokenize import make_group_items
 from halos_jax.metrics import make_progress
 from halos_jax.models import decoder, hf, vocab
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.reward_config import RewardConfig
-from halos_jax.rewards import functions
-from halos_jax.rewards.functions import ReferenceAnswerError
+from halos_jax.rewards.function_scorer import make_function_scorer
 from halos_jax.rewards.judge import make_judge_scorer
 from halos_jax.rewards.labels import RewardError, Scorer
 from halos_jax.rewards.parts import list_parts, make_sum_scorer, part_to_reward
-from halos_jax.types import FINISH_STOP, Prompt, Sample
+from halos_jax.types import FINISH_STOP, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +78,8 @@ def _make_single_scorer(
     name: str,
 ) -> Scorer:
     if config.reward.kind == "function":
-        return make_function_scorer(config.reward.function, config.reward.arguments)
+        reward = config.reward
+        return make_function_scorer(reward.function, reward.arguments, form=reward.completions)
     if config.reward.kind == "judge":
         return make_judge_scorer(config, check)
     return make_model_scorer(config, mesh, renderer, layouts, name)
@@ -103,98 +98,6 @@ def cut_at_sentence(sample: Sample, renderer: Renderer) -> Sample:
     return dataclasses.replace(
         sample, output=found[0], response_ids=tuple(ids), finish_reason=FINISH_STOP
     )
-
-
-def make_function_scorer(name: str, arguments: Mapping[str, Any] | None = None) -> Scorer:
-    """Return a scorer that calls `package.module:function` with each prompt and response.
-
-    The function gets the prompt as a list of {"role", "content"} dicts and the response as text,
-    where it has a parameter `record` the other fields of the prompt's record, and `arguments`. It
-    returns a finite number, or None where it cannot say.
-
-    Raises:
-      ConfigError: where the function cannot be imported or does not take the arguments.
-    """
-    function = _import_function(name)
-    arguments = dict(arguments or {})
-    wants_record = "record" in inspect.signature(function).parameters
-    _check_arguments(name, function, arguments, {"record": {}} if wants_record else {})
-
-    def score(samples: Sequence[Sample]) -> list[float | None]:
-        rewards = []
-        for sample in samples:
-            turns = [dataclasses.asdict(turn) for turn in sample.prompt.turns]
-            extra = {"record": dict(sample.prompt.extra)} if wants_record else {}
-            where = f"prompt {sample.prompt.prompt_id}, sample {sample.sample_id}"
-            try:
-                reward = function(turns, sample.output, **extra, **arguments)
-            except ReferenceAnswerError as error:
-                raise RewardError(f"reward.function {name!r}: {where}: {error}") from error
-            if reward is None:
-                rewards.append(None)
-            elif isinstance(reward, bool | int | float | np.number) and math.isfinite(reward):
-                rewards.append(float(reward))
-            else:
-                raise RewardError(
-                    f"reward.function {name!r}: got {reward!r} for {where}; allowed: a finite "
-                    "number, or None where there is no reward"
-                )
-        return rewards
-
-    return score
-
-
-def check_references(reward: RewardConfig, prompts: Iterable[Prompt]) -> None:
-    """Raise RewardError where a ready function finds no reference answer in a prompt's record.
-
-    Only `rewards.functions` are tried, on an empty response: they cost nothing and touch nothing.
-    So a missing answer is found before a round is sampled.
-    """
-    singles = [part_to_reward(part, reward) for part in list_parts(reward).values()]
-    for single in singles or [reward]:
-        function = None
-        if single.kind == "function" and single.function.startswith(f"{functions.__name__}:"):
-            function = _import_function(single.function)
-        if function is None or "record" not in inspect.signature(function).parameters:
-            continue
-        for prompt in prompts:
-            try:
-                function([], "", record=dict(prompt.extra), **single.arguments)
-            except ReferenceAnswerError as error:
-                raise RewardError(
-                    f"reward.function {single.function!r}: prompt {prompt.prompt_id} "
-                    f"({prompt.turns[-1].content[:60]!r}): {error}"
-                ) from error
-
-
-def _import_function(name: str) -> Callable:
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-        if not callable(function):
-            raise AttributeError(f"it is no function but {type(function).__name__}")
-        return function
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"reward.function: got {name!r}, which cannot be imported ({error}); allowed: "
-            "'package.module:function' on the Python path"
-        ) from error
-
-
-def _check_arguments(
-    name: str, function: Callable, arguments: Mapping[str, Any], extra: Mapping[str, Any]
-) -> None:
-    """Raise ConfigError where the function does not take the arguments, or says they are wrong."""
-    try:
-        inspect.signature(function).bind([], "", **extra, **arguments)
-    except TypeError as error:
-        raise ConfigError(
-            f"reward.arguments: got {arguments}, which {name!r} does not take ({error}); allowed: "
-            f"the parameters of {inspect.signature(function)} after the response"
-        ) from error
-    lines = getattr(function, "check_arguments", lambda **_: [])(**arguments)
-    if lines:
-        raise ConfigError("\n".join(f"reward.arguments.{line}" for line in lines))
 
 
 def make_model_scorer(

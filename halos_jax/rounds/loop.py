@@ -17,7 +17,8 @@ from halos_jax.data.layout import LayoutMemory
 from halos_jax.losses import get_loss
 from halos_jax.metrics import MetricWriter
 from halos_jax.models.lora import merge_adapter
-from halos_jax.rewards.scorers import check_references, make_function_scorer, make_scorer
+from halos_jax.rewards.function_scorer import check_records, make_rules
+from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import final, source, stages
 from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget, expect_examples
@@ -236,7 +237,7 @@ def _make_run(
     if config.data.eval:
         held_out = datasets.load_prompts(config.data.eval, datasets.select_eval(config.data))
         _refuse_overlap(prompts, held_out)
-    check_references(config.reward, [*prompts, *held_out])
+    check_records(config.reward, [*prompts, *held_out])
     budget = _make_budget(config)
     loss = get_loss(config.loss)
     examples = expect_examples(
@@ -272,7 +273,7 @@ def _make_run(
         renderer=renderer,
         sampler=make_sampler(config.sampling, renderer, decoder, mesh),
         scorer=make_scorer(config, mesh, renderer, stop.check, layouts),
-        rules={name.rpartition(":")[2]: make_function_scorer(name) for name in config.reward.rules},
+        rules=make_rules(config.reward),
         trainer=trainer,
         checkpoints=checkpoints,
         writer=MetricWriter(

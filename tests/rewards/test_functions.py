@@ -4,9 +4,9 @@ import pytest
 
 from halos_jax.config import ConfigError
 from halos_jax.rewards import functions
+from halos_jax.rewards.function_scorer import make_function_scorer
 from halos_jax.rewards.functions import ReferenceAnswerError
 from halos_jax.rewards.labels import RewardError
-from halos_jax.rewards.scorers import make_function_scorer
 from halos_jax.types import FINISH_STOP, Prompt, Sample, Turn
 
 NAMES = "halos_jax.rewards.functions"

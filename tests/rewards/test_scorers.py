@@ -28,7 +28,6 @@ from halos_jax.rewards import scorers
 from halos_jax.rewards.scorers import (
     RewardError,
     cut_at_sentence,
-    make_function_scorer,
     make_scorer,
 )
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, MEMBER, Item, Prompt, Sample, Turn
@@ -243,42 +242,8 @@ def functions(tmp_path, monkeypatch):
         "import numpy as np\n"
         "def length(prompt, response): return np.float32(len(response))\n"
         "def level(prompt, response, record): return record['level'] + 10 * len(prompt)\n"
-        "def asks(prompt, response): return prompt[-1] == {'role': 'user', 'content': 'cab'}\n"
-        "def text(prompt, response): return 'good'\n"
-        "def nothing(prompt, response): return None\n"
-        "def infinite(prompt, response): return float('inf')\n"
-        "def broken(prompt, response): raise KeyError('mine')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-
-
-def test_a_function_gets_turns_text_and_record(renderer, functions):
-    samples = make_samples(renderer, answers=("abc", "b", "a"))
-    rewards = make_function_scorer("judge:length")(samples)
-    assert rewards == [3.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    assert all(type(reward) is float for reward in rewards)
-    assert make_function_scorer("judge:level")(samples) == [10.0] * 3 + [11.0] * 2 + [12.0]
-    assert make_function_scorer("judge:asks")(samples) == [1.0] * 3 + [0.0] * 3
-    config = Config(reward=RewardConfig(kind="function", function="judge:length"))
-    assert make_scorer(config, None, renderer)(samples) == rewards
-
-
-@pytest.mark.parametrize(
-    "name", ["judge:missing", "missing:length", "judge", "", ":length", "os:path"]
-)
-def test_a_function_that_cannot_be_imported(functions, name):
-    with pytest.raises(ConfigError, match=r"reward\.function: got .* cannot be imported"):
-        make_function_scorer(name)
-
-
-@pytest.mark.parametrize("name, got", [("text", "'good'"), ("infinite", "inf")])
-def test_a_function_must_return_a_finite_number(renderer, functions, name, got):
-    with pytest.raises(RewardError, match=f"got {got} for prompt p0, sample 0"):
-        make_function_scorer(f"judge:{name}")(make_samples(renderer))
-
-
-def test_a_function_that_cannot_say_returns_none(renderer, functions):
-    assert make_function_scorer("judge:nothing")(make_samples(renderer)[:2]) == [None, None]
 
 
 def test_parts_are_made_and_added(renderer, functions):
@@ -315,9 +280,15 @@ def test_a_judge_is_a_scorer_like_any_other(renderer, functions, server, tmp_pat
     assert len(server.bodies) == 3  # one a text, in the first run and never again
 
 
-def test_an_error_inside_a_function_is_its_own(renderer, functions):
-    with pytest.raises(KeyError, match="mine"):
-        make_function_scorer("judge:broken")(make_samples(renderer))
+def test_an_error_inside_a_function_names_its_part_and_not_its_file(renderer, functions, tmp_path):
+    (tmp_path / "my_reward.py").write_text("def broken(prompt, response): raise KeyError('mine')\n")
+    parts = {"own": {"function": "my_reward:broken"}}
+    scorer = make_scorer(Config(reward=RewardConfig(kind="function", parts=parts)), None, renderer)
+    with pytest.raises(RewardError) as caught:
+        scorer(make_samples(renderer))
+    message = str(caught.value)
+    assert message.startswith("reward.parts.own.function 'my_reward:broken' raised KeyError")
+    assert "my_reward.py:1, for prompt p0, sample 0" in message
 
 
 @pytest.mark.parametrize(
@@ -347,17 +318,3 @@ def test_the_scorer_sees_the_cut_only_where_it_is_asked_for(renderer, functions)
     assert make_scorer(Config(reward=reward), None, renderer)([sample]) == [7.0]
     reward = dataclasses.replace(reward, cut_at_sentence=True)
     assert make_scorer(Config(reward=reward), None, renderer)([sample]) == [4.0]
-
-
-@pytest.mark.parametrize("in_parts", [False, True])
-def test_a_missing_reference_answer_is_found_before_anything_is_sampled(in_parts):
-    ready = {"kind": "function", "function": "halos_jax.rewards.functions:numeric_answer"}
-    own = {"kind": "function", "function": "tests.nowhere:never_called"}
-    reward = RewardConfig(parts={"right": ready, "own": own}) if in_parts else RewardConfig(**ready)
-    asked = [
-        Prompt("p", (Turn("user", "1+1?"),), {"answer": "2"}),
-        Prompt("q", (Turn("user", "2?"),)),
-    ]
-    scorers.check_references(reward, asked[:1])
-    with pytest.raises(RewardError, match=r"prompt q \('2\?'\): field 'answer': got nothing"):
-        scorers.check_references(reward, asked)
