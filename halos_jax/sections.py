@@ -130,7 +130,9 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    batch_size: int = 32  # examples (pairs, answers, groups, conversations) per optimizer step
+    # Examples (pairs, answers, groups, conversations) per optimizer step: n of them make
+    # max(1, round(n / batch_size)) steps of equal size, or one more or less in each.
+    batch_size: int = 32
     max_length: int = 1250  # prompt + response; a longer response is cut
     epochs: int = 1
     eval_every: int = 32  # optimizer steps between evaluations; 0: only at start and end

@@ -7,6 +7,7 @@ loss of a step never depends on how its items were packed.
 
 import dataclasses
 import heapq
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ from halos_jax.types import (
 
 _STRETCH = 16  # steps among which items are exchanged
 _EQUAL = 1.02  # largest step over the mean that is left alone
+_ALIKE = 1.25  # ratio of lengths within which items are exchanged in any order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ def plan_batches(
 
     Args:
       items: what to train on; must not be empty.
-      batch_size: items of an optimizer step; the last step of an epoch may hold fewer.
+      batch_size: items of an optimizer step, as nearly as `split_evenly` allows.
       num_rows: rows of a microbatch, one a device group.
       tokens_per_row: longest allowed row; a step that needs more becomes several microbatches.
       row_multiple: row and sequence lengths are rounded up to multiples of this.
@@ -102,6 +104,18 @@ def plan_batches(
 def count_steps(num_items: int, *, batch_size: int, epochs: int = 1, max_items: int = 0) -> int:
     """Return how many steps `plan_batches` gives `num_items` items."""
     return len(_draw_batches(num_items, batch_size, None, epochs, max_items))
+
+
+def split_evenly(count: int, batch_size: int) -> list[int]:
+    """Return the sizes of the steps in which `count` items are taken, the larger ones first.
+
+    There are `max(1, round(count / batch_size))` steps (halves round up), whose sizes differ by at
+    most one: every step moves the policy at the same learning rate, so a last step of the few items
+    that are left over would weigh each of them many times as much as the others.
+    """
+    steps = max(1, math.floor(count / batch_size + 0.5))
+    size, larger = divmod(count, steps)
+    return [size + 1] * larger + [size] * (steps - larger)
 
 
 def build_batch(
@@ -181,7 +195,7 @@ def _draw_batches(
     max_items: int,
     sizes: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Return the items i64[at most batch_size] of each step."""
+    """Return the items i64[about batch_size] of each step."""
     batches, left = [], max_items or count * epochs
     for epoch in range(epochs):
         order = np.arange(count)
@@ -189,33 +203,39 @@ def _draw_batches(
             order = order_items(count, seed=seed, epoch=epoch)
         order = order[:left]
         left -= len(order)
+        if not len(order):
+            break
+        steps = np.split(order, np.cumsum(split_evenly(len(order), batch_size))[:-1])
         if seed is not None and sizes is not None:
-            order = _balance(order, batch_size, sizes)
-        batches += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+            steps = _balance(steps, sizes)
+        batches += steps
     return batches
 
 
-def _balance(order: np.ndarray, batch_size: int, sizes: np.ndarray) -> np.ndarray:
-    """Return `order` with items exchanged within stretches of whole steps of unequal sizes.
+def _balance(steps: list[np.ndarray], sizes: np.ndarray) -> list[np.ndarray]:
+    """Return `steps` with items exchanged within stretches of steps of unequal sizes.
 
     The longest first, each item of a stretch goes to the step with the least so far (Graham's LPT
-    rule, among the steps that are not full).
+    rule, among the steps that are not full). Items of about one length are taken in the order that
+    they come in, so that who shares a step is another matter in every epoch.
     """
-    balanced = order.copy()
-    full = len(order) // batch_size
-    for start in range(0, full, _STRETCH):
-        steps: list[list[int]] = [[] for _ in range(min(_STRETCH, full - start))]
-        part = order[start * batch_size : (start + len(steps)) * batch_size]
-        sums = sizes[part].reshape(len(steps), batch_size).sum(axis=1)
+    balanced: list[np.ndarray] = []
+    for start in range(0, len(steps), _STRETCH):
+        stretch = steps[start : start + _STRETCH]
+        sums = np.array([sizes[step].sum() for step in stretch])
         if sums.max() <= _EQUAL * sums.mean():
+            balanced += stretch
             continue
-        loads = [(0, step) for step in range(len(steps))]  # equal loads: a heap
-        for index in part[np.argsort(-sizes[part], kind="stable")]:
+        filled: list[list[int]] = [[] for _ in stretch]
+        loads = [(0, step) for step in range(len(stretch))]  # equal loads: a heap
+        part = np.concatenate(stretch)
+        alike = np.floor(np.log(sizes[part]) / np.log(_ALIKE))
+        for index in part[np.argsort(-alike, kind="stable")]:
             load, step = heapq.heappop(loads)
-            steps[step].append(int(index))
-            if len(steps[step]) < batch_size:
+            filled[step].append(int(index))
+            if len(filled[step]) < len(stretch[step]):
                 heapq.heappush(loads, (load + int(sizes[index]), step))
-        balanced[start * batch_size : (start + len(steps)) * batch_size] = np.concatenate(steps)
+        balanced += [np.array(step) for step in filled]
     return balanced
 
 

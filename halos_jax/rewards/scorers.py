@@ -184,9 +184,10 @@ def _score_items(
     rows, tokens = sharding.num_row_shards(mesh), config.train.tokens_per_device
     items, members = make_group_items(samples, max_tokens=tokens)
     mean = sum(item.num_tokens for item in items) / len(items)
+    most = max(int(0.9 * rows * tokens / mean), 1)
     plan = plan_batches(
         items,
-        batch_size=max(int(0.9 * rows * tokens / mean), 1),
+        batch_size=-(-len(items) // -(-len(items) // most)),  # as few batches, and no leftover
         num_rows=rows,
         tokens_per_row=tokens,
         row_multiple=config.train.row_multiple,

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets
+from halos_jax.data.batches import count_steps
 from halos_jax.data.layout import LayoutMemory
 from halos_jax.losses import get_loss
 from halos_jax.metrics import MetricWriter
@@ -246,7 +247,9 @@ def _make_run(
         config.feedback,
         loss.items,
     )
-    steps_per_round = -(-examples // config.train.batch_size) * config.train.epochs
+    steps_per_round = count_steps(
+        examples, batch_size=config.train.batch_size, epochs=config.train.epochs
+    )
     trainer = training.make_trainer(
         config,
         decoder,

@@ -12,6 +12,7 @@ from halos_jax.data.batches import (
     count_steps,
     order_items,
     plan_batches,
+    split_evenly,
     split_logps,
     split_scores,
 )
@@ -26,7 +27,7 @@ KINDS = {
 PLANS = {
     "one row": {"batch_size": 7, "num_rows": 1, "tokens_per_row": 4096, "row_multiple": 8},
     "four rows": {"batch_size": 7, "num_rows": 4, "tokens_per_row": 4096, "row_multiple": 16},
-    "microbatches": {"batch_size": 20, "num_rows": 2, "tokens_per_row": 128, "row_multiple": 8},
+    "microbatches": {"batch_size": 12, "num_rows": 2, "tokens_per_row": 88, "row_multiple": 8},
     "more rows than items": {"batch_size": 3, "num_rows": 8, "tokens_per_row": 200},
 }
 
@@ -83,16 +84,16 @@ def rows_of(items, plan, step):
 
 
 @cases
-def test_an_epoch_takes_every_item_once_and_keeps_the_last_partial_batch(kind, plan):
+def test_an_epoch_takes_every_item_once_in_steps_of_equal_size(kind, plan):
     items, planned = make_case(kind, plan)
-    size = PLANS[plan]["batch_size"]
-    per_epoch = -(-len(items) // size)
+    expected = {7: [8, 8, 7], 12: [12, 11], 3: [3] * 7 + [2]}[PLANS[plan]["batch_size"]]
+    per_epoch = len(expected)
     assert len(planned) == 2 * per_epoch
     epochs = []
-    for epoch in range(2):
-        steps = planned.steps[epoch * per_epoch : (epoch + 1) * per_epoch]
+    for first in (0, per_epoch):
+        steps = planned.steps[first : first + per_epoch]
         taken = [[index for row in step for index in row] for step in steps]
-        assert [len(step) for step in taken] == [size] * (per_epoch - 1) + [23 % size or size]
+        assert [len(step) for step in taken] == expected
         assert sorted(index for step in taken for index in step) == list(range(len(items)))
         epochs.append([frozenset(step) for step in taken])
     assert epochs[0] != epochs[1], "both epochs have the same order"
@@ -101,10 +102,9 @@ def test_an_epoch_takes_every_item_once_and_keeps_the_last_partial_batch(kind, p
 @cases
 def test_every_step_has_the_shapes_of_the_layout(kind, plan):
     items, planned = make_case(kind, plan)
-    layout = planned.layout
+    layout, lead = planned.layout, (planned.layout.microbatches, planned.layout.rows)
     assert layout.rows == PLANS[plan]["num_rows"]
     assert layout.microbatches > 1 or plan != "microbatches"
-    lead = (layout.microbatches, layout.rows)
     expected = {
         "tokens": (layout.tokens,),
         "positions": (layout.tokens,),
@@ -315,10 +315,8 @@ def test_no_seed_keeps_the_order_and_a_seed_fixes_it():
 
 def test_no_more_microbatches_than_the_items_need():
     items = [Item(np.ones(4, np.int32), (np.ones(12, np.int32),), (TARGET,))] * 8
-    for tokens_per_row, expected in ((128, 1), (64, 2), (32, 4), (31, 8), (16, 8)):
-        plan = plan_batches(
-            items, batch_size=8, num_rows=1, tokens_per_row=tokens_per_row, row_multiple=1
-        )
+    for tokens, expected in ((128, 1), (64, 2), (32, 4), (31, 8), (16, 8)):
+        plan = plan_batches(items, batch_size=8, num_rows=1, tokens_per_row=tokens, row_multiple=1)
         assert plan.layout.microbatches == expected
         assert plan.fill == pytest.approx(1.0)
 
@@ -335,21 +333,14 @@ def test_rounding_does_not_lead_past_the_longest_row():
     ("items", "message"),
     [
         ([], "no examples"),
-        (
-            [(3, (20,)), (9, (20, 40))],
-            "item 1 has 69 tokens .* row holds .*=64; raise it, or lower",
-        ),
+        ([(3, (20,)), (9, (20, 40))], "item 1 has 69 tokens .* holds .*=64; raise it, or lower"),
         ([(3, (20,)), (0, (20,))], "item 1 has an empty prompt.*; give every prompt"),
         ([(3, ())], "item 0 has no response"),
     ],
 )
 def test_items_that_cannot_be_packed_are_one_clear_error(items, message):
     made = [
-        Item(
-            np.ones(prompt, np.int32),
-            tuple(np.ones(size, np.int32) for size in sizes),
-            (MEMBER,) * len(sizes),
-        )
+        Item(np.ones(prompt, np.int32), tuple(map(np.ones, sizes)), (MEMBER,) * len(sizes))
         for prompt, sizes in items
     ]
     with pytest.raises(ValueError, match=message):
@@ -382,15 +373,28 @@ def test_who_shares_a_step_depends_on_the_seed_alone():
     assert all(other == first for other in others)
 
 
-@pytest.mark.parametrize(("most", "sizes"), [(0, [7, 3] * 2), (10, [7, 3]), (12, [7, 3, 2])])
+# Of 193 pairs none is a step by itself; a half rounds up.
+EVEN = {(193, 32): [33] + [32] * 5, (208, 32): [30] * 5 + [29] * 2, (207, 32): [35] * 3 + [34] * 3}
+EVEN |= {(47, 32): [47], (48, 32): [24, 24], (1, 32): [1], (5, 1): [1] * 5}
+
+
+@pytest.mark.parametrize(("count", "size"), EVEN)
+def test_no_step_is_a_leftover(count, size):
+    assert split_evenly(count, size) == EVEN[count, size]
+    assert count_steps(count, batch_size=size, epochs=3) == 3 * len(EVEN[count, size])
+    items = make_items(KINDS["targets"], count, 0)
+    for seed in (None, 1):
+        plan = plan_batches(items, batch_size=size, seed=seed, num_rows=1, tokens_per_row=10**5)
+        assert [sum(map(len, step)) for step in plan.steps] == EVEN[count, size]
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(0, [5, 5] * 2), (10, [5, 5]), (12, [5, 5, 2])])
 def test_a_bound_of_items_ends_a_plan(most, sizes):
     items = make_items(KINDS["pairs"], 10, 0)
-    options = {"batch_size": 7, "epochs": 2, "max_items": most}
+    options = {"batch_size": 6, "epochs": 2, "max_items": most}
     plan = plan_batches(items, num_rows=1, tokens_per_row=4096, seed=1, **options)
-    assert [sum(map(len, step)) for step in plan.steps] == sizes
-    assert count_steps(10, **options) == len(sizes)
-    whole = plan_batches(items, num_rows=1, tokens_per_row=4096, seed=1, batch_size=7, epochs=2)
-    last = {index for row in plan.steps[-1] for index in row}
-    order = order_items(10, seed=1, epoch=(len(sizes) - 1) // 2)
-    assert whole.steps[: len(sizes) - 1] == plan.steps[:-1]
-    assert last == set(order[:2] if most == 12 else order[7:])
+    taken = [[index for row in step for index in row] for step in plan.steps]
+    assert [len(step) for step in taken] == sizes and count_steps(10, **options) == len(sizes)
+    assert sorted(taken[0] + taken[1]) == list(range(10))
+    second = {index for step in taken[2:] for index in step}
+    assert second == set(order_items(10, seed=1, epoch=1)[: sum(sizes) - 10])

@@ -79,8 +79,8 @@ def test_the_first_known_layout_that_will_do_is_taken():
 
 def test_the_memory_survives_json_and_forgets_the_oldest():
     memory, again = LayoutMemory(), LayoutMemory()
-    layouts = [draw_plan(number)[1].layout for number in range(3)]
-    layouts += [dataclasses.replace(layouts[0], tokens=tokens) for tokens in (1, 2, 3)]
+    layout = draw_plan(0)[1].layout
+    layouts = [dataclasses.replace(layout, tokens=tokens) for tokens in range(1, 7)]
     for layout in layouts:
         memory.keep("train", layout)
     memory.keep("train", layouts[4])

@@ -188,7 +188,7 @@ def test_sft_on_conversations_ends_after_its_examples(toy, tmp_path):
     steps = [
         line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss/train" in line
     ]
-    assert [line["counters/stage_examples"] for line in steps] == [8, 12, 20]
+    assert [line["counters/stage_examples"] for line in steps] == [6, 12, 20]
     assert steps[-1]["loss/train"] < steps[0]["loss/train"]
 
 

@@ -33,7 +33,7 @@ CONFIG = Config(
     train=TrainConfig(batch_size=3, eval_every=2, row_multiple=64, tokens_per_device=512),
     optimizer=OptimizerConfig(learning_rate=0.03, warmup_steps=0),
 )
-COUNT = 13  # 5 steps, the last of one item
+COUNT = 14  # 5 steps, the last of two items
 
 
 class Recorder:
