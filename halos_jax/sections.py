@@ -117,7 +117,9 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # of matrices; HALOs', torch's own, decays all params alike
+    decay_biases: bool = True  # ... and of biases
+    decay_norms: bool = False  # ... and of the scales and biases of norms
     max_grad_norm: float = 1.0
     value_max_grad_norm: float = 0.1  # of a value head (PPO), which is clipped by itself
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant"

@@ -22,6 +22,7 @@ from halos_jax.losses.registry import (
     list_losses,
     register,
 )
+from halos_jax.losses.sequences import average_metrics
 
 __all__ = [
     "Loss",
@@ -29,6 +30,7 @@ __all__ = [
     "LossTerms",
     "Statistics",
     "actor_critic",
+    "average_metrics",
     "check_evaluation",
     "check_feedback",
     "check_loss",

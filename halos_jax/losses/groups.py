@@ -3,6 +3,11 @@
 A is the advantage of a sample over its group, rho the ratio of the policy's probability of a token
 to that under the reference (grpo, as HALOs has it) or under the policy that sampled (the others);
 humanline clamps its logarithm. With few optimizer steps a round the latter is the papers' form.
+Where A is divided by the group's deviation, that is the population's (divided by n, as in HALOs);
+`sample_deviation` takes the sample's (by n - 1, as in TRL).
+
+Metrics: `rewards/advantage` is the mean of |A| over the samples, `rewards/weighted_advantage` that
+of |A rho| over their tokens, both HALOs'; `rewards/scores` are the scorer's own.
 """
 
 import jax
@@ -23,7 +28,12 @@ from halos_jax.types import MEMBER, Batch
 
 @register("grpo", reference=True, per="token", items="group")
 def grpo(
-    inputs: LossInputs, batch: Batch, *, beta: float = 0.01, epsilon: float = 0.01
+    inputs: LossInputs,
+    batch: Batch,
+    *,
+    beta: float = 0.01,
+    epsilon: float = 0.01,
+    sample_deviation: bool = False,
 ) -> LossTerms:
     """Group relative policy optimisation (Shao et al. 2024, equations 3 and 4) as HALOs has it.
 
@@ -31,7 +41,7 @@ def grpo(
     the step's response tokens; rho = e^(p-r), and A is divided by the group's deviation + 0.01. The
     paper's rho is that of "dapo".
     """
-    advantages = _center(batch) / (_deviation(batch) + 0.01)
+    advantages = _center(batch) / (_deviation(batch, sample_deviation) + 0.01)
     gain = _clip_gain(advantages, inputs.ratios, batch, epsilon, epsilon)
     real = batch.sequence < batch.sequences.role.shape[-1]
     gap = jnp.where(real, inputs.reference - inputs.policy, 0.0)
@@ -44,14 +54,19 @@ def grpo(
 
 @register("dapo", old=True, per="token", items="group")
 def dapo(
-    inputs: LossInputs, batch: Batch, *, epsilon_low: float = 0.2, epsilon_high: float = 0.28
+    inputs: LossInputs,
+    batch: Batch,
+    *,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.28,
+    sample_deviation: bool = False,
 ) -> LossTerms:
     """Decoupled clip (Yu et al. 2025, equation 8): a wider interval upwards, no KL term.
 
     `-min(A rho, A clip(rho, 1 - epsilon_low, 1 + epsilon_high))`, the mean over the step's response
     tokens; A is divided by the group's deviation.
     """
-    advantages = _center(batch) / (_deviation(batch) + 1e-4)
+    advantages = _center(batch) / (_deviation(batch, sample_deviation) + 1e-4)
     gain = _clip_gain(advantages, inputs.ratios, batch, epsilon_low, epsilon_high)
     value = -weighted_sum(sum_by_sequence(gain, batch), batch, MEMBER)
     return LossTerms(value, _measure_groups(advantages, inputs, batch))
@@ -75,14 +90,19 @@ def dr_grpo(
 
 @register("gspo", old=True, items="group")
 def gspo(
-    inputs: LossInputs, batch: Batch, *, epsilon_low: float = 3e-4, epsilon_high: float = 4e-4
+    inputs: LossInputs,
+    batch: Batch,
+    *,
+    epsilon_low: float = 3e-4,
+    epsilon_high: float = 4e-4,
+    sample_deviation: bool = False,
 ) -> LossTerms:
     """Group sequence policy optimisation (Zheng et al. 2025, equation 5): one ratio a response, the
     geometric mean of its tokens'.
 
     `-min(A s, A clip(s, 1 - epsilon_low, 1 + epsilon_high))`, averaged by group.
     """
-    advantages = _center(batch) / (_deviation(batch) + 1e-4)
+    advantages = _center(batch) / (_deviation(batch, sample_deviation) + 1e-4)
     ratio = jnp.exp(mean_by_sequence(inputs.ratios, batch))
     clipped = jnp.clip(ratio, 1 - epsilon_low, 1 + epsilon_high)
     losses = -jnp.minimum(advantages * ratio, advantages * clipped)
@@ -117,9 +137,14 @@ def _center(batch: Batch, penalty: jax.Array | float = 0.0) -> jax.Array:
     return rewards - sum_over_group(rewards, batch) / _group_size(batch)
 
 
-def _deviation(batch: Batch) -> jax.Array:
-    """Return the population standard deviation of each sequence's group: f32[rows, N]."""
-    return jnp.sqrt(sum_over_group(_center(batch) ** 2, batch) / _group_size(batch))
+def _deviation(batch: Batch, sample: bool) -> jax.Array:
+    """Return the standard deviation of each sequence's group: f32[rows, N].
+
+    The squares' sum is divided by n, or of a `sample` by n - 1; alone a sequence deviates by 0.
+    """
+    size = _group_size(batch)
+    divisor = jnp.maximum(size - 1, 1.0) if sample else size
+    return jnp.sqrt(sum_over_group(_center(batch) ** 2, batch) / divisor)
 
 
 def _clip_gain(advantages, log_ratios, batch: Batch, low: float, high: float) -> jax.Array:
@@ -129,7 +154,7 @@ def _clip_gain(advantages, log_ratios, batch: Batch, low: float, high: float) ->
 
 
 def _measure_groups(advantages: jax.Array, inputs: LossInputs, batch: Batch) -> dict:
-    weighted = spread_to_tokens(advantages, batch) * jnp.exp(inputs.ratios)
+    weighted = jnp.abs(spread_to_tokens(advantages, batch)) * jnp.exp(inputs.ratios)
     return {
         "rewards/scores": count_and_sum(batch.sequences.reward, batch, MEMBER),
         "rewards/groupsize": count_and_sum(_group_size(batch), batch, MEMBER),

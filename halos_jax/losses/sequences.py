@@ -1,5 +1,10 @@
 """Sums over sequences and batches that losses are made of."""
 
+import math
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -81,3 +86,22 @@ def sum_over_group(values: jax.Array, batch: Batch) -> jax.Array:
     group, real = batch.sequences.group, batch.sequences.role != PADDING
     same = (group[:, :, None] == group[:, None, :]) & real[:, :, None] & real[:, None, :]
     return jnp.sum(jnp.where(same, values[:, None, :], 0.0), axis=-1)
+
+
+def average_metrics(
+    sums: Mapping[str, tuple[Any, Any]], numbers: ModuleType = jnp
+) -> dict[str, Any]:
+    """Return the mean of each metric's (sum, count), 0 where it counts nothing.
+
+    Answers that stand alone have no margin each: as in HALOs it is the mean implicit reward of
+    those that were chosen less that of the others, NaN where there are none of one class.
+
+    Args:
+      numbers: the module to reckon with: numpy, in float64, for sums that are on the host.
+    """
+    means = {name: total / numbers.maximum(count, 1) for name, (total, count) in sums.items()}
+    both = [f"rewards/{name}" for name in ("chosen", "rejected")]
+    if "rewards/margins" not in means and all(name in means for name in both):
+        counted = numbers.minimum(*(sums[name][1] for name in both)) > 0
+        means["rewards/margins"] = numbers.where(counted, means[both[0]] - means[both[1]], math.nan)
+    return means

@@ -1,7 +1,8 @@
 """Objectives on single answers that are desirable or not.
 
 R is the sum over a response of the log-ratios `log p - log r` (clamped under humanline). The
-metrics `rewards/*` are implicit rewards, beta R; "chosen" are desirable answers, "rejected" others.
+metrics `rewards/*` are implicit rewards, beta R; "chosen" are desirable answers, "rejected" others,
+and `rewards/margins` (see `average_metrics`) is the mean of the former less that of the latter.
 """
 
 import jax
@@ -93,7 +94,7 @@ def _measure_unpaired(rewards, margins, inputs: LossInputs, batch: Batch) -> dic
     logps = sum_by_sequence(inputs.policy, batch)
     inside, tokens = sum_by_sequence(inputs.unclamped, batch), count_tokens(batch)
     metrics = {
-        "rewards/margins": count_and_sum(margins, batch, TARGET),
+        "rewards/signed_distance": count_and_sum(margins, batch, TARGET),
         "rewards/accuracies": count_and_sum((margins > 0).astype(margins.dtype), batch, TARGET),
     }
     for name, desirable in (("chosen", True), ("rejected", False)):

@@ -16,7 +16,7 @@ from halos_jax.config import Config
 from halos_jax.data.batches import Plan, build_batch, plan_batches, split_logps
 from halos_jax.data.layout import LayoutMemory
 from halos_jax.data.token_values import Collected, TokenValues
-from halos_jax.losses import Loss
+from halos_jax.losses import Loss, average_metrics
 from halos_jax.metrics import MetricWriter, make_progress
 from halos_jax.models.lora import Frozen, abstract_trained
 from halos_jax.models.spec import DecoderConfig
@@ -298,7 +298,8 @@ def evaluate(trainer: Trainer, params: Any, dataset: Dataset) -> dict[str, float
     totals = jax.tree.map(
         lambda *parts: float(sum(np.asarray(part, np.float64) for part in parts)), *sums
     )
-    return {_rename(name, "eval"): total / max(count, 1) for name, (total, count) in totals.items()}
+    means = average_metrics(totals, np)
+    return {_rename(name, "eval"): float(mean) for name, mean in means.items()}
 
 
 def _rename(name: str, split: str) -> str:

@@ -1,5 +1,7 @@
 """Learning-rate schedules and optimizers, from the config, through optax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -54,12 +56,13 @@ def make_optimizer(
 
     "adamw" (Loshchilov & Hutter 2019), "adafactor" (Shazeer & Stern 2018), "lion" (Chen et al.
     2023), "sgd" (with momentum `beta1`), or "muon" (Jordan et al. 2024; AdamW for embeddings, head
-    and norms). Norm scales are not decayed. Moments are kept in `moments_dtype` whatever the
+    and norms). `_choose_decayed` says what decays. Moments have `moments_dtype` whatever the
     params' dtype: in bfloat16 the second moment would lose updates smaller than 1/256 of itself.
     The norm that gradients are clipped by is always float32. Those of a value head
     (`params["value"]`) are clipped by a norm of their own, to `value_max_grad_norm`.
     """
-    decayed = {"weight_decay": config.weight_decay, "mask": _mask_decayed}
+    mask = functools.partial(_choose_decayed, config=config)
+    decayed = {"weight_decay": config.weight_decay, "mask": mask}
     betas = {"b1": config.beta1, "b2": config.beta2}
     if config.name == "adamw":
         inner = optax.adamw(schedule, **betas, eps=config.eps, **decayed)
@@ -68,12 +71,12 @@ def make_optimizer(
     elif config.name == "adafactor":
         # Its own decay is per step rather than times the learning rate: ours comes before it.
         inner = optax.chain(
-            optax.add_decayed_weights(config.weight_decay, _mask_decayed),
+            optax.add_decayed_weights(config.weight_decay, mask),
             optax.adafactor(schedule, multiply_by_parameter_scale=False),
         )
     elif config.name == "sgd":
         inner = optax.chain(
-            optax.add_decayed_weights(config.weight_decay, _mask_decayed),
+            optax.add_decayed_weights(config.weight_decay, mask),
             optax.sgd(schedule, momentum=config.beta1),
         )
     else:
@@ -81,7 +84,6 @@ def make_optimizer(
             schedule,
             beta=config.beta1,
             weight_decay=config.weight_decay,
-            weight_decay_mask=_mask_decayed,
             adam_b1=config.beta1,
             adam_b2=config.beta2,
             adam_weight_decay=config.weight_decay,
@@ -89,6 +91,7 @@ def make_optimizer(
             # Updates of AdamW's size, so that the two halves share a learning rate.
             consistent_rms=0.2,
         )
+        inner = _show_decayed(inner, mask)
     inner = _keep_dtype(inner, jnp.dtype(config.moments_dtype))
     clip = _keep_dtype(_clip_parts(config.max_grad_norm, config.value_max_grad_norm), jnp.float32)
     return optax.chain(clip, inner)
@@ -125,11 +128,29 @@ def _find_adapter_axes(name: str, ndim: int) -> tuple[tuple[int, ...], ...] | No
     return ((1,), tuple(range(2, ndim))) if name.endswith("_lora_b") else None
 
 
-def _mask_decayed(params):
+def _choose_decayed(params, config: OptimizerConfig):
+    """Return which params decay: all but norms (`decay_norms`) and biases (`decay_biases`)."""
+
     def find(path, _) -> bool:
-        return not any("norm" in name for name in _names(path)[-1:])
+        name = _names(path)[-1]
+        if "norm" in name:
+            return config.decay_norms
+        return config.decay_biases or not name.endswith("_bias")
 
     return jax.tree_util.tree_map_with_path(find, params)
+
+
+def _show_decayed(inner: optax.GradientTransformation, mask) -> optax.GradientTransformation:
+    """Show `inner`, which reads params only to decay them, zeros in place of what does not decay.
+
+    Muon's mask does not reach its other half, AdamW.
+    """
+
+    def update(updates, state, params=None):
+        shown = jax.tree.map(lambda p, d: p if d else jnp.zeros_like(p), params, mask(params))
+        return inner.update(updates, state, shown)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def _names(path) -> list[str]:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from halos_jax import sharding
-from halos_jax.losses import Loss, Statistics
+from halos_jax.losses import Loss, Statistics, average_metrics
 from halos_jax.models.lora import Frozen, fold_microbatch, start_dropout
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.training.followers import (
@@ -123,8 +123,7 @@ def train_step(
     value, gradient, sums = loss_and_gradient(state.params, frozen, batch, loss, config)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
-    metrics |= {
+    metrics = average_metrics(sums) | {
         "loss": value,
         "grad_norm": _measure_norm(take_policy(gradient)),
         "counters/lr": jnp.asarray(schedule(state.step), jnp.float32),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from halos_jax.losses import LossInputs, get_loss, list_losses
+from halos_jax.losses.registry import _list_parameters
 from halos_jax.types import MEMBER
 
 ROLES = (MEMBER,) * 4
@@ -36,8 +37,8 @@ def centred(item):
     return np.array(item.rewards) - np.mean(item.rewards)
 
 
-def normalised(item, floor):
-    return centred(item) / (np.std(item.rewards) + floor)  # the population's deviation
+def normalised(item, floor, ddof=0):
+    return centred(item) / (np.std(item.rewards, ddof=ddof) + floor)  # 0: the population's
 
 
 def surrogate(advantage, log_ratio, low, high):
@@ -49,7 +50,7 @@ def clamp(log_ratio, humanline):
     return np.clip(log_ratio, -1.0, 1.5) if humanline else log_ratio
 
 
-def make_formula(name, packed, other, humanline, frozen):
+def make_formula(name, packed, other, humanline, frozen, ddof=0):
     """Return the loss as a function of the policy; `frozen` is the policy without gradient."""
     weights = [item.weight for item in packed.items]
     num_tokens = sum(len(response) for item in packed.items for response in item.responses)
@@ -70,13 +71,13 @@ def make_formula(name, packed, other, humanline, frozen):
 
     def grpo(item, policy, reference):
         total = 0.0
-        for a, p, r in zip(normalised(item, 0.01), policy, reference, strict=True):
+        for a, p, r in zip(normalised(item, 0.01, ddof), policy, reference, strict=True):
             gain = surrogate(a, clamp(p - r, humanline), 0.2, 0.2)
             total += np.sum(-gain + 0.05 * (np.exp(r - p) - (r - p) - 1))
         return total
 
     def dapo(item, policy, old):
-        members = zip(normalised(item, 1e-4), policy, old, strict=True)
+        members = zip(normalised(item, 1e-4, ddof), policy, old, strict=True)
         return sum(-surrogate(a, clamp(p - o, humanline), 0.2, 0.28).sum() for a, p, o in members)
 
     def dr_grpo(item, policy, old):
@@ -85,7 +86,7 @@ def make_formula(name, packed, other, humanline, frozen):
         return -sum(gains) / 16
 
     def gspo(item, policy, old):
-        members = zip(normalised(item, 1e-4), policy, old, strict=True)
+        members = zip(normalised(item, 1e-4, ddof), policy, old, strict=True)
         return -sum(surrogate(a, clamp(p - o, humanline).mean(), 0.05, 0.1) for a, p, o in members)
 
     def rloo(item, policy, reference):
@@ -112,6 +113,38 @@ def make_formula(name, packed, other, humanline, frozen):
 
 def take_inputs(loss, policy, other):
     return {"policy": policy, "old" if loss.old else "reference": other}
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo"])
+def test_the_deviation_of_the_sample_is_an_option(pack, draw_logps, compare, name):
+    packed = give_rewards(pack, pack(ROLES, count=5, num_rows=2, weights=True))
+    policy = draw_logps(packed, 1)
+    other = near(policy, 2)
+    formula, settings = make_formula(name, packed, other, False, policy, ddof=1)
+    tokens = take_inputs(get_loss({"name": name}), policy, other)
+    settings = {"name": name, "sample_deviation": True, **settings}
+    _, metrics, _ = compare(packed, settings, tokens, formula)
+    floor = 0.01 if name == "grpo" else 1e-4
+    expected = sum(np.abs(normalised(item, floor, ddof=1)).sum() for item in packed.items)
+    np.testing.assert_allclose(metrics["rewards/advantage"], (expected, 20), rtol=1e-4)
+
+
+def test_the_weighted_advantage_is_the_mean_size_of_a_rho(pack, draw_logps, compare):
+    packed = give_rewards(pack, pack(ROLES, count=5, num_rows=2))
+    policy = draw_logps(packed, 1)
+    other = near(policy, 2)
+    formula, settings = make_formula("grpo", packed, other, False, policy)
+    tokens = take_inputs(get_loss({"name": "grpo"}), policy, other)
+    _, metrics, _ = compare(packed, {"name": "grpo", **settings}, tokens, formula)
+    sizes = [
+        np.abs(advantage * np.exp(p - r))
+        for item, ours, theirs in zip(packed.items, policy, other, strict=True)
+        for advantage, p, r in zip(normalised(item, 0.01), ours, theirs, strict=True)
+    ]
+    found = np.concatenate(sizes)
+    np.testing.assert_allclose(
+        metrics["rewards/weighted_advantage"], (found.sum(), len(found)), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("humanline", [False, True])
@@ -159,6 +192,9 @@ def test_gradients_are_finite_at_the_edges(pack, draw_logps, name, case):
 
     value, gradient = jax.value_and_grad(run)(policy)
     assert np.isfinite(value) and np.isfinite(gradient).all()
+    if "sample_deviation" in _list_parameters(name):  # of n - 1 = 0 others, say
+        loss = get_loss({"name": name, "sample_deviation": True})
+        assert np.isfinite(jax.grad(run)(policy)).all()
     if case in ("equal scores", "alone") and loss.old:
         # Nothing was better than anything: no KL term, so nothing to learn.
         np.testing.assert_allclose(gradient, 0, atol=1e-5)

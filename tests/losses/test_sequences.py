@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from halos_jax.losses.sequences import (
+    average_metrics,
     count_and_sum,
     count_and_sum_tokens,
     count_examples,
@@ -133,3 +134,16 @@ def test_sums_over_a_group_stay_inside_of_it(pack, num_rows):
     np.testing.assert_allclose(
         count_examples(batch), sum(item.weight for item in packed.items), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("numbers", [np, jnp])
+def test_metrics_are_averaged_and_a_margin_is_one_of_classes(numbers):
+    sums = {"loss": (3.0, 4.0), "rewards/chosen": (6.0, 2.0), "rewards/rejected": (5.0, 5.0)}
+    expected = {"loss": 0.75, "rewards/chosen": 3.0, "rewards/rejected": 1.0}
+    assert average_metrics(sums, numbers) == {**expected, "rewards/margins": 2.0}
+    # Pairs have margins of their own, which stand.
+    own = average_metrics(sums | {"rewards/margins": (7.0, 7.0)}, numbers)
+    assert own == {**expected, "rewards/margins": 1.0}
+    none = average_metrics(sums | {"rewards/rejected": (0.0, 0.0)}, numbers)
+    assert none["rewards/rejected"] == 0 and np.isnan(none["rewards/margins"])
+    assert average_metrics({"loss": (0.0, 0.0)}, numbers) == {"loss": 0.0}

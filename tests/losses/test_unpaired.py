@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from halos_jax.losses import LossInputs, get_loss
+from halos_jax.losses import LossInputs, average_metrics, get_loss
 from halos_jax.losses.unpaired import suggest_weights
 from halos_jax.types import MISMATCHED, TARGET
 
@@ -79,6 +79,13 @@ def test_kto_equals_its_formula(pack, draw_logps, compare, humanline, seed):
     for name, label in (("chosen", True), ("rejected", False)):
         mine = [0.3 * r for r, which in zip(ratios, LABELS, strict=True) if which == label]
         np.testing.assert_allclose(metrics[f"rewards/{name}"], (sum(mine), len(mine)), rtol=1e-4)
+    labels = np.array(LABELS)
+    margin = 0.3 * (ratios[labels].mean() - ratios[~labels].mean())  # HALOs' meaning of it
+    averaged = average_metrics(metrics)
+    np.testing.assert_allclose(averaged["rewards/margins"], margin, rtol=1e-4)
+    distances = 0.3 * np.where(labels, ratios - kl, kl - ratios)
+    np.testing.assert_allclose(averaged["rewards/signed_distance"], distances.mean(), rtol=1e-4)
+    np.testing.assert_allclose(averaged["rewards/accuracies"], (distances > 0).mean(), rtol=1e-6)
 
 
 def test_the_two_seeds_have_a_positive_and_a_clipped_kl(pack, draw_logps):

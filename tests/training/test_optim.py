@@ -131,6 +131,28 @@ def test_the_first_step_is_the_sign_of_the_gradient_and_decays_matrices_alone():
         np.testing.assert_allclose(got[name], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd", "muon"])
+@pytest.mark.parametrize(("biases", "norms"), [(True, False), (False, False), (True, True)])
+def test_what_decays_is_chosen_by_kind(name, biases, norms):
+    shapes = {"q": (2, 5, 3), "q_bias": (2, 3), "mlp_norm": (2, 5), "mlp_norm_bias": (2, 5)}
+    params = {
+        "embed": jnp.ones((7, 5)),
+        "layers": {path: jnp.ones(shape) for path, shape in shapes.items()},
+        "value": {"first": jnp.ones((5, 5)), "first_bias": jnp.ones(5)},
+    }
+    config = OptimizerConfig(name=name, weight_decay=0.5, decay_biases=biases, decay_norms=norms)
+    # Without a gradient the decay alone moves anything.
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1))
+    state = optimizer.init(params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    moved = {
+        path[-1].key: bool(np.any(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+    }
+    expected = {"embed": True, "q": True, "first": True, "q_bias": biases, "first_bias": biases}
+    assert moved == expected | {"mlp_norm": norms, "mlp_norm_bias": norms}
+
+
 def adam_state(state):
     (found,) = (
         leaf
@@ -229,7 +251,7 @@ def test_muon_orthogonalises_the_matrices_of_an_adapter_and_all_of_it_decays():
         "o_lora_a": ((1, 2), (3,)),
         "q_lora_b": ((1,), (2, 3)),
     }
-    decayed = optim._mask_decayed(params)["layers"]
+    decayed = optim._choose_decayed(params, OptimizerConfig())["layers"]
     assert decayed == dict.fromkeys(shapes, True) | {"q_norm": False}
 
     # Of a step each matrix of each layer has singular values that are all alike.
