@@ -29,7 +29,7 @@ CONFINED = {
         "models/hf.py",
         "models/families.py",
         "models/export.py",
-        "data/chat.py",
+        "data/loading.py",
         "data/toy.py",
     },
     "torch": set(),

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from halos_jax import sharding
 from halos_jax.config import Config, ConfigError
 from halos_jax.data.batches import build_batch, plan_batches, split_scores
-from halos_jax.data.chat import Renderer, load_renderer
+from halos_jax.data.chat import Renderer
 from halos_jax.data.layout import Layout, LayoutMemory
+from halos_jax.data.loading import load_renderer
 from halos_jax.data.tokenize import make_group_items
 from halos_jax.metrics import make_progress
 from halos_jax.models import decoder, hf, vocab

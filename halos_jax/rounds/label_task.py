@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import records
-from halos_jax.data.chat import Renderer, load_policy_renderer, load_renderer
+from halos_jax.data.chat import Renderer
 from halos_jax.data.fields import RecordError
+from halos_jax.data.loading import load_policy_renderer, load_renderer
 from halos_jax.data.sources import read_sources
 from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.parts import list_parts

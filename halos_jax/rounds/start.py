@@ -7,7 +7,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from halos_jax.config import Config, ModelConfig
-from halos_jax.data.chat import Renderer, load_policy_renderer
+from halos_jax.data.chat import Renderer
+from halos_jax.data.loading import load_policy_renderer
 from halos_jax.models import families, hf, lora, peft, vocab
 from halos_jax.models.families import Family
 from halos_jax.models.lora import Frozen

@@ -1,7 +1,6 @@
 """The renderer against the template itself: the two say the same, whatever the template."""
 
 import functools
-import json
 import random
 
 import pytest
@@ -9,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from halos_jax.config import ConfigError
-from halos_jax.data.chat import DEFAULT_TEMPLATE, load_tokenizer, make_renderer
+from halos_jax.data.chat import DEFAULT_TEMPLATE, make_renderer
+from halos_jax.data.loading import load_tokenizer
 from halos_jax.data.records import turns_to_record
 from halos_jax.types import Turn
 
@@ -369,25 +369,3 @@ def test_equal_renderers_have_equal_fingerprints(tmp_path):
     }
     assert len(set(prints.values())) == len(prints)
     assert make_renderer(load_tokenizer(str(tmp_path))).fingerprint == prints["itself"]
-
-
-def test_loading_takes_the_template_of_a_file(tmp_path):
-    make_tokenizer(CHATML).save_pretrained(tmp_path)
-    (tmp_path / "other.jinja").write_text(PLAIN, encoding="utf-8")
-    assert load_tokenizer(str(tmp_path)).chat_template == CHATML
-    loaded = load_tokenizer(str(tmp_path), str(tmp_path / "other.jinja"))
-    assert make_renderer(loaded).end_marker == " ###"
-    with pytest.raises(ConfigError, match=r"model.chat_template: got '.*none.jinja', allowed"):
-        load_tokenizer(str(tmp_path), str(tmp_path / "none.jinja"))
-
-
-def test_loading_what_is_not_there_is_one_clear_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"model.tokenizer: got '', allowed"):
-        load_tokenizer("")
-    with pytest.raises(ConfigError, match="no such folder"):
-        load_tokenizer(str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match=r"model.tokenizer: got .*allowed: a folder or hub id"):
-        load_tokenizer(str(tmp_path))
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
-    with pytest.raises(ConfigError, match=r"model.tokenizer: got .*allowed: a folder or hub id"):
-        load_tokenizer(str(tmp_path))

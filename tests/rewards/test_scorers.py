@@ -19,7 +19,7 @@ from halos_jax.config import (
     TrainConfig,
 )
 from halos_jax.data.batches import build_batch, plan_batches
-from halos_jax.data.chat import load_renderer
+from halos_jax.data.loading import load_renderer
 from halos_jax.data.toy import make_toy_data
 from halos_jax.models import decoder, export, hf, spec
 from halos_jax.models.families import ModelError

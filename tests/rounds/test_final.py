@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halos_jax.config import ModelConfig
-from halos_jax.data.chat import load_renderer
+from halos_jax.data.loading import load_renderer
 from halos_jax.models import hf, spec
 from halos_jax.rounds import final
 from halos_jax.types import Turn

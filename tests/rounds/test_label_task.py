@@ -17,8 +17,8 @@ from halos_jax.config import (
     SamplingConfig,
 )
 from halos_jax.data import datasets, records
-from halos_jax.data.chat import load_renderer
 from halos_jax.data.fields import RecordError
+from halos_jax.data.loading import load_renderer
 from halos_jax.models import export, hf, spec
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.label_task import run_labelling

@@ -20,7 +20,7 @@ from halos_jax.config import (
     SamplingConfig,
     TrainConfig,
 )
-from halos_jax.data.chat import load_renderer
+from halos_jax.data.loading import load_renderer
 from halos_jax.metrics import read_metrics
 from halos_jax.models import hf
 from halos_jax.rounds.interrupt import Interrupted, StopSignal

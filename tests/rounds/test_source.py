@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halos_jax.config import Config, ConfigError, ModelConfig, RewardConfig, to_dict
-from halos_jax.data.chat import load_renderer
+from halos_jax.data.loading import load_renderer
 from halos_jax.models import hf, spec
 from halos_jax.rounds import source
 from halos_jax.rounds.checkpoints import CheckpointError, open_checkpoints

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halos_jax.config import Config, LoraConfig, ModelConfig
-from halos_jax.data.chat import load_renderer
+from halos_jax.data.loading import load_renderer
 from halos_jax.losses import get_loss
 from halos_jax.models import hf, lora
 from halos_jax.rounds import final
