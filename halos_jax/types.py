@@ -28,10 +28,17 @@ FINISH_STOP, FINISH_LENGTH = "stop", "length"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    `further` holds what else it says (calls of tools, a name, its reasoning, and what the first
+    turn says for all of them) as JSON text, so that turns stay hashable; see `data/turns.py`.
+    `learned` is false for an answer that is only read.
+    """
 
     role: str
     content: str
+    further: str = ""
+    learned: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,12 +46,14 @@ class Prompt:
     """A conversation that ends with a turn to be answered.
 
     `prompt_id` names the prompt for the whole run; `extra` holds the record's other fields (a
-    reference answer, say), which reward functions may ask for.
+    reference answer, say), which reward functions may ask for. `place` says for errors where the
+    record stands.
     """
 
     prompt_id: str
     turns: tuple[Turn, ...]
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    place: str = dataclasses.field(default="", compare=False)
 
     @property
     def key(self) -> tuple[str, tuple[Turn, ...]]:

@@ -13,9 +13,11 @@ from typing import Any
 from jinja2 import TemplateError
 
 from halos_jax.config import ConfigError
-from halos_jax.data.fields import RecordError
+from halos_jax.data.fields import RecordError, shorten
 from halos_jax.data.guard import Guard
-from halos_jax.data.records import digest, turns_to_record
+from halos_jax.data.records import digest
+from halos_jax.data.truncate import truncate_turns
+from halos_jax.data.turns import drop_keys, make_messages, unpack
 from halos_jax.types import Turn
 
 logger = logging.getLogger(__name__)
@@ -135,41 +137,28 @@ class Renderer:
     def truncate_turns(self, turns: Sequence[Turn], max_length: int) -> tuple[Turn, ...]:
         """Return the turns of which `render_prompt` makes at most `max_length` ids.
 
-        The last turn is the question, so it stays longest. Dropped are, in this order and only
-        as far as needed: the oldest exchanges (a turn and what follows it up to the next user's,
-        so that roles go on alternating), the system turns, the beginning of the last turn.
+        What goes first stands with `truncate.truncate_turns`.
         """
-        [kept] = map(list, _refuse_empty([turns]))
+        [turns] = map(tuple, _refuse_empty([turns]))
+        return truncate_turns(
+            turns,
+            max_length,
+            measure=lambda some: len(self._prompt_ids(some)),
+            find_starts=self._token_starts,
+        )
 
-        def fits(candidate: Sequence[Turn]) -> bool:
-            return len(self._prompt_ids(candidate)) <= max_length
-
-        while not fits(kept):
-            droppable = [i for i, turn in enumerate(kept[:-1]) if turn.role != "system"]
-            systems = [i for i, turn in enumerate(kept[:-1]) if turn.role == "system"]
-            if droppable:
-                del kept[droppable[0]]
-                while droppable[0] < len(kept) - 1 and kept[droppable[0]].role not in (
-                    "user",
-                    "system",
-                ):
-                    del kept[droppable[0]]
-            elif systems:
-                del kept[systems[0]]
-            else:
-                return (self._cut_left(kept[0], max_length),)
-        return tuple(kept)
-
-    def render_response(self, text: str, *, finished: bool = True) -> tuple[int, ...]:
+    def render_response(self, text: str | Turn, *, finished: bool = True) -> tuple[int, ...]:
         """Return the ids of an assistant's turn, to stand behind those of `render_prompt`.
 
         Args:
-          text: the content of the turn.
+          text: the content of the turn; the turn, where it says more (calls of tools, reasoning).
           finished: whether the turn ended by itself; one that was cut gets no end marker.
         """
         return next(self.render_responses([(text, finished)]))
 
-    def render_responses(self, texts: Iterable[tuple[str, bool]]) -> Iterator[tuple[int, ...]]:
+    def render_responses(
+        self, texts: Iterable[tuple[str | Turn, bool]]
+    ) -> Iterator[tuple[int, ...]]:
         """Yield `render_response` of each (text, finished); they are tokenized many at a time."""
         return self._encode_behind_header(
             self._body(text) + (self.end_marker if finished else "") for text, finished in texts
@@ -196,18 +185,31 @@ class Renderer:
 
     def _render(self, turns: Sequence[Turn], *, generate: bool) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
-                turns_to_record(Turn(turn.role, self._guard.hide(turn.content)) for turn in turns),
-                chat_template=self.template,
-                add_generation_prompt=generate,
-                tokenize=False,
-                date_string=_DATE,
-            )
+            try:
+                return self._apply_template(turns, generate)
+            except TypeError:
+                if not any("tool_calls" in turn.further for turn in turns):
+                    raise
+                # Some templates print the arguments of a call as the text that they take them for.
+                return self._apply_template(turns, generate, spell_calls=True)
         except TemplateError as error:
             roles = ", ".join(turn.role for turn in turns)
             raise RecordError(
                 f"the chat template refuses turns of the roles {roles}: {error}"
             ) from error
+
+    def _apply_template(
+        self, turns: Sequence[Turn], generate: bool, *, spell_calls: bool = False
+    ) -> str:
+        messages, context = make_messages(turns, self._guard.hide, spell_calls=spell_calls)
+        return self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.template,
+            add_generation_prompt=generate,
+            tokenize=False,
+            date_string=_DATE,
+            **context,
+        )
 
     def _prompt_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         return next(self._encode_prompts([self._render(turns, generate=True)]))
@@ -219,31 +221,6 @@ class Renderer:
         for text, ids in zip(first, self._guard.encode_all(second), strict=True):
             add = self._adds_bos and not (bos and text.startswith(bos))
             yield (*((self.tokenizer.bos_token_id,) if add else ()), *ids)
-
-    def _cut_left(self, turn: Turn, max_length: int) -> Turn:
-        """Cut the turn's content at the first token boundary behind which the prompt fits."""
-        starts = [*self._token_starts(turn.content), len(turn.content)]
-
-        def length(index: int) -> int:
-            return len(self._prompt_ids([Turn(turn.role, turn.content[starts[index] :])]))
-
-        low, high = 0, len(starts) - 1
-        shortest = length(high)
-        if shortest > max_length:
-            raise ConfigError(
-                f"max_length: got {max_length}, but a prompt without any content has {shortest} "
-                f"tokens in this chat template; allowed: {shortest} or more; raise "
-                "sampling.max_prompt_length"
-            )
-        # A shorter text can have more tokens, so this may not find the very longest that fits; what
-        # stands at `high` was rendered and does fit.
-        while low < high:
-            middle = (low + high) // 2
-            if length(middle) <= max_length:
-                high = middle
-            else:
-                low = middle + 1
-        return Turn(turn.role, turn.content[starts[high] :])
 
     def _token_starts(self, text: str) -> list[int]:
         """Return the characters at which tokens of `text` start, ascending."""
@@ -263,8 +240,16 @@ class Renderer:
             )
         return text.rpartition(_SENTINEL)[2]
 
-    def _body(self, text: str) -> str:
-        """Return `text` as the template sets it between header and end marker."""
+    def _body(self, answer: str | Turn) -> str:
+        """Return an answer as the template sets it between header and end marker.
+
+        Raises:
+          RecordError: where the template shows a turn with further keys in no place behind a
+            header, or does not show one of them.
+        """
+        if isinstance(answer, Turn) and answer.further:
+            return self._body_of_turn(answer)
+        text = answer.content if isinstance(answer, Turn) else answer
         if self._is_verbatim:
             return self._guard.hide(text)
         whole = self._render((_PROBE, Turn("assistant", text)), generate=False)
@@ -272,6 +257,22 @@ class Renderer:
             return whole[len(self._header) : len(whole) - len(self._tail)]
         # Templates that write one header to sample from and another into the history.
         return self._guard.hide(text)
+
+    def _body_of_turn(self, answer: Turn) -> str:
+        whole = self._render((_PROBE, answer), generate=False)
+        for name, less in drop_keys(answer):
+            if self._render((_PROBE, less), generate=False) == whole:
+                raise RecordError(
+                    f"the chat template does not show {name!r} of an answer, which would be "
+                    "learned without it; allowed: a template that does (model.chat_template), or "
+                    f"records without {name!r}"
+                )
+        if not (whole.startswith(self._header) and whole.endswith(self._tail)):
+            raise RecordError(
+                f"the chat template writes an answer with {', '.join(unpack(answer))} as "
+                f"{shorten(whole)}, allowed: {self._header!r} before it, {self._tail!r} at its end"
+            )
+        return whole[len(self._header) : len(whole) - len(self._tail)]
 
     def _encode_behind_header(self, texts: Iterable[str]) -> Iterator[tuple[int, ...]]:
         """Tokenize texts as they stand behind a header, where that splits tokens at its start."""

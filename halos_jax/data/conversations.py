@@ -85,10 +85,12 @@ def _render(
 
 
 def _list_answers(completion: Completion) -> dict[int, Completion]:
-    """Return the turns of the assistant, by number, each as a completion of its own."""
+    """Return the answers that are learned, by number of the turn, each as a completion."""
     if len(completion.turns) == 1:
         return {0: completion}
-    numbers = [i for i, turn in enumerate(completion.turns) if turn.role == "assistant"]
+    numbers = [
+        i for i, turn in enumerate(completion.turns) if turn.role == "assistant" and turn.learned
+    ]
     answers = {i: Completion((completion.turns[i],)) for i in numbers}
     # Only the last one can have been cut.
     answers[numbers[-1]] = dataclasses.replace(

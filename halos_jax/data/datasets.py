@@ -10,7 +10,7 @@ import numpy as np
 
 from halos_jax.config import DataConfig
 from halos_jax.data.fields import Fields, RecordError
-from halos_jax.data.records import digest, sample_from_record, turns_to_record
+from halos_jax.data.records import digest, sample_from_record
 from halos_jax.data.shapes import (
     is_feedback,
     read_demonstration,
@@ -21,6 +21,7 @@ from halos_jax.data.shapes import (
 from halos_jax.data.sources import find_benchmarks, read_sources
 from halos_jax.data.targets import Targets
 from halos_jax.data.tokenize import split_preferences
+from halos_jax.data.turns import turns_to_record
 from halos_jax.types import Completion, Demonstration, Judgement, Preference, Prompt, Sample, Turn
 
 logger = logging.getLogger(__name__)
@@ -306,7 +307,7 @@ def _collapse_prompt(prompt: Prompt, selection: Selection) -> Prompt:
 
 
 def _collapse_turns(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    return tuple(Turn(turn.role, _collapse_text(turn.content)) for turn in turns)
+    return tuple(dataclasses.replace(turn, content=_collapse_text(turn.content)) for turn in turns)
 
 
 def _collapse_text(text: str) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from halos_jax.data.fields import Fields, RecordError, shorten
+from halos_jax.data.turns import add_context, read_context, read_turns, turns_to_record
 from halos_jax.types import (
     FINISH_LENGTH,
     FINISH_STOP,
@@ -48,8 +49,13 @@ def digest(*parts: Any) -> str:
 
 
 def make_prompt_id(turns: Sequence[Turn]) -> str:
-    """Return the id of a conversation without one: sha256 over its roles and contents."""
-    return digest([[turn.role, turn.content] for turn in turns])
+    """Return the id of a conversation without one: sha256 over all that its turns say."""
+    return digest([_list_parts(turn) for turn in turns])
+
+
+def _list_parts(turn: Turn) -> list[str]:
+    # Further keys only where there are some: ids of plain conversations are those of old files.
+    return [turn.role, turn.content, *((turn.further,) if turn.further else ())]
 
 
 # --------------------------------------------------------------------------- files
@@ -199,11 +205,6 @@ def _sync_folder(folder: str) -> None:
 # --------------------------------------------------------------------------- conversions
 
 
-def turns_to_record(turns: Iterable[Turn]) -> list[dict[str, str]]:
-    """Return turns as the list of objects that stands in files and goes into chat templates."""
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
-
-
 def sample_to_record(sample: Sample, dataset: str = "", *, type: str = "sample") -> dict[str, Any]:
     """Return the HALOs sample record with its tokens; `sample_from_record` inverts it.
 
@@ -239,9 +240,7 @@ def sample_from_record(record: Mapping[str, Any], *, file: str = "record", line:
             "logps", f"{len(logps)} numbers", f"one a response id ({len(response_ids)})"
         )
     return Sample(
-        prompt=Prompt(
-            fields.identifier("prompt_id"), fields.turns(name, "user"), fields.mapping("extra")
-        ),
+        prompt=_read_prompt(fields, name),
         sample_id=fields.integer("sample_id"),
         output=fields.text("output"),
         prompt_ids=fields.ids("prompt_ids"),
@@ -297,9 +296,7 @@ def preference_from_record(
     label = fields.label()
     first, second = _read_completion(fields, "A"), _read_completion(fields, "B")
     return Preference(
-        prompt=Prompt(
-            fields.identifier("prompt_id"), fields.turns("prompt", "user"), fields.mapping("extra")
-        ),
+        prompt=_read_prompt(fields),
         chosen=first if label else second,
         rejected=second if label else first,
         prompt_ids=fields.ids("prompt_ids"),
@@ -334,7 +331,7 @@ def judgement_from_record(
     """Make the Judgement of a binary_feedback record, checking every field."""
     fields = Fields(record, file, line)
     fields.choice("type", ("binary_feedback",), "binary_feedback")
-    turns = fields.turns("output", "assistant")
+    turns = read_turns(fields, "output", "assistant")
     if [turn.role for turn in turns] != ["assistant"]:
         raise fields.error("output", [turn.role for turn in turns], "one turn of the assistant")
     completion = Completion(
@@ -344,15 +341,17 @@ def judgement_from_record(
         sample_id=fields.integer("sample_id") if fields.has("sample_id") else None,
         finish_reason=fields.choice("finish_reason", (FINISH_STOP, FINISH_LENGTH), FINISH_STOP),
     )
-    prompt = Prompt(
-        fields.identifier("prompt_id"), fields.turns("prompt", "user"), fields.mapping("extra")
-    )
-    return Judgement(prompt, completion, fields.label(), fields.ids("prompt_ids"))
+    return Judgement(_read_prompt(fields), completion, fields.label(), fields.ids("prompt_ids"))
+
+
+def _read_prompt(fields: Fields, name: str = "prompt") -> Prompt:
+    turns = add_context(read_turns(fields, name, "user"), read_context(fields))
+    return Prompt(fields.identifier("prompt_id"), turns, fields.mapping("extra"), fields.place)
 
 
 def _read_completion(fields: Fields, letter: str) -> Completion:
     name = f"output_{letter}"
-    turns = fields.turns(name, "assistant")
+    turns = read_turns(fields, name, "assistant")
     if [turn.role for turn in turns] != ["assistant"]:
         raise fields.error(name, [turn.role for turn in turns], "one turn of the assistant")
     identified = fields.has(f"sample_id_{letter}")
@@ -371,7 +370,7 @@ def _completion_key(completion: Completion) -> str:
     """Name a completion by its sample id, or by its text where it came without one."""
     if completion.sample_id is not None:
         return f"{completion.sample_id:012d}"
-    return digest([[turn.role, turn.content] for turn in completion.turns])
+    return digest([_list_parts(turn) for turn in completion.turns])
 
 
 def _extra_to_record(prompt: Prompt) -> dict[str, Any]:

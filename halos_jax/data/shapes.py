@@ -4,6 +4,7 @@ Each function takes the `Fields` of one record and raises RecordError, with the 
 record is of no shape that it knows.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from halos_jax.data.records import (
     make_prompt_id,
     preference_from_record,
 )
+from halos_jax.data.turns import ASKING, add_context, read_context, read_turns, strip_context
 from halos_jax.types import (
     FINISH_LENGTH,
     FINISH_STOP,
@@ -45,15 +47,18 @@ def read_prompt(fields: Fields) -> Prompt:
 
 
 def _make_prompt(fields: Fields, turns: tuple[Turn, ...]) -> Prompt:
-    """Make the Prompt of a record from its turns, which must end with something of the user."""
-    if not turns or turns[-1].role != "user":
+    """Make the Prompt of a record from its turns, which must end with what asks for an answer."""
+    if not turns or turns[-1].role not in ASKING:
         roles = [turn.role for turn in turns]
-        raise fields.error(_prompt_field(fields), roles, "turns of which the last is the user's")
-    if not turns[-1].content.strip():
+        raise fields.error(
+            _prompt_field(fields), roles, "turns of which the last is the user's, or a tool's"
+        )
+    if turns[-1].role == "user" and not turns[-1].content.strip():
         raise fields.error(_prompt_field(fields), turns[-1].content, "a last turn with some text")
     known = fields.has("prompt_id")
+    turns = add_context(turns, read_context(fields))
     prompt_id = fields.identifier("prompt_id") if known else make_prompt_id(turns)
-    return Prompt(prompt_id, turns, _read_extra(fields))
+    return Prompt(prompt_id, turns, _read_extra(fields), fields.place)
 
 
 def _prompt_field(fields: Fields) -> str:
@@ -64,14 +69,14 @@ def _prompt_field(fields: Fields) -> str:
 def _read_prompt_turns(fields: Fields) -> tuple[Turn, ...]:
     field = _prompt_field(fields)
     if field == "messages":
-        turns = fields.turns("messages", "user")
-        last = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=-1)
+        turns = read_turns(fields, "messages", "user")
+        last = max((i for i, turn in enumerate(turns) if turn.role in ASKING), default=-1)
         return turns[: last + 1]
     if field == "instruction" and fields.text("input", ""):
         return (Turn("user", f"{fields.text('instruction')}\n\n{fields.text('input')}"),)
     if field == "chosen":  # TRL lets the prompt stand inside both outputs, before the answer
-        return fields.turns("chosen", "assistant")[:-1]
-    return fields.turns(field, "user")
+        return read_turns(fields, "chosen", "assistant")[:-1]
+    return read_turns(fields, field, "user")
 
 
 def _read_extra(fields: Fields) -> dict[str, Any]:
@@ -120,12 +125,12 @@ def read_demonstration(fields: Fields, *, every_turn: bool = True) -> Demonstrat
         raise fields.error(
             "completion", None, f"one of {', '.join(_TARGET_FIELDS)}, chosen, messages"
         )
-    turns = fields.turns("messages", "user")
+    turns = read_turns(fields, "messages", "user")
     if turns[-1].role != "assistant":
         roles = [turn.role for turn in turns]
         raise fields.error("messages", roles, "turns of which the last is the assistant's")
-    start = _find_first_answer(turns) if every_turn else len(turns) - 1
-    return Demonstration(_make_prompt(fields, turns[:start]), Completion(turns[start:]))
+    start, end = (_find_answers if every_turn else _find_last)(fields, turns)
+    return Demonstration(_make_prompt(fields, turns[:start]), Completion(turns[start:end]))
 
 
 def _complete(fields: Fields, answer: Turn) -> Completion:
@@ -138,20 +143,30 @@ def _complete(fields: Fields, answer: Turn) -> Completion:
     )
 
 
-def _find_first_answer(turns: tuple[Turn, ...]) -> int:
-    """Return the number of the first turn of the assistant right behind one of the user."""
-    for index in range(1, len(turns)):
-        if (turns[index - 1].role, turns[index].role) == ("user", "assistant"):
-            return index
-    return len(turns) - 1
+def _find_answers(fields: Fields, turns: tuple[Turn, ...]) -> tuple[int, int]:
+    """Return the first answer right behind a question that is learned, and the end of the last."""
+    learned = [i for i, turn in enumerate(turns) if turn.role == "assistant" and turn.learned]
+    if not learned:
+        raise fields.error("messages", "weight 0 in each answer", "an answer that is learned")
+    answers = [i for i in learned if i and turns[i - 1].role in ASKING]
+    return (answers or learned[-1:])[0], learned[-1] + 1
+
+
+def _find_last(fields: Fields, turns: tuple[Turn, ...]) -> tuple[int, int]:
+    if not turns[-1].learned:
+        raise fields.error(
+            f"messages[{len(turns) - 1}].weight", 0, "1, as data.learn_turns=last learns this turn"
+        )
+    return len(turns) - 1, len(turns)
 
 
 def read_preference(fields: Fields) -> Preference:
     """Return the preference of a pairwise_feedback or chosen/rejected record."""
     if fields.has("output_A") or fields.record.get("type") == "pairwise_feedback":
         prompt = read_prompt(fields)
-        record = dict(fields.record) | {"prompt_id": prompt.prompt_id, "extra": dict(prompt.extra)}
-        return preference_from_record(record, file=fields.file, line=fields.line)
+        record = dict(fields.record) | {"prompt_id": prompt.prompt_id, "extra": {}}
+        found = preference_from_record(record, file=fields.file, line=fields.line)
+        return dataclasses.replace(found, prompt=prompt)
     if not fields.has("chosen") and fields.has("label"):
         raise fields.error(
             "chosen",
@@ -172,16 +187,18 @@ def read_judgement(fields: Fields) -> Judgement:
         raise fields.error("completion", None, f"one of {', '.join(_TARGET_FIELDS)}, chosen")
     prompt = read_prompt(fields)
     if fields.record.get("type") == "binary_feedback":
-        record = dict(fields.record) | {"prompt_id": prompt.prompt_id, "extra": dict(prompt.extra)}
-        return judgement_from_record(record, file=fields.file, line=fields.line)
+        record = dict(fields.record) | {"prompt_id": prompt.prompt_id, "extra": {}}
+        found = judgement_from_record(record, file=fields.file, line=fields.line)
+        return dataclasses.replace(found, prompt=prompt)
     completion = Completion((_read_answer(fields, target, prompt.turns),))
     return Judgement(prompt, completion, fields.label())
 
 
 def _read_answer(fields: Fields, name: str, prompt: tuple[Turn, ...]) -> Turn:
     """Return the one assistant turn of a field that may repeat the prompt before it."""
-    turns = fields.turns(name, "assistant")
-    answer = turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
+    turns = strip_context(read_turns(fields, name, "assistant"))
+    shown = turns[: len(prompt)] == strip_context(prompt)
+    answer = turns[len(prompt) :] if shown else turns
     if [turn.role for turn in answer] != ["assistant"]:
         roles = [turn.role for turn in turns]
         raise fields.error(

@@ -84,10 +84,12 @@ class Texts:
         return completion.ids or self._responses[_spell(completion)]
 
 
-def _spell(completion: Completion) -> tuple[str, bool]:
-    """Return a completion's text, and whether it ended by itself."""
-    text = "".join(turn.content for turn in completion.turns)
-    return text, completion.finish_reason == FINISH_STOP
+def _spell(completion: Completion) -> tuple[str | Turn, bool]:
+    """Return a completion's text (its turn, where that says more), and if it ended by itself."""
+    finished = completion.finish_reason == FINISH_STOP
+    if len(completion.turns) == 1 and completion.turns[0].further:
+        return completion.turns[0], finished
+    return "".join(turn.content for turn in completion.turns), finished
 
 
 def make_pair_items(

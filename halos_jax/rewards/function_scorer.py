@@ -11,6 +11,7 @@ import numpy as np
 
 from halos_jax.config import ConfigError
 from halos_jax.data.fields import shorten
+from halos_jax.data.turns import turns_to_record
 from halos_jax.reward_config import RewardConfig
 from halos_jax.rewards import functions
 from halos_jax.rewards.functions import ReferenceAnswerError
@@ -157,7 +158,7 @@ def _score_each(function: _Function, samples: Sequence[Sample]) -> list[float | 
     wants_record = "record" in function.parameters
     rewards = []
     for sample in samples:
-        turns = [dataclasses.asdict(turn) for turn in sample.prompt.turns]
+        turns = turns_to_record(sample.prompt.turns)
         extra = {"record": dict(sample.prompt.extra)} if wants_record else {}
         where = f"prompt {sample.prompt.prompt_id}, sample {sample.sample_id}"
         advice = _advise(extra.get("record"))
@@ -236,7 +237,7 @@ def _score_batch(function: _Function, samples: Sequence[Sample]) -> list[float |
 
 def _show_prompt(prompt: Prompt, form: str) -> Any:
     if form == "turns":
-        return [dataclasses.asdict(turn) for turn in prompt.turns]
+        return turns_to_record(prompt.turns)
     return "\n\n".join(turn.content for turn in prompt.turns)
 
 

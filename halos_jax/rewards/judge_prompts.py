@@ -9,7 +9,7 @@ import jinja2.meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from halos_jax.config import ConfigError
-from halos_jax.data.records import turns_to_record
+from halos_jax.data.turns import turns_to_record
 from halos_jax.reward_config import JudgeConfig
 from halos_jax.types import Prompt
 

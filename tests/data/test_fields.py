@@ -3,7 +3,6 @@
 import pytest
 
 from halos_jax.data.fields import Fields, RecordError, shorten
-from halos_jax.types import Turn
 
 
 def test_getters_return_typed_values():
@@ -18,7 +17,6 @@ def test_getters_return_typed_values():
             "label": 1.0,
             "choice": "b",
             "mapping": {"k": 1},
-            "turns": [{"role": "user", "content": "hi"}],
             "null": None,
         }
     )
@@ -32,8 +30,6 @@ def test_getters_return_typed_values():
     assert fields.choice("choice", ("a", "b"), "a") == "b"
     assert fields.choice("absent", ("a", "b"), "a") == "a"
     assert fields.mapping("mapping") == {"k": 1} and fields.mapping("absent") == {}
-    assert fields.turns("turns", "user") == (Turn("user", "hi"),)
-    assert fields.turns("text", "assistant") == (Turn("assistant", "a"),)
     assert fields.has("text", "id") and not fields.has("text", "null")
 
 
@@ -73,25 +69,6 @@ def test_wrong_types_name_file_line_and_field(getter, value):
     fields = Fields({"x": value}, "data.jsonl", 12)
     with pytest.raises(RecordError, match=r"^data\.jsonl line 12: field 'x': got .*, allowed: "):
         getattr(fields, getter)("x")
-
-
-@pytest.mark.parametrize(
-    ("value", "field"),
-    [
-        (None, "p"),
-        ([], "p"),
-        (4, "p"),
-        (["hi"], "p[0]"),
-        ([{"role": "user", "content": "a"}, {"role": "", "content": "b"}], "p[1].role"),
-        ([{"content": "b"}], "p[0].role"),
-        ([{"role": "user", "content": None}], "p[0].content"),
-        ([{"role": "user", "content": "\udc00"}], "p[0].content"),
-    ],
-)
-def test_bad_turns_name_the_turn(value, field):
-    with pytest.raises(RecordError) as caught:
-        Fields({"p": value}, "f", 1).turns("p", "user")
-    assert f"f line 1: field {field!r}: got " in str(caught.value)
 
 
 def test_a_choice_lists_what_is_allowed():

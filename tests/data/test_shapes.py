@@ -91,7 +91,7 @@ def test_other_fields_become_extra_and_ids_are_kept():
         ({"prompt": [turn("user", "q"), turn("assistant", "a")]}, "prompt"),
         ({"prompt": [turn("system", "s")]}, "prompt"),
         ({"messages": [turn("assistant", "a")]}, "messages"),
-        ({"messages": [{"from": "human", "value": "q"}]}, "messages[0].role"),
+        ({"messages": [{"from": "human", "content": 1}]}, "messages[0].content"),
         ({"prompt": "q", "prompt_id": ""}, "prompt_id"),
         ({"prompt": "q", "extra": "x"}, "extra"),
         ({"chosen": "Human: q Assistant: a", "rejected": "b"}, "chosen"),
