@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from halos_jax.data.records import digest
@@ -84,7 +84,12 @@ def make_judgements(
     threshold: float | Literal["mean", "median"],
     scope: Literal["file", "prompt"] = "file",
 ) -> tuple[list[Judgement], dict[str, int]]:
-    """Label every sample that has a reward: desirable where the reward is `threshold` or more.
+    """Label the samples that have a reward: desirable where it is `threshold` or more.
+
+    Where the threshold is an average, several rewards may be equal to it. They are desirable or
+    not, all of them, whichever makes the classes more even; where that is equal they are desirable,
+    as in HALOs. Where all rewards that an average is taken of are equal, nothing says which answers
+    are better: they get no label and count as ties (HALOs takes them all for desirable).
 
     Args:
       threshold: a number, or the mean or median of the rewards of the whole file or, where `scope`
@@ -92,7 +97,8 @@ def make_judgements(
 
     Returns:
       The judgements in the order of the samples' prompts, and counts: prompts; examples (labels
-      made); desirable; unlabelled and truncated as in `FeedbackResult`.
+      made); desirable; ties (samples whose reward is as good as all others); unlabelled and
+      truncated as in `FeedbackResult`.
 
     Raises:
       ValueError: for a threshold that is not allowed, and for samples as `make_preferences`.
@@ -103,23 +109,42 @@ def make_judgements(
         )
     groups = _group_by_prompt(samples)
     scored = [[one for one in group if one.reward is not None] for group in groups.values()]
-    everything = list(itertools.chain.from_iterable(scored))
+    everything = [one.reward for group in scored for one in group]
     judgements = []
     for group in scored:
-        among = group if scope == "prompt" else everything
-        limit = threshold
-        if threshold in _AVERAGES and among:
-            limit = _AVERAGES[threshold]([one.reward for one in among])
+        among = [one.reward for one in group] if scope == "prompt" else everything
+        is_desirable = _make_test(threshold, among)
+        if is_desirable is None:
+            continue
         judgements += [
-            Judgement(one.prompt, _make_completion(one), one.reward >= limit, tuple(one.prompt_ids))
+            Judgement(
+                one.prompt, _make_completion(one), is_desirable(one.reward), tuple(one.prompt_ids)
+            )
             for one in group
         ]
     counts = {
         "prompts": len(groups),
         "examples": len(judgements),
         "desirable": sum(judgement.desirable for judgement in judgements),
+        "ties": len(everything) - len(judgements),
     }
     return judgements, counts | _count_samples(samples)
+
+
+def _make_test(
+    threshold: float | str, rewards: Sequence[float]
+) -> Callable[[float], bool] | None:
+    """Return what says of a reward whether it is desirable; None where nothing can."""
+    if threshold not in _AVERAGES:
+        return lambda reward: reward >= threshold
+    if len(set(rewards)) < 2:
+        return None
+    limit = _AVERAGES[threshold](rewards)
+    least, above = sum(one >= limit for one in rewards), sum(one > limit for one in rewards)
+    # The difference of the two classes, where what is equal to the limit is in the one or other.
+    if abs(2 * above - len(rewards)) < abs(2 * least - len(rewards)):
+        return lambda reward: reward > limit
+    return lambda reward: reward >= limit
 
 
 def make_groups(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, int]]:
