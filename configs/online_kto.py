@@ -9,9 +9,10 @@ Expect:    `reward_eval` (metrics.jsonl, and a line a round on the console) rise
            `rewards_train/chosen` above `rewards_train/rejected` from the first steps on. A
            `rewards_train/KL_estimate` that stays 0 is no fault: it is 0 at least.
 
-4 rounds of 512 prompts x 4 samples. Every sample trains: those with the median reward of the round
-or more are desirable. So the classes are even, and both weights stay 1. With another threshold they
-are not, and `loss.desirable_weight` should make up for it: the log suggests a range.
+4 rounds of 512 prompts x 4 samples. Every sample trains: those above the median reward of the round
+are desirable, and those equal to it where that makes the classes more even. They are even, and both
+weights stay 1, unless many rewards are equal. With another threshold they are not, and
+`loss.desirable_weight` should make up for it: the log suggests a range.
 
 Learning rate 5e-6 and beta 0.1 are HALOs', the upper end of what TRL advises (5e-7 to 5e-6); KL is
 the mean over a step's mismatched answers, so steps should not be smaller than 16.

@@ -104,9 +104,9 @@ class SamplingConfig:
 class FeedbackConfig:
     type: Literal["pairwise", "binary", "scalar"] = "pairwise"
     mode: Literal["random", "max", "min", "all"] = "max"  # of "pairwise"
-    # Of "pairwise" a pair's rewards differ by more than this; of "binary" it is the least reward
-    # that is desirable, or an average of the rewards: what is equal to that is in the smaller class.
-    # "auto" is 0 for the former and "median" for the latter.
+    # Of "pairwise" a pair's rewards differ by more than this (mode "min": by as much); of "binary"
+    # it is the least reward that is desirable, or an average of them: rewards equal to that go into
+    # the class that makes both more even. "auto" is 0 for the former, "median" for the latter.
     threshold: float | Literal["auto", "mean", "median"] = "auto"
     scope: Literal["file", "prompt"] = "file"  # of which rewards "binary" takes mean or median
 

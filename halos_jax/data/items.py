@@ -24,6 +24,7 @@ from halos_jax.types import Demonstration, Item, Judgement, Preference, Sample
 
 logger = logging.getLogger(__name__)
 
+SMALLEST_CLASS = 0.05  # share of the answers below which a class is too small to learn from
 _LOOKS = 32  # outputs whose tokens are looked at
 
 
@@ -102,6 +103,26 @@ def _list_outputs(
     is_pair = isinstance(record, Preference)
     for one in (record.chosen, record.rejected) if is_pair else (record.completion,):
         yield one.ids, "".join(turn.content for turn in one.turns)
+
+
+def warn_of_classes(items: Sequence[Item], source: str) -> None:
+    """Warn where fixed data have answers of one class alone, or few of the other."""
+    desirable = sum(item.desirable for item in items)
+    fewer = min(desirable, len(items) - desirable)
+    if fewer >= SMALLEST_CLASS * len(items):
+        return
+    kinds = ("desirable", "undesirable")
+    few, many = kinds if fewer == desirable else kinds[::-1]
+    logger.warning(
+        "%s: %d of %d answers (%.1f %%) are %s, too few to learn from; add some, or keep fewer "
+        "others by data.frac_unique_%s",
+        source,
+        fewer,
+        len(items),
+        100 * fewer / len(items),
+        few,
+        many,
+    )
 
 
 def report_balance(items: Sequence[Item], settings: Mapping[str, Any]) -> None:

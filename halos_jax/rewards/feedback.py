@@ -3,13 +3,18 @@
 import collections
 import dataclasses
 import itertools
+import logging
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from halos_jax.config import Config
+from halos_jax.data.items import SMALLEST_CLASS
 from halos_jax.data.records import digest
 from halos_jax.types import FINISH_LENGTH, Completion, Judgement, Preference, Sample, Turn
+
+logger = logging.getLogger(__name__)
 
 Mode = Literal["random", "max", "min", "all"]
 _Pair = tuple[Sample, Sample]  # the better one first
@@ -131,9 +136,7 @@ def make_judgements(
     return judgements, counts | _count_samples(samples)
 
 
-def _make_test(
-    threshold: float | str, rewards: Sequence[float]
-) -> Callable[[float], bool] | None:
+def _make_test(threshold: float | str, rewards: Sequence[float]) -> Callable[[float], bool] | None:
     """Return what says of a reward whether it is desirable; None where nothing can."""
     if threshold not in _AVERAGES:
         return lambda reward: reward >= threshold
@@ -272,4 +275,74 @@ def _make_completion(sample: Sample) -> Completion:
         reward=sample.reward,
         sample_id=sample.sample_id,
         finish_reason=sample.finish_reason,
+    )
+
+
+# --------------------------------------------------------------------------- what is said of it
+
+
+def report_feedback(
+    label: str, counts: Mapping[str, int], samples: Sequence[Sample], config: Config
+) -> None:
+    """Log what became of scored samples, and warn where it teaches little or nothing.
+
+    Args:
+      label: of which feedback it is, "round 3".
+      counts: what made it has counted.
+    """
+    settings = config.feedback
+    shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+    logger.info("%s: %s feedback: %s", label, settings.type, shown)
+    rewards = [one.reward for one in samples if one.reward is not None]
+    if not rewards:
+        return
+    if settings.type == "pairwise":
+        warning = _warn_of_pairs(counts, settings.threshold)
+    elif settings.type == "binary":
+        warning = _warn_of_classes(counts)
+    else:  # PPO learns of a reward alone, the others of its difference from those of its group
+        warning = "" if config.loss["name"] == "ppo" else _warn_of_groups(counts)
+    if warning:
+        logger.warning(
+            "%s: %s; the rewards go from %g to %g, their median is %g",
+            label,
+            warning,
+            min(rewards),
+            max(rewards),
+            statistics.median(rewards),
+        )
+
+
+def _warn_of_pairs(counts: Mapping[str, int], threshold: float | str) -> str:
+    if counts["pairs"]:
+        return ""
+    least = 0 if threshold == "auto" else threshold
+    return (
+        f"no pair of {counts['prompts']} prompts: {counts['single']} have fewer than two rewards, "
+        f"and those of the others are equal, or no further apart than feedback.threshold={least:g}"
+    )
+
+
+def _warn_of_groups(counts: Mapping[str, int]) -> str:
+    groups = counts["examples"]
+    if counts["equal"] + counts["single"] < groups:
+        return ""
+    return f"each of {groups} groups has equal rewards: none says which of its answers is better"
+
+
+def _warn_of_classes(counts: Mapping[str, int]) -> str:
+    labels, desirable = counts["examples"], counts["desirable"]
+    advice = (
+        "set feedback.threshold to the least reward that is desirable, or to 'median' or 'mean' "
+        "with feedback.scope='file' or 'prompt'"
+    )
+    if not labels:
+        return f"no answer gets a label, since all rewards are equal; {advice}"
+    fewer = min(desirable, labels - desirable)
+    if fewer >= SMALLEST_CLASS * labels:
+        return ""
+    kind = "desirable" if fewer == desirable else "undesirable"
+    return (
+        f"{fewer} of {labels} answers ({fewer / labels:.1%}) are {kind}, too few to learn from; "
+        f"{advice}"
     )

@@ -104,7 +104,7 @@ def make_rules(reward: RewardConfig) -> dict[str, Scorer]:
 
 
 def check_records(reward: RewardConfig, prompts: Iterable[Prompt]) -> None:
-    """Raise RewardError where the records lack what a reward function needs of them.
+    """Raise RewardError where the records lack what a reward function or a rule needs of them.
 
     Of `rewards.functions` that is a reference answer: they are tried on an empty response, as they
     cost nothing and touch nothing. Of a function with TRL's signature it is every field that is a
@@ -112,13 +112,16 @@ def check_records(reward: RewardConfig, prompts: Iterable[Prompt]) -> None:
     """
     prompts = list(prompts)
     singles = [part_to_reward(part, reward) for part in list_parts(reward).values()] or [reward]
-    for single in singles:
-        if single.kind != "function":
-            continue
-        function = _load(single.function, single.arguments, single.completions, "reward.function")
+    loaded = [
+        _load(one.function, one.arguments, one.completions, "reward.function")
+        for one in singles
+        if one.kind == "function"
+    ]
+    loaded += [_load(name, {}, reward.completions, "reward.rules") for name in reward.rules]
+    for function in loaded:
         if function.is_batched:
             _check_columns(function, {name for prompt in prompts for name in prompt.extra})
-        elif single.function.startswith(f"{functions.__name__}:"):
+        elif function.name.startswith(f"{functions.__name__}:"):
             _try_references(function, prompts)
 
 

@@ -12,7 +12,7 @@ from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets, records
 from halos_jax.losses import get_loss
-from halos_jax.rewards.function_scorer import make_rules
+from halos_jax.rewards.function_scorer import check_records, make_rules
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import source, stages, start
 from halos_jax.rounds.interrupt import StopSignal
@@ -51,6 +51,7 @@ def _evaluate_samples(job: Job, policy: Source) -> None:
     prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
     load_sampler(job, policy)
     job.begin(inputs=datasets.identify_prompts(prompts), policy=policy.name)
+    check_records(job.config.reward, prompts)
     job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
     job.rules = make_rules(job.config.reward)
     params = source.load_params(policy, job.sampler.decoder, job.mesh, job.config.seed)

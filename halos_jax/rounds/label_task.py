@@ -15,6 +15,8 @@ from halos_jax.data.chat import Renderer
 from halos_jax.data.fields import RecordError
 from halos_jax.data.loading import load_policy_renderer, load_renderer
 from halos_jax.data.sources import read_sources
+from halos_jax.rewards.feedback import report_feedback
+from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.parts import list_parts
 from halos_jax.rewards.scorers import make_scorer
@@ -46,6 +48,7 @@ def _label(job: Job) -> None:
     names = [[one.prompt.prompt_id, one.sample_id, one.output] for one in samples]
     unscored = job.manifest is None or job.manifest.next_stage == "score"
     if unscored:  # what is wrong with the reward is said before the job begins
+        check_records(job.config.reward, [one.prompt for one in samples])
         job.config = source.use_final(job.config)
         renderer = _find_renderer(job.config)
         job.scorer = make_scorer(job.config, job.mesh, renderer, job.stop.check)
@@ -136,15 +139,9 @@ def _write_feedback(job: Job, samples: Sequence[Sample]) -> None:
     except ValueError as error:
         raise RecordError(f"{job.config.data.train}: {error}") from error
     stages.write_rows(job, job.workdir / "feedback.jsonl", rows)
-    if not rows:
-        logger.warning("there is no feedback: all rewards of each prompt are ties or missing")
-    logger.info(
-        "%d %s records are in %s (%s)",
-        len(rows),
-        job.config.feedback.type,
-        job.workdir / "feedback.jsonl",
-        ", ".join(f"{name} {count}" for name, count in counts.items()),
-    )
+    feedback = job.workdir / "feedback.jsonl"
+    report_feedback(job.config.data.train, counts, scored, job.config)
+    logger.info("%d %s records are in %s", len(rows), job.config.feedback.type, feedback)
     files = {"scored.jsonl": len(scored), "feedback.jsonl": len(rows)}
     job.commit(
         "feedback", files=files, metrics={f"feedback_{name}": n for name, n in counts.items()}

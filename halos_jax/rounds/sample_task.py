@@ -20,6 +20,7 @@ from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets, records
 from halos_jax.data.fields import RecordError
+from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import scoring, source, stages
@@ -55,6 +56,7 @@ def _run(job: Job) -> None:
     load_sampler(job, policy)
     unscored = job.manifest is None or "score" not in job.manifest.stages
     if job.config.sampling.best_of and unscored:
+        check_records(job.config.reward, prompts)
         job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
     job.begin(
         inputs=datasets.identify_prompts(prompts),

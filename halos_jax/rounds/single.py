@@ -14,7 +14,7 @@ from halos_jax.config import Config
 from halos_jax.data.batches import count_steps
 from halos_jax.data.chat import Renderer
 from halos_jax.data.datasets import Selection, select_eval, select_train, warn_of_benchmarks
-from halos_jax.data.items import load_items, report_balance
+from halos_jax.data.items import load_items, report_balance, warn_of_classes
 from halos_jax.data.tokenize import make_lengths
 from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import MetricWriter, read_metrics
@@ -75,6 +75,8 @@ def _train(
     warn_of_benchmarks(config.data.train)
     chosen = select_train(config.data, config.seed)
     items = load_fixed_items(config, loss, renderer, config.data.train, chosen)
+    if loss.items in ("unpaired", "controlled"):
+        warn_of_classes(items, config.data.train)
     if loss.items == "unpaired":
         report_balance(items, config.loss)
     steps = count_steps(

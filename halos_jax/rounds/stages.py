@@ -20,7 +20,12 @@ from halos_jax.data.items import load_items, report_balance
 from halos_jax.data.layout import LayoutMemory
 from halos_jax.data.tokenize import Lengths, make_lengths
 from halos_jax.metrics import MetricWriter, make_progress
-from halos_jax.rewards.feedback import make_groups, make_judgements, make_preferences
+from halos_jax.rewards.feedback import (
+    make_groups,
+    make_judgements,
+    make_preferences,
+    report_feedback,
+)
 from halos_jax.rewards.labels import (
     Scorer,
     average_rewards,
@@ -140,6 +145,7 @@ def feedback_stage(run: Run, folder: Path, round: int):
     """Write feedback.jsonl from samples and scores."""
     scored = read_scores(folder / "scores.jsonl", read_samples(folder / "samples.jsonl"))
     rows, counts = make_feedback(run.config, scored, round)
+    report_feedback(f"round {round}", counts, scored, run.config)
     write_rows(run, folder / "feedback.jsonl", rows)
     return {"feedback.jsonl": len(rows)}, {f"feedback_{k}": v for k, v in counts.items()}
 
@@ -165,9 +171,7 @@ def train_stage(
     what = "pairs" if run.trainer.loss.items == "pair" else "examples"
     first_step = int(state.step) - start
     if not items:
-        logger.warning(
-            "round %d has no %s to train on (all were ties): nothing changes", round, what
-        )
+        logger.warning("round %d has no %s to train on: the policy stays as it is", round, what)
     else:
         seed = zlib.crc32(f"{run.config.seed} {round}".encode())
         dataset = training.make_dataset(
@@ -233,7 +237,8 @@ def evaluate_stage(run: Run, params: Any, folder: Path, *, round: int, step: int
     write_rows(run, folder / "eval.jsonl", map(records.sample_to_record, scored))
     files = {"eval.jsonl": len(scored)}
     if round == 0:
-        rows, _ = make_feedback(run.config, scored, 0)
+        rows, counts = make_feedback(run.config, scored, 0)
+        report_feedback("held-out prompts", counts, scored, run.config)
         write_rows(run, folder / "feedback.jsonl", rows)
         files["feedback.jsonl"] = len(rows)
     run.writer.write(step, {"round": round, **metrics})

@@ -8,7 +8,7 @@ import pytest
 
 from halos_jax.data.datasets import Selection, load_judgements, load_scored
 from halos_jax.data.fields import RecordError
-from halos_jax.data.items import load_items, report_balance
+from halos_jax.data.items import load_items, report_balance, warn_of_classes
 from halos_jax.data.tokenize import Lengths
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item
 
@@ -163,6 +163,23 @@ def test_weights_are_suggested_where_the_classes_are_out_of_balance(
         caplog.clear()
         report_balance(make_judged(*counts), {"name": "kto"} | followed)
         assert "outside" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "counts, expected",
+    [
+        ((19, 1), None),
+        ((1, 19), None),
+        ((20, 1), "data: 1 of 21 answers (4.8 %) are undesirable, too few to learn from; add some, "
+         "or keep fewer others by data.frac_unique_desirable"),
+        ((0, 3), "data: 0 of 3 answers (0.0 %) are desirable, too few to learn from; add some, or "
+         "keep fewer others by data.frac_unique_undesirable"),
+        ((3, 0), "0 of 3 answers (0.0 %) are undesirable"),
+    ],
+)  # fmt: skip
+def test_a_class_that_is_missing_or_small_is_said(caplog, counts, expected):
+    warn_of_classes(make_judged(*counts), "data")
+    assert (expected in caplog.text) if expected else not caplog.text
 
 
 def test_records_of_another_kind_are_one_error(tmp_path):

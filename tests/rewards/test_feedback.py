@@ -1,13 +1,20 @@
 """Feedback against a brute-force reading of the rules, and on groups worked out by hand."""
 
 import itertools
+import logging
 import random
 from dataclasses import replace
 
 import pytest
 
+from halos_jax.config import Config, FeedbackConfig
 from halos_jax.data.records import preference_from_record, preference_to_record
-from halos_jax.rewards.feedback import make_groups, make_judgements, make_preferences
+from halos_jax.rewards.feedback import (
+    make_groups,
+    make_judgements,
+    make_preferences,
+    report_feedback,
+)
 from halos_jax.types import Prompt, Sample, Turn
 
 
@@ -227,10 +234,47 @@ def test_labels_by_hand(threshold, scope, labels):
         "prompts": 2,
         "examples": 5,
         "desirable": sum(labels),
+        "ties": 0,
         "unlabelled": 1,
         "truncated": 0,
     }
     assert judgements[0].prompt_ids == (1, 2, 3) and judgements[0].completion.ids == (10, 7)
+
+
+@pytest.mark.parametrize("threshold", ["median", "mean"])
+@pytest.mark.parametrize(
+    ("rewards", "labels"),
+    [
+        ([1, 0, 0, 0], {"median": [1, 0, 0, 0], "mean": [1, 0, 0, 0]}),
+        ([1, 1, 1, 0], {"median": [1, 1, 1, 0], "mean": [1, 1, 1, 0]}),
+        ([1, 1, 0, 0], {"median": [1, 1, 0, 0], "mean": [1, 1, 0, 0]}),
+        # 4 of 5 are 5 or more, 1 is more than that: the classes are as even, so as in HALOs.
+        ([3, 5, 5, 5, 7], {"median": [0, 1, 1, 1, 1], "mean": [0, 1, 1, 1, 1]}),
+        ([3, 3, 5, 5, 5, 7], {"median": [0, 0, 1, 1, 1, 1], "mean": [0, 0, 1, 1, 1, 1]}),
+        ([3, 5, 5, 5, 6, 7, 7, 7], {"median": [0, 0, 0, 0, 1, 1, 1, 1], "mean": [0] * 4 + [1] * 4}),
+        ([4, 5, 5, 5, 6, 6], {"median": [0, 0, 0, 0, 1, 1], "mean": [0, 0, 0, 0, 1, 1]}),
+        ([7, 7, 7, 7], {"median": [], "mean": []}),
+        ([0.1, 0.1, 0.1], {"median": [], "mean": []}),
+        ([7], {"median": [], "mean": []}),
+    ],
+)
+def test_rewards_equal_to_an_average_go_where_the_classes_are_more_even(threshold, rewards, labels):
+    judgements, counts = make_judgements(make_samples(rewards), threshold=threshold)
+    assert [int(one.desirable) for one in judgements] == labels[threshold]
+    assert counts["ties"] == (0 if judgements else len(rewards))
+    assert counts["examples"] == len(judgements) and counts["desirable"] == sum(labels[threshold])
+
+
+def test_by_prompt_the_answers_of_a_prompt_whose_rewards_are_equal_get_no_label():
+    samples = [*make_samples([1, 0, 0], "p"), *make_samples([0, 0, 0], "q")]
+    samples += make_samples([1, 1, None], "r")
+    judgements, counts = make_judgements(samples, threshold="median", scope="prompt")
+    found = [(one.prompt.prompt_id, one.desirable) for one in judgements]
+    assert found == [("p", True), ("p", False), ("p", False)]
+    assert counts["ties"] == 5 and counts["unlabelled"] == 1
+    judgements, counts = make_judgements(samples, threshold="median", scope="file")
+    assert [int(one.desirable) for one in judgements] == [1, 0, 0, 0, 0, 0, 1, 1]
+    assert counts["ties"] == 0
 
 
 @pytest.mark.parametrize("threshold", ["auto", float("nan"), None])
@@ -254,3 +298,65 @@ def test_groups_keep_every_sample_with_a_reward_and_count_those_that_teach_nothi
     }
     mixed = [samples[0], samples[3], samples[1]]
     assert make_groups(mixed)[0] == [samples[0], samples[1], samples[3]]  # a prompt's together
+
+
+# --------------------------------------------------------------------------- what is said of it
+
+
+def report(caplog, samples, **feedback) -> list[str]:
+    """Return the warnings about the feedback of samples."""
+    loss = {"name": feedback.pop("loss", "grpo")}
+    config = Config(feedback=FeedbackConfig(**feedback), loss=loss)
+    kind, threshold = config.feedback.type, config.feedback.threshold
+    if kind == "pairwise":
+        counts = make(samples, "max", 0.0 if threshold == "auto" else threshold).counts
+    elif kind == "binary":
+        _, counts = make_judgements(samples, threshold=threshold, scope=config.feedback.scope)
+    else:
+        _, counts = make_groups(samples)
+    with caplog.at_level(logging.INFO, "halos_jax.rewards.feedback"):
+        report_feedback("round 3", counts, samples, config)
+    first, *rest = caplog.records
+    assert first.levelname == "INFO"
+    assert first.message.startswith(f"round 3: {kind} feedback: prompts {counts['prompts']}, ")
+    assert all(one.levelname == "WARNING" for one in rest)
+    return [one.message for one in rest]
+
+
+def make_many(rewards):
+    return [one for n, pair in enumerate(rewards) for one in make_samples(pair, f"p{n}")]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "feedback", "expected"),
+    [
+        ([[1, 0]] * 4, {"type": "pairwise"}, None),
+        ([[1, 1]] * 3 + [[None, 2]], {"type": "pairwise"},
+         "round 3: no pair of 4 prompts: 1 have fewer than two rewards, and those of the others "
+         "are equal, or no further apart than feedback.threshold=0; the rewards go from 1 to 2, "
+         "their median is 1"),
+        ([[1, 2]], {"type": "pairwise", "threshold": 1.5}, "than feedback.threshold=1.5; the "),
+        ([[1, 0], [1, 1]], {"type": "scalar"}, None),
+        ([[1, 1], [0, 0], [2, None]], {"type": "scalar"},
+         "round 3: each of 3 groups has equal rewards: none says which of its answers is better; "
+         "the rewards go from 0 to 2, their median is 1"),
+        ([[1, 1], [0, 0]], {"type": "scalar", "loss": "ppo"}, None),
+        ([[1, 0]] * 19 + [[0, 0]], {"type": "binary", "threshold": 1.0}, None),
+        ([[0, 0]] * 18 + [[0, 1]] * 2, {"type": "binary", "threshold": 1.0}, None),  # 5 %
+        ([[0, 0]] * 19 + [[0, 1]], {"type": "binary", "threshold": 1.0},
+         "round 3: 1 of 40 answers (2.5%) are desirable, too few to learn from; set feedback."
+         "threshold to the least reward that is desirable, or to 'median' or 'mean' with "
+         "feedback.scope='file' or 'prompt'; the rewards go from 0 to 1, their median is 0"),
+        ([[1, 2]] * 4, {"type": "binary", "threshold": 1.0},
+         "round 3: 0 of 8 answers (0.0%) are undesirable, too few"),
+        ([[1, 1]] * 4, {"type": "binary", "threshold": "median"},
+         "round 3: no answer gets a label, since all rewards are equal; set feedback.threshold to"),
+        ([[None, None]], {"type": "binary", "threshold": "median"}, None),
+    ],
+)  # fmt: skip
+def test_feedback_that_teaches_little_is_said(caplog, rewards, feedback, expected):
+    warnings = report(caplog, make_many(rewards), **feedback)
+    if expected is None:
+        assert warnings == []
+    else:
+        assert len(warnings) == 1 and expected in warnings[0]

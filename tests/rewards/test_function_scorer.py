@@ -308,6 +308,8 @@ def test_what_the_records_lack_is_found_before_anything_is_sampled(in_parts):
     with pytest.raises(RewardError, match=r"parameters answer need .* have no further ones"):
         check_records(make("grader:batch"), asked[1:])
     check_records(RewardConfig(path="model"), asked)
+    with pytest.raises(RewardError, match=r"^reward\.rules 'grader:batch': its parameters answer"):
+        check_records(RewardConfig(path="model", rules=("grader:batch",)), asked[1:])
 
 
 def test_rules_are_named_by_their_functions():

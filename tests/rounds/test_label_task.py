@@ -20,6 +20,7 @@ from halos_jax.data import datasets, records
 from halos_jax.data.fields import RecordError
 from halos_jax.data.loading import load_renderer
 from halos_jax.models import export, hf, spec
+from halos_jax.rewards.labels import RewardError
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.label_task import run_labelling
 from halos_jax.types import Prompt, Sample, Turn
@@ -85,6 +86,47 @@ def test_each_kind_of_feedback_comes_with_the_scored_samples(samples, tmp_path):
         assert (pair.chosen.sample_id, pair.rejected.sample_id) == (1, 0)
         original = next(s for s in samples if s.prompt == pair.prompt and s.sample_id == 1)
         assert pair.chosen.ids == original.response_ids  # what was sampled goes to training
+
+
+def score_right(prompt, response: str, record) -> float:
+    """Give 1 for the answer of the record, else 0."""
+    return float(response == record["answer"])
+
+
+def test_wrong_answers_that_tie_at_the_median_are_not_desirable(tmp_path, caplog):
+    turns = [(Turn("user", f"what is {n} plus 1?"),) for n in range(2)]
+    prompts = [Prompt(f"p{n}", one, {"answer": str(n + 1)}) for n, one in enumerate(turns)]
+    made = [
+        Sample(prompt, number, prompt.extra["answer"] if number == 2 else "no idea", (), (), "stop")
+        for prompt in prompts
+        for number in range(4)
+    ]
+    source = write(tmp_path / "samples.jsonl", made)
+    function = "tests.rounds.test_label_task:score_right"
+    reward = RewardConfig(kind="function", function=function)
+    feedback = FeedbackConfig(type="binary")
+    config = make_config(tmp_path / "run", source, reward=reward, feedback=feedback)
+    metrics = run_labelling(config, StopSignal())
+    assert (metrics["feedback_examples"], metrics["feedback_desirable"]) == (8, 2)
+    rows = read(tmp_path / "run" / "feedback.jsonl")
+    assert [row["label"] for row in rows] == [0, 0, 1, 0] * 2
+    assert "too few" not in caplog.text
+    config = dataclasses.replace(
+        config,
+        workdir=str(tmp_path / "other"),
+        feedback=dataclasses.replace(feedback, threshold=0.0),
+    )
+    assert run_labelling(config, StopSignal())["feedback_desirable"] == 8
+    assert "samples.jsonl: 0 of 8 answers (0.0%) are undesirable, too few" in caplog.text
+
+
+def test_a_field_that_the_reward_needs_is_missed_before_the_job_begins(samples, tmp_path):
+    reward = RewardConfig(kind="function", function="halos_jax.rewards.functions:exact_answer")
+    source = write(tmp_path / "samples.jsonl", samples)
+    config = make_config(tmp_path / "run", source, reward=reward)
+    with pytest.raises(RewardError, match=r"prompt bca .* field 'answer': got nothing"):
+        run_labelling(config, StopSignal())
+    assert not (tmp_path / "run" / "manifest.json").exists()
 
 
 def test_unlabelled_samples_are_left_out_and_counted(samples, tmp_path):

@@ -235,6 +235,7 @@ def test_a_round_of_ties_has_nothing_to_train_on(tmp_path, sampled, caplog):
     stages.score_stage(run, tmp_path)
     files, metrics = stages.feedback_stage(run, tmp_path, 1)
     assert files == {"feedback.jsonl": 0} and metrics["feedback_ties"] == 5
+    assert "round 1: no pair of 5 prompts: 0 have fewer than two rewards" in caplog.text
     assert stages.load_feedback_items(run, tmp_path) == []
     state = SimpleNamespace(step=4)
     trained = stages.train_stage(
