@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from halos_jax.models.activations import NAMES
 from halos_jax.models.spec import ExpertsConfig, RopeConfig
 
 HFConfig = Mapping[str, Any]
@@ -18,13 +19,6 @@ _SIZES = {
     "d_model": "hidden_size",
     "num_heads": "num_attention_heads",
     "d_mlp": "intermediate_size",
-}
-_ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
 }
 # RopeConfig field -> name in config.json, for each kind of scaling; True where it must be there.
 ROPE_FIELDS = {
@@ -107,10 +101,11 @@ def _read_sizes(hf_config: HFConfig, errors: list[str]) -> dict[str, int]:
 
 def _read_activation(hf_config: HFConfig, errors: list[str]) -> str:
     name = hf_config.get("hidden_act", "silu")
-    if name not in _ACTIVATIONS:
-        allowed = ", ".join(map(repr, _ACTIVATIONS))
+    if not isinstance(name, str) or name not in NAMES:
+        allowed = ", ".join(map(repr, NAMES))
         errors.append(f"hidden_act: got {name!r}, allowed: {allowed}")
-    return _ACTIVATIONS.get(name, "silu")
+        return "silu"
+    return NAMES[name]
 
 
 def read_rope(

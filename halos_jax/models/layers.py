@@ -11,17 +11,12 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
+from halos_jax.models.activations import ACTIVATIONS
 from halos_jax.models.experts import run_experts
 from halos_jax.models.rope import Rotate
 from halos_jax.models.spec import DecoderConfig
 
 Weights = dict[str, Any]
-
-_ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
 
 
 def normalize(x: jax.Array, weights: Weights, name: str, config: DecoderConfig) -> jax.Array:
@@ -79,7 +74,7 @@ def run_mlp(x: jax.Array, weights: Weights, config: DecoderConfig) -> jax.Array:
 
     Where there is a router, each token goes to some of several of them.
     """
-    activate = _ACTIVATIONS[config.activation]
+    activate = ACTIVATIONS[config.activation]
     if config.experts is not None:
         return run_experts(x, weights, config.experts, activate)
 

@@ -94,7 +94,7 @@ class DecoderConfig:
     mlp_bias: bool = False
     gated_mlp: bool = True
     experts: ExpertsConfig | None = None  # None: one MLP
-    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    activation: str = "silu"  # of `models.activations`
     scale_embeddings: bool = False  # by sqrt(D)
     attention_scale: float | None = None  # of the scores; None: H^-0.5
     attention_softcap: float = 0.0  # scores -> cap * tanh(scores / cap); 0: no cap

@@ -138,7 +138,7 @@ def test_mixtures_that_are_refused(fields, message):
     [
         ({"model_type": "gpt9"}, "model_type: got 'gpt9', allowed: "),
         ({"model_type": None}, "model_type: got None"),
-        ({"hidden_act": "relu"}, "hidden_act: got 'relu', allowed: 'silu'"),
+        ({"hidden_act": "prelu"}, "hidden_act: got 'prelu', allowed: 'silu'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope type: got 'dynamic', allowed"),
         (
             {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
@@ -166,7 +166,7 @@ def test_what_the_decoder_lacks_is_refused(fields, message):
 def test_all_errors_come_together():
     with pytest.raises(ModelError) as caught:
         make_decoder_config(
-            {**LLAMA_1B, "rope_scaling": {"type": "su"}, "hidden_act": "relu", "vocab_size": -1}
+            {**LLAMA_1B, "rope_scaling": {"type": "su"}, "hidden_act": "prelu", "vocab_size": -1}
         )
     for name in ("rope type", "hidden_act", "vocab_size"):
         assert name in str(caught.value)

@@ -42,7 +42,7 @@ def test_the_architecture_of_a_bare_config():
 
 
 def test_every_bad_size_is_named():
-    _, errors = read(read_architecture, {"vocab_size": 0, "hidden_act": "relu"})
+    _, errors = read(read_architecture, {"vocab_size": 0, "hidden_act": "prelu"})
     assert [line.split(":")[0] for line in errors] == [
         "vocab_size",
         "num_hidden_layers",
