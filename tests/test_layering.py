@@ -10,7 +10,7 @@ PACKAGE = "halos_jax"
 # A module imports only from lower levels, or from its own subpackage.
 LEVELS = (
     {"errors"},
-    {"schema", "limits", "reward_config", "sections", "storage"},
+    {"schema", "limits", "reward_config", "sections", "storage", "json_text"},
     {"types", "config"},
     {"overrides", "sharding", "metrics", "losses", "user_code"},
     {"models", "data"},
