@@ -115,7 +115,14 @@ def batch_shardings(batch, mesh: Mesh, *, leading: int = 0):
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Constrain `x` to the sharding of its logical `axes`; a no-op outside of a mesh."""
+    """Constrain `x`, and its gradient, to the sharding of its logical `axes`; no-op on one device.
+
+    Needed between two layers that both split their outputs over "tensor": where all three axes of
+    a mesh are split, XLA's partitioner (of jax 0.10 and 0.12 at least) mixes up the rows of a
+    product that sums over "tensor", reads a weight split over "fsdp" and whose result is to lie
+    over "tensor" again, which the gradient of what stands between the two is. It does so only at
+    sizes at which moving the rows seems cheaper than gathering the weight.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x

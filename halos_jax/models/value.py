@@ -64,6 +64,8 @@ def compute_values(params: Any, hidden: jax.Array, batch: Batch) -> jax.Array:
     if batch.noise is not None:
         x = _drop(x, batch.noise)
     for name in ("first", "second"):
+        # Whole over "tensor", and so its gradient: see `sharding.constrain`.
+        x = sharding.constrain(x, "rows", None, None)
         x = jax.nn.relu(x @ params[name] + params[f"{name}_bias"])
     values = (x @ params["third"] + params["third_bias"])[..., 0]
     return jnp.where(batch.sequence < batch.sequences.role.shape[-1], values, 0.0)

@@ -12,7 +12,14 @@ from halos_jax import sharding
 from halos_jax.config import ModelConfig
 from halos_jax.data.batches import build_batch, plan_batches
 from halos_jax.models import decoder, hf
-from halos_jax.models.spec import DecoderConfig, RopeConfig, init_params, params_shardings
+from halos_jax.models.spec import (
+    DecoderConfig,
+    ExpertsConfig,
+    RopeConfig,
+    init_params,
+    make_spec,
+    params_shardings,
+)
 from halos_jax.types import CHOSEN, REJECTED, Item
 
 TINY = DecoderConfig(
@@ -211,6 +218,52 @@ def test_one_device_equals_eight(mesh, mesh1):
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * scale)
+
+
+BLOCKS = {
+    "gate, adapters": {"lora": True},
+    "no gate, biases, parallel": {"norm": "layer", "gated_mlp": False, "mlp_bias": True}
+    | {"qkv_bias": True, "out_bias": True, "parallel_residual": True},
+    "experts": {"experts": ExpertsConfig(num_experts=4, per_token=2, d_mlp=64)},
+}
+
+
+@pytest.mark.parametrize("tokens", [64, 96])
+@pytest.mark.parametrize("changes", BLOCKS.values(), ids=BLOCKS)
+def test_a_block_has_one_gradient_on_three_axes_at_every_number_of_tokens(
+    mesh, mesh1, changes, tokens
+):
+    """The partitioner's choice changes where the tokens are about as many as matrices are wide."""
+    changes = dict(changes)
+    adapted = changes.pop("lora", False)
+    config = DecoderConfig(61, 1, 64, 4, 4, 16, 64, init_std=0.1, **changes)
+    spec = {
+        name: (leaf.shape[1:], leaf.axes[1:]) for name, leaf in make_spec(config)["layers"].items()
+    }
+    for name in ("q", "k", "v", "o", "gate", "up", "down") if adapted else ():
+        (shape, axes), inputs = spec[name], 2 if name == "o" else 1
+        spec[f"{name}_lora_a"] = (*shape[:inputs], 4), (*axes[:inputs], None)
+        spec[f"{name}_lora_b"] = (4, *shape[inputs:]), (None, *axes[inputs:])
+    rng = np.random.default_rng(tokens)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    weights = {name: 0.2 * draw(*shape) for name, (shape, _) in spec.items()}
+    x, factors = draw(8, tokens // 8, 64), draw(8, tokens // 8, 64)
+
+    def run(weights, x, factors):
+        x = sharding.constrain(x, "rows", None, None)
+        attend = lambda q, k, v: jnp.tanh(q) * k + v  # noqa: E731
+        x, _ = decoder.run_block(x, weights, rotate=lambda x: x, attend=attend, config=config)
+        return (sharding.constrain(x, "rows", None, None) * factors).sum()
+
+    find = jax.grad(run, argnums=(0, 1))
+    with jax.set_mesh(mesh1):
+        expected = jax.jit(find)(weights, x, factors)
+    placed = {n: sharding.named_sharding(axes, shape, mesh) for n, (shape, axes) in spec.items()}
+    rows = sharding.batch_shardings(x, mesh)
+    given = jax.device_put(weights, placed), *jax.device_put((x, factors), rows)
+    found = jax.jit(find, out_shardings=(placed, rows))(*given)
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(other, one, atol=2e-5 * np.abs(one).max())
 
 
 def test_no_position_sees_a_later_token():

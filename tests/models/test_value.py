@@ -5,7 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from halos_jax import sharding
 from halos_jax.models.value import (
     DROPOUT,
     abstract_value_params,
@@ -59,6 +61,31 @@ def test_hidden_states_get_no_gradient_and_every_layer_gets_one():
     own, into = jax.grad(run, argnums=(0, 1))(make_params(), hidden)
     assert not np.asarray(into).any()
     assert all(np.asarray(leaf).any() for leaf in own.values())
+
+
+@pytest.mark.parametrize("tokens", [32, 64, 96, 128, 256])
+def test_on_a_mesh_of_three_axes_values_and_gradient_are_those_of_one_device(mesh, mesh1, tokens):
+    # As many tokens as the layers are wide, and about: there the partitioner's choice changes.
+    rng, shape = np.random.default_rng(tokens), (8, tokens // 8)
+    hidden = rng.normal(size=(*shape, WIDTH)).astype(np.float32)
+    weights = rng.normal(size=shape).astype(np.float32)
+    batch = make_batch(rng.integers(2**32, size=shape, dtype=np.uint32))
+    batch = batch.replace(sequence=np.zeros(shape, np.int32))
+
+    def run(params, hidden, batch, weights):
+        values = compute_values(params, hidden, batch)
+        return (values * weights).sum(), values
+
+    find = jax.value_and_grad(run, has_aux=True)
+    params = jax.tree.map(np.asarray, make_params())
+    with jax.set_mesh(mesh1):
+        (_, expected), gradient = jax.jit(find)(params, hidden, batch, weights)
+    placed = {n: leaf.sharding for n, leaf in abstract_value_params(WIDTH, mesh).items()}
+    given = jax.device_put(params, placed), *sharding.put_batch((hidden, batch, weights), mesh)
+    (_, values), found = jax.jit(find, out_shardings=(None, placed))(*given)
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-3)
+    for name, leaf in gradient.items():
+        np.testing.assert_allclose(found[name], leaf, atol=2e-5 * np.abs(leaf).max())
 
 
 def test_dropout_depends_on_the_noise_of_a_token_alone():
