@@ -1,11 +1,11 @@
 """Causal attention by named backend, over packed views, padded rows and the decoding cache."""
 
-import dataclasses
 import functools
 import logging
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.sharding import PartitionSpec
 
 from halos_jax import sharding
@@ -15,44 +15,54 @@ from halos_jax.types import View
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Scoring:
     """How a query scores the keys: `softcap(scale * q.k)` for the last `window` ones."""
 
-    scale: float | None = None  # None: H^-0.5
-    softcap: float = 0.0  # scores -> cap * tanh(scores / cap) (Gemma 2); 0: as they are
-    window: int = 0  # keys in sight, the query's own included; 0: all
+    # None: H^-0.5.
+    scale: float | None = struct.field(pytree_node=False, default=None)
+    # Scores -> cap * tanh(scores / cap) (Gemma 2); 0: as they are.
+    softcap: float = struct.field(pytree_node=False, default=0.0)
+    # Keys in sight, the query's own included; 0: all.
+    window: int = struct.field(pytree_node=False, default=0)
+    # Of each head, `[N]`, a score beside the keys' that leads to no value (Xiao et al. 2024,
+    # attention sinks; gpt-oss); None: no such score.
+    sinks: jax.Array | None = None
 
 
 PLAIN = Scoring()
 
 
 @functools.cache
-def choose_backend(name: str, head_dim: int, dtype: str, softcap: float = 0.0) -> str:
+def choose_backend(
+    name: str, head_dim: int, dtype: str, softcap: float = 0.0, *, sinks: bool = False
+) -> str:
     """Return the backend that `name` means on this platform: "xla", "cudnn" or "splash".
 
-    "auto" takes the platform's fused kernel where it knows the head dimension, the dtype and the
-    soft cap (cuDNN has none). A backend that cannot run here falls back to "xla" with one logged
-    line, and so does "auto" where it is the soft cap that rules the kernel out.
+    "auto" takes the platform's fused kernel where it knows the head dimension, the dtype, the
+    soft cap and the sinks (cuDNN has neither). A backend that cannot run here falls back to "xla"
+    with one logged line, and so does "auto" where soft cap or sinks rule the kernel out.
     """
     platform = jax.default_backend()
     on_gpu, half = platform in ("gpu", "cuda"), dtype in ("bfloat16", "float16")
+    plain = not softcap and not sinks
     supported = {
-        "cudnn": on_gpu and half and head_dim % 8 == 0 and head_dim <= 256 and not softcap,
+        "cudnn": on_gpu and half and head_dim % 8 == 0 and head_dim <= 256 and plain,
         "splash": platform == "tpu" and head_dim % 64 == 0,
     }
-    if name == "auto" and on_gpu and half and softcap:
+    if name == "auto" and on_gpu and half and not plain:
         name = "cudnn"  # far slower without: not in silence
     if name == "auto":
         return next((backend for backend, usable in supported.items() if usable), "xla")
     if not supported.get(name, True):
         logger.warning(
-            "attention backend %r cannot run on %s with head dimension %d in %s%s: using 'xla'",
+            "attention backend %r cannot run on %s with head dimension %d in %s%s%s: using 'xla'",
             name,
             platform,
             head_dim,
             dtype,
             f" and soft cap {softcap:g}" if softcap else "",
+            " and attention sinks" if sinks else "",
         )
         return "xla"
     return name
@@ -96,9 +106,9 @@ def attend_causal(
             implementation="cudnn",
         )
     if backend == "splash":
-        return _attend_splash(q, k, v, lengths, dataclasses.replace(scoring, window=window))
+        return _attend_splash(q, k, v, lengths, scoring.replace(window=window))
     # Padding stands to the right, so causality alone keeps it out of every real token's sight.
-    if scoring.softcap:
+    if scoring.softcap or scoring.sinks is not None:
         distance = jnp.arange(q.shape[1])[:, None] - jnp.arange(q.shape[1])
         visible = (distance >= 0) & (distance < (window or q.shape[1]))
         return _attend_dense(q, k, v, visible, scoring)
@@ -128,7 +138,7 @@ def attend_view(
     their device.
     """
 
-    def attend_rows(q, k, v, view):
+    def attend_rows(q, k, v, view, scoring):
         slots = [views.to_view(x, view.indices, view.inverse, view.buckets) for x in (q, k, v)]
         outputs = tuple(
             attend_causal(*parts, lengths, backend=backend, scoring=scoring)
@@ -136,9 +146,10 @@ def attend_view(
         )
         return views.from_view(outputs, view.owner, view.owned, view.buckets)
 
-    heads, by_row = _attention_specs(q, k)
-    run = sharding.run_on_mesh(attend_rows, in_specs=(heads, heads, heads, by_row), out_specs=heads)
-    return run(q, k, v, view)
+    heads, by_row, by_head = _attention_specs(k)
+    specs = (heads, heads, heads, by_row, by_head)
+    run = sharding.run_on_mesh(attend_rows, in_specs=specs, out_specs=heads)
+    return run(q, k, v, view, scoring)
 
 
 def attend_rows(
@@ -151,19 +162,23 @@ def attend_rows(
     scoring: Scoring = PLAIN,
 ) -> jax.Array:
     """Attention of one right-padded sequence a row, `[rows, T, heads, H]`, on the mesh."""
-    heads, by_row = _attention_specs(q, k)
-    attend = functools.partial(attend_causal, backend=backend, scoring=scoring)
-    run = sharding.run_on_mesh(attend, in_specs=(heads, heads, heads, by_row), out_specs=heads)
-    return run(q, k, v, lengths)
+
+    def attend(q, k, v, lengths, scoring):
+        return attend_causal(q, k, v, lengths, backend=backend, scoring=scoring)
+
+    heads, by_row, by_head = _attention_specs(k)
+    specs = (heads, heads, heads, by_row, by_head)
+    run = sharding.run_on_mesh(attend, in_specs=specs, out_specs=heads)
+    return run(q, k, v, lengths, scoring)
 
 
-def _attention_specs(q: jax.Array, k: jax.Array) -> tuple[PartitionSpec, PartitionSpec]:
-    """Return the spec of q, k and v, `[rows, T, heads, H]`, and that of what has rows alone.
+def _attention_specs(k: jax.Array) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
+    """Return the specs of q, k and v, `[rows, T, heads, H]`, of what has rows alone, and of sinks.
 
     N is a multiple of K, so query heads divide wherever their key heads do.
     """
     spec = sharding.mesh_spec(("rows", None, "kv_heads", None), k.shape)
-    return spec, PartitionSpec(spec[0])
+    return spec, PartitionSpec(spec[0]), PartitionSpec(spec[2])
 
 
 def attend_cache(
@@ -185,14 +200,15 @@ def attend_cache(
     Returns:
       `[S, N, H]`.
     """
-    heads, by_row = _attention_specs(q[:, None], keys)
-    attend = functools.partial(_attend_slots, backend=backend, scoring=scoring)
+    heads, by_row, by_head = _attention_specs(keys)
+    attend = functools.partial(_attend_slots, backend=backend)
     new = PartitionSpec(heads[0], heads[2], None)
-    run = sharding.run_on_mesh(attend, in_specs=(new, heads, heads, by_row), out_specs=new)
-    return run(q, keys, values, positions)
+    specs = (new, heads, heads, by_row, by_head)
+    run = sharding.run_on_mesh(attend, in_specs=specs, out_specs=new)
+    return run(q, keys, values, positions, scoring)
 
 
-def _attend_slots(q, keys, values, positions, *, backend: str, scoring: Scoring) -> jax.Array:
+def _attend_slots(q, keys, values, positions, scoring: Scoring, *, backend: str) -> jax.Array:
     window = scoring.window if scoring.window < keys.shape[1] else 0
     # cuDNN takes its window from causality, which one query against a cache has not.
     if backend == "cudnn" and not window:
@@ -227,8 +243,20 @@ def _attend_dense(
     if scoring.softcap:
         scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
     scores = jnp.where(visible, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    weights = _weigh(scores, scoring.sinks).astype(v.dtype)
     return jnp.einsum("bkg...c,bckh->b...kgh", weights, v).reshape(q.shape)
+
+
+def _weigh(scores: jax.Array, sinks: jax.Array | None) -> jax.Array:
+    """Return the softmax of `scores f32[B, K, N/K, (T,) C]` and the heads' sinks, without these."""
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    of_head = (*scores.shape[1:3], *[1] * (scores.ndim - 3))
+    sinks = sinks.astype(jnp.float32).reshape(of_head)
+    top = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sinks)
+    top = jax.lax.stop_gradient(top)
+    weights = jnp.exp(scores - top)
+    return weights / (jnp.sum(weights, axis=-1, keepdims=True) + jnp.exp(sinks - top))
 
 
 def _attend_splash(
@@ -265,6 +293,7 @@ def _attend_splash(
 
     def one(q, k, v, segment):
         heads_first = (x.swapaxes(0, 1) for x in (q * scale, k, v))
-        return attend(*heads_first, segment_ids=kernel.SegmentIds(segment, segment)).swapaxes(0, 1)
+        segments = kernel.SegmentIds(segment, segment)
+        return attend(*heads_first, segment_ids=segments, sinks=scoring.sinks).swapaxes(0, 1)
 
     return jax.vmap(one)(q, k, v, segments)[:, :length].astype(q.dtype)

@@ -98,8 +98,8 @@ def prefill(
     kinds, kind_of_layer = list_layer_kinds(config)
     keys, values = [], []
     for kind, layer_weights in zip(kind_of_layer, weights["layers"], strict=True):
-        settings = decoder.get_attention_settings(config, kinds[kind])
-        attend = functools.partial(attend_rows, lengths=lengths, **settings)
+        run = functools.partial(attend_rows, lengths=lengths)
+        attend = decoder.make_attend(run, config, kinds[kind])
         x, (k, v) = decoder.run_block(
             x, layer_weights, rotate=rotation_of(kind), attend=attend, config=config
         )
@@ -156,18 +156,18 @@ def decode_step(
     rows = jnp.arange(tokens.shape[0])
     x = decoder.embed_tokens(weights, tokens, config)
 
-    def attend(q, k, v, *, layer: int) -> jax.Array:
+    def attend(q, k, v, *, layer: int, **settings) -> jax.Array:
         write = functools.partial(_write_row, rows=rows, positions=positions)
         keys[layer], values[layer] = write(keys[layer], k), write(values[layer], v)
-        settings = decoder.get_attention_settings(config, kinds[kind_of_layer[layer]])
         return attend_cache(q, keys[layer], values[layer], positions, **settings)
 
     for layer, layer_weights in enumerate(weights["layers"]):
+        kind, run = kind_of_layer[layer], functools.partial(attend, layer=layer)
         x, _ = decoder.run_block(
             x,
             layer_weights,
-            rotate=rotation_of(kind_of_layer[layer]),
-            attend=functools.partial(attend, layer=layer),
+            rotate=rotation_of(kind),
+            attend=decoder.make_attend(run, config, kinds[kind]),
             config=config,
         )
     x = decoder.finish(weights, x, config)

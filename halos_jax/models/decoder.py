@@ -23,7 +23,8 @@ from halos_jax.sharding import constrain
 from halos_jax.types import Batch
 
 Params = dict[str, Any]
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# Of queries, keys, values and the heads' sinks [N] (None where a family has none).
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 # Names (jax.ad_checkpoint.checkpoint_name) whose values each remat policy keeps.
 _SAVED_NAMES = {
@@ -78,21 +79,25 @@ def run_block(
     """
     normalize = functools.partial(layers.normalize, weights=weights, config=config)
     q, k, v = layers.project_qkv(normalize(x, name="attention_norm"), weights, rotate, config)
-    attended = layers.project_out(attend(q, k, v), weights)
+    attended = layers.project_out(attend(q, k, v, weights.get("sinks")), weights)
     after = x + normalize(attended, name="attention_post_norm")
     source = x if config.parallel_residual else after
     out = layers.run_mlp(normalize(source, name="mlp_norm"), weights, config)
     return after + normalize(out, name="mlp_post_norm"), (k, v)
 
 
-def get_attention_settings(config: DecoderConfig, kind: LayerKind) -> dict[str, Any]:
-    """Return the keyword arguments of `models.attention` for layers of `kind`."""
+def make_attend(run: Callable[..., jax.Array], config: DecoderConfig, kind: LayerKind) -> Attend:
+    """Return `run`, of `models.attention` and given its view or cache, for layers of `kind`."""
     softcap = config.attention_softcap
-    backend = choose_backend(config.attention, config.head_dim, config.compute_dtype, softcap)
-    return {
-        "backend": backend,
-        "scoring": Scoring(config.attention_scale, softcap, kind.window),
-    }
+    backend = choose_backend(
+        config.attention, config.head_dim, config.compute_dtype, softcap, sinks=config.sinks
+    )
+
+    def attend(q, k, v, sinks):
+        scoring = Scoring(config.attention_scale, softcap, kind.window, sinks)
+        return run(q, k, v, backend=backend, scoring=scoring)
+
+    return attend
 
 
 def finish(params: Params, x: jax.Array, config: DecoderConfig) -> jax.Array:
@@ -105,18 +110,18 @@ def run_layers(
     params: Params,
     tokens: jax.Array,
     positions: jax.Array,
-    attend: Attend,
+    run_attention: Callable[..., jax.Array],
     config: DecoderConfig,
 ) -> jax.Array:
     """Run embedding, all blocks (one `lax.scan`) and the final norm: `[rows, T, D]`.
 
-    `attend` takes the settings of `get_attention_settings`. Where layers are of several kinds,
-    the number of a layer's kind is scanned beside its weights, and attention branches on it: the
-    fused kernels want their window at compile time.
+    `run_attention` is what `make_attend` takes. Where layers are of several kinds, the number of a
+    layer's kind is scanned beside its weights, and attention branches on it: the fused kernels
+    want their window at compile time.
     """
     x = constrain(embed_tokens(params, tokens, config), "rows", None, None)
     kinds, kind_of_layer = list_layer_kinds(config)
-    branches = [functools.partial(attend, **get_attention_settings(config, k)) for k in kinds]
+    branches = [make_attend(run_attention, config, kind) for kind in kinds]
     rotation_of = make_rotations(config, positions)
 
     def block(x, scanned):

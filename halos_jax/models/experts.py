@@ -5,7 +5,6 @@ token is ever dropped, whatever the load: what a token becomes depends on that t
 so on neither packing nor batch. Tokens are sorted by expert and multiplied group by group.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -16,43 +15,52 @@ from jax.ad_checkpoint import checkpoint_name
 from halos_jax import sharding
 from halos_jax.models.spec import ExpertsConfig
 
-Activation = Callable[[jax.Array], jax.Array]
-_NAMES = ("expert_gate", "expert_up", "expert_down")
+Gating = Callable[[jax.Array, jax.Array], jax.Array]  # of gate and up, both [places, F]
+# "embed" is not named: devices along "fsdp" gather the experts, as they do any weight.
+_AXES = {
+    "expert_gate": ("experts", None, "mlp"),
+    "expert_up": ("experts", None, "mlp"),
+    "expert_down": ("experts", "mlp", None),
+    "expert_gate_bias": ("experts", "mlp"),
+    "expert_up_bias": ("experts", "mlp"),
+    "expert_down_bias": ("experts", None),
+}
 
 
 def run_experts(
-    x: jax.Array, weights: dict[str, jax.Array], experts: ExpertsConfig, activate: Activation
+    x: jax.Array, weights: dict[str, jax.Array], experts: ExpertsConfig, gating: Gating
 ) -> jax.Array:
     """Apply to each token of `x [rows, ..., D]` its experts of one layer.
 
     `weights` has "router" `[D, E]`, "expert_gate" and "expert_up" `[E, D, F]` and "expert_down"
-    `[E, F, D]`. Devices along "tensor" have experts of their own, or, where these do not
-    divide, a part of each; they see the same tokens and add up what they find.
+    `[E, F, D]`, and may have a bias of each (of "router" `[E]`, of "expert_up" `[E, F]`). Devices
+    along "tensor" have experts of their own, or, where these do not divide, a part of each; they
+    see the same tokens and add up what they find.
     """
-    chosen, shares = route_tokens(x, weights["router"], experts)
+    chosen, shares = route_tokens(x, weights, experts)
     rows = sharding.mesh_spec(("rows", *[None] * (x.ndim - 1)), x.shape)
-    # "embed" is not named: devices along "fsdp" gather the experts, as they do any weight.
-    by_expert = [
-        sharding.mesh_spec(axes, weights[name].shape)
-        for name, axes in zip(
-            _NAMES,
-            [("experts", None, "mlp")] * 2 + [("experts", "mlp", None)],
-            strict=True,
-        )
-    ]
-    split, axis = by_expert[0][0] is not None, by_expert[0][0] or by_expert[0][2]
+    own = {name: weights[name] for name in _AXES if name in weights}
+    by_expert = {name: sharding.mesh_spec(_AXES[name], leaf.shape) for name, leaf in own.items()}
+    by_number, _, by_width = by_expert["expert_gate"]
 
-    def run(x, chosen, shares, gate, up, down):
-        first = jax.lax.axis_index(axis) * gate.shape[0] if split else 0
-        out = _run_local(x, chosen - first, shares, (gate, up, down), activate)
+    def run(x, chosen, shares, own):
+        first = 0
+        if by_number:
+            first = jax.lax.axis_index(by_number) * own["expert_gate"].shape[0]
+        elif by_width and "expert_down_bias" in own:
+            # Each device has a part of every sum, to which this is added once.
+            keep = (jax.lax.axis_index(by_width) == 0).astype(x.dtype)
+            own = own | {"expert_down_bias": own["expert_down_bias"] * keep}
+        out = _run_local(x, chosen - first, shares, own, gating)
+        axis = by_number or by_width
         return jax.lax.psum(out, axis) if axis else out
 
-    run = sharding.run_on_mesh(run, in_specs=(rows, rows, rows, *by_expert), out_specs=rows)
-    return run(x, chosen, shares, *(weights[name] for name in _NAMES))
+    run = sharding.run_on_mesh(run, in_specs=(rows, rows, rows, by_expert), out_specs=rows)
+    return run(x, chosen, shares, own)
 
 
 def route_tokens(
-    x: jax.Array, router: jax.Array, experts: ExpertsConfig
+    x: jax.Array, weights: dict[str, jax.Array], experts: ExpertsConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Return the experts i32[..., k] of each token of `x [..., D]`, and their shares f32[..., k].
 
@@ -61,9 +69,11 @@ def route_tokens(
     logits = jnp.einsum(
         "...d,de->...e",
         x.astype(jnp.float32),
-        router.astype(jnp.float32),
+        weights["router"].astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
+    if "router_bias" in weights:
+        logits += weights["router_bias"].astype(jnp.float32)
     shares, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), experts.per_token)
     if experts.normalize:
         shares = shares / jnp.sum(shares, axis=-1, keepdims=True)
@@ -74,12 +84,11 @@ def _run_local(
     x: jax.Array,
     chosen: jax.Array,
     shares: jax.Array,
-    matrices: tuple[jax.Array, jax.Array, jax.Array],
-    activate: Activation,
+    own: dict[str, jax.Array],
+    gating: Gating,
 ) -> jax.Array:
     """Return what the experts of this device, numbered from 0, add to the tokens; f32 sums."""
-    gate, up, down = matrices
-    tokens, count = x.reshape(-1, x.shape[-1]), gate.shape[0]
+    tokens, count = x.reshape(-1, x.shape[-1]), own["expert_gate"].shape[0]
     per_token = chosen.shape[-1]
     # One place for each token and expert of it; those of other devices' experts sort to the end,
     # beyond all groups, where the product is zero.
@@ -88,14 +97,26 @@ def _run_local(
     order = jnp.argsort(expert, stable=True)
     inverse = jnp.argsort(order)
     sizes = jnp.sum(expert[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
-    multiply = functools.partial(jax.lax.ragged_dot, group_sizes=sizes)
+
+    def project(places: jax.Array, name: str) -> jax.Array:
+        out = jax.lax.ragged_dot(places, own[f"expert_{name}"], group_sizes=sizes)
+        bias = own.get(f"expert_{name}_bias")
+        return out if bias is None else out + _look_up_biases(bias, expert[order])
 
     places = _permute(jnp.repeat(tokens, per_token, axis=0), order, inverse)
-    hidden = activate(checkpoint_name(multiply(places, gate), "gate"))
-    hidden = hidden * checkpoint_name(multiply(places, up), "up")
-    out = _permute(multiply(hidden, down), inverse, order)
+    gate, up = (checkpoint_name(project(places, name), name) for name in ("gate", "up"))
+    out = _permute(project(gating(gate, up), "down"), inverse, order)
     out = out.reshape(*shares.shape, -1) * jnp.where(here, shares, 0.0)[..., None].astype(x.dtype)
     return jnp.sum(out, axis=-2)
+
+
+def _look_up_biases(bias: jax.Array, expert: jax.Array) -> jax.Array:
+    """Return each place's row of `bias [E, F]`; zeros where `expert` is E.
+
+    A product with ones and zeros, so that the gradient is no scatter: it sums in a fixed order.
+    """
+    ones = (expert[:, None] == jnp.arange(bias.shape[0])).astype(bias.dtype)
+    return jnp.matmul(ones, bias, precision=jax.lax.Precision.HIGHEST)
 
 
 @jax.custom_vjp

@@ -4,6 +4,7 @@ What there is to know of each family stands in `models.family_table`.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from halos_jax.config import ModelConfig
@@ -47,8 +48,7 @@ def make_decoder_config(hf_config: HFConfig, settings: ModelConfig | None = None
         fields |= {"num_labels": 1, "gating": gating.read_gating(hf_config, errors)}
     else:
         fields["num_labels"] = _read_num_labels(hf_config, family, errors)
-    if hf_config.get("quantization_config"):
-        errors.append("quantization_config: got quantized weights; allowed: none")
+    _check_quantization(hf_config, family, errors)
     if errors:
         lines = "\n  ".join(errors)
         raise ModelError(
@@ -59,6 +59,18 @@ def make_decoder_config(hf_config: HFConfig, settings: ModelConfig | None = None
         for name in _EXECUTION:
             fields[name] = getattr(settings, name)
     return DecoderConfig(**fields)
+
+
+def _check_quantization(hf_config: HFConfig, family: Family, errors: list[str]) -> None:
+    found = hf_config.get("quantization_config")
+    method = found.get("quant_method") if isinstance(found, Mapping) else found
+    if found and method not in family.packings:
+        allowed = " or ".join((*map(repr, family.packings), "none"))
+        errors.append(
+            f"quantization_config: got weights quantized by {method!r}; allowed: {allowed}; use "
+            "the model's folder in bfloat16, or load this one in transformers with "
+            "`dequantize=True` and save it"
+        )
 
 
 def get_family(hf_config: HFConfig) -> Family:
@@ -89,6 +101,7 @@ def make_hf_config(
         name = family.classifier if config.num_labels else family.language_model
         made["architectures"] = [name]
         _write_num_labels(made, config.num_labels)
+    made.pop("quantization_config", None)  # weights are exported as numbers
     made["vocab_size"] = config.vocab_size
     made["tie_word_embeddings"] = config.tie_embeddings
     # transformers before 4.56 knows only "torch_dtype"; every later version reads both.

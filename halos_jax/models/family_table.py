@@ -1,8 +1,8 @@
-"""The table of model families: what sets each apart, and its tensors' names.
+"""The table of model families: what sets each apart.
 
 A family is one entry of `FAMILIES`, under its Hugging Face `model_type`: the names of its two
 architectures, the defaults of its config, a reader from the Hugging Face config to fields of
-`DecoderConfig`, and a key table from our paths to the checkpoint's tensors.
+`DecoderConfig`, and a key table (`models.key_tables`) from our paths to the checkpoint's tensors.
 """
 
 import dataclasses
@@ -14,21 +14,28 @@ from halos_jax.models.hf_fields import (
     HFConfig,
     get_layer_types,
     read_architecture,
+    read_clamped_gate,
     read_experts,
     read_rope,
     read_two_ropes,
     read_unrotated,
     read_windows,
 )
-from halos_jax.models.layouts import (
-    FROM_HEADS,
-    HEADS,
-    MATRIX,
-    TO_HEADS,
-    TRANSPOSED,
-    VECTOR,
-    Tensor,
+from halos_jax.models.key_tables import (
+    GEMMA_LAYER,
+    GPT_NEOX_LAYER,
+    GPT_NEOX_OUTER,
+    GPT_OSS_LAYER,
+    LLAMA_LAYER,
+    LLAMA_OUTER,
+    MIXTRAL_LAYER,
+    OLMO2_LAYER,
+    PHI3_LAYER,
+    QWEN3_LAYER,
+    QWEN3_MOE_LAYER,
+    make_table,
 )
+from halos_jax.models.layouts import Tensor
 
 Fields = dict[str, Any]
 
@@ -48,6 +55,7 @@ class Family:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)  # endings of what is stored but no weight
     gated_classifier: str = ""  # name of the architecture with the head of `models.gating`
+    packings: tuple[str, ...] = ()  # methods of quantization that an import turns back
 
 
 # --------------------------------------------------------------------------- readers
@@ -149,6 +157,20 @@ def _read_qwen3_moe(hf_config: HFConfig, errors: list[str]) -> Fields:
     return {**_read_mistral(same, errors), "qk_norm": "head", "experts": experts}
 
 
+def _read_gpt_oss(hf_config: HFConfig, errors: list[str]) -> Fields:
+    layer_types = get_layer_types(hf_config, lambda layer: layer % 2 == 0)
+    rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or _GPT_OSS_ROPE
+    architecture = read_architecture({**hf_config, "rope_parameters": rope}, errors)
+    experts = read_experts({**hf_config, "norm_topk_prob": True}, errors, "intermediate_size")
+    return {
+        **architecture,
+        "windows": read_windows(hf_config, errors, layer_types),
+        "sinks": True,
+        "experts": experts and dataclasses.replace(experts, bias=True),
+        "clamped_gate": read_clamped_gate(hf_config, errors),
+    }
+
+
 def _read_smollm3(hf_config: HFConfig, errors: list[str]) -> Fields:
     unrotated = read_unrotated(hf_config, errors)
     windowed = hf_config.get("use_sliding_window") and hf_config.get("sliding_window")
@@ -163,106 +185,17 @@ def _read_phi3(hf_config: HFConfig, errors: list[str]) -> Fields:
     return {**_read_mistral({**hf_config, **NO_ROPE}, errors), "rope": rope}
 
 
-# --------------------------------------------------------------------------- tensors
-
-_QKV, _QKV_BIAS = (tuple(f"layers/{name}{end}" for name in "qkv") for end in ("", "_bias"))
-
-
-def _make_table(
-    outer: Mapping[str, Tensor], prefix: str, layer: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return `outer` and `layer`, the latter under "layers/" here and under `prefix` there."""
-    inner = {
-        f"layers/{path}": dataclasses.replace(tensor, name=f"{prefix}.{{layer}}.{tensor.name}")
-        for path, tensor in layer.items()
-    }
-    return {**outer, **inner}
-
-
-_MLP = ("gate", "up", "down")
-_LLAMA_OUTER = {
-    "embed": Tensor("model.embed_tokens.weight", MATRIX),
-    "final_norm": Tensor("model.norm.weight", VECTOR),
-    "head": Tensor("lm_head.weight", MATRIX),
-    "score": Tensor("score.weight", MATRIX),
-}
-_LLAMA_LAYER = {
-    "attention_norm": Tensor("input_layernorm.weight", VECTOR),
-    "o": Tensor("self_attn.o_proj.weight", FROM_HEADS),
-    "o_bias": Tensor("self_attn.o_proj.bias", VECTOR),
-    "mlp_norm": Tensor("post_attention_layernorm.weight", VECTOR),
-    **{name: Tensor(f"self_attn.{name}_proj.weight", TO_HEADS) for name in "qkv"},
-    **{f"{name}_bias": Tensor(f"self_attn.{name}_proj.bias", HEADS) for name in "qkv"},
-    **{name: Tensor(f"mlp.{name}_proj.weight", TRANSPOSED) for name in _MLP},
-    **{f"{name}_bias": Tensor(f"mlp.{name}_proj.bias", VECTOR) for name in _MLP},
-}
-_QWEN3_LAYER = _LLAMA_LAYER | {
-    "q_norm": Tensor("self_attn.q_norm.weight", VECTOR),
-    "k_norm": Tensor("self_attn.k_norm.weight", VECTOR),
-}
-_GEMMA_LAYER = _QWEN3_LAYER | {
-    "attention_post_norm": Tensor("post_attention_layernorm.weight", VECTOR),
-    "mlp_norm": Tensor("pre_feedforward_layernorm.weight", VECTOR),
-    "mlp_post_norm": Tensor("post_feedforward_layernorm.weight", VECTOR),
-}
-_OLMO2_LAYER = _GEMMA_LAYER | {
-    "q_norm": Tensor("self_attn.q_norm.weight", HEADS),
-    "k_norm": Tensor("self_attn.k_norm.weight", HEADS),
-}
-_PHI3_LAYER = _LLAMA_LAYER | {
-    **dict.fromkeys("qkv", Tensor("self_attn.qkv_proj.weight", TO_HEADS, _QKV)),
-    **dict.fromkeys(
-        ("gate", "up"),
-        Tensor("mlp.gate_up_proj.weight", TRANSPOSED, ("layers/gate", "layers/up")),
-    ),
-}
-
-_EXPERT_NAMES = ("expert_gate", "expert_up", "expert_down")
-
-
-def _make_experts(block: str, names: tuple[str, str, str]) -> dict[str, Tensor]:
-    return {
-        "router": Tensor(f"{block}.gate.weight", TRANSPOSED),
-        **{
-            ours: Tensor(f"{block}.experts.{{expert}}.{name}.weight", TRANSPOSED)
-            for ours, name in zip(_EXPERT_NAMES, names, strict=True)
-        },
-    }
-
-
-_MIXTRAL_LAYER = _LLAMA_LAYER | _make_experts("block_sparse_moe", ("w1", "w3", "w2"))
-_QWEN3_MOE_LAYER = _QWEN3_LAYER | _make_experts("mlp", ("gate_proj", "up_proj", "down_proj"))
-
-_GPT_NEOX_OUTER = {
-    "embed": Tensor("gpt_neox.embed_in.weight", MATRIX),
-    "final_norm": Tensor("gpt_neox.final_layer_norm.weight", VECTOR),
-    "final_norm_bias": Tensor("gpt_neox.final_layer_norm.bias", VECTOR),
-    "head": Tensor("embed_out.weight", MATRIX),
-    "score": Tensor("score.weight", MATRIX),
-}
-_FUSED = "attention.query_key_value"
-_GPT_NEOX_LAYER = {
-    "attention_norm": Tensor("input_layernorm.weight", VECTOR),
-    "attention_norm_bias": Tensor("input_layernorm.bias", VECTOR),
-    "o": Tensor("attention.dense.weight", FROM_HEADS),
-    "o_bias": Tensor("attention.dense.bias", VECTOR),
-    "mlp_norm": Tensor("post_attention_layernorm.weight", VECTOR),
-    "mlp_norm_bias": Tensor("post_attention_layernorm.bias", VECTOR),
-    "up": Tensor("mlp.dense_h_to_4h.weight", TRANSPOSED),
-    "up_bias": Tensor("mlp.dense_h_to_4h.bias", VECTOR),
-    "down": Tensor("mlp.dense_4h_to_h.weight", TRANSPOSED),
-    "down_bias": Tensor("mlp.dense_4h_to_h.bias", VECTOR),
-    **dict.fromkeys("qkv", Tensor(f"{_FUSED}.weight", TO_HEADS, _QKV, by_head=True)),
-    **dict.fromkeys(
-        ("q_bias", "k_bias", "v_bias"), Tensor(f"{_FUSED}.bias", HEADS, _QKV_BIAS, by_head=True)
-    ),
-}
+# --------------------------------------------------------------------------- defaults
 
 _GEMMA_DEFAULTS = {
     "head_dim": 256,
     "tie_word_embeddings": True,
     "sliding_window": 4096,
     "query_pre_attn_scalar": 256,
+}
+
+_GPT_OSS_ROPE = {"rope_type": "yarn", "factor": 32.0, "truncate": False} | {
+    "original_max_position_embeddings": 4096
 }
 
 # --------------------------------------------------------------------------- families
@@ -272,35 +205,35 @@ FAMILIES: dict[str, Family] = {
         "LlamaForCausalLM",
         "LlamaForSequenceClassification",
         _read_llama,
-        _make_table(_LLAMA_OUTER, "model.layers", _LLAMA_LAYER),
+        make_table(LLAMA_OUTER, "model.layers", LLAMA_LAYER),
         gated_classifier="LlamaForRewardModelWithGating",
     ),
     "mistral": Family(
         "MistralForCausalLM",
         "MistralForSequenceClassification",
         _read_mistral,
-        _make_table(_LLAMA_OUTER, "model.layers", _LLAMA_LAYER),
+        make_table(LLAMA_OUTER, "model.layers", LLAMA_LAYER),
         {"num_key_value_heads": 8, "sliding_window": 4096},
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
         "Qwen2ForSequenceClassification",
         _read_qwen2,
-        _make_table(_LLAMA_OUTER, "model.layers", _LLAMA_LAYER),
+        make_table(LLAMA_OUTER, "model.layers", LLAMA_LAYER),
         {"max_window_layers": 28, "sliding_window": 4096},
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         "Qwen3ForSequenceClassification",
         _read_qwen3,
-        _make_table(_LLAMA_OUTER, "model.layers", _QWEN3_LAYER),
+        make_table(LLAMA_OUTER, "model.layers", QWEN3_LAYER),
         {"max_window_layers": 28, "sliding_window": 4096, "head_dim": 128},
     ),
     "mixtral": Family(
         "MixtralForCausalLM",
         "MixtralForSequenceClassification",
         _read_mixtral,
-        _make_table(_LLAMA_OUTER, "model.layers", _MIXTRAL_LAYER),
+        make_table(LLAMA_OUTER, "model.layers", MIXTRAL_LAYER),
         {"rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0, "num_key_value_heads": 8}
         | {"num_experts": 8, "num_experts_per_tok": 2},
     ),
@@ -308,7 +241,7 @@ FAMILIES: dict[str, Family] = {
         "Qwen3MoeForCausalLM",
         "Qwen3MoeForSequenceClassification",
         _read_qwen3_moe,
-        _make_table(_LLAMA_OUTER, "model.layers", _QWEN3_MOE_LAYER),
+        make_table(LLAMA_OUTER, "model.layers", QWEN3_MOE_LAYER),
         {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
         | {"sliding_window": 4096, "num_key_value_heads": 4},
     ),
@@ -316,7 +249,7 @@ FAMILIES: dict[str, Family] = {
         "Gemma2ForCausalLM",
         "Gemma2ForSequenceClassification",
         _read_gemma2,
-        _make_table(_LLAMA_OUTER, "model.layers", _GEMMA_LAYER),
+        make_table(LLAMA_OUTER, "model.layers", GEMMA_LAYER),
         {
             **_GEMMA_DEFAULTS,
             "sliding_window_pattern": 2,
@@ -328,7 +261,7 @@ FAMILIES: dict[str, Family] = {
         "Gemma3ForCausalLM",
         "Gemma3TextForSequenceClassification",
         _read_gemma3,
-        _make_table(_LLAMA_OUTER, "model.layers", _GEMMA_LAYER),
+        make_table(LLAMA_OUTER, "model.layers", GEMMA_LAYER),
         {
             **_GEMMA_DEFAULTS,
             "sliding_window_pattern": 6,
@@ -340,7 +273,7 @@ FAMILIES: dict[str, Family] = {
         "GPTNeoXForCausalLM",
         "GPTNeoXForSequenceClassification",
         _read_gpt_neox,
-        _make_table(_GPT_NEOX_OUTER, "gpt_neox.layers", _GPT_NEOX_LAYER),
+        make_table(GPT_NEOX_OUTER, "gpt_neox.layers", GPT_NEOX_LAYER),
         {
             "hidden_act": "gelu",
             "layer_norm_eps": 1e-5,
@@ -355,21 +288,31 @@ FAMILIES: dict[str, Family] = {
         "Olmo2ForCausalLM",
         "Olmo2ForSequenceClassification",
         _read_olmo2,
-        _make_table(_LLAMA_OUTER, "model.layers", _OLMO2_LAYER),
+        make_table(LLAMA_OUTER, "model.layers", OLMO2_LAYER),
         {"rms_norm_eps": 1e-5},
     ),
     "olmo3": Family(
         "Olmo3ForCausalLM",
         "Olmo3ForSequenceClassification",
         _read_olmo3,
-        _make_table(_LLAMA_OUTER, "model.layers", _OLMO2_LAYER),
+        make_table(LLAMA_OUTER, "model.layers", OLMO2_LAYER),
         {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "sliding_window": 4096},
+    ),
+    "gpt_oss": Family(
+        "GptOssForCausalLM",
+        "GptOssForSequenceClassification",
+        _read_gpt_oss,
+        make_table(LLAMA_OUTER, "model.layers", GPT_OSS_LAYER),
+        {"rms_norm_eps": 1e-5, "rope_theta": 150_000.0, "num_key_value_heads": 8, "head_dim": 64}
+        | {"num_experts": 128, "num_experts_per_tok": 4, "attention_bias": True}
+        | {"sliding_window": 128, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+        packings=("mxfp4",),
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
         "SmolLM3ForSequenceClassification",
         _read_smollm3,
-        _make_table(_LLAMA_OUTER, "model.layers", _LLAMA_LAYER),
+        make_table(LLAMA_OUTER, "model.layers", LLAMA_LAYER),
         {"rope_theta": 2_000_000.0, "num_key_value_heads": 4, "tie_word_embeddings": True}
         | {"no_rope_layer_interval": 4},
     ),
@@ -377,7 +320,7 @@ FAMILIES: dict[str, Family] = {
         "Phi3ForCausalLM",
         "Phi3ForSequenceClassification",
         _read_phi3,
-        _make_table(_LLAMA_OUTER, "model.layers", _PHI3_LAYER),
+        make_table(LLAMA_OUTER, "model.layers", PHI3_LAYER),
         {"rms_norm_eps": 1e-5},
     ),
 }

@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 from collections import defaultdict
@@ -25,7 +26,7 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
 from halos_jax.config import ModelConfig
-from halos_jax.models import families, spec, vocab
+from halos_jax.models import families, mxfp4, spec, vocab
 from halos_jax.models.families import ModelError, Tensor
 from halos_jax.models.spec import DecoderConfig
 
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _READERS = min(os.cpu_count() or 1, 8)  # tensors that are read, and held, at one time
+_HELD_BYTES = 2**32  # that they may have, where this is less: all experts may be one tensor
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 # Name in the checkpoint -> its (lazily read) tensor.
@@ -105,6 +107,8 @@ def load_params(
     table = families.list_tensors(config, family)
     with contextlib.ExitStack() as stack:
         tensors = _open_tensors(folder, stack)
+        if hf_config.get("quantization_config"):  # of a kind that the family allows: this one
+            tensors = mxfp4.unpack_tensors(tensors)
         new = [name for name in allow_new if name in wanted and table[name].name not in tensors]
         stored = {name: leaf for name, leaf in wanted.items() if name not in new}
         # A tied head may be stored all the same, and a fresh classifier has no use for one.
@@ -296,8 +300,11 @@ def _read_block(
         stored = tensors[tensor.name_at(at)]
         _copy(block[place], tensor.read(shape, index[stacked:], stored.__getitem__))
 
+    # What is fused with another array is read with it.
+    largest = 2 * math.prod(block.shape[stacked:]) * block.itemsize
+    readers = max(1, min(_READERS, _HELD_BYTES // largest))
     # Transposing is what takes the time, and numpy does it without Python's lock.
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(readers) as pool:
         list(pool.map(read, np.ndindex(block.shape[:stacked])))
     return block
 

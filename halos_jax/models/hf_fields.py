@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from halos_jax.models.activations import NAMES
-from halos_jax.models.spec import ExpertsConfig, RopeConfig
+from halos_jax.models.spec import ClampedGate, ExpertsConfig, RopeConfig
 
 HFConfig = Mapping[str, Any]
 
@@ -76,6 +76,18 @@ def read_experts(hf_config: HFConfig, errors: list[str], d_mlp: str) -> ExpertsC
         errors += found
         return None
     return ExpertsConfig(*sizes.values(), normalize=bool(hf_config.get("norm_topk_prob")))
+
+
+def read_clamped_gate(hf_config: HFConfig, errors: list[str]) -> ClampedGate | None:
+    """Return the clamped gate of gpt-oss's experts."""
+    values = {name: hf_config.get(name) for name in ("swiglu_alpha", "swiglu_limit")}
+    found = [
+        f"{name}: got {value!r}, allowed: a number above 0"
+        for name, value in values.items()
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
+    ]
+    errors += found
+    return None if found else ClampedGate(*map(float, values.values()))
 
 
 def _read_sizes(hf_config: HFConfig, errors: list[str]) -> dict[str, int]:

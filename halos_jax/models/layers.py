@@ -4,6 +4,7 @@ The sampler joins weights that read one input (see `models.cache`): "qkv" instea
 "v", "gate_up" instead of "gate" and "up".
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -74,9 +75,8 @@ def run_mlp(x: jax.Array, weights: Weights, config: DecoderConfig) -> jax.Array:
 
     Where there is a router, each token goes to some of several of them.
     """
-    activate = ACTIVATIONS[config.activation]
     if config.experts is not None:
-        return run_experts(x, weights, config.experts, activate)
+        return run_experts(x, weights, config.experts, _make_gating(config))
 
     def project_in(name: str) -> jax.Array:
         return checkpoint_name(project("...d,df->...f", x, weights, name), name)
@@ -85,8 +85,23 @@ def run_mlp(x: jax.Array, weights: Weights, config: DecoderConfig) -> jax.Array:
         gate, up = jnp.split(project_in("gate_up"), 2, axis=-1)
     else:
         gate, up = project_in("gate") if "gate" in weights else None, project_in("up")
-    hidden = activate(up) if gate is None else activate(gate) * up
+    if gate is None:
+        hidden = ACTIVATIONS[config.activation](up)
+    else:
+        hidden = _make_gating(config)(gate, up)
     return project("...f,fd->...d", hidden, weights, "down")
+
+
+def _make_gating(config: DecoderConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Return what makes a gated MLP's hidden layer of `gate` and `up`, both `[..., F]`."""
+    activate, clamped = ACTIVATIONS[config.activation], config.clamped_gate
+
+    def gate_clamped(gate: jax.Array, up: jax.Array) -> jax.Array:
+        gate = jnp.minimum(gate, clamped.limit)
+        up = jnp.clip(up, -clamped.limit, clamped.limit)
+        return (up + 1) * (gate * jax.nn.sigmoid(clamped.alpha * gate))
+
+    return (lambda gate, up: activate(gate) * up) if clamped is None else gate_clamped
 
 
 @struct.dataclass

@@ -16,7 +16,7 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The rows of a fused tensor that are one array's: `[:, start:stop]` of `[blocks, size]`."""
+    """The rows of a fused axis that are one array's: `[:, start:stop]` of `[blocks, size]`."""
 
     blocks: int
     size: int
@@ -32,14 +32,16 @@ class Tensor:
     into it: ((1, 2), (0,)) is a weight [N * H, D] of our array [D, N, H]. In `name`, "{layer}"
     stands for the number of the layer, and "{expert}" for that of the expert: our array has an
     axis for each in front, of which `axes` and the shapes below know nothing. `fused` lists the
-    paths of all arrays in the tensor, one behind the other along its first axis, or `by_head`: all
-    of the first head, then all of the second.
+    paths of all arrays in the tensor, one behind the other along its axis `fused_axis`, or
+    `by_head`: all of the first head, then all of the second. (Where that axis is one of ours and
+    not several flattened ones, each element is such a head: the arrays are interleaved.)
     """
 
     name: str
     axes: tuple[tuple[int, ...], ...]
     fused: tuple[str, ...] = ()
     by_head: bool = False
+    fused_axis: int = 0
     rows: Rows | None = None  # of a fused tensor, once it is bound
 
     @property
@@ -53,8 +55,10 @@ class Tensor:
 
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the checkpoint's tensor for our `shape` (without the layer axis)."""
-        own = tuple(math.prod(shape[axis] for axis in group) for group in self.axes)
-        return own if self.rows is None else (self.rows.blocks * self.rows.size, *own[1:])
+        own = [math.prod(shape[axis] for axis in group) for group in self.axes]
+        if self.rows is not None:
+            own[self.fused_axis] = self.rows.blocks * self.rows.size
+        return tuple(own)
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
         """Return our whole array in the checkpoint's layout; of a fused tensor only its part."""
@@ -84,17 +88,28 @@ class Tensor:
 
     def _get(self, block: Index, get: Callable[[Index], np.ndarray]) -> np.ndarray:
         """Read `block` of what the tensor would be if it held this array alone."""
-        rows = self.rows
+        rows, axis = self.rows, self.fused_axis
         if rows is None:
             return get(block)
-        first, *rest = block
+        before, wanted, after = block[:axis], block[axis], block[axis + 1 :]
         if rows.blocks == 1:
-            return get((slice(rows.start + first.start, rows.start + first.stop), *rest))
+            bounds = slice(rows.start + wanted.start, rows.start + wanted.stop)
+            return get((*before, bounds, *after))
         own = rows.stop - rows.start  # a block that is wanted is wanted whole: it is a head
-        bounds = slice(first.start // own * rows.size, first.stop // own * rows.size)
-        whole = get((bounds, *rest))
-        whole = whole.reshape(-1, rows.size, *whole.shape[1:])
-        return whole[:, rows.start : rows.stop].reshape(-1, *whole.shape[2:])
+        bounds = slice(wanted.start // own * rows.size, wanted.stop // own * rows.size)
+        whole = _split_axis(get((*before, bounds, *after)), axis, rows.size)
+        picked = whole[(slice(None),) * (axis + 1) + (slice(rows.start, rows.stop),)]
+        return _merge_axis(picked, axis)
+
+
+def _split_axis(array: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Return `array` with `axis` split into two, the second of `size`."""
+    return array.reshape(*array.shape[:axis], -1, size, *array.shape[axis + 1 :])
+
+
+def _merge_axis(array: np.ndarray, axis: int) -> np.ndarray:
+    """Return `array` with `axis` and the next one flattened into one."""
+    return array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
 
 
 VECTOR = ((0,),)
@@ -103,6 +118,7 @@ TRANSPOSED = ((1,), (0,))  # torch keeps [out, in]
 HEADS = ((0, 1),)  # [N, H] as [N * H]
 TO_HEADS = ((1, 2), (0,))  # [D, N, H] as [N * H, D]
 FROM_HEADS = ((2,), (0, 1))  # [N, H, D] as [D, N * H]
+STACKED = ((0,), (1,), (2,))  # [E, D, F] as it is, all experts in one tensor
 
 
 def bind_tensors(
@@ -116,10 +132,10 @@ def _bind(path: str, table: Mapping[str, Tensor], shapes: Mapping[str, tuple[int
     tensor = table[path]
     if not tensor.fused:
         return tensor
-    first_axis = table[path].axes[0]
-    blocks = shapes[path][first_axis[0]] if tensor.by_head else 1
+    along = tensor.axes[tensor.fused_axis]
+    blocks = shapes[path][along[0]] if tensor.by_head else 1
     sizes = [
-        math.prod(shapes[other][axis] for axis in table[other].axes[0]) // blocks
+        math.prod(shapes[other][axis] for axis in table[other].axes[tensor.fused_axis]) // blocks
         for other in tensor.fused
     ]
     place = tensor.fused.index(path)
@@ -133,7 +149,8 @@ def join_parts(parts: Sequence[tuple[Tensor, np.ndarray]]) -> np.ndarray:
         ((tensor, array),) = parts
         return tensor.to_theirs(array)
     ordered = sorted(parts, key=lambda part: part[0].rows.start)
-    theirs = [tensor.to_theirs(array) for tensor, array in ordered]
+    axis = ordered[0][0].fused_axis
     blocks = ordered[0][0].rows.blocks
-    split = [part.reshape(blocks, -1, *part.shape[1:]) for part in theirs]
-    return np.concatenate(split, axis=1).reshape(-1, *theirs[0].shape[1:])
+    theirs = [tensor.to_theirs(array) for tensor, array in ordered]
+    split = [_split_axis(part, axis, part.shape[axis] // blocks) for part in theirs]
+    return _merge_axis(np.concatenate(split, axis=axis + 1), axis)

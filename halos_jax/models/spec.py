@@ -49,6 +49,18 @@ class ExpertsConfig:
     per_token: int  # experts that each token goes to
     d_mlp: int  # of one expert
     normalize: bool = True  # the weights of a token's experts sum to one
+    bias: bool = False  # of the router and of every expert's layers
+
+
+@dataclasses.dataclass(frozen=True)
+class ClampedGate:
+    """A gated MLP's hidden layer `(up + 1) * gate * sigmoid(alpha * gate)` (gpt-oss).
+
+    Before it, gates are clamped to `limit` from above and ups to +- `limit`.
+    """
+
+    alpha: float
+    limit: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +107,8 @@ class DecoderConfig:
     gated_mlp: bool = True
     experts: ExpertsConfig | None = None  # None: one MLP
     activation: str = "silu"  # of `models.activations`
+    clamped_gate: ClampedGate | None = None  # in place of the activation
+    sinks: bool = False  # each head has a score beside the keys' that leads to no value
     scale_embeddings: bool = False  # by sqrt(D)
     attention_scale: float | None = None  # of the scores; None: H^-0.5
     attention_softcap: float = 0.0  # scores -> cap * tanh(scores / cap); 0: no cap
@@ -219,6 +233,8 @@ def _attention_spec(c: DecoderConfig) -> dict[str, ParamSpec]:
     spec["o"] = ParamSpec(
         (c.num_heads, c.head_dim, c.d_model), ("heads", None, "embed"), "scaled_normal"
     )
+    if c.sinks:
+        spec["sinks"] = ParamSpec((c.num_heads,), ("heads",))
     if c.out_bias:
         spec["o_bias"] = ParamSpec((c.d_model,), ("embed",), "zeros")
     return spec
@@ -241,12 +257,20 @@ def _mlp_spec(c: DecoderConfig) -> dict[str, ParamSpec]:
 def _experts_spec(experts: ExpertsConfig, d_model: int) -> dict[str, ParamSpec]:
     shape, axes = (experts.num_experts, d_model, experts.d_mlp), ("experts", "embed", "mlp")
     back = [(x[0], x[2], x[1]) for x in (shape, axes)]
-    return {
+    spec = {
         "router": ParamSpec(shape[1::-1], ("embed", None)),
         "expert_gate": ParamSpec(shape, axes),
         "expert_up": ParamSpec(shape, axes),
         "expert_down": ParamSpec(*back, "scaled_normal"),
     }
+    if experts.bias:
+        biases = {
+            f"{name}_bias": ParamSpec(leaf.shape[::2], leaf.axes[::2], "zeros")
+            for name, leaf in spec.items()
+            if name != "router"
+        }
+        spec |= {"router_bias": ParamSpec(shape[:1], (None,), "zeros"), **biases}
+    return spec
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -20,6 +20,7 @@ HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 WINDOWED = Scoring(window=5)
 CAPPED = Scoring(scale=0.5, softcap=1.5)
 BOTH = Scoring(scale=0.5, softcap=1.5, window=5)
+SINKS = np.array([-1.0, 0.5, 2.0, 4.0], np.float32)
 
 
 def attend_dense(q, k, v, visible, scoring=PLAIN):
@@ -31,8 +32,9 @@ def attend_dense(q, k, v, visible, scoring=PLAIN):
     if scoring.softcap:
         scores = scoring.softcap * np.tanh(scores / scoring.softcap)
     scores = np.where(visible, scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
+    weights = np.exp(scores)
+    sinks = 0 if scoring.sinks is None else np.exp(np.float64(scoring.sinks))[:, None, None]
+    weights /= weights.sum(axis=-1, keepdims=True) + sinks
     return np.einsum("nts,snh->tnh", weights, v)
 
 
@@ -75,8 +77,10 @@ def band(length, window):
     return np.tri(length, dtype=bool) & ~np.tri(length, k=-window, dtype=bool)
 
 
+@pytest.mark.parametrize("sinks", [None, SINKS], ids=["", "sinks"])
 @pytest.mark.parametrize("scoring", [WINDOWED, CAPPED, BOTH, Scoring(window=20), Scoring(window=1)])
-def test_windows_soft_caps_and_scales_equal_dense_attention(scoring):
+def test_windows_soft_caps_and_scales_equal_dense_attention(scoring, sinks):
+    scoring = scoring.replace(sinks=sinks)
     q, k, v = draw_qkv(3, 20)
     lengths = jnp.array([20, 13, 7])
     run = jax.jit(functools.partial(attention.attend_rows, backend="xla", scoring=scoring))
@@ -92,18 +96,20 @@ def test_windows_soft_caps_and_scales_equal_dense_attention(scoring):
         np.testing.assert_allclose(cached[row], expected[length - 1], atol=2e-6)
 
 
-def test_windows_count_positions_of_the_sequence_not_of_the_row():
+@pytest.mark.parametrize("sinks", [None, SINKS], ids=["", "sinks"])
+def test_windows_count_positions_of_the_sequence_not_of_the_row(sinks):
     items, plan, batch = pack((CHOSEN, REJECTED))
     q, k, v = draw_qkv(*batch.tokens.shape)
-    run = jax.jit(functools.partial(attention.attend_view, backend="xla", scoring=BOTH))
+    scoring = BOTH.replace(sinks=sinks)
+    run = jax.jit(functools.partial(attention.attend_view, backend="xla", scoring=scoring))
     got = run(q, k, v, batch.view)
     for row, members in enumerate(plan.steps[0]):
         members = [items[index] for index in members]
         real = sum(item.num_tokens for item in members)
         visible = visible_tokens(members, batch.tokens.shape[1])
         place = np.asarray(batch.positions[row])
-        visible &= place[:, None] - place < BOTH.window
-        expected = attend_dense(q[row], k[row], v[row], visible, BOTH)
+        visible &= place[:, None] - place < scoring.window
+        expected = attend_dense(q[row], k[row], v[row], visible, scoring)
         np.testing.assert_allclose(got[row, :real], expected[:real], atol=2e-6)
 
 
@@ -128,12 +134,25 @@ def test_attend_view_on_the_mesh_equals_one_device(mesh, mesh1, kv_heads):
     q, k, v = draw_qkv(*batch.tokens.shape, kv_heads=kv_heads)
 
     def run(mesh):
-        with jax.set_mesh(mesh):
-            # A function of its own: what is traced depends on the mesh in force.
-            attend = jax.jit(lambda *args: attention.attend_view(*args, backend="xla"))
-            return np.asarray(attend(*sharding.put_batch((q, k, v, batch.view), mesh)))
+        # A function of its own: what is traced depends on the mesh in force.
+        def total(sinks, *args):
+            scoring = Scoring(sinks=sinks)
+            out = attention.attend_view(*args, backend="xla", scoring=scoring)
+            return (out**2).sum(), out
 
-    np.testing.assert_allclose(run(mesh), run(mesh1), atol=1e-6)
+        with jax.set_mesh(mesh):
+            placed = sharding.put_batch((q, k, v, batch.view), mesh)
+            by_head = jax.device_put(SINKS, sharding.named_sharding(("heads",), (HEADS,), mesh))
+            attend = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+            return jax.tree.map(np.asarray, attend(by_head, *placed))
+
+    (value, out), gradients = run(mesh)
+    (expected_value, expected), expected_gradients = run(mesh1)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        assert np.abs(other).max() > 1e-2
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_gradients_through_the_view_equal_those_of_dense_attention():
@@ -183,7 +202,28 @@ def test_attend_cache_equals_the_last_query_of_causal_attention():
         np.testing.assert_allclose(got[slot], expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("scoring", [PLAIN, Scoring(0.2, 1.5, 40)], ids=["plain", "capped"])
+def test_a_sink_far_above_or_below_all_scores_is_finite():
+    q, k, v = draw_qkv(1, 6)
+    far = jnp.array([300.0, -300.0, 1e30, -1e30])
+
+    def total(sinks):
+        out = attention.attend_rows(
+            q, k, v, jnp.array([6]), backend="xla", scoring=Scoring(sinks=sinks)
+        )
+        return (out**2).sum(), out
+
+    (_, out), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(far)
+    expected = attend_dense(q[0], k[0], v[0], np.tri(6, dtype=bool))
+    expected[:, ::2] = 0  # all goes to the sink, or nothing
+    np.testing.assert_allclose(out[0], expected, atol=2e-6)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+    "scoring",
+    [PLAIN, Scoring(0.2, 1.5, 40), Scoring(window=40, sinks=SINKS), Scoring(sinks=SINKS)],
+    ids=["plain", "capped", "sinks in a window", "sinks"],
+)
 def test_splash_equals_xla_in_value_and_gradient(scoring):
     # The kernel runs on TPU; the interpreter runs the same kernel here.
     q, k, v = draw_qkv(2, 70, head_dim=64)
@@ -191,8 +231,11 @@ def test_splash_equals_xla_in_value_and_gradient(scoring):
     weights = (jnp.arange(70) < lengths[:, None])[..., None, None] * draw_qkv(2, 70, head_dim=64)[0]
 
     def run(attend):
-        total = lambda *x: (attend(*x, lengths, scoring=scoring) * weights).sum()  # noqa: E731
-        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)
+        def total(qkv, scoring):
+            return (attend(*qkv, lengths, scoring=scoring) * weights).sum()
+
+        value, gradients = jax.jit(jax.value_and_grad(total, (0, 1)))((q, k, v), scoring)
+        return value, jax.tree.leaves(gradients)
 
     value, gradient = run(functools.partial(attention._attend_splash, interpret=True))
     expected_value, expected = run(functools.partial(attention.attend_causal, backend="xla"))
@@ -264,3 +307,15 @@ def test_a_soft_cap_keeps_cudnn_away_and_says_so(platform, caplog, name):
     assert "soft cap 50" in record.getMessage() and "'cudnn'" in record.getMessage()
     platform("tpu")
     assert attention.choose_backend("auto", 64, "float32", 50.0) == "splash"
+
+
+@pytest.mark.parametrize("name", ["auto", "cudnn"])
+def test_sinks_keep_cudnn_away_and_say_so(platform, caplog, name):
+    platform("gpu")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert attention.choose_backend(name, 64, "bfloat16", sinks=True) == "xla"
+    (record,) = caplog.records
+    assert "and attention sinks: using 'xla'" in record.getMessage()
+    platform("tpu")
+    assert attention.choose_backend("auto", 64, "float32", sinks=True) == "splash"

@@ -22,7 +22,10 @@ CASES = {
     "as they are": dataclasses.replace(EXPERTS, normalize=False),
     "one": dataclasses.replace(EXPERTS, per_token=1, normalize=False),
     "three of three": ExpertsConfig(num_experts=3, per_token=3, d_mlp=F),  # 2 devices: F is split
+    "biased": dataclasses.replace(EXPERTS, bias=True),
+    "three, biased": ExpertsConfig(num_experts=3, per_token=2, d_mlp=F, bias=True),
 }
+NAMES = ("router", "expert_gate", "expert_up", "expert_down")
 
 
 def make_weights(experts, mesh=None):
@@ -33,7 +36,7 @@ def make_weights(experts, mesh=None):
     random = np.random.default_rng(0)
     specs = spec.make_spec(dataclasses.replace(config, experts=experts))["layers"]
     weights = {}
-    for name in ("router", "expert_gate", "expert_up", "expert_down"):
+    for name in (*NAMES, *(f"{name}_bias" for name in NAMES if experts.bias)):
         leaf = specs[name]
         value = 0.5 * random.normal(size=leaf.shape[1:]).astype(np.float32)
         if mesh is not None:
@@ -51,28 +54,32 @@ def run_by_loops(x, weights, experts):
     """One token and one expert after the other, in float64."""
     out = np.zeros(x.shape)
     weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+    nothing = np.zeros(experts.num_experts)
+    router, gate, up, down = (weights.get(f"{name}_bias", nothing) for name in NAMES)
     for place in np.ndindex(x.shape[:-1]):
         token = x[place].astype(np.float64)
-        logits = token @ weights["router"]
+        logits = token @ weights["router"] + router
         probabilities = np.exp(logits) / np.exp(logits).sum()
         chosen = np.argsort(-probabilities)[: experts.per_token]
         total = probabilities[chosen].sum() if experts.normalize else 1.0
         for expert in chosen:
-            gate = token @ weights["expert_gate"][expert]
-            hidden = gate / (1 + np.exp(-gate)) * (token @ weights["expert_up"][expert])
-            out[place] += probabilities[expert] / total * (hidden @ weights["expert_down"][expert])
+            gated = token @ weights["expert_gate"][expert] + gate[expert]
+            hidden = token @ weights["expert_up"][expert] + up[expert]
+            hidden = gated / (1 + np.exp(-gated)) * hidden
+            added = hidden @ weights["expert_down"][expert] + down[expert]
+            out[place] += probabilities[expert] / total * added
     return out
 
 
 @functools.partial(jax.jit, static_argnames="experts")
 def run(x, weights, experts):
-    return run_experts(x, weights, experts, jax.nn.silu)
+    return run_experts(x, weights, experts, lambda gate, up: jax.nn.silu(gate) * up)
 
 
 @functools.partial(jax.jit, static_argnames="experts")
 def run_gradients(x, weights, experts):
     def loss(x, weights):
-        return jnp.sum(jnp.sin(run_experts(x, weights, experts, jax.nn.silu)))
+        return jnp.sum(jnp.sin(run(x, weights, experts)))
 
     return jax.grad(loss, (0, 1))(x, weights)
 
@@ -88,23 +95,25 @@ def test_outputs_are_those_of_the_loops(experts):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_are_those_of_finite_differences():
-    x, weights = make_tokens(), make_weights(EXPERTS)
+@pytest.mark.parametrize("name", ["normalized", "biased"])
+def test_gradients_are_those_of_finite_differences(name):
+    experts, x = CASES[name], make_tokens()
+    weights = make_weights(experts)
     towards = {name: np.sign(value) * 0.1 for name, value in weights.items()}
-    _, gradients = run_gradients(x, weights, EXPERTS)
+    _, gradients = run_gradients(x, weights, experts)
     for name in weights:
         step = 1e-4  # small enough that no token changes its experts
 
         def value(sign, name=name, step=step):
             moved = weights | {name: weights[name].astype(float) + sign * step * towards[name]}
-            return np.sin(run_by_loops(x, moved, EXPERTS)).sum()
+            return np.sin(run_by_loops(x, moved, experts)).sum()
 
         expected = (value(1.0) - value(-1.0)) / (2 * step)
         found = np.sum(np.asarray(gradients[name]) * towards[name])
         assert found == pytest.approx(expected, rel=1e-3), name
 
 
-@pytest.mark.parametrize("name", ["normalized", "three of three"])
+@pytest.mark.parametrize("name", ["normalized", "three of three", "biased", "three, biased"])
 def test_a_mesh_changes_neither_outputs_nor_gradients(mesh, mesh1, name):
     experts, x = CASES[name], make_tokens()
     with jax.set_mesh(mesh1):
@@ -112,8 +121,8 @@ def test_a_mesh_changes_neither_outputs_nor_gradients(mesh, mesh1, name):
         expected = run(x, alone, experts), run_gradients(x, alone, experts)
     weights = make_weights(experts, mesh)
     axes = tuple(weights["expert_up"].sharding.spec)
-    assert axes[:2] == (("tensor", "fsdp") if name == "normalized" else (None, "fsdp"))
-    assert axes[2] == (None if name == "normalized" else "tensor")
+    by_number = experts.num_experts == 4
+    assert axes == (("tensor", "fsdp", None) if by_number else (None, "fsdp", "tensor"))
     placed = sharding.put_batch(x, mesh)
     found = run(placed, weights, experts), run_gradients(placed, weights, experts)
     for got, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -136,7 +145,8 @@ def test_the_router_is_exact_in_bfloat16():
     """Tokens and weights that bfloat16 holds are routed as in float64."""
     router = np.asarray(jnp.asarray(make_weights(EXPERTS)["router"], jnp.bfloat16))
     x = np.asarray(jnp.asarray(make_tokens(), jnp.bfloat16))
-    chosen, shares = route_tokens(jnp.asarray(x), jnp.asarray(router), EXPERTS)
+    weights = {"router": jnp.asarray(router)}
+    chosen, shares = route_tokens(jnp.asarray(x), weights, EXPERTS)
     assert shares.dtype == jnp.float32
     logits = x.astype(np.float64) @ router.astype(np.float64)
     order = np.argsort(-logits, axis=-1)[..., :2]

@@ -154,7 +154,11 @@ def test_mixtures_that_are_refused(fields, message):
             {"architectures": ["LlamaForSequenceClassification"], "num_labels": 3},
             "num_labels: got 3",
         ),
-        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"quantization_config": {"bits": 4}}, "got weights quantized by None; allowed: none; use"),
+        (
+            {"quantization_config": {"quant_method": "mxfp4"}},
+            "quantization_config: got weights quantized by 'mxfp4'; allowed: none; use the model's",
+        ),
     ],
 )
 def test_what_the_decoder_lacks_is_refused(fields, message):
@@ -214,27 +218,6 @@ def test_a_source_of_another_model_is_refused():
         make_hf_config(config, "float32", LLAMA_1B)
 
 
-@pytest.mark.parametrize("model_type", sorted(families.FAMILIES))
-def test_every_array_of_the_spec_has_its_tensor(model_type):
-    family = families.FAMILIES[model_type]
-    for labels, tied, biased in ((0, False, True), (0, True, False), (1, True, True)):
-        name = family.classifier if labels else family.language_model
-        made = {**LLAMA_1B, "model_type": model_type, "architectures": [name]}
-        made |= {"rope_scaling": None, "num_labels": labels, "tie_word_embeddings": tied}
-        config = make_decoder_config({**made, "attention_bias": biased, "mlp_bias": biased})
-        assert config.num_labels == labels and config.tie_embeddings == tied
-        shapes = spec.list_shapes(config)
-        tensors = families.list_tensors(config, family)
-        assert tensors.keys() == shapes.keys()
-        for path, tensor in tensors.items():
-            inside = path.startswith("layers/")
-            assert tensor.num_stacked == inside + path.startswith("layers/expert_")
-            rank = len(shapes[path]) - tensor.num_stacked
-            flattened = sorted(axis for group in tensor.axes for axis in group)
-            assert flattened == list(range(rank))
-            assert ("{layer}" in tensor.name) == inside
-
-
 def test_a_family_s_defaults_fill_what_its_config_leaves_out():
     gemma = {**without(LLAMA_1B, "head_dim", "tie_word_embeddings"), "rope_scaling": None}
     gemma["architectures"] = ["Gemma2ForCausalLM"]
@@ -247,3 +230,46 @@ def test_a_family_s_defaults_fill_what_its_config_leaves_out():
     assert config.windows == (*(4096,) * 5, 0, *(4096,) * 5, 0, *(4096,) * 4)
     # This config says rope_theta, as those on the hub do.
     assert (config.rope.theta, config.local_rope.theta) == (500_000.0, 10_000.0)
+
+
+def test_gpt_oss_is_read_as_the_hub_has_it():
+    """The config.json of gpt-oss-20b, as far as it says more than the family's defaults."""
+    made = {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "vocab_size": 201088,
+        "num_hidden_layers": 24,
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_attention_heads": 64,
+        "num_local_experts": 32,
+        "experts_per_token": 4,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "original_max_position_embeddings": 4096,
+            "truncate": False,
+        },
+        "quantization_config": {"quant_method": "mxfp4"},
+    }
+    config = make_decoder_config(made)
+    assert (config.num_kv_heads, config.head_dim, config.windows) == (8, 64, (128, 0) * 12)
+    assert config.rope == RopeConfig(
+        150_000.0,
+        "yarn",
+        32.0,
+        original_max_length=4096,
+        truncate=False,
+        attention_factor=1.3465735902799727,
+    )
+    assert config.experts == spec.ExpertsConfig(32, 4, 2880, bias=True)
+    assert config.clamped_gate == spec.ClampedGate(1.702, 7.0)
+    assert config.sinks and config.qkv_bias and config.out_bias and not config.tie_embeddings
+    assert spec.count_params(config) == 20_914_757_184  # as on the model's card
+    bare = {name: value for name, value in made.items() if name != "rope_scaling"}
+    assert make_decoder_config(bare) == config
+    unknown = made | {"quantization_config": {"quant_method": "fp8"}}
+    with pytest.raises(ModelError, match="quantized by 'fp8'; allowed: 'mxfp4' or none"):
+        make_decoder_config(unknown)

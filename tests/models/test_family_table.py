@@ -139,6 +139,20 @@ CASES = {
         | {"sliding_window": 6, "layer_types": TYPES[::-1], "rope_theta": 900.0}
         | {"rope_scaling": scaled("yarn", **ORIGINAL)["rope_parameters"]},
     ],
+    "gpt_oss": [
+        GROUPED
+        | {"head_dim": 12, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 5}
+        | {"swiglu_limit": 0.4},
+        MULTI_QUERY
+        | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 3}
+        | {"num_hidden_layers": 3, "attention_bias": False, "swiglu_alpha": 0.9}
+        | {"layer_types": [TYPES[1], TYPES[0], TYPES[0]]}
+        | scaled("yarn", **ORIGINAL),
+        GROUPED
+        | {"head_dim": 8, "num_local_experts": 3, "num_experts_per_tok": 1}
+        | {"layer_types": [TYPES[1]] * 2, "tie_word_embeddings": True}
+        | scaled("linear"),
+    ],
     "smollm3": [
         GROUPED | {"no_rope_layers": [1, 0]},
         MULTI_QUERY

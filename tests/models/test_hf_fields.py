@@ -9,12 +9,13 @@ from halos_jax.models.hf_fields import (
     WINDOWED,
     get_layer_types,
     read_architecture,
+    read_clamped_gate,
     read_rope,
     read_two_ropes,
     read_unrotated,
     read_windows,
 )
-from halos_jax.models.spec import RopeConfig
+from halos_jax.models.spec import ClampedGate, RopeConfig
 
 SIZES = {
     "vocab_size": 11,
@@ -165,3 +166,12 @@ def test_bad_layers_without_rotary_embedding_are_named(config):
     (name,) = config
     _, (error,) = read(read_unrotated, SIZES | config)
     assert error.startswith(f"{name}: got {config[name]!r}, allowed: ")
+
+
+def test_a_clamped_gate_has_two_positive_numbers():
+    good = {"swiglu_alpha": 1.702, "swiglu_limit": 7}
+    assert read(read_clamped_gate, good) == (ClampedGate(1.702, 7.0), [])
+    for bad in (0, -1.0, None, True, "7", math.nan):
+        found, errors = read(read_clamped_gate, good | {"swiglu_limit": bad})
+        assert found is None
+        assert errors == [f"swiglu_limit: got {bad!r}, allowed: a number above 0"]

@@ -9,7 +9,7 @@ import pytest
 
 from halos_jax.models import layers
 from halos_jax.models.rope import make_rotations
-from halos_jax.models.spec import DecoderConfig
+from halos_jax.models.spec import ClampedGate, DecoderConfig
 
 CONFIG = DecoderConfig(
     vocab_size=11, num_layers=1, d_model=12, num_heads=4, num_kv_heads=2, head_dim=6, d_mlp=20
@@ -126,6 +126,17 @@ def test_gated_mlp_is_swiglu():
     np.testing.assert_allclose(
         layers.run_mlp(jnp.asarray(x, jnp.float32), weights, CONFIG), expected, rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_clamped_gate():
+    x, gate, up, down = draw(0, 2, 5, 12), draw(1, 12, 20), draw(2, 12, 20), draw(3, 20, 12)
+    opened, beside = np.minimum(x @ gate, 1.5), np.clip(x @ up, -1.5, 1.5)
+    assert (opened == 1.5).any() and (opened < -1.5).any() and (beside == -1.5).any()
+    expected = ((beside + 1) * opened / (1 + np.exp(-0.8 * opened))) @ down
+    weights = dict(zip(("gate", "up", "down"), single(gate, up, down), strict=True))
+    config = dataclasses.replace(CONFIG, clamped_gate=ClampedGate(alpha=0.8, limit=1.5))
+    found = layers.run_mlp(*single(x), weights, config)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_one_token_without_a_row_axis_works_too():

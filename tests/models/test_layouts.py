@@ -7,6 +7,7 @@ from halos_jax.models.layouts import (
     FROM_HEADS,
     HEADS,
     MATRIX,
+    STACKED,
     TO_HEADS,
     TRANSPOSED,
     VECTOR,
@@ -54,9 +55,9 @@ def test_layouts_and_their_blocks(axes, shape, expected):
 SHAPES = {"q": (8, 4, 3), "k": (8, 2, 3), "v": (8, 2, 3)}
 
 
-def make_fused(shapes, axes, by_head):
+def make_fused(shapes, axes, by_head, fused_axis=0):
     """Return arrays of different numbers, and the bound tensors that fuse them."""
-    table = dict.fromkeys(shapes, Tensor("x", axes, tuple(shapes), by_head=by_head))
+    table = dict.fromkeys(shapes, Tensor("x", axes, tuple(shapes), by_head, fused_axis))
     arrays = {
         name: 1000 * number + np.arange(np.prod(shape)).reshape(shape)
         for number, (name, shape) in enumerate(shapes.items())
@@ -98,6 +99,29 @@ def test_fused_tensors_are_joined_and_read_by_block(shapes, axes, by_head):
                 index[axis] = cut
                 block = bound[name].read(shape, tuple(index), theirs.__getitem__)
                 np.testing.assert_array_equal(block, arrays[name][tuple(index)])
+
+
+@pytest.mark.parametrize("by_head", [True, False], ids=["interleaved", "in a row"])
+@pytest.mark.parametrize(("axes", "shape"), [(STACKED, (3, 4, 6)), (MATRIX, (3, 6))])
+def test_tensors_are_fused_along_their_last_axis(axes, shape, by_head):
+    last = len(shape) - 1
+    shapes = {"gate": shape, "up": shape}
+    arrays, bound = make_fused(shapes, axes, by_head, last)
+    gate, up = arrays.values()
+    expected = np.concatenate([gate, up], axis=-1)
+    if by_head:
+        expected[..., ::2], expected[..., 1::2] = gate, up
+    theirs = join_parts([(bound[name], arrays[name]) for name in ("up", "gate")])
+    np.testing.assert_array_equal(theirs, expected)
+    for name in shapes:
+        assert bound[name].shape_of(shape) == theirs.shape
+        for cut in np.ndindex(*[3] * len(shape)):  # each axis whole, its first or its second half
+            index = tuple(
+                (slice(0, size), slice(0, size // 2), slice(size // 2, size))[number]
+                for number, size in zip(cut, shape, strict=True)
+            )
+            block = bound[name].read(shape, index, theirs.__getitem__)
+            np.testing.assert_array_equal(block, arrays[name][index])
 
 
 def test_a_tensor_of_its_own_is_bound_as_it_is():
