@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from halos_jax import limits, schema
+from halos_jax import limits, places, schema
 from halos_jax.errors import UserError
 from halos_jax.reward_config import RewardConfig
+from halos_jax.roles import aside
 from halos_jax.sections import (
     BenchConfig as BenchConfig,
 )
@@ -84,9 +85,9 @@ class ConfigError(UserError, ValueError):
 @dataclasses.dataclass(frozen=True)
 class Config:
     task: Task = "online"
-    workdir: str = "runs/default"
+    workdir: str = aside("runs/default", "path")
     seed: int = 0
-    progress: bool = True  # progress bars on the console
+    progress: bool = aside(True)  # progress bars on the console
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     reward: RewardConfig = RewardConfig()
@@ -109,22 +110,6 @@ class Config:
 # Tasks that a stage of a pipeline may have.
 _STAGES = tuple(task for task in typing.get_args(Task) if task != "pipeline")
 
-# Fields that may differ when a run is resumed: none of them changes what is computed.
-RESUMABLE = (
-    "progress",
-    "train.log_every",
-    "checkpoint.keep",
-    "rounds.export_each",
-    "workdir",
-    "reward.max_unlabelled",
-    "reward.judge.cache",
-    "reward.judge.concurrency",
-    "reward.judge.key_variable",
-    "reward.judge.requests_per_minute",
-    "reward.judge.retries",
-    "reward.judge.timeout",
-)
-
 
 def default() -> ConfigDict:
     """Return the default configuration as a ConfigDict, for presets to change."""
@@ -135,17 +120,6 @@ def default() -> ConfigDict:
 def to_dict(config: Config) -> dict[str, Any]:
     """Return `config` as plain nested dicts and lists, fit for JSON."""
     return json.loads(json.dumps(schema.to_plain(config)))
-
-
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List the differences that forbid a resume, as "path: old -> new" lines."""
-    flat_old, flat_new = dict(schema.flatten(old)), dict(schema.flatten(new))
-    lines = []
-    for path in sorted(flat_old.keys() | flat_new.keys()):
-        before, after = flat_old.get(path, "(absent)"), flat_new.get(path, "(absent)")
-        if before != after and path not in RESUMABLE:
-            lines.append(f"{path}: {before!r} -> {after!r}")
-    return lines
 
 
 def freeze(
@@ -170,7 +144,7 @@ def freeze(
     """
     found, checks = list(errors), (_check, *checks)
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    frozen = schema.build(Config, plain, found)
+    frozen = places.expand_homes(schema.build(Config, plain, found))
     # A field whose value is already known to be bad has its default now: say nothing of that, and
     # nothing at all where the task is unknown, since most limits depend on it.
     bad = {line.partition(":")[0] for line in found}
@@ -178,7 +152,7 @@ def freeze(
         found += [line for line in _run(checks, frozen) if line.partition(":")[0] not in bad]
     for stage, plain in _pipeline_stages(frozen):
         lines = []
-        built = schema.build(Config, plain, lines)
+        built = places.expand_homes(schema.build(Config, plain, lines))
         lines += _run(checks, built)
         found += [f"pipeline.overrides.{stage}: {line}" for line in lines if line not in found]
     if found:
@@ -195,7 +169,8 @@ def expand_pipeline(config: Config) -> list[Config]:
     overrides of that task. An override of the loss replaces the whole loss: the hyperparameters
     of one mean nothing to another.
     """
-    return [schema.build(Config, plain, []) for _, plain in _pipeline_stages(config)]
+    built = (schema.build(Config, plain, []) for _, plain in _pipeline_stages(config))
+    return [places.expand_homes(stage) for stage in built]
 
 
 def _pipeline_stages(config: Config) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -225,6 +200,7 @@ def _merge(plain: dict[str, Any], override: Mapping[str, Any], workdir: str) -> 
 def _check(config: Config) -> Iterable[str]:
     values = dict(schema.flatten(schema.to_plain(config)))
     yield from limits.find_violations(values)
+    yield from places.find_violations(config)
     tasks = config.pipeline.tasks
     if config.task == "pipeline" and not tasks:
         yield "pipeline.tasks: got (), allowed: one task or more"

@@ -1,5 +1,6 @@
 """The command line's `--config.field=value` arguments, parsed by the schema's types."""
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,8 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str | N
         argument = remaining.pop(0)
         name, equals, value = argument.partition("=")
         if not name.startswith(("-config.", "--config.")):
+            if name in ("-config", "--config") and value.startswith("~"):  # no shell expands it
+                argument = f"{name}={os.path.expanduser(value)}"
             rest.append(argument)
             continue
         if not equals:  # a negative number has one dash, the next flag two

@@ -4,27 +4,34 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from halos_jax.roles import aside, execution, growing, place, tuning
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    path: str = ""  # folder or hub id in Hugging Face format, or the workdir of a run
+    # Folder or hub id in Hugging Face format, or the workdir of a run
+    path: str = place("", "model")
     # Which of a workdir's checkpoints sample, eval and export take; "auto": final/, else the newest
     checkpoint: int | Literal["auto"] = "auto"
-    tokenizer: str = ""  # folder or hub id; empty: the model's own
-    chat_template: str = ""  # Jinja file; empty: the tokenizer's, else the ChatML default
+    tokenizer: str = place("", "model")  # folder or hub id; empty: the model's own
+    # Jinja file; empty: the tokenizer's, else the ChatML default
+    chat_template: str = place("", "path")
     random_init: bool = False  # take only the architecture from `path`, draw the weights
     added_tokens: tuple[str, ...] = ()  # special tokens for the tokenizer to have, new ones or not
     added_tokens_init: Literal["mean", "random"] = "mean"  # of new tokens' embedding and head rows
     pad_vocab_to: int = 1  # a vocabulary that grows does so to a multiple of this
     params_dtype: Literal["float32", "bfloat16"] = "float32"  # the master weights
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = execution("auto")
     # What of a block is kept for the backward pass: all, nothing, attention's inputs and outputs,
     # these and the MLP's gate, or all large matrix products; "auto": the fastest that memory holds.
-    remat: Literal["auto", "none", "full", "attention", "gate", "matmuls"] = "auto"
-    head_remat: bool | Literal["auto"] = "auto"  # form the logits once more in the backward pass
-    unroll_layers: bool = False  # faster by some per cent; compiles longer, takes more memory
-    head_chunk: int = 4096  # response positions whose logits exist at one time, in float32
+    remat: Literal["auto", "none", "full", "attention", "gate", "matmuls"] = execution("auto")
+    # Form the logits once more in the backward pass
+    head_remat: bool | Literal["auto"] = execution("auto")
+    # Faster by some per cent; compiles longer, takes more memory
+    unroll_layers: bool = execution(False)
+    # Response positions whose logits exist at one time, in float32
+    head_chunk: int = execution(4096)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,20 +46,22 @@ class LoraConfig:
     # How the frozen base is held: in `compute_dtype`, or its blocks' linear layers in 8 or 4 bits
     base: Literal["compute", "int8", "nf4"] = "compute"
     # An adapter in PEFT format to start from; rank, alpha, targets and rslora are then its own.
-    path: str = ""
+    path: str = place("", "model")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     # A .json/.jsonl[.gz] file, a data set of data/hub.py as "name@split", any other of the hub as
     # "id@split" or "id:config@split", or several of these with commas between.
-    train: str = ""
-    eval: str = ""  # the held-out set; empty: no evaluation
+    train: str = place("", "source")
+    eval: str = place("", "source")  # the held-out set; empty: no evaluation
     train_split: str = ""  # only records whose field `split` has this value; empty: all
     eval_split: str = ""
-    max_train: int = 0  # records: a random subset, fixed by the seed; 0: all
+    # Records: a random subset, fixed by the seed; 0: all
+    max_train: int = growing(0, "online", elsewhere="result", zero_is_all=True)
     max_eval: int = 0  # the same subset for every seed
-    n_examples: int = 0  # examples to train on over all epochs; 0: train.epochs alone decides
+    # Examples to train on over all epochs; 0: train.epochs alone decides
+    n_examples: int = growing(0, "sft", "reward_model", "align", zero_is_all=True)
     max_prompt_count: int = 0  # pairs of a prompt; 0: all
     frac_unique_desirable: float = 1.0  # share of the desirable answers to keep ("unpaired" losses)
     frac_unique_undesirable: float = 1.0
@@ -66,14 +75,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RoundsConfig:
-    total_prompts: int = 2048
+    total_prompts: int = growing(2048, "online")
     prompts_per_round: int = 512
     num_skip: int = 0  # prompts to leave out at the start of the order
     # The policy that the loss compares with: the SFT checkpoint, the policy at the start of the
     # round, or the one of 1 to `sync_every` optimizer steps ago.
     reference: Literal["sft", "round_start", "previous_step"] = "sft"
     sync_every: int = 1  # of "previous_step": optimizer steps between two copies of the policy
-    export_each: bool = False  # leave each round's policy in rounds/0003/model
+    export_each: bool = aside(False)  # leave each round's policy in rounds/0003/model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +95,11 @@ class SamplingConfig:
     max_prompt_length: int = 512
     prefix: str = ""  # begins every answer, as a part of the prompt: csft's good token, say
     stop: tuple[str, ...] = ()  # stop strings, besides the end-of-sequence tokens
-    slots: int = 256  # sequences decoded side by side, over all devices
-    chunk: int = 8  # decode steps between two looks at what has finished
-    shrink: int = 2  # go on with 1/shrink of the slots once no more are busy; 0: never
-    shard_prompts: int = 128  # the unit of durable sampling
+    slots: int = execution(256)  # sequences decoded side by side, over all devices
+    chunk: int = execution(8)  # decode steps between two looks at what has finished
+    # Go on with 1/shrink of the slots once no more are busy; 0: never
+    shrink: int = execution(2)
+    shard_prompts: int = execution(128)  # the unit of durable sampling
     keep_logps: bool = False  # write the token log-probabilities into samples.jsonl
     generator: str = ""  # the policy's name in the records; empty: model.path
     # Of task=sample alone:
@@ -97,7 +107,7 @@ class SamplingConfig:
     round: int = 1  # draw what this round of an online run would draw
     best_of: bool = False  # keep of a prompt's samples the one with the highest reward
     format: Literal["samples", "alpacaeval"] = "samples"
-    output: str = ""  # file of the result; empty: in the workdir
+    output: str = place("", "path")  # file of the result; empty: in the workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +124,20 @@ class FeedbackConfig:
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     name: Literal["adamw", "adafactor", "lion", "sgd", "muon"] = "adamw"
-    learning_rate: float = 5e-6
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01  # of matrices; HALOs', torch's own, decays all params alike
-    decay_biases: bool = True  # ... and of biases
-    decay_norms: bool = False  # ... and of the scales and biases of norms
-    max_grad_norm: float = 1.0
-    value_max_grad_norm: float = 0.1  # of a value head (PPO), which is clipped by itself
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant"
-    decay_fraction: float = 0.2  # of "wsd": share of the steps that decay
-    warmup_fraction: float = 0.1
-    warmup_steps: int = -1  # -1: warmup_fraction of the expected steps
-    warmup_start: float = 0.1  # first learning rate, as a fraction of the peak
+    learning_rate: float = tuning(5e-6)
+    beta1: float = tuning(0.9)
+    beta2: float = tuning(0.999)
+    eps: float = tuning(1e-8)
+    weight_decay: float = tuning(0.01)  # of matrices; HALOs', torch's own, decays all params alike
+    decay_biases: bool = tuning(True)  # ... and of biases
+    decay_norms: bool = tuning(False)  # ... and of the scales and biases of norms
+    max_grad_norm: float = tuning(1.0)
+    value_max_grad_norm: float = tuning(0.1)  # of a value head (PPO), which is clipped by itself
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = tuning("constant")
+    decay_fraction: float = tuning(0.2)  # of "wsd": share of the steps that decay
+    warmup_fraction: float = tuning(0.1)
+    warmup_steps: int = tuning(-1)  # -1: warmup_fraction of the expected steps
+    warmup_start: float = tuning(0.1)  # first learning rate, as a fraction of the peak
     moments_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -137,27 +147,31 @@ class TrainConfig:
     # max(1, round(n / batch_size)) steps of equal size, or one more or less in each.
     batch_size: int = 32
     max_length: int = 1250  # prompt + response; a longer response is cut
-    epochs: int = 1
-    eval_every: int = 32  # optimizer steps between evaluations; 0: only at start and end
-    log_every: int = 1  # optimizer steps between console lines; metrics.jsonl has every step
-    tokens_per_device: int = 16384  # largest packed row; longer batches become microbatches
+    epochs: int = growing(1, "online", "sft", "reward_model", "align")
+    # Optimizer steps between evaluations; 0: only at start and end
+    eval_every: int = aside(32)
+    # Optimizer steps between console lines; metrics.jsonl has every step
+    log_every: int = aside(1)
+    # Largest packed row; longer batches become microbatches
+    tokens_per_device: int = execution(16384)
     ema_decay: float = 0.0  # of a moving average of the policy, to evaluate and export; 0: none
-    row_multiple: int = 128  # row lengths are rounded up to a multiple of this
+    row_multiple: int = execution(128)  # row lengths are rounded up to a multiple of this
     mask_truncated: bool = False  # no loss on a response that was cut by a token limit
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    data: int = -1  # -1 (one axis at most): all devices that the other axes leave
-    fsdp: int = 1
-    tensor: int = 1
-    distributed: bool = False  # join the other processes of the job (TPU VMs, SLURM, GKE)
+    data: int = execution(-1)  # -1 (one axis at most): all devices that the other axes leave
+    fsdp: int = execution(1)
+    tensor: int = execution(1)
+    # Join the other processes of the job (TPU VMs, SLURM, GKE)
+    distributed: bool = execution(False)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    keep: int = 1  # round checkpoints kept
-    every: int = 0  # optimizer steps between checkpoints inside a stage; 0: at its end
+    keep: int = aside(1)  # round checkpoints kept
+    every: int = aside(0)  # optimizer steps between checkpoints inside a stage; 0: at its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,14 +180,15 @@ class EvalConfig:
 
     # "samples": prompts, to be answered and scored; "feedback": what the loss is computed on
     on: Literal["samples", "feedback"] = "samples"
-    reference: str = ""  # of the loss; empty: the model that the run at model.path started from
+    # Of the loss; empty: the model that the run at model.path started from
+    reference: str = place("", "model")
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
     """Of task=export: what becomes of the policy at `model.path`."""
 
-    output: str = ""  # folder; empty: final/ in the workdir
+    output: str = place("", "path")  # folder; empty: final/ in the workdir
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # "auto": that of the params
 
 

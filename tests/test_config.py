@@ -85,29 +85,6 @@ def test_a_bad_field_is_reported_once():
     assert len(lines) == 2 and lines[0].startswith("task: got 'stf', allowed: 'online', 'sft'")
 
 
-def test_changed_fields_lists_what_forbids_a_resume():
-    config = sft_config()
-    old = config_lib.to_dict(freeze(config))
-    config.workdir, config.progress, config.checkpoint.keep = "elsewhere", False, 9
-    assert config_lib.changed_fields(old, config_lib.to_dict(freeze(config))) == []
-    config.seed = 7
-    config.loss = {"name": "dpo", "beta": 0.2}
-    config.sampling.stop = ("x",)
-    assert config_lib.changed_fields(old, config_lib.to_dict(freeze(config))) == [
-        "loss.beta: '(absent)' -> 0.2",
-        "sampling.stop: [] -> ['x']",
-        "seed: 0 -> 7",
-    ]
-
-
-def test_resumable_fields_exist():
-    frozen = config_lib.to_dict(freeze(sft_config()))
-    for path in config_lib.RESUMABLE:
-        value = frozen
-        for name in path.split("."):
-            value = value[name]
-
-
 def pipeline_config() -> ConfigDict:
     config = config_lib.default()
     config.task, config.workdir = "pipeline", "runs/p"

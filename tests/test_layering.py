@@ -9,8 +9,8 @@ PACKAGE = "halos_jax"
 
 # A module imports only from lower levels, or from its own subpackage.
 LEVELS = (
-    {"errors"},
-    {"schema", "limits", "reward_config", "sections", "storage", "json_text"},
+    {"errors", "roles"},
+    {"places", "schema", "limits", "reward_config", "sections", "storage", "json_text"},
     {"types", "config"},
     {"overrides", "sharding", "metrics", "losses", "user_code"},
     {"models", "data"},

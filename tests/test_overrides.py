@@ -13,6 +13,16 @@ def sft_config() -> ConfigDict:
     return config
 
 
+def test_the_presets_own_path_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/u")
+    given = ["main.py", "--config=~/x.py:arg", "--other=~/y"]
+    assert overrides.split_overrides(given)[0] == [
+        "main.py",
+        "--config=/home/u/x.py:arg",
+        "--other=~/y",
+    ]
+
+
 def test_split_overrides_takes_both_forms_and_leaves_the_rest():
     rest, found = overrides.split_overrides(
         [

@@ -95,7 +95,10 @@ def plan_batches(
     # Rounding must not lead past what the user said that a device can hold.
     most = max(-(-longest // row_multiple) * row_multiple, tokens_per_row)
     layout = dataclasses.replace(layout, tokens=int(min(layout.tokens, most)))
-    found = (reuse_layout(items, steps, needed=layout, known=one) for one in known or ())
+    # A run that is carried on with shorter rows has known longer ones.
+    limit = -(-tokens_per_row // row_multiple) * row_multiple
+    usable = (one for one in known or () if one.tokens <= limit)
+    found = (reuse_layout(items, steps, needed=layout, known=one) for one in usable)
     layout = next((one for one in found if one is not layout), layout)
     planned = len(steps) * microbatches * num_rows * layout.tokens
     return Plan(layout, tuple(steps), float(sum(sizes[batch].sum() for batch in batches) / planned))

@@ -20,15 +20,10 @@ class ModelError(UserError, ValueError):
     """A model folder, or something in it, that cannot be used; the message says why."""
 
 
-# Fields of a DecoderConfig that say how the model is run and come from `config.model`.
-_EXECUTION = (
-    "params_dtype",
-    "compute_dtype",
-    "attention",
-    "remat",
-    "head_remat",
-    "unroll_layers",
-    "head_chunk",
+# Fields of a DecoderConfig that say how the model is run: those that it shares with `config.model`.
+_SETTINGS = {field.name for field in dataclasses.fields(ModelConfig)}
+EXECUTION = tuple(
+    field.name for field in dataclasses.fields(DecoderConfig) if field.name in _SETTINGS
 )
 
 
@@ -56,7 +51,7 @@ def make_decoder_config(hf_config: HFConfig, settings: ModelConfig | None = None
             f"model:\n  {lines}\nUse a model without these features."
         )
     if settings is not None:
-        for name in _EXECUTION:
+        for name in EXECUTION:
             fields[name] = getattr(settings, name)
     return DecoderConfig(**fields)
 
@@ -111,8 +106,7 @@ def make_hf_config(
 
 
 def _check_equal(config: DecoderConfig, found: DecoderConfig) -> None:
-    execution = set(_EXECUTION)
-    execution |= {"new_rows", "new_rows_init"}  # the weights have them
+    execution = {*EXECUTION, "new_rows", "new_rows_init"}  # the weights have the latter
     lines = [
         f"{field.name}: the weights have {ours!r}, config.json has {theirs!r}"
         for field in dataclasses.fields(DecoderConfig)

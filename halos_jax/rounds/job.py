@@ -116,8 +116,10 @@ def open_job(config: Config, stop: StopSignal) -> Iterator[Job]:
             manifest = states.load_manifest(info.workdir)
             if manifest is not None:
                 states.verify_files(info.workdir, manifest)
+            if manifest is None or manifest.next_stage is not None:
+                states.begin_segment(info, stages=list(manifest.stages) if manifest else [])
             sharding.wait_for_all("open the job")  # before a process begins it
-            yield Job(config, info.workdir, mesh, stop, info.is_writer, manifest)
+            yield Job(info.config, info.workdir, mesh, stop, info.is_writer, manifest)
     finally:
         info.close()
 

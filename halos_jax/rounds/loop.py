@@ -63,7 +63,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
             return dict(states.load_manifest(round_folder(info.workdir, last)).metrics)
         mesh = sharding.make_mesh(config.mesh)
         with storage.explain_run_errors(info.workdir), jax.set_mesh(mesh):
-            run, position = _make_run(source.use_final(config), info, mesh, stop)
+            run, position = _make_run(source.use_final(info.config), info, mesh, stop)
             try:
                 return _run_rounds(run, position)
             except Interrupted:
@@ -267,6 +267,7 @@ def _make_run(
     )
     checkpoints = open_checkpoints(info.workdir / "checkpoints", keep=config.checkpoint.keep)
     position = _restore(trainer, checkpoints)
+    states.begin_segment(info, round=position.round + 1, step=int(position.state.step))
     metrics_path = info.workdir / "metrics.jsonl" if info.is_writer else None
     resume_step, layouts = int(position.state.step), LayoutMemory()
     run = Run(

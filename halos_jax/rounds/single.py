@@ -53,7 +53,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
                 info.workdir / "checkpoints", keep=config.checkpoint.keep
             )
             try:
-                _train(source.use_final(config), info, mesh, checkpoints, stop)
+                _train(source.use_final(info.config), info, mesh, checkpoints, stop)
             finally:
                 checkpoints.close()
         return _last_metrics(info.workdir)
@@ -88,6 +88,7 @@ def _train(
     frozen = load_frozen(config, decoder, mesh)
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
     state, start = _restore(trainer, checkpoints)
+    states.begin_segment(info, step=start)
     dataset = training.make_dataset(
         trainer,
         items,

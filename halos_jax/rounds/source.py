@@ -16,10 +16,10 @@ from halos_jax import config as config_lib
 from halos_jax import schema
 from halos_jax.config import Config, ConfigError, ModelConfig
 from halos_jax.data.chat import Renderer
-from halos_jax.models import hf, lora
+from halos_jax.models import families, hf, lora
 from halos_jax.models.lora import Frozen
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.rounds import final, start
+from halos_jax.rounds import changes, final, start
 from halos_jax.rounds.checkpoints import read_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def load_trained(
 
 def read_config(workdir: Path) -> Config:
     """Return the config of the run in `workdir`; ConfigError where this program cannot read it."""
-    plain = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    plain = changes.drop_segments(changes.read_plain(workdir / changes.FILE))
     errors: list[str] = []
     config = schema.build(config_lib.Config, plain, errors)
     if errors:
@@ -192,16 +192,13 @@ def read_config(workdir: Path) -> Config:
 def _settings_of(settings: ModelConfig, run: Config) -> ModelConfig:
     """Return the run's own settings, with what `settings` say of how to compute and render."""
     own = use_final(run).model
+    # The params are what they are: the run has said how they are held.
+    execution = [name for name in families.EXECUTION if name != "params_dtype"]
     return dataclasses.replace(
         own,
         tokenizer=settings.tokenizer or own.tokenizer,
         chat_template=settings.chat_template or own.chat_template,
-        compute_dtype=settings.compute_dtype,
-        attention=settings.attention,
-        remat=settings.remat,
-        head_remat=settings.head_remat,
-        unroll_layers=settings.unroll_layers,
-        head_chunk=settings.head_chunk,
+        **{name: getattr(settings, name) for name in execution},
     )
 
 

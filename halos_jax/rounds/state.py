@@ -24,6 +24,8 @@ import jax
 from halos_jax import config as config_lib
 from halos_jax import sharding, storage
 from halos_jax.errors import UserError
+from halos_jax.rounds import changes
+from halos_jax.rounds.changes import History
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,13 @@ class RunInfo:
     workdir: Path
     is_resumed: bool
     is_writer: bool
+    history: History
     _lock: int | None = None
+
+    @property
+    def config(self) -> config_lib.Config:
+        """The config to run with: that of this start, see `History`."""
+        return self.history.config
 
     def close(self) -> None:
         """Release the workdir for other jobs."""
@@ -124,18 +132,18 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
                 lock = _lock_workdir(workdir)
                 storage.remove_partials(workdir)
             is_resumed = path.exists()
-            plain = config_lib.to_dict(config)
-            old = _read_config(path) if is_resumed else plain
-            if is_writer and is_resumed and _is_untouched(workdir, old):
-                is_resumed, old = False, plain
-            _refuse_changes(workdir, old, plain)
-            if is_writer and not (is_resumed and old == plain):
-                storage.write_json_atomic(path, plain)
+            history = History(config)
+            if is_resumed and not (is_writer and _is_untouched(workdir)):
+                history = changes.read_history(workdir, config)
+                changes.refuse_changes(workdir, history)
+            elif is_writer:
+                is_resumed = False
+                changes.write_history(workdir, history)
     except BaseException:
         if lock is not None:
             os.close(lock)
         raise
-    return RunInfo(workdir, is_resumed, is_writer, lock)
+    return RunInfo(workdir, is_resumed, is_writer, history, lock)
 
 
 def join_run(config: config_lib.Config) -> RunInfo:
@@ -150,41 +158,31 @@ def join_run(config: config_lib.Config) -> RunInfo:
     return info or open_run(config.workdir, config, is_writer=False)
 
 
+def begin_segment(info: RunInfo, **where: Any) -> None:
+    """Write down, and say, what of the config has changed since the start before.
+
+    Every process of the job calls this, once it knows `where` in the run the changes take effect:
+    the `round`, the `step`. From then on they are the run's config.
+    """
+    sharding.wait_for_all("begin a segment")  # all have read the config from before
+    for line in changes.describe_changes(info.history):
+        logger.info("%s", line)
+    before, info.history = info.history, changes.record_changes(info.history, **where)
+    if info.is_writer and before.changes:
+        changes.write_history(info.workdir, info.history)
+
+
 def round_folder(workdir: str | Path, round: int) -> Path:
     """Return the folder of `round`, `workdir/rounds/0003`."""
     return Path(workdir) / "rounds" / f"{round:04d}"
 
 
-def _is_untouched(workdir: Path, config: Mapping[str, Any]) -> bool:
+def _is_untouched(workdir: Path) -> bool:
     """Tell whether a run has left nothing but its config: no file of a stage, no checkpoint."""
     ours = ("config.json", ".lock", "compilation_cache")
     others = [path for path in workdir.iterdir() if path.name not in ours]
-    is_run = {"task", "workdir"} <= config.keys()
+    is_run = changes.is_run(changes.read_plain(workdir / changes.FILE))
     return is_run and not any(path.is_file() or any(path.iterdir()) for path in others)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        plain = error
-    if not isinstance(plain, dict):
-        raise storage.WorkdirError(
-            f"workdir: {path} is not the JSON object that a run writes ({plain}); put the file "
-            "back, or start in another folder with --config.workdir=DIR"
-        )
-    return plain
-
-
-def _refuse_changes(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    changed = config_lib.changed_fields(old, new)
-    if changed:
-        lines = "\n".join(f"  - {line}" for line in changed)
-        raise storage.WorkdirError(
-            f"workdir: {workdir} holds a run of another configuration; changed:\n{lines}\n"
-            f"allowed to change on resume: {', '.join(config_lib.RESUMABLE)}; set the fields back, "
-            "or start a new run with --config.workdir=DIR"
-        )
 
 
 def _lock_workdir(workdir: Path) -> int:

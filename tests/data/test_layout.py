@@ -99,3 +99,18 @@ def test_round_shape_wastes_little_and_never_shrinks(parts, waste):
             assert got >= size and got % multiple == 0
             assert got - size < size * waste + multiple
     assert len({round_shape(size, 1, parts=parts) for size in range(1025, 2049)}) == parts
+
+
+def test_shorter_rows_take_over_no_longer_ones():
+    """A run that is carried on with less memory has known rows that it no longer may have."""
+    _, before = draw_plan(0, tokens_per_row=16384)
+    limit = before.layout.tokens - 128
+    options = {"tokens_per_row": limit, "known": [before.layout]}
+    _, after = draw_plan(0, **options)
+    assert after.layout.microbatches == before.layout.microbatches, "or it would fit in any case"
+    assert after.layout.tokens <= limit
+    assert [sorted(itertools.chain(*step)) for step in after.steps] == [
+        sorted(itertools.chain(*step)) for step in before.steps
+    ]
+    _, same = draw_plan(0, tokens_per_row=before.layout.tokens, known=[before.layout])
+    assert same.layout == before.layout

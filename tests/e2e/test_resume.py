@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from halos_jax.config import changed_fields
 from halos_jax.rounds import state as states
+from halos_jax.rounds.changes import find_changes
 
 # Points of a place (a stage, or what follows one) at which the long chain is killed.
 POINTS_PER_PLACE = int(os.environ.get("HALOS_JAX_KILLS", "1"))
@@ -95,7 +95,7 @@ def assert_same_run(workdir, expected) -> None:
     for path in files - {states.Path(name) for name in others}:
         assert (workdir / path).read_bytes() == (expected / path).read_bytes(), path
     configs = [json.loads((folder / "config.json").read_text()) for folder in (workdir, expected)]
-    assert [line for line in changed_fields(*configs) if "checkpoint.every" not in line] == []
+    assert [one for one in find_changes(*configs) if one.mark.role_in("online") != "aside"] == []
     assert read_metrics(workdir) == read_metrics(expected)
     (checkpoint,) = (workdir / "checkpoints").iterdir()
     assert checkpoint.name.isdigit()

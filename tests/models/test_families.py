@@ -92,7 +92,7 @@ def test_settings_decide_how_it_runs():
         head_chunk=64,
     )
     default = ModelConfig()
-    for name in families._EXECUTION:
+    for name in families.EXECUTION:
         assert getattr(settings, name) != getattr(default, name), "one that could get lost"
         assert getattr(make_decoder_config(LLAMA_1B, settings), name) == getattr(settings, name)
     config = make_decoder_config(LLAMA_1B, settings)

@@ -207,14 +207,16 @@ def test_a_config_that_the_run_has_died_of_may_be_mended(tmp_path):
         state.open_run(tmp_path, Config(seed=2))
     # Somebody else's config.json is not taken for one of ours.
     write(tmp_path / "model", "config.json", '{"model_type": "llama"}')
-    with pytest.raises(WorkdirError, match="holds a run of another configuration"):
+    with pytest.raises(WorkdirError, match=r"holds a config\.json that no run has written"):
         state.open_run(tmp_path / "model", Config())
 
 
 def test_a_field_that_may_change_is_taken_over(tmp_path):
     state.open_run(tmp_path, Config()).close()
     write(tmp_path, "metrics.jsonl")
-    state.open_run(tmp_path, Config(progress=False)).close()
+    info = state.open_run(tmp_path, Config(progress=False))
+    state.begin_segment(info, step=0)
+    info.close()
     assert json.loads((tmp_path / "config.json").read_text())["progress"] is False
 
 
