@@ -26,6 +26,7 @@ from halos_jax.models.family_table import FAMILIES
 from halos_jax.models.spec import (
     DecoderConfig,
     ExpertsConfig,
+    GatingConfig,
     init_params,
     params_shardings,
 )
@@ -82,6 +83,7 @@ def of(*losses: str, **changes) -> Case:
 
 
 EXPERTS = ExpertsConfig(num_experts=8, per_token=2, d_mlp=WIDTH)
+GATING = GatingConfig(3, num_hidden=2, hidden_dim=WIDTH, temperature=1.0, prompt_end=(1,))
 NEOX = {"norm": "layer", "gated_mlp": False, "mlp_bias": True, "qkv_bias": True, "out_bias": True}
 NEOX |= {"parallel_residual": True, "tie_embeddings": True, "activation": "gelu"}
 GEMMA = {"norm": "rms_offset", "post_norm": True, "windows": (5, 0), "attention_softcap": 20.0}
@@ -96,7 +98,8 @@ CASES = {
     "value head on experts": of("ppo", experts=EXPERTS),
     "value head on an adapter": of("ppo", family="llama"),
     "scores": of(*(name for name, loss in LOSSES.items() if loss.needs == "scores"), num_labels=1),
-    "scores of an adapter": of("bradley_terry", num_labels=1, family="llama"),
+    "scores of an adapter": of("bradley-terry", num_labels=1, family="llama"),
+    "gated scores": of("bradley-terry", num_labels=1, gating=GATING),
     "layer norm, biases, no gate, parallel": of(**NEOX),
     "norms behind, windows, soft caps": of(**GEMMA),
     "few key heads, a wide MLP": of(num_kv_heads=4, d_mlp=2 * WIDTH, qk_norm="all"),

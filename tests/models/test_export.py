@@ -237,5 +237,7 @@ def test_transformers_reloads_the_same_state(tmp_path, mesh, changes, dtype, fro
         assert before[key].dtype == after[key].dtype and torch.equal(before[key], after[key]), key
     tokens = torch.arange(12)[None]
     with torch.no_grad():
-        assert torch.equal(model.eval()(tokens).logits, again.eval()(tokens).logits)
+        one, other = (each.eval()(tokens).logits for each in (model, again))
+    # Of the same numbers; torch's kernels may round them by where in memory they lie.
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2 * float(one.abs().max()))
     assert again.config.num_labels == theirs.num_labels

@@ -178,6 +178,21 @@ def test_another_template_gets_the_same_turns_rendered_by_its_own(folder, render
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_reward_model_never_reads_the_policys_prefix(folder, renderer, one_device):
+    """What tells the policy how to answer is no part of what is judged, neither once nor twice."""
+    plain = make_samples(renderer)
+    expected = score_alone(folder, plain, one_device)
+    prefix = renderer.render_prefix("ab")
+    assert prefix
+    prefixed = [dataclasses.replace(one, prompt_ids=one.prompt_ids + prefix) for one in plain]
+    config = make_config(folder)
+    config = dataclasses.replace(
+        config, sampling=dataclasses.replace(config.sampling, prefix="ab", max_prompt_length=12)
+    )
+    found = make_scorer(config, one_device, renderer)(prefixed)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_what_does_not_fit_is_cut_and_counted(folder, renderer, one_device, caplog):
     samples = make_samples(renderer)
     score = make_scorer(make_config(folder, max_length=7), one_device, renderer)

@@ -118,6 +118,22 @@ def test_no_token_outside_of_top_p_is_drawn(ties):
     assert kept[np.arange(3000), np.asarray(drawn)].all() and not kept.all()
 
 
+def test_a_token_is_not_drawn_where_the_likelier_ones_make_up_p_exactly():
+    # Four weights that are 1 when rounded, of which the last is the least likely all the same.
+    logits = jnp.broadcast_to(jnp.array([0.0, 0.0, 0.0, -1e-8], jnp.float32), (2000, 4))
+    keys = decode.derive_keys(0, 1, [1] * 2000, range(2000))
+    draw = jax.jit(decode.draw_tokens, static_argnames="settings")
+    counts = {}
+    for top_p in (0.75, float(np.nextafter(np.float32(0.75), np.float32(1)))):
+        assert decode.count_candidates(top_p) > 1
+        settings = dataclasses.replace(PLAIN, top_p=top_p)
+        found = draw(logits, keys, jnp.zeros(2000, jnp.int32), settings=settings)[0]
+        counts[top_p] = np.bincount(np.asarray(found), minlength=4)
+    at, above = counts.values()
+    assert at[3] == 0 and at[:3].min() > 500
+    assert above.min() > 400
+
+
 def test_positions_of_one_sample_are_drawn_independently():
     count = 20_000
     logits = jnp.zeros((count, 4))

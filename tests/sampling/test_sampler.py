@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import types
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from halos_jax.data.toy import make_tokenizer
 from halos_jax.metrics import NonFiniteError
 from halos_jax.models import decoder
 from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
+from halos_jax.sampling import decode
 from halos_jax.sampling import sampler as sampling
 from halos_jax.sampling.sampler import make_sampler, sample_shard
 from halos_jax.types import TARGET, Item, Prompt, Turn
@@ -195,6 +198,8 @@ def test_stop_strings_end_a_response_where_they_are_complete(mesh1, reference):
     cut = 0
     for sample, full in zip(stopped, reference, strict=True):
         assert stop not in sample.output
+        assert len(sample.logps) == len(sample.response_ids)
+        np.testing.assert_allclose(sample.logps, full.logps[: len(sample.response_ids)], atol=1e-5)
         if stop in full.output:
             cut += 1
             assert sample.finish_reason == "stop"
@@ -204,6 +209,31 @@ def test_stop_strings_end_a_response_where_they_are_complete(mesh1, reference):
         else:
             assert sample.response_ids == full.response_ids
     assert cut
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_a_stop_string_is_found_across_chunks(chunk):
+    """Whatever a chunk boundary divides: each token is a letter, and the chunks end anywhere."""
+    tokens = renderer().render_response("abcdefga", finished=False)
+    for first, last in itertools.combinations(range(len(tokens) - 1), 2):
+        stop = renderer().decode_response(tokens[first : last + 1])
+        sampler = types.SimpleNamespace(
+            renderer=renderer(), stop_strings=("zz", stop), settings=SETTINGS, stop_ids=(0,)
+        )
+        job = sampling._Job(make_prompts(1)[0], (1,), 0, 0)
+        for start in range(0, len(tokens), chunk):
+            drawn = tokens[start : start + chunk]
+            padding = [0] * (chunk - len(drawn))
+            output = decode.ChunkOutput(
+                tokens=np.array([[*drawn, *padding]]),
+                logps=-np.array([[*range(start, start + len(drawn)), *padding]], np.float32),
+                count=np.array([len(drawn)]),
+                done=np.array([start + chunk >= len(tokens)]),
+            )
+            sampling._collect(sampler, output, [job], lambda count: None)
+        assert job.finish_reason == "stop"
+        assert tuple(job.ids) == tuple(tokens[: last + 1])
+        assert job.logps == [-number for number in range(last + 1)]
 
 
 def test_a_prefix_stands_behind_the_prompt_and_within_its_length(mesh1, reference):

@@ -11,12 +11,14 @@ from jax.sharding import AxisType
 
 from halos_jax import sharding
 from halos_jax.config import Config, OptimizerConfig, TrainConfig
-from halos_jax.data.batches import build_batch
+from halos_jax.data.batches import build_batch, plan_batches
+from halos_jax.data.layout import LayoutMemory
 from halos_jax.losses import get_loss
 from halos_jax.models import decoder
 from halos_jax.models.spec import DecoderConfig, init_params
+from halos_jax.models.value import init_value_params
 from halos_jax.training import loop
-from halos_jax.types import CHOSEN, REJECTED, Item
+from halos_jax.types import CHOSEN, REJECTED, Item, TrainState
 
 TINY = DecoderConfig(
     vocab_size=61,
@@ -228,6 +230,100 @@ def test_a_callback_may_stop_the_run(trainer, start, data):
     with pytest.raises(KeyboardInterrupt):
         loop.run_steps(trainer, start, data[0], held_out=None, writer=writer, on_step=stop)
     assert [step for step, _ in writer.records] == [1, 2]
+
+
+# --------------------------------------------------------------------------- what is handed on
+
+
+def test_a_dataset_is_planned_as_it_is_asked_for_and_its_layout_kept(trainer):
+    trainer = dataclasses.replace(trainer, layouts=LayoutMemory())
+    items = make_items(COUNT, 1)
+    asked = {"seed": 7, "epochs": 3, "max_items": 2 * COUNT + 4}
+    settings = {"batch_size": 3, "num_rows": 1, "tokens_per_row": 512, "row_multiple": 64}
+    plan = plan_batches(items, **asked, **settings)
+    made = loop.make_dataset(trainer, items, **asked)
+    assert made.plan == plan and made.items is items
+    assert sum(len(row) for step in plan.steps for row in step) == 2 * COUNT + 4
+    first = loop.make_dataset(trainer, items, seed=7, recurring="train")
+    assert trainer.layouts.find("train") == (first.plan.layout,)
+    # With fewer items the same shapes: the layout that is known serves them too.
+    few = loop.make_dataset(trainer, items[:9], seed=7, recurring="train")
+    alone = loop.make_dataset(trainer, items[:9], seed=7)
+    assert few.plan.layout == first.plan.layout != alone.plan.layout
+
+
+def test_a_pass_reads_the_params_and_the_frozen_part_and_keeps_apart_what_it_finds(trainer):
+    params, frozen = object(), object()
+
+    def tell(given, base, batch):
+        assert given is params and base is frozen
+        return batch.target.astype(np.float32), 0.5 * batch.target
+
+    fake = dataclasses.replace(
+        trainer, frozen=frozen, logps=lambda *given: tell(*given)[0], collect=tell
+    )
+    dataset = loop.make_dataset(fake, make_items(COUNT, 1), seed=7)
+    referenced = loop.add_reference(fake, dataset, params, label="reference")
+    collected = loop.add_collected(fake, dataset, params, seed=11, label="values")
+    assert collected.old.seed == 11 and collected.reference_logps is None
+    assert referenced.old is None and referenced.plan == dataset.plan
+    for number, item in enumerate(dataset.items):
+        for place, response in enumerate(item.responses):
+            np.testing.assert_array_equal(referenced.reference_logps[number][place], response)
+            np.testing.assert_array_equal(collected.old.logps[number][place], response)
+            np.testing.assert_array_equal(collected.old.values[number][place], 0.5 * response)
+    batch = next(loop.stream_batches(fake.mesh, collected))
+    np.testing.assert_array_equal(batch.old_values, 0.5 * batch.target)
+
+
+def test_evaluations_read_the_average_and_steps_the_frozen_part(trainer, data):
+    frozen, read = object(), []
+
+    def step(state, base, batch):
+        assert base is frozen
+        moved = state.replace(step=state.step + 1, params={"w": state.params["w"] + 1})
+        return moved.replace(ema={"w": state.ema["w"] + 0.5}), {"loss": np.float32(0)}
+
+    def evaluate(params, base, batch):
+        assert base is frozen
+        read.append(float(params["w"]))
+        return {"loss": (np.float32(1), np.float32(1))}
+
+    fake = dataclasses.replace(trainer, frozen=frozen, train_step=step, eval_step=evaluate)
+    state = TrainState(0, {"w": np.float32(10)}, None, ema={"w": np.float32(20)})
+    loop.run_steps(fake, state, data[0], held_out=data[1], writer=Recorder())
+    per_evaluation = len(data[1].plan)
+    assert read == [x for x in (20.0, 21.0, 22.0, 22.5) for _ in range(per_evaluation)]
+
+
+def test_examples_of_a_stage_are_counted_from_its_start_wherever_it_goes_on(trainer, data):
+    fake = dataclasses.replace(
+        trainer, train_step=lambda state, *_: (state, {"loss": np.float32(0)})
+    )
+    state = TrainState(3, {}, None)
+    counts = []
+    for start in (0, 3):
+        writer = Recorder()
+        loop.run_steps(fake, state, data[0], held_out=None, writer=writer, start=start)
+        counts.append({s: metrics["counters/stage_examples"] for s, metrics in writer.records})
+    assert counts[0][5] == COUNT and counts[1] == {s: counts[0][s] for s in (4, 5)}
+
+
+@pytest.mark.parametrize("reference", ["sft", "round_start", "previous_step"])
+def test_the_state_holds_a_reference_where_one_moves_and_a_value_head_of_the_seed(mesh, reference):
+    rounds = dataclasses.replace(CONFIG.rounds, reference=reference, sync_every=2)
+    config = dataclasses.replace(CONFIG, rounds=rounds, seed=5)
+    made = {
+        name: loop.make_trainer(config, TINY, get_loss({"name": name}), mesh, total_steps=5)
+        for name in ("dpo", "sft", "ppo")
+    }
+    moving = {name: one.abstract_state.reference is not None for name, one in made.items()}
+    assert moving == {"dpo": reference == "previous_step", "sft": False, "ppo": moving["dpo"]}
+    assert "value" not in made["dpo"].abstract_state.params
+    if reference == "sft":
+        params = loop.add_value_head(made["ppo"], {"embed": 0})
+        expected = init_value_params(jax.random.key(5), TINY.d_model)
+        jax.tree.map(np.testing.assert_array_equal, params, {"embed": 0, "value": expected})
 
 
 def test_the_clock_times_a_step_by_the_writes_around_its_result():
