@@ -99,6 +99,18 @@ def test_the_config_says_what_is_taken():
     assert (train.limit, train.seed, train.split) == (3, 7, "a")
     assert (held_out.limit, held_out.seed, held_out.split) == (4, 0, "b")
     assert held_out == select_eval(DataConfig(max_eval=4, eval_split="b", max_prompt_count=9))
+    data = DataConfig(
+        max_prompt_count=2,
+        frac_unique_desirable=0.5,
+        frac_unique_undesirable=0.25,
+        collapse_whitespace=True,
+        learn_turns="last",
+        learn_outputs="preferred",
+    )
+    both = {"collapse": True, "every_turn": False, "best_only": False}
+    shares = {"per_prompt": 2, "keep_desirable": 0.5, "keep_undesirable": 0.25}
+    assert select_train(data, seed=1) == Selection(seed=1, **shares, **both)
+    assert select_eval(data) == Selection(**both)
 
 
 def test_training_on_a_benchmark_is_warned_of(caplog):

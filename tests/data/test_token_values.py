@@ -79,6 +79,21 @@ def test_noise_is_another_for_each_step_item_and_seed():
     assert len(set(noise)) == len(noise) == 4 * 3 * sum(map(len, items[0].responses))
 
 
+def test_noise_of_an_item_is_another_when_it_comes_again():
+    items = make_items()[:3]
+    plan = plan_batches(
+        items, batch_size=3, num_rows=1, tokens_per_row=512, row_multiple=8, epochs=2
+    )
+    old = collect(items)
+    first, second = (
+        dict(split_logps(plan, step, items, build_batch(items, plan, step, old=old).noise))
+        for step in (0, 1)
+    )
+    for index in range(3):
+        for one, other in zip(first[index], second[index], strict=True):
+            assert not (one == other).any()
+
+
 def test_losses_without_a_value_head_have_no_arrays_of_it():
     _, batch = build(make_items(), 512, None)
     assert batch.old_values is None and batch.noise is None
