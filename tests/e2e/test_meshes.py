@@ -24,6 +24,7 @@ from halos_jax.losses import get_loss, list_losses
 from halos_jax.models import lora
 from halos_jax.models.family_table import FAMILIES
 from halos_jax.models.spec import (
+    ClampedGate,
     DecoderConfig,
     ExpertsConfig,
     GatingConfig,
@@ -88,6 +89,8 @@ NEOX = {"norm": "layer", "gated_mlp": False, "mlp_bias": True, "qkv_bias": True,
 NEOX |= {"parallel_residual": True, "tie_embeddings": True, "activation": "gelu"}
 GEMMA = {"norm": "rms_offset", "post_norm": True, "windows": (5, 0), "attention_softcap": 20.0}
 GEMMA |= {"logit_softcap": 10.0, "tie_embeddings": True, "scale_embeddings": True}
+GPT_OSS = {"sinks": True, "clamped_gate": ClampedGate(1.7, 7.0), "windows": (5, 0)}
+GPT_OSS |= {"qkv_bias": True, "out_bias": True}
 CASES = {
     "every loss of log-probabilities": of(
         *(name for name, loss in LOSSES.items() if loss.needs == "logps" and not loss.value)
@@ -114,6 +117,10 @@ CASES = {
     "experts": of(experts=EXPERTS),
     "experts that do not divide": of(
         experts=ExpertsConfig(num_experts=3, per_token=2, d_mlp=WIDTH, normalize=False)
+    ),
+    "sinks, experts with biases": of(experts=dataclasses.replace(EXPERTS, bias=True), **GPT_OSS),
+    "experts with biases that do not divide": of(
+        experts=dataclasses.replace(EXPERTS, num_experts=3, bias=True), **GPT_OSS
     ),
     "adapter on experts in int8": of(family="mixtral", experts=EXPERTS, base="int8"),
 }
@@ -161,12 +168,16 @@ def make_batches(count: int, microbatches: int):
 def draw_params(case: Case):
     """Return (what is trained, base or None, its adapter or None) on the host."""
     config = config_of(case)
-    base = jax.tree.map(np.asarray, init_params(jax.random.key(0), config))
+    rng = np.random.default_rng(0)
+    # Scales and biases, which begin as ones and zeros, among them.
+    base = jax.tree.map(
+        lambda leaf: (leaf + 0.05 * rng.normal(size=leaf.shape)).astype(np.float32),
+        jax.device_get(init_params(jax.random.key(0), config)),
+    )
     adapter, trained = None, base
     if case.family:
         settings = LoraConfig(rank=8, dropout=0.1)
         adapter = lora.make_adapter(settings, config, FAMILIES[case.family], seed=5)
-        rng = np.random.default_rng(1)
         trained = jax.tree.map(
             lambda leaf: (0.1 * rng.normal(size=leaf.shape)).astype(np.float32),
             lora.make_spec(adapter, config),
@@ -249,6 +260,8 @@ SAMPLED = [
     "microbatches",
     "experts",
     "experts that do not divide",
+    "sinks, experts with biases",
+    "experts with biases that do not divide",
     "layer norm, biases, no gate, parallel",
     "norms behind, windows, soft caps",
     "few key heads, a wide MLP",
