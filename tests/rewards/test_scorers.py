@@ -15,10 +15,12 @@ from halos_jax.config import (
     MeshConfig,
     ModelConfig,
     RewardConfig,
+    SamplingConfig,
     ToyConfig,
     TrainConfig,
 )
 from halos_jax.data.batches import build_batch, plan_batches
+from halos_jax.data.layout import LayoutMemory
 from halos_jax.data.loading import load_renderer
 from halos_jax.data.toy import make_toy_data
 from halos_jax.models import decoder, export, hf, spec
@@ -76,7 +78,8 @@ def make_config(folder, name="reward", tokens=256, **changes) -> Config:
     reward = RewardConfig(path=str(folder / name), compute_dtype="float32", max_length=32)
     return Config(
         progress=False,
-        model=ModelConfig(path=str(folder / "policy"), compute_dtype="float32"),
+        # The policy computes in another dtype than the reward model.
+        model=ModelConfig(path=str(folder / "policy"), compute_dtype="bfloat16"),
         reward=dataclasses.replace(reward, **changes),
         train=TrainConfig(tokens_per_device=tokens, row_multiple=64),
     )
@@ -176,6 +179,44 @@ def test_another_template_gets_the_same_turns_rendered_by_its_own(folder, render
     expected = score_alone(folder, rendered, one_device)
     found = make_scorer(make_config(folder, "other"), one_device, renderer)(samples)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_template_gets_the_turns_that_the_policy_saw(folder, renderer, one_device):
+    history = (Turn("user", "abcd"), Turn("assistant", "dcba"))
+    samples = make_samples(renderer)
+    longer = [
+        dataclasses.replace(
+            one, prompt=dataclasses.replace(one.prompt, turns=(*history, *one.prompt.turns))
+        )
+        for one in samples
+    ]
+    config = make_config(folder, "other")
+    score = lambda length: make_scorer(  # noqa: E731
+        dataclasses.replace(config, sampling=SamplingConfig(max_prompt_length=length)),
+        one_device,
+        renderer,
+    )
+    # So short that the history is dropped; long enough for it.
+    np.testing.assert_array_equal(score(12)(longer), score(12)(samples))
+    assert (np.array(score(99)(longer)) != np.array(score(99)(samples))).all()
+
+
+def test_batches_of_a_reward_model_keep_the_shapes_that_are_known(folder, renderer, one_device):
+    samples, layouts = make_samples(renderer), LayoutMemory()
+    part = {"kind": "model", "path": str(folder / "reward")}
+    config = make_config(folder, parts={"a": part, "b": part})
+    score = make_scorer(config, one_device, renderer, layouts=layouts)
+    score(samples)
+    first = layouts.to_record()
+    assert first.keys() == {"reward a", "reward b"}
+    score(samples[:-3])
+    assert layouts.to_record() == first
+
+
+def test_a_judge_is_made_with_what_stops_the_run(monkeypatch):
+    monkeypatch.setattr(scorers, "make_judge_scorer", lambda config, check: check)
+    check = lambda: None  # noqa: E731
+    assert make_scorer(Config(reward=RewardConfig(kind="judge")), None, None, check) is check
 
 
 def test_a_reward_model_never_reads_the_policys_prefix(folder, renderer, one_device):
