@@ -4,11 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import json
-import logging
 import math
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,14 +15,12 @@ import numpy as np
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from halos_jax import sharding
 from halos_jax.models import families, hf, spec
 from halos_jax.models.families import ModelError, Tensor
+from halos_jax.models.folders import replace_folder, write_json
 from halos_jax.models.layouts import join_parts
 from halos_jax.models.lora import Adapted, take_layer
 from halos_jax.models.spec import DecoderConfig
-
-logger = logging.getLogger(__name__)
 
 # Files of a model folder, besides weights and config, that travel with the model.
 _TOKENIZER_FILES = (
@@ -38,7 +33,8 @@ _TOKENIZER_FILES = (
     "*.jinja",
     "chat_template.json",
 )
-_COPIED = (*_TOKENIZER_FILES, "generation_config.json")
+_TEMPLATES = "additional_chat_templates"  # a folder of the named ones besides the default
+_COPIED = (*_TOKENIZER_FILES, f"{_TEMPLATES}/*.jinja", "generation_config.json")
 _TYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -53,7 +49,7 @@ def save_model(
 ) -> None:
     """Write the model to `folder` in Hugging Face format; it appears there whole or not at all.
 
-    An older model in `folder` is replaced once the new one is complete. In a run of several
+    An older export in `folder` is replaced once the new one is complete. In a run of several
     processes all of them call this, and process 0 writes.
 
     Args:
@@ -66,7 +62,8 @@ def save_model(
       max_shard_bytes: size at which another weight file is begun.
 
     Raises:
-      ModelError: where `folder` is the source or no model folder, or the source another model.
+      ModelError: where `folder` is the source or no export of ours, the source another model, or a
+        weight not finite.
     """
     folder = Path(folder)
     if source is not None and folder.exists() and folder.resolve() == Path(source).resolve():
@@ -106,48 +103,10 @@ def write_model(
     table = families.list_tensors(config, families.get_family(hf_config))
     plan = _plan_tensors(config, table)
     if jax.process_index() == 0:
-        _write_json(folder / "config.json", hf_config)
+        write_json(folder / "config.json", hf_config)
         if source is not None:
             _copy_files(Path(source), folder)
     _write_tensors(params, table, plan, folder, np.dtype(dtype), max_shard_bytes)
-
-
-@contextlib.contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder `<folder>.partial` that takes the place of `folder` at the end.
-
-    Everything is on disk before the renaming. If the body fails, `folder` stays as it was and the
-    partial folder is removed. Only process 0 touches the disk; all processes leave together.
-    """
-    partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
-    if jax.process_index() == 0:
-        if old.exists() and not folder.exists():
-            old.rename(folder)  # an earlier run was killed between the two renamings
-        if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
-            raise ModelError(
-                f"{folder}: holds files but no config.json, so it is no model that may be "
-                "replaced; give another folder, or empty this one"
-            )
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    try:
-        yield partial
-        if jax.process_index() == 0:
-            for path in (*partial.rglob("*"), partial):
-                _sync(path)
-    except BaseException:
-        if jax.process_index() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if jax.process_index() == 0:
-        if folder.exists():
-            logger.warning("%s: replacing the model that stood there", folder)
-            folder.rename(old)
-        partial.rename(folder)
-        _sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    sharding.wait_for_all(f"export {folder}")
 
 
 def replace_tokenizer(folder: Path, tokenizer: Any) -> None:
@@ -159,26 +118,17 @@ def replace_tokenizer(folder: Path, tokenizer: Any) -> None:
     for pattern in _TOKENIZER_FILES:
         for file in folder.glob(pattern):
             file.unlink()
+    shutil.rmtree(folder / _TEMPLATES, ignore_errors=True)
     tokenizer.save_pretrained(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _copy_files(source: Path, folder: Path) -> None:
     for pattern in _COPIED:
         for file in source.glob(pattern):
             if file.is_file():
-                shutil.copyfile(file, folder / file.name)
+                copy = folder / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
 
 
 # --------------------------------------------------------------------------- weights
@@ -226,13 +176,14 @@ def _write_tensors(
     weight_map, writes = {}, jax.process_index() == 0
     # The tensors of a layer's experts come one after the other: they are fetched once.
     fetch_experts = functools.lru_cache(1)(
-        lambda path, layer: fetch_array(flat[path], layer, dtype)
+        lambda path, layer: fetch_array(flat[path], layer, dtype, f"{path} of layer {layer}")
     )
 
-    def fetch(path: str, index: tuple[int, ...]) -> np.ndarray:
+    def fetch(path: str, planned: _Planned) -> np.ndarray:
+        index = planned.index
         if len(index) > 1:
             return fetch_experts(path, index[0])[index[1:]]
-        return fetch_array(flat[path], index[0] if index else None, dtype)
+        return fetch_array(flat[path], index[0] if index else None, dtype, planned.name)
 
     for number, shard in enumerate(shards, 1):
         name = "model.safetensors"
@@ -243,14 +194,14 @@ def _write_tensors(
             if file is not None:
                 _write_header(file, shard, dtype)
             for planned in shard:
-                parts = [(table[path], fetch(path, planned.index)) for path in planned.paths]
+                parts = [(table[path], fetch(path, planned)) for path in planned.paths]
                 if file is not None:
                     theirs = np.ascontiguousarray(join_parts(parts))
                     file.write(theirs.reshape(-1).view(np.uint8).data)
     if writes and len(shards) > 1:
         total = sum(_num_bytes(entry, dtype.itemsize) for entry in plan)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def _num_bytes(entry: _Planned, itemsize: int) -> int:
@@ -291,24 +242,40 @@ def _write_header(file: BinaryIO, shard: list[_Planned], dtype: np.dtype) -> Non
     file.write(len(text).to_bytes(8, "little") + text)
 
 
-def fetch_array(leaf: jax.Array | Adapted, layer: int | None, dtype: np.dtype) -> np.ndarray:
+def fetch_array(
+    leaf: jax.Array | Adapted, layer: int | None, dtype: np.dtype, name: str
+) -> np.ndarray:
     """Bring one array, or one layer of it, to the host as `dtype`; collective over processes.
 
     An adapter that `lora.merge_adapter` left to be added is added here.
+
+    Raises:
+      ModelError: with `name`, where a value is NaN or infinite.
     """
     # A copy even where there is nothing to convert: an array keeps the host value that it was
     # asked for, and the params would hold theirs as long as they live.
-    part = _copy(leaf, dtype) if layer is None else _take_layer(leaf, layer, dtype)
+    part, finite = _copy(leaf, dtype) if layer is None else _take_layer(leaf, layer, dtype)
+    if not finite:
+        raise ModelError(
+            f"export: {name} has values that are NaN or infinite as {dtype.name}, so the model is "
+            "not exported; allowed: finite weights; take an earlier checkpoint with "
+            "--config.task=export --config.model.checkpoint=N, or another export.dtype where "
+            "float16 is too narrow"
+        )
     if not part.is_fully_addressable:
         return multihost_utils.process_allgather(part, tiled=True)
     return np.asarray(part)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def _take_layer(leaf: jax.Array | Adapted, layer: int, dtype: np.dtype) -> jax.Array:
-    return take_layer(leaf, layer, dtype)
+def _take_layer(
+    leaf: jax.Array | Adapted, layer: int, dtype: np.dtype
+) -> tuple[jax.Array, jax.Array]:
+    part = take_layer(leaf, layer, dtype)
+    return part, jnp.isfinite(part).all()
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def _copy(leaf: jax.Array, dtype: np.dtype) -> jax.Array:
-    return jnp.array(leaf, dtype, copy=True)
+def _copy(leaf: jax.Array, dtype: np.dtype) -> tuple[jax.Array, jax.Array]:
+    part = jnp.array(leaf, dtype, copy=True)
+    return part, jnp.isfinite(part).all()

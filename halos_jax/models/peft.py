@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from halos_jax.models import export, families, hf, lora
 from halos_jax.models.families import Family, ModelError
@@ -128,6 +128,9 @@ def write_adapter(
     """Write the adapter `params` of `frozen` into the new folder `folder`.
 
     Every process calls this, and process 0 writes. `base` is the base's path, which PEFT loads.
+
+    Raises:
+      ModelError: where a weight is not finite.
     """
     family = families.get_family(hf.read_hf_config(hf.resolve_model(base)))
     table = list_tensors(frozen.adapter, config, family)
@@ -136,13 +139,15 @@ def write_adapter(
     for key, tensor in table.items():
         layers = range(config.num_layers) if key.startswith("layers/") else (None,)
         for layer in layers:
-            array = export.fetch_array(flat[key], layer, flat[key].dtype)
-            parts.setdefault(tensor.name.format(layer=layer), []).append((tensor, array))
+            name = tensor.name.format(layer=layer)
+            array = export.fetch_array(flat[key], layer, flat[key].dtype, name)
+            parts.setdefault(name, []).append((tensor, array))
     if jax.process_index() != 0:
         return
     folder.mkdir()
     tensors = {name: np.ascontiguousarray(join_parts(found)) for name, found in parts.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    # Not by `save_file`: its file is the owner's alone, whatever the umask.
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
     settings = _make_settings(frozen.adapter, config, family, base)
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -8,7 +8,7 @@ import jax
 
 from halos_jax.config import ModelConfig
 from halos_jax.data.chat import Renderer
-from halos_jax.models import export, hf, peft
+from halos_jax.models import export, folders, hf, peft
 from halos_jax.models.lora import Frozen, merge_adapter
 from halos_jax.models.spec import DecoderConfig
 
@@ -59,7 +59,7 @@ def export_policy(
     Raises:
       ModelError: where the folder is taken, or the model is another than its source's.
     """
-    with export.replace_folder(folder) as partial:
+    with folders.replace_folder(folder) as partial:
         source, tokenizer = hf.resolve_model(settings.path), renderer.tokenizer
         pad_id = renderer.pad_id if decoder.num_labels else None
         merged = merge_adapter(params, frozen)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 
 import jax
 import numpy as np
@@ -116,7 +115,7 @@ def test_tokenizer_files_travel_and_nothing_else(tmp_path, mesh1):
     }
     assert copied == {name: name for name in taken}
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {*taken, "config.json", "model.safetensors"}
+    assert names == {*taken, "config.json", "model.safetensors", "halos_jax.json"}
     assert load(tmp_path / "out", mesh1)[1].num_labels == 1
 
 
@@ -146,50 +145,38 @@ def test_an_interrupted_export_leaves_the_old_model(tmp_path, mesh1, monkeypatch
     assert_equal(load(folder, mesh1)[0], old)
 
 
-def test_a_killed_export_is_cleaned_up_by_the_next(tmp_path, mesh1, caplog):
-    params = make_params(mesh1)
-    folder, partial, old = (tmp_path / f"model{end}" for end in ("", ".partial", ".old"))
-    save_model(params, CONFIG, folder, source=None)
-    partial.mkdir()
-    (partial / "junk.json").write_text("half")
-    with caplog.at_level(logging.WARNING):
-        save_model(make_params(mesh1, seed=3), CONFIG, folder, source=None)
-    assert "replacing the model that stood there" in caplog.text
-    assert {file.name for file in folder.iterdir()} == {"config.json", "model.safetensors"}
-
-    # Killed between the two renamings: the older model comes back before anything else happens.
-    folder.rename(old)
-    with pytest.raises(ZeroDivisionError), export.replace_folder(folder):
-        assert_equal(load(folder, mesh1)[0], make_params(mesh1, seed=3))
-        raise ZeroDivisionError
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_files_are_synced_before_the_renaming(tmp_path, mesh1, monkeypatch):
-    folder, synced = tmp_path / "model", []
-
-    def record(path):
-        synced.append((path.name, folder.exists()))
-
-    monkeypatch.setattr(export, "_sync", record)
-    save_model(make_params(mesh1), CONFIG, folder, source=None)
-    before = {name for name, renamed in synced if not renamed}
-    assert before == {"config.json", "model.safetensors", "model.partial"}
-    assert synced[-1] == (tmp_path.name, True)
-
-
-def test_the_source_and_other_folders_are_not_replaced(tmp_path, mesh1):
+def test_the_source_is_not_replaced(tmp_path, mesh1):
     params = make_params(mesh1)
     save_model(params, CONFIG, tmp_path / "sft", source=None)
     with pytest.raises(ModelError, match="is the model that the export starts from"):
         save_model(params, CONFIG, tmp_path / "sft", source=tmp_path / "sft")
-    other = tmp_path / "thesis"
-    other.mkdir()
-    (other / "chapter.tex").write_text("x")
-    with pytest.raises(ModelError, match=r"holds files but no config.json"):
-        save_model(params, CONFIG, other, source=None)
-    assert (other / "chapter.tex").read_text() == "x"
-    assert {path.name for path in tmp_path.iterdir()} == {"sft", "thesis"}
+    assert [path.name for path in tmp_path.iterdir()] == ["sft"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("path", "layer", "name"),
+    [
+        ("embed", (), "model.embed_tokens.weight"),
+        ("layers/down", (1,), r"model.layers.1.mlp.down_proj.weight"),
+        ("final_norm", (), "model.norm.weight"),
+    ],
+)
+def test_weights_that_are_not_finite_are_never_exported(tmp_path, mesh1, path, layer, name, value):
+    flat = traverse_util.flatten_dict(make_params(mesh1), sep="/")
+    flat[path] = flat[path].at[(*layer, -1)].set(value)
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    with pytest.raises(ModelError, match=rf"export: {name} has values that are NaN or infinite"):
+        save_model(params, CONFIG, tmp_path / "model", source=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_type_too_narrow_for_the_weights_is_refused(tmp_path, mesh1):
+    params = make_params(mesh1)
+    params["embed"] = params["embed"].at[3, 3].set(1e5)
+    save_model(params, CONFIG, tmp_path / "wide", source=None, dtype="bfloat16")
+    with pytest.raises(ModelError, match=r"embed_tokens.weight has .* infinite as float16"):
+        save_model(params, CONFIG, tmp_path / "narrow", source=None, dtype="float16")
 
 
 # --------------------------------------------------------------------------- transformers

@@ -23,7 +23,7 @@ from halos_jax.data.batches import build_batch, plan_batches
 from halos_jax.data.layout import LayoutMemory
 from halos_jax.data.loading import load_renderer
 from halos_jax.data.toy import make_toy_data
-from halos_jax.models import decoder, export, hf, spec
+from halos_jax.models import decoder, export, folders, hf, spec
 from halos_jax.models.families import ModelError
 from halos_jax.reward_config import JudgeConfig
 from halos_jax.rewards import scorers
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
         config = dataclasses.replace(language_model, num_labels=labels, init_std=0.3)
         params = spec.init_params(jax.random.key(labels), config)
         export.save_model(params, config, folder / name, source=folder / "base")
-    with export.replace_folder(folder / "other") as partial:
+    with folders.replace_folder(folder / "other") as partial:
         for path in (folder / "reward").iterdir():
             (partial / path.name).write_bytes(path.read_bytes())
         tokenizer = load_renderer(str(folder / "reward")).tokenizer
