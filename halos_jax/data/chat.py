@@ -22,7 +22,7 @@ from halos_jax.types import Turn
 
 logger = logging.getLogger(__name__)
 
-# The format of HALOs for tokenizers that come without a template; it has no BOS.
+# The format of HALOs for tokenizers that come without a template.
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '\\n<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}"
@@ -34,6 +34,16 @@ DEFAULT_TEMPLATE = (
 _DATE = "26 Jul 2024"
 _PROBE = Turn("user", "x")
 _SENTINEL = "HALOSSENTINEL"
+
+
+def make_default_template(tokenizer: Any) -> str:
+    """Return the template of a tokenizer without one, with a BOS where the tokenizer adds one.
+
+    Who renders by the template has the same tokens then: no tokenizer adds a BOS behind it.
+    """
+    first = tokenizer("x", verbose=False)["input_ids"][:1]
+    adds_bos = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+    return "{{ bos_token }}" + DEFAULT_TEMPLATE if adds_bos else DEFAULT_TEMPLATE
 
 
 def make_renderer(tokenizer: Any, eos_token_ids: Iterable[int] | int | None = ()) -> "Renderer":
@@ -65,13 +75,14 @@ class Renderer:
         self.tokenizer = tokenizer
         self.new_tokens: tuple[str, ...] = ()
         has_template = bool(tokenizer.chat_template)
-        self.template: str = tokenizer.get_chat_template() if has_template else DEFAULT_TEMPLATE
+        self.template: str = (
+            tokenizer.get_chat_template() if has_template else make_default_template(tokenizer)
+        )
         if "strftime_now" in self.template and "date_string" not in self.template:
             logger.warning(
                 "the chat template prints the current date: prompts change from day to day"
             )
         self._guard = Guard(tokenizer)
-        self._adds_bos = not has_template and _adds_bos(tokenizer)
         self._header = self._render((_PROBE,), generate=True)
         self._header_ids = self._encode(self._header)
         self._tail = self._find_tail()
@@ -108,7 +119,7 @@ class Renderer:
     def fingerprint(self) -> str:
         """sha256 over vocabulary, template and markers: equal where token ids mean the same."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        tokens = [self.tokenizer.bos_token, self.end_marker, self._adds_bos]
+        tokens = [self.tokenizer.bos_token, self.end_marker]
         return digest(vocabulary, self.template, tokens)
 
     def render_prompt(self, turns: Sequence[Turn], max_length: int) -> tuple[int, ...]:
@@ -215,12 +226,8 @@ class Renderer:
         return next(self._encode_prompts([self._render(turns, generate=True)]))
 
     def _encode_prompts(self, texts: Iterable[str]) -> Iterator[tuple[int, ...]]:
-        """Yield the ids of rendered prompts, behind a BOS where the tokenizer would add one."""
-        first, second = itertools.tee(texts)
-        bos = self.tokenizer.bos_token
-        for text, ids in zip(first, self._guard.encode_all(second), strict=True):
-            add = self._adds_bos and not (bos and text.startswith(bos))
-            yield (*((self.tokenizer.bos_token_id,) if add else ()), *ids)
+        """Yield the ids of rendered prompts."""
+        yield from map(tuple, self._guard.encode_all(texts))
 
     def _token_starts(self, text: str) -> list[int]:
         """Return the characters at which tokens of `text` start, ascending."""
@@ -296,8 +303,3 @@ def _refuse_empty(prompts: Iterable[Sequence[Turn]]) -> Iterator[Sequence[Turn]]
         if not turns:
             raise ValueError("turns: got an empty conversation, allowed: one turn or more")
         yield turns
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    first = tokenizer("x", verbose=False)["input_ids"][:1]
-    return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]

@@ -11,6 +11,7 @@ from halos_jax.data.chat import Renderer
 from halos_jax.models import export, folders, hf, peft
 from halos_jax.models.lora import Frozen, merge_adapter
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.rounds import serving
 
 FOLDER = "final"
 ADAPTER = "adapter"  # inside of it
@@ -47,30 +48,48 @@ def export_policy(
 ) -> Path:
     """Export `params` with the tokenizer and chat template that they were trained with.
 
-    The latter are the files of `settings.path` as they are, unless `settings` names a tokenizer, a
-    template or tokens of its own. A classifier gets a padding token, so that transformers can
-    score batches. Of an adapter of `frozen` the merged model is exported, and the adapter itself,
-    in PEFT's format, in a folder `adapter/` in it. Every process of the job calls this. Returns
-    the folder, which appears whole or not at all.
+    The former are the files of `settings.path` as they are, unless `settings` names a tokenizer or
+    tokens of its own; what ends an answer, and the template where that is not the files' own, are
+    written beside (`serving`). A classifier gets a padding token, so that transformers can score
+    batches. Of an adapter of `frozen` the merged model is exported, and the adapter itself, in
+    PEFT's format, in a folder `adapter/` in it. Every process of the job calls this. Returns the
+    folder, which appears whole or not at all.
 
     Args:
       dtype: of the stored weights; None: that of the params.
 
     Raises:
-      ModelError: where the folder is taken, or the model is another than its source's.
+      ModelError: where the folder is taken, the model is another than its source's, or a weight is
+        not finite.
     """
     with folders.replace_folder(folder) as partial:
-        source, tokenizer = hf.resolve_model(settings.path), renderer.tokenizer
+        source = hf.resolve_model(settings.path)
         pad_id = renderer.pad_id if decoder.num_labels else None
         merged = merge_adapter(params, frozen)
         export.write_model(merged, decoder, partial, source=source, dtype=dtype, pad_id=pad_id)
         if frozen is not None:
             peft.write_adapter(params, frozen, decoder, partial / ADAPTER, base=settings.path)
-        own = settings.tokenizer or settings.chat_template or settings.added_tokens
-        if pad_id is not None and pad_id != tokenizer.pad_token_id:
-            # Model and tokenizer must agree on it; the run's own tokenizer stays as it is.
-            tokenizer, own = copy.deepcopy(tokenizer), True
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
-        if own and jax.process_index() == 0:
-            export.replace_tokenizer(partial, tokenizer)
+        if jax.process_index() == 0:
+            _write_tokenizer(partial, settings, renderer, pad_id)
+            if not decoder.num_labels:
+                serving.write_stops(partial, renderer)
+            if frozen is not None:
+                serving.copy_to_adapter(partial, partial / ADAPTER)
     return folder
+
+
+def _write_tokenizer(
+    folder: Path, settings: ModelConfig, renderer: Renderer, pad_id: int | None
+) -> None:
+    """Write the run's own tokenizer or template in place of the source's, where it had one."""
+    tokenizer, own = renderer.tokenizer, bool(settings.tokenizer or settings.added_tokens)
+    if pad_id is not None and pad_id != tokenizer.pad_token_id:
+        # Model and tokenizer must agree on it; the run's own tokenizer stays as it is.
+        tokenizer, own = copy.deepcopy(tokenizer), True
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
+    if own:
+        export.replace_tokenizer(folder, tokenizer)
+    stored = tokenizer.chat_template
+    stored = stored.get("default") if isinstance(stored, dict) else stored
+    if own or settings.chat_template or renderer.template != stored:
+        serving.write_template(folder, renderer.template)

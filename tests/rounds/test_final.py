@@ -28,7 +28,7 @@ def test_the_model_comes_with_its_own_tokenizer(toy, tmp_path):
     assert folder == tmp_path / "final" and final.is_complete(tmp_path)
     names = {path.name for path in (toy / "policy").iterdir()}
     assert {path.name for path in folder.iterdir()} == names
-    for name in names - {"model.safetensors"}:
+    for name in names - {"model.safetensors"}:  # its template and its end tokens among them
         assert (folder / name).read_bytes() == (toy / "policy" / name).read_bytes()
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
     read = hf.load_params(str(folder), hf.load_decoder_config(str(folder)), mesh)
@@ -58,11 +58,12 @@ def test_a_tokenizer_of_the_config_is_exported(toy, tmp_path):
         (source / path.name).write_bytes(path.read_bytes())
     (source / "special_tokens_map.json").write_text("{}")
     (source / "added_tokens.json").write_text('{"<old>": 5}')
-    (source / "generation_config.json").write_text('{"eos_token_id": 4}')
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("x")
     settings = ModelConfig(path=str(source), tokenizer=str(toy / "base"))
     _, folder = export_policy(toy, tmp_path / "run", settings, load_renderer(settings.tokenizer))
     assert not (folder / "added_tokens.json").exists()
-    assert (folder / "generation_config.json").read_text() == '{"eos_token_id": 4}'
+    assert not (folder / "additional_chat_templates").exists()
     base = load_renderer(str(toy / "base"))
     assert load_renderer(str(folder)).fingerprint == base.fingerprint
 
@@ -71,9 +72,11 @@ def test_nothing_appears_before_it_is_whole(toy, tmp_path, monkeypatch):
     settings = ModelConfig(path=str(toy / "policy"), tokenizer=str(toy / "policy"))
 
     class Broken:
-        pad_id = None
+        pad_id, template = None, ""
 
         class tokenizer:
+            pad_token_id, chat_template = None, ""
+
             @staticmethod
             def save_pretrained(folder):
                 raise OSError("full")
