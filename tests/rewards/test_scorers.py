@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from safetensors.numpy import load_file, save_file
 
 from halos_jax import sharding
 from halos_jax.config import (
@@ -278,10 +280,12 @@ def test_a_gate_that_is_read_where_the_prompt_ends(folder, renderer, one_device,
 def test_models_that_cannot_score(folder, renderer, one_device, tmp_path):
     with pytest.raises(ModelError, match=r"reward\.path: got .* without a class"):
         make_scorer(make_config(folder, "policy"), one_device, renderer)
-    config = hf.load_decoder_config(str(folder / "reward"))
-    params = spec.init_params(jax.random.key(0), config)
-    params["score"] = params["score"] * np.nan
-    export.save_model(params, config, tmp_path / "broken", source=folder / "reward")
+    shutil.copytree(folder / "reward", tmp_path / "broken")
+    weights = load_file(folder / "reward" / "model.safetensors")
+    save_file(
+        weights | {"score.weight": weights["score.weight"] * np.nan},
+        tmp_path / "broken" / "model.safetensors",
+    )
     broken = make_config(folder, path=str(tmp_path / "broken"))
     samples = make_samples(renderer)
     with pytest.raises(RewardError, match=rf"{len(samples)} non-finite scores of {len(samples)}"):
