@@ -123,6 +123,10 @@ CASES = {
         experts=dataclasses.replace(EXPERTS, num_experts=3, bias=True), **GPT_OSS
     ),
     "adapter on experts in int8": of(family="mixtral", experts=EXPERTS, base="int8"),
+    "adapter on experts with biases in nf4": of(
+        family="gpt_oss", base="nf4", experts=dataclasses.replace(EXPERTS, bias=True), **GPT_OSS
+    ),
+    "layers without rotary embedding": of(unrotated=(True, False), tie_embeddings=True),
 }
 
 

@@ -12,7 +12,7 @@ from halos_jax import sharding
 from halos_jax.data.batches import build_batch, plan_batches
 from halos_jax.models import decoder, spec
 from halos_jax.models.experts import route_tokens, run_experts
-from halos_jax.models.spec import DecoderConfig, ExpertsConfig
+from halos_jax.models.spec import ClampedGate, DecoderConfig, ExpertsConfig
 from halos_jax.types import TARGET, Item
 
 D, F, ROWS, LENGTH = 8, 6, 4, 5
@@ -155,12 +155,20 @@ def test_the_router_is_exact_in_bfloat16():
     np.testing.assert_allclose(shares, top / top.sum(-1, keepdims=True), rtol=1e-5)
 
 
-def test_a_whole_model_learns_the_same_on_any_mesh(mesh, mesh1):
+WHOLE = {
+    "experts": {"experts": EXPERTS},
+    "sinks and biases": {"experts": CASES["three, biased"], "sinks": True, "windows": (2, 0)}
+    | {"clamped_gate": ClampedGate(1.7, 0.1)},
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_model_learns_the_same_on_any_mesh(mesh, mesh1, name):
     """Through the scan over layers and the remat of a training step."""
     config = DecoderConfig(
         vocab_size=32, num_layers=2, d_model=D, num_heads=2, num_kv_heads=2, head_dim=4, d_mlp=F
     )
-    config = dataclasses.replace(config, experts=EXPERTS, remat="matmuls", init_std=0.3)
+    config = dataclasses.replace(config, remat="matmuls", init_std=0.3, **WHOLE[name])
     random = np.random.default_rng(0)
     drawn = [random.integers(1, 32, size).astype(np.int32) for size in (3, 4, 2, 5, 4, 6, 3, 2)]
     items = [Item(a, (b,), (TARGET,)) for a, b in zip(drawn[::2], drawn[1::2], strict=True)]

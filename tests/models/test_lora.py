@@ -16,7 +16,14 @@ from halos_jax.losses import get_loss
 from halos_jax.models import cache, decoder, lora
 from halos_jax.models.families import ModelError
 from halos_jax.models.family_table import FAMILIES
-from halos_jax.models.spec import DecoderConfig, init_params, make_spec, params_shardings
+from halos_jax.models.spec import (
+    ClampedGate,
+    DecoderConfig,
+    ExpertsConfig,
+    init_params,
+    make_spec,
+    params_shardings,
+)
 from halos_jax.training import step as steps
 from halos_jax.types import CHOSEN, REJECTED
 from tests.training import test_step
@@ -32,7 +39,16 @@ TINY = DecoderConfig(
     init_std=0.2,
 )
 NEOX = dataclasses.replace(TINY, num_kv_heads=4, norm="layer", gated_mlp=False, mlp_bias=True)
-CONFIGS = {"llama": TINY, "phi3": TINY, "gpt_neox": NEOX}
+GPT_OSS = dataclasses.replace(
+    TINY,
+    experts=ExpertsConfig(3, 2, 40, bias=True),
+    clamped_gate=ClampedGate(1.702, 1.0),
+    sinks=True,
+    windows=(3, 0),
+    qkv_bias=True,
+    out_bias=True,
+)
+CONFIGS = {"llama": TINY, "phi3": TINY, "gpt_neox": NEOX, "gpt_oss": GPT_OSS}
 TOKENS = np.random.default_rng(0).integers(0, 61, (3, 10))
 LENGTHS = jnp.array([10, 7, 3])
 
@@ -96,7 +112,10 @@ def test_attached_and_merged_give_the_logits_of_base_plus_adapter(family):
     stacked = merged["layers"].keys()
     for layer, weights in enumerate(unstacked["layers"]):
         expected = {path: by_hand[path][layer] for path in stacked}
-        expected["qkv"] = np.concatenate([expected.pop(name) for name in "qkv"], axis=1)
+        for end, axis in {"": 1, "_bias": 0}.items():
+            if f"q{end}" in expected:
+                parts = [expected.pop(f"{name}{end}") for name in "qkv"]
+                expected[f"qkv{end}"] = np.concatenate(parts, axis=axis)
         if "gate" in expected:
             both = expected.pop("gate"), expected.pop("up")
             expected["gate_up"] = np.concatenate(both, axis=1)

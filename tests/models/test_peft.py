@@ -28,6 +28,7 @@ CASES = {
     "llama": GROUPED | {"attention_bias": True},
     "phi3": GROUPED,  # fused: q, k, v one behind the other
     "gpt_neox": {},  # fused: head by head
+    "gpt_oss": GROUPED | {"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 5},
     "gemma2": GROUPED | {"head_dim": 8, "sliding_window": 5, "tie_word_embeddings": True},
 }
 TOKENS = np.random.default_rng(0).integers(1, 61, (3, 9))
