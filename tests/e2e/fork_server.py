@@ -69,6 +69,7 @@ class Observer:
         if not path.startswith(self._workdir + os.sep):
             return None
         name = path[len(self._workdir) + 1 :]
+        name = re.sub(r"\.[0-9a-f]{8}(?=\.(partial|old)(/|$))", "", name)  # of an export
         return re.sub(r"checkpoint-tmp.*?(?=/|$)", "checkpoint-tmp", name)
 
     def wrap_path(self, module, name: str) -> None:
