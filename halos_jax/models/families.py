@@ -11,8 +11,10 @@ from halos_jax.config import ModelConfig
 from halos_jax.errors import UserError
 from halos_jax.models import gating
 from halos_jax.models.family_table import FAMILIES, Family
-from halos_jax.models.hf_fields import ROPE_FIELDS, HFConfig
+from halos_jax.models.hf_fields import HFConfig
+from halos_jax.models.hf_schema import check_fields
 from halos_jax.models.layouts import Tensor, bind_tensors
+from halos_jax.models.rope_fields import ROPE_FIELDS, check_rotation
 from halos_jax.models.spec import DecoderConfig, RopeConfig, list_shapes
 
 
@@ -37,13 +39,12 @@ def make_decoder_config(hf_config: HFConfig, settings: ModelConfig | None = None
       ModelError: with everything in `hf_config` that this decoder does not have.
     """
     family = get_family(hf_config)
-    errors = []
-    fields = family.read({**family.defaults, **hf_config}, errors)
-    if gating.is_gated(hf_config, family):
-        fields |= {"num_labels": 1, "gating": gating.read_gating(hf_config, errors)}
-    else:
-        fields["num_labels"] = _read_num_labels(hf_config, family, errors)
-    _check_quantization(hf_config, family, errors)
+    faults: list[str] = []  # values of a wrong type, which no reader sees
+    checked = check_fields(hf_config, faults)
+    errors: list[str] = []
+    fields = _read_fields(checked, family, errors)
+    faulty = {line.partition(":")[0] for line in faults}
+    errors = faults + [line for line in errors if line.partition(":")[0] not in faulty]
     if errors:
         lines = "\n  ".join(errors)
         raise ModelError(
@@ -54,6 +55,19 @@ def make_decoder_config(hf_config: HFConfig, settings: ModelConfig | None = None
         for name in EXECUTION:
             fields[name] = getattr(settings, name)
     return DecoderConfig(**fields)
+
+
+def _read_fields(hf_config: HFConfig, family: Family, errors: list[str]) -> dict[str, Any]:
+    fields = family.read({**family.defaults, **hf_config}, errors)
+    if gating.is_gated(hf_config, family):
+        fields |= {"num_labels": 1, "gating": gating.read_gating(hf_config)}
+    else:
+        fields["num_labels"] = _read_num_labels(hf_config, family, errors)
+    _check_quantization(hf_config, family, errors)
+    if "head_dim" in fields and not errors:
+        ropes = [fields["rope"], fields.get("local_rope") or fields["rope"]]
+        check_rotation(fields["head_dim"], ropes, errors)
+    return fields
 
 
 def _check_quantization(hf_config: HFConfig, family: Family, errors: list[str]) -> None:
@@ -71,7 +85,7 @@ def _check_quantization(hf_config: HFConfig, family: Family, errors: list[str]) 
 def get_family(hf_config: HFConfig) -> Family:
     """Return the family of a Hugging Face config; ModelError where there is none."""
     model_type = hf_config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ModelError(
             f"config.json: model_type: got {model_type!r}, allowed: {', '.join(FAMILIES)}; use a "
             "model of one of these families"
@@ -91,6 +105,11 @@ def make_hf_config(
       ModelError: where `source` describes another architecture than `config`.
     """
     family = get_family(source) if source else FAMILIES["llama"]
+    if source is None and config.rope.longest:
+        raise ModelError(
+            f"export: got no `source` for angles that hold up to {config.rope.longest:,} tokens, "
+            "allowed: the folder that the weights came from; its config.json says what holds beyond"
+        )
     made = dict(source) if source else _write_llama(config)
     if config.gating is None:
         name = family.classifier if config.num_labels else family.language_model

@@ -10,14 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from halos_jax.models.hf_fields import (
-    NO_ROPE,
     HFConfig,
     get_layer_types,
     read_architecture,
     read_clamped_gate,
     read_experts,
-    read_rope,
-    read_two_ropes,
     read_unrotated,
     read_windows,
 )
@@ -36,6 +33,7 @@ from halos_jax.models.key_tables import (
     make_table,
 )
 from halos_jax.models.layouts import Tensor
+from halos_jax.models.rope_fields import NO_ROPE, read_rope, read_two_ropes
 
 Fields = dict[str, Any]
 
@@ -107,7 +105,8 @@ def _read_gemma2(hf_config: HFConfig, errors: list[str]) -> Fields:
 
 
 def _read_gemma3(hf_config: HFConfig, errors: list[str]) -> Fields:
-    gemma2 = _read_gemma2({**hf_config, **NO_ROPE}, errors)
+    # transformers does not apply the soft cap of attention that a config of it may have.
+    gemma2 = _read_gemma2({**hf_config, **NO_ROPE, "attn_logit_softcapping": None}, errors)
     return {**gemma2, **read_two_ropes(hf_config, errors), "qk_norm": "head"}
 
 
@@ -181,13 +180,14 @@ def _read_smollm3(hf_config: HFConfig, errors: list[str]) -> Fields:
 
 
 def _read_phi3(hf_config: HFConfig, errors: list[str]) -> Fields:
-    rope = read_rope(hf_config, errors, kinds=("default",))
+    rope = read_rope(hf_config, errors, renamed={"su": "longrope", "yarn": "longrope"})
     return {**_read_mistral({**hf_config, **NO_ROPE}, errors), "rope": rope}
 
 
 # --------------------------------------------------------------------------- defaults
 
 _GEMMA_DEFAULTS = {
+    "num_key_value_heads": 4,
     "head_dim": 256,
     "tie_word_embeddings": True,
     "sliding_window": 4096,
@@ -220,14 +220,19 @@ FAMILIES: dict[str, Family] = {
         "Qwen2ForSequenceClassification",
         _read_qwen2,
         make_table(LLAMA_OUTER, "model.layers", LLAMA_LAYER),
-        {"max_window_layers": 28, "sliding_window": 4096},
+        {"num_key_value_heads": 32, "max_window_layers": 28, "sliding_window": 4096},
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         "Qwen3ForSequenceClassification",
         _read_qwen3,
         make_table(LLAMA_OUTER, "model.layers", QWEN3_LAYER),
-        {"max_window_layers": 28, "sliding_window": 4096, "head_dim": 128},
+        {
+            "num_key_value_heads": 32,
+            "max_window_layers": 28,
+            "sliding_window": 4096,
+            "head_dim": 128,
+        },
     ),
     "mixtral": Family(
         "MixtralForCausalLM",
@@ -321,6 +326,7 @@ FAMILIES: dict[str, Family] = {
         "Phi3ForSequenceClassification",
         _read_phi3,
         make_table(LLAMA_OUTER, "model.layers", PHI3_LAYER),
-        {"rms_norm_eps": 1e-5},
+        {"rms_norm_eps": 1e-5}
+        | dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings"), 4096),
     ),
 }

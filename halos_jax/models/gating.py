@@ -30,16 +30,11 @@ def is_gated(hf_config: Mapping[str, Any], family: Family) -> bool:
     return list(hf_config.get("architectures") or ()) == [family.gated_classifier]
 
 
-def read_gating(hf_config: Mapping[str, Any], errors: list[str]) -> GatingConfig:
-    """Return the head of a Hugging Face config; what cannot be used is appended to `errors`."""
+def read_gating(hf_config: Mapping[str, Any]) -> GatingConfig:
+    """Return the head of a Hugging Face config, which `hf_schema.check_fields` has checked."""
     default = GatingConfig()
     fields = {ours: hf_config.get(name, getattr(default, ours)) for ours, name in _SIZES.items()}
-    for ours, name in _SIZES.items():
-        if not isinstance(fields[ours], int) or fields[ours] < 1:
-            errors.append(f"{name}: got {fields[ours]!r}, allowed: a positive integer")
     temperature = hf_config.get("gating_temperature", default.temperature)
-    if not isinstance(temperature, int | float) or temperature <= 0:
-        errors.append(f"gating_temperature: got {temperature!r}, allowed: greater than 0")
     end = tuple(hf_config.get("gating_token_pattern", _LLAMA3_PROMPT_END))
     return GatingConfig(**fields, temperature=temperature, prompt_end=end)
 

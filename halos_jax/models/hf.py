@@ -7,7 +7,7 @@ never holds more than one shard of one array.
 
 import concurrent.futures
 import contextlib
-import json
+import functools
 import logging
 import math
 import os
@@ -26,8 +26,10 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
 from halos_jax.config import ModelConfig
+from halos_jax.json_text import parse_json
 from halos_jax.models import families, mxfp4, spec, vocab
 from halos_jax.models.families import ModelError, Tensor
+from halos_jax.models.hf_schema import list_unread
 from halos_jax.models.spec import DecoderConfig
 
 logger = logging.getLogger(__name__)
@@ -75,7 +77,16 @@ def resolve_model(path: str) -> Path:
 def load_decoder_config(path: str, settings: ModelConfig | None = None) -> DecoderConfig:
     """Return the decoder of the model at `path`, to be run as `settings` says."""
     folder = resolve_model(path)
-    return families.make_decoder_config(read_hf_config(folder), settings)
+    hf_config = read_hf_config(folder)
+    config = families.make_decoder_config(hf_config, settings)
+    if unread := list_unread(hf_config):
+        _warn_once(f"{folder / 'config.json'}: not read here: {', '.join(unread)}")
+    return config
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
@@ -166,7 +177,7 @@ def _draw(
 def read_json(file: Path) -> Any:
     """Return what a JSON file holds; ModelError where it is missing or damaged."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_bytes())
     except FileNotFoundError:
         raise ModelError(
             f"{file}: missing; a model folder in Hugging Face format has one"

@@ -4,12 +4,12 @@ Each takes the Hugging Face config, its gaps filled with the family's defaults, 
 this decoder cannot run to `errors`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from halos_jax.models.activations import NAMES
-from halos_jax.models.spec import ClampedGate, ExpertsConfig, RopeConfig
+from halos_jax.models.rope_fields import FULL, WINDOWED, read_rope
+from halos_jax.models.spec import ClampedGate, ExpertsConfig
 
 HFConfig = Mapping[str, Any]
 
@@ -20,27 +20,6 @@ _SIZES = {
     "num_heads": "num_attention_heads",
     "d_mlp": "intermediate_size",
 }
-# RopeConfig field -> name in config.json, for each kind of scaling; True where it must be there.
-ROPE_FIELDS = {
-    "default": {},
-    "linear": {"factor": ("factor", True)},
-    "llama3": {
-        "factor": ("factor", True),
-        "low_freq_factor": ("low_freq_factor", True),
-        "high_freq_factor": ("high_freq_factor", True),
-        "original_max_length": ("original_max_position_embeddings", True),
-    },
-    "yarn": {
-        "factor": ("factor", True),
-        "original_max_length": ("original_max_position_embeddings", True),
-        "beta_fast": ("beta_fast", False),
-        "beta_slow": ("beta_slow", False),
-        "truncate": ("truncate", False),
-    },
-}
-WINDOWED, FULL = "sliding_attention", "full_attention"
-# For a family that reads its rotary embedding in its own way.
-NO_ROPE = {"rope_parameters": None, "rope_scaling": None}
 
 
 def read_architecture(hf_config: HFConfig, errors: list[str]) -> dict[str, Any]:
@@ -118,69 +97,6 @@ def _read_activation(hf_config: HFConfig, errors: list[str]) -> str:
         errors.append(f"hidden_act: got {name!r}, allowed: {allowed}")
         return "silu"
     return NAMES[name]
-
-
-def read_rope(
-    hf_config: HFConfig, errors: list[str], *, kinds: Sequence[str] = tuple(ROPE_FIELDS)
-) -> RopeConfig:
-    """Return the rotary embedding, in the spelling of transformers 4 or 5, if of one of `kinds`."""
-    rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in kinds:
-        reason = (
-            "; its angles change with the length of the sequence, for tokens already cached too"
-            if kind in ("dynamic", "longrope", "su")
-            else ""
-        )
-        errors.append(f"rope type: got {kind!r}, allowed: {', '.join(map(repr, kinds))}{reason}")
-        return RopeConfig()
-    rope = dict(rope)
-    if kind == "yarn":
-        # transformers takes the model's length where the original one is not said.
-        rope.setdefault(
-            "original_max_position_embeddings", hf_config.get("max_position_embeddings")
-        )
-    fields = {}
-    for ours, (theirs, required) in ROPE_FIELDS[kind].items():
-        if rope.get(theirs) is not None:
-            fields[ours] = rope[theirs]
-        elif required:
-            errors.append(f"rope of type {kind!r}: {theirs} missing")
-    if kind == "yarn" and "factor" in fields:
-        fields["attention_factor"] = _yarn_attention_factor(rope)
-    return RopeConfig(
-        theta=float(rope.get("rope_theta") or hf_config.get("rope_theta") or 10_000.0),
-        kind=kind,
-        fraction=rope.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1.0)),
-        **fields,
-    )
-
-
-def read_two_ropes(hf_config: HFConfig, errors: list[str]) -> dict[str, RopeConfig]:
-    """Return the rotary embeddings of the layers without and with a window.
-
-    transformers 5 keeps them by the type of layer; in 4 a scaling was that of the layers without.
-    """
-    nested = hf_config.get("rope_parameters") or {}
-    full = nested.get(FULL) or hf_config.get("rope_scaling")
-    theta = hf_config.get("rope_local_base_freq") or hf_config.get("rope_theta")
-    local = {"rope_parameters": nested.get(WINDOWED), "rope_theta": theta}
-    return {
-        "rope": read_rope({**hf_config, **NO_ROPE, "rope_parameters": full}, errors),
-        "local_rope": read_rope({**hf_config, **NO_ROPE, **local}, errors),
-    }
-
-
-def _yarn_attention_factor(rope: Mapping[str, Any]) -> float:
-    """Return what YaRN multiplies queries and keys by: 0.1 ln(factor) + 1 if not said."""
-    if rope.get("attention_factor") is not None:
-        return float(rope["attention_factor"])
-
-    def temper(weight: float) -> float:
-        return 0.1 * weight * math.log(rope["factor"]) + 1 if rope["factor"] > 1 else 1.0
-
-    top, bottom = rope.get("mscale"), rope.get("mscale_all_dim")
-    return temper(top) / temper(bottom) if top and bottom else temper(1.0)
 
 
 def read_windows(

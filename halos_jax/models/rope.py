@@ -21,14 +21,17 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
     frequencies by `factor` (Chen et al. 2023); "llama3" (Llama 3.1) those with less than
     `low_freq_factor` turns in the original context, none with more than `high_freq_factor`, and
     goes linearly from one to the other in between; "yarn" (Peng et al. 2023) does the same
-    linearly in i, between the pairs with `beta_fast` and with `beta_slow` turns. Of "none" all are
-    zero, which turns nothing.
+    linearly in i, between the pairs with `beta_fast` and with `beta_slow` turns; "longrope" (Ding
+    et al. 2024) divides each by a factor of its own, which holds up to `rope.longest` tokens. Of
+    "none" all are zero, which turns nothing.
     """
     size = int(head_dim * rope.fraction)
     frequencies = rope.theta ** -(np.arange(0, size, 2, dtype=np.float64) / size)
     keep = np.ones_like(frequencies)
     if rope.kind == "none":
         frequencies = np.zeros_like(frequencies)
+    elif rope.kind == "longrope":
+        frequencies = frequencies / np.array(rope.factors)
     elif rope.kind == "linear":
         keep = np.zeros_like(frequencies)
     elif rope.kind == "llama3":

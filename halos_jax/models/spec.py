@@ -29,7 +29,7 @@ class RopeConfig:
     """
 
     theta: float = 10_000.0
-    kind: Literal["default", "linear", "llama3", "yarn", "none"] = "default"
+    kind: Literal["default", "linear", "llama3", "yarn", "longrope", "none"] = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0  # of llama3, in turns within the original length
     high_freq_factor: float = 4.0
@@ -38,7 +38,9 @@ class RopeConfig:
     beta_fast: float = 32.0  # of yarn, in turns within the original length
     beta_slow: float = 1.0
     truncate: bool = True  # yarn's bounds are whole dimensions
-    attention_factor: float = 1.0  # of yarn: queries and keys are multiplied by it
+    attention_factor: float = 1.0  # of yarn and longrope: queries and keys are multiplied by it
+    factors: tuple[float, ...] = ()  # of longrope: each pair's own
+    longest: int = 0  # tokens up to which the angles are these; 0: any number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,8 +118,8 @@ def test_labels_of_a_classifier(fields, labels):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_experts": 0}, "num_experts: got 0, allowed: a positive integer"),
-        ({"moe_intermediate_size": None}, "moe_intermediate_size: got None, allowed: a pos"),
+        ({"num_experts": 0}, "num_experts: got 0, allowed: an integer from 1 to 65,536"),
+        ({"moe_intermediate_size": None}, "moe_intermediate_size: got null, allowed: an int"),
         ({"num_experts": 4}, "num_experts_per_tok: got 8, allowed: 4 at most, the number"),
         ({"mlp_only_layers": [0]}, "got layers without experts; allowed: () and 1, experts in"),
         ({"decoder_sparse_step": 2}, "got layers without experts"),
@@ -139,15 +139,15 @@ def test_mixtures_that_are_refused(fields, message):
         ({"model_type": "gpt9"}, "model_type: got 'gpt9', allowed: "),
         ({"model_type": None}, "model_type: got None"),
         ({"hidden_act": "prelu"}, "hidden_act: got 'prelu', allowed: 'silu'"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope type: got 'dynamic', allowed"),
         (
             {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
-            "'yarn'; its angles change with the length of the sequence, for tokens already cached",
+            "rope of type 'longrope': short_factor: got 1 numbers, allowed: 32, one for each pair",
         ),
         ({"rope_scaling": {"type": "spiral"}}, "rope type: got 'spiral', allowed: 'default', "),
         ({"rope_scaling": {"type": "yarn"}}, "rope of type 'yarn': factor missing"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor"),
-        ({"hidden_size": None}, "hidden_size: got None, allowed: a positive integer"),
+        ({"hidden_size": None}, "hidden_size: got null, allowed: an integer from 1"),
+        ({"head_dim": 63}, "head_dim: got 63, of which 63 are rotated, allowed: 1 or more"),
         ({"num_key_value_heads": 5}, "num_key_value_heads: got 5, allowed: a divisor"),
         ({"architectures": ["LlamaForTokenClassification"]}, "LlamaForTokenClassification"),
         (
@@ -210,6 +210,14 @@ def test_a_source_config_keeps_what_the_weights_do_not_say():
 
     back = make_hf_config(make_decoder_config(source), "bfloat16", made)
     assert "id2label" not in back and back["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_angles_that_end_are_not_written_without_their_source():
+    dynamic = {"rope_scaling": {"type": "dynamic", "factor": 4.0}}
+    config = make_decoder_config(LLAMA_1B | dynamic)
+    assert make_hf_config(config, "float32", LLAMA_1B | dynamic)["rope_scaling"]["factor"] == 4.0
+    with pytest.raises(ModelError, match=r"no `source` for angles that hold up to 131,072 tokens"):
+        make_hf_config(config, "float32")
 
 
 def test_a_source_of_another_model_is_refused():

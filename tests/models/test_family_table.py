@@ -41,6 +41,11 @@ def scaled(kind, theta=500.0, **fields):
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ORIGINAL = {"original_max_position_embeddings": 16}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 500.0, "partial_rotary_factor": 1.0} | {
+    "short_factor": [1.0, 1.1, 1.4, 2.5],
+    "long_factor": [3.0, 4.0, 5.0, 6.0],
+    "original_max_position_embeddings": 32,
+}
 TYPES = ["sliding_attention", "full_attention"]
 
 # Family -> its configs; gradients and the round trip are those of the first.
@@ -52,6 +57,7 @@ CASES = {
         scaled(
             "yarn", beta_fast=8.0, beta_slow=2.0, attention_factor=0.7, truncate=False, **ORIGINAL
         ),
+        GROUPED | scaled("dynamic"),
     ],
     "mistral": [
         GROUPED | {"sliding_window": 5},
@@ -110,6 +116,7 @@ CASES = {
             "layer_types": [*TYPES, TYPES[0]],
             "num_hidden_layers": 3,
             "query_pre_attn_scalar": 9,
+            "attn_logit_softcapping": 2.0,  # which transformers does not apply
         },
         GROUPED
         | {"head_dim": 8, "sliding_window": 6, "layer_types": [*TYPES, "full_attention"]}
@@ -167,6 +174,7 @@ CASES = {
         GROUPED | {"sliding_window": 5},
         MULTI_QUERY | {"tie_word_embeddings": True},
         {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        GROUPED | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32},
     ],
 }
 PARAMS = [

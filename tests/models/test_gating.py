@@ -193,8 +193,8 @@ def test_broken_heads_are_refused(model, mesh1):
     (model / "config.json").write_text(json.dumps(broken))
     with pytest.raises(ModelError) as caught:
         load(model, mesh1)
-    assert "gating_n_hidden: got 'x', allowed: a positive integer" in str(caught.value)
-    assert "gating_temperature: got 0, allowed: greater than 0" in str(caught.value)
+    assert "gating_n_hidden: got 'x', allowed: an integer from 1 to 4,096" in str(caught.value)
+    assert "gating_temperature: got 0, allowed: a number above 0" in str(caught.value)
 
 
 def test_the_published_config_is_read():

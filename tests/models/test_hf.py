@@ -121,6 +121,15 @@ def test_types_are_converted_as_numpy_does(tmp_path, mesh, stored, asked):
     assert_equal(params, jax.tree.map(lambda x: x.astype(asked), convert(tensors)))
 
 
+def test_what_config_json_says_and_is_not_read_is_said_once(tmp_path, caplog):
+    path = write_model(tmp_path / "model", make_tensors(), num_key_value_head=2, use_cache=True)
+    for _ in range(2):
+        hf.load_decoder_config(path, SETTINGS)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message == f"{path}/config.json: not read here: num_key_value_head = 2"
+
+
 def test_shards_with_an_index(tmp_path, mesh):
     tensors = make_tensors()
     path = write_model(tmp_path / "model", tensors)

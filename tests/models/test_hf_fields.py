@@ -10,8 +10,6 @@ from halos_jax.models.hf_fields import (
     get_layer_types,
     read_architecture,
     read_clamped_gate,
-    read_rope,
-    read_two_ropes,
     read_unrotated,
     read_windows,
 )
@@ -54,67 +52,6 @@ def test_every_bad_size_is_named():
     ]
     _, errors = read(read_architecture, SIZES | {"num_key_value_heads": 3})
     assert "num_key_value_heads: got 3, allowed: a divisor of num_attention_heads = 4" in errors
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({}, RopeConfig()),
-        ({"rope_theta": 5e5, "rope_scaling": None}, RopeConfig(5e5)),
-        ({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}, RopeConfig(7.0)),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, RopeConfig(1e4, "linear", 2.0)),
-        ({"partial_rotary_factor": 0.5}, RopeConfig(fraction=0.5)),
-        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, RopeConfig(fraction=0.25)),
-    ],
-)
-def test_rope_in_every_spelling(config, expected):
-    assert read(read_rope, config) == (expected, [])
-
-
-def test_yarn_takes_the_length_of_the_model_and_its_own_temperature():
-    yarn = {"rope_type": "yarn", "factor": 4.0}
-    rope, errors = read(read_rope, {"rope_scaling": yarn, "max_position_embeddings": 512})
-    assert errors == [] and rope.original_max_length == 512
-    assert rope.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
-    said = yarn | {"original_max_position_embeddings": 64, "attention_factor": 0.5}
-    rope, _ = read(read_rope, {"rope_scaling": said, "max_position_embeddings": 512})
-    assert (rope.original_max_length, rope.attention_factor) == (64, 0.5)
-    mixed = yarn | {"mscale": 2.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 64}
-    rope, _ = read(read_rope, {"rope_scaling": mixed})
-    expected = (0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1)
-    assert rope.attention_factor == pytest.approx(expected)
-
-
-def test_two_ropes_in_both_spellings():
-    old = {"rope_theta": 1e6, "rope_local_base_freq": 1e4}
-    old["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
-    new = {
-        "rope_parameters": {
-            FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-            WINDOWED: {"rope_type": "default", "rope_theta": 1e4},
-        }
-    }
-    expected = {"rope": RopeConfig(1e6, "linear", 8.0), "local_rope": RopeConfig(1e4)}
-    assert read(read_two_ropes, old) == read(read_two_ropes, new) == (expected, [])
-    one_base, _ = read(read_two_ropes, {"rope_theta": 5e5, "rope_scaling": old["rope_scaling"]})
-    assert one_base["local_rope"] == RopeConfig(5e5)
-    _, errors = read(read_two_ropes, {"rope_scaling": {"type": "dynamic"}})
-    assert len(errors) == 1
-
-
-def test_unknown_and_unfinished_ropes_are_refused():
-    _, errors = read(read_rope, {"rope_scaling": {"type": "longrope"}}, kinds=("default",))
-    why = "; its angles change with the length of the sequence, for tokens already cached too"
-    assert errors == [f"rope type: got 'longrope', allowed: 'default'{why}"]
-    _, errors = read(read_rope, {"rope_scaling": {"type": "dynamic", "factor": 2.0}})
-    assert errors == [
-        f"rope type: got 'dynamic', allowed: 'default', 'linear', 'llama3', 'yarn'{why}",
-    ]
-    _, errors = read(read_rope, {"rope_scaling": {"rope_type": "yarn"}})
-    assert errors == [
-        "rope of type 'yarn': factor missing",
-        "rope of type 'yarn': original_max_position_embeddings missing",
-    ]
 
 
 def test_windows_follow_the_layer_types():
