@@ -251,7 +251,7 @@ def test_a_block_has_one_gradient_on_three_axes_at_every_number_of_tokens(
 
     def run(weights, x, factors):
         x = sharding.constrain(x, "rows", None, None)
-        attend = lambda q, k, v: jnp.tanh(q) * k + v  # noqa: E731
+        attend = lambda q, k, v, sinks: jnp.tanh(q) * k + v  # noqa: E731
         x, _ = decoder.run_block(x, weights, rotate=lambda x: x, attend=attend, config=config)
         return (sharding.constrain(x, "rows", None, None) * factors).sum()
 
