@@ -7,7 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from halos_jax.data.chat import Renderer
-from halos_jax.data.tokenize import Lengths, Texts, cut_response, is_truncated, report_truncated
+from halos_jax.data.lengths import (
+    Lengths,
+    cut_prompt,
+    fit_response,
+    is_truncated,
+    report_truncated,
+)
+from halos_jax.data.tokenize import Texts
 from halos_jax.types import TARGET, Completion, Demonstration, Item, Turn
 
 
@@ -41,7 +48,7 @@ def make_target_items(
         renderer,
         (one.prompt.turns for one in demonstrations if not one.prompt_ids),
         (answer for one in demonstrations for answer in _list_answers(one.completion).values()),
-        lengths.prompt,
+        lengths,
     )
     for demonstration in demonstrations:
         completion = demonstration.completion
@@ -50,7 +57,7 @@ def make_target_items(
             is_last = number + 1 == len(sequences)
             # Only the last answer can have been cut by a sampler.
             origin = completion if is_last else Completion(completion.turns)
-            item = _make_item(sequence, origin, lengths)
+            item = _make_item(sequence, origin, lengths, demonstration.prompt.place)
             truncated += item is None
             items += [item] if item else []
     report_truncated(truncated, len(items), "demonstrations")
@@ -77,9 +84,11 @@ def _render(
                 continue
             yield current
         turns = prompt + completion.turns[:index]
-        if index != last:  # what follows must show the same turns
+        whole = renderer.render_prompt(turns, sys.maxsize)
+        ids = cut_prompt(renderer, turns, whole, lengths) if index else texts.prompt(prompt)
+        if len(ids) < len(whole) and index != last:  # what follows must show the same turns
             turns = renderer.truncate_turns(turns, lengths.prompt)
-        current = _start(turns, renderer.render_prompt(turns, lengths.prompt), response)
+        current = _start(turns, ids, response)
         shown = index
     yield current
 
@@ -123,11 +132,13 @@ def _extend(
     return True
 
 
-def _make_item(sequence: _Sequence, origin: Completion, lengths: Lengths) -> Item | None:
+def _make_item(
+    sequence: _Sequence, origin: Completion, lengths: Lengths, place: str
+) -> Item | None:
     """Return a sequence as an item, None where its only answer is truncated and masked."""
     start, spans = sequence.start, list(sequence.spans)
     ids = sequence.ids[start:]
-    response = cut_response(ids, start, lengths)
+    response = fit_response(ids, start, lengths, place)
     if is_truncated(lengths, origin, ids, response):
         spans.pop()
     if not spans:

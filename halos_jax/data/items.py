@@ -1,5 +1,6 @@
 """From a source of records to the items of an objective, whatever it trains on."""
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,8 +11,8 @@ from halos_jax.data.chat import Renderer
 from halos_jax.data.conversations import make_target_items
 from halos_jax.data.datasets import ALL, Selection
 from halos_jax.data.fields import RecordError, shorten
+from halos_jax.data.lengths import Cuts, Lengths
 from halos_jax.data.tokenize import (
-    Lengths,
     make_answer_items,
     make_controlled_items,
     make_pair_items,
@@ -56,7 +57,10 @@ def load_items(
     if check_tokens and not selection.collapse:
         _check_tokens(found, source, renderer)
     options = (control,) if kind == "controlled" else ()
-    return make(found, renderer, lengths, *options)
+    counting = dataclasses.replace(lengths, cuts=Cuts())
+    items = make(found, renderer, counting, *options)
+    counting.report(source)
+    return items
 
 
 _READERS = {

@@ -4,15 +4,22 @@ import dataclasses
 import functools
 import itertools
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from halos_jax.config import Config, ConfigError
 from halos_jax.data.chat import Renderer
+from halos_jax.data.lengths import (
+    Lengths,
+    cut_prompt,
+    cut_response,
+    fit_response,
+    is_truncated,
+    report_truncated,
+)
 from halos_jax.types import (
     CHOSEN,
-    FINISH_LENGTH,
     FINISH_STOP,
     MEMBER,
     MISMATCHED,
@@ -29,28 +36,6 @@ from halos_jax.types import (
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    """Limits in tokens: of the prompt, and of prompt and response together.
-
-    A response is truncated where `total` cuts it, or where its sampler's token limit did. With
-    `mask_truncated` it carries no loss: a pair with such a response, a judgement of one and a
-    demonstration (the last turn of a conversation) are left out, and counted in the log. In a
-    group the others' statistics still count its reward, but none of its tokens is a target.
-    """
-
-    prompt: int
-    total: int
-    mask_truncated: bool = False
-
-
-def make_lengths(config: Config) -> Lengths:
-    """Return the limits of a run's training items."""
-    return Lengths(
-        config.sampling.max_prompt_length, config.train.max_length, config.train.mask_truncated
-    )
-
-
 class Texts:
     """The ids of prompts and answers that came as text, each distinct one rendered once.
 
@@ -63,13 +48,15 @@ class Texts:
         renderer: Renderer,
         prompts: Iterable[tuple[Turn, ...]],
         completions: Iterable[Completion],
-        max_length: int,
+        lengths: Lengths,
     ):
-        """Render prompts, to `max_length` tokens at most, and completions that have no ids."""
+        """Render prompts, cut to `lengths.prompt`, and completions that have no ids."""
         turns = list(dict.fromkeys(prompts))
-        self._prompts = dict(
-            zip(turns, map(_array, renderer.render_prompts(turns, max_length)), strict=True)
-        )
+        wholes = renderer.render_prompts(turns, sys.maxsize)
+        self._prompts = {
+            one: _array(cut_prompt(renderer, one, ids, lengths))
+            for one, ids in zip(turns, wholes, strict=True)
+        }
         texts = list(dict.fromkeys(_spell(one) for one in completions if not one.ids))
         self._responses = dict(
             zip(texts, map(_array, renderer.render_responses(texts)), strict=True)
@@ -108,13 +95,14 @@ def make_pair_items(
         renderer,
         (one.prompt.turns for one in preferences if not one.prompt_ids),
         (half for one in preferences for half in (one.chosen, one.rejected)),
-        lengths.prompt,
+        lengths,
     )
     for preference in preferences:
         prompt_ids = preference.prompt_ids or texts.prompt(preference.prompt.turns)
         pair = (preference.chosen, preference.rejected)
         sources = [texts.response(completion) for completion in pair]
-        responses = tuple(cut_response(ids, len(prompt_ids), lengths) for ids in sources)
+        place = preference.prompt.place
+        responses = tuple(fit_response(ids, len(prompt_ids), lengths, place) for ids in sources)
         if any(map(functools.partial(is_truncated, lengths), pair, sources, responses)):
             truncated += 1
             continue
@@ -153,14 +141,15 @@ def make_controlled_items(
         members = [one for one in judgements if one.desirable == desirable]
         prompts = (one.prompt.turns for one in members)
         completions = (one.completion for one in members)
-        classes[desirable] = Texts(renderer, prompts, completions, lengths.prompt - len(prefix))
+        shorter = dataclasses.replace(lengths, prompt=lengths.prompt - len(prefix))
+        classes[desirable] = Texts(renderer, prompts, completions, shorter)
     items, truncated = [], 0
     for judgement in judgements:
         prefix = prefixes[not judgement.desirable]
         texts = classes[judgement.desirable]
         prompt_ids = (*texts.prompt(judgement.prompt.turns), *prefix)
         ids = texts.response(judgement.completion)
-        response = cut_response(ids, len(prompt_ids), lengths)
+        response = fit_response(ids, len(prompt_ids), lengths, judgement.prompt.place)
         if is_truncated(lengths, judgement.completion, ids, response):
             truncated += 1
             continue
@@ -188,7 +177,7 @@ def make_unpaired_items(
         renderer,
         (one.prompt.turns for one in judgements if not one.prompt_ids),
         (one.completion for one in judgements),
-        lengths.prompt,
+        lengths,
     )
     prompts = [_array(one.prompt_ids or texts.prompt(one.prompt.turns)) for one in judgements]
     responses = [texts.response(one.completion) for one in judgements]
@@ -196,7 +185,7 @@ def make_unpaired_items(
     groups = [numbers.setdefault(prompt.tobytes(), len(numbers)) for prompt in prompts]
     items, truncated = [], 0
     for number, (judgement, prompt) in enumerate(zip(judgements, prompts, strict=True)):
-        own = cut_response(responses[number], len(prompt), lengths)
+        own = fit_response(responses[number], len(prompt), lengths, judgement.prompt.place)
         if is_truncated(lengths, judgement.completion, responses[number], own):
             truncated += 1
             continue
@@ -225,13 +214,13 @@ def make_answer_items(
         renderer,
         (one.prompt.turns for one in judgements if not one.prompt_ids),
         (one.completion for one in judgements),
-        lengths.prompt,
+        lengths,
     )
     items, truncated = [], 0
     for judgement in judgements:
         prompt = judgement.prompt_ids or texts.prompt(judgement.prompt.turns)
         ids = texts.response(judgement.completion)
-        response = cut_response(ids, len(prompt), lengths)
+        response = fit_response(ids, len(prompt), lengths, judgement.prompt.place)
         if is_truncated(lengths, judgement.completion, ids, response):
             truncated += 1
             continue
@@ -271,13 +260,16 @@ def make_scored_items(
 
 
 def _make_scored_item(group: Sequence[Sample], renderer: Renderer, lengths: Lengths) -> Item:
-    prompt = group[0].prompt_ids or renderer.render_prompt(group[0].prompt.turns, lengths.prompt)
+    asked, prompt = group[0].prompt, group[0].prompt_ids
+    if not prompt:
+        whole = renderer.render_prompt(asked.turns, sys.maxsize)
+        prompt = cut_prompt(renderer, asked.turns, whole, lengths)
     sources = [
         one.response_ids
         or renderer.render_response(one.output, finished=one.finish_reason == FINISH_STOP)
         for one in group
     ]
-    responses = tuple(cut_response(ids, len(prompt), lengths) for ids in sources)
+    responses = tuple(fit_response(ids, len(prompt), lengths, asked.place) for ids in sources)
     masks, old_logps = (), ()
     if any(map(functools.partial(is_truncated, lengths), group, sources, responses)):
         masks = tuple(
@@ -346,35 +338,6 @@ def make_group_items(
 def _following(number: int, count: int) -> Iterator[int]:
     """Yield all other numbers below `count`, from the next one on and around the end."""
     return itertools.chain(range(number + 1, count), range(number))
-
-
-def cut_response(ids: Sequence[int], prompt_length: int, lengths: Lengths) -> np.ndarray:
-    """Return a response i32[response] cut to the room that its prompt leaves.
-
-    Raises:
-      ConfigError: where that is none.
-    """
-    room = lengths.total - prompt_length
-    if room < 1:
-        raise ConfigError(
-            f"train.max_length: got {lengths.total}, but a prompt has {prompt_length} tokens, "
-            "which leaves none for its response; raise it, or lower sampling.max_prompt_length"
-        )
-    return _array(ids[:room])
-
-
-def is_truncated(
-    lengths: Lengths, origin: Completion | Sample, ids: Sequence[int], cut: np.ndarray
-) -> bool:
-    """Say whether a response carries no loss: it is truncated, and those are masked."""
-    truncated = origin.finish_reason == FINISH_LENGTH or len(cut) < len(ids)
-    return lengths.mask_truncated and truncated
-
-
-def report_truncated(count: int, rest: int, what: str) -> None:
-    """Log how many truncated examples are left out."""
-    if count:
-        logger.info("%d of %d %s left out: truncated responses", count, count + rest, what)
 
 
 def _array(ids: Sequence[int]) -> np.ndarray:

@@ -7,6 +7,7 @@ never holds more than one shard of one array.
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -30,6 +31,7 @@ from halos_jax.json_text import parse_json
 from halos_jax.models import families, mxfp4, spec, vocab
 from halos_jax.models.families import ModelError, Tensor
 from halos_jax.models.hf_schema import list_unread
+from halos_jax.models.positions import find_max_positions
 from halos_jax.models.spec import DecoderConfig
 
 logger = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ def load_decoder_config(path: str, settings: ModelConfig | None = None) -> Decod
     config = families.make_decoder_config(hf_config, settings)
     if unread := list_unread(hf_config):
         _warn_once(f"{folder / 'config.json'}: not read here: {', '.join(unread)}")
-    return config
+    return dataclasses.replace(config, max_positions=find_max_positions(hf_config))
 
 
 @functools.cache

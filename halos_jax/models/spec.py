@@ -115,6 +115,7 @@ class DecoderConfig:
     attention_scale: float | None = None  # of the scores; None: H^-0.5
     attention_softcap: float = 0.0  # scores -> cap * tanh(scores / cap); 0: no cap
     logit_softcap: float = 0.0
+    max_positions: int = 0  # that the model was made for; 0: unknown
     # Rows of embedding and head that are new tokens' (beside those beyond the checkpoint's), and
     # how they are filled, see `models.vocab`.
     new_rows: tuple[int, ...] = ()

@@ -14,7 +14,7 @@ from halos_jax.data import datasets, records
 from halos_jax.losses import get_loss
 from halos_jax.rewards.function_scorer import check_records, make_rules
 from halos_jax.rewards.scorers import make_scorer
-from halos_jax.rounds import source, stages, start
+from halos_jax.rounds import cuts, source, stages, start
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.job import Job, open_job
 from halos_jax.rounds.sample_task import load_sampler
@@ -50,6 +50,7 @@ def _evaluate_samples(job: Job, policy: Source) -> None:
     data = job.config.data
     prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
     load_sampler(job, policy)
+    cuts.check_prompts(job.sampler, (data.eval, prompts))
     job.begin(inputs=datasets.identify_prompts(prompts), policy=policy.name)
     check_records(job.config.reward, prompts)
     job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
@@ -71,7 +72,14 @@ def _evaluate_feedback(job: Job, policy: Source) -> None:
             f"but loss {loss.name!r} evaluates scores; allowed: a reward model"
         )
     data = job.config.data
-    items = load_fixed_items(job.config, loss, renderer, data.eval, datasets.select_eval(data))
+    items = load_fixed_items(
+        job.config,
+        loss,
+        renderer,
+        data.eval,
+        datasets.select_eval(data),
+        positions=decoder.max_positions,
+    )
     job.begin(inputs=_identify(items), policy=policy.name)
     trainer = training.make_trainer(job.config, decoder, loss, job.mesh, total_steps=1)
     dataset = training.make_dataset(trainer, items, seed=None)

@@ -20,7 +20,7 @@ from halos_jax.metrics import MetricWriter
 from halos_jax.models.lora import merge_adapter
 from halos_jax.rewards.function_scorer import check_records, make_rules
 from halos_jax.rewards.scorers import make_scorer
-from halos_jax.rounds import final, source, stages
+from halos_jax.rounds import cuts, final, source, stages
 from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.checkpoints import CheckpointError, Checkpoints, open_checkpoints
@@ -292,6 +292,8 @@ def _make_run(
         is_writer=info.is_writer,
         layouts=layouts,
     )
+    used = prompts[budget.num_skip : budget.num_skip + budget.total_prompts]
+    cuts.check_prompts(run.sampler, (config.data.train, used), (config.data.eval, held_out))
     return run, position
 
 

@@ -23,7 +23,7 @@ from halos_jax.data.fields import RecordError
 from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.scorers import make_scorer
-from halos_jax.rounds import scoring, source, stages
+from halos_jax.rounds import cuts, scoring, source, stages
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.job import Job, open_job
 from halos_jax.sampling.sampler import make_sampler
@@ -54,6 +54,7 @@ def _run(job: Job) -> None:
     policy = source.find_source(job.config.model, recorded=job.policy)
     # What is wrong with the policy or the reward is said before the job begins.
     load_sampler(job, policy)
+    cuts.check_prompts(job.sampler, (job.config.data.train, prompts))
     unscored = job.manifest is None or "score" not in job.manifest.stages
     if job.config.sampling.best_of and unscored:
         check_records(job.config.reward, prompts)

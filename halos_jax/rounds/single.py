@@ -15,7 +15,7 @@ from halos_jax.data.batches import count_steps
 from halos_jax.data.chat import Renderer
 from halos_jax.data.datasets import Selection, select_eval, select_train, warn_of_benchmarks
 from halos_jax.data.items import load_items, report_balance, warn_of_classes
-from halos_jax.data.tokenize import make_lengths
+from halos_jax.data.lengths import make_lengths
 from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.rounds import final, source
@@ -74,7 +74,9 @@ def _train(
         decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
     warn_of_benchmarks(config.data.train)
     chosen = select_train(config.data, config.seed)
-    items = load_fixed_items(config, loss, renderer, config.data.train, chosen)
+    items = load_fixed_items(
+        config, loss, renderer, config.data.train, chosen, positions=decoder.max_positions
+    )
     if loss.items in ("unpaired", "controlled"):
         warn_of_classes(items, config.data.train)
     if loss.items == "unpaired":
@@ -106,7 +108,12 @@ def _train(
     held_out = None
     if config.data.eval:
         eval_items = load_fixed_items(
-            config, loss, renderer, config.data.eval, select_eval(config.data)
+            config,
+            loss,
+            renderer,
+            config.data.eval,
+            select_eval(config.data),
+            positions=decoder.max_positions,
         )
         held_out = training.make_dataset(trainer, eval_items, seed=None)
     dataset, held_out = _add_fixed(trainer, dataset, held_out, state if start == 0 else None)
@@ -186,10 +193,19 @@ def _make_saver(config, checkpoints, writer, stop: StopSignal, total: int):
 
 
 def load_fixed_items(
-    config: Config, loss: Loss, renderer: Renderer, path: str, selection: Selection
+    config: Config,
+    loss: Loss,
+    renderer: Renderer,
+    path: str,
+    selection: Selection,
+    *,
+    positions: int = 0,
 ) -> Sequence[Item]:
-    """Return the items of the loss that are in a file, cut to the config's lengths."""
-    lengths = make_lengths(config)
+    """Return the items of the loss that are in a file, cut to the config's lengths.
+
+    `positions` is what the model was made for, 0 for unknown: longer items are said.
+    """
+    lengths = make_lengths(config, positions)
     control = (config.data.good_token, config.data.bad_token)
     return load_items(
         loss.items, path, renderer, lengths, selection, control=control, check_tokens=True

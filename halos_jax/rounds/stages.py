@@ -18,7 +18,7 @@ from halos_jax.data import records
 from halos_jax.data.chat import Renderer
 from halos_jax.data.items import load_items, report_balance
 from halos_jax.data.layout import LayoutMemory
-from halos_jax.data.tokenize import Lengths, make_lengths
+from halos_jax.data.lengths import Lengths, make_lengths
 from halos_jax.metrics import MetricWriter, make_progress
 from halos_jax.rewards.feedback import (
     make_groups,
@@ -35,6 +35,7 @@ from halos_jax.rewards.labels import (
     read_scores,
 )
 from halos_jax.rounds.checkpoints import Checkpoints
+from halos_jax.rounds.cuts import report_samples
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.rounds.state import round_folder
 from halos_jax.sampling.sampler import Sampler, sample_shard
@@ -67,7 +68,7 @@ class Run:
 
     @functools.cached_property
     def lengths(self) -> Lengths:
-        return make_lengths(self.config)
+        return make_lengths(self.config, self.trainer.decoder.max_positions)
 
 
 class Sampling(Protocol):
@@ -121,6 +122,7 @@ def sample_prompts(
 def sample_stage(run: Run, params: Any, prompts: Sequence[Prompt], folder: Path, round: int):
     """Write samples.jsonl; return its record count and counts of the samples."""
     samples = sample_prompts(run, params, prompts, folder, round=round, label="samples")
+    report_samples(run.sampler, samples, f"round {round}" if round else "samples")
     write_rows(run, folder / "samples.jsonl", map(records.sample_to_record, samples))
     lengths = [len(sample.response_ids) for sample in samples]
     truncated = sum(sample.finish_reason == "length" for sample in samples)
@@ -251,6 +253,7 @@ def evaluate_prompts(
 ) -> tuple[list[Sample], dict[str, float]]:
     """Sample and score held-out prompts with the keys of round 0; return the samples and means."""
     samples = sample_prompts(run, params, prompts, folder, round=0, label="eval")
+    report_samples(run.sampler, samples, "held-out prompts")
     labels = label_samples(run.scorer, samples, run.config.reward)
     scored = [
         dataclasses.replace(sample, reward=reward)

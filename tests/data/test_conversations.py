@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from halos_jax.data.chat import make_renderer
 from halos_jax.data.conversations import make_target_items
-from halos_jax.data.tokenize import Lengths
+from halos_jax.data.lengths import Lengths
 from halos_jax.types import FINISH_LENGTH, TARGET, Completion, Demonstration, Prompt, Turn
 
 CHATML = (

@@ -6,12 +6,10 @@ import logging
 import numpy as np
 import pytest
 
-from halos_jax.config import Config, TrainConfig
+from halos_jax.data.lengths import Lengths
 from halos_jax.data.tokenize import (
-    Lengths,
     make_controlled_items,
     make_group_items,
-    make_lengths,
     make_pair_items,
     make_scored_items,
     make_unpaired_items,
@@ -304,8 +302,3 @@ def test_a_truncated_member_counts_in_its_group_and_has_no_target(caplog):
     assert "1 of 3 groups left out" in caplog.text
     first, other, _ = make_scored_items(samples, RENDERER, Lengths(8, 6))
     assert first.masks == other.masks == () and first.num_targets == (2, 5, 1)
-
-
-def test_the_config_gives_the_lengths():
-    config = Config(train=TrainConfig(max_length=9, mask_truncated=True))
-    assert make_lengths(config) == Lengths(config.sampling.max_prompt_length, 9, True)

@@ -49,10 +49,18 @@ def make_run(**parts) -> stages.Run:
     names = stages.Run.__dataclass_fields__
     defaults = dict.fromkeys(names) | {
         "config": CONFIG,
-        "sampler": SimpleNamespace(unstack=lambda params: f"unstacked {params}"),
+        "sampler": SimpleNamespace(
+            unstack=lambda params: f"unstacked {params}",
+            settings=CONFIG.sampling,
+            decoder=SimpleNamespace(max_positions=0),
+        ),
         "scorer": lambda samples: [float(len(sample.output)) for sample in samples],
         "rules": {},
-        "trainer": SimpleNamespace(loss=get_loss({"name": "dpo"}), layouts=LayoutMemory()),
+        "trainer": SimpleNamespace(
+            loss=get_loss({"name": "dpo"}),
+            layouts=LayoutMemory(),
+            decoder=SimpleNamespace(max_positions=0),
+        ),
         "checkpoints": Calls(),
         "writer": Calls(),
         "renderer": SimpleNamespace(render_prompts=refuse_text, render_responses=refuse_text),

@@ -1,0 +1,29 @@
+"""How many positions a model was made for, as its config.json says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def find_max_positions(hf_config: Mapping[str, Any]) -> int:
+    """Return the length of the longest sequences that a model was made for, 0 where unknown.
+
+    Where the rotary embedding is stretched, that is its original length times the factor, if the
+    config does not name a larger one: not all models that are stretched say their new length.
+    """
+    config = hf_config.get("text_config", hf_config)
+    config = config if isinstance(config, Mapping) else hf_config
+    found = [_read(config.get(name)) for name in _NAMES]
+    for field in ("rope_scaling", "rope_parameters"):
+        scaling = config.get(field)
+        if isinstance(scaling, Mapping):
+            original = _read(scaling.get("original_max_position_embeddings"))
+            factor = scaling.get("factor")
+            if original and isinstance(factor, (int, float)) and 1 <= factor < 1e6:
+                found.append(int(original * factor))
+    return max(found)
+
+
+def _read(value: Any) -> int:
+    return value if type(value) is int and value > 0 else 0

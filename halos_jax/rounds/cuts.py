@@ -1,0 +1,69 @@
+"""What token limits do to prompts and samples, said before and after they are sampled."""
+
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+
+from halos_jax.data.lengths import Tally, report_positions, report_prompts
+from halos_jax.sampling.sampler import Sampler, render_prefix
+from halos_jax.types import FINISH_LENGTH, Prompt, Sample
+
+logger = logging.getLogger(__name__)
+
+
+def check_prompts(sampler: Sampler, *sources: tuple[str, Iterable[Prompt]]) -> None:
+    """Render prompts as the sampler will, before hours of sampling; say what limits will cut.
+
+    Args:
+      sources: pairs of a name and prompts.
+
+    Raises:
+      RecordError: where the chat template refuses one.
+      ConfigError: where the template alone is longer than `sampling.max_prompt_length`.
+    """
+    settings, renderer = sampler.settings, sampler.renderer
+    prefix, positions = len(render_prefix(settings, renderer)), sampler.decoder.max_positions
+    for label, prompts in sources:
+        turns = list(dict.fromkeys(prompt.turns for prompt in prompts))
+        tally = Tally()
+        for one, ids in zip(turns, renderer.render_prompts(turns, sys.maxsize), strict=True):
+            tally.add(prefix + len(ids), settings.max_prompt_length)
+            if tally.over == 1 and prefix + len(ids) > settings.max_prompt_length:
+                renderer.render_prompt(one, settings.max_prompt_length - prefix)
+        report_prompts(label, tally, settings.max_prompt_length)
+    longest = settings.max_prompt_length + settings.max_tokens
+    if 0 < positions < longest:
+        logger.warning(
+            "sampling.max_prompt_length + sampling.max_tokens = %d, but the model was made for %d "
+            "positions (max_position_embeddings): what it says beyond them means little",
+            longest,
+            positions,
+        )
+
+
+def report_samples(sampler: Sampler, samples: Sequence[Sample], label: str) -> None:
+    """Say how many samples the token limit has cut, and how many are too long for the model."""
+    cut = sum(sample.finish_reason == FINISH_LENGTH for sample in samples)
+    limit, positions = sampler.settings.max_tokens, sampler.decoder.max_positions
+    if cut and cut == len(samples):
+        logger.warning(
+            "%s: all %d samples were cut at sampling.max_tokens=%d: none has an end, for the "
+            "reward to see and the policy to learn; raise it, or see that the policy has learnt to "
+            "end its answers",
+            label,
+            cut,
+            limit,
+        )
+    elif cut:
+        logger.info(
+            "%s: %d of %d samples (%.3g %%) were cut at sampling.max_tokens=%d",
+            label,
+            cut,
+            len(samples),
+            100 * cut / len(samples),
+            limit,
+        )
+    tally = Tally()
+    for sample in samples:
+        tally.add(len(sample.prompt_ids) + len(sample.response_ids), positions)
+    report_positions(label, tally, positions)
