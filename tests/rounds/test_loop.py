@@ -179,7 +179,7 @@ def test_each_round_leaves_its_policy_where_that_is_asked_for(toy, tmp_path, mon
         toy,
         tmp_path / "run",
         rounds=RoundsConfig(total_prompts=4, prompts_per_round=2, export_each=True),
-        feedback=FeedbackConfig(type="binary"),
+        feedback=FeedbackConfig(type="binary", threshold=0.0),
         loss={"name": "kto"},
     )
     killed = dataclasses.replace(config, workdir=str(tmp_path / "killed"))
