@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from halos_jax.config import DataConfig
+from halos_jax.config import ConfigError, DataConfig
 from halos_jax.data.fields import Fields, RecordError
 from halos_jax.data.records import digest, sample_from_record
 from halos_jax.data.shapes import (
@@ -89,6 +89,16 @@ def warn_of_benchmarks(source: str) -> None:
     for name in find_benchmarks(source):
         logger.warning(
             "data.train: %s is a benchmark: after training on it, results on it mean nothing", name
+        )
+
+
+def refuse_overlap(prompts: Iterable[Prompt], held_out: Iterable[Prompt]) -> None:
+    """Raise ConfigError where a prompt is held out and trained on."""
+    shared = {prompt.prompt_id for prompt in prompts} & {prompt.prompt_id for prompt in held_out}
+    if shared:
+        raise ConfigError(
+            f"data.eval: {len(shared)} of its prompts are in data.train too (the first is "
+            f"{sorted(shared)[0]}); allowed: no prompt in both; take them out of one of the files"
         )
 
 

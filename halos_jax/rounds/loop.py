@@ -237,7 +237,7 @@ def _make_run(
     held_out = []
     if config.data.eval:
         held_out = datasets.load_prompts(config.data.eval, datasets.select_eval(config.data))
-        _refuse_overlap(prompts, held_out)
+        datasets.refuse_overlap(prompts, held_out)
     check_records(config.reward, [*prompts, *held_out])
     budget = _make_budget(config)
     loss = get_loss(config.loss)
@@ -300,15 +300,6 @@ def _make_run(
 def _make_budget(config: Config) -> Budget:
     rounds = config.rounds
     return Budget(rounds.total_prompts, rounds.prompts_per_round, rounds.num_skip)
-
-
-def _refuse_overlap(prompts, held_out) -> None:
-    shared = {prompt.prompt_id for prompt in prompts} & {prompt.prompt_id for prompt in held_out}
-    if shared:
-        raise ConfigError(
-            f"data.eval: {len(shared)} of its prompts are in data.train too (the first is "
-            f"{sorted(shared)[0]}); allowed: no prompt in both; take them out of one of the files"
-        )
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints) -> _Position:

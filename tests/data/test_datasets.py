@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from halos_jax.config import DataConfig
+from halos_jax.config import ConfigError, DataConfig
 from halos_jax.data.datasets import (
     Selection,
     choose,
@@ -18,6 +18,7 @@ from halos_jax.data.datasets import (
     load_prompts,
     load_scored,
     order_prompts,
+    refuse_overlap,
     select_eval,
     select_train,
     warn_of_benchmarks,
@@ -259,3 +260,10 @@ def test_prompts_are_identified_by_ids_turns_and_order():
         [Prompt("a", USER), Prompt("b", (Turn("user", "another question"),))],
     ]
     assert len({known, *map(identify_prompts, others), identify_prompts([])}) == 6
+
+
+def test_a_prompt_that_is_held_out_and_trained_on_is_refused():
+    one, two, three = (Prompt(name, (Turn("user", name),)) for name in "abc")
+    refuse_overlap([one, two], [three])
+    with pytest.raises(ConfigError, match=r"data\.eval: 2 of its prompts .* the first is a\)"):
+        refuse_overlap([two, one, three], [one, two])
