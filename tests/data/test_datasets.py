@@ -265,5 +265,5 @@ def test_prompts_are_identified_by_ids_turns_and_order():
 def test_a_prompt_that_is_held_out_and_trained_on_is_refused():
     one, two, three = (Prompt(name, (Turn("user", name),)) for name in "abc")
     refuse_overlap([one, two], [three])
-    with pytest.raises(ConfigError, match=r"data\.eval: 2 of its prompts .* the first is a\)"):
+    with pytest.raises(ConfigError, match=r"data\.eval: 2 of its prompts .*\(the first is a\)"):
         refuse_overlap([two, one, three], [one, two])
