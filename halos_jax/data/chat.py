@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from halos_jax.config import ConfigError
+from halos_jax.data.channels import find_lead, take_content
 from halos_jax.data.fields import RecordError, shorten
 from halos_jax.data.guard import Guard
 from halos_jax.data.records import digest
@@ -90,6 +91,7 @@ class Renderer:
         self._is_verbatim = False
         probes = ("x", " x ", "\n\tx\n\n", "<think>x</think>\n\ny", "")
         self._is_verbatim = all(self._body(probe) == probe for probe in probes)
+        self._lead = self._find_lead()
         self.end_marker: str = self._tail.rstrip() or tokenizer.eos_token or ""
         if not self.end_marker:
             raise ConfigError(
@@ -182,11 +184,18 @@ class Renderer:
     def decode_response(self, ids: Sequence[int], *, keep_marker: bool = False) -> str:
         """Return a response's text without special tokens and end marker; whitespace is kept.
 
-        `keep_marker` leaves an end marker that is no token of its own, for a search for it.
+        Of several messages that is the last, see `channels`; where none is meant for the reader,
+        all are shown with their special tokens. `keep_marker` leaves an end marker that is no token
+        of its own, for a search for it, and all messages.
         """
         ids = list(ids)
         while ids and ids[-1] in self.stop_ids:
             ids.pop()
+        if self._lead and not keep_marker:
+            content = take_content(ids, self._lead)
+            if content is None:
+                return self._decode(ids, skip_special_tokens=False)
+            ids = content
         # Some decoders eat the first space of what they are given: let them eat from a known text.
         anchor = self._encode(_PROBE.content)
         text = self._decode(anchor + ids)[len(self._decode(anchor)) :]
@@ -247,6 +256,19 @@ class Renderer:
             )
         return text.rpartition(_SENTINEL)[2]
 
+    def _find_lead(self) -> tuple[int, ...]:
+        beginning, found, _ = self._body(_SENTINEL).partition(_SENTINEL)
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {number for number, token in added if token.special}
+        lead = find_lead(self._encode(beginning), special) if found else ()
+        if lead:
+            logger.info(
+                "the chat template begins answers by %r: the text of one that has several messages "
+                "is what follows the last of these; training sees all of its tokens",
+                beginning,
+            )
+        return lead
+
     def _body(self, answer: str | Turn) -> str:
         """Return an answer as the template sets it between header and end marker.
 
@@ -292,9 +314,9 @@ class Renderer:
     def _encode(self, text: str) -> list[int]:
         return self._guard.encode(text)
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
 
 

@@ -1,0 +1,27 @@
+"""Answers of several messages, of which the last is meant for the reader.
+
+The template of gpt-oss begins an answer by `<|channel|>final<|message|>`, behind the header that a
+model is prompted with. A model may first write other messages, in channels of their own: thoughts,
+calls of tools. What it then says is what stands behind the last such beginning.
+"""
+
+from collections.abc import Collection, Sequence
+
+
+def find_lead(beginning: Sequence[int], special_ids: Collection[int]) -> tuple[int, ...]:
+    """Return the ids that show where the content of an answer begins; () where none do.
+
+    Args:
+      beginning: the ids that a template writes between the header and the content. Without a
+        special token among them they are text like any other: an empty thought, say.
+    """
+    return tuple(beginning) if set(beginning) & set(special_ids) else ()
+
+
+def take_content(ids: Sequence[int], lead: Sequence[int]) -> list[int] | None:
+    """Return what follows the last `lead` in `ids`; None where there is no lead in them."""
+    ids, lead = list(ids), list(lead)
+    for start in range(len(ids) - len(lead), -1, -1):
+        if ids[start : start + len(lead)] == lead:
+            return ids[start + len(lead) :]
+    return None
