@@ -6,9 +6,10 @@ checkpoint, have the same rows, and so has a run that is resumed.
 
 import dataclasses
 import functools
+import itertools
 import logging
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,14 @@ def check_ids(largest: int, config: DecoderConfig, path: str) -> None:
             f"{path}: its tokenizer gave the token {largest}, but the embedding has "
             f"{config.vocab_size} rows; use the tokenizer and the weights of one and the same model"
         )
+
+
+def find_unknown(known: Iterable[int], size: int) -> tuple[tuple[int, int], ...]:
+    """Return the ids below `size` that are not `known`, as ranges [start, stop) in order."""
+    bounds = [-1, *sorted({number for number in known if 0 <= number < size}), size]
+    return tuple(
+        (before + 1, after) for before, after in itertools.pairwise(bounds) if before + 1 < after
+    )
 
 
 def add_rows(name: str, tensor: Any, config: DecoderConfig) -> Any:

@@ -33,6 +33,7 @@ class DecodeSettings:
     max_tokens: int
     chunk: int
     stop_ids: tuple[int, ...]
+    unknown: tuple[tuple[int, int], ...] = ()  # ranges [start, stop) of ids that no token has
 
 
 @struct.dataclass
@@ -192,7 +193,8 @@ def draw_tokens(
 ) -> tuple[jax.Array, jax.Array]:
     """Draw one token a slot from f32[S, V]; the randomness is (sample's key, response position).
 
-    Also return the tokens' log-probabilities f32[S] at temperature 1, unfiltered.
+    Also return the tokens' log-probabilities f32[S] at temperature 1, unfiltered: ids that no token
+    has are never drawn, but they count as the trainer counts them.
 
     Top-p needs no cutoff: candidates are drawn from the whole distribution, and the first one that
     the likelier tokens do not already make up p for is taken, which is a draw from the kept ones.
@@ -200,18 +202,22 @@ def draw_tokens(
     the likeliest candidate is taken then. Where p is so small that many would fail, the cutoff is
     searched for.
     """
+    allowed = mask_unknown(logits, settings.unknown)
     if settings.temperature == 0:
-        drawn = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        drawn = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
         return drawn, _take(logits, drawn) - jax.nn.logsumexp(logits, axis=-1)
     candidates = count_candidates(settings.top_p)
     searched = 1.0 if candidates else settings.top_p
-    peak, allowed = jnp.max(logits, axis=-1), logits
+    # Each weight is relative to the largest of those that it is added to.
+    top, peak = jnp.max(logits, axis=-1), jnp.max(allowed, axis=-1)
     if settings.top_k or searched < 1:
-        scaled = logits / settings.temperature
+        scaled = allowed / settings.temperature
         kept = find_kept(scaled, top_k=settings.top_k, top_p=searched)
-        allowed = jnp.where(kept, logits, -jnp.inf)
+        allowed = jnp.where(kept, allowed, -jnp.inf)
 
-    def weigh(logits: jax.Array, temperature: float = settings.temperature) -> jax.Array:
+    def weigh(
+        logits: jax.Array, temperature: float = settings.temperature, peak: jax.Array = peak
+    ) -> jax.Array:
         return jnp.exp((logits - jnp.expand_dims(peak, range(1, logits.ndim))) / temperature)
 
     def draw_uniforms(key_data, position):
@@ -220,8 +226,8 @@ def draw_tokens(
 
     uniforms = jax.vmap(draw_uniforms)(keys, generated)
     blocks = _split_blocks(allowed)
-    sums, shares = sum_together([weigh(blocks), weigh(_split_blocks(logits), 1.0)])
-    normalizers = peak + jnp.log(jnp.sum(shares, axis=-1))
+    sums, shares = sum_together([weigh(blocks), weigh(_split_blocks(logits), 1.0, top)])
+    normalizers = top + jnp.log(jnp.sum(shares, axis=-1))
     drawn = invert_cumulative(blocks, sums, uniforms, weigh)
     if candidates < 2:
         return drawn[:, 0], _take(logits, drawn[:, 0]) - normalizers
@@ -232,6 +238,15 @@ def draw_tokens(
     taken = jnp.where(jnp.any(accepted, axis=-1), jnp.argmax(accepted, axis=-1), likeliest)
     drawn = _take(drawn, taken)
     return drawn, _take(logits, drawn) - normalizers
+
+
+def mask_unknown(logits: jax.Array, unknown: tuple[tuple[int, int], ...]) -> jax.Array:
+    """Return the logits f32[S, V] with -inf in the ranges `unknown`; the very same if none."""
+    if not unknown:
+        return logits
+    ids = jax.lax.broadcasted_iota(jnp.int32, (1, logits.shape[-1]), 1)
+    inside = [(ids >= start) & (ids < stop) for start, stop in unknown]
+    return jnp.where(functools.reduce(jnp.logical_or, inside), -jnp.inf, logits)
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ what a chunk finished only when the next one is under way, so the device never w
 import collections
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,9 +20,12 @@ from halos_jax.config import SamplingConfig
 from halos_jax.data.chat import Renderer
 from halos_jax.data.layout import round_shape
 from halos_jax.metrics import NonFiniteError
+from halos_jax.models import vocab
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.sampling import decode
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample
+
+logger = logging.getLogger(__name__)
 
 # Below so many slots, fewer do not make a step any cheaper.
 _FEWEST_SLOTS = 16
@@ -84,6 +88,7 @@ def make_sampler(
             max_tokens=settings.max_tokens,
             chunk=min(settings.chunk, settings.max_tokens),
             stop_ids=stop_ids,
+            unknown=_find_unknown(renderer, decoder),
         ),
         decoder,
         sharding.replicated(mesh),
@@ -97,6 +102,19 @@ def make_sampler(
         (*settings.stop, *renderer.stop_strings),
         *compiled,
     )
+
+
+def _find_unknown(renderer: Renderer, decoder: DecoderConfig) -> tuple[tuple[int, int], ...]:
+    """Return the rows of the vocabulary that no token has, to be never drawn."""
+    known = {*renderer.tokenizer.get_vocab().values(), *renderer.stop_ids}
+    unknown = vocab.find_unknown(known, decoder.vocab_size)
+    if unknown:
+        logger.info(
+            "%d of %d rows of the vocabulary have no token: they are never sampled",
+            sum(stop - start for start, stop in unknown),
+            decoder.vocab_size,
+        )
+    return unknown
 
 
 def sample_shard(

@@ -12,7 +12,7 @@ from halos_jax.config import ModelConfig
 from halos_jax.models import export, hf, spec
 from halos_jax.models.families import ModelError
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.models.vocab import check_ids, fit_vocab
+from halos_jax.models.vocab import check_ids, find_unknown, fit_vocab
 
 CONFIG = DecoderConfig(
     vocab_size=20, num_layers=1, d_model=8, num_heads=2, num_kv_heads=1, head_dim=4, d_mlp=12
@@ -135,3 +135,18 @@ def test_transformers_reads_a_grown_model(tmp_path, model, mesh1):
         expected = theirs(torch.tensor(tokens).long()).logits.numpy()
     got = decoder.compute_logits(params, tokens, np.array([5]), config)
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("known", "ranges"),
+    [
+        (range(6), ()),
+        (range(9), ()),  # a tokenizer with more tokens than rows
+        (range(4), ((4, 6),)),
+        ([0, 2, 5], ((1, 2), (3, 5))),
+        ([1], ((0, 1), (2, 6))),
+        ([], ((0, 6),)),
+    ],
+)
+def test_rows_without_a_token(known, ranges):
+    assert find_unknown(known, 6) == ranges

@@ -134,6 +134,51 @@ def test_a_token_is_not_drawn_where_the_likelier_ones_make_up_p_exactly():
     assert above.min() > 400
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {},
+        {"temperature": 0.7, "top_k": 9},  # more than there are tokens
+        {"temperature": 0.7, "top_k": 2},
+        {"top_p": 0.7},
+        {"top_p": 0.4},
+        {"top_p": 0.95, "top_k": 4},
+    ],
+)
+@pytest.mark.parametrize("excess", [0.0, 300.0])  # of the rows without a token: they rule it all
+def test_ids_that_no_token_has_are_never_drawn(options, excess):
+    count, known = 4000, np.array([0, 1, 4, 5, 6])
+    row = np.random.default_rng(0).normal(size=12).astype(np.float32)
+    holes = np.setdiff1d(np.arange(12), known)
+    logits = row.copy()
+    logits[holes] += excess
+    settings = dataclasses.replace(PLAIN, **options)
+    masked = dataclasses.replace(settings, unknown=((2, 4), (7, 12)))
+    keys = decode.derive_keys(0, 1, [1] * count, range(count))
+    place = jnp.zeros(count, jnp.int32)
+    draw = jax.jit(decode.draw_tokens, static_argnames="settings")
+
+    def spread(logits):
+        return jnp.broadcast_to(logits, (count, len(logits)))
+
+    drawn, logps = map(np.asarray, draw(spread(logits), keys, place, settings=masked))
+    assert np.isin(drawn, known).all()
+    # What is drawn is what a vocabulary of the known tokens alone would give.
+    alone, _ = draw(spread(row[known]), keys, place, settings=settings)
+    assert np.mean(known[np.asarray(alone)] != drawn) < 1e-3
+    # The log-probabilities are those that the trainer has of the same tokens.
+    expected = jax.nn.log_softmax(jnp.asarray(logits))[drawn]
+    np.testing.assert_allclose(logps, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_without_such_ids_the_draw_is_the_same_program():
+    logits = jnp.zeros((2, 61))
+    assert decode.mask_unknown(logits, ()) is logits
+    masked = decode.mask_unknown(logits, ((0, 1), (60, 61)))
+    assert np.flatnonzero(np.isinf(masked[1])).tolist() == [0, 60]
+
+
 def test_positions_of_one_sample_are_drawn_independently():
     count = 20_000
     logits = jnp.zeros((count, 4))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import logging
 import types
 
 import jax
@@ -79,6 +80,20 @@ def reference():
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
     mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
     return run(mesh)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_without_a_token_are_never_sampled(temperature, caplog):
+    """Of a padded vocabulary the samples are tokens alone, its end token among them."""
+    size = len(renderer().tokenizer)
+    settings = dataclasses.replace(SETTINGS, temperature=temperature, top_p=1.0)
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
+    with caplog.at_level(logging.INFO):
+        samples = run(mesh, settings, config=tiny(vocab_size=5 * size))
+    assert f"{4 * size} of {5 * size} rows of the vocabulary have no token" in caplog.text
+    assert max(max(sample.response_ids) for sample in samples) < size
+    assert temperature == 0 or {sample.finish_reason for sample in samples} == {"stop", "length"}
 
 
 def test_every_sample_once_and_complete(reference):
