@@ -12,7 +12,7 @@ from flax import struct
 
 from halos_jax.models import cache as caches
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.sampling.filters import find_kept, sum_above, sum_together
+from halos_jax.sampling.filters import find_kept, mask_unknown, sum_above, sum_together
 from halos_jax.sharding import constrain
 
 # Tokens whose weights are summed, block by block, to find the one that is drawn: a cumulative sum
@@ -238,15 +238,6 @@ def draw_tokens(
     taken = jnp.where(jnp.any(accepted, axis=-1), jnp.argmax(accepted, axis=-1), likeliest)
     drawn = _take(drawn, taken)
     return drawn, _take(logits, drawn) - normalizers
-
-
-def mask_unknown(logits: jax.Array, unknown: tuple[tuple[int, int], ...]) -> jax.Array:
-    """Return the logits f32[S, V] with -inf in the ranges `unknown`; the very same if none."""
-    if not unknown:
-        return logits
-    ids = jax.lax.broadcasted_iota(jnp.int32, (1, logits.shape[-1]), 1)
-    inside = [(ids >= start) & (ids < stop) for start, stop in unknown]
-    return jnp.where(functools.reduce(jnp.logical_or, inside), -jnp.inf, logits)
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:

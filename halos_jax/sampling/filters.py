@@ -49,6 +49,15 @@ def find_kept(logits: jax.Array, *, top_k: int, top_p: float) -> jax.Array:
     return weights >= cutoff
 
 
+def mask_unknown(logits: jax.Array, unknown: tuple[tuple[int, int], ...]) -> jax.Array:
+    """Return the logits f32[S, V] with -inf in the ranges `unknown`; the very same if none."""
+    if not unknown:
+        return logits
+    ids = jax.lax.broadcasted_iota(jnp.int32, (1, logits.shape[-1]), 1)
+    inside = [(ids >= start) & (ids < stop) for start, stop in unknown]
+    return jnp.where(functools.reduce(jnp.logical_or, inside), -jnp.inf, logits)
+
+
 def sum_above(weights: jax.Array, logits: jax.Array, cutoffs: jax.Array) -> jax.Array:
     """Return sum(weights where logits > cutoff) f32[S, C], of weights and logits f32[S, V] and
     cutoffs f32[S, C]."""

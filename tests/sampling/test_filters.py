@@ -99,3 +99,10 @@ def test_tokens_ruled_out_before_stay_out():
     for options in ({"top_k": 3}, {"top_p": 0.999}, {"top_k": 3, "top_p": 0.999}):
         got = run(logits, temperature=1.0, **options)
         assert np.isfinite(got).tolist() == [[True, False, True, False]]
+
+
+def test_only_ids_that_no_token_has_are_masked():
+    logits = jnp.zeros((2, 61))
+    assert filters.mask_unknown(logits, ()) is logits
+    masked = filters.mask_unknown(logits, ((0, 1), (60, 61)))
+    assert np.flatnonzero(np.isinf(masked[1])).tolist() == [0, 60]
