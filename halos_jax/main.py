@@ -77,7 +77,11 @@ def run_task(config: Config, stop) -> dict[str, float]:
             logger.info("pipeline: %s in %s", step.task, step.workdir)
             metrics = run_task(step, stop)
         return metrics
-    return _find_task(config.task)(config, stop)
+    from halos_jax.devices import explain_memory
+
+    # What a stage does not say by itself: models are read, or made ready, when it happens.
+    with explain_memory("load", f"task {config.task}", config):
+        return _find_task(config.task)(config, stop)
 
 
 def _find_task(name: str) -> Callable:
@@ -139,19 +143,14 @@ def _start_jax(config: Config) -> None:
     """Join the other processes of the job, and keep compiled programs in the workdir."""
     import jax
 
+    from halos_jax import devices
+
     if config.mesh.distributed:
-        # Found by itself on TPU VMs, SLURM and GKE; elsewhere these three variables say it.
-        given = {
-            "num_processes": os.environ.get("JAX_NUM_PROCESSES"),
-            "process_id": os.environ.get("JAX_PROCESS_ID"),
-        }
-        jax.distributed.initialize(
-            os.environ.get("JAX_COORDINATOR_ADDRESS"),
-            **{name: int(value) for name, value in given.items() if value},
-        )
+        devices.join_processes()
+    platform = devices.find_devices()
     if jax.process_index():
         logging.getLogger().setLevel(logging.WARNING)
-    if jax.default_backend() != "cpu":
+    if platform != "cpu":
         # With the autotuner's choices in it: a resumed run must be the same program, bit for bit.
         cache = Path(config.workdir).absolute() / "compilation_cache"
         jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -12,7 +12,7 @@ LEVELS = (
     {"errors", "roles"},
     {"places", "schema", "limits", "reward_config", "sections", "storage", "json_text"},
     {"types", "config"},
-    {"overrides", "sharding", "metrics", "losses", "user_code"},
+    {"overrides", "sharding", "metrics", "losses", "user_code", "devices"},
     {"models", "data"},
     {"sampling", "rewards", "training"},
     {"rounds"},

@@ -16,6 +16,7 @@ from halos_jax.data.chat import Renderer
 from halos_jax.data.layout import Layout, LayoutMemory
 from halos_jax.data.loading import load_renderer
 from halos_jax.data.tokenize import make_group_items
+from halos_jax.devices import explain_memory
 from halos_jax.metrics import make_progress
 from halos_jax.models import decoder, hf, vocab
 from halos_jax.models.spec import DecoderConfig
@@ -151,7 +152,10 @@ def make_model_scorer(
         if spec.gating is not None:
             _check_prompt_ends(distinct.values(), spec.gating.prompt_end, config.reward.path)
         known = layouts.find(name) if layouts else None
-        rewards, layout = _score_items(run, params, list(distinct.values()), config, mesh, known)
+        with explain_memory("score", "scoring by the reward model", config):
+            rewards, layout = _score_items(
+                run, params, list(distinct.values()), config, mesh, known
+            )
         if layouts:
             layouts.keep(name, layout)
         reward_of = dict(zip(distinct, rewards, strict=True))

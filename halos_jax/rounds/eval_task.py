@@ -71,6 +71,8 @@ def _evaluate_feedback(job: Job, policy: Source) -> None:
             f"model.path: got {job.config.model.path!r}, a model without a classification head, "
             f"but loss {loss.name!r} evaluates scores; allowed: a reward model"
         )
+    if loss.needs != "scores":
+        start.refuse_classifier(decoder, job.config.model.path)
     data = job.config.data
     items = load_fixed_items(
         job.config,

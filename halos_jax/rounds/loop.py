@@ -15,6 +15,7 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets
 from halos_jax.data.batches import count_steps
 from halos_jax.data.layout import LayoutMemory
+from halos_jax.devices import explain_memory
 from halos_jax.losses import get_loss
 from halos_jax.metrics import MetricWriter
 from halos_jax.models.lora import merge_adapter
@@ -27,7 +28,7 @@ from halos_jax.rounds.checkpoints import CheckpointError, Checkpoints, open_chec
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.rounds.report import format_rounds, last_round, report_round
 from halos_jax.rounds.stages import Run
-from halos_jax.rounds.start import load_frozen, load_policy, load_start
+from halos_jax.rounds.start import load_frozen, load_policy, load_start, refuse_classifier
 from halos_jax.rounds.state import Manifest, round_folder
 from halos_jax.rounds.timing import time_stage
 from halos_jax.sampling.sampler import make_sampler
@@ -87,7 +88,8 @@ def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
         run.layouts.load(manifest.layouts)
         folder = round_folder(run.workdir, round)
         if round == 1:
-            held_out = _load_held_out(run, position)
+            with explain_memory("train", "the pass over held-out feedback", run.config):
+                held_out = _load_held_out(run, position)
         manifest = _run_round(run, position, manifest, folder, held_out)
         if position.settle is None:
             report_round(run.workdir, manifest, budget.num_rounds)
@@ -149,7 +151,7 @@ def _run_round(
     if manifest.next_stage == "train" and position.round < round:
         run.stop.check()
         stages.forget_samples(run, round)
-        with timed("train"):
+        with timed("train"), explain_memory("train", f"training of round {round}", run.config):
             position.state = stages.train_stage(
                 run,
                 position.state,
@@ -229,6 +231,7 @@ def _make_run(
     config: Config, info: states.RunInfo, mesh: Mesh, stop: StopSignal
 ) -> tuple[Run, _Position]:
     decoder, renderer = load_policy(config.model)
+    refuse_classifier(decoder, config.model.path)
     datasets.warn_of_benchmarks(config.data.train)
     prompts = datasets.load_prompts(
         config.data.train, datasets.select_train(config.data, config.seed)

@@ -26,6 +26,7 @@ from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, scoring, source, stages
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.job import Job, open_job
+from halos_jax.rounds.start import refuse_classifier
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.types import Prompt, Sample
 
@@ -109,11 +110,7 @@ def load_sampler(job: Job, policy: source.Source) -> None:
     The records name the policy by the path that the user gave, or by `sampling.generator`.
     """
     decoder, renderer = source.load_decoder(policy)
-    if decoder.num_labels:
-        raise ConfigError(
-            f"model.path: got {job.config.model.path!r}, a model that scores texts and writes "
-            "none; allowed: a causal language model"
-        )
+    refuse_classifier(decoder, job.config.model.path)
     generator = job.config.sampling.generator or job.config.model.path
     job.config = dataclasses.replace(
         source.use_final(dataclasses.replace(job.config, model=policy.settings)),

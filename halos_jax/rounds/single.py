@@ -16,13 +16,14 @@ from halos_jax.data.chat import Renderer
 from halos_jax.data.datasets import Selection, select_eval, select_train, warn_of_benchmarks
 from halos_jax.data.items import load_items, report_balance, warn_of_classes
 from halos_jax.data.lengths import make_lengths
+from halos_jax.devices import explain_memory
 from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.rounds import final, source
 from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
-from halos_jax.rounds.start import load_frozen, load_policy, load_start
+from halos_jax.rounds.start import load_frozen, load_policy, load_start, refuse_classifier
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported
 from halos_jax.training.loop import Dataset, Trainer
@@ -72,6 +73,8 @@ def _train(
     decoder, renderer = load_policy(config.model)
     if loss.needs == "scores":
         decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
+    else:
+        refuse_classifier(decoder, config.model.path)
     warn_of_benchmarks(config.data.train)
     chosen = select_train(config.data, config.seed)
     items = load_fixed_items(
@@ -116,24 +119,25 @@ def _train(
             positions=decoder.max_positions,
         )
         held_out = training.make_dataset(trainer, eval_items, seed=None)
-    dataset, held_out = _add_fixed(trainer, dataset, held_out, state if start == 0 else None)
-    writer = MetricWriter(
-        info.workdir / "metrics.jsonl" if info.is_writer else None,
-        console=info.is_writer,
-        console_every=config.train.log_every,
-        resume_step=start,
-    )
-    state = training.run_steps(
-        trainer,
-        state,
-        dataset,
-        held_out=held_out,
-        writer=writer,
-        start=start,
-        on_step=_make_saver(config, checkpoints, writer, stop, len(dataset.plan)),
-        label=config.task,
-    )
-    writer.close()
+    with explain_memory("train", f"task {config.task}", config):
+        dataset, held_out = _add_fixed(trainer, dataset, held_out, state if start == 0 else None)
+        writer = MetricWriter(
+            info.workdir / "metrics.jsonl" if info.is_writer else None,
+            console=info.is_writer,
+            console_every=config.train.log_every,
+            resume_step=start,
+        )
+        state = training.run_steps(
+            trainer,
+            state,
+            dataset,
+            held_out=held_out,
+            writer=writer,
+            start=start,
+            on_step=_make_saver(config, checkpoints, writer, stop, len(dataset.plan)),
+            label=config.task,
+        )
+        writer.close()
     folder = final.export_final(
         take_exported(state), decoder, config.model, renderer, info.workdir, frozen=frozen
     )

@@ -19,6 +19,7 @@ from halos_jax.data.chat import Renderer
 from halos_jax.data.items import load_items, report_balance
 from halos_jax.data.layout import LayoutMemory
 from halos_jax.data.lengths import Lengths, make_lengths
+from halos_jax.devices import explain_memory
 from halos_jax.metrics import MetricWriter, make_progress
 from halos_jax.rewards.feedback import (
     make_groups,
@@ -97,17 +98,18 @@ def sample_prompts(
         run.stop.check()
         path = folder / f"{label}.shard-{number:04d}.jsonl"
         if not path.exists():
-            # One copy of the weights in the sampler's layout, made when the first shard needs it.
-            weights = run.sampler.unstack(params) if weights is None else weights
-            shard = sample_shard(
-                run.sampler,
-                weights,
-                prompts[start : start + size],
-                seed=run.config.seed,
-                round=round,
-                generator=run.config.sampling.generator or run.config.model.path,
-                on_sample=bar.update,
-            )
+            with explain_memory("sample", f"sampling ({label}, round {round})", run.config):
+                # One copy of the weights in the sampler's layout, when the first shard needs it.
+                weights = run.sampler.unstack(params) if weights is None else weights
+                shard = sample_shard(
+                    run.sampler,
+                    weights,
+                    prompts[start : start + size],
+                    seed=run.config.seed,
+                    round=round,
+                    generator=run.config.sampling.generator or run.config.model.path,
+                    on_sample=bar.update,
+                )
             if run.is_writer:
                 records.write_records(path, map(records.sample_to_record, shard))
             sharding.wait_for_all(f"sampled {path.name}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from halos_jax.config import Config, ModelConfig
+from halos_jax.config import Config, ConfigError, ModelConfig
 from halos_jax.data.chat import Renderer
 from halos_jax.data.loading import load_policy_renderer
 from halos_jax.models import families, hf, lora, peft, vocab
@@ -36,6 +36,15 @@ def load_policy(settings: ModelConfig) -> tuple[DecoderConfig, Renderer]:
     renderer = load_policy_renderer(settings)
     vocabulary = renderer.tokenizer.get_vocab()
     return vocab.fit_vocab(decoder, vocabulary, renderer.new_tokens, settings), renderer
+
+
+def refuse_classifier(decoder: DecoderConfig, path: str) -> None:
+    """Raise ConfigError where the model of a policy gives scores and no text."""
+    if decoder.num_labels:
+        raise ConfigError(
+            f"model.path: got {path!r}, a model that scores texts and writes none; allowed: a "
+            "causal language model; a reward model goes to --config.reward.path"
+        )
 
 
 def load_frozen(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Frozen | None:

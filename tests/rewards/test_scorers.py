@@ -25,6 +25,7 @@ from halos_jax.data.batches import build_batch, plan_batches
 from halos_jax.data.layout import LayoutMemory
 from halos_jax.data.loading import load_renderer
 from halos_jax.data.toy import make_toy_data
+from halos_jax.devices import DeviceError
 from halos_jax.models import decoder, export, folders, hf, spec
 from halos_jax.models.families import ModelError
 from halos_jax.reward_config import JudgeConfig
@@ -162,6 +163,16 @@ def test_equal_samples_are_scored_once_and_tie_exactly(folder, renderer, one_dev
     # Sample 1 of each prompt is cut off, so the same text is not the same tokens.
     assert len(scored) == len(by_tokens) < len(samples)
     assert all(len(values) == 1 for values in by_tokens.values())
+
+
+def test_memory_that_ends_in_scoring_says_what_to_lower(folder, renderer, one_device, monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(scorers, "_score_items", fail)
+    scorer = make_scorer(make_config(folder), one_device, renderer)
+    with pytest.raises(DeviceError, match=r"in scoring by the .* lower train\.tokens_per_device"):
+        scorer(make_samples(renderer))
 
 
 def test_another_template_gets_the_same_turns_rendered_by_its_own(folder, renderer, one_device):

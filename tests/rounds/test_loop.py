@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from halos_jax.config import (
@@ -20,6 +21,7 @@ from halos_jax.config import (
 )
 from halos_jax.data import datasets
 from halos_jax.data.layout import Layout, LayoutMemory
+from halos_jax.devices import DeviceError
 from halos_jax.losses import get_loss
 from halos_jax.rounds import loop
 from halos_jax.rounds import state as states
@@ -203,3 +205,20 @@ def test_each_round_leaves_its_policy_where_that_is_asked_for(toy, tmp_path, mon
     assert [one, two, last] == again
     assert one != two and two == last
     assert not (round_folder(tmp_path / "run", 0) / "model").exists()
+
+
+def test_memory_that_ends_in_training_names_the_round_and_the_same_command_goes_on(
+    toy, tmp_path, monkeypatch
+):
+    config = make_config(toy, tmp_path / "run")
+
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(loop.stages, "train_stage", fail)
+    with pytest.raises(DeviceError, match=r"in training of round 1 .*; lower train\.tokens_per_"):
+        loop.run_online(config, StopSignal())
+    monkeypatch.undo()
+    train = dataclasses.replace(config.train, tokens_per_device=64)
+    loop.run_online(dataclasses.replace(config, train=train), StopSignal())
+    assert states.load_manifest(round_folder(tmp_path / "run", 2)).next_stage is None

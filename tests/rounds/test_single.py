@@ -5,6 +5,7 @@ import json
 import random
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -21,8 +22,10 @@ from halos_jax.config import (
     TrainConfig,
 )
 from halos_jax.data.loading import load_renderer
+from halos_jax.devices import DeviceError
 from halos_jax.metrics import read_metrics
 from halos_jax.models import hf
+from halos_jax.rounds import single
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.rounds.single import choose_loss, run_training
 
@@ -208,3 +211,13 @@ def test_an_adapter_on_a_four_bit_base_learns_and_a_resume_is_exact(toy, tmp_pat
     for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
         found, expected = (tmp_path / name / "final" / file for name in ("halves", "whole"))
         assert found.read_bytes() == expected.read_bytes()
+
+
+def test_memory_that_ends_in_training_names_the_task(toy, data, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(single.training, "run_steps", fail)
+    config = make_config(toy, tmp_path, "sft", data / "pairs.jsonl", "")
+    with pytest.raises(DeviceError, match=r"in task sft .*; lower train\.tokens_per_device"):
+        run(config)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from halos_jax.config import (
@@ -16,6 +17,7 @@ from halos_jax.config import (
 )
 from halos_jax.data import records
 from halos_jax.data.layout import LayoutMemory
+from halos_jax.devices import DeviceError
 from halos_jax.losses import get_loss
 from halos_jax.rounds import stages
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
@@ -133,6 +135,15 @@ def test_a_signal_stops_between_two_shards(tmp_path, monkeypatch, sampled):
     with pytest.raises(Interrupted):
         stages.sample_prompts(run, "params", PROMPTS, tmp_path, round=1, label="samples")
     assert [path.name for path in tmp_path.iterdir()] == ["samples.shard-0000.jsonl"]
+
+
+def test_memory_that_ends_in_sampling_names_the_round_and_the_slots(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(stages, "sample_shard", fail)
+    with pytest.raises(DeviceError, match=r"in sampling \(samples, round 4\).* sampling\.slots"):
+        stages.sample_prompts(make_run(), "params", PROMPTS, tmp_path, round=4, label="samples")
 
 
 def test_sample_score_feedback_hand_files_to_each_other(tmp_path, sampled):

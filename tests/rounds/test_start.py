@@ -7,11 +7,21 @@ import jax
 import numpy as np
 import pytest
 
-from halos_jax.config import Config, LoraConfig, ModelConfig
+from halos_jax import main
+from halos_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    LoraConfig,
+    ModelConfig,
+    RewardConfig,
+)
 from halos_jax.data.loading import load_renderer
 from halos_jax.losses import get_loss
 from halos_jax.models import hf, lora
 from halos_jax.rounds import final
+from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.start import load_frozen, load_policy, load_start
 from halos_jax.training.loop import make_trainer
 from halos_jax.types import Turn
@@ -145,3 +155,32 @@ def test_new_tokens_of_a_frozen_base_are_warned_of(toy, mesh1, caplog):
     settings = ModelConfig(path=str(toy / "policy"), added_tokens=ADDED)
     load(Config(model=settings, lora=LoraConfig(rank=2)), mesh1)
     assert "rows of the 2 new tokens belong to the frozen base and are not trained" in caplog.text
+
+
+@pytest.mark.parametrize("task", ["online", "sft", "align", "sample", "eval", "feedback"])
+def test_a_classifier_is_no_policy(toy, tmp_path, task):
+    """Said before its weights are read: there are none here."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in (toy / "policy").iterdir():
+        if file.suffix != ".safetensors":
+            (model / file.name).write_bytes(file.read_bytes())
+    plain = json.loads((model / "config.json").read_text())
+    plain |= {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+    (model / "config.json").write_text(json.dumps(plain))
+    source = str(toy / ("prompts.jsonl" if task in ("online", "sample", "eval") else "sft.jsonl"))
+    config = Config(
+        task="eval" if task == "feedback" else task,
+        workdir=str(tmp_path / "run"),
+        progress=False,
+        model=ModelConfig(path=str(model)),
+        reward=RewardConfig(kind="function", function="halos_jax.data.toy:score_by_rule"),
+        data=DataConfig(train=source, eval=source if task in ("eval", "feedback") else ""),
+        eval=EvalConfig(on="feedback" if task == "feedback" else "samples"),
+    )
+    with pytest.raises(ConfigError) as caught:
+        main.run_task(config, StopSignal())
+    assert str(caught.value) == (
+        f"model.path: got '{model}', a model that scores texts and writes none; allowed: a causal "
+        "language model; a reward model goes to --config.reward.path"
+    )

@@ -1,0 +1,172 @@
+"""The devices of a job: found, joined with those of other processes, and when their memory ends."""
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from importlib import util
+from typing import Literal
+
+import jax
+
+from halos_jax import schema
+from halos_jax.config import Config
+from halos_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 300.0  # seconds until the first process must listen, as long as jax itself waits
+# Package -> the platform that it brings.
+_PLUGINS = {"jax_cuda12_plugin": "cuda12", "jax_cuda13_plugin": "cuda13", "libtpu": "tpu"}
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+Work = Literal["load", "sample", "score", "train"]
+
+# What needs less memory: field -> the value to set, or None where it is to be lowered.
+_LESS: dict[str, dict[str, str | None]] = {
+    "load": {"model.params_dtype": "bfloat16", "lora.base": "int8"},
+    "sample": {"sampling.slots": None, "sampling.max_tokens": None},
+    "score": {"train.tokens_per_device": None, "reward.compute_dtype": "bfloat16"},
+    "train": {
+        "train.tokens_per_device": None,
+        "model.remat": "full",
+        "optimizer.moments_dtype": "bfloat16",
+    },
+}
+
+
+class DeviceError(UserError, RuntimeError):
+    """There is no such device, no such group of processes, or no memory left on a device."""
+
+
+def join_processes() -> None:
+    """Join the other processes of the job, as a cluster or three environment variables say.
+
+    Raises:
+      DeviceError: where neither says who they are, or the first of them does not listen.
+    """
+    # Found by itself on TPU VMs, SLURM and GKE; elsewhere these variables say it.
+    given = {name: os.environ.get(name, "") for name in _VARIABLES}
+    address = given["JAX_COORDINATOR_ADDRESS"]
+    count, number = (_read_count(name, given[name]) for name in _VARIABLES[1:])
+    if address:
+        _check_address(address)
+        logger.info("waiting for all of %s processes at %s", count or "the", address)
+    if address and number:
+        # Where nobody listens there jax would end the program with a page of C++ frames.
+        _wait_for(address, _PATIENCE)
+    try:
+        jax.distributed.initialize(address or None, num_processes=count, process_id=number)
+    except (ValueError, IndexError) as error:
+        raise DeviceError(
+            f"mesh.distributed: no TPU pod, SLURM or GKE was found, and {', '.join(_VARIABLES)} "
+            f"are {', '.join(repr(value) for value in given.values())} ({error}); set them to "
+            "HOST:PORT of the first process, the number of processes and the number of this one, "
+            "from 0; or --config.mesh.distributed=false for one process"
+        ) from error
+
+
+def find_devices() -> str:
+    """Return the platform of this job's devices; it starts jax.
+
+    Raises:
+      DeviceError: where the platform that was asked for is not there.
+    """
+    asked = jax.config.jax_platforms or ""
+    try:
+        found = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        there = ["cpu", *(name for package, name in _PLUGINS.items() if util.find_spec(package))]
+        reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0]
+        raise DeviceError(
+            f"no device: JAX_PLATFORMS={asked!r}, but this installation has {', '.join(there)}"
+            f"{f' ({reason})' if reason else ''}; install what is missing, as in pip install -e "
+            "'.[cuda13]' (or cuda12, tpu), or unset the variable"
+        ) from error
+    first = asked.partition(",")[0]
+    if first and not (found == first or (found == "gpu" and first in ("cuda", "rocm"))):
+        logger.warning("JAX_PLATFORMS=%r, but the devices found are of %r", asked, found)
+    return found
+
+
+@contextlib.contextmanager
+def explain_memory(work: Work, what: str, config: Config) -> Iterator[None]:
+    """Turn the end of a device's memory, anywhere inside the block, into one message.
+
+    Args:
+      work: what kind of work it is, which decides what can be lowered.
+      what: the same in words, "training of round 3".
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DeviceError(
+            f"out of device memory in {what}{_describe_wanted(str(error))}; "
+            f"{_list_savings(work, config)}; what is done is kept: the same command with these "
+            "settings goes on from there"
+        ) from error
+
+
+def _describe_wanted(text: str) -> str:
+    """Return what is known of how much was missing, to stand behind a word."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = stats.get("bytes_limit", 0) / 2**30
+    of_all = f" of {limit:.1f} GiB a device" if limit else ""
+    wanted = re.search(r"allocat\w* (\d+) bytes", text)
+    if wanted:
+        return f" ({int(wanted[1]) / 2**30:.1f} GiB more wanted{of_all})"
+    message = " ".join(text.partition("RESOURCE_EXHAUSTED:")[2].split())
+    return f" ({message[:160]}{of_all})" if message else of_all
+
+
+def _list_savings(work: Work, config: Config) -> str:
+    values = dict(schema.flatten(schema.to_plain(config)))
+    lines = []
+    for path, value in _LESS[work].items():
+        if path == "lora.base" and not config.lora.rank:
+            continue
+        if value is None:
+            lines.append(f"lower {path} (now {values[path]})")
+        elif values[path] != value:
+            lines.append(f"set {path}={value} (now {values[path]})")
+    lines.append(f"take more devices with mesh.fsdp (now {values['mesh.fsdp']})")
+    return ", or ".join(lines)
+
+
+def _read_count(name: str, text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise DeviceError(f"mesh.distributed: {name}: got {text!r}, allowed: a whole number")
+    return int(text)
+
+
+def _check_address(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise DeviceError(
+            f"mesh.distributed: JAX_COORDINATOR_ADDRESS: got {address!r}, allowed: HOST:PORT of "
+            "the job's first process"
+        )
+
+
+def _wait_for(address: str, patience: float) -> None:
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise DeviceError(
+                    f"mesh.distributed: nothing listens at JAX_COORDINATOR_ADDRESS={address} "
+                    f"after {patience:.0f} seconds ({error}); start the job's first process, "
+                    "JAX_PROCESS_ID=0, there"
+                ) from error
+        time.sleep(0.2)
