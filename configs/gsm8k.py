@@ -3,21 +3,28 @@
 Command:   python -m halos_jax.main --config=configs/gsm8k.py --config.workdir=runs/NAME
              --config.model.path=DIR_OR_HUB_ID
 Hardware:  one GPU of 80 GB for models of up to 1.5B parameters; split larger ones over more devices
-           with --config.mesh.fsdp=-1 --config.mesh.data=1. Not measured yet.
-Expect:    `reward_eval/unpenalised` is the share of right answers to 256 held-out questions; it
-           rises over the rounds. Round 0 is the model as it came. Where that is near 0 or 1, most
-           groups have equal rewards (`rewards_train/advantage` near 0): little to learn.
+           with --config.mesh.fsdp=-1 --config.mesh.data=1.
+Expect:    `reward_eval` is the share of right answers to the held-out questions; it rises over the
+           rounds. Round 0 is the model as it came. Where that is near 0 or 1, most groups have
+           equal rewards (`rewards_train/advantage` near 0): little to learn.
+Measured:  Qwen2.5-Coder-0.5B-Instruct (dequantised from 4 bits), trained on 7,073 of the training
+           questions, 4 samples of each of the other 400 held out (data.train, data.eval, their
+           files; data.max_eval=0); one H200, which four runs shared, jax 0.11.2, 2026-11-26:
+             round         0     2     4     6     8    10    12    16    20    28
+             right, %   14.2  19.1  23.0  26.1  28.6  30.9  31.9  35.0  36.1  39.5
+           and greedily of all 1,319 test questions 25.2 % before, 40.2 % after (`task=eval` with
+           sampling.temperature=0, num_samples_per_prompt=1). With twice the rate (4e-6) rounds 1
+           to 9 were alike (28.9 % in round 9).
 
 Questions come from the hub (openai/gsm8k). Files of your own need a record `{"question", "answer"}`
 each, where the answer is a number or ends with "#### number":
 
   --config.data.train=train.jsonl --config.data.eval=test.jsonl
 
-The reward is 1 where the response's final number equals the answer's, else 0 (`numeric_answer`),
-and a response cut by the token limit has 0.1 less. The loss and its reasons are those of
-configs/online_grpo.py. A round takes 64 questions, 8 samples of each and 2 optimizer steps; the run
-takes 7,424 of the 7,473 questions. Start from a model that follows instructions: nothing but its
-own chat template stands around a question.
+The reward is 1 where the response's final number equals the answer's, else 0 (`numeric_answer`).
+The loss and its reasons are those of configs/online_grpo.py. A round takes 256 questions, 8 samples
+of each and 8 optimizer steps; the run takes 7,168 of the 7,473 questions. Start from a model that
+follows instructions: nothing but its own chat template stands around a question.
 """
 
 from ml_collections import ConfigDict
@@ -35,20 +42,20 @@ def get_config() -> ConfigDict:
     config.data.max_eval = 256
     config.reward.kind = "function"
     config.reward.function = "halos_jax.rewards.functions:numeric_answer"
-    config.reward.missing_eos_penalty = 0.1
     config.loss.name = "dapo"
     config.feedback.type = "scalar"
-    config.rounds.total_prompts = 7424
-    config.rounds.prompts_per_round = 64
+    config.rounds.total_prompts = 7168
+    config.rounds.prompts_per_round = 256
     config.sampling.num_samples_per_prompt = 8
     config.sampling.temperature = 1.0
     config.sampling.top_p = 1.0
     config.sampling.keep_logps = True
     config.sampling.max_prompt_length = 256
-    config.sampling.max_tokens = 512
-    config.optimizer.learning_rate = 1e-6
+    config.sampling.max_tokens = 320
+    config.optimizer.learning_rate = 2e-6
+    config.optimizer.warmup_steps = 8
     config.optimizer.weight_decay = 0.0
-    config.train.max_length = 768
+    config.train.max_length = 576
     config.train.batch_size = 32  # groups
     config.train.eval_every = 0
     return config

@@ -14,8 +14,9 @@ are desirable, and those equal to it where that makes the classes more even. The
 weights stay 1, unless many rewards are equal. With another threshold they are not, and
 `loss.desirable_weight` should make up for it: the log suggests a range.
 
-Learning rate 5e-6 and beta 0.1 are HALOs', the upper end of what TRL advises (5e-7 to 5e-6); KL is
-the mean over a step's mismatched answers, so steps should not be smaller than 16.
+Beta 0.1 is HALOs'; the learning rate, 2e-6, is that of configs/online_dpo.py and was not tried with
+KTO (HALOs has 5e-6, TRL advises 5e-7 to 5e-6). KL is the mean over a step's mismatched answers, so
+steps should not be smaller than 16.
 """
 
 from ml_collections import ConfigDict

@@ -125,7 +125,7 @@ def test_the_optimizer_may_be_tuned(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     start(tmp_path, Config(), step=0)
     start(tmp_path, Config(optimizer=OptimizerConfig(learning_rate=1e-6)), round=2, step=9)
-    assert caplog.messages == ["optimizer.learning_rate: 5e-06 -> 1e-06; from here on"]
+    assert caplog.messages == ["optimizer.learning_rate: 2e-06 -> 1e-06; from here on"]
     assert recorded(tmp_path)["segments"][0]["step"] == 9
     assert "optimizer.name: 'adamw' -> 'lion'" in refusal(
         tmp_path, Config(optimizer=OptimizerConfig(learning_rate=1e-6, name="lion"))
