@@ -282,6 +282,7 @@ def sample_all(mesh, num_slots, settings=FILTERED, order=1):
         slots, output = decode_chunk(weights, slots)
         assert before.token.is_deleted(), "the slots were not donated"
         output = jax.device_get(output)
+        np.testing.assert_array_equal(output.done, slots.done)
         for slot, job in enumerate(owner):
             count = output.count[slot]
             assert not output.tokens[slot, count:].any() and not output.logps[slot, count:].any()

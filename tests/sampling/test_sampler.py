@@ -66,9 +66,19 @@ def run(mesh, settings=SETTINGS, prompts=None, *, seed=0, round=1, config=None):
             init_params(jax.random.key(0), config), params_shardings(config, mesh)
         )
         sampler = make_sampler(settings, renderer(), config, mesh)
-        return sample_shard(
-            sampler, sampler.unstack(params), prompts or make_prompts(), seed=seed, round=round
+        samples = sample_shard(
+            sampler,
+            sampler.unstack(params),
+            prompts or make_prompts(),
+            seed=seed,
+            round=round,
+            generator="me",
+            on_sample=(counts := []).append,
         )
+    # Each is told of once, when it is finished, and says whose it is.
+    assert sum(counts) == len(samples) and 0 not in counts
+    assert {sample.generator for sample in samples} == {"me"}
+    return samples
 
 
 def by_name(samples):
@@ -94,6 +104,25 @@ def test_rows_without_a_token_are_never_sampled(temperature, caplog):
     assert f"{4 * size} of {5 * size} rows of the vocabulary have no token" in caplog.text
     assert max(max(sample.response_ids) for sample in samples) < size
     assert temperature == 0 or {sample.finish_reason for sample in samples} == {"stop", "length"}
+
+
+def test_a_sampler_is_compiled_for_what_the_config_says(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        decode, "compile_decoder", lambda *given: asked.append(given) or (None,) * 6
+    )
+    settings = SamplingConfig(
+        temperature=0.7, top_k=5, top_p=0.8, max_tokens=6, chunk=9, stop=("x",)
+    )
+    tokenizer, size = renderer().tokenizer, len(renderer().tokenizer)
+    spoken = types.SimpleNamespace(tokenizer=tokenizer, stop_ids={3, 1}, stop_strings=("y",))
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    made = make_sampler(settings, spoken, tiny(remat="full", vocab_size=size + 2), mesh)
+    expected = decode.DecodeSettings(
+        temperature=0.7, top_k=5, top_p=0.8, max_tokens=6, chunk=6, stop_ids=(1, 3)
+    )
+    expected = dataclasses.replace(expected, unknown=((size, size + 2),))
+    assert asked[0][:2] == (expected, tiny(vocab_size=size + 2)) and made.stop_strings == ("x", "y")
 
 
 def test_every_sample_once_and_complete(reference):
