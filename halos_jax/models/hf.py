@@ -24,27 +24,21 @@ import ml_dtypes  # noqa: F401  (lets numpy hold and convert bfloat16)
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
 
 from halos_jax.config import ModelConfig
-from halos_jax.json_text import parse_json
 from halos_jax.models import families, mxfp4, spec, vocab
 from halos_jax.models.families import ModelError, Tensor
 from halos_jax.models.hf_schema import list_unread
 from halos_jax.models.positions import find_max_positions
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.models.weight_files import FLOATS, Tensors, open_tensors, read_json
 
 logger = logging.getLogger(__name__)
 
 # What a model needs of a hub repository; never code, pickles or subfolders with other formats.
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt")
-_FLOATS = {"F64", "F32", "F16", "BF16"}
 _READERS = min(os.cpu_count() or 1, 8)  # tensors that are read, and held, at one time
 _HELD_BYTES = 2**32  # that they may have, where this is less: all experts may be one tensor
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-
-# Name in the checkpoint -> its (lazily read) tensor.
-Tensors = dict[str, Any]
 
 
 def resolve_model(path: str) -> Path:
@@ -119,7 +113,7 @@ def load_params(
     wanted = traverse_util.flatten_dict(spec.abstract_params(config, mesh), sep="/")
     table = families.list_tensors(config, family)
     with contextlib.ExitStack() as stack:
-        tensors = _open_tensors(folder, stack)
+        tensors = open_tensors(folder, stack)
         if hf_config.get("quantization_config"):  # of a kind that the family allows: this one
             tensors = mxfp4.unpack_tensors(tensors)
         new = [name for name in allow_new if name in wanted and table[name].name not in tensors]
@@ -173,56 +167,6 @@ def _draw(
         return jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))
 
 
-# --------------------------------------------------------------------------- files
-
-
-def read_json(file: Path) -> Any:
-    """Return what a JSON file holds; ModelError where it is missing or damaged."""
-    try:
-        return parse_json(file.read_bytes())
-    except FileNotFoundError:
-        raise ModelError(
-            f"{file}: missing; a model folder in Hugging Face format has one"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON: {error}; copy it again") from error
-
-
-def _list_files(folder: Path) -> list[Path]:
-    """Return the folder's safetensors files: those of its index, or the single one."""
-    if (folder / _INDEX).exists():
-        index = read_json(folder / _INDEX)
-        if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
-            raise ModelError(f"{folder / _INDEX}: no 'weight_map'; copy it again")
-        return [folder / name for name in sorted(set(index["weight_map"].values()))]
-    if (folder / _SINGLE).exists():
-        return [folder / _SINGLE]
-    found = sorted(file.name for pattern in ("*.bin", "*.pt*") for file in folder.glob(pattern))
-    raise ModelError(
-        f"{folder}: no weights; allowed: {_SINGLE}, or {_INDEX} with the files it names; got "
-        f"{', '.join(found) or 'no weight file'}. Other formats are not read: convert them with "
-        "save_pretrained(..., safe_serialization=True) of transformers."
-    )
-
-
-def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> Tensors:
-    """Open the folder's weight files; tensors are read when they are sliced."""
-    tensors = {}
-    for file in _list_files(folder):
-        try:
-            opened = stack.enter_context(safe_open(file, framework="numpy"))
-        except FileNotFoundError as error:
-            raise ModelError(f"{file}: missing, though {_INDEX} names it; copy it") from error
-        except (SafetensorError, OSError) as error:
-            size = file.stat().st_size
-            raise ModelError(
-                f"{file}: cannot be read as safetensors ({error}); it has {size:,} bytes and is "
-                "truncated or damaged: download or copy it again"
-            ) from error
-        tensors |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-    return tensors
-
-
 # --------------------------------------------------------------------------- checks
 
 
@@ -244,8 +188,8 @@ def _check_tensors(
         elif shape != expected[name]:
             detail = f"got shape {shape}, config.json asks for {expected[name]}"
             problems.append((detail, name))
-        elif dtype not in _FLOATS:
-            problems.append((f"got type {dtype}, allowed: {', '.join(sorted(_FLOATS))}", name))
+        elif dtype not in FLOATS:
+            problems.append((f"got type {dtype}, allowed: {', '.join(FLOATS)}", name))
     if problems:
         raise ModelError(
             f"{folder}: the weights do not fit the model of config.json:\n  "

@@ -1,5 +1,6 @@
 """Adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ import jax
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from halos_jax.models import export, families, hf, lora
@@ -18,6 +18,7 @@ from halos_jax.models.families import Family, ModelError
 from halos_jax.models.layouts import Tensor, join_parts
 from halos_jax.models.lora import Adapter, Frozen, Module
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.models.weight_files import FLOATS, Tensors, open_file, read_header, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -46,7 +47,7 @@ def read_adapter(
       ModelError: where it is no LoRA adapter for `config`, or of a kind that is not supported.
     """
     folder = hf.resolve_model(path)
-    settings = hf.read_json(folder / CONFIG)
+    settings = read_json(folder / CONFIG)
     if not isinstance(settings, dict):
         raise ModelError(f"{folder / CONFIG}: got {type(settings).__name__}, allowed: an object")
     wrong = [
@@ -116,8 +117,9 @@ def load_adapter(
             + "\n  ".join(hf.summarize(problems))
             + "\nUse an adapter of linear layers that was trained on this very model."
         )
-    with safe_open(folder / WEIGHTS, framework="numpy") as file:
-        flat = {key: _load(leaf, table[key], file) for key, leaf in wanted.items()}
+    with contextlib.ExitStack() as stack:
+        tensors = open_file(folder / WEIGHTS, stack)
+        flat = {key: _load(leaf, table[key], tensors) for key, leaf in wanted.items()}
     loaded = traverse_util.unflatten_dict(flat, sep="/")
     return lora.take_whole(frozen.base, config) | loaded
 
@@ -207,26 +209,27 @@ def _name_target(module: Module, modules: tuple[Module, ...]) -> str:
 
 
 def _read_shapes(folder: Path) -> Mapping[str, tuple[int, ...]]:
-    try:
-        with safe_open(folder / WEIGHTS, framework="numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
+    file = folder / WEIGHTS
+    if not file.exists():
         raise ModelError(
-            f"{folder / WEIGHTS}: missing; save the adapter with peft's "
+            f"{file}: missing; save the adapter with peft's "
             "save_pretrained(..., safe_serialization=True)"
-        ) from error
-    except (SafetensorError, OSError) as error:
+        )
+    entries = read_header(file)
+    if wrong := [name for name, entry in entries.items() if entry.dtype not in FLOATS]:
         raise ModelError(
-            f"{folder / WEIGHTS}: cannot be read as safetensors ({error}); copy it again"
-        ) from error
+            f"{file}: {wrong[0]}: got type {entries[wrong[0]].dtype}, allowed: "
+            f"{', '.join(FLOATS)}; save the adapter as numbers of one of these"
+        )
+    return {name: entry.shape for name, entry in entries.items()}
 
 
-def _load(leaf: jax.ShapeDtypeStruct, tensor: Tensor, file: Any) -> jax.Array:
+def _load(leaf: jax.ShapeDtypeStruct, tensor: Tensor, tensors: Tensors) -> jax.Array:
     """Read one array; an adapter is small, so every process reads it whole."""
 
     def read(shape: tuple[int, ...], name: str) -> np.ndarray:
         everything = tuple(slice(0, size) for size in shape)
-        return tensor.read(shape, everything, file.get_slice(name).__getitem__)
+        return tensor.read(shape, everything, tensors[name].__getitem__)
 
     if "{layer}" in tensor.name:
         layers = [read(leaf.shape[1:], tensor.name.format(layer=n)) for n in range(leaf.shape[0])]
