@@ -1,9 +1,12 @@
 """What the models say of a batch, with a value head: one result for any packing, and who learns."""
 
+import dataclasses
 import functools
+import types
 
 import jax
 import numpy as np
+import pytest
 
 from halos_jax import sharding
 from halos_jax.losses import get_loss
@@ -11,6 +14,13 @@ from halos_jax.models.spec import params_shardings
 from halos_jax.models.value import make_value_spec
 from halos_jax.training import inputs
 from halos_jax.training import step as steps
+
+NEEDS = {
+    "sft": ("policy",),
+    "dpo": ("policy", "reference"),
+    "gspo": ("policy", "old"),
+    "bradley-terry": ("scores",),
+}
 
 
 def compare(got, expected, tolerance=2e-5):
@@ -85,3 +95,15 @@ def test_the_policy_that_collects_is_that_of_the_logps_and_evaluation_drops_noth
     # Without values of another time the present ones stand in for them.
     np.testing.assert_allclose(sums["val/mean"][0], np.sum(values), rtol=1e-4)
     np.testing.assert_allclose(sums["val/vpred"][0], sums["val/mean"][0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "needs"), NEEDS.items())
+def test_a_loss_reads_what_it_needs_of_the_batch_and_nothing_else(monkeypatch, name, needs):
+    monkeypatch.setattr(inputs.decoder, "compute_logps", lambda params, batch, config: "policy")
+    monkeypatch.setattr(inputs.decoder, "compute_scores", lambda params, batch, config: "scores")
+    batch = types.SimpleNamespace(reference_logps="reference", old_logps="old")
+    found = inputs.compute_inputs({}, None, batch, get_loss({"name": name}), None)
+    fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    assert {key: value for key, value in fields.items() if value is not None} == {
+        key: key for key in needs
+    }
