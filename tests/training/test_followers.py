@@ -1,5 +1,7 @@
 """The moving reference and the average, step by step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,13 @@ import optax
 import pytest
 
 from halos_jax.losses import get_loss
+from halos_jax.models.lora import Adapter, Frozen
 from halos_jax.models.spec import abstract_params
 from halos_jax.training import inputs
 from halos_jax.training import step as steps
 from halos_jax.training.followers import Followers
 from halos_jax.training.state import init_state, make_abstract_state
+from halos_jax.types import Batch, TrainState
 
 
 @pytest.mark.parametrize("sync_every", [1, 3])
@@ -53,3 +57,34 @@ def test_the_reference_and_the_average_follow_the_policy(
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     for leaf, promised in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
         assert (leaf.shape, leaf.dtype) == (promised.shape, promised.dtype)
+
+
+def test_a_step_has_its_own_dropout_rate_and_moving_reference(monkeypatch):
+    seen = []
+
+    def loss_and_gradient(params, frozen, batch, loss, config):
+        seen.append((jax.random.key_data(frozen.dropout_key), batch.reference_logps))
+        return 0.0, {"w": jnp.ones(2)}, {}
+
+    monkeypatch.setattr(steps, "loss_and_gradient", loss_and_gradient)
+    monkeypatch.setattr(steps, "compute_step_logps", lambda params, *rest: params["w"] * 10)
+    reference, params = ({"w": jnp.full(2, x)} for x in (5.0, 1.0))
+    optimizer, schedule = optax.sgd(0.25), lambda step: 0.5 * step
+    state = TrainState(jnp.int32(7), params, optimizer.init(params), reference=reference)
+    after, metrics = steps.train_step(
+        state,
+        Frozen({}, Adapter(1, 1.0, (), dropout=0.5, seed=9)),
+        Batch(**dict.fromkeys(field.name for field in dataclasses.fields(Batch))),
+        loss=get_loss({"name": "dpo"}),
+        optimizer=optimizer,
+        schedule=schedule,
+        config=None,
+        followers=Followers(sync_every=2),
+    )
+    expected = jax.random.key_data(jax.random.fold_in(jax.random.key(9), 7))
+    np.testing.assert_array_equal(seen[0][0], expected)
+    np.testing.assert_array_equal(seen[0][1], [50.0, 50.0])
+    # The rate that this step, the eighth, is taken at.
+    assert metrics["counters/lr"] == 3.5 and after.step == 8
+    np.testing.assert_array_equal(after.params["w"], [0.75, 0.75])
+    np.testing.assert_array_equal(after.reference["w"], reference["w"])

@@ -13,11 +13,12 @@ from halos_jax import sharding
 from halos_jax.data.batches import build_batch, plan_batches, split_logps
 from halos_jax.losses import get_loss
 from halos_jax.models import decoder
+from halos_jax.models.lora import Adapter, Frozen, start_dropout
 from halos_jax.models.spec import DecoderConfig, abstract_params, init_params, params_shardings
 from halos_jax.training import inputs
 from halos_jax.training import step as steps
 from halos_jax.training.state import init_state, make_abstract_state
-from halos_jax.types import CHOSEN, REJECTED, TARGET, Item
+from halos_jax.types import CHOSEN, REJECTED, TARGET, Batch, Item
 
 TINY = DecoderConfig(
     vocab_size=97,
@@ -356,3 +357,20 @@ def test_one_microbatch_needs_no_second_forward_pass_for_the_statistics(one, mak
         patch.setattr(decoder, "compute_logps", count)
         jax.make_jaxpr(run)(make_params(TINY), None, build(1, 1))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_each_microbatch_has_a_dropout_of_its_own(monkeypatch, microbatches):
+    def batch_loss(params, frozen, batch, loss, config, statistics=None):
+        return params["w"] * jax.random.uniform(frozen.dropout_key), {}
+
+    monkeypatch.setattr(steps, "batch_loss", batch_loss)
+    frozen = start_dropout(Frozen({}, Adapter(1, 1.0, (), dropout=0.5)), 4)
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(Batch))
+    batch = Batch(**fields | {"tokens": np.zeros((microbatches, 1, 1), np.int32)})
+    value, gradient, _ = steps.loss_and_gradient(
+        {"w": jnp.float32(2)}, frozen, batch, get_loss({"name": "sft"}), None
+    )
+    keys = [jax.random.fold_in(frozen.dropout_key, number) for number in range(microbatches)]
+    expected = sum(float(jax.random.uniform(key)) for key in keys)
+    np.testing.assert_allclose([value, gradient["w"]], [2 * expected, expected], rtol=1e-6)
