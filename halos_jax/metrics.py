@@ -5,19 +5,21 @@ numbers. A compiled step returns before the device has run it; reading its metri
 make the host wait. So `MetricWriter` holds them until the next step has been started.
 """
 
+import hashlib
 import json
 import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from halos_jax.errors import UserError
+from halos_jax.storage import Note, write_bytes_atomic
 
 # A run whose loss or gradient is not finite is over: it stops instead of writing noise.
 MUST_BE_FINITE = ("loss/train", "grad_norm")
@@ -45,6 +47,7 @@ class MetricWriter:
         console: bool = False,
         console_every: int = 1,
         resume_step: int | None = None,
+        note: Note | None = None,
     ) -> None:
         """Open `path` for appending; None (on processes other than 0) writes no file.
 
@@ -53,21 +56,26 @@ class MetricWriter:
           console: also print records, one a line.
           console_every: of the training steps, print each such one.
           resume_step: the step that the run goes on from; later records are removed (-1: all).
+          note: called with the file, its size and the SHA-256 of its bytes at each flush, when
+            they are on disk.
         """
         self._held: tuple[int, dict[str, Any]] | None = None
         self._console = console
         self._console_every = console_every
         self._known: set[tuple] = set()
         self._last_step: int | None = None
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
+        self._note = note
+        self._size, self._sha256 = 0, hashlib.sha256()
         if path is not None:
-            path = Path(path)
+            self._path = path = Path(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            records = _trim(path, resume_step)
+            records = _trim(path, resume_step, note)
             if records:
                 self._last_step = records[-1]["step"]
                 self._known = {_key(record) for record in records}
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+            self._file = open(path, "ab")  # noqa: SIM115 (closed by close)
+            self._count(path.read_bytes())
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Hold `metrics` (scalars, on the device or not) of `step`; write those held before.
@@ -91,6 +99,9 @@ class MetricWriter:
         held, self._held = self._held, None
         if held is not None:
             self._write_now(*held)
+        if self._file is not None and self._note is not None:
+            os.fsync(self._file.fileno())
+            self._note(self._path, self._size, self._sha256.hexdigest())
 
     def close(self) -> None:
         """Flush, and close the file."""
@@ -100,6 +111,10 @@ class MetricWriter:
             if self._file is not None:
                 self._file.close()
                 self._file = None
+
+    def _count(self, data: bytes) -> None:
+        self._size += len(data)
+        self._sha256.update(data)
 
     def _write_now(self, step: int, metrics: Mapping[str, Any]) -> None:
         values = {name: _to_number(name, value) for name, value in metrics.items()}
@@ -111,8 +126,9 @@ class MetricWriter:
             # JSON has no NaN; what is not finite becomes null, and read_metrics turns it back.
             line = json.dumps({k: v if math.isfinite(v) else None for k, v in record.items()})
             if self._file is not None:
-                self._file.write(line + "\n")
+                self._file.write(line.encode() + b"\n")
                 self._file.flush()
+                self._count(line.encode() + b"\n")
             if self._console and ("loss/train" not in record or step % self._console_every == 0):
                 tqdm.write(_format_line(record))
         bad = [
@@ -193,7 +209,7 @@ def _format_line(record: Mapping[str, Any]) -> str:
     return " | ".join(parts)
 
 
-def _trim(path: Path, resume_step: int | None) -> list[dict[str, float]]:
+def _trim(path: Path, resume_step: int | None, note: Note | None) -> list[dict[str, float]]:
     """Cut `path` back to whole records of steps up to `resume_step`.
 
     Returns the records of the last step, whose repetition is to be recognised.
@@ -207,12 +223,8 @@ def _trim(path: Path, resume_step: int | None) -> list[dict[str, float]]:
         if resume_step is None or record["step"] <= resume_step
     ]
     if is_torn or len(kept) < len(records):
-        partial = path.with_name(f"{path.name}.partial")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(lines[index] + "\n" for index in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        data = "".join(lines[index] + "\n" for index in kept).encode()
+        write_bytes_atomic(path, data, note=note)
     last = max((records[index]["step"] for index in kept), default=None)
     return [records[index] for index in kept if records[index]["step"] == last]
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ _ADVICE = {
 
 # What says that a disk is full or broken, whatever was being written.
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+
+
+# Called with the path, the size and the SHA-256 of a file that is about to take its name.
+Note = Callable[[Path, int, str], None]
 
 
 class WorkdirError(UserError, RuntimeError):
@@ -86,21 +90,30 @@ def remove_partials(folder: str | Path) -> None:
             path.unlink()
 
 
-def write_json_atomic(path: str | Path, obj: Any) -> None:
-    """Replace `path` with `obj` as JSON so that readers, and a crash, see the old or the new.
+def write_json_atomic(path: str | Path, obj: Any, *, note: Note | None = None) -> None:
+    """Replace `path` with `obj` as JSON; as `write_bytes_atomic`."""
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes_atomic(path, text.encode("utf-8"), note=note)
+
+
+def write_bytes_atomic(path: str | Path, data: bytes, *, note: Note | None = None) -> None:
+    """Replace `path` with `data` so that readers, and a crash, see the old or the new.
+
+    `note` is called when all but the renaming is done.
 
     Raises:
       WorkdirError: where the file cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
-    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(partial, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if note is not None:
+            note(path, len(data), hashlib.sha256(data).hexdigest())
         os.replace(partial, path)
         sync_folder(path.parent)
 
@@ -109,6 +122,16 @@ def hash_file(path: str | Path) -> str:
     """Return the hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_start(path: str | Path, size: int) -> str:
+    """Return the hex SHA-256 of the first `size` bytes of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while size > 0 and (block := file.read(min(size, 1 << 20))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()
 
 
 def sync_folder(folder: str | Path) -> None:

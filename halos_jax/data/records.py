@@ -15,10 +15,12 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from halos_jax.data.fields import Fields, RecordError, shorten
 from halos_jax.data.turns import add_context, read_context, read_turns, turns_to_record
+from halos_jax.storage import Note
 from halos_jax.types import (
     FINISH_LENGTH,
     FINISH_STOP,
@@ -92,27 +94,32 @@ def read_records(
 
 
 def write_records(
-    path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]
+    path: str | os.PathLike[str],
+    records: Iterable[Mapping[str, Any]],
+    *,
+    note: Note | None = None,
 ) -> WrittenFile:
     """Write `records` as JSON Lines (UTF-8) so that `path` is at any instant absent, old or whole.
 
-    They go to `path.partial` first, which is synced and then renamed.
+    They go to `path.partial` first, which is synced and then renamed; `note` is called in between.
 
     Raises:
       RecordError: where a record is not JSON (a NaN, say).
       OSError: where the folder cannot be written, with the path in the message.
     """
     file = os.fspath(path)
-    partial, count, sha = f"{file}.partial", 0, hashlib.sha256()
+    partial, count, size, sha = f"{file}.partial", 0, 0, hashlib.sha256()
     try:
         with open(partial, "wb") as stream:
             for record in records:
                 line = _dump(file, count + 1, record)
                 stream.write(line)
                 sha.update(line)
-                count += 1
+                count, size = count + 1, size + len(line)
             stream.flush()
             os.fsync(stream.fileno())
+        if note is not None:
+            note(Path(file), size, sha.hexdigest())
         os.replace(partial, file)
         _sync_folder(os.path.dirname(file) or ".")
     except BaseException as error:

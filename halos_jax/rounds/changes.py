@@ -19,6 +19,7 @@ from halos_jax import config as config_lib
 from halos_jax import places, roles, schema, storage
 from halos_jax.config import Config
 from halos_jax.roles import Mark
+from halos_jax.storage import Note
 
 logger = logging.getLogger(__name__)
 
@@ -109,12 +110,12 @@ def drop_segments(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name != _SEGMENTS}
 
 
-def write_history(workdir: Path, history: History) -> None:
+def write_history(workdir: Path, history: History, *, note: Note | None = None) -> None:
     """Replace config.json by the config of this start and the recorded segments."""
     plain = config_lib.to_dict(history.config)
     if history.segments:
         plain[_SEGMENTS] = list(history.segments)
-    storage.write_json_atomic(workdir / FILE, plain)
+    storage.write_json_atomic(workdir / FILE, plain, note=note)
 
 
 def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:

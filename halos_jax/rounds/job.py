@@ -22,6 +22,7 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.rewards.scorers import Scorer
 from halos_jax.rounds import state as states
 from halos_jax.rounds.interrupt import StopSignal
+from halos_jax.rounds.ledger import Ledger
 from halos_jax.rounds.state import Manifest
 from halos_jax.sampling.sampler import Sampler
 
@@ -38,6 +39,7 @@ class Job:
     stop: StopSignal
     is_writer: bool
     manifest: Manifest | None
+    ledger: Ledger
     sampler: Sampler | None = None
     scorer: Scorer | None = None
     rules: Mapping[str, Scorer] = dataclasses.field(default_factory=dict)
@@ -92,13 +94,12 @@ class Job:
             round=0, seed=self.config.seed, prompts=inputs, policy=policy, task=self.config.task
         )
         if self.is_writer:
-            states.save_manifest(self.workdir, self.manifest)
+            states.save_manifest(self.workdir, self.manifest, self.ledger)
 
     def commit(self, stage: str, **updates: Any) -> None:
         """Record that a stage is done; arguments as of `states.commit_stage`."""
-        self.manifest = states.commit_stage(
-            self.workdir, self.manifest, stage, is_writer=self.is_writer, **updates
-        )
+        updates |= {"is_writer": self.is_writer, "ledger": self.ledger}
+        self.manifest = states.commit_stage(self.workdir, self.manifest, stage, **updates)
 
 
 @contextlib.contextmanager
@@ -119,7 +120,7 @@ def open_job(config: Config, stop: StopSignal) -> Iterator[Job]:
             if manifest is None or manifest.next_stage is not None:
                 states.begin_segment(info, stages=list(manifest.stages) if manifest else [])
             sharding.wait_for_all("open the job")  # before a process begins it
-            yield Job(info.config, info.workdir, mesh, stop, info.is_writer, manifest)
+            yield Job(info.config, info.workdir, mesh, stop, info.is_writer, manifest, info.ledger)
     finally:
         info.close()
 

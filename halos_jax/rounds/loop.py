@@ -1,9 +1,7 @@
 """The online loop: rounds of sample -> score -> feedback -> train -> evaluate, resumed anywhere."""
 
-import dataclasses
 import functools
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +22,25 @@ from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, final, source, stages
 from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget, expect_examples
-from halos_jax.rounds.checkpoints import CheckpointError, Checkpoints, open_checkpoints
+from halos_jax.rounds.checkpoints import open_checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.position import (
+    Position,
+    load_round_start,
+    restore_position,
+    sft_loader,
+)
 from halos_jax.rounds.report import format_rounds, last_round, report_round
 from halos_jax.rounds.stages import Run
-from halos_jax.rounds.start import load_frozen, load_policy, load_start, refuse_classifier
+from halos_jax.rounds.start import load_frozen, load_policy, refuse_classifier
 from halos_jax.rounds.state import Manifest, round_folder
 from halos_jax.rounds.timing import time_stage
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported, take_policy
-from halos_jax.training.loop import Dataset, Trainer
-from halos_jax.types import TrainState
+from halos_jax.training.loop import Dataset
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass
-class _Position:
-    """Where a run stands: the policy at hand and the last round whose training it has seen."""
-
-    state: TrainState
-    round: int  # rounds trained completely
-    stage_step: int = 0  # steps already taken in the next round
-    # Commits the round that is trained; to be called when its checkpoint should be on disk.
-    settle: Callable[[], Manifest] | None = None
 
 
 def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
@@ -59,6 +51,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
     info = states.join_run(config)
     try:
         if final.is_complete(info.workdir):
+            states.verify_run(info.workdir)
             logger.info("%s is complete: nothing to do", info.workdir)
             last = last_round(info.workdir)
             return dict(states.load_manifest(round_folder(info.workdir, last)).metrics)
@@ -76,7 +69,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
         info.close()
 
 
-def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
+def _run_rounds(run: Run, position: Position) -> dict[str, float]:
     budget = _make_budget(run.config)
     held_out: Dataset | None = None
     for round in range(budget.num_rounds + 1):
@@ -115,7 +108,7 @@ def _run_rounds(run: Run, position: _Position) -> dict[str, float]:
 
 
 def _run_round(
-    run: Run, position: _Position, manifest: Manifest, folder: Path, held_out: Dataset | None
+    run: Run, position: Position, manifest: Manifest, folder: Path, held_out: Dataset | None
 ) -> Manifest:
     """Do the stages of a round that its manifest does not name.
 
@@ -125,10 +118,11 @@ def _run_round(
     round = manifest.round
 
     def commit(manifest: Manifest, stage: str, **done: Any) -> Manifest:
-        done |= {"is_writer": run.is_writer, "layouts": run.layouts.to_record()}
+        done |= {"is_writer": run.is_writer, "ledger": run.ledger}
+        done |= {"layouts": run.layouts.to_record()}
         return states.commit_stage(folder, manifest, stage, **done)
 
-    timed = functools.partial(time_stage, run.workdir if run.is_writer else None, round)
+    timed = functools.partial(time_stage, run.ledger, round)
     prompts = run.prompts[manifest.start : manifest.stop]
     if manifest.next_stage == "sample":
         with timed("sample"):
@@ -151,7 +145,8 @@ def _run_round(
     if manifest.next_stage == "train" and position.round < round:
         run.stop.check()
         stages.forget_samples(run, round)
-        with timed("train"), explain_memory("train", f"training of round {round}", run.config):
+        explained = explain_memory("train", f"training of round {round}", run.config)
+        with timed("train") as write_time, explained:
             position.state = stages.train_stage(
                 run,
                 position.state,
@@ -159,9 +154,11 @@ def _run_round(
                 round=round,
                 start=position.stage_step,
                 held_out=held_out,
-                load_sft=_sft_loader(run, position),
-                load_round_start=functools.partial(_load_round_start, run, position, round),
+                load_sft=sft_loader(run, position),
+                load_round_start=functools.partial(load_round_start, run, position, round),
             )
+            write_time()  # when the save is done, nobody knows it any more
+            stages.save_round(run, position.state, round)
         position.round, position.stage_step = round, 0
     if manifest.next_stage not in ("train", "evaluate"):
         stages.remove_eval_shards(run, folder)
@@ -192,7 +189,7 @@ def _run_round(
     return manifest
 
 
-def _settle(run: Run, position: _Position) -> Manifest | None:
+def _settle(run: Run, position: Position) -> Manifest | None:
     """Commit and report the round that is trained, if that is still to be done."""
     if position.settle is None:
         return None
@@ -207,7 +204,7 @@ def _merge(run: Run, params: Any) -> Any:
     return merge_adapter(params, run.trainer.frozen)
 
 
-def _export_round(run: Run, position: _Position, round: int, folder: Path) -> None:
+def _export_round(run: Run, position: Position, round: int, folder: Path) -> None:
     """Export the policy of a round to `rounds/0003/model`, while it still is the one at hand."""
     model = folder / "model"
     at_its_end = position.round == round and not position.stage_step
@@ -229,7 +226,7 @@ def _export_round(run: Run, position: _Position, round: int, folder: Path) -> No
 
 def _make_run(
     config: Config, info: states.RunInfo, mesh: Mesh, stop: StopSignal
-) -> tuple[Run, _Position]:
+) -> tuple[Run, Position]:
     decoder, renderer = load_policy(config.model)
     refuse_classifier(decoder, config.model.path)
     datasets.warn_of_benchmarks(config.data.train)
@@ -269,7 +266,7 @@ def _make_run(
         sharding.describe(mesh),
     )
     checkpoints = open_checkpoints(info.workdir / "checkpoints", keep=config.checkpoint.keep)
-    position = _restore(trainer, checkpoints)
+    position = restore_position(trainer, checkpoints)
     states.begin_segment(info, round=position.round + 1, step=int(position.state.step))
     metrics_path = info.workdir / "metrics.jsonl" if info.is_writer else None
     resume_step, layouts = int(position.state.step), LayoutMemory()
@@ -288,11 +285,13 @@ def _make_run(
             console=info.is_writer,
             console_every=config.train.log_every,
             resume_step=resume_step,
+            note=info.ledger.note_prefix,
         ),
         stop=stop,
         prompts=prompts,
         held_out=held_out,
         is_writer=info.is_writer,
+        ledger=info.ledger,
         layouts=layouts,
     )
     used = prompts[budget.num_skip : budget.num_skip + budget.total_prompts]
@@ -303,19 +302,6 @@ def _make_run(
 def _make_budget(config: Config) -> Budget:
     rounds = config.rounds
     return Budget(rounds.total_prompts, rounds.prompts_per_round, rounds.num_skip)
-
-
-def _restore(trainer: Trainer, checkpoints: Checkpoints) -> _Position:
-    """Return the policy of the newest checkpoint, or the SFT checkpoint where there is none."""
-    if checkpoints.latest() is None:
-        return _Position(training.start_state(trainer, load_start(trainer)), round=0)
-    state, record = checkpoints.restore(trainer.abstract_state)
-    trainer.layouts.load(record["layouts"])
-    if record["in_stage"]:
-        logger.info("carrying on in round %d after step %d", record["round"], record["stage_step"])
-        return _Position(state, record["round"] - 1, record["stage_step"])
-    logger.info("carrying on after round %d", record["round"])
-    return _Position(state, record["round"])
 
 
 def _open_round(run: Run, round: int, plan) -> Manifest:
@@ -348,12 +334,11 @@ def _open_round(run: Run, round: int, plan) -> Manifest:
             f"{round} of {run.workdir} was started with; put the data back as they were, or start "
             "a new run with --config.workdir=DIR (rounds.num_skip leaves out prompts at the start)"
         )
-    if manifest.next_stage is not None:
-        states.verify_files(folder, manifest)
+    states.verify_files(folder, manifest)
     return manifest
 
 
-def _load_held_out(run: Run, position: _Position) -> Dataset | None:
+def _load_held_out(run: Run, position: Position) -> Dataset | None:
     """Return the held-out feedback, fixed for the run, with the reference's log-probs."""
     if not run.held_out:
         return None
@@ -364,32 +349,5 @@ def _load_held_out(run: Run, position: _Position) -> Dataset | None:
     dataset = training.make_dataset(run.trainer, items, seed=None)
     if not training.needs_reference(run.trainer.loss, items):
         return dataset
-    params = _sft_loader(run, position)()
+    params = sft_loader(run, position)()
     return training.add_reference(run.trainer, dataset, params, label="reference eval")
-
-
-def _sft_loader(run: Run, position: _Position) -> Callable[[], Any]:
-    """Return what loads the SFT params; before the first step the policy is a copy of them."""
-    if int(position.state.step) == 0:
-        return lambda: position.state.params
-    return lambda: load_start(run.trainer)
-
-
-def _load_round_start(run: Run, position: _Position, round: int) -> Any:
-    """Return the params with which `round` has started to train, wherever in it the run stands.
-
-    A checkpoint inside of the round stands beside the one at the end of the round before, which
-    goes only when this round is complete; before the first round there is the SFT checkpoint.
-    """
-    if position.stage_step == 0:
-        return position.state.params
-    if round == 1:
-        return training.add_value_head(run.trainer, load_start(run.trainer))
-    checkpoint = run.checkpoints.find_round_end(round - 1)
-    if checkpoint is None:
-        raise CheckpointError(
-            f"{run.workdir / 'checkpoints'}: the checkpoint at the end of round {round - 1} is "
-            f"gone, but round {round}, which is half trained, compares with its policy; put it "
-            "back, or delete the newer checkpoints too and run the same command again"
-        )
-    return run.checkpoints.restore_params(run.trainer.abstract_state.params, checkpoint)

@@ -13,7 +13,7 @@ from halos_jax.rewards.labels import (
     measure_labels,
     read_scores,
 )
-from halos_jax.rounds.stages import Sampling, remove_shards, write_rows
+from halos_jax.rounds.stages import Sampling, remove_shards, write_rows, write_shard
 from halos_jax.types import Sample
 
 SCORES = "scores.jsonl"
@@ -57,7 +57,7 @@ def score_in_shards(run: Sampling, samples: Sequence[Sample], folder: Path) -> l
         # No process may write it before all have looked, or they would part ways here.
         sharding.wait_for_all(f"looked for {path.name}")
         if not is_scored:
-            write_rows(run, path, make_score_rows(shard, Labels(list(run.scorer(shard)))))
+            write_shard(run, path, make_score_rows(shard, Labels(list(run.scorer(shard)))))
         for index, scored in zip(members, read_scores(path, shard), strict=True):
             rewards[index] = scored.reward
     return rewards

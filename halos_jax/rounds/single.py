@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -23,6 +23,7 @@ from halos_jax.rounds import final, source
 from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.ledger import Ledger
 from halos_jax.rounds.start import load_frozen, load_policy, load_start, refuse_classifier
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported
@@ -126,6 +127,7 @@ def _train(
             console=info.is_writer,
             console_every=config.train.log_every,
             resume_step=start,
+            note=info.ledger.note_prefix,
         )
         state = training.run_steps(
             trainer,
@@ -134,7 +136,7 @@ def _train(
             held_out=held_out,
             writer=writer,
             start=start,
-            on_step=_make_saver(config, checkpoints, writer, stop, len(dataset.plan)),
+            on_step=_make_saver(config, info.ledger, checkpoints, writer, stop, len(dataset.plan)),
             label=config.task,
         )
         writer.close()
@@ -180,18 +182,29 @@ def choose_loss(config: Config) -> Loss:
     return get_loss(config.loss if config.loss["name"] == name else {"name": name})
 
 
-def _make_saver(config, checkpoints, writer, stop: StopSignal, total: int):
-    """Return what saves after a step, where that is due or the run must stop."""
+def _make_saver(
+    config: Config,
+    ledger: Ledger,
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    stop: StopSignal,
+    total: int,
+) -> Callable[[TrainState, int], None]:
+    """Return what saves after a step: where that is due or the run must stop, and after the last.
+
+    From the last checkpoint the exported model can be made again.
+    """
 
     def save(state: TrainState, done: int) -> None:
-        stopping = stop.received(done)
+        stopping = done < total and stop.received(done)
         due = config.checkpoint.every and done % config.checkpoint.every == 0
-        if done < total and (stopping or due):
+        if done == total or stopping or due:
             writer.flush()
-            checkpoints.save(done, state, {"in_stage": False, "stage_step": done})
-            if stopping:
-                checkpoints.finish()
-                raise Interrupted("stopped by SIGTERM; run the same command again to carry on")
+            position = {"in_stage": False, "stage_step": done, "ledger": ledger.head}
+            checkpoints.save(done, state, position)
+        if stopping:
+            checkpoints.finish()
+            raise Interrupted("stopped by SIGTERM; run the same command again to carry on")
 
     return save
 

@@ -38,6 +38,7 @@ from halos_jax.rewards.labels import (
 from halos_jax.rounds.checkpoints import Checkpoints
 from halos_jax.rounds.cuts import report_samples
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.ledger import Ledger
 from halos_jax.rounds.state import round_folder
 from halos_jax.sampling.sampler import Sampler, sample_shard
 from halos_jax.training import loop as training
@@ -65,6 +66,7 @@ class Run:
     prompts: Sequence[Prompt]
     held_out: Sequence[Prompt]
     is_writer: bool
+    ledger: Ledger
     layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)  # a reward model's
 
     @functools.cached_property
@@ -81,6 +83,7 @@ class Sampling(Protocol):
     rules: Mapping[str, Scorer]
     stop: StopSignal
     is_writer: bool
+    ledger: Ledger
 
 
 def sample_prompts(
@@ -110,9 +113,7 @@ def sample_prompts(
                     generator=run.config.sampling.generator or run.config.model.path,
                     on_sample=bar.update,
                 )
-            if run.is_writer:
-                records.write_records(path, map(records.sample_to_record, shard))
-            sharding.wait_for_all(f"sampled {path.name}")
+            write_shard(run, path, map(records.sample_to_record, shard))
         else:
             shard = read_samples(path)
             bar.update(len(shard))
@@ -165,7 +166,7 @@ def train_stage(
     load_sft: Callable[[], Any],
     load_round_start: Callable[[], Any],
 ) -> TrainState:
-    """Train on the round's feedback from its step `start` on, and start saving the result.
+    """Train on the round's feedback from its step `start` on.
 
     Args:
       load_sft, load_round_start: return the params of the policy that the run, or the round, has
@@ -211,10 +212,18 @@ def train_stage(
             label=f"train {round}",
         )
     run.writer.flush()
-    layouts = run.trainer.layouts.to_record()
-    position = {"round": round, "in_stage": False, "layouts": layouts}
-    run.checkpoints.save(int(state.step), state, position)
     return state
+
+
+def save_round(run: Run, state: TrainState, round: int) -> None:
+    """Start to save the policy at the end of a round's training."""
+    position = {"round": round, "in_stage": False, **_describe(run)}
+    run.checkpoints.save(int(state.step), state, position)
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    """Return what every checkpoint of a run says besides its position."""
+    return {"layouts": run.trainer.layouts.to_record(), "ledger": run.ledger.head}
 
 
 def after_step(run: Run, state: TrainState, done: int, *, round: int, total: int) -> None:
@@ -223,8 +232,7 @@ def after_step(run: Run, state: TrainState, done: int, *, round: int, total: int
     stopping = run.stop.received(int(done))
     if done < total and (stopping or (every and done % every == 0)):
         run.writer.flush()
-        layouts = run.trainer.layouts.to_record()
-        position = {"round": round, "in_stage": True, "stage_step": done, "layouts": layouts}
+        position = {"round": round, "in_stage": True, "stage_step": done, **_describe(run)}
         run.checkpoints.save(int(state.step), state, position)
         if stopping:
             run.checkpoints.finish()
@@ -330,6 +338,13 @@ def write_rows(run: Sampling, path: Path, rows: Iterable[Mapping[str, Any]]) -> 
     """Write a stage's file on process 0; the others wait until it is there."""
     if run.is_writer:
         records.write_records(path, rows)
+    sharding.wait_for_all(f"wrote {path.name}")
+
+
+def write_shard(run: Sampling, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a part of a stage's file, as `write_rows`; the ledger knows it until it is removed."""
+    if run.is_writer:
+        records.write_records(path, rows, note=run.ledger.note_file)
     sharding.wait_for_all(f"wrote {path.name}")
 
 

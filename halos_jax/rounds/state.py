@@ -2,6 +2,7 @@
 
     workdir/config.json                       what the run computes; a resume must agree with it
     workdir/.lock                             held while a job runs
+    workdir/ledger.jsonl                      what else was written, each file by its hash
     workdir/rounds/0003/samples.jsonl ...     the output of each stage
     workdir/rounds/0003/manifest.json         the stages that are done, and the files' hashes
 
@@ -24,8 +25,11 @@ import jax
 from halos_jax import config as config_lib
 from halos_jax import sharding, storage
 from halos_jax.errors import UserError
-from halos_jax.rounds import changes
+from halos_jax.rounds import changes, intact
+from halos_jax.rounds import ledger as ledgers
 from halos_jax.rounds.changes import History
+from halos_jax.rounds.intact import MANIFEST
+from halos_jax.rounds.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +43,8 @@ TASK_STAGES = {
     "export": ("export",),
 }
 
-MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
+_READABLE = (1, 2)  # 1: of a run without a ledger, otherwise the same
 
 
 class ManifestError(UserError, ValueError):
@@ -94,6 +98,7 @@ class RunInfo:
     is_resumed: bool
     is_writer: bool
     history: History
+    ledger: Ledger
     _lock: int | None = None
 
     @property
@@ -119,8 +124,9 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
     left nothing yet, because it died of its config say, does not hold on to that.
 
     Raises:
-      WorkdirError: where the folder cannot be written, another job uses it, or `config` differs
-        from the one the run was started with in a field that may not change.
+      WorkdirError: where the folder cannot be written, another job uses it, `config` differs
+        from the one the run was started with in a field that may not change, or a file is not as
+        the run has left it.
     """
     workdir = Path(workdir)
     path = workdir / "config.json"
@@ -131,19 +137,23 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
                 workdir.mkdir(parents=True, exist_ok=True)
                 lock = _lock_workdir(workdir)
                 storage.remove_partials(workdir)
+            ledger = ledgers.open_ledger(workdir) if is_writer else ledgers.read_ledger(workdir)
             is_resumed = path.exists()
             history = History(config)
             if is_resumed and not (is_writer and _is_untouched(workdir)):
                 history = changes.read_history(workdir, config)
                 changes.refuse_changes(workdir, history)
+                if is_writer:
+                    intact.open_workdir(workdir, ledger)
             elif is_writer:
+                intact.check_workdir(workdir, ledger)
                 is_resumed = False
-                changes.write_history(workdir, history)
+                changes.write_history(workdir, history, note=ledger.note_file)
     except BaseException:
         if lock is not None:
             os.close(lock)
         raise
-    return RunInfo(workdir, is_resumed, is_writer, history, lock)
+    return RunInfo(workdir, is_resumed, is_writer, history, ledger, lock)
 
 
 def join_run(config: config_lib.Config) -> RunInfo:
@@ -169,7 +179,7 @@ def begin_segment(info: RunInfo, **where: Any) -> None:
         logger.info("%s", line)
     before, info.history = info.history, changes.record_changes(info.history, **where)
     if info.is_writer and before.changes:
-        changes.write_history(info.workdir, info.history)
+        changes.write_history(info.workdir, info.history, note=info.ledger.note_file)
 
 
 def round_folder(workdir: str | Path, round: int) -> Path:
@@ -179,7 +189,7 @@ def round_folder(workdir: str | Path, round: int) -> Path:
 
 def _is_untouched(workdir: Path) -> bool:
     """Tell whether a run has left nothing but its config: no file of a stage, no checkpoint."""
-    ours = ("config.json", ".lock", "compilation_cache")
+    ours = ("config.json", ".lock", "compilation_cache", ledgers.FILE)
     others = [path for path in workdir.iterdir() if path.name not in ours]
     is_run = changes.is_run(changes.read_plain(workdir / changes.FILE))
     return is_run and not any(path.is_file() or any(path.iterdir()) for path in others)
@@ -235,16 +245,17 @@ def load_manifest(folder: str | Path) -> Manifest | None:
         manifest = _parse_manifest(json.loads(text))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _corrupt(path, f"{type(error).__name__}: {error}") from error
-    if manifest.version != VERSION:
-        raise _corrupt(path, f"version is {manifest.version}, this program reads {VERSION}")
+    if manifest.version not in _READABLE:
+        raise _corrupt(path, f"version is {manifest.version}, this program reads {_READABLE}")
     if manifest.stages != stages_of(manifest.round, manifest.task)[: len(manifest.stages)]:
         raise _corrupt(path, f"stages {manifest.stages} are out of order")
     return manifest
 
 
-def save_manifest(folder: str | Path, manifest: Manifest) -> None:
+def save_manifest(folder: str | Path, manifest: Manifest, ledger: Ledger | None = None) -> None:
     """Replace the manifest in `folder`; WorkdirError where it cannot be written."""
-    storage.write_json_atomic(Path(folder) / MANIFEST, dataclasses.asdict(manifest))
+    note = ledger.note_file if ledger is not None else None
+    storage.write_json_atomic(Path(folder) / MANIFEST, dataclasses.asdict(manifest), note=note)
 
 
 def commit_stage(
@@ -254,6 +265,7 @@ def commit_stage(
     *,
     files: Mapping[str, int] | None = None,
     is_writer: bool = True,
+    ledger: Ledger | None = None,
     **updates: Any,
 ) -> Manifest:
     """Record that `stage` is done; the moment the manifest is replaced, it is.
@@ -266,6 +278,7 @@ def commit_stage(
         synced, into `folder`. They are hashed here.
       is_writer: False on processes other than 0, which compute the same manifest (from the
         shared file system, so after a barrier) and write nothing.
+      ledger: where the manifest is recorded.
       **updates: new values of other fields; `metrics` are added to those there.
 
     Returns:
@@ -291,9 +304,10 @@ def commit_stage(
         }
         updates["metrics"] = {**manifest.metrics, **updates.get("metrics", {})}
         updates["files"] = {**manifest.files, **records}
-        updated = dataclasses.replace(manifest, stages=(*manifest.stages, stage), **updates)
+        stages = (*manifest.stages, stage)
+        updated = dataclasses.replace(manifest, stages=stages, version=VERSION, **updates)
         if is_writer:
-            save_manifest(folder, updated)
+            save_manifest(folder, updated, ledger)
     return updated
 
 
@@ -315,6 +329,12 @@ def verify_files(folder: str | Path, manifest: Manifest) -> None:
             f"{folder}: files differ from {MANIFEST}: {'; '.join(wrong)}; put the original files "
             "back, or start a new run with --config.workdir=DIR"
         )
+
+
+def verify_run(workdir: Path) -> None:
+    """Check the files of every round, or of the task, of a workdir; as `verify_files`."""
+    for path in intact.find_manifests(workdir):
+        verify_files(path.parent, load_manifest(path.parent))
 
 
 def _parse_manifest(plain: dict[str, Any]) -> Manifest:

@@ -1,42 +1,57 @@
 """How long each stage of each round took: `workdir/timings.jsonl`, for people and the benchmark.
 
-The times are no part of the run's state, and a resumed run has other ones: a stage that was cut
-short leaves no line, and one that is carried on counts from there.
+A stage that was cut short leaves no line; one that is carried on counts from there, and one that is
+done once more leaves its line in place of the one before.
 """
 
 import contextlib
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from halos_jax import storage
+from halos_jax.rounds.ledger import Ledger
 
 FILE = "timings.jsonl"
 
 
 @contextlib.contextmanager
-def time_stage(workdir: Path | None, round: int, stage: str) -> Iterator[None]:
-    """Append the start and end (seconds since 1970) of the block to the file, if it ends well.
+def time_stage(ledger: Ledger, round: int, stage: str) -> Iterator[Callable[[], None]]:
+    """Write the start and end (seconds since 1970) of the block into the file, if it ends well.
 
-    `workdir` is None on the processes that write no files.
+    Yields what writes the line with the present as its end: to be called before something makes
+    the stage one that is not done again, such as the start of a save. Nothing is written on the
+    processes that write no files.
     """
     start = time.time()
-    yield
-    if workdir is not None:
-        line = {"round": round, "stage": stage, "start": start, "end": time.time()}
-        with open(workdir / FILE, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+
+    def write() -> None:
+        if ledger.is_writer:
+            line = {"round": round, "stage": stage, "start": start, "end": time.time()}
+            _put(ledger, line)
+
+    yield write
+    write()
+
+
+def _put(ledger: Ledger, line: dict[str, Any]) -> None:
+    this = (line["round"], line["stage"])
+    others = [one for one in read_times(ledger.workdir) if (one["round"], one["stage"]) != this]
+    data = "".join(json.dumps(one) + "\n" for one in [*others, line]).encode()
+    storage.write_bytes_atomic(ledger.workdir / FILE, data, note=ledger.note_file)
 
 
 def read_times(workdir: str | Path) -> list[dict[str, Any]]:
-    """Return the lines of the file in their order; one that a crash has torn is left out."""
+    """Return the lines of the file in their order; one that is no record is left out."""
     path, times = Path(workdir) / FILE, []
     for line in path.read_text("utf-8").split("\n")[:-1] if path.exists() else ():
-        # Behind a torn line stands, on the same line, what the next process has appended.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):  # torn, by a version that appended to the file
             times.append(json.loads(line))
-    return times
+    known = {"round", "stage", "start", "end"}
+    return [one for one in times if isinstance(one, dict) and known <= one.keys()]
 
 
 def format_times(workdir: str | Path, round: int) -> str:

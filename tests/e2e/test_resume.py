@@ -91,7 +91,7 @@ def assert_same_run(workdir, expected) -> None:
     wanted = {path.relative_to(expected) for path in expected.rglob("*") if path.is_file()}
     assert files == {path for path in wanted if path.parts[0] != "checkpoints"}
     assert not [path for path in files if "partial" in path.name or "shard" in path.name]
-    others = (".lock", "config.json", "metrics.jsonl", "timings.jsonl")
+    others = (".lock", "config.json", "ledger.jsonl", "metrics.jsonl", "timings.jsonl")
     for path in files - {states.Path(name) for name in others}:
         assert (workdir / path).read_bytes() == (expected / path).read_bytes(), path
     configs = [json.loads((folder / "config.json").read_text()) for folder in (workdir, expected)]

@@ -198,6 +198,7 @@ def test_a_field_that_an_older_version_did_not_have_had_its_default(tmp_path):
     plain = recorded(tmp_path)
     del plain["model"]["head_remat"], plain["sampling"]["top_k"]
     (tmp_path / "config.json").write_text(json.dumps(plain))
+    (tmp_path / "ledger.jsonl").unlink()
     assert start(tmp_path, Config()).history.changes == ()
     assert "sampling.top_k: 0 -> 5" in refusal(tmp_path, Config(sampling=SamplingConfig(top_k=5)))
     plain["sampling"]["gone"] = 1

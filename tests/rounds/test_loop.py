@@ -20,19 +20,14 @@ from halos_jax.config import (
     TrainConfig,
 )
 from halos_jax.data import datasets
-from halos_jax.data.layout import Layout, LayoutMemory
+from halos_jax.data.layout import LayoutMemory
 from halos_jax.devices import DeviceError
-from halos_jax.losses import get_loss
 from halos_jax.rounds import loop
 from halos_jax.rounds import state as states
-from halos_jax.rounds.checkpoints import CheckpointError
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.rounds.state import Manifest, round_folder
 from halos_jax.storage import WorkdirError
-from halos_jax.training import loop as training
 from halos_jax.types import Prompt, Turn
-
-PPO = {"name": "ppo"}
 
 
 def make_config(toy, workdir, **changes) -> Config:
@@ -51,23 +46,31 @@ def make_config(toy, workdir, **changes) -> Config:
     return dataclasses.replace(config, **changes)
 
 
-def commit_all(folder, manifest) -> None:
+def commit_all(folder, manifest, ledger) -> None:
     folder.mkdir(parents=True)
+    (folder / "eval.jsonl").write_text("{}\n")
     for stage in states.stages_of(manifest.round):
-        manifest = states.commit_stage(folder, manifest, stage)
+        files = {"eval.jsonl": 1} if stage == "evaluate" else {}
+        manifest = states.commit_stage(folder, manifest, stage, files=files, ledger=ledger)
 
 
 def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
     caplog.set_level("INFO")
     config = make_config(toy, tmp_path)
-    states.join_run(config).close()
-    commit_all(round_folder(tmp_path, 0), Manifest(round=0))
-    commit_all(round_folder(tmp_path, 1), Manifest(round=1, metrics={"reward_eval": 0.5}))
+    info = states.join_run(config)
+    commit_all(round_folder(tmp_path, 0), Manifest(round=0), info.ledger)
+    last = Manifest(round=1, metrics={"reward_eval": 0.5})
+    commit_all(round_folder(tmp_path, 1), last, info.ledger)
+    info.close()
     (tmp_path / "final").mkdir()
     assert loop.run_online(config, StopSignal()) == {"reward_eval": 0.5}
     assert "nothing to do" in caplog.text
     # A loop that changes nothing still holds the lock while it looks, and lets it go.
     states.join_run(config).close()
+    # What is complete is looked at all the same.
+    (round_folder(tmp_path, 0) / "eval.jsonl").write_text("{ }\n")
+    with pytest.raises(states.ManifestError, match=r"rounds/0000.*eval.jsonl has sha256"):
+        loop.run_online(config, StopSignal())
 
 
 def test_a_changed_config_is_refused_and_the_lock_released(toy, tmp_path):
@@ -98,9 +101,16 @@ def test_prompts_that_have_changed_are_refused(tmp_path):
     for round, stage in ((0, "evaluate"), (1, "sample")):
         manifest = open_round(first, held_out, round)
         assert (manifest.seed, manifest.policy, manifest.stages) == (4, "sft", ())
-        states.commit_stage(round_folder(tmp_path, round), manifest, stage)
+        (round_folder(tmp_path, round) / "samples.jsonl").write_text("{}\n")
+        files = {"samples.jsonl": 1}
+        states.commit_stage(round_folder(tmp_path, round), manifest, stage, files=files)
         assert open_round(first, held_out, round).stages == (stage,)
     assert open_round(first, held_out, 1).start == 1
+    # What its stages have left is looked at before it is read again.
+    (round_folder(tmp_path, 1) / "samples.jsonl").write_text("{ }\n")
+    with pytest.raises(states.ManifestError, match=r"rounds/0001.*samples.jsonl has sha256"):
+        open_round(first, held_out, 1)
+    (round_folder(tmp_path, 1) / "samples.jsonl").write_text("{}\n")
     # Prompts outside the round's range are free to change, those inside are not.
     assert open_round([prompts[3], *first[1:]], held_out, 1).stages == ("sample",)
     with pytest.raises(ConfigError, match=r"data\.train: its prompts are not those that round 1"):
@@ -113,44 +123,6 @@ def test_held_out_prompts_that_are_trained_on_are_refused(toy, tmp_path):
     data = DataConfig(train=str(toy / "prompts.jsonl"), eval=str(toy / "prompts.jsonl"))
     with pytest.raises(ConfigError, match=r"data\.eval: 12 of its prompts are in data\.train"):
         loop.run_online(make_config(toy, tmp_path, data=data), StopSignal())
-
-
-def test_the_policy_comes_from_the_newest_checkpoint():
-    trainer = SimpleNamespace(abstract_state=None, layouts=LayoutMemory())
-    known = LayoutMemory()
-    known.keep("train", Layout(1, 2, 64, 32, 2, ((4, 64),)))
-
-    def restore(record):
-        record |= {"layouts": known.to_record()}
-        checkpoints = SimpleNamespace(latest=lambda: 1, restore=lambda abstract: ("state", record))
-        position = loop._restore(trainer, checkpoints)
-        return position.state, position.round, position.stage_step
-
-    assert restore({"round": 3, "in_stage": False}) == ("state", 3, 0)
-    assert restore({"round": 3, "in_stage": True, "stage_step": 5}) == ("state", 2, 5)
-    assert trainer.layouts.find("train") == known.find("train")
-
-
-def test_the_policy_of_a_rounds_start_comes_back_wherever_the_run_stands(tmp_path, monkeypatch):
-    asked = []
-    checkpoints = SimpleNamespace(
-        find_round_end=lambda round: {2: 7}.get(round),
-        restore_params=lambda abstract, save_id: asked.append(save_id) or "of round 2",
-    )
-    trainer = SimpleNamespace(abstract_state=SimpleNamespace(params=None), loss=get_loss(PPO))
-    run = SimpleNamespace(trainer=trainer, checkpoints=checkpoints, workdir=tmp_path)
-    state = SimpleNamespace(params="now")
-
-    def load(round, stage_step):
-        return loop._load_round_start(run, loop._Position(state, round - 1, stage_step), round)
-
-    assert load(3, 0) == "now" and not asked  # before the first step
-    assert load(3, 4) == "of round 2" and asked == [7]
-    monkeypatch.setattr(loop, "load_start", lambda trainer: "sft")
-    monkeypatch.setattr(training, "add_value_head", lambda trainer, params: f"{params} + head")
-    assert load(1, 4) == "sft + head"
-    with pytest.raises(CheckpointError, match=r"the checkpoint at the end of round 4 is gone"):
-        load(5, 1)
 
 
 def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):

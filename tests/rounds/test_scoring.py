@@ -12,6 +12,7 @@ from halos_jax.data import records
 from halos_jax.rewards.labels import RewardError
 from halos_jax.rounds import scoring
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.ledger import no_ledger
 from halos_jax.types import Prompt, Sample, Turn
 
 
@@ -34,6 +35,7 @@ def make_run(scorer, stop=None, **reward):
         scorer=scorer,
         stop=stop or StopSignal(),
         is_writer=True,
+        ledger=no_ledger(),
     )
 
 

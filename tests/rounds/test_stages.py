@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 from types import SimpleNamespace
 
 import jax
 import pytest
 
+from halos_jax import storage
 from halos_jax.config import (
     CheckpointConfig,
     Config,
@@ -21,6 +23,7 @@ from halos_jax.devices import DeviceError
 from halos_jax.losses import get_loss
 from halos_jax.rounds import stages
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.ledger import no_ledger, open_ledger
 from halos_jax.types import CHOSEN, REJECTED, Prompt, Sample, Turn
 
 CONFIG = Config(
@@ -69,6 +72,7 @@ def make_run(**parts) -> stages.Run:
         "stop": StopSignal(),
         "held_out": PROMPTS[:2],
         "is_writer": True,
+        "ledger": no_ledger(),
     }
     return stages.Run(**(defaults | parts))
 
@@ -268,10 +272,16 @@ def test_a_round_of_ties_has_nothing_to_train_on(tmp_path, sampled, caplog):
         load_round_start=pytest.fail,
     )
     assert trained is state and "no pairs to train on" in caplog.text
-    # It is saved all the same, or a resume would do the round again.
-    assert run.checkpoints.calls == [
-        ("save", 4, state, {"round": 1, "in_stage": False, "layouts": {}})
-    ]
+    assert run.writer.calls == [("flush",)] and run.checkpoints.calls == []
+
+
+def test_a_checkpoint_knows_what_was_written_before_it(tmp_path):
+    ledger = open_ledger(tmp_path)
+    run, state = make_run(ledger=ledger), SimpleNamespace(step=4)
+    ledger.note_prefix(tmp_path / "metrics.jsonl", 0, "")
+    stages.save_round(run, state, 1)
+    position = {"round": 1, "in_stage": False, "layouts": {}, "ledger": ledger.head}
+    assert ledger.head and run.checkpoints.calls == [("save", 4, state, position)]
 
 
 def test_a_step_is_saved_where_it_is_due_or_the_run_must_stop():
@@ -281,7 +291,7 @@ def test_a_step_is_saved_where_it_is_due_or_the_run_must_stop():
     for done in range(1, 7):
         stages.after_step(run, state, done, round=2, total=6)
     # Not after the last one: the round's own checkpoint follows.
-    position = {"round": 2, "in_stage": True, "stage_step": 3, "layouts": {}}
+    position = {"round": 2, "in_stage": True, "stage_step": 3, "layouts": {}, "ledger": ""}
     assert run.checkpoints.calls == [("save", 17, state, position)]
     assert run.writer.calls == [("flush",)]
 
@@ -289,8 +299,27 @@ def test_a_step_is_saved_where_it_is_due_or_the_run_must_stop():
     run.stop.handle()
     with pytest.raises(Interrupted):
         stages.after_step(run, state, 1, round=2, total=6)
-    position = {"round": 2, "in_stage": True, "stage_step": 1, "layouts": {}}
+    position = {"round": 2, "in_stage": True, "stage_step": 1, "layouts": {}, "ledger": ""}
     assert run.checkpoints.calls == [("save", 17, state, position), ("finish",)]
+
+
+def test_a_shard_is_known_before_it_is_there(tmp_path, sampled, monkeypatch):
+    """Killed between the two, or sampled whole: the next process finds what the ledger says."""
+    run = make_run(ledger=open_ledger(tmp_path))
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
+    assert list(open_ledger(tmp_path).entries) == ["samples.shard-0000.jsonl"]
+    stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
+    for number in range(3):
+        path = tmp_path / f"samples.shard-{number:04d}.jsonl"
+        assert run.ledger.find(path)["sha256"] == storage.hash_file(path)
+    assert run.ledger.find(tmp_path / "samples.jsonl") is None  # its manifest names it
 
 
 def test_only_the_shards_of_the_label_are_removed(tmp_path):

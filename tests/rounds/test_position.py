@@ -1,0 +1,52 @@
+"""Where a run goes on from."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from halos_jax.data.layout import Layout, LayoutMemory
+from halos_jax.losses import get_loss
+from halos_jax.rounds import position
+from halos_jax.rounds.checkpoints import CheckpointError
+from halos_jax.training import loop as training
+
+PPO = {"name": "ppo"}
+
+
+def test_the_policy_comes_from_the_newest_checkpoint():
+    trainer = SimpleNamespace(abstract_state=None, layouts=LayoutMemory())
+    known = LayoutMemory()
+    known.keep("train", Layout(1, 2, 64, 32, 2, ((4, 64),)))
+
+    def restore(record):
+        record |= {"layouts": known.to_record()}
+        checkpoints = SimpleNamespace(latest=lambda: 1, restore=lambda abstract: ("state", record))
+        found = position.restore_position(trainer, checkpoints)
+        return found.state, found.round, found.stage_step
+
+    assert restore({"round": 3, "in_stage": False}) == ("state", 3, 0)
+    assert restore({"round": 3, "in_stage": True, "stage_step": 5}) == ("state", 2, 5)
+    assert trainer.layouts.find("train") == known.find("train")
+
+
+def test_the_policy_of_a_rounds_start_comes_back_wherever_the_run_stands(tmp_path, monkeypatch):
+    asked = []
+    checkpoints = SimpleNamespace(
+        find_round_end=lambda round: {2: 7}.get(round),
+        restore_params=lambda abstract, save_id: asked.append(save_id) or "of round 2",
+    )
+    trainer = SimpleNamespace(abstract_state=SimpleNamespace(params=None), loss=get_loss(PPO))
+    run = SimpleNamespace(trainer=trainer, checkpoints=checkpoints, workdir=tmp_path)
+    state = SimpleNamespace(params="now")
+
+    def load(round, stage_step):
+        at = position.Position(state, round - 1, stage_step)
+        return position.load_round_start(run, at, round)
+
+    assert load(3, 0) == "now" and not asked  # before the first step
+    assert load(3, 4) == "of round 2" and asked == [7]
+    monkeypatch.setattr(position, "load_start", lambda trainer: "sft")
+    monkeypatch.setattr(training, "add_value_head", lambda trainer, params: f"{params} + head")
+    assert load(1, 4) == "sft + head"
+    with pytest.raises(CheckpointError, match=r"the checkpoint at the end of round 4 is gone"):
+        load(5, 1)
