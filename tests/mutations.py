@@ -149,15 +149,21 @@ def try_all(faults: Sequence[Fault], limit: float) -> int:
         root = Path(folder) / "copy"
         shutil.copytree(ROOT, root, ignore=_LEFT_OUT)
         check_unchanged(root, faults, 5 * limit)
-        missed = 0
+        missed, broken = 0, []
         for number, fault in enumerate(faults, 1):
-            outcome = try_fault(root, fault, limit)
+            try:
+                outcome = try_fault(root, fault, limit)
+            except TableError as error:
+                broken.append(str(error))
+                continue
             missed += not outcome.noticed_by
             said = f"by {outcome.noticed_by}" if outcome.noticed_by else ""
             word = "noticed" if said else "NOT NOTICED"
             print(f"{number:3d} {word} {outcome.seconds:5.1f} s  {fault}  {said}", flush=True)
-    print(f"{len(faults) - missed} of {len(faults)} faults noticed")
-    return bool(missed)
+    print(f"{len(faults) - missed - len(broken)} of {len(faults)} faults noticed")
+    if broken:
+        raise TableError("\n".join(broken))
+    return int(missed > 0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from halos_jax.config import (
     ConfigError,
     DataConfig,
     EvalConfig,
+    LoraConfig,
     ModelConfig,
     OptimizerConfig,
     RewardConfig,
@@ -18,12 +20,14 @@ from halos_jax.config import (
     SamplingConfig,
     TrainConfig,
 )
+from halos_jax.rounds import eval_task
 from halos_jax.rounds import state as states
 from halos_jax.rounds.eval_task import run_evaluation
 from halos_jax.rounds.export_task import run_export
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.loop import run_online
 from halos_jax.rounds.single import run_training
+from halos_jax.training.loop import Trainer
 
 
 def make_config(toy, workdir, task, **changes) -> Config:
@@ -102,6 +106,49 @@ def test_feedback_gives_the_loss_of_the_training_run(toy, tmp_path):
     itself = EvalConfig(on="feedback", reference=str(tmp_path / "align"))
     config = dataclasses.replace(config, workdir=str(tmp_path / "eval3"), eval=itself, model=model)
     assert run_evaluation(config, StopSignal())["loss/eval"] == pytest.approx(math.log(2))
+
+
+class Seen(Exception):
+    """Ends a task when what it hands on is known."""
+
+
+def test_an_adapter_is_evaluated_on_its_base(toy, tmp_path, monkeypatch):
+    frozen = object()
+
+    def evaluate(trainer, params, dataset):
+        assert (trainer.frozen, params) == (frozen, "adapter")
+        raise Seen
+
+    monkeypatch.setattr(eval_task.source, "load_trained", lambda *given: ("adapter", frozen))
+    monkeypatch.setattr(eval_task.training, "evaluate", evaluate)
+    pairs = DataConfig(eval=str(toy / "eval_pairs.jsonl"))
+    changes = {"eval": EvalConfig(on="feedback"), "loss": {"name": "simpo"}}
+    with pytest.raises(Seen):
+        run_evaluation(
+            make_config(toy, tmp_path, "eval", data=pairs, **changes),
+            StopSignal(),
+        )
+
+
+def test_the_reference_is_what_the_run_started_from_by_its_own_seed(toy, tmp_path, monkeypatch):
+    job = make_config(toy, tmp_path, "eval", eval=EvalConfig(on="feedback"))
+    run = dataclasses.replace(job, task="align", seed=11, lora=LoraConfig(rank=4))
+
+    def add_reference(trainer, dataset, params, *, label):
+        assert (trainer.config.seed, trainer.config.lora, trainer.frozen) == (11, run.lora, "base")
+        assert params == "start" and dataset == "data"
+        raise Seen
+
+    monkeypatch.setattr(eval_task.source, "find_origin", lambda policy: run)
+    monkeypatch.setattr(eval_task.start, "load_frozen", lambda config, *rest: "base")
+    monkeypatch.setattr(eval_task.start, "load_start", lambda trainer: "start")
+    monkeypatch.setattr(eval_task.training, "add_reference", add_reference)
+    decoder, _ = eval_task.start.load_policy(job.model)
+    trainer = Trainer(**dict.fromkeys(Trainer.__dataclass_fields__) | {"decoder": decoder})
+    with pytest.raises(Seen):
+        eval_task._add_reference(
+            SimpleNamespace(config=job, mesh=None), SimpleNamespace(), trainer, "data"
+        )
 
 
 def test_a_loss_of_scores_needs_a_reward_model(toy, tmp_path):

@@ -140,3 +140,19 @@ def test_checkpoints_that_are_not_there(stopped, toy, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.checkpoint: got 9, but model\.path"):
         model = dataclasses.replace(config.model, path=str(toy / "policy"))
         run_export(dataclasses.replace(empty, model=model), StopSignal())
+
+
+def test_weights_that_are_drawn_are_drawn_by_the_seed(toy, tmp_path, monkeypatch):
+    seen = []
+
+    def export_policy(params, *rest, **options):
+        seen.append(np.asarray(params["embed"]))
+        raise NotImplementedError  # what follows is another test's
+
+    monkeypatch.setattr(final, "export_policy", export_policy)
+    for number, seed in enumerate((0, 9, 9)):
+        config = make_config(toy / "base", tmp_path / str(number))
+        model = dataclasses.replace(config.model, random_init=True)
+        with pytest.raises(NotImplementedError):
+            run_export(dataclasses.replace(config, seed=seed, model=model), StopSignal())
+    assert (seen[1] == seen[2]).all() and (seen[0] != seen[1]).any()

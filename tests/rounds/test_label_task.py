@@ -21,6 +21,7 @@ from halos_jax.data.fields import RecordError
 from halos_jax.data.loading import load_renderer
 from halos_jax.models import export, hf, spec
 from halos_jax.rewards.labels import RewardError
+from halos_jax.rounds import label_task, stages
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.label_task import run_labelling
 from halos_jax.types import Prompt, Sample, Turn
@@ -86,6 +87,45 @@ def test_each_kind_of_feedback_comes_with_the_scored_samples(samples, tmp_path):
         assert (pair.chosen.sample_id, pair.rejected.sample_id) == (1, 0)
         original = next(s for s in samples if s.prompt == pair.prompt and s.sample_id == 1)
         assert pair.chosen.ids == original.response_ids  # what was sampled goes to training
+
+
+def test_a_split_is_labelled_as_its_round_and_can_be_stopped(samples, tmp_path, monkeypatch):
+    seen, stop = {}, StopSignal()
+
+    def spy(module, name):
+        original = getattr(module, name)
+
+        def call(*given):
+            seen[name] = given
+            return original(*given)
+
+        monkeypatch.setattr(module, name, call)
+
+    spy(label_task, "make_scorer")
+    spy(stages, "make_feedback")
+    rows = [
+        records.sample_to_record(one) | {"split": "b" if one.prompt.prompt_id == "dab" else "a"}
+        for one in samples
+    ]
+    records.write_records(tmp_path / "samples.jsonl", rows)
+    config = make_config(tmp_path / "run", tmp_path / "samples.jsonl")
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, train_split="a"),
+        sampling=dataclasses.replace(config.sampling, round=5),
+    )
+    assert run_labelling(config, stop)["feedback_prompts"] == 3
+    assert seen["make_scorer"][3] == stop.check
+    _, scored, round = seen["make_feedback"]
+    assert round == 5 and {one.prompt.prompt_id for one in scored} == {"bca", "ecd", "fba"}
+
+
+def test_tokens_are_kept_where_their_tokenizer_is_known(toy, samples, tmp_path):
+    renderer = load_renderer(str(toy / "policy"))
+    foreign = dataclasses.replace(samples[0], prompt_ids=(1, 2), response_ids=(3,))
+    for model, expected in ((ModelConfig(path="x"), foreign), (ModelConfig(), samples[0])):
+        config = make_config(tmp_path, "", model=model)
+        assert label_task._with_ids(foreign, renderer, 16, config) == expected
 
 
 def score_right(prompt, response: str, record) -> float:

@@ -18,7 +18,7 @@ from halos_jax.config import (
 )
 from halos_jax.data import datasets
 from halos_jax.data.fields import RecordError
-from halos_jax.rounds import sample_task, stages
+from halos_jax.rounds import sample_task, source, stages
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.rounds.loop import run_online
 from halos_jax.rounds.sample_task import run_sampling
@@ -72,7 +72,14 @@ class StopAfter(StopSignal):
         self._checks -= 1
 
 
-def test_it_draws_what_an_online_run_draws_even_when_stopped_in_between(toy, tmp_path):
+def test_it_draws_what_an_online_run_draws_even_when_stopped_in_between(toy, tmp_path, monkeypatch):
+    recorded, original = [], source.find_source
+
+    def find_source(settings, **options):
+        recorded.append(options["recorded"])
+        return original(settings, **options)
+
+    monkeypatch.setattr(source, "find_source", find_source)
     run_online(make_config(toy, tmp_path / "online", task="online"), StopSignal())
     expected = (tmp_path / "online" / "rounds" / "0001" / "samples.jsonl").read_bytes()
     config = make_config(toy, tmp_path / "sample", num_prompts=4)
@@ -82,6 +89,8 @@ def test_it_draws_what_an_online_run_draws_even_when_stopped_in_between(toy, tmp
         "samples.shard-0000.jsonl"
     ]
     metrics = run_sampling(config, StopSignal())
+    # It goes on with the policy that it began with, whatever its path leads to by now.
+    assert recorded == ["", "model"]
     assert metrics["samples"] == 12
     assert (tmp_path / "sample" / "samples.jsonl").read_bytes() == expected
     names = {path.name for path in (tmp_path / "sample").iterdir()}

@@ -60,6 +60,20 @@ def test_a_shard_is_whole_prompts_and_is_scored_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
 
 
+@pytest.mark.parametrize(
+    "reward", [{"kind": "judge"}, {"parts": {"a": {"function": "x:y", "normalise": "file"}}}]
+)
+def test_rewards_that_depend_on_each_other_are_asked_for_at_once(tmp_path, reward):
+    samples, asked = make_samples(), []
+
+    def score(found):
+        asked.append(list(found))
+        return [1.0] * len(found)
+
+    scoring.write_scores(make_run(score, **reward), samples, tmp_path)
+    assert asked == [samples]
+
+
 def test_processes_score_alike_however_late_one_of_them_is(tmp_path, monkeypatch):
     """Two threads stand for two processes, of which the second looks for each shard last."""
     barrier, waits, found = threading.Barrier(2, timeout=10), {}, {}

@@ -21,6 +21,7 @@ from halos_jax.config import (
     SamplingConfig,
     TrainConfig,
 )
+from halos_jax.data.datasets import select_eval, select_train
 from halos_jax.data.loading import load_renderer
 from halos_jax.devices import DeviceError
 from halos_jax.metrics import read_metrics
@@ -111,6 +112,45 @@ def test_sft_lowers_the_loss_and_a_resume_is_exact(toy, tmp_path):
     assert records[0] == records[1]
     # Run once more, it has nothing to do and says what it said.
     assert run(whole)["loss/eval"] == metrics["loss/eval"]
+
+
+def test_what_a_training_task_hands_on(toy, tmp_path, monkeypatch):
+    seen, load, restore = {}, single.load_items, single._restore
+
+    def load_items(kind, path, renderer, lengths, selection, **options):
+        seen[Path(path).name] = selection, options["check_tokens"]
+        return load(kind, path, renderer, lengths, selection, **options)
+
+    class Writer:
+        def __init__(self, path, **options):
+            seen["writer"] = options["resume_step"]
+
+        def close(self):
+            """Nothing was opened."""
+
+    def run_steps(trainer, state, dataset, *, held_out, start, **others):
+        seen["steps"] = start, len(dataset.plan), len(held_out.items)
+        return state
+
+    monkeypatch.setattr(single, "load_items", load_items)
+    monkeypatch.setattr(single, "MetricWriter", Writer)
+    monkeypatch.setattr(single, "_restore", lambda *given: (restore(*given)[0], 2))
+    monkeypatch.setattr(single.training, "run_steps", run_steps)
+    monkeypatch.setattr(single.final, "export_final", lambda *given, **options: tmp_path)
+    data = DataConfig(
+        train=str(toy / "sft.jsonl"),
+        eval=str(toy / "eval.jsonl"),
+        max_train=40,
+        max_eval=10,
+        n_examples=72,
+    )
+    run(make_config(toy, tmp_path / "run", "sft", "", "", data=data, seed=6))
+    expected = {"sft.jsonl": select_train(data, 6), "eval.jsonl": select_eval(data)}
+    assert {name: seen[name] for name in expected} == {
+        name: (selection, True) for name, selection in expected.items()
+    }
+    # Of two epochs of 40 examples 72, in steps of about 16, go on after the second.
+    assert seen["steps"] == (2, 5, 10) and seen["writer"] == 2
 
 
 def test_a_reward_model_learns_to_tell_answers_apart(toy, data, tmp_path):
