@@ -2,35 +2,20 @@
 
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import PartitionSpec
 
 from halos_jax import sharding
 from halos_jax.models import view as views
+from halos_jax.models.dense import PLAIN, Scoring, attend_blocks, attend_dense
 from halos_jax.types import View
 
 logger = logging.getLogger(__name__)
 
-
-@struct.dataclass
-class Scoring:
-    """How a query scores the keys: `softcap(scale * q.k)` for the last `window` ones."""
-
-    # None: H^-0.5.
-    scale: float | None = struct.field(pytree_node=False, default=None)
-    # Scores -> cap * tanh(scores / cap) (Gemma 2); 0: as they are.
-    softcap: float = struct.field(pytree_node=False, default=0.0)
-    # Keys in sight, the query's own included; 0: all.
-    window: int = struct.field(pytree_node=False, default=0)
-    # Of each head, `[N]`, a score beside the keys' that leads to no value (Xiao et al. 2024,
-    # attention sinks; gpt-oss); None: no such score.
-    sinks: jax.Array | None = None
-
-
-PLAIN = Scoring()
+_SINK_DIMS = 8  # that queries have for their sinks; kernels want multiples of 8
 
 
 @functools.cache
@@ -39,18 +24,18 @@ def choose_backend(
 ) -> str:
     """Return the backend that `name` means on this platform: "xla", "cudnn" or "splash".
 
-    "auto" takes the platform's fused kernel where it knows the head dimension, the dtype, the
-    soft cap and the sinks (cuDNN has neither). A backend that cannot run here falls back to "xla"
-    with one logged line, and so does "auto" where soft cap or sinks rule the kernel out.
+    "auto" takes the platform's fused kernel where it knows the head dimension, the dtype and the
+    soft cap (cuDNN has none). A backend that cannot run here falls back to "xla" with one logged
+    line, and so does "auto" where it is the soft cap that rules the kernel out.
     """
     platform = jax.default_backend()
     on_gpu, half = platform in ("gpu", "cuda"), dtype in ("bfloat16", "float16")
-    plain = not softcap and not sinks
+    size = head_dim + _SINK_DIMS * sinks
     supported = {
-        "cudnn": on_gpu and half and head_dim % 8 == 0 and head_dim <= 256 and plain,
+        "cudnn": on_gpu and half and size % 8 == 0 and size <= 256 and not softcap,
         "splash": platform == "tpu" and head_dim % 64 == 0,
     }
-    if name == "auto" and on_gpu and half and not plain:
+    if name == "auto" and on_gpu and half and softcap:
         name = "cudnn"  # far slower without: not in silence
     if name == "auto":
         return next((backend for backend, usable in supported.items() if usable), "xla")
@@ -91,27 +76,19 @@ def attend_causal(
     # A window that no sequence of this length leaves is none.
     window = scoring.window if scoring.window < q.shape[1] else 0
     local = (window - 1, 0) if window else None
-    if backend == "cudnn":
-        # A length of zero is undefined in the kernel; such a sequence is never read.
-        lengths = jnp.maximum(lengths, 1)
-        return jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            scale=scoring.scale,
-            is_causal=True,
-            query_seq_lengths=lengths,
-            key_value_seq_lengths=lengths,
-            local_window_size=local,
-            implementation="cudnn",
-        )
+    if backend == "cudnn" and scoring.sinks is None:
+        return _attend_cudnn(q, k, v, lengths, scale=scoring.scale, local=local)
     if backend == "splash":
         return _attend_splash(q, k, v, lengths, scoring.replace(window=window))
     # Padding stands to the right, so causality alone keeps it out of every real token's sight.
+    if scoring.sinks is not None and window and 2 * window < q.shape[1]:
+        return attend_blocks(q, k, v, scoring)
+    if backend == "cudnn" and not window:
+        return attend_sink_key(q, k, v, lengths, scoring, attend=_attend_cudnn)
     if scoring.softcap or scoring.sinks is not None:
         distance = jnp.arange(q.shape[1])[:, None] - jnp.arange(q.shape[1])
         visible = (distance >= 0) & (distance < (window or q.shape[1]))
-        return _attend_dense(q, k, v, visible, scoring)
+        return attend_dense(q, k, v, visible, scoring)
     return jax.nn.dot_product_attention(
         q,
         k,
@@ -121,6 +98,60 @@ def attend_causal(
         local_window_size=local,
         implementation="xla",
     )
+
+
+def _attend_cudnn(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    *,
+    scale: float | None,
+    local: tuple[int, int] | None = None,
+) -> jax.Array:
+    # A length of zero is undefined in the kernel; such a sequence is never read.
+    lengths = jnp.maximum(lengths, 1)
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        scale=scale,
+        is_causal=True,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        local_window_size=local,
+        implementation="cudnn",
+    )
+
+
+def attend_sink_key(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lengths: jax.Array,
+    scoring: Scoring,
+    *,
+    attend: Callable[..., jax.Array],
+) -> jax.Array:
+    """Causal attention with sinks by a kernel that knows none, `attend`.
+
+    A key in front of all others, with a value of zero, has the sinks as its scores: queries get
+    dimensions of their own for it, in which all other keys are zero. They hold a sink as the sum
+    of two numbers, so that bfloat16 does not round it.
+    """
+    scale = q.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+    wanted = scoring.sinks.astype(jnp.float32) / scale
+    high = wanted.astype(q.dtype)
+    low = jax.lax.stop_gradient(wanted - high.astype(jnp.float32)).astype(q.dtype)
+    own = jnp.zeros((q.shape[2], _SINK_DIMS), q.dtype).at[:, 0].set(high).at[:, 1].set(low)
+    own = jnp.broadcast_to(own, (*q.shape[:3], _SINK_DIMS))
+    q = jnp.concatenate([q, own], axis=-1)
+    rows = (1, -(q.shape[1] + 1) % 8)  # the kernel wants an even number
+    k, v = (jnp.pad(x, [(0, 0), rows, (0, 0), (0, _SINK_DIMS)]) for x in (k, v))
+    k = k.at[:, 0, :, -_SINK_DIMS : 2 - _SINK_DIMS].set(1)
+    length, q = q.shape[1], jnp.pad(q, [(0, 0), rows, (0, 0), (0, 0)])
+    out = attend(q, k, v, lengths + 1, scale=scale)
+    return out[:, 1 : length + 1, :, :-_SINK_DIMS]
 
 
 def attend_view(
@@ -210,8 +241,8 @@ def attend_cache(
 
 def _attend_slots(q, keys, values, positions, scoring: Scoring, *, backend: str) -> jax.Array:
     window = scoring.window if scoring.window < keys.shape[1] else 0
-    # cuDNN takes its window from causality, which one query against a cache has not.
-    if backend == "cudnn" and not window:
+    # cuDNN has no sinks; its window is one of causality, which a query against a cache has not.
+    if backend == "cudnn" and not window and scoring.sinks is None:
         return jax.nn.dot_product_attention(
             q[:, None],
             keys,
@@ -225,38 +256,7 @@ def _attend_slots(q, keys, values, positions, scoring: Scoring, *, backend: str)
     visible = slots <= positions[:, None]
     if window:
         visible &= slots > positions[:, None] - window
-    return _attend_dense(q, keys, values, visible[:, None, None], scoring)
-
-
-def _attend_dense(
-    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, scoring: Scoring
-) -> jax.Array:
-    """Attention of `q [B, (T,) N, H]` to `[B, C, K, H]` with all scores in memory.
-
-    `visible` broadcasts to the scores, `[B, K, N/K, (T,) C]`.
-    """
-    num_heads, head_dim = q.shape[-2:]
-    num_kv_heads = k.shape[2]
-    grouped = q.reshape(*q.shape[:-2], num_kv_heads, num_heads // num_kv_heads, head_dim)
-    scores = jnp.einsum("b...kgh,bckh->bkg...c", grouped, k, preferred_element_type=jnp.float32)
-    scores = scores * (head_dim**-0.5 if scoring.scale is None else scoring.scale)
-    if scoring.softcap:
-        scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
-    scores = jnp.where(visible, scores, -jnp.inf)
-    weights = _weigh(scores, scoring.sinks).astype(v.dtype)
-    return jnp.einsum("bkg...c,bckh->b...kgh", weights, v).reshape(q.shape)
-
-
-def _weigh(scores: jax.Array, sinks: jax.Array | None) -> jax.Array:
-    """Return the softmax of `scores f32[B, K, N/K, (T,) C]` and the heads' sinks, without these."""
-    if sinks is None:
-        return jax.nn.softmax(scores, axis=-1)
-    of_head = (*scores.shape[1:3], *[1] * (scores.ndim - 3))
-    sinks = sinks.astype(jnp.float32).reshape(of_head)
-    top = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sinks)
-    top = jax.lax.stop_gradient(top)
-    weights = jnp.exp(scores - top)
-    return weights / (jnp.sum(weights, axis=-1, keepdims=True) + jnp.exp(sinks - top))
+    return attend_dense(q, keys, values, visible[:, None, None], scoring)
 
 
 def _attend_splash(

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from halos_jax.models import layers
-from halos_jax.models.attention import Scoring, attend_rows, attend_view, choose_backend
+from halos_jax.models.attention import attend_rows, attend_view, choose_backend
+from halos_jax.models.dense import Scoring
 from halos_jax.models.gating import compute_gated_scores
 from halos_jax.models.head import (
     compute_token_logps,

@@ -11,7 +11,7 @@ import pytest
 from halos_jax import sharding
 from halos_jax.data.batches import build_batch, plan_batches
 from halos_jax.models import attention
-from halos_jax.models.attention import PLAIN, Scoring
+from halos_jax.models.dense import PLAIN, Scoring
 from halos_jax.types import CHOSEN, MEMBER, REJECTED, Item
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
@@ -309,13 +309,58 @@ def test_a_soft_cap_keeps_cudnn_away_and_says_so(platform, caplog, name):
     assert attention.choose_backend("auto", 64, "float32", 50.0) == "splash"
 
 
-@pytest.mark.parametrize("name", ["auto", "cudnn"])
-def test_sinks_keep_cudnn_away_and_say_so(platform, caplog, name):
+def test_sinks_need_room_in_the_head_dimension(platform, caplog):
     platform("gpu")
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            assert attention.choose_backend(name, 64, "bfloat16", sinks=True) == "xla"
-    (record,) = caplog.records
-    assert "and attention sinks: using 'xla'" in record.getMessage()
+    assert attention.choose_backend("auto", 248, "bfloat16", sinks=True) == "cudnn"
+    assert attention.choose_backend("auto", 256, "bfloat16") == "cudnn"
+    assert not caplog.records
+    assert attention.choose_backend("cudnn", 256, "bfloat16", sinks=True) == "xla"
+    assert "256 in bfloat16 and attention sinks: using 'xla'" in caplog.text
     platform("tpu")
     assert attention.choose_backend("auto", 64, "float32", sinks=True) == "splash"
+
+
+def attend_plain(q, k, v, lengths, *, scale):
+    """Stands for a kernel that has no sinks."""
+    return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, implementation="xla")
+
+
+@pytest.mark.parametrize("scale", [None, 0.6])
+def test_a_key_in_front_is_a_sink_in_value_and_gradient(scale):
+    q, k, v = draw_qkv(2, 20)
+    lengths, weights = jnp.array([20, 11]), draw_qkv(2, 20, seed=1)[0]
+    scoring = Scoring(scale=scale, sinks=jnp.asarray(SINKS))
+
+    def run(attend):
+        def total(qkv, scoring):
+            out = attend(*qkv, lengths, scoring=scoring)
+            return (out * weights).sum(), out
+
+        run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+        (_, out), gradients = run((q, k, v), scoring)
+        return out, jax.tree.leaves(gradients)
+
+    out, gradients = run(functools.partial(attention.attend_sink_key, attend=attend_plain))
+    expected, expected_gradients = run(functools.partial(attention.attend_causal, backend="xla"))
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        assert np.abs(other).max() > 1e-2
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_sink_is_not_rounded_in_bfloat16():
+    q, k, v = (x.astype(jnp.bfloat16) for x in draw_qkv(1, 4, head_dim=64))
+    sinks = np.array([3.01, 100.3, -2.007, 0.0], np.float32)
+
+    def attend(q, k, v, lengths, *, scale):
+        assert lengths == 5 and not np.asarray(v[:, 0]).any()
+        key = np.asarray(k[0, 0, 0], np.float64)
+        assert q.shape[1:] == (8, HEADS, 72) and k.shape[1:] == (8, KV_HEADS, 72)
+        scores = scale * np.asarray(q, np.float64)[0, 1:5] @ key
+        np.testing.assert_allclose(scores, np.broadcast_to(sinks, (4, HEADS)), rtol=2**-16)
+        return q
+
+    kept = attention.attend_sink_key(
+        q, k, v, jnp.array([4]), Scoring(sinks=jnp.asarray(sinks)), attend=attend
+    )
+    np.testing.assert_array_equal(kept, q)
