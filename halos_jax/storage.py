@@ -29,7 +29,8 @@ _ADVICE = {
 
 
 # What says that a disk is full or broken, whatever was being written.
-_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_STORAGE_ERRORS = (*_FULL, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
 # Called with the path, the size and the SHA-256 of a file that is about to take its name.
@@ -76,9 +77,79 @@ def _explain(error: OSError, path: str | Path) -> WorkdirError:
     where = error.filename or path
     advice = _ADVICE.get(error.errno, "check the disk, or choose another folder")
     reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        reason += f" ({describe_free(path)})"
+    elif error.errno == errno.ENOENT and _has_parent(where):
+        reason = "it cannot be created here"
+        advice = "the file system takes no new files, as /proc; choose another folder"
     return WorkdirError(
         f"workdir: cannot use {str(where)!r}: {reason}; {advice} (--config.workdir=DIR)"
     )
+
+
+def _has_parent(path: Any) -> bool:
+    return isinstance(path, (str, os.PathLike)) and Path(path).absolute().parent.exists()
+
+
+def says_full(error: BaseException) -> bool:
+    """Tell whether an error, or what it came from, says that there is no space left on a disk.
+
+    Libraries in C++ hide the code of the system's error in a text.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(os.strerror(code) in str(error) for code in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def describe_free(path: str | Path) -> str:
+    """Return "0.2 GiB free", of the disk that holds `path` or its nearest ancestor."""
+    return f"{format_size(_measure_free(path))} free"
+
+
+def describe_full(folder: str | Path, size: int, kept: str) -> str:
+    """Return the message of a disk that became full as `size` bytes were written beside others.
+
+    Args:
+      kept: what is safe, "checkpoint 7".
+    """
+    return (
+        f"the disk of {str(folder)!r} is full: {describe_free(folder)}, a checkpoint takes "
+        f"{format_size(size)} and stands beside the old one until it is whole; free some space "
+        f"and run the same command again ({kept} is safe)"
+    )
+
+
+def require_space(folder: str | Path, size: int, what: str) -> None:
+    """Raise WorkdirError where the disk of `folder` has no room for `size` bytes.
+
+    Args:
+      what: what takes them, "a checkpoint".
+    """
+    free = _measure_free(folder)
+    if free < size:
+        raise WorkdirError(
+            f"workdir: the disk of {str(folder)!r} has {format_size(free)} free, but {what} takes "
+            f"{format_size(size)}; free some space, or choose another folder (--config.workdir=DIR)"
+        )
+
+
+def format_size(size: int) -> str:
+    """Return a number of bytes for people: "5.9 GiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} GiB"
+
+
+def _measure_free(path: str | Path) -> int:
+    path = Path(path).absolute()
+    present = next(one for one in (path, *path.parents) if one.exists())
+    return shutil.disk_usage(present).free
 
 
 def remove_partials(folder: str | Path) -> None:

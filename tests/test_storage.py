@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 
 import pytest
 
@@ -77,3 +78,66 @@ def test_hash_and_atomic_write_agree_with_what_is_read(tmp_path):
     storage.write_json_atomic(path, {"b": 2})
     assert path.read_text() == '{\n  "b": 2\n}\n' and storage.hash_file(path) != before
     assert [file.name for file in path.parent.iterdir()] == ["x.json"]
+
+
+def test_a_folder_that_cannot_be_made_here_says_so():
+    with (
+        pytest.raises(WorkdirError, match=r"'/proc/foo': it cannot be created here; the file sys"),
+        storage.explain_os_errors("/proc/foo"),
+    ):
+        os.mkdir("/proc/foo")
+    missing = "the folder is missing; create it"
+    with pytest.raises(WorkdirError, match=missing), storage.explain_os_errors("x"):
+        os.listdir("/no/such/folder")
+
+
+@pytest.fixture
+def disk(monkeypatch, tmp_path):
+    """Make every disk one with 3 MiB free."""
+    free = shutil.disk_usage(tmp_path)._replace(free=3 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+
+
+def test_a_full_disk_says_how_much_is_free(disk, tmp_path):
+    with (
+        pytest.raises(WorkdirError) as caught,
+        storage.explain_os_errors(tmp_path / "absent" / "x"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "No space left on device (3.0 MiB free); the disk is full; free some" in str(
+        caught.value
+    )
+    assert storage.describe_full(tmp_path, 6 * 2**30, "checkpoint 7") == (
+        f"the disk of '{tmp_path}' is full: 3.0 MiB free, a checkpoint takes 6.0 GiB and stands "
+        "beside the old one until it is whole; free some space and run the same command again "
+        "(checkpoint 7 is safe)"
+    )
+
+
+def test_room_is_asked_for_before_it_is_needed(disk, tmp_path):
+    storage.require_space(tmp_path / "run", 3 * 2**20, "a checkpoint")
+    with pytest.raises(WorkdirError) as caught:
+        storage.require_space(tmp_path / "run", 3 * 2**20 + 1, "a checkpoint")
+    assert str(caught.value) == (
+        f"workdir: the disk of '{tmp_path / 'run'}' has 3.0 MiB free, but a checkpoint takes "
+        "3.0 MiB; free some space, or choose another folder (--config.workdir=DIR)"
+    )
+
+
+def test_an_error_that_hides_the_code_of_a_full_disk_is_known_by_its_text():
+    hidden = ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device [28]")
+    outer = RuntimeError("could not save")
+    outer.__cause__ = hidden
+    for error in (hidden, outer, OSError(errno.EDQUOT, "x")):
+        assert storage.says_full(error)
+    for error in (ValueError("RESOURCE_EXHAUSTED: out of memory"), OSError(errno.EIO, "x")):
+        assert not storage.says_full(error)
+
+
+@pytest.mark.parametrize(
+    "size, shown",
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**20, "1.0 MiB"), (2**30, "1.0 GiB")],
+)
+def test_sizes_for_people(size, shown):
+    assert storage.format_size(size) == shown
+    assert storage.format_size(5000 * 2**30) == "5,000.0 GiB"

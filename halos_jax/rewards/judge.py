@@ -3,6 +3,7 @@
 import concurrent.futures
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,64 @@ import jax
 
 from halos_jax import schema, sharding
 from halos_jax.config import Config
+from halos_jax.data.fields import shorten
 from halos_jax.metrics import make_progress
 from halos_jax.reward_config import JudgeConfig
 from halos_jax.rewards.judge_answers import parse_score, parse_verdict
 from halos_jax.rewards.judge_cache import AnswerCache, make_key
 from halos_jax.rewards.judge_client import Cancelled, JudgeClient, check_url, load_key
 from halos_jax.rewards.judge_prompts import Messages, make_question
-from halos_jax.rewards.labels import Labels, Scorer, check_unlabelled
+from halos_jax.rewards.labels import Labels, RewardError, Scorer
 from halos_jax.types import Sample
 
 logger = logging.getLogger(__name__)
 
+_PROBE = "Answer with the word yes."
 _LOOK = 0.5  # seconds between two looks at whether the run must stop
 _POINTS = {"A": 1.0, "B": 0.0, "tie": 0.5}  # of the sample that stands as A
 Parse = Callable[[str], Any]
 
 
-def make_judge_scorer(config: Config, check: Callable[[], None] = lambda: None) -> Scorer:
+def probe_judge(config: Config) -> bool:
+    """Send the judge one small question, so that a dead one is known before anything is sampled.
+
+    It costs one request of the config's own parameters, with an answer of a word. Where there is no
+    server but answers of an earlier run are on disk, they may be all that is needed: that is only
+    said. Returns whether the server is there.
+
+    Raises:
+      ConfigError: where there is no key, or a template or an address that cannot be used.
+      RewardError: where there is no server, or it refuses the request.
+    """
+    settings = config.reward.judge
+    key = load_key(settings.key_variable)
+    make_question(settings)
+    check_url(settings.url)
+    if jax.process_index():
+        return True
+    client = JudgeClient(settings, key)
+    try:
+        client.probe(_make_body(settings, [{"role": "user", "content": _PROBE}]))
+    except RewardError as error:
+        cache = AnswerCache(find_cache(config))
+        cache.load()
+        if not len(cache) or "nothing listens" not in str(error):
+            raise
+        logger.warning("%s (%d answers are on disk: going on with these)", error, len(cache))
+        return False
+    finally:
+        client.close()
+    return True
+
+
+def find_cache(config: Config) -> Path:
+    """Return the file of a run's answers."""
+    return Path(config.reward.judge.cache or Path(config.workdir) / "judge.jsonl")
+
+
+def make_judge_scorer(
+    config: Config, check: Callable[[], None] = lambda: None, *, is_known: bool = False
+) -> Scorer:
     """Return the scorer that asks the judge of `config.reward.judge`.
 
     In mode "score" a sample's reward is the judge's score. In mode "compare" it is the share of its
@@ -41,6 +83,8 @@ def make_judge_scorer(config: Config, check: Callable[[], None] = lambda: None) 
 
     Args:
       check: is called now and then while the scorer waits; what it raises stops the scorer.
+      is_known: `probe_judge` has had an answer; else a server that is not there is no error that
+        may pass when it is first needed.
 
     Raises:
       ConfigError: where there is no key, or a template that cannot be used.
@@ -49,13 +93,15 @@ def make_judge_scorer(config: Config, check: Callable[[], None] = lambda: None) 
     key = load_key(settings.key_variable)
     question = make_question(settings)
     check_url(settings.url)
-    cache = AnswerCache(settings.cache or Path(config.workdir) / "judge.jsonl")
+    cache, met = AnswerCache(find_cache(config)), threading.Event()
+    if is_known:
+        met.set()
 
     def ask(conversations: Sequence[Messages], parse: Parse) -> list[Any]:
         asker = _Asker(config, cache, parse)
         if jax.process_index() == 0:
             cache.load()
-            asker.ask_all(conversations, key, check)
+            asker.ask_all(conversations, key, check, met)
         sharding.wait_for_all("asked the judge")
         cache.load()
         return [asker.look_up(messages)[0] for messages in conversations]
@@ -128,6 +174,7 @@ class _Asker:
     def __init__(self, config: Config, cache: AnswerCache, parse: Parse):
         self._config, self._cache, self._parse = config, cache, parse
         self._settings: JudgeConfig = config.reward.judge
+        self._useless: str | None = None  # the last answer without what is wanted
 
     def look_up(self, messages: Messages) -> tuple[Any, int]:
         """Return (what the answers on disk say or None, how many of them there are)."""
@@ -140,12 +187,19 @@ class _Asker:
             found = self._parse(answer["text"]) if whole else None
             if found is not None:
                 return found, repeat
+            self._useless = answer["text"]
         return None, self._settings.repeats + 1
 
     def ask_all(
-        self, conversations: Sequence[Messages], key: str, check: Callable[[], None]
+        self,
+        conversations: Sequence[Messages],
+        key: str,
+        check: Callable[[], None],
+        met: threading.Event,
     ) -> None:
         """Ask what is not on disk yet, `concurrency` at a time.
+
+        `met` is set where the server is known to be there, and from its first contact on.
 
         Raises:
           RewardError: where the server refuses, or too many questions stay without an answer. The
@@ -165,6 +219,9 @@ class _Asker:
             elif found is None:
                 open_questions.append(name)
         client = JudgeClient(self._settings, key)
+        if open_questions and not met.is_set():
+            client.reach()
+            met.set()
         bar = make_progress(len(open_questions), "judge", enabled=self._config.progress)
         pool = concurrent.futures.ThreadPoolExecutor(self._settings.concurrency, "judge")
         try:
@@ -172,8 +229,7 @@ class _Asker:
                 pool.submit(self._ask, client, distinct[name]): name for name in open_questions
             }
             while True:
-                limit = self._config.reward.max_unlabelled
-                check_unlabelled(failed, len(conversations), limit, what="questions to the judge")
+                self._check_failed(failed, len(conversations))
                 if not pending:
                     break
                 check()
@@ -189,6 +245,25 @@ class _Asker:
             client.close()
             bar.close()
         self._report(len(distinct), len(open_questions), failed, client)
+
+    def _check_failed(self, failed: int, total: int) -> None:
+        """Raise RewardError where too many questions have no answer that can be used."""
+        allowed = self._config.reward.max_unlabelled
+        if failed <= allowed * total:
+            return
+        settings = self._settings
+        wanted = "'Final Verdict: A', 'B' or 'tie'"
+        if settings.mode == "score":
+            wanted = f"'Final Score: NUMBER' from {settings.lowest:g} to {settings.highest:g}"
+        last = "none came"
+        if self._useless is not None:
+            last = f"the last answer was {shorten(self._useless)}, wanted was a line {wanted}"
+        raise RewardError(
+            f"{failed} of {total} questions to the judge brought no answer that can be used, more "
+            f"than reward.max_unlabelled={allowed} allows: {last}; all answers are in "
+            f"{self._cache.path}, and are kept: mend reward.judge.prompt or the server, or raise "
+            "--config.reward.max_unlabelled, and run the same command again"
+        )
 
     def _ask(self, client: JudgeClient, messages: Messages) -> Any:
         """Ask until an answer has what is wanted; None where none of them has."""
@@ -215,12 +290,7 @@ class _Asker:
         return make_key(self._settings.url.rstrip("/"), self._body(messages), repeat)
 
     def _body(self, messages: Messages) -> dict[str, Any]:
-        body = {"model": self._settings.model, "messages": messages, "temperature": 0}
-        if self._settings.max_tokens:
-            body["max_tokens"] = self._settings.max_tokens
-        # A parameter that is None is not sent: some models refuse a temperature.
-        body |= schema.to_plain(self._settings.parameters)
-        return {name: value for name, value in body.items() if value is not None}
+        return _make_body(self._settings, messages)
 
     def _report(self, distinct: int, asked: int, failed: int, client: JudgeClient) -> None:
         counts = client.counts
@@ -234,3 +304,12 @@ class _Asker:
             reasons,
             failed,
         )
+
+
+def _make_body(settings: JudgeConfig, messages: Messages) -> dict[str, Any]:
+    body = {"model": settings.model, "messages": messages, "temperature": 0}
+    if settings.max_tokens:
+        body["max_tokens"] = settings.max_tokens
+    # A parameter that is None is not sent: some models refuse a temperature.
+    body |= schema.to_plain(settings.parameters)
+    return {name: value for name, value in body.items() if value is not None}

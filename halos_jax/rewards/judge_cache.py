@@ -45,6 +45,10 @@ class AnswerCache:
                 logger.warning("%s: passed over %d broken lines", self.path, broken)
             self._broken = broken
 
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._answers)
+
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the answer with `key`, or None."""
         with self._lock:

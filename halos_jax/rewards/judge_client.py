@@ -122,6 +122,47 @@ class JudgeClient:
         """Close the connections."""
         self._http.close()
 
+    def reach(self) -> None:
+        """Raise RewardError where there is no server at all; what it answers does not matter.
+
+        A request that costs nothing, tried once: a server that has never answered in this run is
+        not waited for, as one is that was lost for a time.
+        """
+        try:
+            self._http.get(f"{self._settings.url.rstrip('/')}/models")
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise self._unreachable(error) from error
+        except httpx2.RequestError as error:
+            logger.info("judge: %s at the first contact", type(error).__name__)
+
+    def probe(self, body: dict[str, Any]) -> None:
+        """Send one request, to see whether the server answers it at all.
+
+        A failure that may pass (429, 5xx, a time-out) is only said.
+
+        Raises:
+          RewardError: where there is no server, or it refuses the request.
+        """
+        try:
+            response = self._http.post(self._url, json=body)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise self._unreachable(error) from error
+        except httpx2.RequestError as error:
+            logger.warning("judge: the first request failed for now: %s", type(error).__name__)
+            return
+        found = self._read(response)
+        if not isinstance(found, Answer):
+            logger.warning("judge: the first request failed for now: %s", found[0])
+
+    def _unreachable(self, error: Exception) -> RewardError:
+        address = httpx2.URL(self._url)
+        port = address.port or {"http": 80, "https": 443}[address.scheme]
+        return RewardError(
+            f"reward.judge.url: nothing listens at {address.host}:{port} "
+            f"({str(error) or type(error).__name__}); start the server, or set "
+            "--config.reward.judge.url=URL"
+        )
+
     def ask(self, body: dict[str, Any]) -> Answer | None:
         """Send one request until it is answered; None where it is not after all retries.
 
@@ -163,6 +204,9 @@ class JudgeClient:
             response = self._http.post(self._url, json=body)
         except httpx2.RequestError as error:
             return type(error).__name__, 0.0
+        return self._read(response)
+
+    def _read(self, response: httpx2.Response) -> Answer | tuple[str, float]:
         text = response.text
         if len(self._key) >= _SHORTEST_KEY:  # a server may show it in what it answers
             text = text.replace(self._key, "[key]")

@@ -71,15 +71,14 @@ def label_samples(scorer: Scorer, samples: Sequence[Sample], settings: RewardCon
     return dataclasses.replace(labels, rewards=rewards, raw=labels.rewards)
 
 
-def check_unlabelled(count: int, total: int, allowed: float, *, what: str = "samples") -> None:
-    """Raise RewardError where `count` of `total` is more than the fraction `allowed`."""
+def check_unlabelled(count: int, total: int, allowed: float) -> None:
+    """Raise RewardError where `count` of `total` samples are more than the fraction `allowed`."""
     if count > allowed * total:
-        done = "have no reward" if what == "samples" else "brought no answer that can be used"
         raise RewardError(
-            f"{count} of {total} {what} {done}, more than reward.max_unlabelled={allowed} "
-            "allows: a function gave None, or a judge no answer that can be used (the warnings "
-            "above say why). A judge's answers are kept: mend the cause, or raise "
-            "--config.reward.max_unlabelled, and run the same command again"
+            f"{count} of {total} samples have no reward, more than reward.max_unlabelled={allowed} "
+            "allows: a function gave None, or a judge no answer that can be used; a judge's "
+            "answers are kept: mend the cause, or raise --config.reward.max_unlabelled, and run "
+            "the same command again"
         )
 
 

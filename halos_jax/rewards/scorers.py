@@ -21,7 +21,7 @@ from halos_jax.metrics import make_progress
 from halos_jax.models import decoder, hf, vocab
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.rewards.function_scorer import make_function_scorer
-from halos_jax.rewards.judge import make_judge_scorer
+from halos_jax.rewards.judge import make_judge_scorer, probe_judge
 from halos_jax.rewards.labels import RewardError, Scorer
 from halos_jax.rewards.parts import list_parts, make_sum_scorer, part_to_reward
 from halos_jax.types import FINISH_STOP, Sample
@@ -58,8 +58,8 @@ def make_scorer(
                     alone, mesh, renderer, check=check, layouts=layouts, name=f"reward {name}"
                 )
                 scorers[name] = (part, single)
-            except ConfigError as error:
-                raise ConfigError(f"reward.parts.{name}: {error}") from error
+            except (ConfigError, RewardError) as error:
+                raise type(error)(f"reward.parts.{name}: {error}") from error
         scorer = make_sum_scorer(scorers)
     else:
         scorer = _make_single_scorer(
@@ -83,7 +83,9 @@ def _make_single_scorer(
         reward = config.reward
         return make_function_scorer(reward.function, reward.arguments, form=reward.completions)
     if config.reward.kind == "judge":
-        return make_judge_scorer(config, check)
+        # What is there to be labelled is asked about at once; samples come after hours.
+        is_known = config.task != "label" and probe_judge(config)
+        return make_judge_scorer(config, check, is_known=is_known)
     return make_model_scorer(config, mesh, renderer, layouts, name)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from halos_jax import sharding
+from halos_jax import sharding, storage
 from halos_jax.errors import UserError
 from halos_jax.rounds.arrays import compare_arrays, describe_array, name_arrays
 
@@ -112,6 +112,7 @@ class Checkpoints:
             "arrays": {name: describe_array(leaf) for name, leaf in arrays.items()},
         }
         json.dumps(record, allow_nan=False)  # fail here, not in Orbax's thread
+        self._size = sum(leaf.nbytes for leaf in arrays.values())
         save_id, self._next = self._next, self._next + 1
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays, sep="/")),
@@ -368,6 +369,9 @@ class Checkpoints:
         )
 
     def _write_failed(self, save_id: int, error: Exception) -> CheckpointError:
+        if storage.says_full(error):
+            kept = f"checkpoint {self._ids()[-1]:08d}" if self._ids() else "what is done"
+            return CheckpointError(storage.describe_full(self._folder, self._size, kept))
         reason = _shorten(f"{type(error).__name__}: {error}")
         return CheckpointError(
             f"{self._path(save_id)} could not be written ({reason}); "

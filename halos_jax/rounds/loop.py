@@ -39,6 +39,7 @@ from halos_jax.sampling.sampler import make_sampler
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported, take_policy
 from halos_jax.training.loop import Dataset
+from halos_jax.training.state import count_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -258,6 +259,7 @@ def _make_run(
         total_steps=budget.num_rounds * steps_per_round,
         frozen=load_frozen(config, decoder, mesh),
     )
+    storage.require_space(info.workdir, count_bytes(trainer.abstract_state), "a checkpoint")
     logger.info(
         "%d prompts, %d held out; %d rounds; mesh %s",
         len(prompts),

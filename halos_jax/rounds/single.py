@@ -28,6 +28,7 @@ from halos_jax.rounds.start import load_frozen, load_policy, load_start, refuse_
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported
 from halos_jax.training.loop import Dataset, Trainer
+from halos_jax.training.state import count_bytes
 from halos_jax.types import Item, TrainState
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ def _train(
     )
     frozen = load_frozen(config, decoder, mesh)
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
+    storage.require_space(info.workdir, count_bytes(trainer.abstract_state.params), "the result")
     state, start = _restore(trainer, checkpoints)
     states.begin_segment(info, step=start)
     dataset = training.make_dataset(

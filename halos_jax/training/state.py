@@ -1,5 +1,6 @@
 """The train state: how it is made, and its abstract form for compilation and restore."""
 
+import math
 from typing import Any
 
 import jax
@@ -71,3 +72,8 @@ def init_state(params, optimizer: optax.GradientTransformation, abstract: TrainS
         reference=None if abstract.reference is None else copy(abstract.reference),
         ema=None if abstract.ema is None else copy(abstract.ema),
     )
+
+
+def count_bytes(state: Any) -> int:
+    """Return the size of all arrays of a state, abstract or not, as they stand in a checkpoint."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))

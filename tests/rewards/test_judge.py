@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from types import SimpleNamespace as Reply
 
+import httpx2
 import pytest
 
 from halos_jax.config import Config, ConfigError
 from halos_jax.reward_config import JudgeConfig, RewardConfig
+from halos_jax.rewards import judge
 from halos_jax.rewards.judge import count_wins, join_verdicts, list_pairs, make_judge_scorer
 from halos_jax.rewards.labels import Labels, RewardError, label_samples
 from halos_jax.types import FINISH_STOP, Prompt, Sample, Turn
@@ -278,3 +281,65 @@ def test_no_key_and_no_template_are_found_before_anything_is_asked(
     with pytest.raises(ConfigError, match="variable JUDGE_KEY holds nothing"):
         make_judge_scorer(make_config())
     assert not server.bodies
+
+
+DEAD = "http://127.0.0.1:9/v1"
+
+
+def test_a_probe_has_the_parameters_of_the_run_and_stops_it_before_anything_else(
+    server, make_config
+):
+    server.reply = lambda question, before: "yes"
+    assert judge.probe_judge(make_config(parameters={"seed": 7}, max_tokens=5))
+    (body,) = server.bodies
+    assert body == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Answer with the word yes."}],
+        "temperature": 0,
+        "max_tokens": 5,
+        "seed": 7,
+    }
+    server.reply = lambda question, before: Reply(status=401, raw="no such key")
+    with pytest.raises(RewardError, match=r"answers 401 .*no such key"):
+        judge.probe_judge(make_config())
+    with pytest.raises(RewardError, match=r"nothing listens at 127\.0\.0\.1:9"):
+        judge.probe_judge(make_config(url=DEAD))
+
+
+def test_answers_on_disk_need_no_server(server, make_config, caplog, monkeypatch):
+    samples = make_samples("a b")
+    config = make_config()
+    expected = make_judge_scorer(config)(samples)
+    asked = len(server.bodies)
+
+    def refuse(*_, **__):
+        raise httpx2.ConnectError("[Errno 111] Connection refused")
+
+    monkeypatch.setattr(httpx2.Client, "send", refuse)
+    assert make_judge_scorer(config)(samples) == expected
+    assert not judge.probe_judge(config)
+    assert "2 answers are on disk: going on with these" in caplog.text
+    start = time.monotonic()
+    with pytest.raises(RewardError, match="nothing listens at"):
+        make_judge_scorer(config)(make_samples("a b c"))
+    assert time.monotonic() - start < 1 and len(server.bodies) == asked
+
+
+def test_a_server_that_was_there_is_waited_for(server, make_config):
+    """Known by the probe, or lost between two rounds: the retries are for that."""
+    server.reply = lambda question, before: Reply(hang_up=True) if before < 1 else "Final Score: 3"
+    score = make_judge_scorer(make_config(), is_known=True)
+    assert score(make_samples("a")) == [3.0]
+
+
+def test_too_many_answers_without_a_score_show_the_last_one(server, make_config, tmp_path):
+    server.reply = lambda question, before: "I think it is\n good"
+    with pytest.raises(RewardError) as caught:
+        make_judge_scorer(make_config(repeats=0, highest=5.0))(make_samples("a b"))
+    message = str(caught.value)
+    assert " of 2 questions to the judge brought no answer that can be used, more " in message
+    assert (
+        "the last answer was 'I think it is\\n good', wanted was a line 'Final Score: NUMBER' "
+        in (message)
+    )
+    assert f"from 0 to 5; all answers are in {tmp_path / 'run' / 'judge.jsonl'}" in message

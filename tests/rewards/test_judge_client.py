@@ -180,3 +180,31 @@ def test_an_address_that_is_none():
     check_url("http://localhost:8000/v1")
     with pytest.raises(ConfigError, match=r"reward\.judge\.url: got 'http://host:port/v1'"):
         check_url("http://host:port/v1")
+
+
+def test_a_first_contact_costs_nothing_and_a_dead_server_is_said_at_once(server):
+    make_client(server).reach()  # which this server does not know: it answers all the same
+    assert server.bodies == []
+    client = JudgeClient(JudgeConfig(url="http://127.0.0.1:9/v1", retries=6), KEY)
+    for contact in (client.reach, lambda: client.probe(BODY)):
+        start = time.monotonic()
+        with pytest.raises(RewardError) as caught:
+            contact()
+        assert time.monotonic() - start < 1
+        message = str(caught.value)
+        assert message.startswith("reward.judge.url: nothing listens at 127.0.0.1:9 (")
+        assert "refused" in message and "--config.reward.judge.url=URL" in message
+
+
+def test_a_probe_is_one_request_that_tells_a_refusal_from_what_passes(server, caplog):
+    make_client(server).probe(BODY)
+    assert server.bodies == [BODY] and not caplog.text
+    for status in (401, 404):
+        server.reply = lambda question, before, status=status: Reply(status=status, raw="no")
+        with pytest.raises(RewardError, match=rf"answers {status} to a request for model 'm'"):
+            make_client(server).probe(BODY)
+    for reply, reason in ((Reply(status=503), "status 503"), (Reply(delay=0.5), "ReadTimeout")):
+        server.reply = lambda question, before, reply=reply: reply
+        make_client(server, timeout=0.1).probe(BODY)
+        assert f"the first request failed for now: {reason}" in caplog.text
+    assert len(server.bodies) == 5

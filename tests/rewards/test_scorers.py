@@ -227,9 +227,14 @@ def test_batches_of_a_reward_model_keep_the_shapes_that_are_known(folder, render
 
 
 def test_a_judge_is_made_with_what_stops_the_run(monkeypatch):
-    monkeypatch.setattr(scorers, "make_judge_scorer", lambda config, check: check)
+    made = lambda config, check, is_known: (check, is_known)  # noqa: E731
+    monkeypatch.setattr(scorers, "make_judge_scorer", made)
+    monkeypatch.setattr(scorers, "probe_judge", lambda config: True)
     check = lambda: None  # noqa: E731
-    assert make_scorer(Config(reward=RewardConfig(kind="judge")), None, None, check) is check
+    # Samples that are there already are asked about at once, without a probe.
+    for task, is_known in (("online", True), ("eval", True), ("label", False)):
+        config = Config(task=task, reward=RewardConfig(kind="judge"))
+        assert make_scorer(config, None, None, check) == (check, is_known)
 
 
 def test_a_reward_model_never_reads_the_policys_prefix(folder, renderer, one_device):
@@ -348,7 +353,8 @@ def test_a_judge_is_a_scorer_like_any_other(renderer, functions, server, tmp_pat
     config = dataclasses.replace(config, reward=dataclasses.replace(reward, parts=parts))
     labels = make_scorer(config, None, renderer)(samples)
     assert labels.rewards == [5.0, 6.0, 1.0, 6.0, 1.0, 1.0] and labels.parts["b"] == expected
-    assert len(server.bodies) == 3  # one a text, in the first run and never again
+    # One a text, in the first run and never again, and a probe of each.
+    assert len(server.bodies) == 3 + 2
 
 
 def test_an_error_inside_a_function_names_its_part_and_not_its_file(renderer, functions, tmp_path):

@@ -10,7 +10,7 @@ from halos_jax.models.spec import DecoderConfig, abstract_params, init_params, p
 from halos_jax.models.value import abstract_value_params, init_value_params
 from halos_jax.training.followers import Followers, take_averaged, take_policy
 from halos_jax.training.optim import make_optimizer, make_schedule
-from halos_jax.training.state import init_state, make_abstract_state
+from halos_jax.training.state import count_bytes, init_state, make_abstract_state
 
 TINY = DecoderConfig(
     vocab_size=98,
@@ -94,3 +94,9 @@ def test_followers_are_copies_of_the_policy_without_its_value_head(mesh):
         assert leaf.dtype == jnp.bfloat16
         np.testing.assert_array_equal(leaf, mean.astype(jnp.bfloat16))
     assert take_averaged(state.replace(ema=None)) is state.params
+
+
+def test_the_size_of_a_state_is_that_of_its_arrays(made):
+    _, abstract, state = made
+    expected = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert count_bytes(state) == count_bytes(abstract) == expected > 100_000
