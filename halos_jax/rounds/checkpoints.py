@@ -58,6 +58,11 @@ def read_checkpoints(folder: str | Path) -> "Checkpoints":
     return Checkpoints(folder, keep=1, read_only=True)
 
 
+def find_record(folder: str | Path, save_id: int) -> Path:
+    """Return the file of a checkpoint with its round state and what its arrays are."""
+    return Path(folder) / f"{save_id:08d}" / "round" / "metadata"
+
+
 class Checkpoints:
     """The checkpoints in one folder; made by `open_checkpoints`. All processes call all methods."""
 
@@ -292,7 +297,7 @@ class Checkpoints:
 
     def _read_record(self, save_id: int) -> dict[str, Any]:
         # Plain JSON, read without Orbax, which would look at the arrays' metadata too.
-        path = self._path(save_id) / "round" / "metadata"
+        path = find_record(self._folder, save_id)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["format"] != FORMAT:

@@ -51,7 +51,7 @@ def _evaluate_samples(job: Job, policy: Source) -> None:
     prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
     load_sampler(job, policy)
     cuts.check_prompts(job.sampler, (data.eval, prompts))
-    job.begin(inputs=datasets.identify_prompts(prompts), policy=policy.name)
+    job.begin(inputs=datasets.identify_prompts(prompts), policy=policy)
     check_records(job.config.reward, prompts)
     job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
     job.rules = make_rules(job.config.reward)
@@ -82,7 +82,7 @@ def _evaluate_feedback(job: Job, policy: Source) -> None:
         datasets.select_eval(data),
         positions=decoder.max_positions,
     )
-    job.begin(inputs=_identify(items), policy=policy.name)
+    job.begin(inputs=_identify(items), policy=policy)
     trainer = training.make_trainer(job.config, decoder, loss, job.mesh, total_steps=1)
     dataset = training.make_dataset(trainer, items, seed=None)
     if training.needs_reference(loss, items):

@@ -32,7 +32,7 @@ def _export(job: Job) -> None:
     output = output.absolute()
     policy = source.find_source(job.config.model, recorded=job.policy)
     decoder, renderer = source.load_decoder(policy)
-    job.begin(inputs="", policy=policy.name, output=output, field="export.output")
+    job.begin(inputs="", policy=policy, output=output, field="export.output")
     params, frozen = source.load_trained(policy, decoder, job.mesh, job.config.seed)
     final.export_policy(
         params,

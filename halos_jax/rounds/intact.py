@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 # Lines for people: a run can go on without them.
 REPORTS = ("metrics.jsonl", "timings.jsonl")
 MANIFEST = "manifest.json"
+INPUTS = "inputs.json"  # what the run was started with, see `inputs.py`
 # The first version of manifests whose run has a ledger.
 LEDGER_VERSION = 2
 

@@ -21,8 +21,10 @@ from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
 from halos_jax.rewards.scorers import Scorer
 from halos_jax.rounds import state as states
+from halos_jax.rounds.inputs import check_inputs
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.ledger import Ledger
+from halos_jax.rounds.source import Source
 from halos_jax.rounds.state import Manifest
 from halos_jax.sampling.sampler import Sampler
 
@@ -63,19 +65,28 @@ class Job:
         return dict(self.manifest.metrics)
 
     def begin(
-        self, *, inputs: str, policy: str = "", output: Path | None = None, field: str = ""
+        self,
+        *,
+        inputs: str,
+        policy: Source | None = None,
+        output: Path | None = None,
+        field: str = "",
     ) -> None:
         """Write down what the job works on, or check that it still does.
 
         Args:
           inputs: identity of the input records.
-          policy: name of the policy.
+          policy: where the policy comes from, if the job has one.
           output: what the job will leave outside of the workdir; it must not be there before.
           field: the config's field that names `output`.
 
         Raises:
-          ConfigError: where the inputs have changed or `output` is taken.
+          ConfigError: where the inputs have changed, or a model, or `output` is taken.
         """
+        reads, record = self.config, None
+        if policy is not None:
+            reads, record = dataclasses.replace(reads, model=policy.settings), policy.record
+        check_inputs(self.ledger, reads, is_begun=self.manifest is not None, policy=record)
         if self.manifest is not None:
             if self.manifest.prompts != inputs:
                 raise ConfigError(
@@ -90,8 +101,9 @@ class Job:
                 f"--config.{field}=PATH"
             )
         sharding.wait_for_all("begin the job")  # every process has looked before one writes
+        name = policy.name if policy is not None else ""
         self.manifest = Manifest(
-            round=0, seed=self.config.seed, prompts=inputs, policy=policy, task=self.config.task
+            round=0, seed=self.config.seed, prompts=inputs, policy=name, task=self.config.task
         )
         if self.is_writer:
             states.save_manifest(self.workdir, self.manifest, self.ledger)

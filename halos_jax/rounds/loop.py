@@ -23,6 +23,7 @@ from halos_jax.rounds import cuts, final, source, stages
 from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.checkpoints import open_checkpoints
+from halos_jax.rounds.inputs import check_inputs
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.rounds.position import (
     Position,
@@ -58,7 +59,9 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
             return dict(states.load_manifest(round_folder(info.workdir, last)).metrics)
         mesh = sharding.make_mesh(config.mesh)
         with storage.explain_run_errors(info.workdir), jax.set_mesh(mesh):
-            run, position = _make_run(source.use_final(info.config), info, mesh, stop)
+            config = source.use_final(info.config)
+            check_inputs(info.ledger, config, is_begun=info.is_resumed)
+            run, position = _make_run(config, info, mesh, stop)
             try:
                 return _run_rounds(run, position)
             except Interrupted:

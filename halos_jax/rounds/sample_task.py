@@ -62,7 +62,7 @@ def _run(job: Job) -> None:
         job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
     job.begin(
         inputs=datasets.identify_prompts(prompts),
-        policy=policy.name,
+        policy=policy,
         output=output,
         field="sampling.output",
     )

@@ -22,6 +22,7 @@ from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.rounds import final, source
 from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
+from halos_jax.rounds.inputs import check_inputs
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.rounds.ledger import Ledger
 from halos_jax.rounds.start import load_frozen, load_policy, load_start, refuse_classifier
@@ -52,11 +53,13 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
             return _last_metrics(info.workdir)
         mesh = sharding.make_mesh(config.mesh)
         with storage.explain_run_errors(info.workdir), jax.set_mesh(mesh):
+            config = source.use_final(info.config)
+            check_inputs(info.ledger, config, is_begun=info.is_resumed)
             checkpoints = open_checkpoints(
                 info.workdir / "checkpoints", keep=config.checkpoint.keep
             )
             try:
-                _train(source.use_final(info.config), info, mesh, checkpoints, stop)
+                _train(config, info, mesh, checkpoints, stop)
             finally:
                 checkpoints.close()
         return _last_metrics(info.workdir)

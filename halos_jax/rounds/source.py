@@ -20,7 +20,7 @@ from halos_jax.models import families, hf, lora
 from halos_jax.models.lora import Frozen
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.rounds import changes, final, start
-from halos_jax.rounds.checkpoints import read_checkpoints
+from halos_jax.rounds.checkpoints import find_record, read_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,13 @@ class Source:
         if self.checkpoint is not None:
             return f"{_CHECKPOINT}{self.checkpoint}"
         return "final" if self.workdir else "model"
+
+    @property
+    def record(self) -> Path | None:
+        """The file that says what is in the policy's checkpoint, where it is one."""
+        if self.checkpoint is None:
+            return None
+        return find_record(self.workdir / "checkpoints", self.checkpoint)
 
 
 def is_workdir(path: str) -> bool:

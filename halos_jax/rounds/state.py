@@ -189,7 +189,7 @@ def round_folder(workdir: str | Path, round: int) -> Path:
 
 def _is_untouched(workdir: Path) -> bool:
     """Tell whether a run has left nothing but its config: no file of a stage, no checkpoint."""
-    ours = ("config.json", ".lock", "compilation_cache", ledgers.FILE)
+    ours = ("config.json", ".lock", "compilation_cache", ledgers.FILE, intact.INPUTS)
     others = [path for path in workdir.iterdir() if path.name not in ours]
     is_run = changes.is_run(changes.read_plain(workdir / changes.FILE))
     return is_run and not any(path.is_file() or any(path.iterdir()) for path in others)

@@ -4,24 +4,45 @@ import dataclasses
 
 import pytest
 
-from halos_jax.config import Config, ConfigError
+from halos_jax.config import Config, ConfigError, ModelConfig
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.job import open_job
+from halos_jax.rounds.source import Source
 from halos_jax.rounds.state import ManifestError
 from halos_jax.storage import WorkdirError
 
 
+@pytest.fixture
+def policy(tmp_path) -> Source:
+    """Return checkpoint 3 of a run."""
+    source = Source("run", ModelConfig(), workdir=tmp_path / "run", checkpoint=3)
+    source.record.parent.mkdir(parents=True)
+    source.record.write_text("{}")
+    return source
+
+
 def begin(config, inputs="inputs", **options):
     with open_job(config, StopSignal()) as job:
-        job.begin(inputs=inputs, policy="checkpoint 3", **options)
+        job.begin(inputs=inputs, **options)
         return job
+
+
+def test_a_job_knows_its_policy(tmp_path, policy):
+    config = Config(task="export", workdir=str(tmp_path / "job"))
+    assert begin(config, policy=policy).policy == "checkpoint 3"
+    assert begin(config, policy=policy).policy == "checkpoint 3"
+    policy.record.write_text('{"another": "run"}')
+    with pytest.raises(
+        ConfigError, match=r"model\.path: .*00000003/round/metadata holds something"
+    ):
+        begin(config, policy=policy)
 
 
 def test_a_job_is_carried_on_with_what_it_was_started_on(tmp_path, caplog):
     caplog.set_level("INFO")
     config = Config(task="label", workdir=str(tmp_path / "job"), seed=4)
     assert begin(config).manifest.next_stage == "score"
-    assert begin(config).policy == "checkpoint 3"
+    assert begin(config).policy == ""
     with pytest.raises(ConfigError, match=r"data\.train: its records are not those that the job"):
         begin(config, inputs="other")
     with pytest.raises(ConfigError, match=r"data\.eval: its records"):

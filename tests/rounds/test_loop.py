@@ -129,10 +129,17 @@ def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):
     """SIGTERM before the first shard, then a run to the end: the same files as without it."""
     stop = StopSignal()
     stop.handle()
-    config = make_config(toy, tmp_path / "run")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_bytes((toy / "prompts.jsonl").read_bytes())
+    config = make_config(toy, tmp_path / "run", data=DataConfig(train=str(prompts)))
     with pytest.raises(Interrupted):
         loop.run_online(config, stop)
     assert not list((tmp_path / "run" / "rounds" / "0001").iterdir())
+    # What it was started with is looked at before it goes on.
+    prompts.write_bytes((toy / "eval.jsonl").read_bytes())
+    with pytest.raises(ConfigError, match=r"data\.train: .*prompts.jsonl holds something else"):
+        loop.run_online(config, StopSignal())
+    prompts.write_bytes((toy / "prompts.jsonl").read_bytes())
     metrics = loop.run_online(config, StopSignal())
     assert metrics["samples"] == 4
     order = datasets.order_prompts(datasets.load_prompts(config.data.train), config.seed)

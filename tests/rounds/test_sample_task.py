@@ -94,7 +94,8 @@ def test_it_draws_what_an_online_run_draws_even_when_stopped_in_between(toy, tmp
     assert metrics["samples"] == 12
     assert (tmp_path / "sample" / "samples.jsonl").read_bytes() == expected
     names = {path.name for path in (tmp_path / "sample").iterdir()}
-    assert names == {".lock", "config.json", "ledger.jsonl", "manifest.json", "samples.jsonl"}
+    own = {".lock", "config.json", "inputs.json", "ledger.jsonl", "manifest.json"}
+    assert names == own | {"samples.jsonl"}
     assert run_sampling(config, StopAfter(0)) == metrics  # complete: nothing is done
     # The policy that the run has made draws otherwise, in another round otherwise still.
     trained = dataclasses.replace(config.model, path=str(tmp_path / "online"))

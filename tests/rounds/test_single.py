@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from halos_jax.config import (
     CheckpointConfig,
     Config,
+    ConfigError,
     DataConfig,
     LoraConfig,
     MeshConfig,
@@ -207,6 +208,23 @@ def test_align_without_held_out_data_carries_on_with_the_same_reference(toy, dat
         for config in (halves, whole)
     )
     assert found == expected
+
+
+def test_a_run_goes_on_with_what_it_was_started_with_alone(toy, data, tmp_path):
+    """Half trained, it refuses pairs in another order, and goes on when they are back."""
+    pairs = tmp_path / "pairs.jsonl"
+    before = (data / "pairs.jsonl").read_text()
+    pairs.write_text(before)
+    config = make_config(toy, tmp_path / "run", "align", pairs, "")
+    with pytest.raises(Interrupted):
+        run_training(config, StopAfter(1))
+    lines = before.splitlines(keepends=True)
+    for edited in (lines[::-1], lines[:24], lines * 2, lines[1:] + lines[:1]):
+        pairs.write_text("".join(edited))
+        with pytest.raises(ConfigError, match=r"data\.train: .*pairs.jsonl h"):
+            run(config)
+    pairs.write_text(before)
+    run(config)
 
 
 def test_another_template_is_trained_on_and_exported(toy, tmp_path):
