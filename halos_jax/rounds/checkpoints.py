@@ -253,7 +253,6 @@ class Checkpoints:
         return None
 
     # ------------------------------------------------------------------- retention
-
     def _prune(self, verified: int) -> None:
         if not self._is_writer:
             return
