@@ -1,0 +1,234 @@
+"""What the parts of an online run hand to each other, with stand-ins for what takes long.
+
+A run compared with another run of the same program cannot see what both do wrong. So each thing
+that is handed on has a value here that nothing else has.
+"""
+
+import contextlib
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from halos_jax.config import FeedbackConfig, TrainConfig
+from halos_jax.data.layout import LayoutMemory
+from halos_jax.losses import get_loss
+from halos_jax.rounds import loop, stages
+from halos_jax.rounds.position import Position
+from halos_jax.rounds.state import Manifest
+from tests.rounds.test_stages import CONFIG, PROMPTS, make_run, make_sample
+
+
+class Plan(list):
+    """Stands for a plan of as many steps as it has elements."""
+
+    fill = 0.5
+
+
+def make_trainer(loss):
+    decoder = SimpleNamespace(max_positions=0)
+    return SimpleNamespace(
+        loss=get_loss({"name": loss}), layouts=LayoutMemory(), decoder=decoder, frozen="frozen"
+    )
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ppo"])
+def test_training_gets_what_the_round_has(tmp_path, monkeypatch, loss):
+    events, saved, after = [], [], SimpleNamespace(step=12)
+    run = make_run(
+        config=dataclasses.replace(CONFIG, train=TrainConfig(epochs=3)),
+        trainer=make_trainer(loss),
+        writer=SimpleNamespace(flush=lambda: events.append("flush")),
+        checkpoints=SimpleNamespace(save=lambda *given: saved.append(given)),
+    )
+    held_out, items, seeds = object(), [object()] * 5, set()
+
+    def make_dataset(trainer, given, *, seed, epochs, recurring):
+        assert (trainer, given, epochs, recurring) == (run.trainer, items, 3, "train")
+        seeds.add(seed)
+        return SimpleNamespace(plan=Plan(range(6)), known=())
+
+    def add_reference(trainer, dataset, params, *, label):
+        assert trainer is run.trainer
+        return SimpleNamespace(plan=dataset.plan, known=(*dataset.known, ("reference", params)))
+
+    def add_collected(trainer, dataset, params, *, seed, label):
+        seeds.add(seed)
+        return SimpleNamespace(plan=dataset.plan, known=(*dataset.known, ("values", params)))
+
+    def run_steps(trainer, state, dataset, *, start, first_step, on_step, **others):
+        collected = [("values", "start")] if loss == "ppo" else []
+        assert dataset.known == (("reference", "sft"), *collected)
+        assert (trainer, state.step, start, first_step) == (run.trainer, 8, 2, 6)
+        assert others["held_out"] is held_out and others["writer"] is run.writer
+        run.stop.handle()
+        on_step(after, 6)  # the last step of six: the stage's own checkpoint follows
+        return after
+
+    monkeypatch.setattr(stages, "load_feedback_items", lambda *given: items)
+    for function in (make_dataset, add_reference, add_collected, run_steps):
+        monkeypatch.setattr(stages.training, function.__name__, function)
+    found = stages.train_stage(
+        run,
+        SimpleNamespace(step=8),
+        tmp_path,
+        round=4,
+        start=2,
+        held_out=held_out,
+        load_sft=lambda: "sft",
+        load_round_start=lambda: "start",
+    )
+    assert found is after and events == ["flush"] and not saved
+    assert len(seeds) == 1, "values are dropped out by the seed of the batches"
+    stages.save_round(run, after, 4)
+    [(step, state, position)] = saved
+    assert (step, state, position["round"], position["in_stage"]) == (12, after, 4, False)
+
+
+def test_feedback_is_made_as_the_config_says():
+    samples = [
+        dataclasses.replace(make_sample(PROMPTS[n // 4], n % 4, 1 + n % 3), reward=float(n * n))
+        for n in range(16)
+    ]
+
+    def feedback(round=1, **settings):
+        config = dataclasses.replace(CONFIG, feedback=FeedbackConfig(**settings))
+        return stages.make_feedback(config, samples, round)[0]
+
+    assert [len(feedback(mode=mode)) for mode in ("random", "max", "all")] == [8, 4, 24]
+    assert len(feedback(mode="max", threshold=30.0)) == 3  # 9 of the first prompt
+    first, second = (feedback(round, mode="random") for round in (1, 2))
+    pairs = [{frozenset((x["reward_A"], x["reward_B"])) for x in one} for one in (first, second)]
+    assert pairs[0] != pairs[1], "another round pairs alike"
+    assert feedback(1, mode="all") != feedback(2, mode="all"), "another round orders a pair alike"
+    for scope, desirable in (("file", [0, 4]), ("prompt", [2, 2])):
+        rows = feedback(type="binary", threshold="mean", scope=scope)
+        assert [sum(row["label"] for row in rows[n : n + 4]) for n in (0, 12)] == desirable
+
+
+def test_a_rounds_feedback_is_drawn_by_its_number(tmp_path, monkeypatch):
+    rounds = []
+    monkeypatch.setattr(stages, "read_samples", lambda path: [])
+    monkeypatch.setattr(stages, "read_scores", lambda path, samples: [])
+    monkeypatch.setattr(stages, "report_feedback", lambda *given: None)
+    monkeypatch.setattr(
+        stages, "make_feedback", lambda config, scored, round: rounds.append(round) or ([], {})
+    )
+    stages.feedback_stage(make_run(), tmp_path, 7)
+    assert rounds == [7]
+
+
+def test_items_are_of_the_losss_kind_with_its_control_tokens(tmp_path, monkeypatch):
+    (tmp_path / "feedback.jsonl").write_text("{}\n")
+    monkeypatch.setattr(stages, "load_items", lambda *given, control: (*given, control))
+    run = make_run(trainer=make_trainer("csft"))
+    found = stages.load_feedback_items(run, tmp_path)
+    path, control = str(tmp_path / "feedback.jsonl"), ("<|good|>", "<|bad|>")
+    assert found == ("controlled", path, run.renderer, run.lengths, control)
+
+
+def test_samples_are_of_the_generator_that_the_config_names(tmp_path, monkeypatch):
+    asked = []
+
+    def sample_shard(*given, seed, round, generator, on_sample):
+        asked.append((seed, round, generator))
+        return []
+
+    monkeypatch.setattr(stages, "sample_shard", sample_shard)
+    for number, name in enumerate(("", "me")):
+        sampling = dataclasses.replace(CONFIG.sampling, generator=name)
+        model = dataclasses.replace(CONFIG.model, path="policy")
+        config = dataclasses.replace(CONFIG, sampling=sampling, model=model)
+        run, folder = make_run(config=config), tmp_path / str(number)
+        folder.mkdir()
+        stages.sample_prompts(run, None, PROMPTS[:1], folder, round=6, label="samples")
+    assert asked == [(3, 6, "policy"), (3, 6, "me")]
+
+
+class Recorded:
+    """Stands for the stages of a round: notes what each is given, and gives what it is told to."""
+
+    def __init__(self, monkeypatch, trained):
+        self.calls = []
+        for name in vars(stages):
+            if name.endswith("_stage") or name in ("forget_samples", "save_round"):
+                monkeypatch.setattr(stages, name, self._note(name, trained))
+        for name in ("remove_shards", "remove_eval_shards"):
+            monkeypatch.setattr(stages, name, lambda *given: None)
+        monkeypatch.setattr(
+            loop.states,
+            "commit_stage",
+            lambda folder, manifest, stage, **done: self._commit(manifest, stage),
+        )
+
+    def _note(self, name, trained):
+        def call(run, *given, **options):
+            self.calls.append((name, *given, options))
+            return trained if name == "train_stage" else ({}, {})
+
+        return call
+
+    def _commit(self, manifest, stage):
+        self.calls.append(("commit", stage))
+        return dataclasses.replace(manifest, stages=(*manifest.stages, stage))
+
+    @property
+    def names(self):
+        return [call[1] if call[0] == "commit" else call[0] for call in self.calls]
+
+    def find(self, name):
+        [call] = [call for call in self.calls if call[0] == name]
+        return call[1:]
+
+
+def make_state(number):
+    """Return a state whose params, average and step tell which it is."""
+    params = {"policy": f"params {number}", "value": f"head {number}"}
+    return SimpleNamespace(params=params, ema=None, step=number)
+
+
+def test_a_round_hands_its_policy_from_stage_to_stage(tmp_path, monkeypatch):
+    before, trained = make_state(10), make_state(20)
+    recorded = Recorded(monkeypatch, trained)
+    monkeypatch.setattr(loop, "merge_adapter", lambda params, frozen: ("merged", params, frozen))
+    monkeypatch.setattr(loop, "take_exported", lambda state: f"exported {state.step}")
+    monkeypatch.setattr(loop, "explain_memory", lambda *given: contextlib.nullcontext())
+    monkeypatch.setattr(loop, "report_round", lambda *given: None)
+    run = make_run(
+        trainer=make_trainer("dpo"),
+        prompts=PROMPTS,
+        workdir=tmp_path,
+        checkpoints=SimpleNamespace(finish=lambda: recorded.calls.append(("finish",))),
+        layouts=LayoutMemory(),
+    )
+    settled = []
+    position = Position(before, 2, stage_step=3, settle=lambda: settled.append(len(recorded.calls)))
+    manifest = Manifest(round=3, start=1, stop=4)
+    held_out = object()
+    loop._run_round(run, position, manifest, tmp_path, held_out)
+    # The round before is settled when this one's prompts are sampled, before anything of this one
+    # is committed.
+    assert settled == [1]
+    assert recorded.names == [
+        *("sample_stage", "sample", "score_stage", "score", "feedback_stage", "feedback"),
+        *("forget_samples", "train_stage", "save_round", "evaluate_stage"),
+    ]
+    policy = ("merged", {"policy": "params 10"}, "frozen")  # what is trained, without its head
+    assert recorded.find("sample_stage")[:4] == (policy, PROMPTS[1:4], tmp_path, 3)
+    assert recorded.find("feedback_stage")[:2] == (tmp_path, 3)
+    assert recorded.find("forget_samples")[0] == 3
+    state, folder, options = recorded.find("train_stage")
+    assert (state, folder, options["round"], options["start"]) == (before, tmp_path, 3, 3)
+    assert options["held_out"] is held_out
+    assert recorded.find("save_round")[:2] == (trained, 3)
+    exported, folder, options = recorded.find("evaluate_stage")
+    assert exported == ("merged", "exported 20", "frozen") and options == {"round": 3, "step": 20}
+    assert (position.state, position.round, position.stage_step) == (trained, 3, 0)
+    # Committed when its checkpoint is on disk, and not before.
+    recorded.calls.clear()
+    position.settle()
+    assert [call[0] if len(call) < 2 else call[1] for call in recorded.calls] == [
+        "finish",
+        "train",
+        "evaluate",
+    ]
