@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from halos_jax import field_names
+
 _TRAINING = ("online", "sft", "reward_model", "align")
 _FROM_CHECKPOINTS = ("sample", "eval", "export")
 # Path -> the tasks that need it, and what it is.
@@ -104,6 +106,7 @@ def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
     yield from _check_numbers(values)
     yield from _check_mesh(values)
     yield from _check_names(values)
+    yield from _check_data(values)
     yield from _check_judge(values)
     yield from _check_lora(values)
     if values["task"] == "online":
@@ -172,6 +175,27 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
         yield f"reward.rules: got {rules}, allowed: functions of different names, as metrics have"
     if "" in values["sampling.stop"]:
         yield "sampling.stop: got an empty string, which would end every sample at once"
+
+
+# What changes prompts, which those of samples that are labelled cannot be.
+_CHANGE_PROMPTS = ("data.prompt_template", "data.system_prompt", "data.merge_turns")
+
+
+def _check_data(values: Mapping[str, Any]) -> Iterable[str]:
+    for path, parse in (
+        ("data.fields", field_names.parse_names),
+        ("data.prompt_template", field_names.parse_template),
+    ):
+        try:
+            parse(values[path])
+        except ValueError as error:
+            yield f"{path}: {error}"
+    for path in _CHANGE_PROMPTS if values["task"] == "label" else ():
+        if values[path]:
+            yield (
+                f"{path}: got {values[path]!r}, allowed with task='label': "
+                f"{type(values[path])()!r}; samples keep the prompts that they were sampled from"
+            )
 
 
 # What says nothing without an adapter -> its default.

@@ -51,12 +51,24 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    # A .json/.jsonl[.gz] file, a data set of data/hub.py as "name@split", any other of the hub as
-    # "id@split" or "id:config@split", or several of these with commas between.
+    # A file (JSON, JSON Lines, CSV, TSV, Parquet, Arrow; compressed), a folder of them, a pattern
+    # ("DIR/*.jsonl"), a folder of `save_to_disk` or of a data set as "DIR@split", a data set of
+    # data/hub.py as "name@split", any other of the hub as "id@split" or "id:config@split", or
+    # several of these with commas between.
     train: str = place("", "source")
     eval: str = place("", "source")  # the held-out set; empty: no evaluation
     train_split: str = ""  # only records whose field `split` has this value; empty: all
     eval_split: str = ""
+    # What is added to the records of `train` and `eval`, in this order:
+    map: str = ""  # "package.module:function": a record -> a record, or None to leave it out
+    fields: str = ""  # "prompt=problem,completion=solution": our name=the records' name
+    prompt_template: str = ""  # "Solve: {question}": the user's turn, made of the record's fields
+    system_prompt: str = ""  # put before every conversation that has no system turn
+    # Join system turns to the user's next one, and neighbours of one role, as templates want that
+    # refuse system turns or let users and assistants alternate.
+    merge_turns: bool = False
+    skip_bad: bool = False  # leave out bad records, counted, instead of ending with the first one
+    ignore_fields: str = ""  # "id,meta": fields, and keys of turns, left unread on purpose
     # Records: a random subset, fixed by the seed; 0: all
     max_train: int = growing(0, "online", elsewhere="result", zero_is_all=True)
     max_eval: int = 0  # the same subset for every seed

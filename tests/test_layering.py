@@ -9,7 +9,7 @@ PACKAGE = "halos_jax"
 
 # A module imports only from lower levels, or from its own subpackage.
 LEVELS = (
-    {"errors", "roles"},
+    {"errors", "field_names", "roles"},
     {"places", "schema", "limits", "reward_config", "sections", "storage", "json_text"},
     {"types", "config"},
     {"overrides", "sharding", "metrics", "losses", "user_code", "devices"},

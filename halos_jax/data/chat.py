@@ -42,9 +42,12 @@ def make_default_template(tokenizer: Any) -> str:
 
     Who renders by the template has the same tokens then: no tokenizer adds a BOS behind it.
     """
+    return "{{ bos_token }}" + DEFAULT_TEMPLATE if _adds_bos(tokenizer) else DEFAULT_TEMPLATE
+
+
+def _adds_bos(tokenizer: Any) -> bool:
     first = tokenizer("x", verbose=False)["input_ids"][:1]
-    adds_bos = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
-    return "{{ bos_token }}" + DEFAULT_TEMPLATE if adds_bos else DEFAULT_TEMPLATE
+    return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
 
 
 def make_renderer(tokenizer: Any, eos_token_ids: Iterable[int] | int | None = ()) -> "Renderer":
@@ -177,6 +180,18 @@ class Renderer:
             self._body(text) + (self.end_marker if finished else "") for text, finished in texts
         )
 
+    def render_texts(self, texts: Iterable[str]) -> Iterator[tuple[int, ...]]:
+        """Yield the ids of plain texts, special tokens as such, each with its beginning and end.
+
+        BOS and EOS stand once, where the tokenizer adds the one and has the other.
+        """
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        begins = _adds_bos(self.tokenizer)
+        for ids in self._guard.encode_all(texts):
+            first = [bos] if begins and ids[:1] != [bos] else []
+            last = [eos] if eos is not None and ids[-1:] != [eos] else []
+            yield (*first, *ids, *last)
+
     def render_prefix(self, text: str) -> tuple[int, ...]:
         """Return the ids of what begins an answer for the model, special tokens in it as such."""
         return next(self._encode_behind_header([text])) if text else ()
@@ -202,6 +217,14 @@ class Renderer:
         for stop in () if keep_marker else self.stop_strings:
             text = text.removesuffix(stop)
         return text
+
+    def show(self, turns: Sequence[Turn]) -> str:
+        """Return turns and the header of an answer as the template writes them.
+
+        Raises:
+          RecordError: where the template refuses them.
+        """
+        return self._render(turns, generate=True)
 
     def _render(self, turns: Sequence[Turn], *, generate: bool) -> str:
         try:

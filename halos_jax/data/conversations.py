@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from halos_jax.data.chat import Renderer
+from halos_jax.data.fields import RecordError
 from halos_jax.data.lengths import (
     Lengths,
     cut_prompt,
@@ -39,20 +40,29 @@ def make_target_items(
     otherwise than it generates them, say without their thoughts; or `lengths.total` would cut it)
     starts another sequence, with the turns before it as the prompt.
 
+    Of a plain text (no prompt) all tokens are targets but the first, which nothing predicts.
+
     Raises:
+      RecordError: where a text has no two tokens.
       ConfigError: where a prompt leaves no room for a response.
     """
     items, truncated = [], 0
     demonstrations = list(demonstrations)
+    talks = [one for one in demonstrations if one.prompt.turns]
     texts = Texts(
         renderer,
-        (one.prompt.turns for one in demonstrations if not one.prompt_ids),
-        (answer for one in demonstrations for answer in _list_answers(one.completion).values()),
+        (one.prompt.turns for one in talks if not one.prompt_ids),
+        (answer for one in talks for answer in _list_answers(one.completion).values()),
         lengths,
     )
+    plain = [one.completion.turns[0].content for one in demonstrations if not one.prompt.turns]
+    plain_ids = renderer.render_texts(plain) if plain else iter(())
     for demonstration in demonstrations:
         completion = demonstration.completion
-        sequences = list(_render(demonstration, renderer, texts, lengths))
+        if demonstration.prompt.turns:
+            sequences = list(_render(demonstration, renderer, texts, lengths))
+        else:
+            sequences = [_start_text(next(plain_ids), demonstration.prompt.place)]
         for number, sequence in enumerate(sequences):
             is_last = number + 1 == len(sequences)
             # Only the last answer can have been cut by a sampler.
@@ -111,6 +121,12 @@ def _list_answers(completion: Completion) -> dict[int, Completion]:
 def _start(turns: tuple[Turn, ...], ids: Sequence[int], response: Sequence[int]) -> _Sequence:
     end = len(ids) + len(response)
     return _Sequence(turns, len(ids), (*ids, *response), [(len(ids), end)])
+
+
+def _start_text(ids: tuple[int, ...], place: str) -> _Sequence:
+    if len(ids) < 2:
+        raise RecordError(f"{place}: field 'text': got {len(ids)} tokens, allowed: two or more")
+    return _Sequence((), 1, ids, [(1, len(ids))])
 
 
 def _extend(

@@ -1,27 +1,31 @@
 """Prompts, demonstrations and feedback of a source (see `sources`), as many as were asked for."""
 
 import dataclasses
+import functools
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from halos_jax.config import ConfigError, DataConfig
-from halos_jax.data.fields import Fields, RecordError
-from halos_jax.data.records import digest, sample_from_record
+from halos_jax.data.edits import make_edits
+from halos_jax.data.fields import NO_EDITS, Edits, Fields, RecordError
+from halos_jax.data.questions import read_prompt
+from halos_jax.data.records import digest
 from halos_jax.data.shapes import (
     is_feedback,
     read_demonstration,
     read_judgement,
     read_preference,
-    read_prompt,
+    read_scored,
 )
 from halos_jax.data.sources import find_benchmarks, read_sources
 from halos_jax.data.targets import Targets
 from halos_jax.data.tokenize import split_preferences
 from halos_jax.data.turns import turns_to_record
+from halos_jax.data.unread import Tally
 from halos_jax.types import Completion, Demonstration, Judgement, Preference, Prompt, Sample, Turn
 
 logger = logging.getLogger(__name__)
@@ -42,6 +46,8 @@ class Selection:
       collapse: replace runs of spaces and tabs by one space in all text (not in token ids).
       every_turn: learn all the assistant's turns of a conversation, not the last one alone.
       best_only: of feedback learn one output a prompt (`targets.Targets`).
+      edits: what is changed in records and conversations as they are read.
+      margins: every pair must have rewards, or a margin.
     """
 
     split: str = ""
@@ -53,6 +59,8 @@ class Selection:
     collapse: bool = False
     every_turn: bool = True
     best_only: bool = True
+    edits: Edits = NO_EDITS
+    margins: bool = False
 
 
 ALL = Selection()
@@ -70,6 +78,7 @@ def select_train(data: DataConfig, seed: int) -> Selection:
         collapse=data.collapse_whitespace,
         every_turn=data.learn_turns == "all",
         best_only=data.learn_outputs == "best",
+        edits=make_edits(data),
     )
 
 
@@ -81,6 +90,7 @@ def select_eval(data: DataConfig) -> Selection:
         collapse=data.collapse_whitespace,
         every_turn=data.learn_turns == "all",
         best_only=data.learn_outputs == "best",
+        edits=make_edits(data),
     )
 
 
@@ -105,7 +115,7 @@ def refuse_overlap(prompts: Iterable[Prompt], held_out: Iterable[Prompt]) -> Non
 def load_prompts(source: str, selection: Selection = ALL) -> list[Prompt]:
     """Load the distinct prompts of `source`, in its order.
 
-    Exact duplicates are dropped and their number is logged. `prompt_id` is kept where a record has
+    Duplicates are dropped and their number is logged. `prompt_id` is kept where a record has
     it, else it is a hash of the conversation.
 
     Args:
@@ -117,15 +127,26 @@ def load_prompts(source: str, selection: Selection = ALL) -> list[Prompt]:
         contents.
     """
     prompts: dict[str, Prompt] = {}
-    duplicates = 0
-    for fields in read_sources(source, selection.split):
+    duplicates = others = 0
+
+    def read(fields: Fields) -> Prompt:
         prompt = _collapse_prompt(read_prompt(fields), selection)
+        _check_same(prompts.get(prompt.prompt_id, prompt), prompt)
+        return prompt
+
+    for prompt in _read(source, selection, read):
         known = prompts.setdefault(prompt.prompt_id, prompt)
-        if known is not prompt:
-            _check_same(fields, known, prompt)
-            duplicates += 1
+        duplicates += known is not prompt
+        others += known is not prompt and known.extra != prompt.extra
     if duplicates:
         logger.info("%s: %d prompts, %d exact duplicates dropped", source, len(prompts), duplicates)
+    if others:
+        logger.warning(
+            "%s: %d of the duplicates have other fields than the first record of their prompt; the "
+            "first record's count",
+            source,
+            others,
+        )
     return choose(list(prompts.values()), selection.limit, selection.seed)
 
 
@@ -138,15 +159,19 @@ def load_demonstrations(source: str, selection: Selection = ALL) -> list[Demonst
     """
     found: list[Demonstration] = []
     targets = Targets(best_only=selection.best_only)
-    for fields in read_sources(source, selection.split):
+
+    def read(fields: Fields) -> None:
         if not is_feedback(fields):
             found.append(read_demonstration(fields, every_turn=selection.every_turn))
         elif fields.has("output_A"):
             targets.add_preference(read_preference(fields))
-        elif fields.record.get("type") == "binary_feedback":
+        elif fields.peek("type") == "binary_feedback":
             targets.add_judgement(read_judgement(fields))
         else:
             targets.add_scored(read_demonstration(fields))
+
+    for _ in _read(source, selection, read):
+        pass
     found += targets.choose()
     if targets.left_out:
         logger.info(
@@ -161,9 +186,10 @@ def load_demonstrations(source: str, selection: Selection = ALL) -> list[Demonst
 
 def load_preferences(source: str, selection: Selection = ALL) -> list[Preference]:
     """Load preferences from pairwise_feedback or chosen/rejected records; as `load_prompts`."""
+    reader = functools.partial(read_preference, margins=selection.margins)
     found = [
-        _collapse(read_preference(fields), selection, ("chosen", "rejected"))
-        for fields in read_sources(source, selection.split)
+        _collapse(pair, selection, ("chosen", "rejected"))
+        for pair in _read(source, selection, reader)
     ]
     found = _limit_pairs(found, source, selection)
     return choose(_require_some(found, source), selection.limit, selection.seed)
@@ -178,12 +204,11 @@ def load_judgements(source: str, selection: Selection = ALL) -> list[Judgement]:
     """
     judgements: list[Judgement] = []
     preferences: list[Preference] = []
-    for fields in read_sources(source, selection.split):
-        if fields.has("output_A") or fields.has("chosen"):
-            pair = _collapse(read_preference(fields), selection, ("chosen", "rejected"))
-            preferences.append(pair)
+    for one in _read(source, selection, _read_judged):
+        if isinstance(one, Preference):
+            preferences.append(_collapse(one, selection, ("chosen", "rejected")))
         else:
-            judgements.append(_collapse(read_judgement(fields), selection, ("completion",)))
+            judgements.append(_collapse(one, selection, ("completion",)))
     preferences = _limit_pairs(preferences, source, selection)
     chosen = choose([*judgements, *preferences], selection.limit, selection.seed)
     judgements = [one for one in chosen if isinstance(one, Judgement)]
@@ -199,15 +224,7 @@ def load_scored(source: str, selection: Selection = ALL) -> list[Sample]:
     prompts, of which all samples are taken.
     """
     samples, unlabelled = [], 0
-    for fields in read_sources(source, selection.split):
-        if not fields.has("prompt_id", "sample_id", "output"):
-            raise fields.error(
-                "prompt_id, sample_id, output",
-                sorted(fields.record),
-                "HALOs' scalar_feedback, which has these, prompt and reward (`task=label` writes "
-                "it); a group is what has one prompt_id",
-            )
-        sample = sample_from_record(fields.record, file=fields.file, line=fields.line)
+    for sample in _read(source, selection, _read_group_member):
         unlabelled += sample.reward is None
         if sample.reward is not None:
             prompt = _collapse_prompt(sample.prompt, selection)
@@ -220,15 +237,54 @@ def load_scored(source: str, selection: Selection = ALL) -> list[Sample]:
     return [sample for sample in samples if sample.prompt.key in kept]
 
 
-def has_scores(source: str) -> bool:
+def load_samples(source: str, selection: Selection = ALL) -> list[Sample]:
+    """Load samples, with or without rewards; their `extra` is all else that the records say."""
+    return list(_read(source, selection, read_scored))
+
+
+def has_scores(source: str, selection: Selection = ALL) -> bool:
     """Tell whether `source` holds samples with rewards rather than labels or pairs.
 
     Its first record decides: one with a reward, and neither a label nor a second answer.
     """
-    for fields in read_sources(source):
+    for fields in read_sources(source, "", selection.edits, on_bad=lambda error: None):
         others = ("label", "output_A", "chosen")
         return fields.has("reward") and not any(fields.has(name) for name in others)
     return False
+
+
+def _read(source: str, selection: Selection, reader: Callable[[Fields], _Item]) -> Iterator[_Item]:
+    """Yield what a reader makes of each record; say at the end what was not used of them.
+
+    Raises:
+      RecordError: for a bad record, unless those are left out.
+    """
+    tally = Tally(source, selection.edits)
+    for fields in read_sources(source, selection.split, selection.edits, on_bad=tally.skip):
+        try:
+            found = reader(fields)
+        except RecordError as error:
+            tally.skip(error)
+            continue
+        tally.add(fields)
+        yield found
+    tally.report()
+
+
+def _read_judged(fields: Fields) -> Judgement | Preference:
+    is_pair = fields.has("output_A") or fields.has("chosen")
+    return (read_preference if is_pair else read_judgement)(fields)
+
+
+def _read_group_member(fields: Fields) -> Sample:
+    if not fields.has("prompt_id", "sample_id", "output"):
+        raise fields.error(
+            "prompt_id, sample_id, output",
+            sorted(fields.record),
+            "HALOs' scalar_feedback, which has these, prompt and reward (`task=label` writes "
+            "it); a group is what has one prompt_id",
+        )
+    return read_scored(fields)
 
 
 def order_prompts(prompts: list[Prompt], seed: int) -> list[Prompt]:
@@ -324,11 +380,10 @@ def _collapse_text(text: str) -> str:
     return re.sub(r"[ \t]+", " ", text)
 
 
-def _check_same(fields: Fields, known: Prompt, prompt: Prompt) -> None:
+def _check_same(known: Prompt, prompt: Prompt) -> None:
     if known.turns != prompt.turns:
-        raise fields.error(
-            "prompt_id",
-            prompt.prompt_id,
-            "an id of its own (an earlier record has this id and another conversation); change it, "
-            "or leave 'prompt_id' out of the records",
+        raise RecordError(
+            f"{prompt.place}: field 'prompt_id': got {prompt.prompt_id!r}, allowed: an id of its "
+            f"own ({known.place} has this id and another conversation); change it, or leave "
+            "'prompt_id' out of the records"
         )

@@ -12,6 +12,7 @@ from halos_jax.data.conversations import make_target_items
 from halos_jax.data.datasets import ALL, Selection
 from halos_jax.data.fields import RecordError, shorten
 from halos_jax.data.lengths import Cuts, Lengths
+from halos_jax.data.template_door import make_shown
 from halos_jax.data.tokenize import (
     make_answer_items,
     make_controlled_items,
@@ -51,14 +52,19 @@ def load_items(
       RecordError: for a bad record, one that does not suit the kind, or tokens of another model.
       ConfigError: where a prompt leaves no room for a response.
     """
-    scored = kind == "answer" and datasets.has_scores(source)
+    scored = kind == "answer" and datasets.has_scores(source, selection)
     load, make = _READERS["group" if scored else kind]
     found = load(source, selection)
     if check_tokens and not selection.collapse:
         _check_tokens(found, source, renderer)
     options = (control,) if kind == "controlled" else ()
     counting = dataclasses.replace(lengths, cuts=Cuts())
-    items = make(found, renderer, counting, *options)
+    items = make_shown(
+        lambda records: make(records, renderer, counting, *options),
+        found,
+        renderer,
+        skip=selection.edits.skip,
+    )
     counting.report(source)
     return items
 

@@ -1,25 +1,23 @@
-"""Records on disk: reading, durable writing, and the conversions to and from the package's types.
+"""Records on disk: durable writing, and the conversions to and from the package's types.
 
 The formats are those of HALOs (sample, three kinds of feedback), with token ids and finish reasons
-added so that training sees the very tokens that were sampled. Files are written as JSON Lines; JSON
-arrays and gzip of either are read too.
+added so that training sees the very tokens that were sampled. Files are written as JSON Lines.
 """
 
 import contextlib
 import dataclasses
 import errno
-import gzip
 import hashlib
 import json
 import os
-import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from halos_jax.data.fields import Fields, RecordError, shorten
+from halos_jax.data.fields import Fields, RecordError
+from halos_jax.data.json_door import find_faults
 from halos_jax.data.turns import add_context, read_context, read_turns, turns_to_record
+from halos_jax.field_names import FORMAT, OWN_TYPES
 from halos_jax.storage import Note
 from halos_jax.types import (
     FINISH_LENGTH,
@@ -31,9 +29,6 @@ from halos_jax.types import (
     Sample,
     Turn,
 )
-
-_SPACE = re.compile(r"[ \t\r\n]*")
-_ONE_OBJECT = "one JSON object a line, or one array of objects"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,36 +56,6 @@ def _list_parts(turn: Turn) -> list[str]:
 
 
 # --------------------------------------------------------------------------- files
-
-
-def read_records(
-    path: str | os.PathLike[str], *, allow_empty: bool = False
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, record) of a JSON or JSON Lines file, plain or gzip.
-
-    Content, not the name, tells them apart. Line numbers count from 1; in an array it is the line
-    on which the record starts.
-
-    Raises:
-      RecordError: where the file is missing, unreadable or holds no record (unless `allow_empty`),
-        or a line is not a JSON object.
-    """
-    file, count = os.fspath(path), 0
-    try:
-        with open(file, "rb") as raw:
-            compressed = raw.read(2) == b"\x1f\x8b"
-        with (gzip.open if compressed else open)(file, "rb") as stream:
-            for number, record in _parse(file, stream):
-                count += 1
-                yield number, _require_object(file, number, record)
-    except FileNotFoundError as error:
-        raise RecordError(f"{file}: no such file; check the path") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise RecordError(f"{file}: broken gzip data after {count} records: {error}") from error
-    except OSError as error:
-        raise RecordError(f"{file}: cannot be read: {error.strerror or error}") from error
-    if not count and not allow_empty:
-        raise RecordError(f"{file}: got no records, allowed: {_ONE_OBJECT}")
 
 
 def write_records(
@@ -130,64 +95,6 @@ def write_records(
             raise OSError(error.errno, reason, file) from error
         raise
     return WrittenFile(path=file, count=count, sha256=sha.hexdigest())
-
-
-def _parse(file: str, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
-    first = True
-    for number, line in enumerate(stream, start=1):
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if not line.strip():
-            continue
-        if first and line.lstrip().startswith(b"["):
-            yield from _parse_array(file, b"\n" * (number - 1) + line + stream.read())
-            return
-        first = False
-        yield number, _load(file, number, line)
-
-
-def _load(file: str, number: int, line: bytes) -> Any:
-    try:
-        return json.loads(line.decode(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        got = shorten(line.decode(errors="replace").strip())
-        raise RecordError(
-            f"{file} line {number}: got {got}, allowed: {_ONE_OBJECT} ({error})"
-        ) from error
-
-
-def _parse_array(file: str, data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield the elements of one JSON array, each with the line it starts on."""
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-    number, counted = 1, 0
-    try:
-        text = data.decode()
-        at = _SPACE.match(text, _SPACE.match(text).end() + 1).end()
-        closed = text[at : at + 1] == "]"
-        while not closed:
-            number, counted = number + text.count("\n", counted, at), at
-            record, at = decoder.raw_decode(text, at)
-            yield number, record
-            at = _SPACE.match(text, at).end()
-            closed = text[at : at + 1] == "]"
-            if not closed and text[at : at + 1] != ",":
-                raise json.JSONDecodeError("expected ',' or ']'", text, at)
-            at = at if closed else _SPACE.match(text, at + 1).end()
-        at = _SPACE.match(text, at + 1).end()
-        if at < len(text):
-            raise json.JSONDecodeError("text after the array", text, at)
-    except (ValueError, RecursionError) as error:
-        line = error.lineno if isinstance(error, json.JSONDecodeError) else number
-        raise RecordError(f"{file} line {line}: broken JSON array: {error}") from error
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _require_object(file: str, number: int, record: Any) -> dict[str, Any]:
-    if not isinstance(record, dict):
-        raise RecordError(f"{file} line {number}: got {shorten(record)}, allowed: {_ONE_OBJECT}")
-    return record
 
 
 def _dump(file: str, number: int, record: Mapping[str, Any]) -> bytes:
@@ -239,15 +146,22 @@ def sample_to_record(sample: Sample, dataset: str = "", *, type: str = "sample")
 def sample_from_record(record: Mapping[str, Any], *, file: str = "record", line: int = 0) -> Sample:
     """Make the Sample of a sample record, checking every field (`file`, `line`: for errors)."""
     fields = Fields(record, file, line)
-    fields.choice("type", ("sample", "scalar_feedback"), "sample")
-    name = "prompt" if fields.has("prompt") or not fields.has("instruction") else "instruction"
+    return read_sample(fields, _read_prompt(fields))
+
+
+def read_sample(fields: Fields, prompt: Prompt) -> Sample:
+    """Make the Sample of a sample record whose prompt is known.
+
+    What else the record says becomes the prompt's `extra`.
+    """
+    fields.choice("type", OWN_TYPES[:2], "sample")
     response_ids, logps = fields.ids("response_ids"), fields.numbers("logps")
     if logps is not None and len(logps) != len(response_ids):
         raise fields.error(
             "logps", f"{len(logps)} numbers", f"one a response id ({len(response_ids)})"
         )
-    return Sample(
-        prompt=_read_prompt(fields, name),
+    sample = Sample(
+        prompt=prompt,
         sample_id=fields.integer("sample_id"),
         output=fields.text("output"),
         prompt_ids=fields.ids("prompt_ids"),
@@ -257,6 +171,30 @@ def sample_from_record(record: Mapping[str, Any], *, file: str = "record", line:
         reward=fields.number("reward"),
         logps=logps,
     )
+    extra = read_extra(fields, fields.used - {"extra"})
+    return dataclasses.replace(sample, prompt=dataclasses.replace(prompt, extra=extra))
+
+
+def read_extra(fields: Fields, hidden: Iterable[str]) -> dict[str, Any]:
+    """Return what a record says besides the fields `hidden`, whatever their names.
+
+    Records of our own and HALOs' types hold it in `extra`; what others have of that name is merged
+    into it as well. What JSON cannot hold (an image, a NaN of a table) is left out.
+    """
+    own = fields.peek("type") in OWN_TYPES
+    hidden = {*hidden, *(FORMAT if own else ())}
+    extra = {
+        name: value
+        for name, value in fields.record.items()
+        if name not in hidden and value is not None
+    }
+    inner = fields.mapping("extra") if own else fields.peek("extra")
+    if isinstance(inner, dict):
+        extra = extra | inner if own else inner | extra
+    fields.used.update(fields.record)
+    faults = {name for name, value in extra.items() if next(find_faults(value), None)}
+    fields.leave(f"{name} (no JSON value)" for name in faults)
+    return {name: value for name, value in extra.items() if name not in faults}
 
 
 def preference_to_record(
@@ -299,15 +237,22 @@ def preference_from_record(
 ) -> Preference:
     """Make the Preference of a pairwise_feedback record, checking every field."""
     fields = Fields(record, file, line)
+    return read_pairwise(fields, _read_prompt(fields))
+
+
+def read_pairwise(fields: Fields, prompt: Prompt) -> Preference:
+    """Make the Preference of a pairwise_feedback record whose prompt is known."""
     fields.choice("type", ("pairwise_feedback",), "pairwise_feedback")
     label = fields.label()
     first, second = _read_completion(fields, "A"), _read_completion(fields, "B")
-    return Preference(
-        prompt=_read_prompt(fields),
-        chosen=first if label else second,
-        rejected=second if label else first,
-        prompt_ids=fields.ids("prompt_ids"),
-    )
+    chosen, rejected = (first, second) if label else (second, first)
+    if (first.reward is None) != (second.reward is None):
+        missing = "reward_A" if first.reward is None else "reward_B"
+        raise fields.error(missing, None, "a number, as the other output has one; or neither")
+    if first.reward is None and fields.has("reward_difference"):
+        chosen = dataclasses.replace(chosen, reward=fields.number("reward_difference"))
+        rejected = dataclasses.replace(rejected, reward=0.0)
+    return Preference(prompt, chosen, rejected, fields.ids("prompt_ids"))
 
 
 def judgement_to_record(judgement: Judgement) -> dict[str, Any]:
@@ -337,6 +282,11 @@ def judgement_from_record(
 ) -> Judgement:
     """Make the Judgement of a binary_feedback record, checking every field."""
     fields = Fields(record, file, line)
+    return read_binary(fields, _read_prompt(fields))
+
+
+def read_binary(fields: Fields, prompt: Prompt) -> Judgement:
+    """Make the Judgement of a binary_feedback record whose prompt is known."""
     fields.choice("type", ("binary_feedback",), "binary_feedback")
     turns = read_turns(fields, "output", "assistant")
     if [turn.role for turn in turns] != ["assistant"]:
@@ -348,10 +298,11 @@ def judgement_from_record(
         sample_id=fields.integer("sample_id") if fields.has("sample_id") else None,
         finish_reason=fields.choice("finish_reason", (FINISH_STOP, FINISH_LENGTH), FINISH_STOP),
     )
-    return Judgement(_read_prompt(fields), completion, fields.label(), fields.ids("prompt_ids"))
+    return Judgement(prompt, completion, fields.label(), fields.ids("prompt_ids"))
 
 
-def _read_prompt(fields: Fields, name: str = "prompt") -> Prompt:
+def _read_prompt(fields: Fields) -> Prompt:
+    name = "prompt" if fields.has("prompt") or not fields.has("instruction") else "instruction"
     turns = add_context(read_turns(fields, name, "user"), read_context(fields))
     return Prompt(fields.identifier("prompt_id"), turns, fields.mapping("extra"), fields.place)
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from halos_jax.data.fields import Fields
+from halos_jax.data.json_door import parse_json
+from halos_jax.field_names import CHATS
 from halos_jax.types import Turn
 
 # Of a conversation, and of a turn: what chat templates read.
@@ -139,18 +141,11 @@ def _set_arguments(call: Any, spell: bool) -> Any:
         return call
     arguments = inner["arguments"]
     if isinstance(arguments, str) and not spell:
-        arguments = _parse_object(arguments)
+        value = _parse(arguments)
+        arguments = value if isinstance(value, dict) else arguments
     elif isinstance(arguments, dict) and spell:
         arguments = json.dumps(arguments, ensure_ascii=False)
     return call | {"function": inner | {"arguments": arguments}}
-
-
-def _parse_object(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, dict) else text
 
 
 # --------------------------------------------------------------------------- reading
@@ -166,6 +161,9 @@ def read_turns(fields: Fields, name: str, text_role: str) -> tuple[Turn, ...]:
       RecordError: for a wrong type, an image or what else is no text.
     """
     value = fields.get(name)
+    if isinstance(value, str) and (name in CHATS or fields.texts):
+        listed = _parse(value)  # as tables hold them
+        value = listed if _is_list_of_turns(listed) else value
     if isinstance(value, str):
         return (Turn(text_role, fields.text(name)),)
     if isinstance(value, dict):  # LlamaFactory's pairs hold one turn that is in no list
@@ -173,6 +171,12 @@ def read_turns(fields: Fields, name: str, text_role: str) -> tuple[Turn, ...]:
     if not isinstance(value, list) or not value:
         raise fields.error(name, value, "a string or a non-empty list of turns")
     return tuple(_read_turn(fields, f"{name}[{index}]", turn) for index, turn in enumerate(value))
+
+
+def _is_list_of_turns(value: Any) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(one, dict) and ("role" in one or "from" in one) for one in value)
 
 
 def read_context(fields: Fields) -> dict[str, Any]:
@@ -183,7 +187,8 @@ def read_context(fields: Fields) -> dict[str, Any]:
 def _read_turn(fields: Fields, at: str, turn: Any) -> Turn:
     if not isinstance(turn, dict):
         raise fields.error(at, turn, "an object with 'role' and 'content'")
-    turn = {name: value for name, value in turn.items() if value is not None}
+    ignored = fields.edits.ignored
+    turn = {name: one for name, one in turn.items() if one is not None and name not in ignored}
     shared = "role" not in turn and "from" in turn
     role = fields.check_text(
         f"{at}.{'from' if shared else 'role'}", turn.get("from" if shared else "role")
@@ -245,7 +250,7 @@ def _read_context(
 ) -> dict[str, Any]:
     context = {}
     for name in CONTEXT:
-        if values.get(name) in (None, [], ""):
+        if values.get(name) in (None, [], "") or name in fields.edits.ignored:
             continue
         value = get(name)
         if isinstance(value, str):  # tables hold them as JSON text
@@ -283,10 +288,13 @@ def _parse_calls(fields: Fields, at: str, content: str) -> list[dict[str, Any]]:
 
 
 def _parse(text: str) -> Any:
+    """Return what a text is as JSON, None where it is none."""
+    text = text.strip()
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        value, end = parse_json(text)
+    except ValueError:
         return None
+    return value if end == len(text) else None
 
 
 def _read_weight(fields: Fields, at: str, turn: Mapping[str, Any], role: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets, records
+from halos_jax.data.template_door import keep_shown
 from halos_jax.losses import get_loss
 from halos_jax.rewards.function_scorer import check_records, make_rules
 from halos_jax.rewards.scorers import make_scorer
@@ -50,6 +51,7 @@ def _evaluate_samples(job: Job, policy: Source) -> None:
     data = job.config.data
     prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
     load_sampler(job, policy)
+    prompts = keep_shown(prompts, job.sampler.renderer, skip=data.skip_bad)
     cuts.check_prompts(job.sampler, (data.eval, prompts))
     job.begin(inputs=datasets.identify_prompts(prompts), policy=policy)
     check_records(job.config.reward, prompts)

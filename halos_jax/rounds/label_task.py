@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import records
 from halos_jax.data.chat import Renderer
-from halos_jax.data.fields import RecordError
+from halos_jax.data.datasets import Selection, load_samples
+from halos_jax.data.edits import make_edits
+from halos_jax.data.fields import NO_EDITS, Edits, RecordError
 from halos_jax.data.loading import load_policy_renderer, load_renderer
-from halos_jax.data.sources import read_sources
+from halos_jax.data.template_door import make_shown
 from halos_jax.rewards.feedback import report_feedback
 from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.labels import read_scores
@@ -44,7 +46,7 @@ def run_labelling(config: Config, stop: StopSignal) -> dict[str, float]:
 
 def _label(job: Job) -> None:
     data = job.config.data
-    samples = read_all_samples(data.train, data.train_split)
+    samples = read_all_samples(data.train, data.train_split, make_edits(data))
     names = [[one.prompt.prompt_id, one.sample_id, one.output] for one in samples]
     unscored = job.manifest is None or job.manifest.next_stage == "score"
     if unscored:  # what is wrong with the reward is said before the job begins
@@ -56,7 +58,13 @@ def _label(job: Job) -> None:
     if unscored:
         logger.info("%d samples of %d prompts", len(samples), len({name for name, *_ in names}))
         tokens = job.config.sampling.max_prompt_length
-        shown = [_with_ids(one, renderer, tokens, job.config) for one in samples]
+        shown = samples
+        if renderer is not None:
+            shown = make_shown(
+                lambda found: [_with_ids(one, renderer, tokens, job.config) for one in found],
+                samples,
+                renderer,
+            )
         files, metrics = scoring.write_scores(job, shown, job.workdir)
         job.commit("score", files=files, metrics=metrics)
     if job.is_writer:
@@ -64,17 +72,14 @@ def _label(job: Job) -> None:
     _write_feedback(job, samples)
 
 
-def read_all_samples(path: str, split: str = "") -> list[Sample]:
+def read_all_samples(path: str, split: str = "", edits: Edits = NO_EDITS) -> list[Sample]:
     """Read the samples of a source, see `data/sources.py`; of `split` where that is given.
 
     Raises:
       RecordError: for a bad record, where a prompt has two samples of one id, and where two prompts
         have one id.
     """
-    samples = [
-        records.sample_from_record(fields.record, file=fields.file, line=fields.line)
-        for fields in read_sources(path, split)
-    ]
+    samples = load_samples(path, Selection(split=split, edits=edits))
     seen: set[tuple[str, int]] = set()
     turns: dict[str, tuple[Turn, ...]] = {}
     for sample in samples:
@@ -115,10 +120,8 @@ def _check_tokenizer(config: Config) -> None:
         )
 
 
-def _with_ids(sample: Sample, renderer: Renderer | None, tokens: int, config: Config) -> Sample:
+def _with_ids(sample: Sample, renderer: Renderer, tokens: int, config: Config) -> Sample:
     """Return the sample with the tokens that are scored: its own, if their writer is known."""
-    if renderer is None:
-        return sample
     known = bool(config.model.path or config.model.tokenizer)
     prompt_ids = sample.prompt_ids if known else ()
     response_ids = sample.response_ids if known else ()

@@ -31,6 +31,7 @@ from halos_jax.rounds.position import (
     restore_position,
     sft_loader,
 )
+from halos_jax.rounds.prompts import load_prompts
 from halos_jax.rounds.report import format_rounds, last_round, report_round
 from halos_jax.rounds.stages import Run
 from halos_jax.rounds.start import load_frozen, load_policy, refuse_classifier
@@ -233,17 +234,9 @@ def _make_run(
 ) -> tuple[Run, Position]:
     decoder, renderer = load_policy(config.model)
     refuse_classifier(decoder, config.model.path)
-    datasets.warn_of_benchmarks(config.data.train)
-    prompts = datasets.load_prompts(
-        config.data.train, datasets.select_train(config.data, config.seed)
-    )
-    prompts = datasets.order_prompts(prompts, config.seed)
-    held_out = []
-    if config.data.eval:
-        held_out = datasets.load_prompts(config.data.eval, datasets.select_eval(config.data))
-        datasets.refuse_overlap(prompts, held_out)
-    check_records(config.reward, [*prompts, *held_out])
     budget = _make_budget(config)
+    prompts, held_out = load_prompts(config, renderer, budget.num_skip + budget.total_prompts)
+    check_records(config.reward, [*prompts, *held_out])
     loss = get_loss(config.loss)
     examples = expect_examples(
         budget.prompts_per_round,

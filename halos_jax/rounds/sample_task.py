@@ -20,6 +20,7 @@ from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets, records
 from halos_jax.data.fields import RecordError
+from halos_jax.data.template_door import keep_shown
 from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.scorers import make_scorer
@@ -47,7 +48,8 @@ def run_sampling(config: Config, stop: StopSignal) -> dict[str, float]:
 
 
 def _run(job: Job) -> None:
-    prompts = select_prompts(job.config)
+    ordered = datasets.order_prompts(_load_prompts(job.config), job.config.seed)
+    prompts = select_prompts(job.config, ordered)
     output = output_path(job.config, job.workdir)
     if job.config.sampling.format == "alpacaeval":
         for prompt in prompts:
@@ -55,6 +57,10 @@ def _run(job: Job) -> None:
     policy = source.find_source(job.config.model, recorded=job.policy)
     # What is wrong with the policy or the reward is said before the job begins.
     load_sampler(job, policy)
+    needed = job.config.rounds.num_skip + len(prompts)
+    skip, renderer = job.config.data.skip_bad, job.sampler.renderer
+    ordered = keep_shown(ordered, renderer, skip=skip, count=needed)
+    prompts = select_prompts(job.config, ordered)
     cuts.check_prompts(job.sampler, (job.config.data.train, prompts))
     unscored = job.manifest is None or "score" not in job.manifest.stages
     if job.config.sampling.best_of and unscored:
@@ -82,13 +88,12 @@ def _run(job: Job) -> None:
     _write_output(job, output)
 
 
-def select_prompts(config: Config) -> list[Prompt]:
-    """Return the prompts that the task samples, in the order of an online run.
+def select_prompts(config: Config, ordered: list[Prompt]) -> list[Prompt]:
+    """Return those prompts that the task samples, of all in the order of an online run.
 
     Raises:
       RecordError: where `rounds.num_skip` leaves none.
     """
-    ordered = datasets.order_prompts(_load_prompts(config), config.seed)
     start, count = config.rounds.num_skip, config.sampling.num_prompts
     chosen = ordered[start : start + count if count else None]
     if not chosen:

@@ -229,9 +229,16 @@ def load_fixed_items(
     """
     lengths = make_lengths(config, positions)
     control = (config.data.good_token, config.data.bad_token)
+    selection = dataclasses.replace(selection, margins=_wants_margins(loss))
     return load_items(
         loss.items, path, renderer, lengths, selection, control=control, check_tokens=True
     )
+
+
+def _wants_margins(loss: Loss) -> bool:
+    """Say whether the scores of a pair shall differ as the rewards in its record do."""
+    arguments = getattr(loss.function, "keywords", {})
+    return loss.needs == "scores" and bool(arguments.get("margin"))
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config import Config
-from halos_jax.data import records
+from halos_jax.data import reading, records
 from halos_jax.data.chat import Renderer
 from halos_jax.data.items import load_items, report_balance
 from halos_jax.data.layout import LayoutMemory
@@ -352,5 +352,5 @@ def read_samples(path: Path) -> list[Sample]:
     """Read the samples of a file that `write_rows` has written."""
     return [
         records.sample_from_record(record, file=str(path), line=line)
-        for line, record in records.read_records(path)
+        for line, record in reading.read_records(path)
     ]

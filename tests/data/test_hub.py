@@ -197,7 +197,9 @@ def test_s1k_11(offer):
     offer([row])
     [one] = load_demonstrations("s1k_11@train")
     assert one.completion.turns[0].content == "<think>\nhm\n</think>\n\nIt is 4."
-    assert one.prompt.turns == (Turn("user", "2+2?"),) and one.prompt.extra["solution"] == "4"
+    assert one.prompt.turns == (Turn("user", "2+2?"),)
+    [prompt] = load_prompts("s1k_11@train")
+    assert prompt.extra["solution"] == "4"
 
 
 @pytest.mark.parametrize("better", [0, 1])
@@ -227,7 +229,7 @@ def test_wildbench(offer):
     offer([row])
     [prompt] = load_prompts("wildbench@test")
     assert [one.content for one in prompt.turns] == ["a", "b", "c"]
-    assert prompt.extra == {"checklist": ["is it right?"]}
+    assert prompt.extra["checklist"] == ["is it right?"]
     [one] = load_demonstrations("wildbench@test")
     assert one.completion.turns[-1] == Turn("assistant", "d")
 

@@ -1,6 +1,5 @@
-"""Files are read in every form and written whole or not at all; conversions are exact inverses."""
+"""Files are written whole or not at all; conversions are exact inverses."""
 
-import gzip
 import hashlib
 import json
 import os
@@ -10,11 +9,11 @@ import stat
 import pytest
 
 from halos_jax.data import records
+from halos_jax.data.reading import read_records
 from halos_jax.data.records import (
     RecordError,
     preference_from_record,
     preference_to_record,
-    read_records,
     sample_from_record,
     sample_to_record,
     write_records,
@@ -31,68 +30,6 @@ def write(path, data: bytes):
 
 def lines_of(values) -> bytes:
     return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
-
-
-# --------------------------------------------------------------------------- reading
-
-
-@pytest.mark.parametrize("pack", [lambda data: data, gzip.compress], ids=["plain", "gzip"])
-@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.jsonl.gz", "x"])
-def test_content_and_not_the_name_decides(tmp_path, name, pack):
-    as_lines = write(tmp_path / name, pack(lines_of(RECORDS)))
-    assert list(read_records(as_lines)) == [(1, RECORDS[0]), (2, RECORDS[1]), (3, RECORDS[2])]
-    as_array = write(tmp_path / name, pack(json.dumps(RECORDS, indent=1).encode()))
-    assert [record for _, record in read_records(as_array)] == RECORDS
-
-
-def test_line_numbers_are_those_of_the_file(tmp_path):
-    spaced = write(tmp_path / "a", b'\xef\xbb\xbf\n{"a":1}\r\n\n  {"a":2}')
-    assert list(read_records(spaced)) == [(2, {"a": 1}), (4, {"a": 2})]
-    array = write(tmp_path / "b", b'\n\n[\n{"a":\n1},\n\n{"a":2}, {"a":3}\n]\n')
-    assert list(read_records(array)) == [(4, {"a": 1}), (7, {"a": 2}), (7, {"a": 3})]
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "got no records"),
-        (b" \n\n", "got no records"),
-        (b"[ ]", "got no records"),
-        (gzip.compress(b"", mtime=0), "got no records"),
-        (b'{"a":1}\n{"a":\n', r"file line 2: got .*allowed: one JSON object a line"),
-        (b'{"a":1}\n[1]\n', "file line 2: got"),
-        (b'{"a":1}\n7\n', "file line 2: got 7, allowed"),
-        (b'{"a":1}\n\xff\n', "file line 2: got"),
-        (b'{"a":NaN}', "file line 1: got .*NaN is not a JSON number"),
-        (b'[{"a":1},\n{"a":2}\n{"a":3}]', "file line 3: broken JSON array"),
-        (b'[{"a":1},\n{"a":2}', "file line 2: broken JSON array"),
-        (b'[{"a":1},\n]', "file line 2: broken JSON array"),
-        (b'[{"a":1}]\n[', "file line 2: broken JSON array"),
-        (b'[{"a":1},\n3]', "file line 2: got 3, allowed"),
-        (b"[" * 100_000, "broken JSON array"),
-        (b"\x1f\x8bnot gzip at all", "broken gzip"),
-        (
-            gzip.compress(random.Random(0).randbytes(4000).hex().encode(), mtime=0)[:2000],
-            "broken gzip",
-        ),
-    ],
-)
-def test_broken_files_are_one_clear_error(tmp_path, data, message):
-    path = write(tmp_path / "file", data)
-    with pytest.raises(RecordError, match=message) as caught:
-        list(read_records(path))
-    assert str(path) in str(caught.value)
-
-
-def test_missing_files_and_folders(tmp_path):
-    with pytest.raises(RecordError, match="no such file"):
-        list(read_records(tmp_path / "none.jsonl"))
-    with pytest.raises(RecordError, match="cannot be read"):
-        list(read_records(tmp_path))
-
-
-def test_empty_files_are_fine_where_asked_for(tmp_path):
-    assert list(read_records(write(tmp_path / "a", b""), allow_empty=True)) == []
 
 
 # --------------------------------------------------------------------------- writing

@@ -1,23 +1,25 @@
 """Every record shape gives the same prompts, demonstrations and preferences; bad ones are named."""
 
+import json
 import re
 
 import pytest
 
-from halos_jax.data.fields import Fields, RecordError
+from halos_jax.data.fields import Edits, Fields, RecordError
+from halos_jax.data.questions import read_prompt
 from halos_jax.data.records import make_prompt_id
 from halos_jax.data.shapes import (
     is_feedback,
     read_demonstration,
     read_judgement,
     read_preference,
-    read_prompt,
 )
+from halos_jax.data.turns import find_context, unpack
 from halos_jax.types import Turn
 
 
-def read(reader, record, **options):
-    return reader(Fields(record, "data.jsonl", 2), **options)
+def read(reader, record, edits=None, **options):
+    return reader(Fields(record, "data.jsonl", 2, edits or Edits()), **options)
 
 
 def turn(role, content):
@@ -32,75 +34,6 @@ DIALOG_TURNS = tuple(Turn(**value) for value in DIALOG)
 def pairwise(label, a="good", b="bad", **more):
     outputs = {"output_A": [turn("assistant", a)], "output_B": [turn("assistant", b)]}
     return {"type": "pairwise_feedback", "prompt": "q", "label": label, **outputs, **more}
-
-
-@pytest.mark.parametrize(
-    ("record", "turns"),
-    [
-        ({"prompt": "q"}, USER),
-        ({"prompt": [turn("user", "q")]}, USER),
-        ({"prompt": DIALOG}, DIALOG_TURNS),
-        ({"instruction": "q"}, USER),
-        ({"instruction": "q", "input": ""}, USER),
-        ({"instruction": "q", "input": "x"}, (Turn("user", "q\n\nx"),)),
-        ({"question": "q", "answer": "4"}, USER),
-        ({"messages": [*DIALOG, turn("assistant", "z")]}, DIALOG_TURNS),
-        ({"messages": DIALOG}, DIALOG_TURNS),
-        ({"prompt": None, "instruction": "q"}, USER),
-        ({"prompt": "q", "messages": DIALOG}, USER),
-        ({"chosen": [*DIALOG, turn("assistant", "z")], "rejected": "y"}, DIALOG_TURNS),
-    ],
-)
-def test_prompt_shapes(record, turns):
-    prompt = read(read_prompt, record)
-    assert prompt.turns == turns
-    assert prompt.prompt_id == make_prompt_id(turns)
-
-
-def test_other_fields_become_extra_and_ids_are_kept():
-    record = {
-        "prompt_id": "p7",
-        "prompt": "q",
-        "answer": "4",
-        "level": 3,
-        "split": "x",
-        "none": None,
-    }
-    feedback = {
-        "type": "pairwise_feedback",
-        "prompt": "r",
-        "prompt_id": 8,
-        "output_A": [],
-        "label": 1,
-    }
-    nested = {"prompt": "s", "extra": {"answer": "5"}, "source": "web"}
-    prompts = [read(read_prompt, one) for one in (record, feedback, nested)]
-    assert [prompt.prompt_id for prompt in prompts[:2]] == ["p7", "8"]
-    extras = [dict(prompt.extra) for prompt in prompts]
-    assert extras == [{"answer": "4", "level": 3}, {}, {"answer": "5", "source": "web"}]
-
-
-@pytest.mark.parametrize(
-    ("record", "field"),
-    [
-        ({"text": "q"}, "prompt"),
-        ({"prompt": ""}, "prompt"),
-        ({"prompt": " \n"}, "prompt"),
-        ({"prompt": []}, "prompt"),
-        ({"prompt": 3}, "prompt"),
-        ({"prompt": [turn("user", "q"), turn("assistant", "a")]}, "prompt"),
-        ({"prompt": [turn("system", "s")]}, "prompt"),
-        ({"messages": [turn("assistant", "a")]}, "messages"),
-        ({"messages": [{"from": "human", "content": 1}]}, "messages[0].content"),
-        ({"prompt": "q", "prompt_id": ""}, "prompt_id"),
-        ({"prompt": "q", "extra": "x"}, "extra"),
-        ({"chosen": "Human: q Assistant: a", "rejected": "b"}, "chosen"),
-    ],
-)
-def test_bad_prompts_name_file_line_and_field(record, field):
-    with pytest.raises(RecordError) as caught:
-        read(read_prompt, record)
-    assert str(caught.value).startswith(f"data.jsonl line 2: field {field!r}: got ")
 
 
 @pytest.mark.parametrize(
@@ -209,12 +142,13 @@ def test_bad_demonstrations_are_errors(record, field):
     ],
 )
 def test_preference_shapes(record, turns):
-    preference = read(read_preference, record | {"source": "x"})
+    fields = Fields(record | {"source": "x"})
+    preference = read_preference(fields)
+    assert "source" in fields.unread() and not {"prompt", "chosen", "output_A"} & fields.unread()
     assert preference.prompt.turns == turns
     assert preference.chosen.turns == (Turn("assistant", "good"),)
     assert preference.rejected.turns == (Turn("assistant", "bad"),)
     assert preference.prompt.prompt_id == make_prompt_id(turns)
-    assert preference.prompt.extra == {"source": "x"}
 
 
 @pytest.mark.parametrize(
@@ -263,7 +197,158 @@ def test_judgement_shapes():
     assert (halos.prompt.turns, halos.completion) == (trl.prompt.turns, trl.completion)
 
 
-def test_values_that_json_cannot_hold_do_not_travel():
-    tags = ["a", {"b": 1.5}]
-    record = {"prompt": "q", "image": object(), "score": float("nan"), "tags": tags}
-    assert read(read_prompt, record).extra == {"tags": tags}
+# --------------------------------------------------------------------------- what else is said
+
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+FROM = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+
+
+def make(*turns):
+    return tuple(Turn(*one.split(":")) for one in turns)
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt", "answer"),
+    [
+        ({"system": "s", "question": "q", "response": "a"}, make("system:s", "user:q"), "a"),
+        ({"system_prompt": "s", "prompt": "q", "output": "a"}, make("system:s", "user:q"), "a"),
+        ({"instruction": "q", "context": "c", "response": "a"}, make("user:q\n\nc"), "a"),
+        (
+            {"instruction": "q", "input": "i", "context": "", "output": "a"},
+            make("user:q\n\ni"),
+            "a",
+        ),
+        ({"question": "q", "context": "c", "answer": "a"}, make("user:q\n\nc"), "a"),
+        (
+            {"instruction": "q", "input": "", "output": "a", "history": [["x", "y"]]},
+            make("user:x", "assistant:y", "user:q"),
+            "a",
+        ),
+        ({"query": "q", "response": "a", "history": []}, USER, "a"),
+        ({"problem": "q", "answer": "4", "solution": "a"}, USER, "a"),
+        ({"question": "q", "answer": "a", "solution": "4"}, USER, "a"),
+        ({"input": "q", "output": "a"}, USER, "a"),
+        (FROM, USER, "a"),
+        (FROM | {"system": "s"}, make("system:s", "user:q"), "a"),
+        ({"conversation": [turn("user", "q"), turn("assistant", "a")]}, USER, "a"),
+        ({"messages": json.dumps([turn("user", "q"), turn("assistant", "a")])}, USER, "a"),
+    ],
+)
+def test_common_shapes_are_read_whole(record, prompt, answer):
+    fields = Fields(record, "data.jsonl", 2)
+    found = read_demonstration(fields)
+    assert (found.prompt.turns, found.completion.turns) == (prompt, (Turn("assistant", answer),))
+    assert fields.unread() <= {"answer", "solution"}
+    assert read(read_prompt, record).turns == prompt
+
+
+@pytest.mark.parametrize(
+    ("record", "unread"),
+    [
+        ({"prompt": "q", "completion": "a", "meta": 1, "context": "c"}, {"meta", "context"}),
+        ({"prompt": "q", "completion": "a", "history": "text"}, {"history"}),
+        ({"question": "q", "answer": "a", "context": ["c"]}, {"context"}),
+        ({"prompt": DIALOG, "completion": "a", "history": [["x", "y"]]}, {"history"}),
+        ({"messages": [*DIALOG, turn("assistant", "a") | {"id": 1}]}, {"messages[].id"}),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"rejected"}),
+    ],
+)
+def test_what_is_not_read_is_known(record, unread):
+    fields = Fields(record)
+    read_demonstration(fields)
+    assert fields.unread() == unread
+
+
+def test_tools_of_a_record_travel_with_its_prompt():
+    call = {"tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    chat = [turn("user", "q"), turn("assistant", "") | call, turn("tool", "1")]
+    record = {"tools": TOOLS, "messages": [*chat, turn("assistant", "a")]}
+    found = read(read_demonstration, record)
+    assert find_context(found.prompt.turns) == {"tools": TOOLS}
+    assert [one.role for one in found.completion.turns] == ["assistant", "tool", "assistant"]
+    assert unpack(found.completion.turns[0]) == call
+    prompt = read(read_prompt, record)
+    assert [one.role for one in prompt.turns] == ["user", "assistant", "tool"]
+    assert find_context(prompt.turns) == {"tools": TOOLS}
+    plain = read(read_prompt, {"prompt": [turn("user", "q")]})
+    assert plain.prompt_id != read(read_prompt, {"prompt": "q", "tools": TOOLS}).prompt_id
+    ignored = read(read_prompt, {"prompt": "q", "tools": TOOLS}, Edits(ignored={"tools"}))
+    assert ignored.turns == USER
+    pair = {"prompt": "q", "tools": TOOLS, "chosen": [turn("user", "q"), turn("assistant", "a")]}
+    pair["rejected"] = [turn("user", "q"), turn("assistant", "b")]
+    assert find_context(read(read_preference, pair).prompt.turns) == {"tools": TOOLS}
+
+
+def test_answers_of_weight_0_are_read_and_not_learned():
+    a, b, c, d = (turn(*pair) for pair in zip(["user", "assistant"] * 2, "abcd"))
+    found = read(read_demonstration, {"messages": [a, b | {"weight": 0}, c, d | {"weight": 1}]})
+    assert [one.content for one in found.prompt.turns] == ["a", "b", "c"]
+    assert found.completion.turns == (Turn("assistant", "d"),)
+    found = read(read_demonstration, {"messages": [a, b, c, d | {"weight": 0}]})
+    assert found.completion.turns == (Turn("assistant", "b"),)
+    messages = [a, b, c, d | {"weight": 0}]
+    with pytest.raises(RecordError, match=r"field 'messages\[3\]\.weight': got 0"):
+        read(read_demonstration, {"messages": messages}, every_turn=False)
+    with pytest.raises(RecordError, match="field 'messages': got 'weight 0 in each answer'"):
+        read(read_demonstration, {"messages": [a, b | {"weight": 0}]})
+
+
+def test_a_plain_text_has_no_prompt():
+    found = read(read_demonstration, {"text": "a document"})
+    assert (found.prompt.turns, found.completion.turns) == ((), (Turn("", "a document"),))
+    with pytest.raises(RecordError, match="field 'text': got ' ', allowed: some text"):
+        read(read_demonstration, {"text": " "})
+    with pytest.raises(RecordError, match=r"field 'text': .*data\.system_prompt"):
+        read(read_demonstration, {"text": "a"}, Edits(system="s"))
+
+
+def test_answers_of_several_turns_are_a_conversation():
+    rest = [turn("assistant", "a"), turn("user", "r"), turn("assistant", "b")]
+    for name in ("completion", "chosen"):
+        found = read(read_demonstration, {"prompt": "q", name: rest})
+        assert found.prompt.turns == USER
+        assert found.completion.turns == make("assistant:a", "user:r", "assistant:b")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "rewards"),
+    [
+        ({}, (None, None)),
+        ({"margin": 3}, (3.0, 0.0)),
+        ({"score_chosen": 8, "score_rejected": 2.5}, (8.0, 2.5)),
+        ({"chosen_score": 0, "rejected_score": 0}, (0.0, 0.0)),
+        ({"chosen-rating": 5, "rejected-rating": 4, "margin": 1}, (5.0, 4.0)),
+        ({"rating_chosen": 5, "rating_rejected": 4}, (5.0, 4.0)),
+    ],
+)
+def test_scores_and_margins_of_pairs(numbers, rewards):
+    found = read(read_preference, {"prompt": "q", "chosen": "a", "rejected": "b", **numbers})
+    assert (found.chosen.reward, found.rejected.reward) == rewards
+    difference = read(read_preference, pairwise(0, reward_difference=2.0))
+    assert (difference.chosen.reward, difference.rejected.reward) == (2.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "field"),
+    [
+        ({"score_chosen": 8}, "score_rejected"),
+        ({"rejected_score": 8}, "chosen_score"),
+        ({"margin": "3"}, "margin"),
+        ({"margin": True}, "margin"),
+        ({"score_chosen": 8, "score_rejected": 2, "margin": 1}, "margin"),
+        ({"score_chosen": 8, "score_rejected": 1e39}, "score_rejected"),
+        ({"weight": 0.5}, "weight"),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_named(numbers, field):
+    record = {"prompt": "q", "chosen": "a", "rejected": "b", **numbers}
+    with pytest.raises(RecordError, match=f"data.jsonl line 2: field '{field}': got"):
+        read(read_preference, record)
+
+
+def test_one_of_two_rewards_is_no_zero():
+    with pytest.raises(RecordError, match="field 'reward_B': got nothing, allowed: a number, as"):
+        read(read_preference, pairwise(1, reward_A=1.0))
+    with pytest.raises(RecordError, match=r"line 2: field 'margin': got nothing.*score_chosen"):
+        read(read_preference, pairwise(1), margins=True)
+    assert read(read_preference, pairwise(1, reward_A=1.0, reward_B=1.0), margins=True)

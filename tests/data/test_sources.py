@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from halos_jax.data import hub
-from halos_jax.data.fields import RecordError
+from halos_jax.data.fields import Edits, RecordError
 from halos_jax.data.sources import find_benchmarks, read_sources
 
 
@@ -70,6 +70,88 @@ def test_a_data_set_gives_what_its_file_gives(save, tmp_path, monkeypatch):
         assert [{k: v for k, v in row.items() if v is not None} for row in found] == read(path)
     with pytest.raises(RecordError, match=r"set@nosplit: cannot load the data set: .*allowed"):
         read(f"{folder}@nosplit")
+
+
+def test_a_folder_is_its_files_by_name(save, tmp_path, caplog):
+    (tmp_path / "set" / "deep").mkdir(parents=True)
+    (tmp_path / "set" / "README.md").write_text("no records")
+    (tmp_path / "set" / "dataset_info.json").write_text("{}")
+    (tmp_path / "set" / ".hidden.jsonl").write_text("no records")
+    save(ROWS[:1], "set/b.jsonl")
+    save(ROWS[1:2], "set/a.json")
+    save(ROWS[2:], "set/deep/c.jsonl")
+    with caplog.at_level(logging.INFO):
+        found = list(read_sources(str(tmp_path / "set")))
+    assert [dict(one.record) for one in found] == [ROWS[1], ROWS[0], *ROWS[2:]]
+    assert [one.place.rpartition("set/")[2] for one in found] == [
+        *("a.json line 1", "b.jsonl line 1", "deep/c.jsonl line 1", "deep/c.jsonl line 2")
+    ]
+    assert "3 files: a.json, b.jsonl, c.jsonl" in caplog.text
+    (tmp_path / "none").mkdir()
+    with pytest.raises(RecordError, match=r"none: got a folder without a file of records, allowed"):
+        read(str(tmp_path / "none"))
+
+
+def test_a_folder_of_several_splits_wants_one_named(save, tmp_path):
+    (tmp_path / "set" / "test").mkdir(parents=True)
+    save(ROWS[:1], "set/train-00000-of-00002.jsonl")
+    save(ROWS[1:2], "set/train-00001-of-00002.jsonl")
+    save(ROWS[2:], "set/test/x.jsonl")
+    folder = str(tmp_path / "set")
+    with pytest.raises(
+        RecordError, match=f"splits test, train, allowed: {folder}@test, {folder}@tr"
+    ):
+        read(folder)
+    assert read(f"{folder}@train") == ROWS[:2] and read(f"{folder}@test") == ROWS[2:]
+    assert read(f"{folder}/train*.jsonl") == ROWS[:2]
+    assert read(f"{folder}/**/*.jsonl") == [*ROWS[2:], *ROWS[:2]]
+    with pytest.raises(RecordError, match="no file has a name of this pattern"):
+        read(f"{folder}/*.parquet")
+
+
+def test_tables_give_the_records_of_their_rows(save, tmp_path):
+    import datasets
+
+    rows = [{"prompt": "a", "n": "1"}, {"prompt": "b", "n": "2"}]
+    table = datasets.Dataset.from_list(rows)
+    table.to_parquet(str(tmp_path / "x.parquet"))
+    table.to_parquet(str(tmp_path / "named.jsonl"))
+    table.to_csv(str(tmp_path / "x.csv"))
+    table.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict(train=table).save_to_disk(str(tmp_path / "dict"))
+    for name in ("x.parquet", "named.jsonl", "x.csv", "saved", "dict@train"):
+        assert read(str(tmp_path / name)) == rows, name
+    [arrow] = (tmp_path / "saved").glob("*.arrow")
+    assert read(str(arrow)) == rows
+    assert read(f"{tmp_path}/x.csv,{tmp_path}/x.parquet") == rows * 2
+    last = list(read_sources(str(tmp_path / "x.parquet")))[-1]
+    assert last.place == f"{tmp_path}/x.parquet row 2"
+    assert next(read_sources(str(tmp_path / "x.csv"))).texts
+
+
+def test_records_are_changed_and_left_out(save, caplog):
+    path = save(ROWS)
+    edits = Edits(change=lambda record: None if record["prompt"] == "1" else {**record, "x": 1})
+    with caplog.at_level(logging.INFO):
+        found = [dict(one.record) for one in read_sources(path, "train", edits)]
+    assert found == [{**ROWS[3], "x": 1}]
+    assert f"{path}: data.map leaves out 1 of 2 records" in caplog.text
+
+
+def test_bad_records_go_to_who_asks_for_them(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"split": "a"}\n{"split": 3}\n{"split": NaN}\n[]\n{"split": "a", "n": 1}\n')
+
+    def change(record):
+        if "n" in record:
+            raise RecordError("no n")
+        return record
+
+    errors = []
+    found = list(read_sources(str(path), "a", Edits(change=change), on_bad=errors.append))
+    assert [one.line for one in found] == [1]
+    shown = [str(error).removeprefix(f"{path} line ") for error in errors]
+    assert [one[:3] for one in shown] == ["2: ", "3: ", "4: ", "5: "]
 
 
 @pytest.fixture

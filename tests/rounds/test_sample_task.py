@@ -205,6 +205,6 @@ def test_a_preference_file_gives_its_prompts(toy, tmp_path):
     config = make_config(toy, tmp_path, num_prompts=3)
     data = dataclasses.replace(config.data, train=str(toy / "pairs.jsonl"))
     config = dataclasses.replace(config, data=data, rounds=RoundsConfig())
-    chosen = sample_task.select_prompts(config)
     everything = datasets.order_prompts(datasets.load_prompts(data.train), config.seed)
+    chosen = sample_task.select_prompts(config, everything)
     assert len(everything) > 3 and chosen == everything[:3]

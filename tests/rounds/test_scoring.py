@@ -8,7 +8,7 @@ import pytest
 
 from halos_jax import sharding
 from halos_jax.config import Config, RewardConfig, SamplingConfig
-from halos_jax.data import records
+from halos_jax.data import reading
 from halos_jax.rewards.labels import RewardError
 from halos_jax.rounds import scoring
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
@@ -53,7 +53,7 @@ def test_a_shard_is_whole_prompts_and_is_scored_once(tmp_path):
     assert asked == [["p0", "p1"] * 2, ["p2", "p3"] * 2]
     files, metrics = scoring.write_scores(make_run(score), samples, tmp_path)
     assert asked[2:] == [["p4", "p4"]] and files == {"scores.jsonl": 10}
-    lines = [record for _, record in records.read_records(tmp_path / "scores.jsonl")]
+    lines = [record for _, record in reading.read_records(tmp_path / "scores.jsonl")]
     assert [line["reward"] for line in lines] == [float(len(one.output)) for one in samples]
     assert metrics == {"reward_label": 2.5, "unlabelled_label": 0}
     scoring.remove_score_shards(tmp_path)
@@ -107,5 +107,5 @@ def test_unlabelled_samples_are_counted_over_all_shards(tmp_path):
     assert len(list(tmp_path.glob("scores.shard-*"))) == 3
     _, metrics = scoring.write_scores(make_run(None, max_unlabelled=0.3), samples, tmp_path)
     assert metrics == {"reward_label": 1.0, "unlabelled_label": 3}
-    lines = [record for _, record in records.read_records(tmp_path / "scores.jsonl")]
+    lines = [record for _, record in reading.read_records(tmp_path / "scores.jsonl")]
     assert [line["reward"] for line in lines].count(None) == 3

@@ -1,0 +1,57 @@
+"""The prompts of a run: in its order, shown by the template, none of them in both files."""
+
+import dataclasses
+import json
+
+import pytest
+
+from halos_jax.config import Config, ConfigError, DataConfig
+from halos_jax.data.datasets import load_prompts as read
+from halos_jax.data.datasets import order_prompts
+from halos_jax.data.fields import RecordError
+from halos_jax.rounds.prompts import load_prompts
+
+
+class Strict:
+    template = ""
+
+    def show(self, turns):
+        if turns[-1].content == "bad":
+            raise RecordError("the chat template refuses it")
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(name, texts):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+        return str(path)
+
+    texts = [f"q{number}" for number in range(6)]
+    return Config(data=DataConfig(train=write("t", texts), eval=write("e", ["x", "y"])))
+
+
+def test_prompts_come_in_the_order_of_the_run(config):
+    prompts, held_out = load_prompts(config, Strict(), 6)
+    assert prompts == order_prompts(read(config.data.train), config.seed)
+    assert [one.turns[0].content for one in held_out] == ["x", "y"]
+    data = dataclasses.replace(config.data, eval="")
+    assert load_prompts(dataclasses.replace(config, data=data), Strict(), 6) == (prompts, [])
+
+
+def test_a_prompt_in_both_files_is_an_error(config):
+    data = dataclasses.replace(config.data, eval=config.data.train)
+    with pytest.raises(ConfigError, match=r"data\.eval: 6 of its prompts are in data\.train too"):
+        load_prompts(dataclasses.replace(config, data=data), Strict(), 6)
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_refused_prompts_are_named_or_left_out(config, name):
+    path = getattr(config.data, name)
+    with open(path, "a") as stream:
+        stream.write('{"prompt": "bad"}\n')
+    with pytest.raises(RecordError, match=f"^{path} line [37]: the chat template refuses it"):
+        load_prompts(config, Strict(), 7)
+    data = dataclasses.replace(config.data, skip_bad=True)
+    found = load_prompts(dataclasses.replace(config, data=data), Strict(), 7)
+    assert [len(one) for one in found] == [6, 2]
