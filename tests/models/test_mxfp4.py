@@ -55,9 +55,11 @@ def test_sixteen_values_the_lower_half_of_a_byte_first():
     values = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6]
     for scale, factor in ((127, 1.0), (128, 2.0), (0, 2.0**-127), (252, 2.0**125)):
         found = mxfp4.unpack(blocks[None], np.array([scale], np.uint8))
-        np.testing.assert_array_equal(found, np.repeat(values, 2) * factor)
+        expected = np.repeat(values, 2) * factor
+        np.testing.assert_array_equal(found.reshape(-1).astype(np.float64), expected)
     blocks = np.full((1, 16), 0x72, np.uint8)
-    np.testing.assert_array_equal(mxfp4.unpack(blocks, np.array([127])), [1, 6] * 16)
+    found = mxfp4.unpack(blocks, np.array([127], np.uint8)).astype(np.float64)
+    np.testing.assert_array_equal(found, [1, 6] * 16)
 
 
 def test_every_slice_is_that_of_the_whole():
