@@ -34,9 +34,9 @@ def main(argv: list[str], overrides: list[tuple[str, str]]) -> None:
     errors = apply_overrides(config, overrides)
     frozen = config_lib.freeze(config, errors=errors, checks=[_check_objective])
     _start_jax(frozen)
-    from halos_jax.rounds.interrupt import catch_sigterm
+    from halos_jax.rounds.interrupt import catch_signals
 
-    with catch_sigterm() as stop:
+    with catch_signals() as stop:
         metrics = run_task(frozen, stop)
     if metrics:
         logger.info("finished: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items())))
@@ -203,6 +203,9 @@ def run() -> None:
     argv, overrides = split_overrides(sys.argv)
     try:
         app.run(lambda rest: main(rest, overrides), argv=argv)
+    except KeyboardInterrupt:  # before `catch_signals` or after it
+        print("Interrupted: stopped by Ctrl-C while there was nothing to save", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -66,6 +66,7 @@ def make_function_scorer(
     *,
     form: str = "auto",
     field: str = "reward.function",
+    check: Callable[[], None] = lambda: None,
 ) -> Scorer:
     """Return a scorer that calls `package.module:function`.
 
@@ -83,6 +84,7 @@ def make_function_scorer(
       form: of `completions` and `prompts`: "text"; "turns", lists of turns; "auto", what the
         annotation of `completions` says (`list[str]`; `list[list[dict]]`), without one "text".
       field: the config's field that names the function.
+      check: is called before each call; what it raises stops the scorer.
 
     Raises:
       ConfigError: where the function cannot be imported or does not take the arguments.
@@ -90,7 +92,7 @@ def make_function_scorer(
     function = _load(name, dict(arguments or {}), form, field)
     if function.is_batched:
         return lambda samples: _score_batch(function, samples)
-    return lambda samples: _score_each(function, samples)
+    return lambda samples: _score_each(function, samples, check)
 
 
 def make_rules(reward: RewardConfig) -> dict[str, Scorer]:
@@ -157,10 +159,13 @@ def read_number(value: Any) -> float | None:
 # --------------------------------------------------------------------------- once a response
 
 
-def _score_each(function: _Function, samples: Sequence[Sample]) -> list[float | None]:
+def _score_each(
+    function: _Function, samples: Sequence[Sample], check: Callable[[], None]
+) -> list[float | None]:
     wants_record = "record" in function.parameters
     rewards = []
     for sample in samples:
+        check()
         turns = turns_to_record(sample.prompt.turns)
         extra = {"record": dict(sample.prompt.extra)} if wants_record else {}
         where = f"prompt {sample.prompt.prompt_id}, sample {sample.sample_id}"

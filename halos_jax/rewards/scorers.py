@@ -42,7 +42,7 @@ def make_scorer(
 
     Args:
       renderer: the policy's.
-      check: is called now and then by a scorer that waits; what it raises stops the scorer.
+      check: is called now and then by a scorer; what it raises stops the scorer.
       layouts: what a reward model's batches take their shapes over from, call after call; None:
         each call plans its own.
 
@@ -81,12 +81,14 @@ def _make_single_scorer(
 ) -> Scorer:
     if config.reward.kind == "function":
         reward = config.reward
-        return make_function_scorer(reward.function, reward.arguments, form=reward.completions)
+        return make_function_scorer(
+            reward.function, reward.arguments, form=reward.completions, check=check
+        )
     if config.reward.kind == "judge":
         # What is there to be labelled is asked about at once; samples come after hours.
         is_known = config.task != "label" and probe_judge(config)
         return make_judge_scorer(config, check, is_known=is_known)
-    return make_model_scorer(config, mesh, renderer, layouts, name)
+    return make_model_scorer(config, mesh, renderer, layouts, name, check)
 
 
 def cut_at_sentence(sample: Sample, renderer: Renderer) -> Sample:
@@ -110,13 +112,15 @@ def make_model_scorer(
     renderer: Renderer,
     layouts: LayoutMemory | None = None,
     name: str = "reward",
+    check: Callable[[], None] = lambda: None,
 ) -> Scorer:
     """Return a scorer by a sequence classifier, whose params stay on the devices.
 
     A reward model with the policy's tokenizer and template scores the very tokens that are
     trained. Another one gets the same turns and text, rendered by its own. Samples with the same
     tokens are scored once: their rewards are equal, and so a tie, whatever the rounding. `layouts`
-    is that of `make_scorer`, and `name` what these batches are called in it.
+    and `check` are those of `make_scorer`, and `name` is what these batches are called in the
+    former.
 
     Raises:
       ModelError: where the model cannot be read, or is not a sequence classifier.
@@ -139,7 +143,11 @@ def make_model_scorer(
     own = load_renderer(config.reward.path)
     # A control token tells the policy how to answer: it is no part of what is judged.
     same = own.fingerprint == renderer.fingerprint and not config.sampling.prefix
-    run = _compile_scores(spec, mesh)
+    compute = _compile_scores(spec, mesh)
+
+    def run(params, batch):
+        check()
+        return compute(params, batch)
 
     def score(samples: Sequence[Sample]) -> list[float]:
         if not same:

@@ -122,6 +122,7 @@ def open_job(config: Config, stop: StopSignal) -> Iterator[Job]:
       WorkdirError: as `states.open_run`.
       ManifestError: where its manifest, or a file that it names, has changed.
     """
+    stop.place = f"task {config.task}"
     info = states.join_run(config)
     try:
         mesh = sharding.make_mesh(config.mesh)

@@ -127,7 +127,10 @@ def _run_round(
         done |= {"layouts": run.layouts.to_record()}
         return states.commit_stage(folder, manifest, stage, **done)
 
-    timed = functools.partial(time_stage, run.ledger, round)
+    def timed(stage: str):
+        run.stop.place = f"round {round}, stage {stage}"
+        return time_stage(run.ledger, round, stage)
+
     prompts = run.prompts[manifest.start : manifest.stop]
     if manifest.next_stage == "sample":
         with timed("sample"):
@@ -256,6 +259,7 @@ def _make_run(
         frozen=load_frozen(config, decoder, mesh),
     )
     storage.require_space(info.workdir, count_bytes(trainer.abstract_state), "a checkpoint")
+    trainer = dataclasses.replace(trainer, check=stop.check)
     logger.info(
         "%d prompts, %d held out; %d rounds; mesh %s",
         len(prompts),

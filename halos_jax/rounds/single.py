@@ -23,7 +23,7 @@ from halos_jax.rounds import final, source
 from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.inputs import check_inputs
-from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.ledger import Ledger
 from halos_jax.rounds.start import load_frozen, load_policy, load_start, refuse_classifier
 from halos_jax.training import loop as training
@@ -74,6 +74,7 @@ def _train(
     checkpoints: Checkpoints,
     stop: StopSignal,
 ) -> None:
+    stop.place = f"task {config.task}"
     loss = choose_loss(config)
     decoder, renderer = load_policy(config.model)
     if loss.needs == "scores":
@@ -98,6 +99,7 @@ def _train(
     frozen = load_frozen(config, decoder, mesh)
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
     storage.require_space(info.workdir, count_bytes(trainer.abstract_state.params), "the result")
+    trainer = dataclasses.replace(trainer, check=stop.check)
     state, start = _restore(trainer, checkpoints)
     states.begin_segment(info, step=start)
     dataset = training.make_dataset(
@@ -209,7 +211,7 @@ def _make_saver(
             checkpoints.save(done, state, position)
         if stopping:
             checkpoints.finish()
-            raise Interrupted("stopped by SIGTERM; run the same command again to carry on")
+            stop.interrupt(step=done)
 
     return save
 

@@ -37,7 +37,7 @@ from halos_jax.rewards.labels import (
 )
 from halos_jax.rounds.checkpoints import Checkpoints
 from halos_jax.rounds.cuts import report_samples
-from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.ledger import Ledger
 from halos_jax.rounds.state import round_folder
 from halos_jax.sampling.sampler import Sampler, sample_shard
@@ -97,6 +97,11 @@ def sample_prompts(
     per_prompt = run.config.sampling.num_samples_per_prompt
     weights, samples = None, []
     bar = make_progress(len(prompts) * per_prompt, label, enabled=run.config.progress)
+
+    def count(finished: int) -> None:
+        bar.update(finished)
+        run.stop.check()  # a shard that is not complete is sampled again
+
     for number, start in enumerate(range(0, len(prompts), size)):
         run.stop.check()
         path = folder / f"{label}.shard-{number:04d}.jsonl"
@@ -111,7 +116,7 @@ def sample_prompts(
                     seed=run.config.seed,
                     round=round,
                     generator=run.config.sampling.generator or run.config.model.path,
-                    on_sample=bar.update,
+                    on_sample=count,
                 )
             write_shard(run, path, map(records.sample_to_record, shard))
         else:
@@ -236,7 +241,7 @@ def after_step(run: Run, state: TrainState, done: int, *, round: int, total: int
         run.checkpoints.save(int(state.step), state, position)
         if stopping:
             run.checkpoints.finish()
-            raise Interrupted("stopped by SIGTERM; run the same command again to carry on")
+            run.stop.interrupt(step=int(state.step))
 
 
 def evaluate_stage(run: Run, params: Any, folder: Path, *, round: int, step: int):

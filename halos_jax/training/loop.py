@@ -44,6 +44,8 @@ class Trainer:
     logps: Callable[[Any, Frozen | None, Batch], jax.Array]
     collect: Callable[[Any, Frozen | None, Batch], tuple[jax.Array, jax.Array]]
     frozen: Frozen | None = None  # the base of an adapter; None: all params are trained
+    # Called between two batches where there is nothing to save; what it raises stops the run.
+    check: Callable[[], None] = lambda: None
     layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)
 
 
@@ -188,6 +190,7 @@ def _pass_over(
     found: list[dict[int, tuple[np.ndarray, ...]]] = []
     bar = make_progress(len(single.plan), label, enabled=trainer.config.progress)
     for number, batch in enumerate(stream_batches(trainer.mesh, single)):
+        trainer.check()
         results = [np.asarray(result) for result in run(batch)]
         found = found or [{} for _ in results]
         for known, result in zip(found, results, strict=True):
@@ -245,6 +248,7 @@ def run_steps(
     config = trainer.config
     total = len(dataset.plan)
     if held_out and first_step + start == 0:
+        trainer.check()
         writer.write(0, evaluate(trainer, take_averaged(state), held_out))
     bar = make_progress(total, label, enabled=config.progress)
     bar.update(start)

@@ -140,14 +140,20 @@ def test_kill_without_checkpoints_inside_a_stage(program, finished, tmp_path):
     assert len(died) >= 6
 
 
-@pytest.mark.parametrize("point", ["1 train: after train_step 2", "2 sample: after sample_shard 2"])
-def test_sigterm_saves_and_asks_to_be_run_again(program, finished, tmp_path, point):
+@pytest.mark.parametrize(
+    ("point", "where"),
+    [
+        ("1 train: after train_step 2", "round 1, stage train, step 2"),
+        ("2 sample: after sample_shard 2", "round 2, stage sample"),
+    ],
+)
+def test_sigterm_saves_and_asks_to_be_run_again(program, finished, tmp_path, point, where):
     workdir = tmp_path / "run"
     signals = {point: signal.SIGTERM}
     code, _, errors = program.run(workdir, "checkpoint.every=0", signals=signals)
     assert code == 75
     assert errors.splitlines() == [
-        "Interrupted: stopped by SIGTERM; run the same command again to carry on"
+        f"Interrupted: stopped by SIGTERM in {where}; saved; run the same command again to carry on"
     ]
     if "2 sample" in point:
         before = states.load_manifest(states.round_folder(workdir, 1))
