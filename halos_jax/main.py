@@ -35,9 +35,11 @@ def main(argv: list[str], overrides: list[tuple[str, str]]) -> None:
     frozen = config_lib.freeze(config, errors=errors, checks=[_check_objective])
     _start_jax(frozen)
     from halos_jax.rounds.interrupt import catch_signals
+    from halos_jax.sharding import wait_for_all
 
     with catch_signals() as stop:
         metrics = run_task(frozen, stop)
+    wait_for_all("end the job")  # who leaves first takes what connects the others with it
     if metrics:
         logger.info("finished: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items())))
 
@@ -204,11 +206,29 @@ def run() -> None:
     try:
         app.run(lambda rest: main(rest, overrides), argv=argv)
     except KeyboardInterrupt:  # before `catch_signals` or after it
-        print("Interrupted: stopped by Ctrl-C while there was nothing to save", file=sys.stderr)
-        sys.exit(130)
+        _fail("Interrupted: stopped by Ctrl-C while there was nothing to save", 130)
     except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(f"{type(error).__name__}: {error}", error.exit_code)
+    except Exception as error:
+        if "jax" in sys.modules:
+            from halos_jax import processes
+
+            message = processes.explain_loss(error)
+            if message:
+                _fail(message, 1)
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    """End with a message and an exit code; a job of several processes does not wait for others."""
+    print(message, file=sys.stderr, flush=True)
+    if "jax" in sys.modules:
+        from halos_jax import processes
+
+        if not processes.leave():
+            sys.stdout.flush()
+            os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ LEVELS = (
     {"places", "schema", "limits", "reward_config", "sections", "storage", "json_text"},
     {"types", "config"},
     {"overrides", "sharding", "metrics", "losses", "user_code", "devices"},
+    {"processes"},
     {"models", "data"},
     {"sampling", "rewards", "training"},
     {"rounds"},

@@ -87,13 +87,18 @@ def catch_signals() -> Iterator[StopSignal]:
     """
     stop = StopSignal()
     alone = jax.process_count() == 1
+
+    def forward(number: int, *_) -> None:
+        stop.handle(number)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    handle = stop.handle if alone else forward
     handlers: dict[int, Callable] = {
-        signal.SIGINT: stop.handle if alone else _forward,
-        signal.SIGHUP: stop.handle if alone else _forward,
+        signal.SIGINT: handle,
+        signal.SIGHUP: _outlive_terminal(handle),
     }
     if alone:  # else jax.distributed's preemption service listens for it, on all processes at once
-        handlers[signal.SIGTERM] = stop.handle
-    handlers[signal.SIGHUP] = _outlive_terminal(handlers[signal.SIGHUP])
+        handlers[signal.SIGTERM] = handle
     before = {number: signal.getsignal(number) for number in handlers}
     caught = [number for number in handlers if before[number] is not signal.SIG_IGN]
     with _watch_keyboard(enabled=signal.SIGINT in caught):
@@ -104,10 +109,6 @@ def catch_signals() -> Iterator[StopSignal]:
         finally:
             for number in caught:
                 signal.signal(number, before[number])
-
-
-def _forward(*_) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _outlive_terminal(handle: Callable) -> Callable:

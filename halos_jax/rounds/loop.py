@@ -1,5 +1,6 @@
 """The online loop: rounds of sample -> score -> feedback -> train -> evaluate, resumed anywhere."""
 
+import dataclasses
 import functools
 import logging
 from pathlib import Path

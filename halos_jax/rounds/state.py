@@ -20,10 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from halos_jax import config as config_lib
-from halos_jax import sharding, storage
+from halos_jax import processes, sharding, storage
 from halos_jax.errors import UserError
 from halos_jax.rounds import changes, intact
 from halos_jax.rounds import ledger as ledgers
@@ -160,11 +158,9 @@ def join_run(config: config_lib.Config) -> RunInfo:
     """Open the run of `config.workdir` on every process of the job, on process 0 first.
 
     Raises:
-      WorkdirError: as `open_run`; the other processes end when process 0 does.
+      WorkdirError: as `open_run`; on the other processes an OtherProcessError.
     """
-    is_writer = jax.process_index() == 0
-    info = open_run(config.workdir, config) if is_writer else None
-    sharding.wait_for_all("open the run")
+    info = processes.run_on_first(lambda: open_run(config.workdir, config))
     return info or open_run(config.workdir, config, is_writer=False)
 
 

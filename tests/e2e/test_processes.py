@@ -1,9 +1,13 @@
 """A job of two processes, as on a cluster: one result, written once, and carried on together."""
 
 import json
+import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +30,25 @@ def start(program, workdir: Path, *overrides: str) -> list[subprocess.Popen]:
             command,
             env={**program.environment, **joined, "JAX_PROCESS_ID": str(process)},
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for process in range(2)
     ]
 
 
-def finish(processes: list[subprocess.Popen]) -> None:
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        if process.returncode and "Multiprocess computations aren't implemented" in output:
+def finish(processes: list[subprocess.Popen], code: int = 0) -> list[list[str]]:
+    """Wait for the processes to end with `code`; return the lines of the errors of each."""
+    found = [process.communicate(timeout=300) for process in processes]
+    for process, (output, errors) in zip(processes, found, strict=True):
+        if process.returncode and "Multiprocess computations aren't implemented" in errors:
             pytest.fail("this jaxlib has no collectives between processes on CPU")
-        assert process.returncode == 0, output
+        assert process.returncode == code, output + errors
+    # The line in which jax says that it has heard of a signal is worth having.
+    return [
+        [line for line in errors.splitlines() if "preemption_notifier" not in line]
+        for _, errors in found
+    ]
 
 
 def read_metrics(workdir: Path):
@@ -47,7 +57,7 @@ def read_metrics(workdir: Path):
 
 def test_two_processes_do_what_one_does(program, finished, tmp_path):
     workdir, (alone, _) = tmp_path / "run", finished
-    finish(start(program, workdir))
+    assert finish(start(program, workdir)) == [[], []], "a clean end is quiet"
     for round in ("0001", "0002"):
         for name in ("samples.jsonl", "feedback.jsonl"):
             path = Path("rounds") / round / name
@@ -64,3 +74,33 @@ def test_two_processes_do_what_one_does(program, finished, tmp_path):
     )
     for name, expected in theirs.items():
         np.testing.assert_allclose(ours[name], expected, atol=2e-3)
+
+
+def test_a_refusal_of_the_first_process_ends_all(program, finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    first, other = finish(start(program, workdir, "seed=3"), code=1)
+    assert first[:2] == [
+        f"WorkdirError: workdir: {workdir} holds a run of another configuration; changed:",
+        "  - seed: 0 -> 3",
+    ]
+    assert other == ["OtherProcessError: process 0 of the job has stopped; its log says why"]
+
+
+def test_ctrl_c_in_one_process_ends_all_at_one_step(program, tmp_path):
+    workdir = tmp_path / "run"
+    processes = start(program, workdir, "checkpoint.every=0", "train.epochs=200")
+    while not (workdir / "metrics.jsonl").exists() or len(read_metrics(workdir)) < 4:
+        assert processes[0].poll() is None
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGINT)
+    first, second = finish(processes, code=75)
+    (line,) = first
+    step = re.fullmatch(r"Interrupted: stopped by SIGTERM in round 1, stage train, (.*)", line)[1]
+    assert second[-1] == f"Interrupted: stopped by Ctrl-C in round 1, stage train, {step}"
+    assert [line for line in second[:-1] if line] == [
+        "Ctrl-C: the run ends where it can be carried on; once more ends it at once"
+    ]
+    (saved,) = (workdir / "checkpoints").iterdir()
+    record = json.loads((saved / "round" / "metadata").read_text())["round_state"]
+    assert step == f"step {record['step']}; saved; run the same command again to carry on"

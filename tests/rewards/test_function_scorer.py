@@ -167,6 +167,21 @@ def test_what_is_no_number_is_refused_with_its_sample(what, shown):
     assert "a finite number of at most 3.4e38" in message and "None" in message
 
 
+def test_between_two_calls_it_may_be_stopped():
+    asked = []
+
+    def check():
+        asked.append(1)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+
+    arguments = {"target": 3}
+    scorer = make_function_scorer("halos_jax.rewards.functions:length", arguments, check=check)
+    with pytest.raises(KeyboardInterrupt):
+        scorer(make_samples())
+    assert len(asked) == 2
+
+
 def test_a_list_or_an_array_says_how_functions_are_called():
     message = fail("listed")
     assert "got a list of 65 numbers for prompt p0, sample 0" in message

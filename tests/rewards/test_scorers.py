@@ -235,6 +235,8 @@ def test_a_judge_is_made_with_what_stops_the_run(monkeypatch):
     for task, is_known in (("online", True), ("eval", True), ("label", False)):
         config = Config(task=task, reward=RewardConfig(kind="judge"))
         assert make_scorer(config, None, None, check) == (check, is_known)
+    monkeypatch.setattr(scorers, "make_model_scorer", lambda *arguments: arguments[-1])
+    assert make_scorer(Config(reward=RewardConfig()), None, None, check) is check
 
 
 def test_a_reward_model_never_reads_the_policys_prefix(folder, renderer, one_device):

@@ -60,16 +60,15 @@ def read(path) -> list[dict]:
 
 
 class StopAfter(StopSignal):
-    """A signal that comes before the check with a certain number."""
+    """A signal that comes when a file is there."""
 
-    def __init__(self, checks):
+    def __init__(self, file):
         super().__init__()
-        self._checks = checks
+        self._file = file
 
     def check(self):
-        if not self._checks:
+        if self._file.exists():
             raise Interrupted("now")
-        self._checks -= 1
 
 
 def test_it_draws_what_an_online_run_draws_even_when_stopped_in_between(toy, tmp_path, monkeypatch):
@@ -84,7 +83,7 @@ def test_it_draws_what_an_online_run_draws_even_when_stopped_in_between(toy, tmp
     expected = (tmp_path / "online" / "rounds" / "0001" / "samples.jsonl").read_bytes()
     config = make_config(toy, tmp_path / "sample", num_prompts=4)
     with pytest.raises(Interrupted):
-        run_sampling(config, StopAfter(1))
+        run_sampling(config, StopAfter(tmp_path / "sample" / "samples.shard-0000.jsonl"))
     assert [path.name for path in (tmp_path / "sample").glob("samples*")] == [
         "samples.shard-0000.jsonl"
     ]
@@ -96,7 +95,7 @@ def test_it_draws_what_an_online_run_draws_even_when_stopped_in_between(toy, tmp
     names = {path.name for path in (tmp_path / "sample").iterdir()}
     own = {".lock", "config.json", "inputs.json", "ledger.jsonl", "manifest.json"}
     assert names == own | {"samples.jsonl"}
-    assert run_sampling(config, StopAfter(0)) == metrics  # complete: nothing is done
+    assert run_sampling(config, StopAfter(tmp_path)) == metrics  # complete: nothing is done
     # The policy that the run has made draws otherwise, in another round otherwise still.
     trained = dataclasses.replace(config.model, path=str(tmp_path / "online"))
     texts = []
@@ -128,7 +127,7 @@ def test_the_best_of_each_prompt_goes_to_a_file_of_its_own(toy, tmp_path, monkey
     monkeypatch.setattr(stages, "sample_shard", sample_shard)
     # 5 shards of the 10 prompts; then the scoring is stopped after its second shard.
     with pytest.raises(Interrupted):
-        run_sampling(config, StopAfter(8))
+        run_sampling(config, StopAfter(tmp_path / "run" / "scores.shard-0001.jsonl"))
     assert len(calls) == 5 and len(list((tmp_path / "run").glob("scores.shard-*"))) == 2
     metrics = run_sampling(config, StopSignal())
     assert len(calls) == 5 and (metrics["best"], metrics["samples"]) == (10, 30)

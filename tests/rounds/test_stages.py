@@ -150,6 +150,24 @@ def test_memory_that_ends_in_sampling_names_the_round_and_the_slots(tmp_path, mo
         stages.sample_prompts(make_run(), "params", PROMPTS, tmp_path, round=4, label="samples")
 
 
+def test_a_signal_stops_inside_of_a_shard_which_is_sampled_again(tmp_path, monkeypatch, sampled):
+    stop = StopSignal()
+    stop.place = "round 1, stage sample"
+
+    def sample_some(*arguments, on_sample, **options):
+        on_sample(1)
+        stop.handle()
+        on_sample(1)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(stages, "sample_shard", sample_some)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM in round 1, stage sample; saved"):
+        stages.sample_prompts(
+            make_run(stop=stop), "params", PROMPTS, tmp_path, round=1, label="samples"
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_sample_score_feedback_hand_files_to_each_other(tmp_path, sampled):
     run = make_run()
     files, metrics = stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)

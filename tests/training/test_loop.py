@@ -335,3 +335,23 @@ def test_the_clock_times_a_step_by_the_writes_around_its_result():
     time.sleep(0.05)
     clock.tick(4)
     assert 0 < clock.rate["examples_per_second"] <= 4 / 0.05
+
+
+def test_a_pass_before_the_first_step_may_be_stopped(trainer, start, data):
+    class Stopped(Exception):
+        pass
+
+    def stop():
+        raise Stopped
+
+    stopping = dataclasses.replace(trainer, check=stop)
+    train, held_out = data
+    with pytest.raises(Stopped):
+        loop.add_reference(stopping, train, start.params, label="reference")
+    recorder = Recorder()
+    with pytest.raises(Stopped):
+        loop.run_steps(stopping, start, train, held_out=held_out, writer=recorder)
+    assert not recorder.records
+    # Between steps it is the callback that stops: it has something to save.
+    loop.run_steps(stopping, start, train, held_out=None, writer=recorder)
+    assert len(recorder.records) == 5
