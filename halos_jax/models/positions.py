@@ -1,7 +1,10 @@
-"""How many positions a model was made for, as its config.json says."""
+"""How many positions a model was made for, as its config.json says, and how many it can have."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from halos_jax.models.families import ModelError
+from halos_jax.models.spec import DecoderConfig
 
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 
@@ -27,3 +30,24 @@ def find_max_positions(hf_config: Mapping[str, Any]) -> int:
 
 def _read(value: Any) -> int:
     return value if type(value) is int and value > 0 else 0
+
+
+def refuse_longer(decoder: DecoderConfig, lengths: Mapping[str, int]) -> None:
+    """Raise a ModelError where sequences may become longer than a rotary embedding holds for.
+
+    Beyond that the angles of all tokens are others, those of a prompt that stands once for several
+    answers and of keys that are cached too: no sequence may come there.
+
+    Args:
+      lengths: field, or fields, of the configuration -> tokens that they allow.
+    """
+    ropes = [decoder.rope, decoder.local_rope or decoder.rope]
+    longest = min((rope.longest for rope in ropes if rope.longest), default=0)
+    lines = [
+        f"{name}: got {length:,}, allowed: {longest:,} at most, since the model's rotary embedding "
+        "is another one in longer sequences (rope_scaling in its config.json)"
+        for name, length in lengths.items()
+        if 0 < longest < length
+    ]
+    if lines:
+        raise ModelError("\n".join(lines))

@@ -19,6 +19,7 @@ from halos_jax.data.tokenize import make_group_items
 from halos_jax.devices import explain_memory
 from halos_jax.metrics import make_progress
 from halos_jax.models import decoder, hf, vocab
+from halos_jax.models.positions import refuse_longer
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.rewards.function_scorer import make_function_scorer
 from halos_jax.rewards.judge import make_judge_scorer, probe_judge
@@ -139,6 +140,7 @@ def make_model_scorer(
             f"reward.path: got {config.reward.path!r}, a model without a classification head; "
             "allowed: a *ForSequenceClassification model with 1 or 2 labels"
         )
+    refuse_longer(spec, {"reward.max_length": config.reward.max_length})
     params = hf.load_params(config.reward.path, spec, mesh)
     own = load_renderer(config.reward.path)
     # A control token tells the policy how to answer: it is no part of what is judged.

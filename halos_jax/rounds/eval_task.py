@@ -13,6 +13,7 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets, records
 from halos_jax.data.template_door import keep_shown
 from halos_jax.losses import get_loss
+from halos_jax.models.positions import refuse_longer
 from halos_jax.rewards.function_scorer import check_records, make_rules
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, source, stages, start
@@ -75,6 +76,7 @@ def _evaluate_feedback(job: Job, policy: Source) -> None:
         )
     if loss.needs != "scores":
         start.refuse_classifier(decoder, job.config.model.path)
+    refuse_longer(decoder, {"train.max_length": job.config.train.max_length})
     data = job.config.data
     items = load_fixed_items(
         job.config,

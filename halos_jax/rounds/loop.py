@@ -18,6 +18,7 @@ from halos_jax.devices import explain_memory
 from halos_jax.losses import get_loss
 from halos_jax.metrics import MetricWriter
 from halos_jax.models.lora import merge_adapter
+from halos_jax.models.positions import refuse_longer
 from halos_jax.rewards.function_scorer import check_records, make_rules
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, final, source, stages
@@ -238,6 +239,7 @@ def _make_run(
 ) -> tuple[Run, Position]:
     decoder, renderer = load_policy(config.model)
     refuse_classifier(decoder, config.model.path)
+    refuse_longer(decoder, {"train.max_length": config.train.max_length})
     budget = _make_budget(config)
     prompts, held_out = load_prompts(config, renderer, budget.num_skip + budget.total_prompts)
     check_records(config.reward, [*prompts, *held_out])

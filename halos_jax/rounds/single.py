@@ -19,6 +19,7 @@ from halos_jax.data.lengths import make_lengths
 from halos_jax.devices import explain_memory
 from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import MetricWriter, read_metrics
+from halos_jax.models.positions import refuse_longer
 from halos_jax.rounds import final, source
 from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
@@ -81,6 +82,7 @@ def _train(
         decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
     else:
         refuse_classifier(decoder, config.model.path)
+    refuse_longer(decoder, {"train.max_length": config.train.max_length})
     warn_of_benchmarks(config.data.train)
     chosen = select_train(config.data, config.seed)
     items = load_fixed_items(

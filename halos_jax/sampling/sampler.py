@@ -21,6 +21,7 @@ from halos_jax.data.chat import Renderer
 from halos_jax.data.layout import round_shape
 from halos_jax.metrics import NonFiniteError
 from halos_jax.models import vocab
+from halos_jax.models.positions import refuse_longer
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.sampling import decode
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample
@@ -77,7 +78,13 @@ class Sampler:
 def make_sampler(
     settings: SamplingConfig, renderer: Renderer, decoder: DecoderConfig, mesh: Mesh
 ) -> Sampler:
-    """Make the sampler of `decoder` with the options of `config.sampling`."""
+    """Make the sampler of `decoder` with the options of `config.sampling`.
+
+    Raises:
+      ModelError: where these allow sequences that the model has no angles for.
+    """
+    longest = settings.max_prompt_length + settings.max_tokens
+    refuse_longer(decoder, {"sampling.max_prompt_length + sampling.max_tokens": longest})
     decoder = dataclasses.replace(decoder, remat="none")
     stop_ids = tuple(sorted(renderer.stop_ids))
     compiled = decode.compile_decoder(

@@ -1,11 +1,12 @@
 """A tiny model of the toy task, for the tests that run a whole task in this process."""
 
 import json
+import shutil
 
 import jax
 import pytest
 
-from halos_jax.config import ToyConfig
+from halos_jax.config import ModelConfig, ToyConfig
 from halos_jax.data.toy import make_toy_data
 from halos_jax.models import export, hf, spec
 
@@ -32,3 +33,14 @@ def toy(tmp_path_factory):
     params = spec.init_params(jax.random.key(0), config)
     export.save_model(params, config, folder / "policy", source=folder / "base")
     return folder
+
+
+@pytest.fixture
+def short(toy, tmp_path):
+    """Return a policy whose rotary embedding holds for sequences of 12 tokens at most."""
+    folder = tmp_path / "short"
+    shutil.copytree(toy / "policy", folder)
+    made = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 12}
+    made["rope_scaling"] = {"rope_type": "dynamic", "factor": 2.0}
+    (folder / "config.json").write_text(json.dumps(made))
+    return ModelConfig(path=str(folder), compute_dtype="float32", remat="none")

@@ -20,6 +20,7 @@ from halos_jax.config import (
     SamplingConfig,
     TrainConfig,
 )
+from halos_jax.models.families import ModelError
 from halos_jax.rounds import eval_task
 from halos_jax.rounds import state as states
 from halos_jax.rounds.eval_task import run_evaluation
@@ -149,6 +150,14 @@ def test_the_reference_is_what_the_run_started_from_by_its_own_seed(toy, tmp_pat
         eval_task._add_reference(
             SimpleNamespace(config=job, mesh=None), SimpleNamespace(), trainer, "data"
         )
+
+
+def test_sequences_beyond_the_models_angles_are_refused(toy, tmp_path, short):
+    pairs = DataConfig(eval=str(toy / "eval_pairs.jsonl"))
+    changes = {"eval": EvalConfig(on="feedback"), "model": short}
+    config = make_config(toy, tmp_path / "eval", "eval", data=pairs, **changes)
+    with pytest.raises(ModelError, match=r"train\.max_length: got 16, allowed: 12 at most"):
+        run_evaluation(config, StopSignal())
 
 
 def test_a_loss_of_scores_needs_a_reward_model(toy, tmp_path):

@@ -22,6 +22,7 @@ from halos_jax.config import (
 from halos_jax.data import datasets
 from halos_jax.data.layout import LayoutMemory
 from halos_jax.devices import DeviceError
+from halos_jax.models.families import ModelError
 from halos_jax.rounds import loop
 from halos_jax.rounds import state as states
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
@@ -123,6 +124,22 @@ def test_held_out_prompts_that_are_trained_on_are_refused(toy, tmp_path):
     data = DataConfig(train=str(toy / "prompts.jsonl"), eval=str(toy / "prompts.jsonl"))
     with pytest.raises(ConfigError, match=r"data\.eval: 12 of its prompts are in data\.train"):
         loop.run_online(make_config(toy, tmp_path, data=data), StopSignal())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"train\.max_length: got 16, allowed: 12 at most"),
+        (
+            {"train": TrainConfig(max_length=12)},
+            r"sampling\.max_prompt_length \+ sampling\.max_tokens: got 13, allowed: 12 at most",
+        ),
+    ],
+)
+def test_sequences_beyond_the_models_angles_are_refused(toy, tmp_path, short, changes, message):
+    config = make_config(toy, tmp_path / "run", model=short, **changes)
+    with pytest.raises(ModelError, match=message):
+        loop.run_online(config, StopSignal())
 
 
 def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):

@@ -27,6 +27,7 @@ from halos_jax.data.loading import load_renderer
 from halos_jax.devices import DeviceError
 from halos_jax.metrics import read_metrics
 from halos_jax.models import hf
+from halos_jax.models.families import ModelError
 from halos_jax.rounds import single
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
 from halos_jax.rounds.single import choose_loss, run_training
@@ -77,6 +78,14 @@ class StopAfter(StopSignal):
 
     def received(self, step):
         return step >= self._step
+
+
+@pytest.mark.parametrize("task", ["sft", "align"])
+def test_sequences_beyond_the_models_angles_are_refused(toy, tmp_path, data, short, task):
+    pairs = (data / "pairs.jsonl", data / "eval.jsonl")
+    config = make_config(toy, tmp_path / "run", task, *pairs, model=short)
+    with pytest.raises(ModelError, match=r"train\.max_length: got 24, allowed: 12 at most"):
+        run(config)
 
 
 def test_sft_lowers_the_loss_and_a_resume_is_exact(toy, tmp_path):

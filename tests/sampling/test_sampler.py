@@ -16,7 +16,8 @@ from halos_jax.data.chat import make_renderer
 from halos_jax.data.toy import make_tokenizer
 from halos_jax.metrics import NonFiniteError
 from halos_jax.models import decoder
-from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
+from halos_jax.models.families import ModelError
+from halos_jax.models.spec import DecoderConfig, RopeConfig, init_params, params_shardings
 from halos_jax.sampling import decode
 from halos_jax.sampling import sampler as sampling
 from halos_jax.sampling.sampler import make_sampler, sample_shard
@@ -123,6 +124,13 @@ def test_a_sampler_is_compiled_for_what_the_config_says(monkeypatch):
     )
     expected = dataclasses.replace(expected, unknown=((size, size + 2),))
     assert asked[0][:2] == (expected, tiny(vocab_size=size + 2)) and made.stop_strings == ("x", "y")
+
+
+def test_samples_beyond_the_models_angles_are_refused(mesh1):
+    settings = SamplingConfig(max_prompt_length=10, max_tokens=6)
+    short = tiny(rope=RopeConfig(longest=15))
+    with pytest.raises(ModelError, match=r"sampling\.max_tokens: got 16, allowed: 15 at most"):
+        make_sampler(settings, renderer(), short, mesh1)
 
 
 def test_every_sample_once_and_complete(reference):
