@@ -116,6 +116,7 @@ def load_params(
         tensors = open_tensors(folder, stack)
         if hf_config.get("quantization_config"):  # of a kind that the family allows: this one
             tensors = mxfp4.unpack_tensors(tensors)
+            logger.info("%s: weights in MXFP4 are read as numbers, and exported as such", folder)
         new = [name for name in allow_new if name in wanted and table[name].name not in tensors]
         stored = {name: leaf for name, leaf in wanted.items() if name not in new}
         # A tied head may be stored all the same, and a fresh classifier has no use for one.

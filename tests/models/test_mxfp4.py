@@ -1,6 +1,7 @@
 """MXFP4 by hand and against transformers, in any slice, and through import and export."""
 
 import json
+import logging
 
 import jax
 import numpy as np
@@ -133,11 +134,14 @@ def load(path, mesh):
     return hf.load_params(path, config, mesh), config
 
 
-def test_import_and_export_hold_the_numbers(tmp_path, mesh, mesh1):
+def test_import_and_export_hold_the_numbers(tmp_path, mesh, mesh1, caplog):
+    caplog.set_level(logging.INFO)
     packed, plain = make_tensors()
     source = write(tmp_path / "packed", packed)
     expected, _ = load(write(tmp_path / "plain", plain, quantization_config=None), mesh1)
+    assert "MXFP4" not in caplog.text
     params, config = load(source, mesh)
+    assert caplog.text.count("weights in MXFP4 are read as numbers, and exported as such") == 1
     jax.tree.map(np.testing.assert_array_equal, params, expected)
     export.save_model(params, config, tmp_path / "ours", source=tmp_path / "packed")
     written = load_file(tmp_path / "ours" / "model.safetensors")
