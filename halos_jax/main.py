@@ -7,30 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
 
 from halos_jax import config as config_lib
+from halos_jax.command_line import refuse_arguments
 from halos_jax.config import Config, ConfigError
 from halos_jax.errors import UserError
 from halos_jax.overrides import apply_overrides, split_overrides
+from halos_jax.presets import explain_absent, load_preset
 
-# The overrides are ours to parse (see `apply_overrides`); the flag library must not see them.
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A preset, e.g. configs/quickstart.py.", sys_argv=[]
-)
-flags.mark_flag_as_required("config")
+_CONFIG = flags.DEFINE_string("config", None, "A preset, e.g. configs/quickstart.py.")
 
 logger = logging.getLogger("halos_jax")
 
 
-def main(argv: list[str], overrides: list[tuple[str, str]]) -> None:
+def main(overrides: list[tuple[str, str]]) -> None:
     """Check the config, then run its task; exit codes: 0 done, 1 error, 75 run me again."""
-    if len(argv) > 1:
-        raise ConfigError(
-            f"got arguments {argv[1:]}, allowed: --config=FILE and --config.field=value"
-        )
+    if not _CONFIG.value:
+        raise ConfigError(explain_absent())
     _start_logging()
-    config = _load_preset()
+    config = load_preset(_CONFIG.value)
     errors = apply_overrides(config, overrides)
     frozen = config_lib.freeze(config, errors=errors, checks=[_check_objective])
     _start_jax(frozen)
@@ -42,18 +37,6 @@ def main(argv: list[str], overrides: list[tuple[str, str]]) -> None:
     wait_for_all("end the job")  # who leaves first takes what connects the others with it
     if metrics:
         logger.info("finished: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items())))
-
-
-def _load_preset() -> ConfigDict:
-    preset = _CONFIG.value
-    if not isinstance(preset, ConfigDict):
-        # The flag library puts the error of a file that it cannot read in the config's place.
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise ConfigError(
-            f"--config: got {file!r}, which cannot be read as a preset; allowed: a Python file "
-            "with a function get_config() that returns a ConfigDict; check the path"
-        )
-    return preset
 
 
 def _check_objective(config: Config) -> list[str]:
@@ -204,11 +187,15 @@ def run() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     argv, overrides = split_overrides(sys.argv)
     try:
-        app.run(lambda rest: main(rest, overrides), argv=argv)
+        refuse_arguments(argv[1:], flags.FLAGS)
+        app.run(lambda _: main(overrides), argv=argv)
     except KeyboardInterrupt:  # before `catch_signals` or after it
         _fail("Interrupted: stopped by Ctrl-C while there was nothing to save", 130)
     except UserError as error:
         _fail(f"{type(error).__name__}: {error}", error.exit_code)
+    except MemoryError:
+        advice = "take a part of the data by data.max_train, or a machine with more memory"
+        _fail(f"MemoryError: this machine's own memory is used up; {advice}", 1)
     except Exception as error:
         if "jax" in sys.modules:
             from halos_jax import processes

@@ -17,6 +17,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from halos_jax.aliases import find_alias
+
 
 def to_plain(value: Any) -> Any:
     """Return dataclasses and mappings, at any depth, as plain dicts."""
@@ -76,12 +78,20 @@ def explain_unknown(path: str, cls: type) -> str:
     leaf = path.rpartition(".")[2]
     same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
     close = difflib.get_close_matches(path, same_leaf, n=1, cutoff=0.0)
+    alias = find_alias(path)
+    if not close and alias and _has(cls, alias):
+        close = [alias]
     close = close or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
     if not close:
         by_leaf = {name.rpartition(".")[2]: name for name in known}
         close = [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, n=1)]
     hint = f"did you mean {close[0]!r}?" if close else "see halos_jax/sections.py for the fields"
     return f"{path}: unknown field; {hint}"
+
+
+def _has(cls: type, path: str) -> bool:
+    free = free_sections(cls)
+    return path in leaf_types(cls) or any(path.startswith(f"{section}.") for section in free)
 
 
 def build(cls: type, plain: Mapping[str, Any], errors: list[str]) -> Any:

@@ -9,12 +9,12 @@ PACKAGE = "halos_jax"
 
 # A module imports only from lower levels, or from its own subpackage.
 LEVELS = (
-    {"errors", "field_names", "roles"},
+    {"aliases", "errors", "field_names", "roles"},
     {"places", "schema", "limits", "reward_config", "sections", "storage", "json_text"},
     {"types", "config"},
     {"overrides", "sharding", "metrics", "losses", "user_code", "devices"},
     {"processes"},
-    {"models", "data"},
+    {"models", "data", "command_line", "presets"},
     {"sampling", "rewards", "training"},
     {"rounds"},
     {"bench"},
@@ -25,7 +25,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Third-party package -> the only files of the package that may import it.
 CONFINED = {
     "orbax": {"rounds/checkpoints.py"},
-    "ml_collections": {"config.py", "overrides.py", "main.py"},
+    "ml_collections": {"config.py", "overrides.py", "presets.py"},
     "transformers": {
         "models/hf.py",
         "models/families.py",

@@ -125,9 +125,30 @@ def test_a_stop_has_an_exit_code_of_its_own_and_a_fault_its_traceback(monkeypatc
         main.run()
 
 
-def test_arguments_that_are_no_flags_are_refused():
-    with pytest.raises(ConfigError, match=r"configs/quickstart\.py"):
-        main.main(["main", "configs/quickstart.py"], [])
+def test_what_is_no_flag_is_refused_and_a_preset_is_needed(monkeypatch, capsys):
+    for given, expected in (
+        ("configs/quickstart.py", "allowed: --config=configs/quickstart.py"),
+        ("--lr=1e-5", "fields are set as --config.optimizer.learning_rate=1e-5"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["main", given])
+        with pytest.raises(SystemExit) as caught:
+            main.run()
+        assert caught.value.code == 1 and expected in capsys.readouterr().err
+    monkeypatch.setattr(main, "_CONFIG", SimpleNamespace(value=None))
+    with pytest.raises(ConfigError, match=r"--config: got nothing, .* online_dpo, .*quickstart"):
+        main.main([])
+
+
+def test_the_end_of_the_machines_memory_is_one_message(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(app, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["main"])
+    with pytest.raises(SystemExit) as caught:
+        main.run()
+    assert caught.value.code == 1
+    assert "this machine's own memory is used up; take a part" in capsys.readouterr().err
 
 
 def test_sizes_are_checked_against_the_eight_devices_in_every_stage():
