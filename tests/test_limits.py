@@ -181,3 +181,27 @@ def test_one_sample_a_prompt_can_be_judged_but_not_compared():
 def test_ppo_needs_no_second_sample_of_a_prompt_with_scores():
     changes = {"sampling__num_samples_per_prompt": 1, "feedback__type": "scalar"}
     assert violations(**changes, **{"loss.name": "ppo"}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data__fields": "prompt"}, "data.fields: got 'prompt', allowed: OUR_NAME=FIELD"),
+        ({"data__fields": "promt=q"}, "data.fields: got 'promt' before '='"),
+        (
+            {"data__prompt_template": "\\boxed{}"},
+            "data.prompt_template: got '{}', allowed: {FIELD}",
+        ),
+        (
+            {"task": "label", "data__system_prompt": "s"},
+            "data.system_prompt: got 's', allowed with task='label': ''",
+        ),
+        (
+            {"task": "label", "data__merge_turns": True},
+            "data.merge_turns: got True, allowed with task='label': False",
+        ),
+    ],
+)
+def test_what_is_added_to_records_is_checked(changes, expected):
+    [line] = violations(**changes)
+    assert line.startswith(expected)

@@ -155,3 +155,20 @@ def test_truncated_answers_are_masked_where_asked_for(caplog):
     assert make_target_items([talk("q", "a" * 60)], renderer, short) == []
     (kept,) = make_target_items([talk("q", "a" * 60)], renderer, Lengths(40, 45))
     assert kept.num_tokens == 45
+
+
+def test_of_a_plain_text_every_token_is_learned_but_the_first():
+    tokenizer = make_tokenizer(CHATML)
+    text = "<|im_start|>user\nhi<|im_end|>"
+    texts = (text, "ab</s>")
+    found = [Demonstration(Prompt("p", ()), Completion((Turn("", one),))) for one in texts]
+    found.insert(1, talk("q", "a"))
+    first, chat, last = make_target_items(found, make_renderer(tokenizer), LONG)
+    whole = [*first.prompt_ids, *first.responses[0]]
+    assert spell(tokenizer, whole) == text + "</s>" and len(first.prompt_ids) == 1
+    assert whole[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert first.masks == () and first.roles == (TARGET,)
+    assert spell(tokenizer, [*last.prompt_ids, *last.responses[0]]) == "ab</s>"
+    assert spell(tokenizer, chat.responses[0]) == "a<|im_end|>"
+    [cut] = make_target_items(found[:1], make_renderer(tokenizer), Lengths(10, 5))
+    assert len(cut.prompt_ids) + len(cut.responses[0]) == 5

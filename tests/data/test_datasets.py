@@ -23,7 +23,7 @@ from halos_jax.data.datasets import (
     select_train,
     warn_of_benchmarks,
 )
-from halos_jax.data.fields import RecordError
+from halos_jax.data.fields import Edits, RecordError
 from halos_jax.types import Prompt, Turn
 
 
@@ -267,3 +267,49 @@ def test_a_prompt_that_is_held_out_and_trained_on_is_refused():
     refuse_overlap([one, two], [three])
     with pytest.raises(ConfigError, match=r"data\.eval: 2 of its prompts .*\(the first is a\)"):
         refuse_overlap([two, one, three], [one, two])
+
+
+# --------------------------------------------------------------------------- what is not used
+
+
+def test_unread_fields_are_said_once_where_nobody_can_see_them(save, caplog):
+    path = save([{"prompt": f"q{i}", "completion": "a", "meta": i or None} for i in range(4)])
+    load_demonstrations(path)
+    [line] = [one for one in caplog.messages if "not read" in one]
+    assert "4 records; fields that are not read, and in how many: meta (3);" in line
+    caplog.clear()
+    load_prompts(path)  # a reward function sees them
+    load_demonstrations(path, Selection(edits=Edits(ignored=frozenset({"meta"}))))
+    assert "not read" not in caplog.text
+
+
+def test_bad_records_are_left_out_where_asked_for(tmp_path, caplog):
+    path = tmp_path / "x.jsonl"
+    good = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "r", "chosen": "c"}]
+    lines = [*map(json.dumps, good), "{", '{"prompt": NaN}', json.dumps({**good[0], "prompt": "s"})]
+    path.write_text("\n".join(lines))
+    with pytest.raises(RecordError, match=r"x\.jsonl line 2: field 'rejected'"):
+        load_preferences(str(path))
+    found = load_preferences(str(path), Selection(edits=Edits(skip=True)))
+    assert [one.prompt.turns[0].content for one in found] == ["q", "s"]
+    assert "3 bad records are left out (data.skip_bad), 2 are read; the first: " in caplog.text
+
+
+def test_pairs_without_a_margin_are_refused_where_one_is_wanted(save):
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    path = save([pair | {"margin": 2}, pair])
+    assert [one.chosen.reward for one in load_preferences(path)] == [2.0, None]
+    with pytest.raises(RecordError, match=r"data\.jsonl line 2: field 'margin': got nothing"):
+        load_preferences(path, Selection(margins=True))
+
+
+def test_duplicates_with_other_fields_are_said(save, caplog):
+    prompts = load_prompts(save([{"prompt": "q", "answer": 1}, {"prompt": "q", "answer": 2}]))
+    assert [one.extra for one in prompts] == [{"answer": 1}]
+    assert "1 of the duplicates have other fields than the first record" in caplog.text
+
+
+def test_what_the_config_adds_holds_for_both_sets():
+    data = DataConfig(system_prompt="s", fields="prompt=x", skip_bad=True)
+    expected = Edits(names={"prompt": "x"}, system="s", skip=True)
+    assert select_train(data, 0).edits == select_eval(data).edits == expected
