@@ -14,10 +14,14 @@ class ModelConfig:
     # Which of a workdir's checkpoints sample, eval and export take; "auto": final/, else the newest
     checkpoint: int | Literal["auto"] = "auto"
     tokenizer: str = place("", "model")  # folder or hub id; empty: the model's own
-    # Jinja file; empty: the tokenizer's, else the ChatML default
+    # Jinja file, or the name of one of the tokenizer's templates; empty: its default, else ChatML
     chat_template: str = place("", "path")
+    # What the template is given besides the conversation: enable_thinking, tools, date_string, ...
+    chat_template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     random_init: bool = False  # take only the architecture from `path`, draw the weights
-    added_tokens: tuple[str, ...] = ()  # special tokens for the tokenizer to have, new ones or not
+    # Tokens for the tokenizer to have, new ones or not: tokens in answers, and special ones where
+    # the chat template has them; of csft, data.good_token and data.bad_token are special, too
+    added_tokens: tuple[str, ...] = ()
     added_tokens_init: Literal["mean", "random"] = "mean"  # of new tokens' embedding and head rows
     pad_vocab_to: int = 1  # a vocabulary that grows does so to a multiple of this
     params_dtype: Literal["float32", "bfloat16"] = "float32"  # the master weights
@@ -83,6 +87,11 @@ class DataConfig:
     learn_outputs: Literal["best", "preferred"] = "best"
     good_token: str = "<|good|>"  # of the loss "csft": what begins a desirable answer
     bad_token: str = "<|bad|>"  # ... and any other
+
+    @property
+    def control(self) -> tuple[str, str]:
+        """What begins a desirable answer, and any other, of "csft"."""
+        return self.good_token, self.bad_token
 
 
 @dataclasses.dataclass(frozen=True)

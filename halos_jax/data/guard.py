@@ -8,7 +8,7 @@ hidden behind placeholders while the template is rendered, and become ordinary t
 import itertools
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ class Guard:
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
+        self._allowed: frozenset[str] = frozenset()
         added = tokenizer.added_tokens_decoder.values()
         self._tokens = {token.content: token for token in added if token.special and token.content}
         self._tokens = {text: self._tokens[text] for text in sorted(self._tokens, key=len)[::-1]}
@@ -36,17 +37,32 @@ class Guard:
         self._pattern = re.compile("|".join(map(re.escape, self._tokens)) or r"(?!)")
         self._warned = False
 
+    def allow(self, tokens: Iterable[str]) -> None:
+        """Let these tokens stand in what the assistant says: it is meant to learn them."""
+        self._allowed |= self._tokens.keys() & set(tokens)
+
     def hide(self, content: str) -> str:
         """Return a content with each special token that it spells behind a placeholder."""
-        if not self._pattern.search(content):
-            return content
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "a text spells the special token %r; it and others like it are read as plain text",
-                self._pattern.search(content)[0],
-            )
-        return self._pattern.sub(lambda found: f"{_OPEN}{self._numbers[found[0]]}{_CLOSE}", content)
+        return self._hide(content, frozenset())
+
+    def hide_answer(self, content: str) -> str:
+        """As `hide`, of what the assistant says: the tokens that were allowed stay in it."""
+        return self._hide(content, self._allowed)
+
+    def _hide(self, content: str, allowed: Collection[str]) -> str:
+        def replace(found: re.Match) -> str:
+            if found[0] in allowed:
+                return found[0]
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "a text spells the special token %r; it and others like it are read as plain "
+                    "text",
+                    found[0],
+                )
+            return f"{_OPEN}{self._numbers[found[0]]}{_CLOSE}"
+
+        return self._pattern.sub(replace, content)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a rendered text: its special tokens as such, hidden ones as text."""

@@ -100,24 +100,30 @@ def strip_context(turns: Iterable[Turn]) -> tuple[Turn, ...]:
 
 
 def make_messages(
-    turns: Iterable[Turn], change: Callable[[str], str], *, spell_calls: bool = False
+    turns: Iterable[Turn],
+    change: Callable[[str], str],
+    change_answers: Callable[[str], str] | None = None,
+    *,
+    spell_calls: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return what a chat template gets: its messages, and its further arguments.
 
     Args:
       change: applied to every text, that of tools and their calls too.
+      change_answers: in its place where the assistant says it.
       spell_calls: the arguments of calls as JSON text; else as objects, however they came.
     """
     messages: list[dict[str, Any]] = []
     context: dict[str, Any] = {}
     for turn in turns:
-        message = {"role": turn.role, "content": change(turn.content)}
+        change_own = change_answers if turn.role == "assistant" and change_answers else change
+        message = {"role": turn.role, "content": change_own(turn.content)}
         if turn.further:
             keys = unpack(turn)
             if "tool_calls" in keys:
                 calls = keys["tool_calls"]
                 keys["tool_calls"] = [_set_arguments(one, spell_calls) for one in calls]
-            keys = {name: _change_text(value, change) for name, value in keys.items()}
+            keys = {name: _change_text(value, change_own) for name, value in keys.items()}
             context |= {name: keys.pop(name) for name in CONTEXT if name in keys}
             message |= keys
         messages.append(message)

@@ -68,7 +68,7 @@ def _evaluate_samples(job: Job, policy: Source) -> None:
 
 def _evaluate_feedback(job: Job, policy: Source) -> None:
     loss = get_loss(job.config.loss)
-    decoder, renderer = source.load_decoder(policy)
+    decoder, renderer = source.load_decoder(policy, job.config.data.control)
     if loss.needs == "scores" and not decoder.num_labels:
         raise ConfigError(
             f"model.path: got {job.config.model.path!r}, a model without a classification head, "

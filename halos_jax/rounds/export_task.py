@@ -31,7 +31,7 @@ def _export(job: Job) -> None:
     output = Path(settings.output).expanduser() if settings.output else job.workdir / final.FOLDER
     output = output.absolute()
     policy = source.find_source(job.config.model, recorded=job.policy)
-    decoder, renderer = source.load_decoder(policy)
+    decoder, renderer = source.load_decoder(policy, job.config.data.control)
     job.begin(inputs="", policy=policy, output=output, field="export.output")
     params, frozen = source.load_trained(policy, decoder, job.mesh, job.config.seed)
     final.export_policy(

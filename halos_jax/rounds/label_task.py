@@ -15,13 +15,13 @@ from halos_jax.data.chat import Renderer
 from halos_jax.data.datasets import Selection, load_samples
 from halos_jax.data.edits import make_edits
 from halos_jax.data.fields import NO_EDITS, Edits, RecordError
-from halos_jax.data.loading import load_policy_renderer, load_renderer
+from halos_jax.data.loading import load_policy_renderer
 from halos_jax.data.template_door import make_shown
 from halos_jax.rewards.feedback import report_feedback
 from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.parts import list_parts
-from halos_jax.rewards.scorers import make_scorer
+from halos_jax.rewards.scorers import load_reward_renderer, make_scorer
 from halos_jax.rounds import scoring, source, stages
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.job import Job, open_job
@@ -101,9 +101,9 @@ def read_all_samples(path: str, split: str = "", edits: Edits = NO_EDITS) -> lis
 def _find_renderer(config: Config) -> Renderer | None:
     """Return the renderer of who wrote the samples, else that of who reads them."""
     if config.model.path or config.model.tokenizer:
-        return load_policy_renderer(config.model)
+        return load_policy_renderer(config.model, config.data.control)
     alone = config.reward.kind == "model" and not config.reward.parts
-    return load_renderer(config.reward.path) if alone else None
+    return load_reward_renderer(config.reward) if alone else None
 
 
 def _check_tokenizer(config: Config) -> None:

@@ -237,7 +237,7 @@ def _export_round(run: Run, position: Position, round: int, folder: Path) -> Non
 def _make_run(
     config: Config, info: states.RunInfo, mesh: Mesh, stop: StopSignal
 ) -> tuple[Run, Position]:
-    decoder, renderer = load_policy(config.model)
+    decoder, renderer = load_policy(config.model, config.data.control)
     refuse_classifier(decoder, config.model.path)
     refuse_longer(decoder, {"train.max_length": config.train.max_length})
     budget = _make_budget(config)

@@ -114,7 +114,7 @@ def load_sampler(job: Job, policy: source.Source) -> None:
 
     The records name the policy by the path that the user gave, or by `sampling.generator`.
     """
-    decoder, renderer = source.load_decoder(policy)
+    decoder, renderer = source.load_decoder(policy, job.config.data.control)
     refuse_classifier(decoder, job.config.model.path)
     generator = job.config.sampling.generator or job.config.model.path
     job.config = dataclasses.replace(

@@ -77,7 +77,7 @@ def _train(
 ) -> None:
     stop.place = f"task {config.task}"
     loss = choose_loss(config)
-    decoder, renderer = load_policy(config.model)
+    decoder, renderer = load_policy(config.model, config.data.control)
     if loss.needs == "scores":
         decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
     else:
@@ -232,7 +232,7 @@ def load_fixed_items(
     `positions` is what the model was made for, 0 for unknown: longer items are said.
     """
     lengths = make_lengths(config, positions)
-    control = (config.data.good_token, config.data.bad_token)
+    control = config.data.control
     selection = dataclasses.replace(selection, margins=_wants_margins(loss))
     return load_items(
         loss.items, path, renderer, lengths, selection, control=control, check_tokens=True

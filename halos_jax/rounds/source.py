@@ -7,6 +7,7 @@ finished, or asks for a certain checkpoint, that checkpoint's params are.
 import dataclasses
 import json
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,13 @@ def find_origin(source: Source) -> Config | None:
     return run
 
 
-def load_decoder(source: Source) -> tuple[DecoderConfig, Renderer]:
-    """Return the policy's decoder, to be run as its settings say, and its renderer."""
-    decoder, renderer = start.load_policy(source.settings)
+def load_decoder(source: Source, control: Collection[str] = ()) -> tuple[DecoderConfig, Renderer]:
+    """Return the policy's decoder, to be run as its settings say, and its renderer.
+
+    `control` is that of `start.load_policy`, besides that of the run which has trained it.
+    """
+    own = source.run.data.control if source.run else ()
+    decoder, renderer = start.load_policy(source.settings, {*control, *own})
     if source.checkpoint is not None and source.run.task == "reward_model":
         decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
     return decoder, renderer
@@ -205,6 +210,7 @@ def _settings_of(settings: ModelConfig, run: Config) -> ModelConfig:
         own,
         tokenizer=settings.tokenizer or own.tokenizer,
         chat_template=settings.chat_template or own.chat_template,
+        chat_template_options={**own.chat_template_options, **settings.chat_template_options},
         **{name: getattr(settings, name) for name in execution},
     )
 

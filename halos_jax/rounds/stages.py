@@ -288,7 +288,7 @@ def load_feedback_items(run: Run, folder: Path) -> list[Item]:
     path = folder / "feedback.jsonl"
     if not path.stat().st_size:  # a round of ties alone
         return []
-    kind, control = run.trainer.loss.items, (run.config.data.good_token, run.config.data.bad_token)
+    kind, control = run.trainer.loss.items, run.config.data.control
     items = load_items(kind, str(path), run.renderer, run.lengths, control=control)
     if kind == "unpaired":
         report_balance(items, run.config.loss)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from jax.sharding import Mesh
@@ -18,8 +19,13 @@ from halos_jax.training.loop import Trainer
 logger = logging.getLogger(__name__)
 
 
-def load_policy(settings: ModelConfig) -> tuple[DecoderConfig, Renderer]:
+def load_policy(
+    settings: ModelConfig, control: Collection[str] = ()
+) -> tuple[DecoderConfig, Renderer]:
     """Load the policy's decoder config and renderer, with a row for each of its tokens.
+
+    Args:
+      control: as of `loading.load_policy_renderer`.
 
     The params of the former, `hf.load_or_init_params` of it, have the rows of new tokens filled.
 
@@ -33,7 +39,7 @@ def load_policy(settings: ModelConfig) -> tuple[DecoderConfig, Renderer]:
             f"model.path: got {settings.path!r}, a reward model with a gating network; allowed: a "
             "language model, or a classifier with a linear head; this one can be reward.path"
         )
-    renderer = load_policy_renderer(settings)
+    renderer = load_policy_renderer(settings, control)
     vocabulary = renderer.tokenizer.get_vocab()
     return vocab.fit_vocab(decoder, vocabulary, renderer.new_tokens, settings), renderer
 

@@ -8,8 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from halos_jax.config import ConfigError
-from halos_jax.data.chat import DEFAULT_TEMPLATE, make_renderer
+from halos_jax.data.chat import make_renderer
 from halos_jax.data.loading import load_tokenizer
+from halos_jax.data.template import DEFAULT_TEMPLATE
 from halos_jax.data.turns import turns_to_record
 from halos_jax.types import Turn
 

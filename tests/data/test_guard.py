@@ -92,6 +92,18 @@ def test_only_special_tokens_are_hidden(tokenizer, caplog):
     assert guard.hide("a</s>b") != "a</s>b"
 
 
+def test_what_is_allowed_stands_in_what_the_assistant_says(tokenizer, caplog):
+    guard = Guard(tokenizer)
+    guard.allow(["<|end|>", "<think>", "unknown"])
+    text = "a<|end|>b</s>"
+    assert guard.hide(text) != guard.hide_answer(text) != text
+    assert "<|end|>" in guard.hide_answer(text) and "</s>" not in guard.hide_answer(text)
+    assert "the special token '<|end|>'" in caplog.text
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert guard.encode(guard.hide_answer(text)).count(end) == 1
+    assert end not in guard.encode(guard.hide(text))
+
+
 def test_a_prefix_may_hold_special_tokens(tokenizer):
     renderer = make_renderer(tokenizer)
     assert renderer.render_prefix("<s>") == (tokenizer.bos_token_id,)
