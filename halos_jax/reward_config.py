@@ -40,6 +40,8 @@ class PartConfig:
     normalise: Literal["none", "file", "prompt"] = "none"
     kind: Literal["model", "function", "judge"] = "model"
     path: str = place("", "model")
+    read_at: Literal["auto", "template_end", "end_of_turn"] = "auto"
+    chat_template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     function: str = ""
     completions: Literal["auto", "text", "turns"] = "auto"
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -52,6 +54,12 @@ class PartConfig:
 class RewardConfig:
     kind: Literal["model", "function", "judge"] = "model"
     path: str = place("", "model")  # sequence classifier in Hugging Face format
+    # The token at which a model's score is read: the last that its template writes, as transformers
+    # does; the answer's end marker, or last token if it was cut; "auto": where task=reward_model
+    # has trained it, and of any other model the template's end
+    read_at: Literal["auto", "template_end", "end_of_turn"] = "auto"
+    # What the model's chat template is given besides the conversation, as for the policy's
+    chat_template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # "package.module:function", called with (prompt turns, response text), or where it has a
     # parameter `completions` once a batch, as TRL calls it
     function: str = ""

@@ -82,7 +82,22 @@ class Renderer:
         A classifier of transformers reads its score at the last token that is not this one.
         """
         own = (self.tokenizer.pad_token_id, self.tokenizer.bos_token_id)
-        return next((i for i in own if i is not None and i not in self.stop_ids), None)
+        own = [number for number in own if number is not None]
+        # What ends a response is no matter where the template writes more behind it.
+        last = self.end_ids[-1:] if self.closing else own
+        choices = [*(i for i in own if i not in self.stop_ids), *(i for i in own if i not in last)]
+        return next(iter(choices), None)
+
+    @functools.cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids of the end marker and what the template writes behind it at the very end.
+
+        () where the marker is not a token by itself, or not the template's.
+        """
+        marker = self.end_marker
+        if self.closing is None or marker != marker.strip() or len(self._encode(marker)) != 1:
+            return ()
+        return tuple(self._encode(marker + self.closing))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -156,6 +171,19 @@ class Renderer:
             first = [bos] if begins and ids[:1] != [bos] else []
             last = [eos] if eos is not None and ids[-1:] != [eos] else []
             yield (*first, *ids, *last)
+
+    def render_whole(self, conversations: Iterable[Sequence[Turn]]) -> Iterator[tuple[int, ...]]:
+        """Yield the ids of conversations that have ended, as the template writes them."""
+        texts = (self._template.render(turns, generate=False) for turns in conversations)
+        yield from map(tuple, self._guard.encode_all(texts))
+
+    def writes_plainly(self, turns: Sequence[Turn]) -> bool:
+        """Tell whether the template writes the last turn as it stands, behind the header."""
+        if self._template.is_verbatim and not turns[-1].further:
+            return True
+        text = self._guard.hide_answer(turns[-1].content) + self.end_marker + (self.closing or "")
+        header = self._template.render(turns[:-1], generate=True)
+        return self._template.render(turns, generate=False) == header + text
 
     def render_prefix(self, text: str) -> tuple[int, ...]:
         """Return the ids of what begins an answer for the model, special tokens in it as such."""

@@ -14,7 +14,6 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.data.batches import build_batch, plan_batches, split_scores
 from halos_jax.data.chat import Renderer
 from halos_jax.data.layout import Layout, LayoutMemory
-from halos_jax.data.loading import load_renderer
 from halos_jax.data.tokenize import make_group_items
 from halos_jax.devices import explain_memory
 from halos_jax.metrics import make_progress
@@ -25,6 +24,7 @@ from halos_jax.rewards.function_scorer import make_function_scorer
 from halos_jax.rewards.judge import make_judge_scorer, probe_judge
 from halos_jax.rewards.labels import RewardError, Scorer
 from halos_jax.rewards.parts import list_parts, make_sum_scorer, part_to_reward
+from halos_jax.rewards.read_at import load_reward_renderer, make_preparer
 from halos_jax.types import FINISH_STOP, Sample
 
 logger = logging.getLogger(__name__)
@@ -117,11 +117,9 @@ def make_model_scorer(
 ) -> Scorer:
     """Return a scorer by a sequence classifier, whose params stay on the devices.
 
-    A reward model with the policy's tokenizer and template scores the very tokens that are
-    trained. Another one gets the same turns and text, rendered by its own. Samples with the same
-    tokens are scored once: their rewards are equal, and so a tie, whatever the rounding. `layouts`
-    and `check` are those of `make_scorer`, and `name` is what these batches are called in the
-    former.
+    Which tokens it gets, and so where it is read, `read_at` says. Samples with the same tokens are
+    scored once: their rewards are equal, and so a tie, whatever the rounding. `layouts` and `check`
+    are those of `make_scorer`, and `name` is what these batches are called in the former.
 
     Raises:
       ModelError: where the model cannot be read, or is not a sequence classifier.
@@ -142,9 +140,7 @@ def make_model_scorer(
         )
     refuse_longer(spec, {"reward.max_length": config.reward.max_length})
     params = hf.load_params(config.reward.path, spec, mesh)
-    own = load_renderer(config.reward.path)
-    # A control token tells the policy how to answer: it is no part of what is judged.
-    same = own.fingerprint == renderer.fingerprint and not config.sampling.prefix
+    prepare = make_preparer(config, renderer, load_reward_renderer(config.reward))
     compute = _compile_scores(spec, mesh)
 
     def run(params, batch):
@@ -152,9 +148,7 @@ def make_model_scorer(
         return compute(params, batch)
 
     def score(samples: Sequence[Sample]) -> list[float]:
-        if not same:
-            samples = [_render_again(sample, renderer, own, config) for sample in samples]
-        samples = _cut_all(samples, config.reward.max_length)
+        samples = _cut_all(prepare(samples), config.reward.max_length)
         distinct: dict[tuple, Sample] = {}
         for sample in samples:
             distinct.setdefault((sample.prompt_ids, sample.response_ids), sample)
@@ -226,15 +220,6 @@ def _score_items(
             f"{len(rewards)}; check reward.path and reward.compute_dtype"
         )
     return rewards.tolist(), plan.layout
-
-
-def _render_again(sample: Sample, policy: Renderer, own: Renderer, config: Config) -> Sample:
-    """Render what the policy saw, the truncated turns, with the reward model's renderer."""
-    turns = policy.truncate_turns(sample.prompt.turns, config.sampling.max_prompt_length)
-    prompt_ids = own.render_prompt(turns, config.reward.max_length)
-    finished = sample.finish_reason == FINISH_STOP
-    response_ids = own.render_response(sample.output, finished=finished)
-    return dataclasses.replace(sample, prompt_ids=prompt_ids, response_ids=response_ids)
 
 
 def _cut_all(samples: Sequence[Sample], max_length: int) -> list[Sample]:

@@ -42,6 +42,7 @@ def _export(job: Job) -> None:
         output,
         frozen=frozen,
         dtype=None if settings.dtype == "auto" else settings.dtype,
+        read_at="" if policy.checkpoint is None else policy.run.reward.read_at,
     )
     logger.info("%s of %s is in %s", policy.name, policy.path, output)
     metrics = {"parameters": count_params(decoder)}

@@ -30,10 +30,13 @@ def export_final(
     workdir: Path,
     *,
     frozen: Frozen | None = None,
+    read_at: str = "",
 ) -> Path:
     """Export the params at the end of a run to `workdir/final`; as `export_policy`."""
     folder = workdir / FOLDER
-    return export_policy(params, decoder, settings, renderer, folder, frozen=frozen)
+    return export_policy(
+        params, decoder, settings, renderer, folder, frozen=frozen, read_at=read_at
+    )
 
 
 def export_policy(
@@ -45,6 +48,7 @@ def export_policy(
     *,
     frozen: Frozen | None = None,
     dtype: str | None = None,
+    read_at: str = "",
 ) -> Path:
     """Export `params` with the tokenizer and chat template that they were trained with.
 
@@ -57,6 +61,7 @@ def export_policy(
 
     Args:
       dtype: of the stored weights; None: that of the params.
+      read_at: `reward.read_at` of the run that has trained a classifier; "": none has.
 
     Raises:
       ModelError: where the folder is taken, the model is another than its source's, or a weight is
@@ -73,6 +78,8 @@ def export_policy(
             _write_tokenizer(partial, settings, renderer, pad_id)
             if not decoder.num_labels:
                 serving.write_stops(partial, renderer)
+            elif read_at:
+                serving.write_place(partial, renderer, read_at)
             if frozen is not None:
                 serving.copy_to_adapter(partial, partial / ADAPTER)
     return folder

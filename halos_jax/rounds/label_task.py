@@ -21,7 +21,8 @@ from halos_jax.rewards.feedback import report_feedback
 from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.parts import list_parts
-from halos_jax.rewards.scorers import load_reward_renderer, make_scorer
+from halos_jax.rewards.read_at import load_reward_renderer
+from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import scoring, source, stages
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.job import Job, open_job

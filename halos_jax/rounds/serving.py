@@ -14,6 +14,7 @@ from typing import Any
 
 from halos_jax.data.chat import Renderer
 from halos_jax.models.folders import write_json
+from halos_jax.rewards.read_at import READ_AT
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,28 @@ def write_stops(folder: Path, renderer: Renderer) -> None:
             "--config.model.added_tokens",
             strings[0],
             GENERATION,
+        )
+
+
+def write_place(folder: Path, renderer: Renderer, read_at: str) -> None:
+    """Write down where a classifier that was trained here is to be read.
+
+    Args:
+      read_at: `reward.read_at` of its run.
+    """
+    config = _read_object(folder / "config.json")
+    closed = len(renderer.end_ids) > 1 and read_at != "end_of_turn"
+    write_json(
+        folder / "config.json", config | {READ_AT: "template_end" if closed else "end_of_turn"}
+    )
+    if not closed and renderer.closing != "":
+        behind = repr(renderer.closing) if renderer.closing else "no end marker"
+        logger.warning(
+            "export: the reward model was trained to be read at %r, but its chat template writes "
+            "%s at a conversation's end: whoever scores with it elsewhere must end texts with %r",
+            renderer.end_marker,
+            behind,
+            renderer.end_marker,
         )
 
 

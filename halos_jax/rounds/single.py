@@ -13,6 +13,7 @@ from halos_jax import sharding, storage
 from halos_jax.config import Config
 from halos_jax.data.batches import count_steps
 from halos_jax.data.chat import Renderer
+from halos_jax.data.closing import close_items
 from halos_jax.data.datasets import Selection, select_eval, select_train, warn_of_benchmarks
 from halos_jax.data.items import load_items, report_balance, warn_of_classes
 from halos_jax.data.lengths import make_lengths
@@ -150,7 +151,13 @@ def _train(
         )
         writer.close()
     folder = final.export_final(
-        take_exported(state), decoder, config.model, renderer, info.workdir, frozen=frozen
+        take_exported(state),
+        decoder,
+        config.model,
+        renderer,
+        info.workdir,
+        frozen=frozen,
+        read_at=config.reward.read_at,
     )
     logger.info("the trained model is in %s", folder)
 
@@ -229,14 +236,18 @@ def load_fixed_items(
 ) -> Sequence[Item]:
     """Return the items of the loss that are in a file, cut to the config's lengths.
 
-    `positions` is what the model was made for, 0 for unknown: longer items are said.
+    `positions` is what the model was made for, 0 for unknown: longer items are said. Answers that
+    are to be scored end where `reward.read_at` says that the score is read.
     """
     lengths = make_lengths(config, positions)
     control = config.data.control
     selection = dataclasses.replace(selection, margins=_wants_margins(loss))
-    return load_items(
+    items = load_items(
         loss.items, path, renderer, lengths, selection, control=control, check_tokens=True
     )
+    if loss.needs != "scores" or config.reward.read_at == "end_of_turn":
+        return items
+    return close_items(items, renderer, config.train.max_length)
 
 
 def _wants_margins(loss: Loss) -> bool:

@@ -247,3 +247,22 @@ def test_a_date_set_as_an_option_is_the_one_that_is_shown():
         renderer = make_renderer(make_tokenizer(template))
         ids = renderer.render_prompt((QUESTION,), 999)
         assert renderer.tokenizer.decode(ids).startswith(f"{date}<|im_start|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "bos", "pad", "expected"),
+    [
+        ("chatml", "<s>", "[INST]", "[INST]"),
+        ("chatml", "<s>", None, "<s>"),
+        # What ends an answer may pad where the template writes more behind it, and else not.
+        ("chatml", None, "</s>", "</s>"),
+        ("chatml", None, "<|im_end|>", "<|im_end|>"),
+        ("llama 3", None, "</s>", None),
+        ("mistral", "<s>", "</s>", "<s>"),
+    ],
+)
+def test_padding_is_never_the_last_token(template, bos, pad, expected):
+    tokenizer = make_tokenizer(TEMPLATES[template])
+    tokenizer.bos_token, tokenizer.pad_token = bos, pad
+    pad_id = make_renderer(tokenizer).pad_id
+    assert pad_id == (expected and tokenizer.convert_tokens_to_ids(expected))

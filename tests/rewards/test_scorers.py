@@ -78,7 +78,9 @@ def one_device():
 
 
 def make_config(folder, name="reward", tokens=256, **changes) -> Config:
-    reward = RewardConfig(path=str(folder / name), compute_dtype="float32", max_length=32)
+    reward = RewardConfig(
+        path=str(folder / name), compute_dtype="float32", max_length=32, read_at="end_of_turn"
+    )
     return Config(
         progress=False,
         # The policy computes in another dtype than the reward model.

@@ -143,3 +143,22 @@ def test_an_adapter_gets_what_its_base_lacks_but_no_tokenizer(tmp_path):
     (adapter / "chat_template.jinja").unlink()
     serving.copy_to_adapter(tmp_path, adapter)
     assert not (adapter / "chat_template.jinja").exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "setting", "mark", "said"),
+    [
+        (CHATML, "auto", "template_end", ""),
+        (CHATML, "template_end", "template_end", ""),
+        (CHATML, "end_of_turn", "end_of_turn", r"writes '\n' at a conversation's end"),
+        (CHATML.replace("<|im_end|>\n", "<|im_end|>"), "auto", "end_of_turn", ""),
+        (CHATML.replace("<|im_end|>", ""), "auto", "end_of_turn", "writes no end marker at"),
+    ],
+)
+def test_a_classifier_says_where_it_was_trained_to_be_read(
+    tmp_path, template, setting, mark, said, caplog
+):
+    write(tmp_path, "config.json", {"model_type": "llama"})
+    serving.write_place(tmp_path, make_renderer(make_tokenizer(template)), setting)
+    assert read(tmp_path, "config.json") == {"model_type": "llama", "halos_jax_read_at": mark}
+    assert said in caplog.text and bool(caplog.text) == bool(said)
