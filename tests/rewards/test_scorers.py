@@ -180,16 +180,11 @@ def test_memory_that_ends_in_scoring_says_what_to_lower(folder, renderer, one_de
 def test_another_template_gets_the_same_turns_rendered_by_its_own(folder, renderer, one_device):
     samples = make_samples(renderer)
     own = load_renderer(str(folder / "other"))
-    rendered = [
-        dataclasses.replace(
-            sample,
-            prompt_ids=own.render_prompt(sample.prompt.turns, 32),
-            response_ids=own.render_response(
-                sample.output, finished=sample.finish_reason == FINISH_STOP
-            ),
-        )
-        for sample in samples
-    ]
+    rendered = []
+    for one in samples:
+        ids = own.render_response(one.output, finished=one.finish_reason == FINISH_STOP)
+        prompt = own.render_prompt(one.prompt.turns, 32)
+        rendered.append(dataclasses.replace(one, prompt_ids=prompt, response_ids=ids))
     assert rendered[0].prompt_ids != samples[0].prompt_ids
     expected = score_alone(folder, rendered, one_device)
     found = make_scorer(make_config(folder, "other"), one_device, renderer)(samples)
