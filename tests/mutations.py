@@ -54,13 +54,18 @@ class Outcome:
     seconds: float
 
 
-def load_faults(table: Path, root: Path) -> list[Fault]:
-    """Read the table; TableError, naming every fault that does not apply to the source."""
+def load_faults(table: Path, root: Path, words: Sequence[str] = ()) -> list[Fault]:
+    """Read the table's faults that have one of `words`, all if there is none.
+
+    Raises:
+      TableError: naming each of them that does not apply to the source.
+    """
     with table.open("rb") as file:
         faults = [
             Fault(one["file"], one["old"], one["new"], tuple(one["tests"]))
             for one in tomllib.load(file)["fault"]
         ]
+    faults = [one for one in faults if not words or any(word in str(one) for word in words)]
     wrong = []
     for fault in faults:
         path = root / fault.file
@@ -128,9 +133,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="check that all faults apply, and stop")
     options = parser.parse_args()
     try:
-        faults = load_faults(TABLE, ROOT)
-        words = options.words
-        faults = [one for one in faults if not words or any(word in str(one) for word in words)]
+        faults = load_faults(TABLE, ROOT, options.words)
         if options.list:
             print(*faults, f"{len(faults)} faults", sep="\n")
             return 0

@@ -42,7 +42,9 @@ def test_a_fault_is_noticed_or_not_and_taken_out_again(root):
 
 
 def test_a_fault_that_cannot_be_tried_is_an_error(root):
-    assert mutations.load_faults(write_table(root, BOUNDARY, UNSEEN), root) == [BOUNDARY, UNSEEN]
+    table = write_table(root, BOUNDARY, UNSEEN)
+    assert mutations.load_faults(table, root) == [BOUNDARY, UNSEEN]
+    assert mutations.load_faults(table, root, ["LIMIT", "nothing"]) == [BOUNDARY]
     for changes, message in (
         ({"old": "x >= LIMIT"}, r"does not apply any more \(0 times in the source\)"),
         ({"old": "x"}, r"does not apply any more \(4 times in the source\)"),

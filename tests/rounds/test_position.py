@@ -50,3 +50,12 @@ def test_the_policy_of_a_rounds_start_comes_back_wherever_the_run_stands(tmp_pat
     assert load(1, 4) == "sft + head"
     with pytest.raises(CheckpointError, match=r"the checkpoint at the end of round 4 is gone"):
         load(5, 1)
+
+
+def test_the_sft_policy_is_loaded_anew_once_a_step_is_taken(monkeypatch):
+    monkeypatch.setattr(position, "load_start", lambda trainer: f"sft of {trainer}")
+    run = SimpleNamespace(trainer="trainer")
+    for step, expected in ((0, "at hand"), (1, "sft of trainer")):
+        state = SimpleNamespace(step=step, params="at hand")
+        # Rounds without pairs take no step.
+        assert position.sft_loader(run, position.Position(state, 3))() == expected
