@@ -22,6 +22,19 @@ _HALOS = {
 _DASHES = "\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"
 
 
+def take_check(
+    argv: Sequence[str], overrides: Sequence[tuple[str, str | None]]
+) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """Return arguments and overrides with absl's own `--only_check_args` as `mode=check`.
+
+    The flag library would look at the flags alone, and find nothing wrong with any config.
+    """
+    flag = "--only_check_args"
+    rest = [one for one in argv if one not in (flag, f"{flag}=true", flag[1:])]
+    asked = len(rest) < len(argv)
+    return rest, [*overrides, *([("mode", "check")] if asked else [])]
+
+
 def refuse_arguments(arguments: Sequence[str], flags: Container[str]) -> None:
     """Raise ConfigError for what is no flag of the program, with the form that it has here.
 
@@ -39,9 +52,6 @@ def refuse_arguments(arguments: Sequence[str], flags: Container[str]) -> None:
         if argument.startswith("-") and len(argument) > 1:
             name, equals, value = argument.lstrip("-").partition("=")
             is_next_value = bool(remaining) and not equals and not remaining[0].startswith("-")
-            if name == "only_check_args":  # absl's own, which would check nothing of a config
-                lines.append("--only_check_args: not a check of a config; leave it out")
-                continue
             if name in flags or name.removeprefix("no") in flags:
                 if is_next_value and name == "config":
                     remaining.pop(0)

@@ -85,6 +85,8 @@ class ConfigError(UserError, ValueError):
 @dataclasses.dataclass(frozen=True)
 class Config:
     task: Task = "online"
+    # "check": look for what is wrong as a start does, without reading weights; nothing is written
+    mode: Literal["run", "check"] = aside("run")
     workdir: str = aside("runs/default", "path")
     seed: int = 0
     progress: bool = aside(True)  # progress bars on the console

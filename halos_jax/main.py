@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import app, flags
 
 from halos_jax import config as config_lib
-from halos_jax.command_line import refuse_arguments
+from halos_jax.command_line import refuse_arguments, take_check
 from halos_jax.config import Config, ConfigError
 from halos_jax.errors import UserError
 from halos_jax.overrides import apply_overrides, split_overrides
@@ -29,6 +29,13 @@ def main(overrides: list[tuple[str, str]]) -> None:
     errors = apply_overrides(config, overrides)
     frozen = config_lib.freeze(config, errors=errors, checks=[_check_objective])
     _start_jax(frozen)
+    if frozen.mode == "check" or frozen.task == "pipeline":
+        from halos_jax.rounds.preflight import check_start
+
+        check_start(frozen, with_data=frozen.mode == "check")
+    if frozen.mode == "check":
+        logger.info("checked: nothing to mend; the weights were not read, and nothing was written")
+        return
     from halos_jax.rounds.interrupt import catch_signals
     from halos_jax.sharding import wait_for_all
 
@@ -187,6 +194,7 @@ def run() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     argv, overrides = split_overrides(sys.argv)
     try:
+        argv, overrides = take_check(argv, overrides)
         refuse_arguments(argv[1:], flags.FLAGS)
         app.run(lambda _: main(overrides), argv=argv)
     except KeyboardInterrupt:  # before `catch_signals` or after it

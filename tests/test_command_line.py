@@ -2,7 +2,7 @@
 
 import pytest
 
-from halos_jax.command_line import find_field, refuse_arguments
+from halos_jax.command_line import find_field, refuse_arguments, take_check
 from halos_jax.config import ConfigError
 
 FLAGS = ("config", "help", "verbosity")
@@ -35,7 +35,6 @@ def test_flags_that_there_are_pass(arguments):
         (["--bf16"], "fields are set as --config.model.compute_dtype=VALUE"),
         (["--confg=x.py"], "--confg: unknown flag; did you mean --config?"),
         (["--zzz=1"], "--zzz: unknown flag; allowed: --config=FILE.py and --config.field=VALUE"),
-        (["--only_check_args"], "--only_check_args: "),
         (["configs/x.py"], "got arguments ['configs/x.py']; allowed: --config=configs/x.py"),
         (["configs/bench.py:case=all"], "allowed: --config=configs/bench.py:case=all"),
         (["run"], "got arguments ['run'], allowed: --config=FILE.py and --config.field=VALUE"),
@@ -55,6 +54,15 @@ def test_what_is_no_flag_says_its_form_here(arguments, expected):
     with pytest.raises(ConfigError) as caught:
         refuse_arguments(["--config=configs/x.py", *arguments], FLAGS)
     assert expected in str(caught.value)
+
+
+def test_absls_own_check_is_ours():
+    given = ["main", "--config=x.py", "--only_check_args"]
+    assert take_check(given, [("seed", "1")]) == (
+        ["main", "--config=x.py"],
+        [("seed", "1"), ("mode", "check")],
+    )
+    assert take_check(given[:2], []) == (given[:2], [])
 
 
 def test_all_of_a_line_is_said_together():

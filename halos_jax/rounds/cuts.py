@@ -3,15 +3,27 @@
 import logging
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
+from halos_jax.config import SamplingConfig
+from halos_jax.data.chat import Renderer
 from halos_jax.data.lengths import Tally, report_positions, report_prompts
-from halos_jax.sampling.sampler import Sampler, render_prefix
+from halos_jax.models.spec import DecoderConfig
+from halos_jax.sampling.sampler import render_prefix
 from halos_jax.types import FINISH_LENGTH, Prompt, Sample
 
 logger = logging.getLogger(__name__)
 
 
-def check_prompts(sampler: Sampler, *sources: tuple[str, Iterable[Prompt]]) -> None:
+class Limited(Protocol):
+    """What is asked of a sampler here."""
+
+    settings: SamplingConfig
+    renderer: Renderer
+    decoder: DecoderConfig
+
+
+def check_prompts(sampler: Limited, *sources: tuple[str, Iterable[Prompt]]) -> None:
     """Render prompts as the sampler will, before hours of sampling; say what limits will cut.
 
     Args:
@@ -41,7 +53,7 @@ def check_prompts(sampler: Sampler, *sources: tuple[str, Iterable[Prompt]]) -> N
         )
 
 
-def report_samples(sampler: Sampler, samples: Sequence[Sample], label: str) -> None:
+def report_samples(sampler: Limited, samples: Sequence[Sample], label: str) -> None:
     """Say how many samples the token limit has cut, and how many are too long for the model."""
     cut = sum(sample.finish_reason == FINISH_LENGTH for sample in samples)
     limit, positions = sampler.settings.max_tokens, sampler.decoder.max_positions

@@ -76,16 +76,16 @@ def use_final(config: Config) -> Config:
     """
     model = dataclasses.replace(
         config.model,
-        path=_find_final("model.path", config.model.path),
-        tokenizer=_find_final("model.tokenizer", config.model.tokenizer),
+        path=find_model("model.path", config.model.path),
+        tokenizer=find_model("model.tokenizer", config.model.tokenizer),
     )
     parts = {
-        name: {**part, "path": _find_final(f"reward.parts.{name}.path", part["path"])}
+        name: {**part, "path": find_model(f"reward.parts.{name}.path", part["path"])}
         if part.get("path")
         else part
         for name, part in config.reward.parts.items()
     }
-    path = _find_final("reward.path", config.reward.path)
+    path = find_model("reward.path", config.reward.path)
     reward = dataclasses.replace(config.reward, path=path, parts=parts)
     return dataclasses.replace(config, model=model, reward=reward)
 
@@ -215,7 +215,12 @@ def _settings_of(settings: ModelConfig, run: Config) -> ModelConfig:
     )
 
 
-def _find_final(field: str, path: str) -> str:
+def find_model(field: str, path: str) -> str:
+    """Return a path, and of a run's workdir its exported model; `field` is the config's.
+
+    Raises:
+      ConfigError: where the run has exported none yet.
+    """
     if not is_workdir(path):
         return path
     workdir = Path(path).expanduser()
