@@ -37,7 +37,8 @@ def import_function(name: str, field: str) -> Callable:
         its import fails; where it can be called in no way that is known.
     """
     module_name, _, attribute = name.partition(":")
-    if not (all(module_name.split(".")) and attribute) or "/" in name or name.endswith(".py"):
+    is_file = "/" in name or module_name.endswith(".py")
+    if is_file or not (all(module_name.split(".")) and attribute):
         raise ConfigError(f"{field}: got {name!r}, allowed: {_FORM}; {_suggest_form(name, field)}")
     module = _import_module(module_name, name, field)
     function = module

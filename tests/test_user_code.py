@@ -89,6 +89,7 @@ def test_functions_are_found_by_name(folder):
         (":score", "did you mean 'MODULE:score'?"),
         ("my_rewards:", "did you mean 'my_rewards:FUNCTION'?"),
         ("rewards/mine.py:score", "set PYTHONPATH=rewards and --config.reward.function=mine:score"),
+        ("mine.py:score", "set PYTHONPATH=. and --config.reward.function=mine:score"),
         ("mine.py", "set PYTHONPATH=. and --config.reward.function=mine:FUNCTION"),
         ("absent_module:score", "there is no module 'absent_module' in "),
         ("absent.module:score", "there is no module 'absent' in "),
