@@ -138,6 +138,14 @@ def test_the_end_of_a_devices_memory_says_where_and_what_to_lower(monkeypatch):
     assert "(XLA:TPU compile error. Used 18.4G of 15.5G hbm.)" in fail("train", text)
 
 
+def test_a_real_end_of_memory_is_known():
+    with (
+        pytest.raises(DeviceError, match=r"out of device memory in a test \(262144\.0 GiB more"),
+        explain_memory("sample", "a test", Config()),
+    ):
+        jax.numpy.zeros(1 << 46).block_until_ready()
+
+
 def test_how_much_a_device_has_is_said_where_it_is_known(monkeypatch):
     class Device:
         def memory_stats(self):

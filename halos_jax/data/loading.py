@@ -51,6 +51,13 @@ def load_tokenizer(path: str, chat_template: str = "") -> Any:
             f"model.tokenizer: got {path!r}, allowed: a folder or hub id with a Hugging Face "
             f"tokenizer that needs no remote code; {reason}"
         ) from error
+    # Where a folder has no tokenizer at all, transformers makes one without a single word.
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+        raise ConfigError(
+            f"model.tokenizer: got {path!r}, which has no tokenizer: it knows no text; allowed: a "
+            "folder with tokenizer.json or tokenizer.model; copy those of the model that it was "
+            "made from into it, or set --config.model.tokenizer=DIR"
+        )
     tokenizer.chat_template = _read_template(tokenizer, chat_template) or None
     return tokenizer
 

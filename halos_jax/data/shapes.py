@@ -103,6 +103,13 @@ def _read_pair(fields: Fields) -> Preference:
             None,
             "a pair; a record with a label is an answer alone, for loss.name=kto, say",
         )
+    if not fields.has("chosen") and not fields.has("rejected"):
+        raise fields.error(
+            "chosen",
+            None,
+            "chosen and rejected, or output_A and output_B: a pair of answers; of prompts "
+            "task=online makes pairs, of samples task=label",
+        )
     turns, answers = split_pair(fields, read_question(fields)[1] if has_prompt(fields) else None)
     prompt = make_prompt(fields, turns)
     rewards = _read_rewards(fields)

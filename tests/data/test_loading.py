@@ -57,6 +57,16 @@ def test_loading_what_is_not_there_is_one_clear_error(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
+def test_a_model_without_a_tokenizer_is_not_given_an_empty_one(tmp_path):
+    """Transformers makes one, of the kind that config.json names, with one token in it."""
+    config = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ConfigError, match=r"model\.tokenizer: got .*(no tokenizer|allowed: a folder)"
+    ):
+        load_tokenizer(str(tmp_path))
+
+
 # --------------------------------------------------------------------------- templates, options
 
 HYBRID = CHATML.replace(

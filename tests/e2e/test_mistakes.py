@@ -143,6 +143,8 @@ MISTAKES = [
     (["data.train={tmp}/text_only.jsonl"], ["text_only.jsonl line 1", "prompt"]),
     (["data.train={tmp}/twice.jsonl"], ["twice.jsonl line 2", "prompt_id"]),
     (["data.eval={inputs}/prompts.jsonl"], ["data.eval: ", "of its prompts are in data.train too"]),
+    (["task=align", "data.eval=", "data.train={tmp}/prompts.jsonl"],
+     ["prompts.jsonl line 1: field 'chosen'", "task=online makes pairs", "rejected"]),
     ([*SFT, "data.train={tmp}/prompts.jsonl"], ["prompts.jsonl line 1", "completion"]),
     ([*SFT, "data.train={tmp}/long.jsonl", "sampling.max_prompt_length=60"],
      ["train.max_length: got 16", "long.jsonl line 1 has 60 tokens", "lower sampling.max_pr"]),
