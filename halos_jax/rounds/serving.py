@@ -36,6 +36,7 @@ def write_stops(folder: Path, renderer: Renderer) -> None:
     texts = list(dict.fromkeys([*([texts] if isinstance(texts, str) else texts), *strings]))
     if ends != own or strings:
         made = dict(_take_tokens(config, renderer) if generation is None else generation)
+        made.pop("_from_model_config", None)  # it is no longer what config.json alone would give
         made |= {"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {}
         made |= {"stop_strings": texts} if texts else {}
         write_json(folder / GENERATION, made)

@@ -48,6 +48,7 @@ def read(folder, name):
         # A base model's own token stays the first; the marker that was learnt comes behind it.
         ({"eos_token_id": EOS, "top_p": 0.8}, EOS, [EOS, END], [EOS, END]),
         ({"eos_token_id": [EOT, EOS]}, EOS, [EOT, EOS, END], [EOT, EOS, END]),
+        ({"eos_token_id": EOS, "_from_model_config": True}, EOS, [EOS, END], [EOS, END]),
         ({"eos_token_id": [END, EOS]}, [EOS, END], [END, EOS], [EOS, END]),
         ({"eos_token_id": [END, EOS]}, None, [END, EOS], [END, EOS]),
         ({"do_sample": True}, EOS, [EOS, END], [EOS, END]),
@@ -66,7 +67,8 @@ def test_the_tokens_that_end_an_answer(tmp_path, generation, config, expected, e
         assert not (tmp_path / "generation_config.json").exists()
     else:
         made = read(tmp_path, "generation_config.json")
-        kept = {"bos_token_id": BOS} if generation is None else generation
+        kept = {"bos_token_id": BOS} if generation is None else dict(generation)
+        kept.pop("_from_model_config", None)
         assert made == kept | {"eos_token_id": expected}
         assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == expected
     assert read(tmp_path, "config.json")["eos_token_id"] == expected_config
