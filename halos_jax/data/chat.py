@@ -100,6 +100,11 @@ class Renderer:
         return tuple(self._encode(marker + self.closing))
 
     @functools.cached_property
+    def token_ids(self) -> frozenset[int]:
+        """The ids of the tokenizer's tokens, and those that end a response of the model."""
+        return frozenset(self.tokenizer.get_vocab().values()) | self.stop_ids
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 over vocabulary, template and markers: equal where token ids mean the same."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())

@@ -13,6 +13,7 @@ from halos_jax.data.datasets import ALL, Selection
 from halos_jax.data.fields import RecordError, shorten
 from halos_jax.data.lengths import Cuts, Lengths
 from halos_jax.data.template_door import make_shown
+from halos_jax.data.token_ids import check_ids
 from halos_jax.data.tokenize import (
     make_answer_items,
     make_controlled_items,
@@ -55,6 +56,8 @@ def load_items(
     scored = kind == "answer" and datasets.has_scores(source, selection)
     load, make = _READERS["group" if scored else kind]
     found = load(source, selection)
+    if check_tokens:
+        check_ids(found, renderer)
     if check_tokens and not selection.collapse:
         _check_tokens(found, source, renderer)
     options = (control,) if kind == "controlled" else ()

@@ -17,6 +17,7 @@ from halos_jax.data.edits import make_edits
 from halos_jax.data.fields import NO_EDITS, Edits, RecordError
 from halos_jax.data.loading import load_policy_renderer
 from halos_jax.data.template_door import make_shown
+from halos_jax.data.token_ids import check_ids
 from halos_jax.rewards.feedback import report_feedback
 from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.labels import read_scores
@@ -54,6 +55,8 @@ def _label(job: Job) -> None:
         check_records(job.config.reward, [one.prompt for one in samples])
         job.config = source.use_final(job.config)
         renderer = _find_renderer(job.config)
+        if job.config.model.path or job.config.model.tokenizer:
+            check_ids(samples, renderer)
         job.scorer = make_scorer(job.config, job.mesh, renderer, job.stop.check)
     job.begin(inputs=records.digest(names))
     if unscored:

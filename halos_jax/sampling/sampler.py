@@ -113,8 +113,7 @@ def make_sampler(
 
 def _find_unknown(renderer: Renderer, decoder: DecoderConfig) -> tuple[tuple[int, int], ...]:
     """Return the rows of the vocabulary that no token has, to be never drawn."""
-    known = {*renderer.tokenizer.get_vocab().values(), *renderer.stop_ids}
-    unknown = vocab.find_unknown(known, decoder.vocab_size)
+    unknown = vocab.find_unknown(renderer.token_ids, decoder.vocab_size)
     if unknown:
         logger.info(
             "%d of %d rows of the vocabulary have no token: they are never sampled",

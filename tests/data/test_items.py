@@ -106,6 +106,8 @@ def test_an_answer_has_the_reward_of_its_score_or_of_its_label(save):
 @pytest.mark.parametrize("kind", ["pair", "target", "unpaired", "group"])
 def test_tokens_of_another_model_are_refused(save, kind):
     class Decoding(LetterRenderer):
+        token_ids = frozenset(range(300))
+
         def decode_response(self, ids):
             return "".join(chr(token) for token in ids if token)
 
@@ -126,6 +128,9 @@ def test_tokens_of_another_model_are_refused(save, kind):
     assert load(foreign)  # a run knows whose its own are
     with pytest.raises(RecordError, match=r"mean '.* but the text beside them is '(good|answer) 0"):
         load(foreign, check_tokens=True)
+    beyond = write(1000)
+    with pytest.raises(RecordError, match=r"line 1: field '.*ids.*': got the id 1\d\d\d, which no"):
+        load(beyond, check_tokens=True)
 
 
 def make_judged(desirable, undesirable):

@@ -1,0 +1,41 @@
+"""Ids that no token has are refused with their place, whatever the kind of record."""
+
+import pytest
+
+from halos_jax.data.chat import make_renderer
+from halos_jax.data.fields import RecordError
+from halos_jax.data.token_ids import check_ids
+from halos_jax.types import Completion, Demonstration, Judgement, Preference, Prompt, Sample, Turn
+from tests.data.test_template import TEMPLATES, make_tokenizer
+
+PROMPT = Prompt("p", (Turn("user", "q"),), place="a.jsonl line 7")
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    return make_renderer(make_tokenizer(TEMPLATES["chatml"]), [900])
+
+
+def answer(ids=(1, 2)):
+    return Completion((Turn("assistant", "a"),), ids)
+
+
+@pytest.mark.parametrize("wrong", [400, 2**31 - 1])
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda ids: Sample(PROMPT, 0, "a", ids, (1,), "stop"), "'prompt_ids'"),
+        (lambda ids: Sample(PROMPT, 0, "a", (1,), ids, "stop"), "'response_ids'"),
+        (lambda ids: Preference(PROMPT, answer(), answer(), ids), "'prompt_ids'"),
+        (lambda ids: Preference(PROMPT, answer(ids), answer()), "'ids_A or ids_B'"),
+        (lambda ids: Preference(PROMPT, answer(), answer(ids)), "'ids_A or ids_B'"),
+        (lambda ids: Judgement(PROMPT, answer(ids), True), "'response_ids'"),
+        (lambda ids: Demonstration(PROMPT, answer(), ids), "'prompt_ids'"),
+    ],
+)
+def test_an_id_without_a_token_is_refused_with_its_place(renderer, make, field, wrong):
+    largest = max(renderer.tokenizer.get_vocab().values())
+    good = make((0, largest, 900))  # an end token of the model's counts as known
+    check_ids([good, make(())], renderer)
+    with pytest.raises(RecordError, match=rf"^a.jsonl line 7: field {field}: got the id {wrong},"):
+        check_ids([good, make((1, wrong, 2))], renderer)
