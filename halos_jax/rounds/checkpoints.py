@@ -1,20 +1,18 @@
 """Checkpoints of a run: Orbax, asynchronous, with the round state inside the same commit.
 
 A checkpoint is the folder `SAVE_ID` (8 digits) with two items: `state`, the train state as nested
-dicts of arrays, and `round`, a JSON object. Save ids count saves, not optimizer steps: a round
-that trains zero steps is saved too, under a newer id and the same step. A save is written beside
-and renamed, so a folder of digits alone is complete; the rest is a leftover, removed on opening.
+dicts of arrays, and `round`, a JSON object with a checksum of each of their chunks (`saved.py`).
+Save ids count saves, not optimizer steps: a round that trains zero steps is saved too, under a
+newer id and the same step. A save is written beside and renamed, so a folder of digits alone is
+complete; the rest is a leftover, removed on opening.
 
 Older checkpoints go only when a newer one has been verified. The `keep` newest round-end ones
 stay; one taken inside a stage (`round_state["in_stage"]` true) goes with the next verified one.
 """
 
-import json
 import logging
 import math
 import os
-import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,31 +24,36 @@ from flax import traverse_util
 
 from halos_jax import sharding, storage
 from halos_jax.errors import UserError
+from halos_jax.rounds import checksums, saved
 from halos_jax.rounds.arrays import compare_arrays, describe_array, name_arrays
+from halos_jax.rounds.ledger import Ledger, no_ledger
+from halos_jax.rounds.saved import Saved
+from halos_jax.rounds.shelf import Shelf
 
 logger = logging.getLogger(__name__)
-
-FORMAT = 1
 
 # How long processes wait for each other's part of a save; Orbax's ten minutes are short for a
 # large model on network storage.
 _TIMEOUT_SECONDS = 3600
-
-_SAVED = re.compile(r"\d{8}")
-# A killed save, and a killed deletion: the only names besides _SAVED that are ever removed.
-_LEFTOVER = re.compile(r"\d{8}\.(orbax-checkpoint-tmp.*|deleting)")
 
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint is missing, incomplete, unreadable or of another structure."""
 
 
-def open_checkpoints(folder: str | Path, *, keep: int) -> "Checkpoints":
+class DamagedError(CheckpointError):
+    """A checkpoint is not as it was written; one before it may do."""
+
+
+def open_checkpoints(
+    folder: str | Path, *, keep: int, ledger: Ledger | None = None
+) -> "Checkpoints":
     """Open `folder` (made where it is missing) and clear what killed processes left in it.
 
-    Every process of a job calls this. The caller holds the lock of the workdir.
+    Every process of a job calls this. The caller holds the lock of the workdir, and the ledger in
+    which each checkpoint is recorded.
     """
-    return Checkpoints(folder, keep=keep)
+    return Checkpoints(folder, keep=keep, ledger=ledger)
 
 
 def read_checkpoints(folder: str | Path) -> "Checkpoints":
@@ -58,26 +61,25 @@ def read_checkpoints(folder: str | Path) -> "Checkpoints":
     return Checkpoints(folder, keep=1, read_only=True)
 
 
-def find_record(folder: str | Path, save_id: int) -> Path:
-    """Return the file of a checkpoint with its round state and what its arrays are."""
-    return Path(folder) / f"{save_id:08d}" / "round" / "metadata"
-
-
 class Checkpoints:
     """The checkpoints in one folder; made by `open_checkpoints`. All processes call all methods."""
 
-    def __init__(self, folder: str | Path, *, keep: int, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep: int,
+        ledger: Ledger | None = None,
+        read_only: bool = False,
+    ) -> None:
         if keep < 1:
             raise ValueError(f"checkpoint.keep: got {keep}, allowed: 1 or more")
         self._folder = Path(folder).absolute()
-        self._keep = keep
+        self._ledger = ledger or no_ledger(self._folder)
         self._pending: int | None = None
-        self._is_writer = jax.process_index() == 0 and not read_only
-        if self._is_writer:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for path in self._folder.iterdir():
-                if _LEFTOVER.fullmatch(path.name) and not path.is_symlink():
-                    shutil.rmtree(path)
+        is_writer = jax.process_index() == 0 and not read_only
+        self._shelf = Shelf(self._folder, keep, self._ledger, is_writer)
+        self._shelf.clear()
         sharding.wait_for_all("open checkpoints")
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
@@ -85,11 +87,7 @@ class Checkpoints:
             ),
             timeout_secs=_TIMEOUT_SECONDS,
         )
-        ids = self._ids()
-        self._next = ids[-1] + 1 if ids else 1
-        if len(ids) > 1 and not read_only:
-            self._finish_interrupted_pruning(ids[-1])
-        sharding.wait_for_all("prune checkpoints")
+        self._next = self._shelf.next_id()
 
     # ------------------------------------------------------------------- writing
 
@@ -111,12 +109,11 @@ class Checkpoints:
         """
         self.finish()
         arrays = name_arrays(state)
-        record = {
-            "format": FORMAT,
-            "round_state": {**round_state, "step": int(step)},
-            "arrays": {name: describe_array(leaf) for name, leaf in arrays.items()},
-        }
-        json.dumps(record, allow_nan=False)  # fail here, not in Orbax's thread
+        round_state = {**round_state, "step": int(step)}
+        # Here, and not in Orbax's thread, fails what is no JSON.
+        record = saved.make_record(round_state, arrays, {}, self._ledger.head)
+        sums = checksums.compute(arrays)
+        record = saved.make_record(round_state, arrays, sums, self._ledger.head)
         self._size = sum(leaf.nbytes for leaf in arrays.values())
         save_id, self._next = self._next, self._next + 1
         arguments = ocp.args.Composite(
@@ -124,7 +121,7 @@ class Checkpoints:
             round=ocp.args.JsonSave(record),
         )
         try:
-            self._checkpointer.save(self._path(save_id), args=arguments)
+            self._checkpointer.save(self._shelf.path(save_id), args=arguments)
         except Exception as error:
             raise self._write_failed(save_id, error) from error
         self._pending = save_id
@@ -143,11 +140,12 @@ class Checkpoints:
             self._checkpointer.wait_until_finished()
         except Exception as error:
             raise self._write_failed(save_id, error) from error
-        if self._is_writer:
-            _sync_tree(self._path(save_id))
+        if self._shelf.is_writer:
+            _sync_tree(self._shelf.path(save_id))
         self.verify(save_id)
+        self._shelf.note(save_id)
         sharding.wait_for_all("verify checkpoint")
-        self._prune(save_id)
+        self._shelf.prune(save_id)
 
     def verify(self, save_id: int) -> None:
         """Check that a checkpoint is complete and readable.
@@ -158,9 +156,8 @@ class Checkpoints:
         Raises:
           CheckpointError: saying what is wrong.
         """
-        record = self._read_record(save_id)
-        found = self._read_specs(save_id)
-        wrong = compare_arrays(record["arrays"], found, "saved", "found")
+        record, found = self._read_record(save_id), self._read_specs(save_id)
+        wrong = compare_arrays(record.arrays, found, "saved", "found")
         if wrong:
             raise self._unreadable(save_id, "; ".join(wrong))
         smallest = min(found, key=lambda name: math.prod(found[name][0]), default=None)
@@ -179,12 +176,12 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """Return the id of the newest complete checkpoint, or None."""
-        ids = self._ids()
+        ids = self._shelf.ids()
         return ids[-1] if ids else None
 
     def find(self, save_id: int | None = None) -> int:
         """Return `save_id`, or the newest; CheckpointError, listing what there is, without it."""
-        ids = self._ids()
+        ids = self._shelf.ids()
         if save_id is None and ids:
             return ids[-1]
         if save_id not in ids:
@@ -200,7 +197,7 @@ class Checkpoints:
         Raises:
           CheckpointError: where there is no such checkpoint or it is unreadable.
         """
-        return self._read_record(self.find(save_id))["round_state"]
+        return self._read_record(self.find(save_id)).round_state
 
     def restore(
         self, abstract_state: Any, save_id: int | None = None
@@ -218,7 +215,7 @@ class Checkpoints:
         save_id = self.find(save_id)
         self.verify(save_id)
         state = self._restore_matching(save_id, abstract_state, prefix="")
-        return state, self._read_record(save_id)["round_state"]
+        return state, self._read_record(save_id).round_state
 
     def restore_params(self, abstract_params: Any, save_id: int | None = None) -> Any:
         """Return only `state.params` of a checkpoint (default: the newest).
@@ -244,76 +241,63 @@ class Checkpoints:
         average = self._restore_matching(save_id, wide, prefix="ema/")
         return jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), average, abstract_params)
 
+    def restore_newest(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
+        """Return `(state, round_state)` of the newest checkpoint that is whole; None without one.
+
+        Newer ones that are damaged or gone are said; the former are set aside, and go when the next
+        checkpoint is complete. All arrays are read, and so all their checksums checked.
+
+        Raises:
+          CheckpointError: where there was a checkpoint and none is whole, or as `restore`.
+        """
+        gone, damaged = self._shelf.missing(), {}
+        for save_id in reversed(self._shelf.ids()):
+            try:
+                wrong = self._shelf.check(save_id)
+                if wrong:
+                    raise self._unreadable(save_id, wrong)
+                found = self.restore(abstract_state, save_id)
+            except DamagedError as error:
+                damaged[save_id] = error
+                continue
+            self._shelf.note(save_id)  # a process was killed between its end and its line
+            self._shelf.prune(save_id)
+            self._shelf.forget(gone)
+            for other, error in damaged.items():
+                logger.warning("%s", error)
+                self._shelf.set_aside(other)
+            if damaged or (gone and gone[-1] > save_id):
+                logger.warning("going on from %s instead", self._shelf.path(save_id))
+            sharding.wait_for_all("choose a checkpoint")
+            return found
+        if damaged:
+            raise damaged[max(damaged)]
+        if gone:
+            raise CheckpointError(
+                f"{self._shelf.path(gone[-1])} is missing, and no other checkpoint is left; put it "
+                "back, or start a new run with --config.workdir=DIR"
+            )
+        return None
+
     def find_round_end(self, round: int) -> int | None:
         """Return the id of the newest checkpoint that was taken at the end of `round`, or None."""
-        for save_id in reversed(self._ids()):
+        for save_id in reversed(self._shelf.ids()):
             state = self.read_round_state(save_id)
             if state.get("round") == round and not state.get("in_stage"):
                 return save_id
         return None
 
-    # ------------------------------------------------------------------- retention
-    def _prune(self, verified: int) -> None:
-        if not self._is_writer:
-            return
-        older = [save_id for save_id in self._ids() if save_id < verified]
-        ends = [save_id for save_id in older if not self._is_in_stage(save_id)]
-        newest_is_end = not self._is_in_stage(verified)
-        kept = set(ends[max(len(ends) - self._keep + newest_is_end, 0) :])
-        for save_id in older:
-            if save_id not in kept:
-                # Renamed first: a deletion that is cut short leaves nothing that looks complete.
-                doomed = self._path(save_id).rename(self._folder / f"{save_id:08d}.deleting")
-                shutil.rmtree(doomed)
-
-    def _is_in_stage(self, save_id: int) -> bool:
-        try:
-            return bool(self._read_record(save_id)["round_state"].get("in_stage"))
-        except CheckpointError:
-            return False  # unreadable: keep it as long as any round-end checkpoint
-
-    def _finish_interrupted_pruning(self, newest: int) -> None:
-        # A process killed between a save and its pruning leaves the replaced checkpoints behind.
-        try:
-            self.verify(newest)
-        except CheckpointError as error:
-            logger.warning("kept all checkpoints: %s", error)
-            return
-        self._prune(newest)
-
     # ------------------------------------------------------------------- inside a checkpoint
 
-    def _path(self, save_id: int) -> Path:
-        return self._folder / f"{save_id:08d}"
-
-    def _ids(self) -> list[int]:
-        paths = self._folder.iterdir() if self._folder.is_dir() else ()
-        return sorted(
-            int(path.name)
-            for path in paths
-            if _SAVED.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
-        )
-
-    def _read_record(self, save_id: int) -> dict[str, Any]:
-        # Plain JSON, read without Orbax, which would look at the arrays' metadata too.
-        path = find_record(self._folder, save_id)
+    def _read_record(self, save_id: int) -> Saved:
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["format"] != FORMAT:
-                raise ValueError(f"its format is {record['format']}, this program reads {FORMAT}")
-            if not isinstance(record["round_state"], dict):
-                raise ValueError("its round state is not a JSON object")
-            record["arrays"] = {
-                name: (tuple(shape), dtype)
-                for name, (shape, dtype) in dict(record["arrays"]).items()
-            }
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return saved.read_record(saved.find_record(self._folder, save_id))
+        except saved.ERRORS as error:
             raise self._unreadable(save_id, f"{type(error).__name__}: {error}") from error
-        return record
 
     def _read_specs(self, save_id: int) -> dict[str, tuple[tuple[int, ...], str]]:
         try:
-            tree = self._checkpointer.metadata(self._path(save_id)).item_metadata.state.tree
+            tree = self._checkpointer.metadata(self._shelf.path(save_id)).item_metadata.state.tree
             flat = traverse_util.flatten_dict(tree, sep="/")
         except Exception as error:
             raise self._unreadable(save_id, f"{type(error).__name__}: {error}") from error
@@ -334,7 +318,8 @@ class Checkpoints:
         wrong = compare_arrays(specs, found, "this run", "checkpoint")
         if wrong:
             raise CheckpointError(
-                f"{self._path(save_id)} does not fit this run: {len(wrong)} array(s) differ:\n"
+                f"{self._shelf.path(save_id)} does not fit this run: {len(wrong)} array(s) differ:"
+                + "\n"
                 + "\n".join(f"  - {line}" for line in wrong)
                 + "\nuse the model and optimizer that wrote it, or another workdir"
             )
@@ -358,29 +343,42 @@ class Checkpoints:
         )
         try:
             restored = self._checkpointer.restore(
-                self._path(save_id), args=ocp.args.Composite(state=arguments)
+                self._shelf.path(save_id), args=ocp.args.Composite(state=arguments)
             )
         except Exception as error:
+            if _is_out_of_memory(error):
+                raise
             raise self._unreadable(save_id, f"{type(error).__name__}: {error}") from error
-        return traverse_util.flatten_dict(restored.state, sep="/")
+        arrays = traverse_util.flatten_dict(restored.state, sep="/")
+        wrong = checksums.find_wrong(arrays, self._read_record(save_id).sums)
+        if wrong:
+            listed = ", ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")
+            raise self._unreadable(save_id, f"{len(wrong)} array(s) have changed: {listed}")
+        return arrays
 
-    def _unreadable(self, save_id: int, reason: str) -> CheckpointError:
-        others = [other for other in self._ids() if other != save_id]
-        then = f"the run then goes on from {others[-1]:08d}" if others else "no other one is left"
-        return CheckpointError(
-            f"{self._path(save_id)} is incomplete or corrupt ({_shorten(reason)}); restore the "
-            f"folder, or delete it and run the same command again ({then})"
+    def _unreadable(self, save_id: int, reason: str) -> DamagedError:
+        others = [f"{other:08d}" for other in self._shelf.ids() if other != save_id]
+        left = f"there are others: {', '.join(others)}" if others else "no other one is left"
+        return DamagedError(
+            f"{self._shelf.path(save_id)} is incomplete or corrupt ({_shorten(reason)}); {left}; "
+            "put its files back, or start a new run with --config.workdir=DIR"
         )
 
     def _write_failed(self, save_id: int, error: Exception) -> CheckpointError:
         if storage.says_full(error):
-            kept = f"checkpoint {self._ids()[-1]:08d}" if self._ids() else "what is done"
+            kept = (
+                f"checkpoint {self._shelf.ids()[-1]:08d}" if self._shelf.ids() else "what is done"
+            )
             return CheckpointError(storage.describe_full(self._folder, self._size, kept))
         reason = _shorten(f"{type(error).__name__}: {error}")
         return CheckpointError(
-            f"{self._path(save_id)} could not be written ({reason}); "
+            f"{self._shelf.path(save_id)} could not be written ({reason}); "
             "the checkpoints before it are kept; check the disk and run the same command again"
         )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _shorten(text: str) -> str:

@@ -41,6 +41,7 @@ def _export(job: Job) -> None:
         renderer,
         output,
         frozen=frozen,
+        ledger=job.ledger,
         dtype=None if settings.dtype == "auto" else settings.dtype,
         read_at="" if policy.checkpoint is None else policy.run.reward.read_at,
     )

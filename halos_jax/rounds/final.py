@@ -1,6 +1,8 @@
 """The end of a run: its policy or reward model, as a Hugging Face model in `workdir/final`."""
 
 import copy
+import itertools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,47 @@ from halos_jax.data.chat import Renderer
 from halos_jax.models import export, folders, hf, peft
 from halos_jax.models.lora import Frozen, merge_adapter
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.rounds import serving
+from halos_jax.rounds import serving, trees
+from halos_jax.rounds.ledger import Ledger
+from halos_jax.storage import WorkdirError
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "final"
 ADAPTER = "adapter"  # inside of it
 
 
-def is_complete(workdir: Path) -> bool:
-    """Tell whether the run in `workdir` has nothing left to do."""
-    return (workdir / FOLDER).is_dir()
+def is_complete(workdir: Path, ledger: Ledger) -> bool:
+    """Tell whether the run in `workdir` has nothing left to do.
+
+    That is so where its export is as it was written. Where it is not, that is said, and the run
+    makes it again from its last checkpoint.
+
+    Raises:
+      WorkdirError: where something else stands in the place of the export.
+    """
+    folder = workdir / FOLDER
+    entry = ledger.find(folder)
+    if entry is None:
+        if folder.exists() and not ledger.is_empty:
+            raise WorkdirError(
+                f"workdir: {folder} is not of this run, which puts its export there; move it away"
+            )
+        return folder.is_dir()  # of a run from before ledgers
+    wrong = find_damage(folder, ledger)
+    for line in wrong:
+        logger.warning("%s: %s", workdir, line)
+    return not wrong
+
+
+def find_damage(folder: Path, ledger: Ledger) -> list[str]:
+    """Return what is not as it was written of an export that the ledger knows."""
+    entry = ledger.find(folder)
+    if entry is None:
+        return []
+    if not folder.is_dir():
+        return [f"{folder.name}/ is missing"]
+    return trees.find_wrong(folder, entry["files"])
 
 
 def export_final(
@@ -29,14 +63,25 @@ def export_final(
     renderer: Renderer,
     workdir: Path,
     *,
+    ledger: Ledger | None = None,
     frozen: Frozen | None = None,
     read_at: str = "",
 ) -> Path:
-    """Export the params at the end of a run to `workdir/final`; as `export_policy`."""
+    """Export the params at the end of a run to `workdir/final`; as `export_policy`.
+
+    An export that stands there and is not as it was written is kept under another name.
+    """
     folder = workdir / FOLDER
-    return export_policy(
-        params, decoder, settings, renderer, folder, frozen=frozen, read_at=read_at
-    )
+    if ledger is not None and ledger.is_writer and folder.is_dir() and find_damage(folder, ledger):
+        number = next(n for n in itertools.count(1) if not _name_damaged(folder, n).exists())
+        logger.warning("%s: moved to %s and made again", folder, _name_damaged(folder, number))
+        folder.rename(_name_damaged(folder, number))
+    own = {"frozen": frozen, "read_at": read_at, "ledger": ledger}
+    return export_policy(params, decoder, settings, renderer, folder, **own)
+
+
+def _name_damaged(folder: Path, number: int) -> Path:
+    return folder.with_name(f"{folder.name}.damaged-{number}")
 
 
 def export_policy(
@@ -49,6 +94,7 @@ def export_policy(
     frozen: Frozen | None = None,
     dtype: str | None = None,
     read_at: str = "",
+    ledger: Ledger | None = None,
 ) -> Path:
     """Export `params` with the tokenizer and chat template that they were trained with.
 
@@ -62,6 +108,7 @@ def export_policy(
     Args:
       dtype: of the stored weights; None: that of the params.
       read_at: `reward.read_at` of the run that has trained a classifier; "": none has.
+      ledger: where the folder is recorded.
 
     Raises:
       ModelError: where the folder is taken, the model is another than its source's, or a weight is
@@ -82,6 +129,8 @@ def export_policy(
                 serving.write_place(partial, renderer, read_at)
             if frozen is not None:
                 serving.copy_to_adapter(partial, partial / ADAPTER)
+        if ledger is not None:
+            ledger.note_tree(folder, partial)
     return folder
 
 

@@ -83,10 +83,14 @@ def compare_all(pairs: Sequence[tuple[Path, Print]]) -> list[Verdict]:
     return _map(lambda both: compare(*both), pairs)
 
 
-def hash_whole(path: Path) -> str:
-    """Return the xxh128 of all bytes of a file, however many."""
-    with open(path, "rb") as stream:
-        return _hash_whole(stream, os.stat(path).st_size)
+def hash_all(paths: Sequence[Path]) -> list[str]:
+    """Return the xxh128 of all bytes of several files, however many, in their order."""
+
+    def hash_one(path: Path) -> str:
+        with open(path, "rb") as stream:
+            return _hash_whole(stream, os.stat(path).st_size)
+
+    return _map(hash_one, paths)
 
 
 def _hash_whole(stream: BinaryIO, size: int) -> str:

@@ -26,6 +26,7 @@ from halos_jax.rounds import final, fingerprints, source
 from halos_jax.rounds.fingerprints import Verdict
 from halos_jax.rounds.intact import INPUTS
 from halos_jax.rounds.ledger import Ledger
+from halos_jax.rounds.trees import MODEL_FILES
 from halos_jax.storage import WorkdirError
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,6 @@ logger = logging.getLogger(__name__)
 # Bytes read whole at a start: of each file of a model, and of all data together. The data are read
 # whole anyway a moment later.
 _MODEL_LIMIT, _DATA_LIMIT = 1 << 24, 1 << 29
-# What is read of a model's folder, by the ends of the names.
-_MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken")
 
 _TRAINING = ("online", "sft", "reward_model", "align")
 # The fields that a task reads, by their first names; all others are another task's of a pipeline.
@@ -214,7 +213,7 @@ def _list_model(text: str, *, weights: bool) -> Iterator[tuple[str, Path]]:
     except hf.ModelError:
         return  # who reads it says what is wrong
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        known = path.name.endswith(_MODEL_FILES) or path.name.startswith("tokenizer")
+        known = path.name.endswith(MODEL_FILES) or path.name.startswith("tokenizer")
         if path.is_file() and known and (weights or path.suffix != ".safetensors"):
             yield path.name, path
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +22,41 @@ INPUTS = "inputs.json"  # what the run was started with, see `inputs.py`
 LEDGER_VERSION = 2
 
 
-def open_workdir(workdir: Path, ledger: Ledger) -> None:
+def open_workdir(workdir: Path, ledger: Ledger, *, remade: Collection[str] = ()) -> None:
     """Check the workdir of a run that goes on, or take it over from a version without ledgers."""
     if ledger.is_empty:
         adopt_workdir(workdir, ledger)
     else:
-        check_workdir(workdir, ledger)
+        check_workdir(workdir, ledger, remade=remade)
 
 
-def check_workdir(workdir: Path, ledger: Ledger) -> None:
-    """Check every file that the ledger knows, but for folders and what manifests name.
+def check_workdir(workdir: Path, ledger: Ledger, *, remade: Collection[str] = ()) -> None:
+    """Check every file and folder that the ledger knows, but not what manifests name.
 
     What a process that was killed has announced and not done is taken back, and what it has added
     to a report since it last saved is cut off. Shards that are not as they were written are
-    removed, to be made again, and that is said; so is a missing report.
+    removed, to be made again, and that is said; so is a missing report or exported model.
+
+    Args:
+      remade: folders that are left to who makes them again.
 
     Raises:
       WorkdirError: listing every file that is missing, changed, or not the run's.
     """
     wrong = []
     for name, entry in list(ledger.entries.items()):
-        if "files" in entry or _is_shard(name):
+        if (
+            _is_shard(name)
+            or _is_checkpoint(name)
+            or (name in remade and (workdir / name).exists())
+        ):
             continue
         problem = ledgers.check_entry(workdir, name, entry)
-        if problem is None or ledger.undo(name):
+        if problem is None or ledger.undo(name) or name in remade:
+            continue
+        if "files" in entry and not (workdir / name).exists():
+            logger.warning("%s, an exported model, is missing", workdir / name)
+            ledger.note_gone(workdir / name)
             continue
         if name in REPORTS and not (workdir / name).exists():
             logger.warning(
@@ -80,6 +92,9 @@ def adopt_workdir(workdir: Path, ledger: Ledger) -> None:
             ledger.note_prefix(path, size, hash_start(path, size))
         else:
             ledger.note_file(path, path.stat().st_size, hash_file(path))
+    for folder in [workdir / "final", *sorted(workdir.glob("rounds/*/model"))]:
+        if folder.is_dir():
+            ledger.note_tree(folder, folder)
     logger.warning(
         "%s was begun by a version that kept no record of what it wrote: its files are taken as "
         "they are, and are checked from now on",
@@ -119,6 +134,10 @@ def _is_shard(name: str) -> bool:
     return ".shard-" in name and name.endswith(".jsonl")
 
 
+def _is_checkpoint(name: str) -> bool:
+    return name.startswith("checkpoints/")  # checked by those that read them
+
+
 def _had_ledger(workdir: Path) -> bool:
     """Tell whether something in the workdir was written by a run with a ledger."""
     for path in find_manifests(workdir):
@@ -126,7 +145,7 @@ def _had_ledger(workdir: Path) -> bool:
         if isinstance(version, int) and version >= LEDGER_VERSION:
             return True
     records = workdir.glob("checkpoints/*/round/metadata")
-    return any("ledger" in (_read_field(path, "round_state") or {}) for path in records)
+    return any(_read_field(path, "ledger") for path in records)
 
 
 def _read_field(path: Path, name: str) -> Any:

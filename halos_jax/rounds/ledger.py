@@ -3,6 +3,7 @@
     {"path": "rounds/0001/manifest.json", "size": 812, "sha256": "...", "chain": "..."}
     {"path": "metrics.jsonl", "prefix": 4096, "sha256": "...", ...}   the start of a file that grows
     {"path": "final", "files": {"config.json": {...}}, ...}           a folder
+    {"path": "checkpoints/00000004", "record": "...", ...}            a checkpoint, by its record
     {"path": "rounds/0003/manifest.json", "gone": true, ...}          taken away
 
 A line is synced before the file takes its name. So a file is what the last line about it says or,
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from halos_jax import storage
+from halos_jax.rounds import trees
 from halos_jax.storage import WorkdirError
 
 FILE = "ledger.jsonl"
@@ -71,6 +73,11 @@ class Ledger:
     def note_prefix(self, path: Path, size: int, sha256: str) -> None:
         """Record the first `size` bytes of a file that grows, which are on disk."""
         self.note(path, prefix=size, sha256=sha256)
+
+    def note_tree(self, path: Path, made_at: Path) -> None:
+        """Record a folder that is about to take its name, whose files stand in `made_at`."""
+        if self.is_writer:
+            self.note(path, files=trees.describe_tree(made_at))
 
     def note_gone(self, path: Path) -> None:
         """Record that a path is about to be taken away."""
@@ -132,10 +139,14 @@ def open_ledger(workdir: str | Path) -> Ledger:
 
 
 def check_entry(workdir: Path, name: str, entry: Entry) -> str | None:
-    """Return what is wrong with a file, or None where it is as `entry` says."""
+    """Return what is wrong with a file or folder, or None where it is as `entry` says."""
     path = workdir / name
     if entry.get("gone"):
         return f"{name} is there again" if path.exists() else None
+    if "record" in entry:  # a checkpoint, which is checked by those that read it
+        return None if path.is_dir() else f"{name} is missing"
+    if "files" in entry:
+        return "; ".join(trees.find_wrong(path, entry["files"])) or None
     if not path.is_file():
         if entry.get("prefix") == 0:
             return None

@@ -35,6 +35,7 @@ from halos_jax.rounds.position import (
 )
 from halos_jax.rounds.prompts import load_prompts
 from halos_jax.rounds.report import format_rounds, last_round, report_round
+from halos_jax.rounds.rewind import rewind
 from halos_jax.rounds.stages import Run
 from halos_jax.rounds.start import load_frozen, load_policy, refuse_classifier
 from halos_jax.rounds.state import Manifest, round_folder
@@ -55,7 +56,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
     """
     info = states.join_run(config)
     try:
-        if final.is_complete(info.workdir):
+        if final.is_complete(info.workdir, info.ledger):
             states.verify_run(info.workdir)
             logger.info("%s is complete: nothing to do", info.workdir)
             last = last_round(info.workdir)
@@ -104,6 +105,7 @@ def _run_rounds(run: Run, position: Position) -> dict[str, float]:
         run.config.model,
         run.renderer,
         run.workdir,
+        ledger=run.ledger,
         frozen=run.trainer.frozen,
     )
     logger.info(
@@ -227,6 +229,7 @@ def _export_round(run: Run, position: Position, round: int, folder: Path) -> Non
         run.renderer,
         model,
         frozen=run.trainer.frozen,
+        ledger=run.ledger,
     )
     logger.info("the policy of round %d is in %s", round, model)
 
@@ -270,8 +273,11 @@ def _make_run(
         budget.num_rounds,
         sharding.describe(mesh),
     )
-    checkpoints = open_checkpoints(info.workdir / "checkpoints", keep=config.checkpoint.keep)
+    checkpoints = open_checkpoints(
+        info.workdir / "checkpoints", keep=config.checkpoint.keep, ledger=info.ledger
+    )
     position = restore_position(trainer, checkpoints)
+    rewind(info.workdir, info.ledger, position.round, has_checkpoint=position.is_restored)
     states.begin_segment(info, round=position.round + 1, step=int(position.state.step))
     metrics_path = info.workdir / "metrics.jsonl" if info.is_writer else None
     resume_step, layouts = int(position.state.step), LayoutMemory()

@@ -25,13 +25,17 @@ class Position:
     stage_step: int = 0  # steps already taken in the next round
     # Commits the round that is trained; to be called when its checkpoint should be on disk.
     settle: Callable[[], Manifest] | None = None
+    is_restored: bool = True  # from a checkpoint
 
 
 def restore_position(trainer: Trainer, checkpoints: Checkpoints) -> Position:
     """Return the policy of the newest checkpoint, or the SFT checkpoint where there is none."""
-    if checkpoints.latest() is None:
-        return Position(training.start_state(trainer, load_start(trainer)), round=0)
-    state, record = checkpoints.restore(trainer.abstract_state)
+    found = checkpoints.restore_newest(trainer.abstract_state)
+    if found is None:
+        return Position(
+            training.start_state(trainer, load_start(trainer)), round=0, is_restored=False
+        )
+    state, record = found
     trainer.layouts.load(record["layouts"])
     if record["in_stage"]:
         logger.info("carrying on in round %d after step %d", record["round"], record["stage_step"])

@@ -26,7 +26,6 @@ from halos_jax.rounds import state as states
 from halos_jax.rounds.checkpoints import Checkpoints, open_checkpoints
 from halos_jax.rounds.inputs import check_inputs
 from halos_jax.rounds.interrupt import StopSignal
-from halos_jax.rounds.ledger import Ledger
 from halos_jax.rounds.start import load_frozen, load_policy, load_start, refuse_classifier
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported
@@ -50,7 +49,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
     """
     info = states.join_run(config)
     try:
-        if final.is_complete(info.workdir):
+        if final.is_complete(info.workdir, info.ledger):
             logger.info("%s is complete: nothing to do", info.workdir)
             return _last_metrics(info.workdir)
         mesh = sharding.make_mesh(config.mesh)
@@ -58,7 +57,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
             config = source.use_final(info.config)
             check_inputs(info.ledger, config, is_begun=info.is_resumed)
             checkpoints = open_checkpoints(
-                info.workdir / "checkpoints", keep=config.checkpoint.keep
+                info.workdir / "checkpoints", keep=config.checkpoint.keep, ledger=info.ledger
             )
             try:
                 _train(config, info, mesh, checkpoints, stop)
@@ -146,7 +145,7 @@ def _train(
             held_out=held_out,
             writer=writer,
             start=start,
-            on_step=_make_saver(config, info.ledger, checkpoints, writer, stop, len(dataset.plan)),
+            on_step=_make_saver(config, checkpoints, writer, stop, len(dataset.plan)),
             label=config.task,
         )
         writer.close()
@@ -156,6 +155,7 @@ def _train(
         config.model,
         renderer,
         info.workdir,
+        ledger=info.ledger,
         frozen=frozen,
         read_at=config.reward.read_at,
     )
@@ -199,12 +199,7 @@ def choose_loss(config: Config) -> Loss:
 
 
 def _make_saver(
-    config: Config,
-    ledger: Ledger,
-    checkpoints: Checkpoints,
-    writer: MetricWriter,
-    stop: StopSignal,
-    total: int,
+    config: Config, checkpoints: Checkpoints, writer: MetricWriter, stop: StopSignal, total: int
 ) -> Callable[[TrainState, int], None]:
     """Return what saves after a step: where that is due or the run must stop, and after the last.
 
@@ -216,8 +211,7 @@ def _make_saver(
         due = config.checkpoint.every and done % config.checkpoint.every == 0
         if done == total or stopping or due:
             writer.flush()
-            position = {"in_stage": False, "stage_step": done, "ledger": ledger.head}
-            checkpoints.save(done, state, position)
+            checkpoints.save(done, state, {"in_stage": False, "stage_step": done})
         if stopping:
             checkpoints.finish()
             stop.interrupt(step=done)
@@ -257,9 +251,10 @@ def _wants_margins(loss: Loss) -> bool:
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-    if checkpoints.latest() is None:
+    found = checkpoints.restore_newest(trainer.abstract_state)
+    if found is None:
         return training.start_state(trainer, load_start(trainer)), 0
-    state, record = checkpoints.restore(trainer.abstract_state)
+    state, record = found
     logger.info("carrying on after step %d", record["stage_step"])
     return state, record["stage_step"]
 

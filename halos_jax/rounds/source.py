@@ -21,7 +21,9 @@ from halos_jax.models import families, hf, lora
 from halos_jax.models.lora import Frozen
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.rounds import changes, final, start
-from halos_jax.rounds.checkpoints import find_record, read_checkpoints
+from halos_jax.rounds.checkpoints import read_checkpoints
+from halos_jax.rounds.ledger import read_ledger
+from halos_jax.rounds.saved import find_record
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
     if recorded.startswith(_CHECKPOINT):
         wanted = int(recorded.removeprefix(_CHECKPOINT))
     run = read_config(workdir)
-    if wanted == "auto" and final.is_complete(workdir):
+    if wanted == "auto" and _has_final("model.path", workdir):
         folder = str(workdir / final.FOLDER)
         logger.info("model.path: %s is the workdir of a run: using %s", path, folder)
         return Source(path, dataclasses.replace(settings, path=folder), workdir, run)
@@ -215,6 +217,23 @@ def _settings_of(settings: ModelConfig, run: Config) -> ModelConfig:
     )
 
 
+def _has_final(field: str, workdir: Path) -> bool:
+    """Tell whether the run in `workdir` has exported its model, which may be under way.
+
+    Raises:
+      ConfigError: where the export is not as the run has written it.
+    """
+    folder = workdir / final.FOLDER
+    wrong = final.find_damage(folder, read_ledger(workdir))
+    if wrong:
+        raise ConfigError(
+            f"{field}: {workdir} is the workdir of a run whose export is not as it was written: "
+            f"{'; '.join(wrong)}; put the files back, or run the run's own command again, which "
+            "makes it anew"
+        )
+    return folder.is_dir()
+
+
 def find_model(field: str, path: str) -> str:
     """Return a path, and of a run's workdir its exported model; `field` is the config's.
 
@@ -224,7 +243,7 @@ def find_model(field: str, path: str) -> str:
     if not is_workdir(path):
         return path
     workdir = Path(path).expanduser()
-    if not final.is_complete(workdir):
+    if not _has_final(field, workdir):
         raise ConfigError(
             f"{field}: {path} is the workdir of a run that has not finished, so there is no "
             f"{final.FOLDER}/ in it; run it to its end, or export one of its checkpoints with "

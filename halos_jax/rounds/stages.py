@@ -222,13 +222,9 @@ def train_stage(
 
 def save_round(run: Run, state: TrainState, round: int) -> None:
     """Start to save the policy at the end of a round's training."""
-    position = {"round": round, "in_stage": False, **_describe(run)}
+    layouts = run.trainer.layouts.to_record()
+    position = {"round": round, "in_stage": False, "layouts": layouts}
     run.checkpoints.save(int(state.step), state, position)
-
-
-def _describe(run: Run) -> dict[str, Any]:
-    """Return what every checkpoint of a run says besides its position."""
-    return {"layouts": run.trainer.layouts.to_record(), "ledger": run.ledger.head}
 
 
 def after_step(run: Run, state: TrainState, done: int, *, round: int, total: int) -> None:
@@ -237,7 +233,8 @@ def after_step(run: Run, state: TrainState, done: int, *, round: int, total: int
     stopping = run.stop.received(int(done))
     if done < total and (stopping or (every and done % every == 0)):
         run.writer.flush()
-        position = {"round": round, "in_stage": True, "stage_step": done, **_describe(run)}
+        layouts = run.trainer.layouts.to_record()
+        position = {"round": round, "in_stage": True, "stage_step": done, "layouts": layouts}
         run.checkpoints.save(int(state.step), state, position)
         if stopping:
             run.checkpoints.finish()

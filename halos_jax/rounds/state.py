@@ -142,7 +142,7 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
                 history = changes.read_history(workdir, config)
                 changes.refuse_changes(workdir, history)
                 if is_writer:
-                    intact.open_workdir(workdir, ledger)
+                    intact.open_workdir(workdir, ledger, remade=_find_remade(config.task))
             elif is_writer:
                 intact.check_workdir(workdir, ledger)
                 is_resumed = False
@@ -162,6 +162,11 @@ def join_run(config: config_lib.Config) -> RunInfo:
     """
     info = processes.run_on_first(lambda: open_run(config.workdir, config))
     return info or open_run(config.workdir, config, is_writer=False)
+
+
+def _find_remade(task: str) -> tuple[str, ...]:
+    """Return the folders of a workdir that a task makes again where they are damaged."""
+    return () if task == "export" else ("final",)
 
 
 def begin_segment(info: RunInfo, **where: Any) -> None:

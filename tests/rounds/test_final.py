@@ -11,6 +11,7 @@ from halos_jax.config import ModelConfig
 from halos_jax.data.loading import load_renderer
 from halos_jax.models import hf, spec
 from halos_jax.rounds import final
+from halos_jax.rounds.ledger import no_ledger
 from halos_jax.types import Turn
 
 
@@ -23,9 +24,9 @@ def export_policy(toy, workdir, settings, renderer):
 
 def test_the_model_comes_with_its_own_tokenizer(toy, tmp_path):
     settings = ModelConfig(path=str(toy / "policy"))
-    assert not final.is_complete(tmp_path)
+    assert not final.is_complete(tmp_path, no_ledger(tmp_path))
     params, folder = export_policy(toy, tmp_path, settings, load_renderer(settings.path))
-    assert folder == tmp_path / "final" and final.is_complete(tmp_path)
+    assert folder == tmp_path / "final" and final.is_complete(tmp_path, no_ledger(tmp_path))
     names = {path.name for path in (toy / "policy").iterdir()}
     assert {path.name for path in folder.iterdir()} == names
     for name in names - {"model.safetensors"}:  # its template and its end tokens among them
@@ -83,7 +84,7 @@ def test_nothing_appears_before_it_is_whole(toy, tmp_path, monkeypatch):
 
     with pytest.raises(OSError, match="full"):
         export_policy(toy, tmp_path, settings, Broken)
-    assert not final.is_complete(tmp_path) and not list(tmp_path.iterdir())
+    assert not final.is_complete(tmp_path, no_ledger(tmp_path)) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("pad", [None, "<|im_end|>"])

@@ -203,7 +203,7 @@ def test_a_deleted_ledger_is_refused(workdir):
         manifest.unlink()
     record = workdir / "checkpoints" / "00000001" / "round" / "metadata"
     record.parent.mkdir(parents=True)
-    record.write_text(json.dumps({"round_state": {"ledger": "abc"}}))
+    record.write_text(json.dumps({"ledger": "abc"}))
     with pytest.raises(WorkdirError, match=r"ledger.jsonl is missing"):
         start(workdir)
 

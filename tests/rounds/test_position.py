@@ -20,7 +20,7 @@ def test_the_policy_comes_from_the_newest_checkpoint():
 
     def restore(record):
         record |= {"layouts": known.to_record()}
-        checkpoints = SimpleNamespace(latest=lambda: 1, restore=lambda abstract: ("state", record))
+        checkpoints = SimpleNamespace(restore_newest=lambda abstract: ("state", record))
         found = position.restore_position(trainer, checkpoints)
         return found.state, found.round, found.stage_step
 

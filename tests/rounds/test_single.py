@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
+from shutil import rmtree
 
 import jax
 import numpy as np
@@ -88,7 +89,7 @@ def test_sequences_beyond_the_models_angles_are_refused(toy, tmp_path, data, sho
         run(config)
 
 
-def test_sft_lowers_the_loss_and_a_resume_is_exact(toy, tmp_path):
+def test_sft_lowers_the_loss_and_a_resume_is_exact(toy, tmp_path, caplog):
     train = TrainConfig(
         batch_size=16, max_length=24, eval_every=3, row_multiple=64, epochs=2, log_every=100
     )
@@ -122,6 +123,18 @@ def test_sft_lowers_the_loss_and_a_resume_is_exact(toy, tmp_path):
     assert records[0] == records[1]
     # Run once more, it has nothing to do and says what it said.
     assert run(whole)["loss/eval"] == metrics["loss/eval"]
+    # A damaged or deleted export is made again from the last checkpoint, to the same bytes.
+    weights = tmp_path / "whole" / "final" / "model.safetensors"
+    for damage in (lambda: weights.write_bytes(expected[:-9]), lambda: rmtree(weights.parent)):
+        damage()
+        steps = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+        run(whole)
+        assert weights.read_bytes() == expected
+        assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == steps
+    assert "final/model.safetensors is damaged" in caplog.text
+    assert "final/ is missing" in caplog.text
+    kept = tmp_path / "whole" / "final.damaged-1" / "model.safetensors"
+    assert kept.read_bytes() == expected[:-9]
 
 
 def test_what_a_training_task_hands_on(toy, tmp_path, monkeypatch):

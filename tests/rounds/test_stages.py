@@ -293,13 +293,11 @@ def test_a_round_of_ties_has_nothing_to_train_on(tmp_path, sampled, caplog):
     assert run.writer.calls == [("flush",)] and run.checkpoints.calls == []
 
 
-def test_a_checkpoint_knows_what_was_written_before_it(tmp_path):
-    ledger = open_ledger(tmp_path)
-    run, state = make_run(ledger=ledger), SimpleNamespace(step=4)
-    ledger.note_prefix(tmp_path / "metrics.jsonl", 0, "")
+def test_the_end_of_a_round_is_saved():
+    run, state = make_run(), SimpleNamespace(step=4)
     stages.save_round(run, state, 1)
-    position = {"round": 1, "in_stage": False, "layouts": {}, "ledger": ledger.head}
-    assert ledger.head and run.checkpoints.calls == [("save", 4, state, position)]
+    position = {"round": 1, "in_stage": False, "layouts": {}}
+    assert run.checkpoints.calls == [("save", 4, state, position)]
 
 
 def test_a_step_is_saved_where_it_is_due_or_the_run_must_stop():
@@ -309,7 +307,7 @@ def test_a_step_is_saved_where_it_is_due_or_the_run_must_stop():
     for done in range(1, 7):
         stages.after_step(run, state, done, round=2, total=6)
     # Not after the last one: the round's own checkpoint follows.
-    position = {"round": 2, "in_stage": True, "stage_step": 3, "layouts": {}, "ledger": ""}
+    position = {"round": 2, "in_stage": True, "stage_step": 3, "layouts": {}}
     assert run.checkpoints.calls == [("save", 17, state, position)]
     assert run.writer.calls == [("flush",)]
 
@@ -317,7 +315,7 @@ def test_a_step_is_saved_where_it_is_due_or_the_run_must_stop():
     run.stop.handle()
     with pytest.raises(Interrupted):
         stages.after_step(run, state, 1, round=2, total=6)
-    position = {"round": 2, "in_stage": True, "stage_step": 1, "layouts": {}, "ledger": ""}
+    position = {"round": 2, "in_stage": True, "stage_step": 1, "layouts": {}}
     assert run.checkpoints.calls == [("save", 17, state, position), ("finish",)]
 
 

@@ -1,0 +1,88 @@
+"""Go back to the round that a run has a checkpoint of: what came after it is done again."""
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+
+from halos_jax import sharding, storage
+from halos_jax.rounds import state as states
+from halos_jax.rounds.checkpoints import CheckpointError
+from halos_jax.rounds.ledger import Ledger
+from halos_jax.rounds.state import Manifest, round_folder
+
+logger = logging.getLogger(__name__)
+
+# What of a round does not depend on its own training: stage -> its file.
+_BEFORE = {"sample": "samples.jsonl", "score": "scores.jsonl", "feedback": "feedback.jsonl"}
+
+
+def rewind(workdir: Path, ledger: Ledger, trained: int, *, has_checkpoint: bool) -> None:
+    """Take back what the manifests say of rounds whose training no checkpoint holds any more.
+
+    The round after `trained` keeps what was sampled for it, by a policy that is at hand; what comes
+    later is deleted. That is said. In the usual case there is nothing to do.
+
+    Args:
+      trained: the last round whose training the policy at hand has seen.
+      has_checkpoint: whether it comes from one.
+
+    Raises:
+      CheckpointError: where it comes from none: then all rounds would have to be done again.
+    """
+    manifests = _load_manifests(workdir)
+    lost = [m.round for m in manifests if m.round > trained and "train" in m.stages]
+    if lost and not has_checkpoint:
+        raise CheckpointError(
+            f"{workdir / 'checkpoints'}: no checkpoint is left, but {len(lost)} round(s) are "
+            "trained; put the newest one back, or start a new run with --config.workdir=DIR"
+        )
+    if lost:
+        logger.warning(
+            "the training of round %s is lost with its checkpoint: done again from round %d on",
+            ", ".join(map(str, lost)),
+            lost[0],
+        )
+    if lost and ledger.is_writer:
+        # From the last one down: killed in between, the next process finds the rest.
+        for folder in reversed(_list_folders(workdir)):
+            if int(folder.name) > lost[0]:
+                _remove(folder, ledger)
+        (first,) = (one for one in manifests if one.round == lost[0])
+        _take_back(round_folder(workdir, first.round), first, ledger)
+    sharding.wait_for_all("rewind")
+
+
+def _list_folders(workdir: Path) -> list[Path]:
+    found = [path for path in (workdir / "rounds").glob("*") if path.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def _load_manifests(workdir: Path) -> list[Manifest]:
+    """Return the manifests of all rounds, in order."""
+    found = [states.load_manifest(folder) for folder in _list_folders(workdir)]
+    return [one for one in found if one is not None]
+
+
+def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
+    """Leave of a round what it was before its training."""
+    kept = {name: record for name, record in manifest.files.items() if name in _BEFORE.values()}
+    metrics = {name: one for name, one in manifest.metrics.items() if "eval" not in name}
+    before = dataclasses.replace(manifest, stages=tuple(_BEFORE), files=kept, metrics=metrics)
+    with storage.explain_os_errors(folder):
+        states.save_manifest(folder, before, ledger)
+        for name in manifest.files.keys() - kept.keys():
+            (folder / name).unlink(missing_ok=True)
+        ledger.note_gone(folder / "model")
+        shutil.rmtree(folder / "model", ignore_errors=True)
+
+
+def _remove(folder: Path, ledger: Ledger) -> None:
+    with storage.explain_os_errors(folder):
+        for path in (folder / states.MANIFEST, folder / "model"):
+            ledger.note_gone(path)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        shutil.rmtree(folder)

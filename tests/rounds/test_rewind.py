@@ -1,0 +1,85 @@
+"""A checkpoint that is lost takes the rounds after it along, and nothing before them."""
+
+import pytest
+
+from halos_jax.data import records
+from halos_jax.rounds import intact
+from halos_jax.rounds import state as states
+from halos_jax.rounds.checkpoints import CheckpointError
+from halos_jax.rounds.ledger import open_ledger
+from halos_jax.rounds.rewind import rewind
+from halos_jax.rounds.state import Manifest, round_folder
+
+FILES = {
+    "sample": "samples.jsonl",
+    "score": "scores.jsonl",
+    "feedback": "feedback.jsonl",
+    "evaluate": "eval.jsonl",
+}
+
+NAMES = {"evaluate": "reward_eval"}
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """Return the ledger of a run of three rounds, in the fourth of which is sampled."""
+    ledger = open_ledger(tmp_path)
+    for round in range(4):
+        folder = round_folder(tmp_path, round)
+        folder.mkdir(parents=True)
+        manifest = Manifest(round=round)
+        for stage in states.stages_of(round):
+            name = FILES.get(stage)
+            if name:
+                records.write_records(folder / name, [{"round": round}])
+            manifest = states.commit_stage(
+                folder,
+                manifest,
+                stage,
+                files={name: 1} if name else {},
+                metrics={} if stage == "train" else {NAMES.get(stage, stage): 1.0},
+                ledger=ledger,
+            )
+    folder = round_folder(tmp_path, 4)
+    folder.mkdir()
+    shard = folder / "samples.shard-0000.jsonl"
+    records.write_records(shard, [{}], note=ledger.note_file)
+    return ledger
+
+
+def stages(workdir):
+    found = [states.load_manifest(round_folder(workdir, round)) for round in range(5)]
+    return [len(one.stages) if one else None for one in found]
+
+
+def test_a_run_whose_checkpoint_is_there_is_left_alone(ledger, tmp_path, caplog):
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
+    rewind(tmp_path, ledger, 3, has_checkpoint=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("trained", [0, 1, 2])
+def test_later_rounds_are_forgotten_and_the_next_keeps_its_samples(
+    ledger, tmp_path, trained, caplog
+):
+    rewind(tmp_path, ledger, trained, has_checkpoint=True)
+    expected = [1] + [5] * trained + [3] + [None] * (3 - trained)
+    assert stages(tmp_path) == expected
+    assert f"done again from round {trained + 1} on" in caplog.text
+    folder = round_folder(tmp_path, trained + 1)
+    manifest = states.load_manifest(folder)
+    assert manifest.next_stage == "train"
+    assert list(manifest.metrics) == ["sample", "score", "feedback"]
+    names = {"samples.jsonl", "scores.jsonl", "feedback.jsonl", "manifest.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    left = sorted(path.name for path in (tmp_path / "rounds").iterdir())
+    assert left == [f"{round:04d}" for round in range(trained + 2)]
+    states.verify_run(tmp_path)
+    intact.check_workdir(tmp_path, open_ledger(tmp_path))
+
+
+def test_without_any_checkpoint_nothing_is_thrown_away(ledger, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint is left, but 3 round"):
+        rewind(tmp_path, ledger, 0, has_checkpoint=False)
+    assert stages(tmp_path) == [1, 5, 5, 5, None]
