@@ -62,8 +62,9 @@ def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
     commit_all(round_folder(tmp_path, 0), Manifest(round=0), info.ledger)
     last = Manifest(round=1, metrics={"reward_eval": 0.5})
     commit_all(round_folder(tmp_path, 1), last, info.ledger)
-    info.close()
     (tmp_path / "final").mkdir()
+    info.ledger.note_tree(tmp_path / "final", tmp_path / "final")
+    info.close()
     assert loop.run_online(config, StopSignal()) == {"reward_eval": 0.5}
     assert "nothing to do" in caplog.text
     # A loop that changes nothing still holds the lock while it looks, and lets it go.

@@ -17,7 +17,7 @@ def make_state() -> dict:
     return {"w": jnp.arange(8.0), "step": jnp.int32(2)}
 
 
-def test_a_checkpoint_that_is_gone_or_of_another_run_is_missed(folder, tmp_path, caplog):
+def test_a_checkpoint_that_is_gone_or_of_another_run_is_missed(tmp_path, caplog):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         ledger = open_ledger(tmp_path / name)
