@@ -85,6 +85,55 @@ def test_training_gets_what_the_round_has(tmp_path, monkeypatch, loss):
     assert (step, state, position["round"], position["in_stage"]) == (12, after, 4, False)
 
 
+class Seen(Exception):
+    """Ends a stage when what it hands on is known."""
+
+
+def test_every_round_of_every_seed_takes_its_examples_in_an_order_of_its_own(tmp_path, monkeypatch):
+    seeds = []
+
+    def make_dataset(trainer, items, *, seed, **others):
+        seeds.append(seed)
+        raise Seen
+
+    monkeypatch.setattr(stages, "load_feedback_items", lambda *given: [object()])
+    monkeypatch.setattr(stages.training, "make_dataset", make_dataset)
+    for seed, round in ((3, 1), (3, 2), (4, 1), (3, 1)):
+        run = make_run(config=dataclasses.replace(CONFIG, seed=seed))
+        given = dict.fromkeys(("held_out", "load_sft", "load_round_start"))
+        with pytest.raises(Seen):
+            stages.train_stage(
+                run, SimpleNamespace(step=0), tmp_path, round=round, start=0, **given
+            )
+    assert len(set(seeds)) == 3 and seeds[0] == seeds[3]
+
+
+@pytest.mark.parametrize("reference", ["sft", "round_start"])
+def test_the_reference_is_the_policy_that_the_config_names(tmp_path, monkeypatch, reference):
+    rounds = dataclasses.replace(CONFIG.rounds, reference=reference)
+    run = make_run(config=dataclasses.replace(CONFIG, rounds=rounds), trainer=make_trainer("dpo"))
+
+    def add_reference(trainer, dataset, params, *, label):
+        assert params == reference
+        raise Seen
+
+    monkeypatch.setattr(stages, "load_feedback_items", lambda *given: [object()])
+    plan = SimpleNamespace(plan=Plan(range(6)))
+    monkeypatch.setattr(stages.training, "make_dataset", lambda *given, **options: plan)
+    monkeypatch.setattr(stages.training, "add_reference", add_reference)
+    with pytest.raises(Seen):
+        stages.train_stage(
+            run,
+            SimpleNamespace(step=0),
+            tmp_path,
+            round=2,
+            start=0,
+            held_out=None,
+            load_sft=lambda: "sft",
+            load_round_start=lambda: "round_start",
+        )
+
+
 def test_feedback_is_made_as_the_config_says():
     samples = [
         dataclasses.replace(make_sample(PROMPTS[n // 4], n % 4, 1 + n % 3), reward=float(n * n))
