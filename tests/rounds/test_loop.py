@@ -219,3 +219,51 @@ def test_memory_that_ends_in_training_names_the_round_and_the_same_command_goes_
     train = dataclasses.replace(config.train, tokens_per_device=64)
     loop.run_online(dataclasses.replace(config, train=train), StopSignal())
     assert states.load_manifest(round_folder(tmp_path / "run", 2)).next_stage is None
+
+
+def test_a_run_is_made_of_what_the_config_and_its_position_say(toy, tmp_path, monkeypatch):
+    seen = {}
+
+    def spy(module, name):
+        original = getattr(module, name)
+
+        def call(*given, **options):
+            seen[name] = given, options
+            return original(*given, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    for module, name in (
+        (loop.training, "make_trainer"),
+        (loop, "make_scorer"),
+        (loop, "MetricWriter"),
+    ):
+        spy(module, name)
+    restore = loop.restore_position
+
+    def restore_position(trainer, checkpoints):
+        found = restore(trainer, checkpoints)
+        found.state = found.state.replace(step=7)
+        return found
+
+    monkeypatch.setattr(loop, "restore_position", restore_position)
+    config = make_config(
+        toy,
+        tmp_path,
+        rounds=RoundsConfig(total_prompts=6, prompts_per_round=3, num_skip=2),
+        train=TrainConfig(batch_size=2, max_length=16, row_multiple=64, epochs=2),
+    )
+    info, stop = states.join_run(config), StopSignal()
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    try:
+        run, position = loop._make_run(config, info, mesh, stop)
+        run.checkpoints.close()
+        run.writer.close()
+    finally:
+        info.close()
+    # Two rounds of two passes over three pairs in steps of two: two steps a pass, and not one.
+    assert seen["make_trainer"][1]["total_steps"] == 2 * 2 * 2
+    assert seen["make_scorer"][0][3:] == (stop.check, run.layouts)
+    assert seen["MetricWriter"][1]["resume_step"] == position.state.step == 7
+    budget = loop._make_budget(config)
+    assert (budget.total_prompts, budget.prompts_per_round, budget.num_skip) == (6, 3, 2)
