@@ -152,6 +152,9 @@ def test_what_is_exported_is_the_average_without_the_value_head(folder):
     assert_identical(checkpoints.restore_policy(template, first), place(state.params, mesh))
     averaged = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), ema, state.params)
     assert_identical(checkpoints.restore_policy(template, second), place(averaged, mesh))
+    again = checkpoints.save(5, place(state, mesh), END | {"round": 2})
+    checkpoints.finish()
+    assert checkpoints.find_round_end(2) == again > second
     checkpoints.close()
 
 
