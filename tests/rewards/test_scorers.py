@@ -191,7 +191,8 @@ def test_another_template_gets_the_same_turns_rendered_by_its_own(folder, render
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_another_template_gets_the_turns_that_the_policy_saw(folder, renderer, one_device):
+@pytest.mark.parametrize("place", ["end_of_turn", "template_end"])
+def test_another_template_gets_the_turns_that_the_policy_saw(folder, renderer, one_device, place):
     history = (Turn("user", "abcd"), Turn("assistant", "dcba"))
     samples = make_samples(renderer)
     longer = [
@@ -200,7 +201,7 @@ def test_another_template_gets_the_turns_that_the_policy_saw(folder, renderer, o
         )
         for one in samples
     ]
-    config = make_config(folder, "other")
+    config = make_config(folder, "other", read_at=place)
     score = lambda length: make_scorer(  # noqa: E731
         dataclasses.replace(config, sampling=SamplingConfig(max_prompt_length=length)),
         one_device,
