@@ -87,7 +87,8 @@ def test_the_policy_of_an_unfinished_run_is_exported_and_measured(program, tmp_p
     code, output, errors = program.run(tmp_path / "eval", *arguments)
     assert (code, errors) == (0, "")
     metrics = json.loads((tmp_path / "eval" / "result.json").read_text())["metrics"]
-    assert metrics["rewards_eval/accuracies"] > 0.5 and "rewards_eval/accuracies" in output
+    # 0 of the policy that the run started with; of which pairs it is right, few steps decide.
+    assert metrics["rewards_eval/margins"] > 0.05 and "rewards_eval/accuracies" in output
 
     code, _, errors = program.run(tmp_path / "other", "task=export", f"model.path={tmp_path}")
     assert code == 1 and len(errors.splitlines()) <= 3
