@@ -14,6 +14,7 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.data.batches import build_batch, plan_batches, split_scores
 from halos_jax.data.chat import Renderer
 from halos_jax.data.layout import Layout, LayoutMemory
+from halos_jax.data.lengths import Tally, report_positions
 from halos_jax.data.tokenize import make_group_items
 from halos_jax.devices import explain_memory
 from halos_jax.metrics import make_progress
@@ -149,6 +150,7 @@ def make_model_scorer(
 
     def score(samples: Sequence[Sample]) -> list[float]:
         samples = _cut_all(prepare(samples), config.reward.max_length)
+        _report_positions(samples, spec.max_positions)
         distinct: dict[tuple, Sample] = {}
         for sample in samples:
             distinct.setdefault((sample.prompt_ids, sample.response_ids), sample)
@@ -237,3 +239,10 @@ def _cut_all(samples: Sequence[Sample], max_length: int) -> list[Sample]:
         dataclasses.replace(one, response_ids=one.response_ids[:room])
         for one, room in zip(samples, rooms, strict=True)
     ]
+
+
+def _report_positions(samples: Sequence[Sample], positions: int) -> None:
+    tally = Tally()
+    for sample in samples:
+        tally.add(len(sample.prompt_ids) + len(sample.response_ids), positions)
+    report_positions("reward.path", tally, positions)

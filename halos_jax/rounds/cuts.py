@@ -36,13 +36,7 @@ def check_prompts(sampler: Limited, *sources: tuple[str, Iterable[Prompt]]) -> N
     settings, renderer = sampler.settings, sampler.renderer
     prefix, positions = len(render_prefix(settings, renderer)), sampler.decoder.max_positions
     for label, prompts in sources:
-        turns = list(dict.fromkeys(prompt.turns for prompt in prompts))
-        tally = Tally()
-        for one, ids in zip(turns, renderer.render_prompts(turns, sys.maxsize), strict=True):
-            tally.add(prefix + len(ids), settings.max_prompt_length)
-            if tally.over == 1 and prefix + len(ids) > settings.max_prompt_length:
-                renderer.render_prompt(one, settings.max_prompt_length - prefix)
-        report_prompts(label, tally, settings.max_prompt_length)
+        count_cut(renderer, prompts, settings.max_prompt_length, label, prefix=prefix)
     longest = settings.max_prompt_length + settings.max_tokens
     if 0 < positions < longest:
         logger.warning(
@@ -51,6 +45,18 @@ def check_prompts(sampler: Limited, *sources: tuple[str, Iterable[Prompt]]) -> N
             longest,
             positions,
         )
+
+
+def count_cut(
+    renderer: Renderer, prompts: Iterable[Prompt], limit: int, label: str, *, prefix: int = 0
+) -> None:
+    """Render prompts and say how many are longer than `limit`, with `prefix` tokens behind each."""
+    turns, tally = list(dict.fromkeys(prompt.turns for prompt in prompts)), Tally()
+    for one, ids in zip(turns, renderer.render_prompts(turns, sys.maxsize), strict=True):
+        tally.add(prefix + len(ids), limit)
+        if tally.over == 1 and prefix + len(ids) > limit:
+            renderer.render_prompt(one, limit - prefix)
+    report_prompts(label, tally, limit)
 
 
 def report_samples(sampler: Limited, samples: Sequence[Sample], label: str) -> None:

@@ -24,7 +24,7 @@ from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.parts import list_parts
 from halos_jax.rewards.read_at import load_reward_renderer
 from halos_jax.rewards.scorers import make_scorer
-from halos_jax.rounds import scoring, source, stages
+from halos_jax.rounds import cuts, scoring, source, stages
 from halos_jax.rounds.interrupt import StopSignal
 from halos_jax.rounds.job import Job, open_job
 from halos_jax.types import FINISH_STOP, Sample, Turn
@@ -64,6 +64,9 @@ def _label(job: Job) -> None:
         tokens = job.config.sampling.max_prompt_length
         shown = samples
         if renderer is not None:
+            known = bool(job.config.model.path or job.config.model.tokenizer)
+            rendered = [one.prompt for one in samples if not (known and one.prompt_ids)]
+            cuts.count_cut(renderer, rendered, tokens, data.train)
             shown = make_shown(
                 lambda found: [_with_ids(one, renderer, tokens, job.config) for one in found],
                 samples,

@@ -263,6 +263,9 @@ def test_what_does_not_fit_is_cut_and_counted(folder, renderer, one_device, capl
     np.testing.assert_allclose(
         score(samples), score_alone(folder, cut, one_device), rtol=1e-4, atol=1e-5
     )
+    assert "positions" not in caplog.text  # of which the toy model has 128
+    scorers._report_positions(samples, 7)
+    assert f"of {len(samples)} sequences" in caplog.text
     changed = sum(one != other for one, other in zip(samples, cut, strict=True))
     assert f"{changed} of {len(samples)} samples are longer than reward.max_length=7" in caplog.text
 

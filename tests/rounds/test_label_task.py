@@ -160,6 +160,18 @@ def test_wrong_answers_that_tie_at_the_median_are_not_desirable(tmp_path, caplog
     assert "samples.jsonl: 0 of 8 answers (0.0%) are undesirable, too few" in caplog.text
 
 
+def test_prompts_that_are_cut_for_the_reward_are_counted(toy, samples, tmp_path, caplog):
+    bare = [dataclasses.replace(one, prompt_ids=(), response_ids=()) for one in samples]
+    sampling = SamplingConfig(shard_prompts=2, max_prompt_length=4)
+    model = ModelConfig(path=str(toy / "policy"))
+    for name, given in (("own", samples), ("bare", bare)):
+        source = write(tmp_path / f"{name}.jsonl", given)
+        config = make_config(tmp_path / name, source, model=model, sampling=sampling)
+        run_labelling(config, StopSignal())
+    (said,) = [one.message for one in caplog.records if "max_prompt_length" in one.message]
+    assert "bare.jsonl: 4 of 4 prompts (100 %, the longest has 5 tokens) are longer" in said
+
+
 def test_a_field_that_the_reward_needs_is_missed_before_the_job_begins(samples, tmp_path):
     reward = RewardConfig(kind="function", function="halos_jax.rewards.functions:exact_answer")
     source = write(tmp_path / "samples.jsonl", samples)
