@@ -20,6 +20,7 @@ from halos_jax.config import (
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
+    RewardConfig,
     SamplingConfig,
     TrainConfig,
 )
@@ -191,6 +192,31 @@ def test_a_reward_model_learns_to_tell_answers_apart(toy, data, tmp_path):
     assert not np.array_equal(
         before["model.embed_tokens.weight"], after["model.embed_tokens.weight"]
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "read_at", "closed"),
+    [
+        ("reward_model", "auto", True),
+        ("reward_model", "end_of_turn", False),
+        ("align", "auto", False),
+    ],
+)
+def test_answers_that_are_scored_end_where_they_are_read(
+    toy, data, tmp_path, task, read_at, closed
+):
+    """A template that ends a conversation with a space behind the marker."""
+    template = load_renderer(str(toy / "policy")).template
+    (tmp_path / "own.jinja").write_text(template.replace("{% endfor %}", "{{ ' ' }}{% endfor %}"))
+    renderer = load_renderer(str(toy / "policy"), str(tmp_path / "own.jinja"))
+    config = make_config(toy, tmp_path / "run", task, data / "pairs.jsonl", "")
+    config = dataclasses.replace(config, reward=RewardConfig(read_at=read_at))
+    items = single.load_fixed_items(
+        config, choose_loss(config), renderer, config.data.train, select_train(config.data, 0)
+    )
+    end = renderer.end_ids if closed else renderer.end_ids[:1]
+    assert len(renderer.end_ids) == 2 and len(items) == 48
+    assert {tuple(one[-len(end) :]) for item in items for one in item.responses} == {end}
 
 
 def test_a_task_with_a_loss_of_its_own_takes_the_hyperparameters_of_that_loss(toy, tmp_path):
