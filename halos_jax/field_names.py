@@ -23,18 +23,18 @@ SCORES = tuple(
         (f"chosen{joint}{kind}", f"rejected{joint}{kind}"),
     )
 )
-# Values of `type` in records that this package or HALOs has written.
-OWN_TYPES = ("sample", "scalar_feedback", "pairwise_feedback", "binary_feedback")
-# What such a record says besides its texts.
-FORMAT = frozenset(
-    {"type", "prompt_id", "prompt_ids", "response_ids", "logps", "ids_A", "ids_B", "label"}
-    | {"prompt", "instruction", "extra", "dataset", "split", "reward_difference"}
-    | {
-        name + side
-        for name in ("output", "reward", "generator", "finish_reason", "sample_id")
-        for side in ("", "_A", "_B")
-    }
-)
+# What a record that this package or HALOs has written says besides its texts, by its `type`.
+_ALWAYS = {"type", "prompt", "prompt_id", "prompt_ids", "instruction", "extra", "dataset", "split"}
+_OUTPUT = ("output", "reward", "generator", "finish_reason", "sample_id")
+_SAMPLE = frozenset({*_ALWAYS, *_OUTPUT, "response_ids", "logps"})
+_PAIR = {f"{name}_{letter}" for name in (*_OUTPUT, "ids") for letter in "AB"}
+FORMAT = {
+    "sample": _SAMPLE,
+    "scalar_feedback": _SAMPLE,
+    "binary_feedback": frozenset({*_ALWAYS, *_OUTPUT, "response_ids", "label"}),
+    "pairwise_feedback": frozenset({*_ALWAYS, *_PAIR, "label", "reward_difference"}),
+}
+SAMPLE_TYPES = ("sample", "scalar_feedback")
 KNOWN = tuple(
     dict.fromkeys(
         (
@@ -97,3 +97,8 @@ def parse_template(text: str) -> list[tuple[str, str]]:
     if text and not any(name for _, name in found):
         raise ValueError(f"got {text!r}, allowed: a text with a {{FIELD}} of the records")
     return found
+
+
+def list_format(kind: object) -> frozenset[str]:
+    """Return the names that a record of some `type` has by its format; none, where it is no own."""
+    return FORMAT.get(kind, frozenset()) if isinstance(kind, str) else frozenset()

@@ -17,7 +17,7 @@ from typing import Any
 from halos_jax.data.fields import Fields, RecordError
 from halos_jax.data.json_door import find_faults
 from halos_jax.data.turns import add_context, read_context, read_turns, turns_to_record
-from halos_jax.field_names import FORMAT, OWN_TYPES
+from halos_jax.field_names import SAMPLE_TYPES, list_format
 from halos_jax.storage import Note
 from halos_jax.types import (
     FINISH_LENGTH,
@@ -154,7 +154,7 @@ def read_sample(fields: Fields, prompt: Prompt) -> Sample:
 
     What else the record says becomes the prompt's `extra`.
     """
-    fields.choice("type", OWN_TYPES[:2], "sample")
+    fields.choice("type", SAMPLE_TYPES, "sample")
     response_ids, logps = fields.ids("response_ids"), fields.numbers("logps")
     if logps is not None and len(logps) != len(response_ids):
         raise fields.error(
@@ -181,8 +181,8 @@ def read_extra(fields: Fields, hidden: Iterable[str]) -> dict[str, Any]:
     Records of our own and HALOs' types hold it in `extra`; what others have of that name is merged
     into it as well. What JSON cannot hold (an image, a NaN of a table) is left out.
     """
-    own = fields.peek("type") in OWN_TYPES
-    hidden = {*hidden, *(FORMAT if own else ())}
+    own = list_format(fields.peek("type"))
+    hidden = {*hidden, *own}
     extra = {
         name: value
         for name, value in fields.record.items()

@@ -17,7 +17,7 @@ from halos_jax.data.records import (
     read_sample,
 )
 from halos_jax.data.turns import ASKING, read_turns
-from halos_jax.field_names import CHATS, OWN_TYPES, SCORES, TARGETS
+from halos_jax.field_names import CHATS, SAMPLE_TYPES, SCORES, TARGETS
 from halos_jax.types import (
     FINISH_LENGTH,
     FINISH_STOP,
@@ -208,7 +208,7 @@ def _find_last(fields: Fields, name: str, turns: tuple[Turn, ...]) -> tuple[int,
 
 def _complete(fields: Fields, answer: Turn) -> Completion:
     """Return the completion of a record with what else it says of it (of a sample: its tokens)."""
-    sampled = fields.peek("type") in OWN_TYPES
+    sampled = fields.peek("type") in SAMPLE_TYPES
     return Completion(
         turns=(answer,),
         ids=fields.ids("response_ids"),

@@ -5,7 +5,7 @@ import logging
 
 from halos_jax.data.fields import Edits, Fields, RecordError
 from halos_jax.data.sources import is_named
-from halos_jax.field_names import FORMAT, OWN_TYPES
+from halos_jax.field_names import list_format
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,7 @@ class Tally:
         unread = fields.unread() - self._edits.ignored
         if is_named(fields.file):  # its reader has made the record of what counts
             return
-        if fields.peek("type") in OWN_TYPES:
-            unread -= FORMAT
+        unread -= list_format(fields.peek("type"))
         if unread:
             self._fields.setdefault(fields.file, collections.Counter()).update(unread)
 

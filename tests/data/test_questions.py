@@ -123,7 +123,7 @@ def test_of_somebody_elses_samples_too():
     found = read(read_scored, record | {"dataset": "d", "instruction": "i"})
     assert found.prompt.extra == {"label": "4", "dataset": "d", "instruction": "i"}
     old = record | {"type": "sample", "extra": {"answer": "4"}}
-    assert read(read_scored, old).prompt.extra == {"answer": "4"}
+    assert read(read_scored, old).prompt.extra == {"answer": "4", "label": "4"}
 
 
 def test_the_rest_of_a_conversation_is_seen_too():
