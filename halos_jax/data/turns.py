@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from halos_jax.data.fields import Fields
-from halos_jax.data.json_door import parse_json
+from halos_jax.data.json_door import find_faults, parse_json
 from halos_jax.field_names import CHATS
 from halos_jax.types import Turn
 
@@ -195,12 +195,10 @@ def _read_turn(fields: Fields, at: str, turn: Any) -> Turn:
         raise fields.error(at, turn, "an object with 'role' and 'content'")
     ignored = fields.edits.ignored
     turn = {name: one for name, one in turn.items() if one is not None and name not in ignored}
-    shared = "role" not in turn and "from" in turn
-    role = fields.check_text(
-        f"{at}.{'from' if shared else 'role'}", turn.get("from" if shared else "role")
-    )
+    spelled = "from" if "role" not in turn and "from" in turn else "role"
+    role = fields.check_text(f"{at}.{spelled}", turn.get(spelled))
     if not role:
-        raise fields.error(f"{at}.{'from' if shared else 'role'}", role, "a non-empty string")
+        raise fields.error(f"{at}.{spelled}", role, "a non-empty string")
     name = "value" if "content" not in turn and "value" in turn else "content"
     keys = _read_keys(fields, at, turn)
     content = turn.get(name, "" if "tool_calls" in keys else None)
@@ -209,8 +207,13 @@ def _read_turn(fields: Fields, at: str, turn: Any) -> Turn:
         keys["tool_calls"] = _parse_calls(fields, f"{at}.{name}", content)
         content = ""
     learned = _read_weight(fields, at, turn, _ROLES.get(role, role))
-    known = {"role", "from", "content", "value", "function_call", *KEYS, *_WEIGHTS}
-    fields.leave(f"{at.partition('[')[0]}[].{key}" for key in turn if key not in known)
+    known = {spelled, name, *KEYS, *_WEIGHTS}
+    known |= set() if turn.get("tool_calls") else {"function_call"}
+    fields.leave(
+        f"{at.partition('[')[0]}[].{key}"
+        for key, value in turn.items()
+        if key not in known and value not in ("", [], {})
+    )
     return Turn(_ROLES.get(role, role), content, pack(keys), learned)
 
 
@@ -248,6 +251,8 @@ def _read_keys(fields: Fields, at: str, turn: Mapping[str, Any]) -> dict[str, An
         calls = [{"type": "function", "function": turn["function_call"]}]
     if calls not in (None, [], ""):
         keys["tool_calls"] = _check_calls(fields, f"{at}.tool_calls", calls)
+    for fault in find_faults(keys):  # of a table, whose values never were JSON
+        raise fields.error(f"{at}.{fault.field}", fault.got, fault.allowed)
     return keys
 
 
@@ -265,6 +270,8 @@ def _read_context(
             raise fields.error(
                 f"{prefix}{name}", values[name], "a list of objects, or its JSON text"
             )
+        for fault in find_faults(value):
+            raise fields.error(f"{prefix}{name}{fault.field}", fault.got, fault.allowed)
         if value:
             context[name] = value
     return context

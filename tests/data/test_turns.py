@@ -129,6 +129,11 @@ def test_weights_say_what_is_learned():
         (say("assistant", "", weight=0, train=True), "m[0]"),
         (say("user", "a", train=True), "m[0]"),
         ({"from": "function_call", "value": "f()"}, "m[0].value"),
+        (say("system", "", tools=[{"a": b"x"}]), "m[0].tools[0].a"),
+        (
+            say("assistant", "", tool_calls=[{"name": "f", "n": float("nan")}]),
+            "m[0].tool_calls[0].n",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named(turn, field):
@@ -149,6 +154,9 @@ def test_keys_that_nobody_knows_are_noted():
     )
     read_turns(fields, "m", "user")
     assert fields.unread() == {"m[].id", "m[].at"}
+    fields = Fields({"m": [say("user", "a", value="b", **{"from": "human"})]})
+    read_turns(fields, "m", "user")
+    assert fields.unread() == {"m[].value", "m[].from"}
 
 
 def test_context_travels_with_the_first_turn():
