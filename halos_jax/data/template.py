@@ -166,7 +166,11 @@ class Template:
     def _apply(self, turns: Sequence[Turn], generate: bool, *, spell_calls: bool = False) -> str:
         guard = self._guard
         messages, context = make_messages(
-            turns, guard.hide, guard.hide_answer, spell_calls=spell_calls
+            turns,
+            guard.hide,
+            guard.hide_answer,
+            template=self.source,
+            spell_calls=spell_calls,
         )
         return self._tokenizer.apply_chat_template(
             messages,

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from halos_jax.data.chat import Renderer
 from halos_jax.data.fields import RecordError
-from halos_jax.data.turns import CONTEXT, REASONING, unpack
+from halos_jax.data.turns import CONTEXT, REASONING, find_context, speaks_of, strip_context, unpack
 from halos_jax.types import Demonstration, Judgement, Preference, Prompt, Sample, Turn
 
 logger = logging.getLogger(__name__)
@@ -99,17 +99,24 @@ def _find_prompt(record: Any) -> Prompt:
 
 
 def _check_keys(record: Any, renderer: Renderer) -> None:
-    """Raise RecordError where a turn has a key that the template does not speak of."""
+    """Raise RecordError where a turn has a key that the template does not speak of, or where the
+    tools of a conversation change nothing of its prompt."""
     prompt = _find_prompt(record)
     answers = record.completion.turns if isinstance(record, Demonstration) else ()
+    missing = ""
     for turn in (*prompt.turns, *answers):
         for name in unpack(turn) if turn.further else ():
-            if name in _NEEDED and name not in renderer.template:
-                raise RecordError(
-                    f"{prompt.place}: {name!r} (of a turn of the {turn.role}): the chat template "
-                    f"does not show it; allowed: a template that does (model.chat_template), or "
-                    f"data.ignore_fields={name} to go without"
-                )
+            if name in _NEEDED and not speaks_of(renderer.template, name):
+                missing = missing or name
+    context = list(find_context(prompt.turns))
+    if not missing and context:
+        shown = renderer.show(prompt.turns) != renderer.show(strip_context(prompt.turns))
+        missing = "" if shown else context[0]
+    if missing:
+        raise RecordError(
+            f"{prompt.place}: {missing!r}: the chat template does not show it; allowed: a template "
+            f"that does (model.chat_template), or data.ignore_fields={missing} to go without"
+        )
 
 
 def _list_prompts(record: Any) -> Iterator[tuple[Turn, ...]]:

@@ -8,6 +8,7 @@ as an argument of its own, so that nobody who passes turns on can lose it.
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -99,11 +100,31 @@ def strip_context(turns: Iterable[Turn]) -> tuple[Turn, ...]:
     return tuple(stripped)
 
 
+def speaks_of(template: str, name: str) -> bool:
+    """Say whether a chat template has the name of a key; of one for reasoning, any of those."""
+    names = REASONING if name in REASONING else (name,)
+    return any(_find_name(template, one) for one in names)
+
+
+def _find_name(template: str, name: str) -> bool:
+    return re.search(rf"(?<![A-Za-z0-9_]){name}(?![A-Za-z0-9_])", template) is not None
+
+
+def _name_reasoning(keys: dict[str, Any], template: str) -> dict[str, Any]:
+    """Return a turn's keys with its reasoning under the name that the template reads."""
+    known = [name for name in REASONING if _find_name(template, name)]
+    given = [name for name in REASONING if name in keys]
+    if not known or not given or set(known) & set(given):
+        return keys
+    return {known[0] if name == given[0] else name: value for name, value in keys.items()}
+
+
 def make_messages(
     turns: Iterable[Turn],
     change: Callable[[str], str],
     change_answers: Callable[[str], str] | None = None,
     *,
+    template: str = "",
     spell_calls: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return what a chat template gets: its messages, and its further arguments.
@@ -111,6 +132,7 @@ def make_messages(
     Args:
       change: applied to every text, that of tools and their calls too.
       change_answers: in its place where the assistant says it.
+      template: reasoning gets the name that it has there.
       spell_calls: the arguments of calls as JSON text; else as objects, however they came.
     """
     messages: list[dict[str, Any]] = []
@@ -119,7 +141,7 @@ def make_messages(
         change_own = change_answers if turn.role == "assistant" and change_answers else change
         message = {"role": turn.role, "content": change_own(turn.content)}
         if turn.further:
-            keys = unpack(turn)
+            keys = _name_reasoning(unpack(turn), template)
             if "tool_calls" in keys:
                 calls = keys["tool_calls"]
                 keys["tool_calls"] = [_set_arguments(one, spell_calls) for one in calls]

@@ -54,7 +54,7 @@ def learn(prompt, *turns):
     [
         (SYSTEM, "f line 2: the chat template refuses turns of the roles system, user: no system"),
         (TWICE, "f line 3: .*roles must alternate"),
-        (TOOLS, "f line 5: 'tools' .of a turn of the user.: the chat template does not show it"),
+        (TOOLS, "f line 5: 'tools': the chat template does not show it"),
         (learn(GOOD, "assistant:b", "system:s", "assistant:c"), "f line 1: .*no system"),
         (
             Preference(

@@ -16,6 +16,7 @@ from halos_jax.data.turns import (
     pack,
     read_context,
     read_turns,
+    speaks_of,
     strip_context,
     turns_to_record,
     unpack,
@@ -186,6 +187,23 @@ def test_a_template_gets_messages_and_what_holds_for_all_of_them():
     assert messages[1]["tool_calls"][1] == spelled
     messages, _ = make_messages((Turn("assistant", "a", learned=False),), str)
     assert messages == [say("assistant", "a")]
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("{{ m.reasoning_content }}", "reasoning_content"),
+        ("{{ m['thinking'] }}", "thinking"),
+        ("{% if enable_thinking %}{{ m.reasoning }}{% endif %}", "reasoning"),
+        ("{{ m.content }}{{ enable_thinking }}", "thinking"),
+    ],
+)
+def test_reasoning_has_the_name_that_the_template_reads(template, name):
+    [message], _ = make_messages(read(say("assistant", "4", thinking="t")), str, template=template)
+    assert message == say("assistant", "4", **{name: "t"})
+    assert speaks_of(template, "thinking") == ("m.content" not in template)
+    both = read(say("assistant", "4", thinking="t", reasoning="r"))
+    assert len(make_messages(both, str, template=template)[0][0]) == 4
 
 
 def test_an_answer_must_show_its_calls_and_its_reasoning():
