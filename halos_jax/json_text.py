@@ -27,7 +27,7 @@ def parse_json(text: str | bytes) -> Any:
         value = json.loads(text, object_pairs_hook=_make_object)
     except RecursionError:
         raise ValueError(f"lists or objects nested deeper than {MAX_DEPTH}") from None
-    _check_values(value, halves=bool(_HALF.search(text)) or not _is_unicode(text))
+    _check_values(value, halves=bool(_HALF.search(text)) or not is_unicode(text))
     return value
 
 
@@ -47,7 +47,7 @@ def _check_values(value: Any, *, halves: bool) -> None:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         for one in level if halves else ():
-            if isinstance(one, str) and not _is_unicode(one):
+            if isinstance(one, str) and not is_unicode(one):
                 raise ValueError(f"half of a surrogate pair in {one[:40]!r}, which is no character")
         level = [one for one in level if isinstance(one, dict | list)]
         if not level:
@@ -59,5 +59,10 @@ def _check_values(value: Any, *, halves: bool) -> None:
     raise ValueError(f"lists or objects nested deeper than {MAX_DEPTH}")
 
 
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+def is_unicode(text: str) -> bool:
+    """Say whether a text has no half of a surrogate pair, which no tokenizer or file can take."""
+    try:
+        text.encode()  # many times as fast as a look at each character
+    except UnicodeEncodeError:
+        return False
+    return True

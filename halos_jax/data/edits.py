@@ -76,7 +76,12 @@ def change_record(fields: Fields) -> Fields | None:
             f"{fields.place}: {_MAP}: got a value of type {type(found).__name__}, allowed: a "
             "record (a dict), or None to leave it out"
         )
-    record = _to_plain(dict(found))
+    try:
+        record = _to_plain(dict(found))
+    except RecursionError:
+        raise RecordError(
+            f"{fields.place}: what {_MAP} returned: lists or objects in one another without end"
+        ) from None
     for fault in find_faults(record):
         raise RecordError(f"{fields.place}: what {_MAP} returned: {fault}")
     return dataclasses.replace(fields, record=record)
@@ -88,7 +93,8 @@ def _to_plain(value: Any) -> Any:
         return {name: _to_plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_to_plain(item) for item in value]
-    return value.tolist() if hasattr(value, "tolist") else value
+    is_array = hasattr(value, "tolist") and not isinstance(value, type)
+    return value.tolist() if is_array else value
 
 
 def fill_template(fields: Fields) -> str:
@@ -120,9 +126,7 @@ def add_system(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     }
     found = ""
     for name in SYSTEMS:
-        text = (
-            fields.text(name, "") if fields.has(name) and name not in fields.edits.ignored else ""
-        )
+        text = fields.text(name, "") if fields.has(name) else ""
         if text and said and text not in said:
             other = next(iter(said.values()))
             raise fields.error(name, text, f"one system prompt (there is {other}, which differs)")

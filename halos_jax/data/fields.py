@@ -5,8 +5,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from halos_jax.data.json_door import is_unicode, parse_json
+from halos_jax.data.json_door import parse_json
 from halos_jax.errors import UserError
+from halos_jax.json_text import is_unicode
 
 _LARGEST, _VOCABULARY = 2**63 - 1, 2**31
 _FLOAT32 = 3.4028234e38
@@ -47,8 +48,8 @@ NO_EDITS = Edits()
 class Fields:
     """Typed access to one record; every getter raises RecordError on a wrong type.
 
-    A field that is null counts as absent. Getters without a default require the field. What was
-    asked for by a getter counts as read.
+    A field that is null or ignored counts as absent. Getters without a default require the field.
+    What was asked for by a getter counts as read.
 
     Attributes:
       edits: what names the fields have, and what else is changed.
@@ -90,6 +91,8 @@ class Fields:
     def peek(self, name: str) -> Any:
         """Return a field of any type, None where it is absent; it does not count as read."""
         name = self.name_of(name)
+        if name in self.edits.ignored:
+            return None
         value = self.record.get(name)
         if value is None and "." in name:
             value = self.record

@@ -2,7 +2,14 @@
 
 from halos_jax.data.edits import merge_turns
 from halos_jax.data.fields import Fields
-from halos_jax.data.turns import read_turns, strip_context
+from halos_jax.data.turns import (
+    add_context,
+    find_context,
+    read_context,
+    read_turns,
+    refuse_unlearned,
+    strip_context,
+)
 from halos_jax.field_names import PAIR, SYSTEMS
 from halos_jax.types import Turn
 
@@ -30,9 +37,16 @@ def read_history(fields: Fields) -> tuple[Turn, ...]:
 
 
 def strip_prompt(fields: Fields, name: str, prompt: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """Return the turns of a field that may repeat the prompt, or the prompt and its system turn."""
-    turns = strip_context(read_turns(fields, name, "assistant"))
-    prompt = strip_context(prompt)
+    """Return the turns of a field that may repeat the prompt, or the prompt and its system turn.
+
+    Raises:
+      RecordError: where they bring tools or documents that neither prompt nor record has.
+    """
+    whole = read_turns(fields, name, "assistant")
+    for key, value in find_context(whole).items():
+        if (find_context(prompt) | read_context(fields)).get(key) != value:
+            raise fields.error(f"{name}[].{key}", value, f"the {key} of the prompt or the record")
+    turns, prompt = strip_context(whole), strip_context(prompt)
     if turns[: len(prompt)] == prompt:
         return turns[len(prompt) :]
     systems = [fields.peek(name) for name in SYSTEMS if fields.has(name)]
@@ -52,20 +66,30 @@ def split_pair(
     Raises:
       RecordError: where the answers are no turns of the assistant, or what is before them differs.
     """
-    shared = prompt or ()
-    chosen, rejected = (strip_prompt(fields, name, shared) for name in PAIR)
-    if prompt is not None:
-        chosen, rejected = merge_turns(fields, chosen), merge_turns(fields, rejected)
+    shared, context = prompt or (), {}
+    if prompt is None:
+        wholes = [read_turns(fields, name, "assistant") for name in PAIR]
+        context, other = map(find_context, wholes)
+        for key in context.keys() | other.keys():
+            if context.get(key) != other.get(key):
+                allowed = f"the {key} of 'chosen': it is one conversation"
+                raise fields.error(f"rejected[].{key}", other.get(key), allowed)
+        chosen, rejected = map(strip_context, wholes)
+    else:
+        chosen, rejected = (
+            merge_turns(fields, strip_prompt(fields, name, prompt)) for name in PAIR
+        )
     for name, turns in zip(PAIR, (chosen, rejected), strict=True):
         if not turns or turns[-1].role != "assistant":
             raise fields.error(name, [turn.role for turn in turns], _ALONE)
+        refuse_unlearned(fields, name, turns[-1])
     histories = chosen[:-1], rejected[:-1]
     if histories[0] != histories[1]:
         raise fields.error("rejected", *_compare(*histories, len(shared)))
     if prompt is not None and histories[0] and histories[0][0].role != "assistant":
         roles = [turn.role for turn in chosen]
         raise fields.error("chosen", roles, f"{_ALONE}, which must be those of the field 'prompt'")
-    return (*shared, *histories[0]), (chosen[-1], rejected[-1])
+    return (*shared, *add_context(histories[0], context)), (chosen[-1], rejected[-1])
 
 
 def _compare(chosen: tuple[Turn, ...], rejected: tuple[Turn, ...], before: int) -> tuple[str, str]:

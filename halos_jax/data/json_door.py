@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from halos_jax.json_text import MAX_DEPTH
+from halos_jax.json_text import MAX_DEPTH, is_unicode
 
 _MAX_BITS = 14_000  # of an integer: Python writes 4300 digits and no more
 _UNICODE = "valid Unicode (half of a surrogate pair is no character)"
@@ -101,11 +101,6 @@ def find_faults(value: Any, field: str = "", depth: int = 1) -> Iterator[JsonFau
             yield JsonFault(field, f"{value.bit_length()} bits", "an integer that can be written")
     elif value is not None and type(value) is not bool:
         yield JsonFault(field, type(value).__name__, "text, numbers, booleans, lists and objects")
-
-
-def is_unicode(text: str) -> bool:
-    """Say whether a text has no half of a surrogate pair, which no tokenizer or file can take."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _find_deep(text: str, at: int) -> str:

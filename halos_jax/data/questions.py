@@ -6,7 +6,7 @@ from halos_jax.data.edits import add_system, fill_template, merge_turns
 from halos_jax.data.fields import Fields
 from halos_jax.data.histories import read_history
 from halos_jax.data.records import make_prompt_id, read_extra
-from halos_jax.data.turns import ASKING, add_context, read_context, read_turns
+from halos_jax.data.turns import ASKING, add_context, find_context, read_context, read_turns
 from halos_jax.field_names import CHATS, PROMPTS
 from halos_jax.types import Prompt, Turn
 
@@ -41,7 +41,7 @@ def read_question(fields: Fields) -> tuple[str, tuple[Turn, ...], bool]:
     if field in CHATS:
         last = max((i for i, turn in enumerate(turns) if turn.role in ASKING), default=-1)
         return field, turns[: last + 1], last + 1 == len(turns)
-    if isinstance(fields.peek(field), str) and len(turns) == 1:
+    if turns == (Turn("user", fields.peek(field)),):  # a text, and no turns in the text of a table
         further = ("input", "context") if field == "instruction" else ()
         further = ("context",) if field == "question" else further
         texts = [turns[0].content, *(_read_further(fields, name) for name in further)]
@@ -78,7 +78,11 @@ def make_prompt(fields: Fields, turns: tuple[Turn, ...], *, identified: bool = F
             "text alone where data.system_prompt, data.prompt_template or data.merge_turns change "
             "the prompt: leave the token ids out of the records",
         )
-    turns = add_context(turns, read_context(fields))
+    context, inner = read_context(fields), find_context(turns)
+    for key in context.keys() & inner.keys():
+        if context[key] != inner[key]:
+            raise fields.error(key, context[key], f"the {key} of its turns, which differ; or none")
+    turns = add_context(turns, context)
     known = identified or fields.has("prompt_id")
     prompt_id = fields.identifier("prompt_id") if known else make_prompt_id(turns)
     return Prompt(prompt_id, turns, place=fields.place)

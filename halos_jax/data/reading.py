@@ -19,7 +19,8 @@ OnBad = Callable[[RecordError], None]
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _ONE_OBJECT = "one JSON object a line, or one array of objects"
-_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+# What reading raises where compressed data are broken.
+BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
 
 def raise_error(error: RecordError) -> None:
@@ -51,7 +52,7 @@ def read_records(
                 yield number, record
     except FileNotFoundError as error:
         raise RecordError(f"{file}: no such file; check the path") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise RecordError(
             f"{file}: broken compressed data after {count} records: {error}"
         ) from error

@@ -16,7 +16,13 @@ from typing import Any
 
 from halos_jax.data.fields import Fields, RecordError
 from halos_jax.data.json_door import find_faults
-from halos_jax.data.turns import add_context, read_context, read_turns, turns_to_record
+from halos_jax.data.turns import (
+    add_context,
+    read_context,
+    read_turns,
+    refuse_unlearned,
+    turns_to_record,
+)
 from halos_jax.field_names import SAMPLE_TYPES, list_format
 from halos_jax.storage import Note
 from halos_jax.types import (
@@ -291,6 +297,7 @@ def read_binary(fields: Fields, prompt: Prompt) -> Judgement:
     turns = read_turns(fields, "output", "assistant")
     if [turn.role for turn in turns] != ["assistant"]:
         raise fields.error("output", [turn.role for turn in turns], "one turn of the assistant")
+    refuse_unlearned(fields, "output", turns[0])
     completion = Completion(
         turns=turns,
         ids=fields.ids("response_ids"),
@@ -312,6 +319,7 @@ def _read_completion(fields: Fields, letter: str) -> Completion:
     turns = read_turns(fields, name, "assistant")
     if [turn.role for turn in turns] != ["assistant"]:
         raise fields.error(name, [turn.role for turn in turns], "one turn of the assistant")
+    refuse_unlearned(fields, name, turns[0])
     identified = fields.has(f"sample_id_{letter}")
     return Completion(
         turns=turns,

@@ -16,7 +16,7 @@ from halos_jax.data.records import (
     read_pairwise,
     read_sample,
 )
-from halos_jax.data.turns import ASKING, read_turns
+from halos_jax.data.turns import ASKING, read_turns, refuse_unlearned
 from halos_jax.field_names import CHATS, SAMPLE_TYPES, SCORES, TARGETS
 from halos_jax.types import (
     FINISH_LENGTH,
@@ -159,6 +159,7 @@ def _finish(fields: Fields, name: str, every_turn: bool) -> Demonstration:
         whole = read_turns(fields, name, "assistant")
         turns, rest = whole[:-1], whole[-1:]
     if [turn.role for turn in rest] == ["assistant"]:
+        refuse_unlearned(fields, name, rest[0])
         return Demonstration(make_prompt(fields, turns), Completion(rest))
     if not rest or rest[0].role != "assistant" or rest[-1].role != "assistant":
         raise fields.error(
@@ -177,6 +178,7 @@ def _read_answer(fields: Fields, name: str, prompt: tuple[Turn, ...]) -> Turn:
         raise fields.error(
             name, roles, "one turn of the assistant, alone or after the prompt's turns"
         )
+    refuse_unlearned(fields, name, answer[0])
     return answer[0]
 
 
@@ -257,7 +259,7 @@ def _read_rewards(fields: Fields) -> tuple[float | None, float | None]:
 def _refuse_weight(fields: Fields) -> None:
     """Refuse a record's weight, which nothing here can give it."""
     value = fields.peek("weight")
-    if type(value) in (int, float) and value != 1 and "weight" not in fields.edits.ignored:
+    if type(value) in (int, float) and value != 1:
         raise fields.error(
             "weight",
             value,

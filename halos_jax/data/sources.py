@@ -117,7 +117,7 @@ def _read_source(source: str, edits: Edits, on_bad: OnBad) -> Iterator[Fields]:
 
 def _open_file(file: str, kind: str, on_bad: OnBad) -> Numbered:
     if kind in ("csv", "tsv"):
-        return read_csv(file)
+        return read_csv(file, on_bad=on_bad)
     if kind == "parquet":
         return read_parquet(file)
     if kind in ("arrow", "feather"):
@@ -174,7 +174,7 @@ def _list_folder(folder: str, split: str = "") -> list[str]:
     """
     names = sorted(
         os.path.relpath(os.path.join(parent, name), folder)
-        for parent, _, files in os.walk(folder, followlinks=True)
+        for parent, files in _walk(folder)
         for name in files
     )
     names = [name for name in names if not any(part[0] in "._" for part in name.split(os.sep))]
@@ -196,6 +196,20 @@ def _list_folder(folder: str, split: str = "") -> list[str]:
     if names:
         _log_files(f"{folder}@{split}" if split else folder, names)
     return [os.path.join(folder, name) for name in names]
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder from one on, and its files; links are followed, but not into a circle."""
+    above = {folder: {os.path.realpath(folder)}}  # of each folder, what it lies in
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        yield parent, files
+        around = above.pop(parent)
+        for path in [os.path.join(parent, name) for name in folders]:
+            real = os.path.realpath(path)
+            if real in around:
+                folders.remove(os.path.basename(path))
+            else:
+                above[path] = around | {real}
 
 
 def _is_described(folder: str) -> bool:

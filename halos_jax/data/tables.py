@@ -10,19 +10,23 @@ from collections.abc import Iterator
 from typing import Any
 
 from halos_jax.data.fields import RecordError
-from halos_jax.data.reading import open_file
+from halos_jax.data.reading import BROKEN, OnBad, open_file, raise_error
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
-def read_csv(file: str) -> Rows:
+def read_csv(file: str, *, on_bad: OnBad = raise_error) -> Rows:
     """Yield (line, record) of a CSV file with a header, or of TSV by its name, compressed or not.
 
     Every value is text, as it stands; an empty cell is no value. Nothing is guessed: "007" and "NA"
     stay what they are.
 
+    Args:
+      on_bad: called with the error of a line of another number of cells; it is left out where this
+        returns.
+
     Raises:
-      RecordError: where the file is missing, not UTF-8, or has a line of another number of cells.
+      RecordError: where the file is missing, broken or not UTF-8.
     """
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if ".tsv" in os.path.basename(file).lower() else ","
@@ -41,12 +45,15 @@ def read_csv(file: str) -> Rows:
                 if not cells:
                     continue
                 if len(cells) != len(names):
-                    raise RecordError(
-                        f"{file} line {line}: got {len(cells)} cells, allowed: {len(names)}, as "
-                        "the header has"
+                    on_bad(
+                        RecordError(
+                            f"{file} line {line}: got {len(cells)} cells, allowed: {len(names)}, "
+                            "as the header has"
+                        )
                     )
+                    continue
                 yield line, {name: cell for name, cell in zip(names, cells, strict=True) if cell}
-    except (OSError, EOFError, csv.Error, UnicodeDecodeError) as error:
+    except (OSError, *BROKEN, csv.Error, UnicodeDecodeError) as error:
         raise RecordError(f"{file}: cannot be read as CSV in UTF-8: {error}") from error
 
 
@@ -91,10 +98,19 @@ def _read_batches(file: str, batches: Iterator[Any], what: str) -> Rows:
     number = 0
     try:
         for batch in batches:
+            names = batch.schema.names
+            if len(set(names)) < len(names):
+                raise RecordError(
+                    f"{file}: got the columns {names}, allowed: a name for each column, none of "
+                    "them twice"
+                )
             for row in batch.to_pylist():
                 number += 1
                 yield number, plain_row(row)
-    except (OSError, pyarrow.ArrowException) as error:
+    except RecordError:
+        raise
+    # Values that Python cannot have (no UTF-8, a date of the year 200000) are ValueErrors, too.
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise RecordError(
             f"{file}: cannot be read as {what} after {number} rows: {reason}"
@@ -128,7 +144,8 @@ def read_saved(folder: str, split: str) -> Rows:
         found = found[split]
     elif split and split != str(found.split):
         raise RecordError(f"{folder}: got the split {split!r}, allowed: {folder}, which has none")
-    yield from read_rows(found)
+    # A format that was saved with it would make arrays of values, and hide columns.
+    yield from read_rows(found.with_format(None))
 
 
 def read_rows(rows: Any) -> Rows:

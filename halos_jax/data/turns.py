@@ -207,6 +207,14 @@ def _is_list_of_turns(value: Any) -> bool:
     return all(isinstance(one, dict) and ("role" in one or "from" in one) for one in value)
 
 
+def refuse_unlearned(fields: Fields, name: str, answer: Turn) -> None:
+    """Raise RecordError where a field's answer, which the record is there for, has weight 0."""
+    if not answer.learned:
+        raise fields.error(
+            f"{name}[].weight", 0, "1 or nothing, as the record is there for this answer alone"
+        )
+
+
 def read_context(fields: Fields) -> dict[str, Any]:
     """Return what a record says for its whole conversation: its tools and documents."""
     return _read_context(fields, "", fields.record, fields.get)

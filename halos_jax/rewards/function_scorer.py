@@ -91,7 +91,7 @@ def make_function_scorer(
     """
     function = _load(name, dict(arguments or {}), form, field)
     if function.is_batched:
-        return lambda samples: _score_batch(function, samples)
+        return lambda samples: _score_batch(function, samples, check)
     return lambda samples: _score_each(function, samples, check)
 
 
@@ -212,9 +212,12 @@ def _show(value: Any) -> str:
 # --------------------------------------------------------------------------- once a batch
 
 
-def _score_batch(function: _Function, samples: Sequence[Sample]) -> list[float | None]:
+def _score_batch(
+    function: _Function, samples: Sequence[Sample], check: Callable[[], None]
+) -> list[float | None]:
     if not samples:
         return []
+    check()
     columns = list(dict.fromkeys(name for sample in samples for name in sample.prompt.extra))
     _check_columns(function, columns)
     lists = {

@@ -144,3 +144,11 @@ def test_what_cannot_be_joined_stays():
     joined = merge_turns(fields_of({}, merge=True), (tools, *make("user:a")))
     assert [turn.content for turn in joined] == ["s\n\na"]
     assert find_context(joined) == {"tools": [{"name": "f"}]}
+
+
+def test_a_record_inside_of_itself_and_a_class_of_arrays_are_named():
+    circle: dict = {}
+    circle["inner"] = circle
+    for result, message in ((circle, "in one another without end"), ({"x": np.float32}, "'x'")):
+        with pytest.raises(RecordError, match=f"^f line 3: what data.map returned: .*{message}"):
+            change_record(fields_of({"prompt": "q"}, change=lambda _, found=result: found))

@@ -4,6 +4,7 @@ import pytest
 
 from halos_jax.data.fields import Fields, RecordError
 from halos_jax.data.histories import read_history, split_pair, strip_prompt
+from halos_jax.data.turns import find_context
 from halos_jax.types import Turn
 
 
@@ -80,3 +81,23 @@ def test_pairs_share_all_but_the_last_answer():
 def test_where_histories_differ_is_said(chosen, rejected, message):
     with pytest.raises(RecordError, match=f"f line 3: {message}"):
         split_pair(fields_of(chosen=chosen, rejected=rejected), make("user:a"))
+
+
+def test_tools_in_the_turns_of_a_pair_stay_or_are_named():
+    tools = [{"name": "f"}]
+    question = {"role": "user", "content": "q", "tools": tools}
+    chosen = [question, *say("assistant:a")]
+    fields = fields_of(chosen=chosen, rejected=[question, *say("assistant:b")])
+    turns, answers = split_pair(fields, None)
+    assert find_context(turns) == {"tools": tools}
+    assert answers == make("assistant:a", "assistant:b")
+    other = fields_of(chosen=chosen, rejected=say("user:q", "assistant:b"))
+    with pytest.raises(RecordError, match=r"'rejected\[\].tools': got nothing"):
+        split_pair(other, None)
+    for record, accepted in (({}, False), ({"tools": tools}, True), ({"tools": [{}]}, False)):
+        fields = fields_of(chosen=chosen, **record)
+        if accepted:
+            assert strip_prompt(fields, "chosen", make("user:q")) == make("assistant:a")
+            continue
+        with pytest.raises(RecordError, match=r"'chosen\[\].tools'"):
+            strip_prompt(fields, "chosen", make("user:q"))

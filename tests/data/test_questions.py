@@ -208,3 +208,24 @@ def test_values_that_json_cannot_hold_do_not_travel():
     fields = Fields(record)
     assert read_prompt(fields).extra == {"tags": tags}
     assert fields.unread() == {"image (no JSON value)", "score (no JSON value)"}
+
+
+def test_one_turn_in_the_text_of_a_table_stays_what_it_is():
+    named = {"role": "user", "name": "bob", "content": "q"}
+    found = read_prompt(Fields({"prompt": json.dumps([named])}, texts=True))
+    assert found.turns == (Turn("user", "q", further='{"name":"bob"}'),)
+    with pytest.raises(RecordError, match="turns of which the last is the user's"):
+        read_prompt(Fields({"prompt": json.dumps([turn("assistant", "a")])}, texts=True))
+
+
+def test_tools_of_a_record_and_of_its_turns_must_agree():
+    asked = turn("user", "q") | {"tools": [{"name": "f"}]}
+    assert read(read_prompt, {"prompt": [asked], "tools": asked["tools"]}).turns[0].further
+    with pytest.raises(RecordError, match=r"'tools': got \[\{'name': 'g'\}\]"):
+        read(read_prompt, {"prompt": [asked], "tools": [{"name": "g"}]})
+
+
+def test_what_is_ignored_is_not_read():
+    record = {"instruction": "a", "input": "b", "history": [["c", "d"]], "system": "e"}
+    edits = Edits(ignored=frozenset({"input", "history", "system"}))
+    assert read(read_prompt, record, edits).turns == make("user:a")

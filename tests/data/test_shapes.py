@@ -31,6 +31,9 @@ DIALOG = [turn("system", "s"), turn("user", "a"), turn("assistant", "b"), turn("
 DIALOG_TURNS = tuple(Turn(**value) for value in DIALOG)
 
 
+IDLE = {"role": "assistant", "content": "a", "weight": 0}
+
+
 def pairwise(label, a="good", b="bad", **more):
     outputs = {"output_A": [turn("assistant", a)], "output_B": [turn("assistant", b)]}
     return {"type": "pairwise_feedback", "prompt": "q", "label": label, **outputs, **more}
@@ -352,3 +355,17 @@ def test_one_of_two_rewards_is_no_zero():
     with pytest.raises(RecordError, match=r"line 2: field 'margin': got nothing.*score_chosen"):
         read(read_preference, pairwise(1), margins=True)
     assert read(read_preference, pairwise(1, reward_A=1.0, reward_B=1.0), margins=True)
+
+
+@pytest.mark.parametrize(
+    ("reader", "record", "field"),
+    [
+        (read_demonstration, {"prompt": "q", "completion": [IDLE]}, "completion"),
+        (read_preference, {"prompt": "q", "chosen": [IDLE], "rejected": "b"}, "chosen"),
+        (read_judgement, {"prompt": "q", "completion": [IDLE], "label": 1}, "completion"),
+        (read_preference, pairwise(1) | {"output_A": [IDLE]}, "output_A"),
+    ],
+)
+def test_an_answer_of_weight_0_that_a_record_is_there_for_is_refused(reader, record, field):
+    with pytest.raises(RecordError, match=rf"{field}\[\].weight': got 0"):
+        read(reader, record)

@@ -200,3 +200,13 @@ def test_benchmarks_are_known():
         "alpacaeval",
         "wildbench",
     }
+
+
+def test_links_in_a_circle_repeat_no_file(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "x.jsonl").write_text('{"prompt": "q"}\n')
+    (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "to").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "back").symlink_to(tmp_path / "a")
+    assert len(list(read_sources(str(tmp_path / "a")))) == 1

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import lzma
 
 import pyarrow
 import pyarrow.parquet
@@ -118,3 +119,43 @@ def test_saved_data_sets(tmp_path):
     (tmp_path / "one" / "state.json").write_text(json.dumps({}))
     with pytest.raises(RecordError, match="cannot be read as a saved data set"):
         list(read_saved(single, ""))
+
+
+def test_broken_compression_and_bad_lines_of_csv_are_named(tmp_path):
+    path = tmp_path / "x.csv.xz"
+    packed = bytearray(lzma.compress(b"a,b\n" + bytes(range(48, 58)) * 99))
+    packed[len(packed) // 2] ^= 255
+    path.write_bytes(packed)
+    with pytest.raises(RecordError, match=r"x.csv.xz: cannot be read as CSV"):
+        list(read_csv(str(path)))
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"a,b\n1,2\n1\n3,4\n")
+    errors = []
+    rows = list(read_csv(str(path), on_bad=errors.append))
+    assert rows == [(2, {"a": "1", "b": "2"}), (4, {"a": "3", "b": "4"})]
+    assert ["line 3: got 1 cells" in str(one) for one in errors] == [True]
+
+
+def test_columns_of_one_name_and_text_that_is_none_are_named(tmp_path):
+    path = str(tmp_path / "x.parquet")
+    column = pyarrow.array(["a"])
+    pyarrow.parquet.write_table(pyarrow.table([column, column], names=["p", "p"]), path)
+    with pytest.raises(RecordError, match=r"the columns \['p', 'p'\]"):
+        list(read_parquet(path))
+    ends = pyarrow.py_buffer(bytes([0, 0, 0, 0, 2, 0, 0, 0]))
+    bad = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, ends, pyarrow.py_buffer(b"\xff\xfe")]
+    )
+    pyarrow.parquet.write_table(pyarrow.table([bad], names=["p"]), path)
+    with pytest.raises(RecordError, match="cannot be read as Parquet after 0 rows: 'utf-8' codec"):
+        list(read_parquet(path))
+
+
+@pytest.mark.parametrize("form", [{"type": "numpy"}, {"columns": ["messages"]}])
+def test_a_saved_format_changes_no_value_and_hides_no_column(tmp_path, form):
+    import datasets
+
+    rows = datasets.Dataset.from_list(ROWS)
+    rows.set_format(**form)
+    rows.save_to_disk(str(tmp_path / "one"))
+    assert list(read_saved(str(tmp_path / "one"), "")) == EXPECTED

@@ -333,3 +333,11 @@ def test_rules_are_named_by_their_functions():
     assert rules["length"](make_samples()) == [3.0, 1.0, 3.0, 1.0]
     with pytest.raises(ConfigError, match=r"^reward\.rules: got 'grader:absent'"):
         make_rules(RewardConfig(rules=("grader:absent",)))
+
+
+def test_before_a_batch_it_may_be_stopped_too():
+    def check():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_function_scorer("grader:batch", check=check)(make_samples())
