@@ -26,6 +26,7 @@ class TokenRenderer:
 
     def __init__(self, stop_ids: frozenset[int], length: int, vocab_size: int) -> None:
         self.stop_ids = stop_ids
+        self.token_ids = frozenset(range(vocab_size))
         self._length, self._vocab_size = length, vocab_size
 
     def render_prompt(self, turns, max_length: int) -> tuple[int, ...]:

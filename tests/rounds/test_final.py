@@ -69,6 +69,32 @@ def test_a_tokenizer_of_the_config_is_exported(toy, tmp_path):
     assert load_renderer(str(folder)).fingerprint == base.fingerprint
 
 
+def test_what_ends_answers_and_where_scores_are_read_is_exported(toy, tmp_path):
+    """Of a source that says another token, as base models do."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in (toy / "policy").iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    (source / "generation_config.json").write_text('{"eos_token_id": 5, "max_new_tokens": 9}')
+    settings, renderer = ModelConfig(path=str(source)), load_renderer(str(source))
+    marker = renderer.tokenizer.convert_tokens_to_ids(renderer.end_marker)
+    assert marker != 5 and renderer.stop_ids == {5, marker}
+    _, folder = export_policy(toy, tmp_path / "policy", settings, renderer)
+    made = json.loads((folder / "generation_config.json").read_text())
+    assert made == {"eos_token_id": [5, marker], "max_new_tokens": 9}
+    assert "halos_jax_read_at" not in json.loads((folder / "config.json").read_text())
+    # A classifier that was trained here says so, and ends no generation.
+    decoder = dataclasses.replace(hf.load_decoder_config(str(source)), num_labels=1)
+    params = spec.init_params(jax.random.key(1), decoder)
+    for read_at, mark in (("auto", "end_of_turn"), ("", None)):
+        folder = final.export_policy(
+            params, decoder, settings, renderer, tmp_path / f"reward{read_at}", read_at=read_at
+        )
+        config = json.loads((folder / "config.json").read_text())
+        assert config.get("halos_jax_read_at") == mark
+        assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 5
+
+
 def test_nothing_appears_before_it_is_whole(toy, tmp_path, monkeypatch):
     settings = ModelConfig(path=str(toy / "policy"), tokenizer=str(toy / "policy"))
 
