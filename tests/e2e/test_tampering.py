@@ -51,8 +51,9 @@ def on_lines(change):
 
 
 def swap(lines, rng) -> None:
-    one, two = sorted(rng.choices(range(len(lines)), k=2))
-    lines[one], lines[two] = lines[two], lines[one]
+    if len(lines) > 1:
+        one, two = rng.sample(range(len(lines)), 2)
+        lines[one], lines[two] = lines[two], lines[one]
 
 
 CHANGES = {
