@@ -1,0 +1,37 @@
+"""Read everything that a workdir's ledger and manifests name, whole, and list what is wrong."""
+
+from pathlib import Path
+
+from halos_jax.rounds import intact, trees
+from halos_jax.rounds import ledger as ledgers
+from halos_jax.rounds import state as states
+from halos_jax.rounds.shelf import Shelf
+from halos_jax.rounds.state import ManifestError
+
+
+def audit_workdir(workdir: Path) -> list[str]:
+    """Return a line for each file that is not as it was written; nothing is changed.
+
+    Exported models are read whole, however large. Of checkpoints the records are read; their arrays
+    are checked by who restores them.
+
+    Raises:
+      WorkdirError: where the ledger itself is not as it was written.
+    """
+    ledger = ledgers.read_ledger(workdir)
+    wrong = []
+    for name, entry in ledger.entries.items():
+        if "files" in entry:
+            wrong += trees.find_wrong(workdir / name, entry["files"], whole=True)
+        elif ".shard-" not in name or (workdir / name).exists():  # those of a stage that is done
+            wrong += filter(None, [ledgers.check_entry(workdir, name, entry)])
+    for path in intact.find_manifests(workdir):
+        try:
+            states.verify_files(path.parent, states.load_manifest(path.parent))
+        except ManifestError as error:
+            wrong.append(str(error))
+    shelf = Shelf(workdir / "checkpoints", 1, ledger, is_writer=False)
+    for save_id in shelf.ids():
+        reason = shelf.check(save_id)
+        wrong += [f"{shelf.path(save_id)}: {reason}"] if reason else []
+    return wrong
