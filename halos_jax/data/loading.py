@@ -8,10 +8,13 @@ from typing import Any
 import jinja2
 
 from halos_jax.config import ConfigError, ModelConfig
+from halos_jax.data.bounded import apply_template
 from halos_jax.data.chat import Renderer, make_renderer
+from halos_jax.data.fields import RecordError
 from halos_jax.data.template import choose_template, make_default_template
 from halos_jax.data.template_options import set_options
 from halos_jax.data.thoughts import find_thought
+from halos_jax.data.tokenizer_files import open_tokenizer, read_eos
 
 # Roles of conversations in which a template shows its markers; it may refuse some of them.
 _FRAMES = (
@@ -33,8 +36,6 @@ def load_tokenizer(path: str, chat_template: str = "") -> Any:
     Raises:
       ConfigError: where there is no usable tokenizer, no such template, or several and no default.
     """
-    from transformers import AutoTokenizer  # Seconds to import, and the renderer does not need it.
-
     if not path:
         raise ConfigError(
             "model.tokenizer: got '', allowed: a folder or hub id; set it or model.path"
@@ -43,14 +44,7 @@ def load_tokenizer(path: str, chat_template: str = "") -> Any:
         raise ConfigError(
             f"model.tokenizer: got {path!r}, but there is no such folder; check the path"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"model.tokenizer: got {path!r}, allowed: a folder or hub id with a Hugging Face "
-            f"tokenizer that needs no remote code; {reason}"
-        ) from error
+    tokenizer = open_tokenizer(path)
     # Where a folder has no tokenizer at all, transformers makes one without a single word.
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         raise ConfigError(
@@ -78,7 +72,7 @@ def load_renderer(
     """
     tokenizer = load_tokenizer(path, chat_template)
     apply_options(tokenizer, options or {}, field)
-    return make_renderer(tokenizer, _read_eos(path))
+    return _make_renderer(tokenizer, path)
 
 
 def load_policy_renderer(settings: ModelConfig, control: Collection[str] = ()) -> Renderer:
@@ -103,9 +97,21 @@ def load_policy_renderer(settings: ModelConfig, control: Collection[str] = ()) -
             new -= load_tokenizer(settings.path).get_vocab().keys()
     apply_options(tokenizer, settings.chat_template_options)
     answers = [token for token in settings.added_tokens if token not in markers]
-    renderer = make_renderer(tokenizer, _read_eos(settings.path), answers)
+    renderer = _make_renderer(tokenizer, settings.path, answers)
     renderer.new_tokens = tuple(sorted(new, key=settings.added_tokens.index))
     return renderer
+
+
+def _make_renderer(tokenizer: Any, path: str, answers: Collection[str] = ()) -> Renderer:
+    """Make a tokenizer's renderer with the end tokens of the model at `path`."""
+    try:
+        return make_renderer(tokenizer, read_eos(path), answers)
+    except RecordError as error:
+        raise ConfigError(
+            f"model.chat_template: got one, with the model {path!r}, that cannot show a question "
+            f"and its answer ({error}); allowed: one that can; set "
+            "--config.model.chat_template=FILE"
+        ) from error
 
 
 def apply_options(
@@ -124,13 +130,11 @@ def apply_options(
     tokenizer.chat_template = set_options(template, options, field)
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     for count in (1, 2):
-        chat = {"conversation": turns[:count], "add_generation_prompt": count == 1}
+        chat = {"messages": turns[:count], "add_generation_prompt": count == 1}
         try:
-            passed = tokenizer.apply_chat_template(
-                **chat, chat_template=template, tokenize=False, **options
-            )
-            found = tokenizer.apply_chat_template(**chat, tokenize=False)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            passed = apply_template(tokenizer, **chat, chat_template=template, **options)
+            found = apply_template(tokenizer, **chat)
+        except jinja2.TemplateError as error:
             raise ConfigError(
                 f"{field}: got {options}, which the chat template does not take: {error}"
             ) from error
@@ -158,9 +162,9 @@ def _find_markers(tokenizer: Any, tokens: Collection[str]) -> set[str]:
     for roles in _FRAMES:
         turns = [{"role": role, "content": "\ue000"} for role in roles]
         for generate in (False, True):
-            with contextlib.suppress(jinja2.TemplateError, TypeError, ValueError):
+            with contextlib.suppress(jinja2.TemplateError):
                 chat = {"chat_template": template, "add_generation_prompt": generate}
-                frames.append(tokenizer.apply_chat_template(turns, tokenize=False, **chat))
+                frames.append(apply_template(tokenizer, turns, **chat))
     found = {token for token in tokens if any(token in frame for frame in frames)}
     thoughts = {token: find_thought(token) for token in found}
     tags = {token for token, one in thoughts.items() if one.end_tag and one.end_tag in template}
@@ -196,17 +200,3 @@ def _add_tokens(tokenizer: Any, tokens: Sequence[str], special: Collection[str])
         made = AddedToken(token, special=token in special, normalized=False)
         tokenizer.add_tokens([made], special_tokens=token in special)
     return {token for token in tokens if token not in known}
-
-
-def _read_eos(path: str) -> list[int] | int | None:
-    """Return the end tokens of a model, which generation_config.json says, or else config.json."""
-    from transformers import GenerationConfig, PretrainedConfig
-
-    try:
-        return GenerationConfig.from_pretrained(path).eos_token_id
-    except (OSError, ValueError):  # a model need not have one
-        pass
-    try:
-        return PretrainedConfig.get_config_dict(path)[0].get("eos_token_id")
-    except (OSError, ValueError):
-        return None

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 
 from halos_jax.config import ConfigError
 from halos_jax.data import thoughts
+from halos_jax.data.bounded import TemplateFault, apply_template
 from halos_jax.data.fields import RecordError, shorten
 from halos_jax.data.guard import Guard
 from halos_jax.data.template_options import list_options
@@ -124,8 +125,9 @@ class Template:
         try:
             try:
                 return self._apply(turns, generate)
-            except TypeError:
-                if not any("tool_calls" in turn.further for turn in turns):
+            except TemplateFault as error:
+                called = any("tool_calls" in turn.further for turn in turns)
+                if not called or not isinstance(error.__cause__, TypeError):
                     raise
                 # Some templates print the arguments of a call as the text that they take them for.
                 return self._apply(turns, generate, spell_calls=True)
@@ -172,11 +174,11 @@ class Template:
             template=self.source,
             spell_calls=spell_calls,
         )
-        return self._tokenizer.apply_chat_template(
+        return apply_template(
+            self._tokenizer,
             messages,
             chat_template=self.source,
             add_generation_prompt=generate,
-            tokenize=False,
             **self._fixed,
             **context,
         )
@@ -217,7 +219,7 @@ class Template:
         keys: Mapping[str, str] = dict.fromkeys(REASONING, _REASON)
         try:
             whole = self._render_answer(Turn("assistant", SENTINEL, further=pack(keys)))
-        except (RecordError, TypeError):
+        except RecordError:
             return ""
         _, found, rest = whole.rpartition(_REASON)
         return rest.partition(SENTINEL)[0] if found and SENTINEL in rest else ""

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from halos_jax.config import ConfigError, ModelConfig
+from halos_jax.data import bounded
 from halos_jax.data.chat import make_renderer
 from halos_jax.data.loading import load_policy_renderer, load_renderer, load_tokenizer
 from halos_jax.schema import make_immutable
@@ -53,7 +54,7 @@ def test_loading_what_is_not_there_is_one_clear_error(tmp_path):
     with pytest.raises(ConfigError, match=r"model.tokenizer: got .*allowed: a folder or hub id"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
-    with pytest.raises(ConfigError, match=r"model.tokenizer: got .*allowed: a folder or hub id"):
+    with pytest.raises(ConfigError, match=r"tokenizer.json: model.vocab: got None, allowed"):
         load_tokenizer(str(tmp_path))
 
 
@@ -226,3 +227,32 @@ def test_a_piece_of_the_vocabulary_becomes_a_token(tmp_path, caplog):
         token.content for token in renderer.tokenizer.added_tokens_decoder.values()
     }
     assert ids_of(renderer, "a") == tokenizer.convert_tokens_to_ids(["a"])
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages[0].content + 1 }}", "TypeError: can only concatenate str"),
+        ("{{ raise_exception('never') }}", "refuses turns of the roles user: never"),
+        ("{% for i in range(10**12) %}{% endfor %}", "OverflowError: Range too big"),
+        ("{% if %}", "Expected an expression"),
+    ],
+)
+def test_a_template_that_shows_nothing_is_one_error_at_the_start(tmp_path, template, message):
+    make_tokenizer(template).save_pretrained(tmp_path)
+    settings = ModelConfig(path=str(tmp_path), added_tokens=("<new>",))
+    for load in (lambda: load_renderer(str(tmp_path)), lambda: load_policy_renderer(settings)):
+        with pytest.raises(ConfigError) as caught:
+            load()
+        assert message in str(caught.value) and str(tmp_path) in str(caught.value)
+        assert "allowed: one that can; set --config.model.chat_template=FILE" in str(caught.value)
+
+
+def test_a_template_that_does_not_end_is_one_error_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounded, "SECONDS", 0.1)
+    endless = "".join("{% for a in range(99999) %}" for _ in range(9)) + "{% endfor %}" * 9
+    make_tokenizer(endless).save_pretrained(tmp_path)
+    settings = ModelConfig(path=str(tmp_path), added_tokens=("<new>",))
+    for load in (lambda: load_renderer(str(tmp_path)), lambda: load_policy_renderer(settings)):
+        with pytest.raises(ConfigError, match=r"had not ended after 0.1 seconds, allowed: one"):
+            load()

@@ -1,0 +1,70 @@
+"""Chat templates run within bounds: whatever a template does, it ends, and its error is one kind.
+
+A template is a program of somebody else's making. It may loop for ever, and fail with any error.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from jinja2 import TemplateError
+
+from halos_jax.config import ConfigError
+
+# Rendering takes milliseconds; what takes so much longer does not end.
+SECONDS = 10.0
+
+
+class TemplateFault(TemplateError):
+    """A template that ended neither by a text nor by a refusal of its own; see its cause."""
+
+
+def apply_template(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> str:
+    """Return `tokenizer.apply_chat_template(messages, tokenize=False, **options)`.
+
+    Raises:
+      TemplateError: where the template refuses the messages.
+      TemplateFault: where it fails by any other error.
+      ConfigError: where it does not end.
+    """
+    try:
+        with limit_seconds(SECONDS):
+            text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except TemplateError:
+        raise
+    except TimeoutError as error:
+        raise ConfigError(
+            f"model.chat_template: got one that had not ended after {SECONDS:g} seconds, allowed: "
+            "one that ends at once; mend it, or set --config.model.chat_template=FILE"
+        ) from error
+    except Exception as error:  # anything that a program can do
+        reason = str(error).strip().partition("\n")[0]
+        raise TemplateFault(f"{type(error).__name__}: {reason}") from error
+    if not isinstance(text, str):
+        raise TemplateFault(f"it gave {type(text).__name__}, allowed: a text")
+    return text
+
+
+@contextlib.contextmanager
+def limit_seconds(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError inside the block where it takes longer.
+
+    By a signal, and so in the main thread only; in another thread the block is not limited.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
