@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from safetensors.numpy import save
 
 from halos_jax.models import export, families, hf, lora
+from halos_jax.models.adapter_schema import list_faults
 from halos_jax.models.families import Family, ModelError
 from halos_jax.models.layouts import Tensor, join_parts
 from halos_jax.models.lora import Adapter, Frozen, Module
@@ -24,18 +25,6 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 # PEFT wraps the model twice.
 _PREFIX = "base_model.model."
-
-# Variants of LoRA that are refused, with the values that turn them off.
-_ALLOWED: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    # Of the others, what `weights` are when training starts, and so the base, is another.
-    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
-    **dict.fromkeys(("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"), (False, None)),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), ({}, None)),
-    **dict.fromkeys(("layer_replication", "target_parameters"), (None, [])),
-    **dict.fromkeys(("trainable_token_indices", "alora_invocation_tokens"), (None, [])),
-}
 
 
 def read_adapter(
@@ -50,17 +39,7 @@ def read_adapter(
     settings = read_json(folder / CONFIG)
     if not isinstance(settings, dict):
         raise ModelError(f"{folder / CONFIG}: got {type(settings).__name__}, allowed: an object")
-    wrong = [
-        f"{name}: got {settings[name]!r}, allowed: {' or '.join(map(repr, allowed))}"
-        for name, allowed in _ALLOWED.items()
-        if name in settings and settings[name] not in allowed
-    ]
-    numbers = {name: settings.get(name) for name in ("r", "lora_alpha")}
-    wrong += [
-        f"{name}: got {value!r}, allowed: a number above 0"
-        for name, value in numbers.items()
-        if not isinstance(value, int | float) or value <= 0
-    ]
+    wrong = list(list_faults(settings))
     if wrong:
         raise ModelError(
             f"{folder / CONFIG}: an adapter that halos_jax cannot run:\n  "
@@ -73,9 +52,14 @@ def read_adapter(
         for module in lora.find_modules(config, family)
         if any(f".{module.name}.lora_" in name for name in names)
     )
+    if not modules:
+        raise ModelError(
+            f"{folder / WEIGHTS}: got {', '.join(list(names)[:3]) or 'no tensors'}, allowed: an "
+            "adapter of linear layers of this model's blocks; use one that was trained on it"
+        )
     return Adapter(
-        rank=int(numbers["r"]),
-        alpha=float(numbers["lora_alpha"]),
+        rank=settings["r"],
+        alpha=float(settings["lora_alpha"]),
         modules=modules,
         dropout=dropout,
         rslora=bool(settings.get("use_rslora")),

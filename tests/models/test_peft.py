@@ -259,9 +259,9 @@ def test_adapters_of_other_kinds_are_refused_with_all_reasons(written):
     message = written(peft_type="IA3", use_dora=True, r=0, init_lora_weights="pissa")
     for line in (
         "peft_type: got 'IA3', allowed: 'LORA'",
-        "use_dora: got True, allowed: False or None",
+        "use_dora: got True, allowed: false or null",
         "init_lora_weights: got 'pissa', allowed: True",
-        "r: got 0, allowed: a number above 0",
+        "r: got 0, allowed: an integer above 0",
     ):
         assert f"\n  {line}" in message
     assert message.endswith("Use a plain LoRA adapter, or merge this one into its base with peft.")
