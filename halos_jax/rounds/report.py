@@ -44,4 +44,5 @@ def format_rounds(workdir: Path) -> str:
 
 def last_round(workdir: Path) -> int:
     """Return the number of the newest round in `workdir`."""
-    return max(int(folder.name) for folder in (workdir / "rounds").iterdir())
+    names = [path.name for path in (workdir / "rounds").iterdir()]
+    return max(int(name) for name in names if name.isdigit())  # a desktop leaves files of its own

@@ -73,16 +73,19 @@ def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
         states.save_manifest(folder, before, ledger)
         for name in manifest.files.keys() - kept.keys():
             (folder / name).unlink(missing_ok=True)
-        ledger.note_gone(folder / "model")
-        shutil.rmtree(folder / "model", ignore_errors=True)
+        _remove_model(folder / "model", ledger)
 
 
 def _remove(folder: Path, ledger: Ledger) -> None:
     with storage.explain_os_errors(folder):
-        for path in (folder / states.MANIFEST, folder / "model"):
-            ledger.note_gone(path)
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        ledger.note_gone(folder / states.MANIFEST)
+        (folder / states.MANIFEST).unlink(missing_ok=True)
+        _remove_model(folder / "model", ledger)
         shutil.rmtree(folder)
+
+
+def _remove_model(folder: Path, ledger: Ledger) -> None:
+    ledger.note_gone(folder)
+    if folder.is_dir():
+        # Renamed first: half a model would neither be what was written nor be gone.
+        shutil.rmtree(folder.rename(folder.with_name(f"{folder.name}.partial")))

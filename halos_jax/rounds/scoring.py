@@ -1,10 +1,12 @@
 """Scores for samples from a file, durable shard by shard, as the samples themselves are."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from halos_jax import sharding
 from halos_jax.config import RewardConfig
+from halos_jax.data.reading import read_records
 from halos_jax.rewards.labels import (
     Labels,
     average_rewards,
@@ -15,6 +17,8 @@ from halos_jax.rewards.labels import (
 )
 from halos_jax.rounds.stages import Sampling, remove_shards, write_rows, write_shard
 from halos_jax.types import Sample
+
+logger = logging.getLogger(__name__)
 
 SCORES = "scores.jsonl"
 _LABEL = "scores"
@@ -53,7 +57,7 @@ def score_in_shards(run: Sampling, samples: Sequence[Sample], folder: Path) -> l
         run.stop.check()
         path = folder / f"{_LABEL}.shard-{number:04d}.jsonl"
         shard = [samples[index] for index in members]
-        is_scored = path.exists()
+        is_scored = path.exists() and _is_of(path, shard)
         # No process may write it before all have looked, or they would part ways here.
         sharding.wait_for_all(f"looked for {path.name}")
         if not is_scored:
@@ -61,6 +65,15 @@ def score_in_shards(run: Sampling, samples: Sequence[Sample], folder: Path) -> l
         for index, scored in zip(members, read_scores(path, shard), strict=True):
             rewards[index] = scored.reward
     return rewards
+
+
+def _is_of(path: Path, shard: Sequence[Sample]) -> bool:
+    """Tell whether a file scores these samples: the size of shards may have changed since."""
+    found = [(one.get("prompt_id"), one.get("sample_id")) for _, one in read_records(path)]
+    if found == [(one.prompt.prompt_id, one.sample_id) for one in shard]:
+        return True
+    logger.info("%s: holds the scores of other samples by now; scored again", path)
+    return False
 
 
 def remove_score_shards(folder: Path) -> None:

@@ -29,4 +29,5 @@ def test_a_table_of_all_rounds(tmp_path):
 def test_a_table_without_evaluation(tmp_path):
     for round in range(2):
         commit_all(round_folder(tmp_path, round), Manifest(round=round, stop=round))
+    (tmp_path / "rounds" / ".DS_Store").write_text("")
     assert format_rounds(tmp_path).split() == ["round", "prompts", "examples", *"000110"]

@@ -1,5 +1,7 @@
 """A checkpoint that is lost takes the rounds after it along, and nothing before them."""
 
+import shutil
+
 import pytest
 
 from halos_jax.data import records
@@ -83,3 +85,27 @@ def test_without_any_checkpoint_nothing_is_thrown_away(ledger, tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint is left, but 3 round"):
         rewind(tmp_path, ledger, 0, has_checkpoint=False)
     assert stages(tmp_path) == [1, 5, 5, 5, None]
+
+
+@pytest.mark.parametrize("trained", [1, 2])
+def test_killed_while_it_deletes_a_model_it_is_carried_on(ledger, tmp_path, trained, monkeypatch):
+    model = round_folder(tmp_path, 3) / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text(name)
+    ledger.note_tree(model, model)
+
+    def remove_a_part(folder, **_):
+        next(path for path in sorted(folder.rglob("*")) if path.is_file()).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        # Of what stands behind round 3 nothing is exported.
+        shutil.rmtree(round_folder(tmp_path, 4))
+        patch.setattr("halos_jax.rounds.rewind.shutil.rmtree", remove_a_part)
+        rewind(tmp_path, ledger, trained, has_checkpoint=True)
+    ledger = open_ledger(tmp_path)
+    intact.check_workdir(tmp_path, ledger)
+    rewind(tmp_path, ledger, trained, has_checkpoint=True)
+    assert stages(tmp_path)[trained + 1 : 4] == [3] + [None] * (2 - trained)
+    assert not model.exists()

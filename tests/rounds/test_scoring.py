@@ -1,5 +1,6 @@
 """Scores are kept shard by shard, and mean the same however the samples were split."""
 
+import dataclasses
 import threading
 import time
 from types import SimpleNamespace
@@ -58,6 +59,24 @@ def test_a_shard_is_whole_prompts_and_is_scored_once(tmp_path):
     assert metrics == {"reward_label": 2.5, "unlabelled_label": 0}
     scoring.remove_score_shards(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
+
+
+def test_shards_of_another_size_are_scored_again(tmp_path):
+    asked, samples, stop = [], make_samples(), StopSignal()
+
+    def score(found):
+        asked.append([one.prompt.prompt_id for one in found])
+        stop.handle()
+        return [float(len(one.output)) for one in found]
+
+    with pytest.raises(Interrupted):
+        scoring.write_scores(make_run(score, stop), samples, tmp_path)
+    run = make_run(score)
+    run.config = dataclasses.replace(run.config, sampling=SamplingConfig(shard_prompts=3))
+    scoring.write_scores(run, samples, tmp_path)
+    assert asked == [["p0", "p1"] * 2, ["p0", "p1", "p2"] * 2, ["p3", "p4"] * 2]
+    lines = [record for _, record in reading.read_records(tmp_path / "scores.jsonl")]
+    assert [line["reward"] for line in lines] == [float(len(one.output)) for one in samples]
 
 
 @pytest.mark.parametrize(
