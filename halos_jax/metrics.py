@@ -139,8 +139,8 @@ class MetricWriter:
         if bad:
             raise NonFiniteError(
                 f"step {step}: {', '.join(bad)}; the run stops and the last good checkpoint is "
-                "kept; lower optimizer.learning_rate or optimizer.max_grad_norm, or look at the "
-                "examples of this step, and run it in another workdir"
+                "kept; lower optimizer.learning_rate or optimizer.max_grad_norm and run it again: "
+                "it goes on from there; or look at the examples of this step"
             )
 
 

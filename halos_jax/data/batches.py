@@ -55,6 +55,7 @@ def plan_batches(
     seed: int | None = None,
     epochs: int = 1,
     max_items: int = 0,
+    cuts: Sequence[int] = (),
     known: Sequence[Layout] | None = None,
 ) -> Plan:
     """Plan the packing of `epochs` passes over `items`.
@@ -71,6 +72,8 @@ def plan_batches(
         stretch exchange items until they hold about as many tokens: all have the same shapes, so
         what the largest needs, the others waste.
       max_items: how many items to take in all, if that is less than `epochs` passes; 0: no bound.
+      cuts: items after which an earlier plan has ended: its steps stay as they are, and others
+        follow.
       known: layouts that programs are compiled for; the first that will do is taken, or grown
         where that costs little. None: no such plan was made before, nor will one be after this.
 
@@ -79,7 +82,7 @@ def plan_batches(
       ValueError: where an item has an empty prompt or no response.
     """
     sizes = _measure_items(items, tokens_per_row)
-    batches = _draw_batches(len(items), batch_size, seed, epochs, max_items, sizes)
+    batches = _draw_batches(len(items), batch_size, seed, epochs, max_items, sizes, cuts)
     # The number of microbatches is the least with which every step fits.
     most = int(max(sizes[batch].sum() for batch in batches))
     microbatches = max(1, -(-most // (num_rows * tokens_per_row)))
@@ -104,9 +107,16 @@ def plan_batches(
     return Plan(layout, tuple(steps), float(sum(sizes[batch].sum() for batch in batches) / planned))
 
 
-def count_steps(num_items: int, *, batch_size: int, epochs: int = 1, max_items: int = 0) -> int:
+def count_steps(
+    num_items: int,
+    *,
+    batch_size: int,
+    epochs: int = 1,
+    max_items: int = 0,
+    cuts: Sequence[int] = (),
+) -> int:
     """Return how many steps `plan_batches` gives `num_items` items."""
-    return len(_draw_batches(num_items, batch_size, None, epochs, max_items))
+    return len(_draw_batches(num_items, batch_size, None, epochs, max_items, cuts=cuts))
 
 
 def split_evenly(count: int, batch_size: int) -> list[int]:
@@ -197,9 +207,10 @@ def _draw_batches(
     epochs: int,
     max_items: int,
     sizes: np.ndarray | None = None,
+    cuts: Sequence[int] = (),
 ) -> list[np.ndarray]:
     """Return the items i64[about batch_size] of each step."""
-    batches, left = [], max_items or count * epochs
+    batches, taken, left = [], 0, max_items or count * epochs
     for epoch in range(epochs):
         order = np.arange(count)
         if seed is not None:
@@ -208,10 +219,13 @@ def _draw_batches(
         left -= len(order)
         if not len(order):
             break
-        steps = np.split(order, np.cumsum(split_evenly(len(order), batch_size))[:-1])
-        if seed is not None and sizes is not None:
-            steps = _balance(steps, sizes)
-        batches += steps
+        inside = sorted(cut - taken for cut in set(cuts) if 0 < cut - taken < len(order))
+        taken += len(order)
+        for part in np.split(order, inside):
+            steps = np.split(part, np.cumsum(split_evenly(len(part), batch_size))[:-1])
+            if seed is not None and sizes is not None:
+                steps = _balance(steps, sizes)
+            batches += steps
     return batches
 
 

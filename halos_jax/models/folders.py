@@ -5,6 +5,7 @@ somebody else, whatever its name and contents.
 """
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -57,8 +58,12 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     if jax.process_index() == 0:
         if folder.exists() and any(folder.iterdir()):
             logger.warning("%s: replacing the model that stood there", folder)
-            folder.rename(old)
-        partial.rename(folder)
+            if _exchange(partial, folder):
+                partial.rename(old)
+            else:
+                folder.rename(old)
+        if partial.exists():
+            partial.rename(folder)
         _sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     sharding.wait_for_all(f"export {folder}")
@@ -130,6 +135,17 @@ def _open_to_readers(partial: Path) -> None:
         mode = folder_mode if path.is_dir() else file_mode
         if path.stat().st_mode & 0o777 != mode:
             path.chmod(mode)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change their names in one instant; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    names = (os.fsencode(path.absolute()) for path in (one, other))
+    first, second = names
+    return libc.renameat2(here, first, here, second, exchange) == 0
 
 
 def _sync(path: Path) -> None:

@@ -1,8 +1,10 @@
 """Which prompts a round gets: the run's budget, split over the fixed prompt order."""
 
 import dataclasses
+from collections.abc import Callable
 
 from halos_jax.config import FeedbackConfig
+from halos_jax.data.batches import count_steps
 from halos_jax.losses.registry import Items
 
 
@@ -31,6 +33,8 @@ class Budget:
     """How many prompts the run may use, `prompts_per_round` at a time.
 
     `num_skip` prompts at the start of the order are left out: another run has consumed them.
+    `opened` are the ranges of the rounds that have been begun, which stay what they are: where the
+    budget or the prompts have grown since, the next round begins where the last of these ended.
 
     Raises:
       ValueError: where a number is impossible.
@@ -39,6 +43,7 @@ class Budget:
     total_prompts: int
     prompts_per_round: int
     num_skip: int = 0
+    opened: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("total_prompts", 1), ("prompts_per_round", 1), ("num_skip", 0)):
@@ -48,8 +53,15 @@ class Budget:
 
     @property
     def num_rounds(self) -> int:
-        """Rounds of the whole run, a last partial one included."""
-        return -(-self.total_prompts // self.prompts_per_round)
+        """Rounds of the whole run where the prompts suffice, a last partial one included."""
+        start = self.opened[-1][1] if self.opened else self.num_skip
+        left = max(self.num_skip + self.total_prompts - start, 0)
+        return len(self.opened) + -(-left // self.prompts_per_round)
+
+    def count_rounds(self, num_available: int) -> int:
+        """Return how many of the rounds have prompts where the order has `num_available`."""
+        rounds = range(1, self.num_rounds + 1)
+        return sum(not self.plan_round(round, num_available).is_empty for round in rounds)
 
     def plan_round(self, round: int, num_available: int) -> RoundPlan:
         """Return the prompts of `round` (counted from 1) where the order has `num_available`.
@@ -65,8 +77,11 @@ class Budget:
                 f"got round {round} of {num_available} prompts; allowed: rounds from 1 (round 0 "
                 "only evaluates) and 0 prompts or more"
             )
+        if round <= len(self.opened):
+            return RoundPlan(*self.opened[round - 1])
         end = min(self.num_skip + self.total_prompts, num_available)
-        start = self.num_skip + (round - 1) * self.prompts_per_round
+        first = self.opened[-1][1] if self.opened else self.num_skip
+        start = first + (round - 1 - len(self.opened)) * self.prompts_per_round
         stop = min(start + self.prompts_per_round, end)
         return RoundPlan(min(start, end), stop) if stop > start else RoundPlan(end, end)
 
@@ -83,3 +98,41 @@ def expect_examples(num_prompts: int, num_samples: int, feedback: FeedbackConfig
     pairs = {"random": num_samples // 2, "all": num_samples * (num_samples - 1) // 2}
     halves = 2 if items in ("unpaired", "controlled", "answer") else 1
     return num_prompts * pairs.get(feedback.mode, 1) * halves
+
+
+def expect_steps(
+    budget: Budget,
+    num_available: int,
+    *,
+    examples: Callable[[int], int],
+    batch_size: int,
+    epochs: Callable[[int], int],
+) -> int:
+    """Return how many optimizer steps the rounds that have prompts will take.
+
+    What learning rate schedules are laid out for, as far as it is known at the start.
+
+    Args:
+      num_available: prompts of the order.
+      examples: how many examples so many prompts give at most (`expect_examples`).
+      epochs: how many passes over them a round, given by its number, makes.
+    """
+    steps = 0
+    for round in range(1, budget.count_rounds(num_available) + 1):
+        count = examples(budget.plan_round(round, num_available).num_prompts)
+        steps += count_steps(count, batch_size=batch_size, epochs=epochs(round))
+    return steps
+
+
+def describe_shortage(budget: Budget, num_available: int) -> str | None:
+    """Return the line that says that there are fewer prompts than the budget, if that is so."""
+    usable = max(num_available - budget.num_skip, 0)
+    if usable >= budget.total_prompts:
+        return None
+    behind = f" behind rounds.num_skip={budget.num_skip}" if budget.num_skip else ""
+    return (
+        f"data.train: {usable} prompts{behind} are enough for {budget.count_rounds(num_available)} "
+        f"of {budget.num_rounds} rounds (rounds.total_prompts={budget.total_prompts}): the run "
+        "ends after these, and the learning rate's schedule is laid out for them; add prompts, "
+        "now or when it has ended, or lower rounds.total_prompts"
+    )

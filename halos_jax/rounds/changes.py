@@ -19,6 +19,7 @@ from halos_jax import config as config_lib
 from halos_jax import places, roles, schema, storage
 from halos_jax.config import Config
 from halos_jax.roles import Mark
+from halos_jax.rounds.intact import INPUTS
 from halos_jax.storage import Note
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ class History:
         has its old spelling: records that name it stay alike.
       changes: what differs from the start before, and is not recorded yet.
       segments: what was recorded, oldest first: {"changed": {path: [old, new]}, and where it took
-        effect: "round" and "step"}.
+        effect: "round" and "step"}; with "exported" where there was more to do, which says whether
+        that is done.
     """
 
     config: Config
@@ -60,6 +62,29 @@ class History:
     def pick(self, *wanted: roles.Role) -> list[Change]:
         """Return the changes whose fields have one of the roles in this task."""
         return [one for one in self.changes if one.mark.role_in(self.config.task) in wanted]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a run that was complete has been given more to do, and has not done it yet."""
+        return bool(self.pick("growing")) or not all(
+            segment.get("exported", True) for segment in self.segments
+        )
+
+    def list_values(self, path: str) -> list[Any]:
+        """Return the values that a field has had, that of the first start first."""
+        values = [one["changed"][path] for one in self.segments if path in one["changed"]]
+        values += [[one.old, one.new] for one in self.changes if one.path == path]
+        if not values:
+            return [dict(schema.flatten(schema.to_plain(self.config)))[path]]
+        return [values[0][0], *(new for _, new in values)]
+
+    def value_in(self, path: str, round: int) -> Any:
+        """Return the value of a field for a round that is complete or the last one begun."""
+        found = self.list_values(path)[0]
+        for segment in self.segments:
+            if path in segment["changed"] and segment["round"] <= round:
+                found = segment["changed"][path][1]
+        return found
 
 
 def read_history(workdir: Path, config: Config) -> History:
@@ -141,7 +166,7 @@ def refuse_changes(workdir: Path, history: History) -> None:
     lines = []
     for one in history.changes:
         role = one.mark.role_in(history.config.task)
-        if role == "result":
+        if role == "result" and not (one.mark.place and _is_known(workdir, one.path)):
             lines.append(str(one) + (" (another place)" if one.mark.place else ""))
         elif role == "growing" and not _has_grown(one):
             lines.append(f"{one} (it may only grow)")
@@ -188,21 +213,46 @@ def describe_changes(history: History) -> list[str]:
             lines.append(f"{one}; from here on")
         elif role == "growing":
             lines.append(f"{one}; the run goes on with more")
+        elif role == "result" and one.mark.place:
+            lines.append(f"{one}; it holds the same")
     return lines
 
 
-def record_changes(history: History, **where: Any) -> History:
-    """Return the history with the changes that matter as a new segment that begins at `where`."""
+def record_changes(history: History, grown: Mapping[str, Any], **where: Any) -> History:
+    """Return the history with the changes that matter as a new segment that begins at `where`.
+
+    Args:
+      grown: what has grown besides the config, as path -> [before, after].
+    """
     matter = history.pick("execution", "tuning", "growing")
-    if not matter:
+    if not (matter or grown):
         return dataclasses.replace(history, changes=())
-    segment = {**where, "changed": {one.path: [one.old, one.new] for one in matter}}
+    segment = {**where, "changed": {**{one.path: [one.old, one.new] for one in matter}, **grown}}
+    if grown or history.pick("growing"):
+        segment["exported"] = False
     return dataclasses.replace(history, changes=(), segments=(*history.segments, segment))
+
+
+def close_segments(history: History) -> History:
+    """Return the history of a run that has done all that there is to do."""
+    segments = [
+        segment | {"exported": True} if "exported" in segment else segment
+        for segment in map(dict, history.segments)
+    ]
+    return dataclasses.replace(history, segments=tuple(segments))
 
 
 def _draws_by_place(config: Config) -> bool:
     """Tell whether a step depends on where in a batch an example stands."""
     return bool((config.lora.rank or config.lora.path) and config.lora.dropout)
+
+
+def _is_known(workdir: Path, path: str) -> bool:
+    """Tell whether the run knows what a place held, by which `inputs.py` judges another one."""
+    try:
+        return bool(json.loads((workdir / INPUTS).read_text(encoding="utf-8")).get(path))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _has_grown(change: Change) -> bool:

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets
-from halos_jax.data.batches import count_steps
 from halos_jax.data.layout import LayoutMemory
 from halos_jax.devices import explain_memory
 from halos_jax.losses import get_loss
@@ -23,10 +22,11 @@ from halos_jax.rewards.function_scorer import check_records, make_rules
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, final, source, stages
 from halos_jax.rounds import state as states
-from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.checkpoints import open_checkpoints
 from halos_jax.rounds.inputs import check_inputs
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.order import load_order, save_order
+from halos_jax.rounds.outlook import find_place, has_new_prompts, lay_out, make_budget
 from halos_jax.rounds.position import (
     Position,
     load_round_start,
@@ -56,7 +56,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
     """
     info = states.join_run(config)
     try:
-        if final.is_complete(info.workdir, info.ledger):
+        if states.is_complete(info) and not has_new_prompts(info.config, info.workdir):
             states.verify_run(info.workdir)
             logger.info("%s is complete: nothing to do", info.workdir)
             last = last_round(info.workdir)
@@ -64,10 +64,12 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
         mesh = sharding.make_mesh(config.mesh)
         with storage.explain_run_errors(info.workdir), jax.set_mesh(mesh):
             config = source.use_final(info.config)
-            check_inputs(info.ledger, config, is_begun=info.is_resumed)
+            check_inputs(info.ledger, config, is_begun=info.is_resumed, may_grow=("data.train",))
             run, position = _make_run(config, info, mesh, stop)
             try:
-                return _run_rounds(run, position)
+                metrics = _run_rounds(run, position)
+                states.end_segments(info)
+                return metrics
             except Interrupted:
                 _settle(run, position)  # what is done of the round before counts
                 raise
@@ -78,13 +80,10 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
 
 
 def _run_rounds(run: Run, position: Position) -> dict[str, float]:
-    budget = _make_budget(run.config)
+    budget, num_rounds = run.budget, run.budget.count_rounds(len(run.prompts))
     held_out: Dataset | None = None
-    for round in range(budget.num_rounds + 1):
+    for round in range(num_rounds + 1):
         plan = budget.plan_round(max(round, 1), len(run.prompts))
-        if round and plan.is_empty:
-            logger.info("no prompts are left after round %d: the run ends here", round - 1)
-            break
         manifest = _open_round(run, round, plan)
         run.layouts.load(manifest.layouts)
         folder = round_folder(run.workdir, round)
@@ -93,7 +92,7 @@ def _run_rounds(run: Run, position: Position) -> dict[str, float]:
                 held_out = _load_held_out(run, position)
         manifest = _run_round(run, position, manifest, folder, held_out)
         if position.settle is None:
-            report_round(run.workdir, manifest, budget.num_rounds)
+            report_round(run.workdir, manifest, num_rounds)
         if round and run.config.rounds.export_each:
             manifest = _settle(run, position) or manifest
             _export_round(run, position, round, folder)
@@ -207,7 +206,7 @@ def _settle(run: Run, position: Position) -> Manifest | None:
         return None
     settle, position.settle = position.settle, None
     manifest = settle()
-    report_round(run.workdir, manifest, _make_budget(run.config).num_rounds)
+    report_round(run.workdir, manifest, run.budget.count_rounds(len(run.prompts)))
     return manifest
 
 
@@ -243,25 +242,24 @@ def _make_run(
     decoder, renderer = load_policy(config.model, config.data.control)
     refuse_classifier(decoder, config.model.path)
     refuse_longer(decoder, {"train.max_length": config.train.max_length})
-    budget = _make_budget(config)
-    prompts, held_out = load_prompts(config, renderer, budget.num_skip + budget.total_prompts)
+    budget, order = make_budget(config, info.workdir), load_order(config, info.workdir)
+    needed = budget.num_skip + budget.total_prompts
+    prompts, held_out = load_prompts(config, renderer, needed, order)
     check_records(config.reward, [*prompts, *held_out])
+    checkpoints = open_checkpoints(
+        info.workdir / "checkpoints", keep=config.checkpoint.keep, ledger=info.ledger
+    )
+    states.begin_segment(info, grown=order.growth, **find_place(checkpoints))
+    if info.is_writer:
+        save_order(order, info.workdir, info.ledger.note_file)
     loss = get_loss(config.loss)
-    examples = expect_examples(
-        budget.prompts_per_round,
-        config.sampling.num_samples_per_prompt,
-        config.feedback,
-        loss.items,
-    )
-    steps_per_round = count_steps(
-        examples, batch_size=config.train.batch_size, epochs=config.train.epochs
-    )
+    config, steps = lay_out(config, info.history, budget, len(prompts), order)
     trainer = training.make_trainer(
         config,
         decoder,
         loss,
         mesh,
-        total_steps=budget.num_rounds * steps_per_round,
+        total_steps=steps,
         frozen=load_frozen(config, decoder, mesh),
     )
     storage.require_space(info.workdir, count_bytes(trainer.abstract_state), "a checkpoint")
@@ -270,15 +268,11 @@ def _make_run(
         "%d prompts, %d held out; %d rounds; mesh %s",
         len(prompts),
         len(held_out),
-        budget.num_rounds,
+        budget.count_rounds(len(prompts)),
         sharding.describe(mesh),
-    )
-    checkpoints = open_checkpoints(
-        info.workdir / "checkpoints", keep=config.checkpoint.keep, ledger=info.ledger
     )
     position = restore_position(trainer, checkpoints)
     rewind(info.workdir, info.ledger, position.round, has_checkpoint=position.is_restored)
-    states.begin_segment(info, round=position.round + 1, step=int(position.state.step))
     metrics_path = info.workdir / "metrics.jsonl" if info.is_writer else None
     resume_step, layouts = int(position.state.step), LayoutMemory()
     run = Run(
@@ -304,15 +298,11 @@ def _make_run(
         is_writer=info.is_writer,
         ledger=info.ledger,
         layouts=layouts,
+        budget=budget,
     )
     used = prompts[budget.num_skip : budget.num_skip + budget.total_prompts]
     cuts.check_prompts(run.sampler, (config.data.train, used), (config.data.eval, held_out))
     return run, position
-
-
-def _make_budget(config: Config) -> Budget:
-    rounds = config.rounds
-    return Budget(rounds.total_prompts, rounds.prompts_per_round, rounds.num_skip)
 
 
 def _open_round(run: Run, round: int, plan) -> Manifest:

@@ -4,16 +4,18 @@ from halos_jax.config import Config
 from halos_jax.data import datasets
 from halos_jax.data.chat import Renderer
 from halos_jax.data.template_door import keep_shown
+from halos_jax.rounds.order import Order
 from halos_jax.types import Prompt
 
 
 def load_prompts(
-    config: Config, renderer: Renderer, needed: int
+    config: Config, renderer: Renderer, needed: int, order: Order
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Return the prompts of `data.train`, in the order of the run, and those of `data.eval`.
 
     Args:
       renderer: of the policy, whose chat template must show them.
+      order: that of the run.
       needed: how many of the first are looked at; the run uses no more.
 
     Raises:
@@ -22,9 +24,7 @@ def load_prompts(
     """
     data = config.data
     datasets.warn_of_benchmarks(data.train)
-    prompts = datasets.load_prompts(data.train, datasets.select_train(data, config.seed))
-    prompts = datasets.order_prompts(prompts, config.seed)
-    prompts = keep_shown(prompts, renderer, skip=data.skip_bad, count=needed)
+    prompts = keep_shown(order.prompts, renderer, skip=data.skip_bad, count=needed)
     held_out = []
     if data.eval:
         held_out = datasets.load_prompts(data.eval, datasets.select_eval(data))

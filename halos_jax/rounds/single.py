@@ -30,6 +30,7 @@ from halos_jax.rounds.start import load_frozen, load_policy, load_start, refuse_
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported
 from halos_jax.training.loop import Dataset, Trainer
+from halos_jax.training.optim import keep_warmup
 from halos_jax.training.state import count_bytes
 from halos_jax.types import Item, TrainState
 
@@ -49,7 +50,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
     """
     info = states.join_run(config)
     try:
-        if final.is_complete(info.workdir, info.ledger):
+        if states.is_complete(info):
             logger.info("%s is complete: nothing to do", info.workdir)
             return _last_metrics(info.workdir)
         mesh = sharding.make_mesh(config.mesh)
@@ -63,6 +64,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
                 _train(config, info, mesh, checkpoints, stop)
             finally:
                 checkpoints.close()
+            states.end_segments(info)
         return _last_metrics(info.workdir)
     finally:
         info.close()
@@ -92,24 +94,21 @@ def _train(
         warn_of_classes(items, config.data.train)
     if loss.items == "unpaired":
         report_balance(items, config.loss)
-    steps = count_steps(
-        len(items),
-        batch_size=config.train.batch_size,
-        epochs=config.train.epochs,
-        max_items=config.data.n_examples,
-    )
+    states.begin_segment(info, step=_find_step(checkpoints))
+    cuts = [count for count in info.history.list_values("data.n_examples")[:-1] if count]
+    config, steps = _lay_out(config, info, len(items), cuts)
     frozen = load_frozen(config, decoder, mesh)
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
     storage.require_space(info.workdir, count_bytes(trainer.abstract_state.params), "the result")
     trainer = dataclasses.replace(trainer, check=stop.check)
     state, start = _restore(trainer, checkpoints)
-    states.begin_segment(info, step=start)
     dataset = training.make_dataset(
         trainer,
         items,
         seed=config.seed,
         epochs=config.train.epochs,
         max_items=config.data.n_examples,
+        cuts=cuts,
     )
     logger.info(
         "%d examples, %d steps, packed fill %.0f %%; mesh %s",
@@ -160,6 +159,43 @@ def _train(
         read_at=config.reward.read_at,
     )
     logger.info("the trained model is in %s", folder)
+
+
+def _find_step(checkpoints: Checkpoints) -> int:
+    """Return the step that the run goes on after."""
+    if checkpoints.latest() is None:
+        return 0
+    return int(checkpoints.read_round_state()["stage_step"])
+
+
+def _lay_out(
+    config: Config, info: states.RunInfo, count: int, cuts: Sequence[int]
+) -> tuple[Config, int]:
+    """Return the config with the warm-up of the run's start, and its steps over `count` items."""
+    values = info.history.list_values
+    size = config.train.batch_size
+    first = count_steps(
+        count,
+        batch_size=size,
+        epochs=values("train.epochs")[0],
+        max_items=values("data.n_examples")[0],
+    )
+    steps = count_steps(
+        count,
+        batch_size=size,
+        epochs=config.train.epochs,
+        max_items=config.data.n_examples,
+        cuts=cuts,
+    )
+    if config.data.n_examples > count * config.train.epochs:
+        logger.warning(
+            "data.n_examples: %d examples in %d epochs are fewer than %d: the run ends after them",
+            count,
+            config.train.epochs,
+            config.data.n_examples,
+        )
+    optimizer = keep_warmup(config.optimizer, first, steps)
+    return dataclasses.replace(config, optimizer=optimizer), steps
 
 
 def _add_fixed(

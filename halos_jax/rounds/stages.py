@@ -35,6 +35,7 @@ from halos_jax.rewards.labels import (
     measure_labels,
     read_scores,
 )
+from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.checkpoints import Checkpoints
 from halos_jax.rounds.cuts import report_samples
 from halos_jax.rounds.interrupt import StopSignal
@@ -68,6 +69,7 @@ class Run:
     is_writer: bool
     ledger: Ledger
     layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)  # a reward model's
+    budget: Budget = Budget(1, 1)
 
     @functools.cached_property
     def lengths(self) -> Lengths:
@@ -105,14 +107,21 @@ def sample_prompts(
     for number, start in enumerate(range(0, len(prompts), size)):
         run.stop.check()
         path = folder / f"{label}.shard-{number:04d}.jsonl"
-        if not path.exists():
+        asked = prompts[start : start + size]
+        shard = read_samples(path) if path.exists() else None
+        if shard is not None and not _answers(shard, asked, per_prompt):
+            logger.info("%s: holds samples of other prompts by now; sampled again", path)
+            shard = None
+        # No process may write it before all have looked, or they would part ways here.
+        sharding.wait_for_all(f"looked for {path.name}")
+        if shard is None:
             with explain_memory("sample", f"sampling ({label}, round {round})", run.config):
                 # One copy of the weights in the sampler's layout, when the first shard needs it.
                 weights = run.sampler.unstack(params) if weights is None else weights
                 shard = sample_shard(
                     run.sampler,
                     weights,
-                    prompts[start : start + size],
+                    asked,
                     seed=run.config.seed,
                     round=round,
                     generator=run.config.sampling.generator or run.config.model.path,
@@ -120,11 +129,16 @@ def sample_prompts(
                 )
             write_shard(run, path, map(records.sample_to_record, shard))
         else:
-            shard = read_samples(path)
             bar.update(len(shard))
         samples += shard
     bar.close()
     return samples
+
+
+def _answers(shard: Sequence[Sample], prompts: Sequence[Prompt], per_prompt: int) -> bool:
+    """Tell whether a shard holds the samples of these prompts: its size may have changed since."""
+    found = [(sample.prompt.prompt_id, sample.sample_id) for sample in shard]
+    return found == [(one.prompt_id, number) for one in prompts for number in range(per_prompt)]
 
 
 def sample_stage(run: Run, params: Any, prompts: Sequence[Prompt], folder: Path, round: int):

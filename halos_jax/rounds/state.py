@@ -23,7 +23,7 @@ from typing import Any
 from halos_jax import config as config_lib
 from halos_jax import processes, sharding, storage
 from halos_jax.errors import UserError
-from halos_jax.rounds import changes, intact
+from halos_jax.rounds import changes, final, intact, order
 from halos_jax.rounds import ledger as ledgers
 from halos_jax.rounds.changes import History
 from halos_jax.rounds.intact import MANIFEST
@@ -169,17 +169,30 @@ def _find_remade(task: str) -> tuple[str, ...]:
     return () if task == "export" else ("final",)
 
 
-def begin_segment(info: RunInfo, **where: Any) -> None:
+def begin_segment(info: RunInfo, *, grown: Mapping[str, Any] | None = None, **where: Any) -> None:
     """Write down, and say, what of the config has changed since the start before.
 
     Every process of the job calls this, once it knows `where` in the run the changes take effect:
-    the `round`, the `step`. From then on they are the run's config.
+    the `round`, the `step`. From then on they are the run's config. `grown` is what has grown
+    besides the config, as path -> [before, after].
     """
     sharding.wait_for_all("begin a segment")  # all have read the config from before
     for line in changes.describe_changes(info.history):
         logger.info("%s", line)
-    before, info.history = info.history, changes.record_changes(info.history, **where)
-    if info.is_writer and before.changes:
+    before, info.history = info.history, changes.record_changes(info.history, grown or {}, **where)
+    if info.is_writer and before != info.history:
+        changes.write_history(info.workdir, info.history, note=info.ledger.note_file)
+
+
+def is_complete(info: RunInfo) -> bool:
+    """Tell whether the run has exported its result and was given no more to do since."""
+    return not info.history.has_more and final.is_complete(info.workdir, info.ledger)
+
+
+def end_segments(info: RunInfo) -> None:
+    """Write down that all that the run was given to do is done, and exported."""
+    before, info.history = info.history, changes.close_segments(info.history)
+    if info.is_writer and before != info.history:
         changes.write_history(info.workdir, info.history, note=info.ledger.note_file)
 
 
@@ -190,7 +203,7 @@ def round_folder(workdir: str | Path, round: int) -> Path:
 
 def _is_untouched(workdir: Path) -> bool:
     """Tell whether a run has left nothing but its config: no file of a stage, no checkpoint."""
-    ours = ("config.json", ".lock", "compilation_cache", ledgers.FILE, intact.INPUTS)
+    ours = ("config.json", ".lock", "compilation_cache", ledgers.FILE, intact.INPUTS, order.FILE)
     others = [path for path in workdir.iterdir() if path.name not in ours]
     is_run = changes.is_run(changes.read_plain(workdir / changes.FILE))
     return is_run and not any(path.is_file() or any(path.iterdir()) for path in others)

@@ -122,6 +122,7 @@ def make_dataset(
     seed: int | None,
     epochs: int = 1,
     max_items: int = 0,
+    cuts: Sequence[int] = (),
     recurring: str = "",
 ) -> Dataset:
     """Plan the batches of `items`; `seed=None` keeps their order (evaluation).
@@ -139,6 +140,7 @@ def make_dataset(
         seed=seed,
         epochs=epochs,
         max_items=max_items,
+        cuts=cuts,
         known=trainer.layouts.find(recurring) if recurring else None,
     )
     if recurring:

@@ -1,12 +1,16 @@
 """Learning-rate schedules and optimizers, from the config, through optax."""
 
+import dataclasses
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from halos_jax.config import OptimizerConfig
+
+logger = logging.getLogger(__name__)
 
 # Weights of a layer that Muon orthogonalises: name -> (reduction axes, output axes) of [L, ...].
 _MUON_AXES = {
@@ -26,10 +30,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     and ends before the last one, so the peak is reached at any length.
     """
     peak = config.learning_rate
-    warmup = config.warmup_steps
-    if warmup < 0:
-        warmup = round(config.warmup_fraction * total_steps)
-    warmup = min(warmup, max(total_steps - 1, 0))
+    warmup = count_warmup(config, total_steps)
     decay_steps = max(total_steps - warmup, 1)
     main = {
         "constant": optax.constant_schedule(peak),
@@ -41,6 +42,33 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
         return main
     rise = optax.linear_schedule(config.warmup_start * peak, peak, warmup)
     return optax.join_schedules([rise, main], [warmup])
+
+
+def count_warmup(config: OptimizerConfig, total_steps: int) -> int:
+    """Return the steps of the warm-up of a run of `total_steps`."""
+    warmup = config.warmup_steps
+    if warmup < 0:
+        warmup = round(config.warmup_fraction * total_steps)
+    return min(warmup, max(total_steps - 1, 0))
+
+
+def keep_warmup(config: OptimizerConfig, first_steps: int, total_steps: int) -> OptimizerConfig:
+    """Return the optimizer of a run that was started for `first_steps` and now takes more.
+
+    The warm-up stays what it was at the start; a decay is laid out for the new number of steps.
+    """
+    if first_steps == total_steps:
+        return config
+    warmup = count_warmup(config, first_steps)
+    logger.info(
+        "the schedule (%s) is laid out for %d steps from here on, %d at the start; its warm-up "
+        "stays %d steps",
+        config.schedule,
+        total_steps,
+        first_steps,
+        warmup,
+    )
+    return dataclasses.replace(config, warmup_steps=warmup)
 
 
 def _make_stable_decay(peak: float, steps: int, decay: int) -> optax.Schedule:

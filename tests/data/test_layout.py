@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from halos_jax.data.batches import build_batch, plan_batches
+from halos_jax.data.batches import build_batch, count_steps, plan_batches
 from halos_jax.data.layout import LayoutMemory, round_shape
 from halos_jax.types import CHOSEN, REJECTED, Item
 
@@ -114,3 +114,20 @@ def test_shorter_rows_take_over_no_longer_ones():
     ]
     _, same = draw_plan(0, tokens_per_row=before.layout.tokens, known=[before.layout])
     assert same.layout == before.layout
+
+
+def test_what_follows_an_earlier_end_leaves_the_steps_before_as_they_were():
+    items, before = draw_plan(0, batch_size=7, max_items=100)
+    cut = [100]
+    longer = plan_batches(
+        items, batch_size=7, num_rows=1, tokens_per_row=16384, seed=0, max_items=180, cuts=cut
+    )
+    flat = [[sorted(itertools.chain(*step)) for step in plan.steps] for plan in (before, longer)]
+    assert flat[1][: len(before)] == flat[0]
+    taken = list(itertools.chain(*flat[1]))
+    assert len(taken) == len(set(taken)) == 180
+    assert len(longer) == count_steps(512, batch_size=7, max_items=180, cuts=cut)
+    without = plan_batches(
+        items, batch_size=7, num_rows=1, tokens_per_row=16384, seed=0, max_items=180
+    )
+    assert [sorted(itertools.chain(*step)) for step in without.steps][: len(before)] != flat[0]

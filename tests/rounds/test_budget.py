@@ -3,7 +3,13 @@ import itertools
 import pytest
 
 from halos_jax.config import FeedbackConfig
-from halos_jax.rounds.budget import Budget, RoundPlan, expect_examples
+from halos_jax.rounds.budget import (
+    Budget,
+    RoundPlan,
+    describe_shortage,
+    expect_examples,
+    expect_steps,
+)
 
 
 def test_the_typical_run_has_four_equal_rounds():
@@ -69,3 +75,53 @@ def test_round_zero_has_no_prompts_to_plan():
 )
 def test_schedules_know_how_many_examples_a_round_gives(feedback, items, expected):
     assert expect_examples(10, 5, feedback, items) == expected
+
+
+def test_rounds_that_were_begun_stay_and_the_next_follow():
+    """A last round of 2 prompts, then a larger budget."""
+    before = Budget(total_prompts=10, prompts_per_round=8)
+    assert [before.plan_round(round, 100).stop for round in (1, 2, 3)] == [8, 10, 10]
+    after = Budget(total_prompts=30, prompts_per_round=8, opened=((0, 8), (8, 10)))
+    plans = [after.plan_round(round, 100) for round in range(1, after.num_rounds + 1)]
+    assert [(plan.start, plan.stop) for plan in plans] == [
+        (0, 8),
+        (8, 10),
+        (10, 18),
+        (18, 26),
+        (26, 30),
+    ]
+    assert after.count_rounds(100) == 5 and after.count_rounds(18) == 3
+    same = Budget(total_prompts=30, prompts_per_round=8, opened=((0, 8),))
+    assert [same.plan_round(n, 100) for n in range(1, 5)] == [
+        Budget(30, 8).plan_round(n, 100) for n in range(1, 5)
+    ]
+
+
+def test_steps_are_counted_by_round_and_never_rounded_down():
+    budget = Budget(total_prompts=20, prompts_per_round=8)
+    counted = []
+
+    def count(available, epochs=1):
+        return expect_steps(
+            budget,
+            available,
+            examples=lambda prompts: counted.append(prompts) or 3 * prompts // 2,
+            batch_size=8,
+            epochs=lambda round: epochs,
+        )
+
+    # 12, 12 and 6 examples in steps of about 8: 12 / 8 is 1.5, which is two steps.
+    assert count(100) == 2 + 2 + 1 and counted == [8, 8, 4]
+    assert count(100, epochs=3) == 3 * 5
+    assert count(9) == 2 + 1  # the round of one prompt takes a step as well
+    assert count(8) == 2
+
+
+def test_fewer_prompts_than_the_budget_are_said():
+    assert describe_shortage(Budget(16, 8), 16) is None
+    assert describe_shortage(Budget(64, 8), 10).startswith(
+        "data.train: 10 prompts are enough for 2 of 8 rounds (rounds.total_prompts=64): the run"
+    )
+    assert "10 prompts behind rounds.num_skip=4 are enough for 2 of" in describe_shortage(
+        Budget(64, 8, 4), 14
+    )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from halos_jax.config import Config, ConfigError, DataConfig
 from halos_jax.data.datasets import load_prompts as read
 from halos_jax.data.datasets import order_prompts
 from halos_jax.data.fields import RecordError
+from halos_jax.rounds.order import load_order
 from halos_jax.rounds.prompts import load_prompts
 
 
@@ -18,6 +20,11 @@ class Strict:
     def show(self, turns):
         if turns[-1].content == "bad":
             raise RecordError("the chat template refuses it")
+
+
+def load(config, needed):
+    workdir = Path(config.data.train).with_name("run")  # of a run that is new
+    return load_prompts(config, Strict(), needed, load_order(config, workdir))
 
 
 @pytest.fixture
@@ -32,17 +39,17 @@ def config(tmp_path):
 
 
 def test_prompts_come_in_the_order_of_the_run(config):
-    prompts, held_out = load_prompts(config, Strict(), 6)
+    prompts, held_out = load(config, 6)
     assert prompts == order_prompts(read(config.data.train), config.seed)
     assert [one.turns[0].content for one in held_out] == ["x", "y"]
     data = dataclasses.replace(config.data, eval="")
-    assert load_prompts(dataclasses.replace(config, data=data), Strict(), 6) == (prompts, [])
+    assert load(dataclasses.replace(config, data=data), 6) == (prompts, [])
 
 
 def test_a_prompt_in_both_files_is_an_error(config):
     data = dataclasses.replace(config.data, eval=config.data.train)
     with pytest.raises(ConfigError, match=r"data\.eval: 6 of its prompts are in data\.train too"):
-        load_prompts(dataclasses.replace(config, data=data), Strict(), 6)
+        load(dataclasses.replace(config, data=data), 6)
 
 
 @pytest.mark.parametrize("name", ["train", "eval"])
@@ -51,7 +58,7 @@ def test_refused_prompts_are_named_or_left_out(config, name):
     with open(path, "a") as stream:
         stream.write('{"prompt": "bad"}\n')
     with pytest.raises(RecordError, match=f"^{path} line [37]: the chat template refuses it"):
-        load_prompts(config, Strict(), 7)
+        load(config, 7)
     data = dataclasses.replace(config.data, skip_bad=True)
-    found = load_prompts(dataclasses.replace(config, data=data), Strict(), 7)
+    found = load(dataclasses.replace(config, data=data), 7)
     assert [len(one) for one in found] == [6, 2]

@@ -1,0 +1,89 @@
+"""What lies ahead of an online run: its rounds, its steps, and whether it has been given more."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from halos_jax.config import Config, ConfigError
+from halos_jax.errors import UserError
+from halos_jax.losses import get_loss
+from halos_jax.rounds import state as states
+from halos_jax.rounds.budget import Budget, describe_shortage, expect_examples, expect_steps
+from halos_jax.rounds.changes import History
+from halos_jax.rounds.checkpoints import Checkpoints
+from halos_jax.rounds.order import Order, count_known, load_order
+from halos_jax.training.optim import keep_warmup
+
+logger = logging.getLogger(__name__)
+
+
+def make_budget(config: Config, workdir: Path) -> Budget:
+    """Return the budget of the run in `workdir`, with the rounds that have been begun."""
+    rounds, opened = config.rounds, []
+    while manifest := states.load_manifest(states.round_folder(workdir, len(opened) + 1)):
+        opened.append((manifest.start, manifest.stop))
+    return Budget(rounds.total_prompts, rounds.prompts_per_round, rounds.num_skip, tuple(opened))
+
+
+def has_new_prompts(config: Config, workdir: Path) -> bool:
+    """Tell whether a run that is complete, for want of prompts, has been given some since."""
+    known, rounds = count_known(workdir), config.rounds
+    if known is None or known >= rounds.num_skip + rounds.total_prompts:
+        return False
+    try:
+        return load_order(config, workdir).is_new
+    except UserError as error:  # a run that is complete needs its data no more
+        logger.info("%s", error)
+        return False
+
+
+def find_place(checkpoints: Checkpoints) -> dict[str, int]:
+    """Return the round and the step that a run goes on with."""
+    if checkpoints.latest() is None:
+        return {"round": 1, "step": 0}
+    record = checkpoints.read_round_state()
+    return {"round": record["round"] + (not record["in_stage"]), "step": record["step"]}
+
+
+def lay_out(
+    config: Config, history: History, budget: Budget, num_prompts: int, order: Order
+) -> tuple[Config, int]:
+    """Return the config with the warm-up of the run's start, and the steps that it will take.
+
+    Args:
+      num_prompts: in the order of the run.
+      order: which says how many of them came after the start.
+
+    Raises:
+      ConfigError: where there is no prompt for any round.
+    """
+    if not budget.count_rounds(num_prompts):
+        raise ConfigError(
+            f"rounds.num_skip: got {budget.num_skip}, but data.train has {num_prompts} prompts, so "
+            "none is left for a round; allowed: fewer than there are; lower it, or add prompts"
+        )
+    shortage = describe_shortage(budget, num_prompts)
+    if shortage:
+        logger.warning("%s", shortage)
+    items = get_loss(config.loss).items
+
+    def count(budget: Budget, prompts: int, epochs) -> int:
+        return expect_steps(
+            budget,
+            prompts,
+            examples=lambda number: expect_examples(
+                number, config.sampling.num_samples_per_prompt, config.feedback, items
+            ),
+            batch_size=config.train.batch_size,
+            epochs=epochs,
+        )
+
+    steps = count(budget, num_prompts, lambda round: history.value_in("train.epochs", round))
+    total, epochs = (
+        history.list_values(path)[0] for path in ("rounds.total_prompts", "train.epochs")
+    )
+    at_start = dataclasses.replace(budget, total_prompts=total, opened=())
+    added = len(order.prompts) - order.at_start
+    first = count(at_start, max(num_prompts - added, 0), lambda round: epochs)
+    optimizer = keep_warmup(config.optimizer, first, steps)
+    return dataclasses.replace(config, optimizer=optimizer), steps

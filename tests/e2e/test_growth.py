@@ -1,0 +1,98 @@
+"""A run goes on: with more to do, on other devices, with less memory, at another rate."""
+
+import json
+import signal
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from tests.e2e.conftest import FLAGS
+
+TWO_DEVICES = {"XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count=2"}
+LESS = (
+    "train.tokens_per_device=64",
+    "sampling.slots=4",
+    "model.remat=full",
+    "model.head_chunk=16",
+)
+
+
+def read_config(workdir):
+    return json.loads((workdir / "config.json").read_text())
+
+
+def read_samples(workdir, round):
+    lines = (workdir / "rounds" / f"{round:04d}" / "samples.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def read_final(workdir):
+    return (workdir / "final" / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_goes_on_with_more_prompts(program, finished, tmp_path):
+    """With the warm-up of the longer run it is that run, to the bit."""
+    workdir, (expected, _) = tmp_path / "run", finished
+    warmup = "optimizer.warmup_steps=1"
+    code, _, errors = program.run(workdir, warmup, "rounds.total_prompts=6")
+    assert (code, errors) == (0, "")
+    first = read_final(workdir)
+    kill = {"2 sample: after sample_shard 2": signal.SIGKILL}
+    code, _, _ = program.run(workdir, warmup, signals=kill)
+    assert code == -signal.SIGKILL
+    assert read_final(workdir) == first, "what there is stays until there is another one"
+    (segment,) = read_config(workdir)["segments"]
+    assert segment["changed"] == {"rounds.total_prompts": [6, 12]}
+    assert (segment["round"], segment["exported"]) == (2, False)
+    code, output, errors = program.run(workdir, warmup)
+    assert (code, errors) == (0, "") and "nothing to do" not in output
+    for round in (1, 2):
+        assert read_samples(workdir, round) == read_samples(expected, round)
+    assert read_final(workdir) == read_final(expected) != first
+    assert read_config(workdir)["segments"][0]["exported"] is True
+    code, output, _ = program.run(workdir, warmup)
+    assert code == 0 and "is complete: nothing to do" in output
+    code, _, errors = program.run(workdir, warmup, "rounds.total_prompts=6")
+    assert code == 1 and "rounds.total_prompts: 12 -> 6 (it may only grow)" in errors
+
+
+def test_a_run_goes_on_on_other_devices_and_with_less_memory(program, finished, tmp_path):
+    """Killed on one device, and again on two, it ends on one with less memory."""
+    workdir, (expected, _) = tmp_path / "run", finished
+    kill = {"1 train: after train_step 2": signal.SIGKILL}
+    assert program.run(workdir, signals=kill)[0] == -signal.SIGKILL
+    mesh = ("mesh.data=1", "mesh.fsdp=2")
+    kill = {"2 train: after train_step 5": signal.SIGKILL}
+    code, output, errors = program.run(workdir, *mesh, signals=kill, environment=TWO_DEVICES)
+    assert code == -signal.SIGKILL, errors
+    assert "mesh.fsdp: 1 -> 2; the results may differ in their last bits" in output
+    code, output, errors = program.run(workdir, *LESS)
+    assert (code, errors) == (0, "")
+    assert "train.tokens_per_device: 16384 -> 64; the results may differ" in output
+    (one, other) = read_config(workdir)["segments"]
+    assert (one["round"], other["round"]) == (1, 2)
+    assert one["step"] < 3 <= other["step"] < 6, "of the last checkpoint that was complete"
+    for round in (1, 2):
+        for one, other in zip(
+            read_samples(workdir, round), read_samples(expected, round), strict=True
+        ):
+            assert one["prompt_id"] == other["prompt_id"]
+            assert one["response_ids"] == other["response_ids"]
+    found, wanted = (
+        load_file(folder / "final" / "model.safetensors") for folder in (workdir, expected)
+    )
+    for name, array in wanted.items():
+        np.testing.assert_allclose(found[name], array, atol=2e-3)
+
+
+def test_after_a_loss_that_is_not_finite_a_smaller_rate_goes_on(program, finished, tmp_path):
+    workdir, every = tmp_path / "run", "checkpoint.every=0"
+    kill = {"2 train: before train_step 4": signal.SIGKILL}
+    assert program.run(workdir, every, signals=kill)[0] == -signal.SIGKILL
+    code, _, errors = program.run(workdir, every, "optimizer.learning_rate=1e30")
+    assert code == 1 and "NonFiniteError: step" in errors and "run it again" in errors
+    code, output, errors = program.run(workdir, every)
+    assert (code, errors) == (0, "")
+    assert "carrying on after round 1" in output
+    assert "optimizer.learning_rate: 1e+30 -> 0.01; from here on" in output
+    assert read_final(workdir) == read_final(finished[0]), "nothing of the bad steps is left"

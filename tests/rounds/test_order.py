@@ -1,0 +1,88 @@
+import dataclasses
+import json
+
+import pytest
+
+from halos_jax.config import Config, ConfigError, DataConfig
+from halos_jax.data import datasets
+from halos_jax.rounds import order
+from halos_jax.storage import WorkdirError
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(seed=3, data=DataConfig(train=str(tmp_path / "t.jsonl")))
+
+
+def write(config, numbers, text="q"):
+    lines = [json.dumps({"prompt_id": f"p{n}", "prompt": f"{text}{n}"}) for n in numbers]
+    with open(config.data.train, "w") as stream:
+        stream.write("\n".join(lines) + "\n")
+
+
+def load(config, workdir):
+    """Load the order as a run does, and write it down; return the ids and the groups."""
+    found = order.load_order(config, workdir)
+    workdir.mkdir(exist_ok=True)
+    order.save_order(found, workdir)
+    return [prompt.prompt_id for prompt in found.prompts], found
+
+
+def test_a_new_run_has_the_order_of_its_seed(config, tmp_path):
+    write(config, range(9))
+    ids, found = load(config, tmp_path / "run")
+    assert found.prompts == datasets.order_prompts(datasets.load_prompts(config.data.train), 3)
+    assert (found.groups, found.at_start, found.growth) == ((9,), 9, {})
+    assert order.count_known(tmp_path / "run") == 9 and order.count_known(tmp_path) is None
+    assert load(config, tmp_path / "run")[0] == ids
+    write(config, reversed(range(9)))  # in a file they may come in any order
+    again, found = load(config, tmp_path / "run")
+    assert again == ids and not found.is_new
+
+
+def test_what_is_added_comes_behind_what_was_known(config, tmp_path):
+    write(config, range(9))
+    first, _ = load(config, tmp_path / "run")
+    write(config, range(14))
+    second, found = load(config, tmp_path / "run")
+    assert second[:9] == first and sorted(second) == sorted(f"p{n}" for n in range(14))
+    assert (found.groups, found.at_start) == ((9, 5), 9)
+    assert found.growth == {"data.train": ["9 prompts", "14 prompts"]}
+    assert second != [one.prompt_id for one in datasets.order_prompts(found.prompts, 3)]
+    write(config, range(16))
+    third, found = load(config, tmp_path / "run")
+    assert third[:14] == second and found.groups == (9, 5, 2)
+    again, found = load(config, tmp_path / "run")
+    assert again == third and found.groups == (9, 5, 2) and not found.is_new and not found.growth
+
+
+def test_what_was_known_must_be_there_as_it_was(config, tmp_path):
+    write(config, range(9))
+    load(config, tmp_path / "run")
+    write(config, range(2, 12))
+    with pytest.raises(ConfigError, match=r"of the 9 prompts .* 2 are gone \(the first is p[01]\)"):
+        order.load_order(config, tmp_path / "run")
+    write(config, range(9), text="other ")
+    with pytest.raises(ConfigError, match=r"data\.train: .* 9 have another text .* more of them"):
+        order.load_order(config, tmp_path / "run")
+    (tmp_path / "run" / order.FILE).write_text("{}")
+    with pytest.raises(WorkdirError, match=r"prompts\.json is not as the run wrote it"):
+        order.load_order(config, tmp_path / "run")
+
+
+def test_a_limit_that_grows_keeps_what_was_chosen(config, tmp_path):
+    def limit(count):
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, max_train=count))
+
+    write(config, range(20))
+    first, _ = load(limit(4), tmp_path / "run")
+    chosen = datasets.select_train(limit(4).data, 3)
+    assert sorted(first) == sorted(
+        one.prompt_id for one in datasets.load_prompts(config.data.train, chosen)
+    )
+    write(config, range(30))
+    assert load(limit(4), tmp_path / "run")[0] == first
+    second, found = load(limit(7), tmp_path / "run")
+    assert second[:4] == first and found.groups == (4, 3)
+    third, found = load(limit(0), tmp_path / "run")
+    assert third[:7] == second and found.groups == (4, 3, 23)

@@ -1,0 +1,112 @@
+import dataclasses
+import json
+import logging
+
+import pytest
+
+from halos_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    FeedbackConfig,
+    OptimizerConfig,
+    RoundsConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from halos_jax.rounds import outlook
+from halos_jax.rounds import state as states
+from halos_jax.rounds.budget import Budget
+from halos_jax.rounds.changes import History
+from halos_jax.rounds.order import Order, load_order, save_order
+from halos_jax.rounds.state import Manifest, round_folder
+from halos_jax.types import Prompt, Turn
+
+# 3 samples of a prompt, of which "binary" makes 3 examples; 4 of these in a step.
+CONFIG = Config(
+    rounds=RoundsConfig(total_prompts=20, prompts_per_round=8),
+    feedback=FeedbackConfig(type="binary"),
+    sampling=SamplingConfig(num_samples_per_prompt=3),
+    train=TrainConfig(batch_size=4),
+    optimizer=OptimizerConfig(schedule="linear", warmup_fraction=0.5),
+    loss={"name": "kto"},
+)
+
+
+def make_order(*groups):
+    prompts = [Prompt(f"p{n}", (Turn("user", f"q{n}"),)) for n in range(sum(groups))]
+    return Order(prompts, groups, is_new=False)
+
+
+def lay_out(config, order, history=None, opened=()):
+    rounds = config.rounds
+    budget = Budget(rounds.total_prompts, rounds.prompts_per_round, rounds.num_skip, opened)
+    history = history or History(config)
+    return outlook.lay_out(config, history, budget, len(order.prompts), order)
+
+
+def test_the_schedule_counts_the_rounds_that_have_prompts(caplog):
+    """Rounds of 8, 8 and 4 prompts: 24, 24 and 12 examples in steps of 4."""
+    assert lay_out(CONFIG, make_order(100)) == (CONFIG, 6 + 6 + 3)
+    assert not caplog.records
+    assert lay_out(CONFIG, make_order(10)) == (CONFIG, 6 + 2)  # 6 examples are 2 steps of 3
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "data.train: 10 prompts are enough for 2 of 3 rounds" in record.message
+    assert "rounds.total_prompts=20" in record.message
+    two = dataclasses.replace(CONFIG, train=TrainConfig(batch_size=4, epochs=2))
+    assert lay_out(two, make_order(100))[1] == 2 * 15
+
+
+def test_no_prompt_for_any_round_is_an_error():
+    rounds = dataclasses.replace(CONFIG.rounds, num_skip=10)
+    with pytest.raises(ConfigError, match=r"rounds\.num_skip: got 10, but data\.train has 10"):
+        lay_out(dataclasses.replace(CONFIG, rounds=rounds), make_order(10))
+
+
+def test_more_of_a_run_keeps_the_warm_up_of_its_start(caplog):
+    caplog.set_level(logging.INFO)
+    segments = ({"round": 4, "step": 15, "changed": {"rounds.total_prompts": [20, 36]}},)
+    more = dataclasses.replace(CONFIG, rounds=dataclasses.replace(CONFIG.rounds, total_prompts=36))
+    done = ((0, 8), (8, 16), (16, 20))
+    found, steps = lay_out(more, make_order(100), History(more, segments=segments), done)
+    assert steps == 15 + 6 + 6
+    assert found.optimizer.warmup_steps == 8  # half of the 15 of its start, rounded to even
+    assert "laid out for 27 steps from here on, 15 at the start; its warm-up stays 8" in caplog.text
+    # So too where prompts have come.
+    found, steps = lay_out(CONFIG, make_order(10, 10), opened=((0, 8), (8, 10)))
+    assert steps == 6 + 2 + 6 + 2 and found.optimizer.warmup_steps == 4
+
+
+def test_rounds_that_are_done_had_the_epochs_of_their_time():
+    segments = ({"round": 3, "step": 12, "changed": {"train.epochs": [1, 3]}},)
+    more = dataclasses.replace(CONFIG, train=TrainConfig(batch_size=4, epochs=3))
+    assert lay_out(more, make_order(100), History(more, segments=segments))[1] == 6 + 6 + 9
+
+
+def test_the_rounds_that_were_begun_are_in_the_budget(tmp_path):
+    assert outlook.make_budget(CONFIG, tmp_path) == Budget(20, 8)
+    for round, (start, stop) in ((1, (0, 8)), (2, (8, 10))):
+        folder = round_folder(tmp_path, round)
+        folder.mkdir(parents=True)
+        states.save_manifest(folder, Manifest(round=round, start=start, stop=stop))
+    assert outlook.make_budget(CONFIG, tmp_path) == Budget(20, 8, 0, ((0, 8), (8, 10)))
+
+
+def test_a_complete_run_sees_prompts_that_have_come(tmp_path):
+    file = tmp_path / "t.jsonl"
+    config = dataclasses.replace(CONFIG, data=DataConfig(train=str(file)))
+
+    def write(count):
+        file.write_text("".join(json.dumps({"prompt": f"q{n}"}) + "\n" for n in range(count)))
+
+    assert not outlook.has_new_prompts(config, tmp_path)
+    write(10)
+    save_order(load_order(config, tmp_path), tmp_path)
+    assert not outlook.has_new_prompts(config, tmp_path)
+    write(12)
+    assert outlook.has_new_prompts(config, tmp_path)
+    small = dataclasses.replace(config, rounds=RoundsConfig(total_prompts=10))
+    assert not outlook.has_new_prompts(small, tmp_path), "it has had all that it may"
+    file.unlink()
+    assert not outlook.has_new_prompts(config, tmp_path), "a complete run needs no data"
