@@ -265,5 +265,5 @@ def test_a_run_is_made_of_what_the_config_and_its_position_say(toy, tmp_path, mo
     assert seen["make_trainer"][1]["total_steps"] == 2 * 2 * 2
     assert seen["make_scorer"][0][3:] == (stop.check, run.layouts)
     assert seen["MetricWriter"][1]["resume_step"] == position.state.step == 7
-    budget = loop._make_budget(config)
+    budget = run.budget
     assert (budget.total_prompts, budget.prompts_per_round, budget.num_skip) == (6, 3, 2)
