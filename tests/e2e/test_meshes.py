@@ -327,7 +327,7 @@ def draw_samples(case: Case, sizes: tuple[int, ...], count: int):
 def test_samples_are_those_of_one_device(name, mesh, count):
     expected = draw_samples(CASES[name], ONE, count)
     found = draw_samples(CASES[name], MESHES[mesh], count)
-    assert len(found) == count and len({sample.response_ids for sample in found}) > count / 4
+    assert len(found) == count and len({sample.response_ids for sample in found}) > 8
     for one, other in zip(expected, found, strict=True):
         assert one.response_ids == other.response_ids
         np.testing.assert_allclose(one.logps, other.logps, atol=1e-4)
