@@ -192,12 +192,13 @@ class Checkpoints:
         return save_id
 
     def read_round_state(self, save_id: int | None = None) -> dict[str, Any]:
-        """Return the round state of a checkpoint (default: the newest) without reading arrays.
+        """Return the round state of a checkpoint (default: the newest whose record is whole).
 
         Raises:
           CheckpointError: where there is no such checkpoint or it is unreadable.
         """
-        return self._read_record(self.find(save_id)).round_state
+        whole = [one for one in self._shelf.ids() if not self._shelf.check(one)] or [None]
+        return self._read_record(self.find(save_id or whole[-1])).round_state
 
     def restore(
         self, abstract_state: Any, save_id: int | None = None

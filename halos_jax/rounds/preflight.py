@@ -24,7 +24,8 @@ from halos_jax.reward_config import RewardConfig
 from halos_jax.rewards.function_scorer import check_records, make_function_scorer, make_rules
 from halos_jax.rewards.judge import probe_judge
 from halos_jax.rewards.parts import list_parts, part_to_reward
-from halos_jax.rounds import changes, cuts, label_task, sample_task, single, source, start
+from halos_jax.rounds import cuts, label_task, sample_task, single, source, start
+from halos_jax.rounds import state as states
 from halos_jax.storage import WorkdirError
 
 _TRAINING = ("online", "sft", "reward_model", "align")
@@ -98,9 +99,7 @@ def _check_places(config: Config) -> None:
     for path in (config.workdir, config.sampling.output, config.export.output):
         if path:
             _require_writable(Path(path).absolute())
-    workdir = Path(config.workdir)
-    if (workdir / "config.json").exists():
-        changes.refuse_changes(workdir, changes.read_history(workdir, config))
+    states.refuse_other(config)
 
 
 def _require_writable(path: Path) -> None:

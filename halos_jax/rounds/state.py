@@ -146,12 +146,21 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
             elif is_writer:
                 intact.check_workdir(workdir, ledger)
                 is_resumed = False
+                ledger.note_gone(workdir / order.FILE)  # of other prompts, or another seed
+                (workdir / order.FILE).unlink(missing_ok=True)
                 changes.write_history(workdir, history, note=ledger.note_file)
     except BaseException:
         if lock is not None:
             os.close(lock)
         raise
     return RunInfo(workdir, is_resumed, is_writer, history, ledger, lock)
+
+
+def refuse_other(config: config_lib.Config) -> None:
+    """Raise WorkdirError where `config.workdir` holds a run that may not go on with `config`."""
+    workdir = Path(config.workdir)
+    if (workdir / changes.FILE).exists() and not _is_untouched(workdir):
+        changes.refuse_changes(workdir, changes.read_history(workdir, config))
 
 
 def join_run(config: config_lib.Config) -> RunInfo:

@@ -273,6 +273,7 @@ def test_what_is_damaged_is_set_aside_for_the_one_before_it(saved, folder, caplo
     assert names(folder) == ["00000001", "00000002"]
     with pytest.raises(CheckpointError, match=r"00000002 is incomplete.*others: 00000001"):
         reopened.restore(abstract(state))
+    assert reopened.read_round_state()["step"] == 2  # before it is set aside, too
     restored, record = reopened.restore_newest(abstract(state))
     assert_identical(restored, state)
     assert record["step"] == 2 and names(folder) == ["00000001", "00000002.damaged"]

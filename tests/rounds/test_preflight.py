@@ -104,6 +104,8 @@ def test_a_place_that_cannot_be_written_and_a_run_of_another_config(toy, tmp_pat
     config = make_config(toy, workdir)
     plain = to_dict(dataclasses.replace(config, seed=7))
     (workdir / "config.json").write_text(json.dumps(plain))
+    check_start(config, with_data=False)  # it died before it had left anything
+    (workdir / "metrics.jsonl").write_text("")
     assert "seed: 7 -> 0" in fail(config)
 
 

@@ -126,6 +126,19 @@ def test_prompts_are_sampled_in_shards_and_shards_on_disk_are_taken(tmp_path, sa
     assert stages.sample_prompts(run, None, PROMPTS, tmp_path, round=2, label="samples") == first
 
 
+def test_shards_of_another_size_are_sampled_again(tmp_path, sampled):
+    run = make_run()
+    stages.sample_prompts(run, "params", PROMPTS, tmp_path, round=2, label="samples")
+    sampled.clear()
+    larger = dataclasses.replace(CONFIG.sampling, shard_prompts=3)
+    run = make_run(config=dataclasses.replace(CONFIG, sampling=larger))
+    again = stages.sample_prompts(run, "params", PROMPTS, tmp_path, round=2, label="samples")
+    assert [ids for ids, *_ in sampled] == [["p0", "p1", "p2"], ["p3", "p4"]]
+    assert [(s.prompt.prompt_id, s.sample_id) for s in again] == [
+        (f"p{i}", j) for i in range(5) for j in range(2)
+    ]
+
+
 def test_a_signal_stops_between_two_shards(tmp_path, monkeypatch, sampled):
     stop = StopSignal()
     run = make_run(stop=stop)

@@ -13,6 +13,7 @@ import pytest
 from halos_jax import storage
 from halos_jax.config import Config, TrainConfig
 from halos_jax.rounds import state
+from halos_jax.rounds.order import Order, save_order
 from halos_jax.rounds.state import Manifest, ManifestError
 from halos_jax.storage import WorkdirError
 
@@ -200,7 +201,11 @@ def test_a_changed_config_is_refused_with_every_change(tmp_path):
 def test_a_config_that_the_run_has_died_of_may_be_mended(tmp_path):
     state.open_run(tmp_path, Config()).close()
     (tmp_path / "checkpoints").mkdir()
+    info = state.open_run(tmp_path, Config())
+    save_order(Order([], (0,), is_new=True), tmp_path, info.ledger.note_file)
+    info.close()
     state.open_run(tmp_path, Config(seed=1)).close()
+    assert not (tmp_path / "prompts.json").exists()  # the order is another one
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
     (tmp_path / "checkpoints" / "00000001").mkdir()
     with pytest.raises(WorkdirError, match="seed: 1 -> 2"):
