@@ -16,6 +16,7 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets
 from halos_jax.data.chat import Renderer
 from halos_jax.data.loading import load_renderer
+from halos_jax.data.template_door import keep_shown
 from halos_jax.errors import UserError
 from halos_jax.losses import get_loss
 from halos_jax.models import families, hf, lora
@@ -27,6 +28,7 @@ from halos_jax.rewards.parts import list_parts, part_to_reward
 from halos_jax.rounds import cuts, label_task, sample_task, single, source, start
 from halos_jax.rounds import state as states
 from halos_jax.storage import WorkdirError
+from halos_jax.types import Prompt
 
 _TRAINING = ("online", "sft", "reward_model", "align")
 
@@ -140,12 +142,14 @@ def _load_policy(config: Config) -> tuple[DecoderConfig, Renderer]:
     if config.task in _TRAINING:
         path = source.find_model("model.path", config.model.path)
         model = dataclasses.replace(config.model, path=path)
-        decoder, renderer = start.load_policy(model)
+        decoder, renderer = start.load_policy(model, config.data.control)
         if config.lora.rank and not config.lora.path:
             family = families.get_family(hf.read_hf_config(hf.resolve_model(path)))
             lora.make_adapter(config.lora, decoder, family, seed=config.seed)
     else:
-        decoder, renderer = source.load_decoder(source.find_source(config.model))
+        decoder, renderer = source.load_decoder(
+            source.find_source(config.model), config.data.control
+        )
     scores = config.task == "reward_model" or (
         config.task == "eval"
         and config.eval.on == "feedback"
@@ -166,19 +170,24 @@ def _check_data(
     train, held_out = datasets.select_train(data, config.seed), datasets.select_eval(data)
     limited = SimpleNamespace(settings=config.sampling, renderer=renderer, decoder=decoder)
     if config.task == "online":
-        prompts = datasets.load_prompts(data.train, train)
-        others = datasets.load_prompts(data.eval, held_out) if data.eval else []
+        prompts = _order_prompts(config, renderer, config.rounds.total_prompts)
+        others = _take_held_out(config, renderer) if data.eval else []
         datasets.refuse_overlap(prompts, others)
         check_records(config.reward, [*prompts, *others])
-        cuts.check_prompts(limited, (data.train, prompts), (data.eval, others))
+        skip = config.rounds.num_skip
+        used = prompts[skip : skip + config.rounds.total_prompts]
+        cuts.check_prompts(limited, (data.train, used), (data.eval, others))
     elif config.task == "sample":
-        prompts = datasets.load_prompts(data.train, train)
+        ordered = _order_prompts(config, renderer, config.sampling.num_prompts)
+        prompts = sample_task.select_prompts(config, ordered)
         cuts.check_prompts(limited, (data.train, prompts))
         if config.sampling.format == "alpacaeval":
             for prompt in prompts:
                 sample_task.read_instruction(prompt)
+        if config.sampling.best_of:
+            check_records(config.reward, prompts)
     elif config.task == "eval" and config.eval.on == "samples":
-        prompts = datasets.load_prompts(data.eval, held_out)
+        prompts = _take_held_out(config, renderer)
         check_records(config.reward, prompts)
         cuts.check_prompts(limited, (data.eval, prompts))
     elif config.task == "label":
@@ -193,3 +202,18 @@ def _check_data(
             single.load_fixed_items(
                 config, loss, renderer, path, selection, positions=decoder.max_positions
             )
+
+
+def _order_prompts(config: Config, renderer: Renderer, count: int) -> list[Prompt]:
+    """Return those of `data.train`, of which `count` behind `num_skip` are sampled; 0: all."""
+    data = config.data
+    prompts = datasets.load_prompts(data.train, datasets.select_train(data, config.seed))
+    ordered = datasets.order_prompts(prompts, config.seed)
+    needed = config.rounds.num_skip + (count or len(prompts))
+    return keep_shown(ordered, renderer, skip=data.skip_bad, count=needed)
+
+
+def _take_held_out(config: Config, renderer: Renderer) -> list[Prompt]:
+    data = config.data
+    prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
+    return keep_shown(prompts, renderer, skip=data.skip_bad)

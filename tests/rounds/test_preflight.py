@@ -14,9 +14,12 @@ from halos_jax.config import (
     ModelConfig,
     PipelineConfig,
     RewardConfig,
+    RoundsConfig,
     SamplingConfig,
     to_dict,
 )
+from halos_jax.data.datasets import load_prompts, order_prompts
+from halos_jax.data.loading import load_tokenizer
 from halos_jax.rounds.preflight import check_start, is_made
 
 RULE = "halos_jax.data.toy:score_by_rule"
@@ -80,6 +83,37 @@ def test_what_is_wrong_with_an_online_run(toy, tmp_path, changes, expected):
         message.startswith("1 error found before anything was run:\n  - ") and expected in message
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("task", ["online", "sample"])
+def test_prompts_that_the_run_does_not_sample_are_not_refused(toy, tmp_path, task):
+    """The template refuses two prompts, of which one is behind those that are sampled."""
+    lines = (toy / "prompts.jsonl").read_text().splitlines()[:6]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    data = DataConfig(train=str(tmp_path / "prompts.jsonl"))
+    config = make_config(toy, tmp_path / "run", task, data=data)
+    ordered = order_prompts(load_prompts(data.train), config.seed)
+    bad = [ordered[number].turns[-1].content for number in (1, 5)]
+
+    def refuse(texts):
+        own = load_tokenizer(str(toy / "policy")).chat_template
+        path = tmp_path / f"{len(texts)}.jinja"
+        check = f"{{%- for m in messages if m.content in {texts!r} -%}}"
+        path.write_text(check + "{{ raise_exception('no') }}{%- endfor -%}" + own)
+        return ModelConfig(path=str(toy / "policy"), chat_template=str(path))
+
+    config = dataclasses.replace(
+        config,
+        model=refuse(bad),
+        rounds=RoundsConfig(total_prompts=3, prompts_per_round=3),
+        sampling=dataclasses.replace(config.sampling, num_prompts=3),
+    )
+    assert "prompts.jsonl line" in fail(config)
+    skipping = dataclasses.replace(config, data=dataclasses.replace(data, skip_bad=True))
+    check_start(skipping, with_data=True)
+    behind = dataclasses.replace(config, rounds=RoundsConfig(2, 2, num_skip=2))
+    assert "prompts.jsonl line" in fail(behind)  # the first are looked at too, as a run does
+    check_start(dataclasses.replace(config, model=refuse(bad[1:])), with_data=True)
 
 
 def test_a_language_model_for_a_reward_and_a_dead_judge(toy, tmp_path):
