@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from halos_jax import storage
 from halos_jax.config import (
+    CheckpointConfig,
     Config,
     ConfigError,
     DataConfig,
@@ -23,9 +25,10 @@ from halos_jax.data import datasets
 from halos_jax.data.layout import LayoutMemory
 from halos_jax.devices import DeviceError
 from halos_jax.models.families import ModelError
-from halos_jax.rounds import loop
+from halos_jax.rounds import loop, timing
 from halos_jax.rounds import state as states
 from halos_jax.rounds.interrupt import Interrupted, StopSignal
+from halos_jax.rounds.ledger import open_ledger
 from halos_jax.rounds.state import Manifest, round_folder
 from halos_jax.storage import WorkdirError
 from halos_jax.types import Prompt, Turn
@@ -172,13 +175,17 @@ def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
 
 
-def test_each_round_leaves_its_policy_where_that_is_asked_for(toy, tmp_path, monkeypatch):
-    """Killed while the model of round 1 is written, the run writes it again before round 2."""
+def test_each_round_leaves_its_policy_where_that_is_asked_for(toy, tmp_path, monkeypatch, caplog):
+    """Killed while the model of round 1 is written, the run writes it again before round 2.
+
+    And with its export and its newest checkpoint damaged, it trains round 2 once more.
+    """
     config = make_config(
         toy,
         tmp_path / "run",
         rounds=RoundsConfig(total_prompts=4, prompts_per_round=2, export_each=True),
         feedback=FeedbackConfig(type="binary", threshold=0.0),
+        checkpoint=CheckpointConfig(keep=2),
         loss={"name": "kto"},
     )
     killed = dataclasses.replace(config, workdir=str(tmp_path / "killed"))
@@ -202,6 +209,66 @@ def test_each_round_leaves_its_policy_where_that_is_asked_for(toy, tmp_path, mon
     assert [one, two, last] == again
     assert one != two and two == last
     assert not (round_folder(tmp_path / "run", 0) / "model").exists()
+
+    before = {path: path.read_bytes() for path in (tmp_path / "run" / "rounds").rglob("*.json*")}
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    chunks = max(newest.glob("state/**/d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(chunks.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunks.write_bytes(data)
+    (tmp_path / "run" / "final" / "model.safetensors").unlink()
+    loop.run_online(config, StopSignal())
+    assert "00000002 is incomplete or corrupt" in caplog.text
+    assert "the training of round 2 is lost" in caplog.text
+    folders = [round_folder(tmp_path / "run", 2) / "model", tmp_path / "run" / "final"]
+    assert [(folder / "model.safetensors").read_bytes() for folder in folders] == [last, last]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_policy_that_is_trained_again_forgets_what_it_has_sampled(tmp_path, monkeypatch):
+    """And when its save begins, nothing is missing that only this process knows."""
+    called, ledger = [], open_ledger(tmp_path)
+    folder = round_folder(tmp_path, 1)
+    folder.mkdir(parents=True)
+    manifest = Manifest(round=1)
+    for stage in ("sample", "score", "feedback"):
+        manifest = states.commit_stage(folder, manifest, stage, ledger=ledger)
+
+    def note(name, result=None):
+        def call(run, *arguments, **_):
+            times = [one["stage"] for one in timing.read_times(tmp_path)]
+            called.append((name, times))
+            return result
+
+        return call
+
+    for name in ("forget_samples", "save_round"):
+        monkeypatch.setattr(loop.stages, name, note(name))
+    monkeypatch.setattr(loop.stages, "train_stage", note("train_stage", "trained"))
+    run = SimpleNamespace(
+        workdir=tmp_path,
+        ledger=ledger,
+        is_writer=True,
+        stop=StopSignal(),
+        prompts=[],
+        held_out=[],
+        config=Config(),
+        trainer=SimpleNamespace(),
+        layouts=LayoutMemory(),
+        checkpoints=SimpleNamespace(finish=lambda: called.append(("finish", []))),
+    )
+    state = SimpleNamespace(step=0, params=None)
+    position = loop.Position(state, round=0)
+    loop._run_round(run, position, manifest, folder, None)
+    assert called == [("forget_samples", []), ("train_stage", []), ("save_round", ["train"])]
+    assert (position.state, position.round) == ("trained", 1)
+    # What is trained, and whose checkpoint is on disk, is neither forgotten nor trained again.
+    called.clear()
+    loop._run_round(run, position, manifest, folder, None)
+    assert called == []
+    assert position.settle().next_stage is None and called == [("finish", [])]
+    manifest_path = folder / "manifest.json"
+    assert ledger.find(manifest_path)["sha256"] == storage.hash_file(manifest_path)
 
 
 def test_memory_that_ends_in_training_names_the_round_and_the_same_command_goes_on(
