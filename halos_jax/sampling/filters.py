@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _BITS = 30  # of the patterns of [0, 1]
 
@@ -53,9 +54,11 @@ def mask_unknown(logits: jax.Array, unknown: tuple[tuple[int, int], ...]) -> jax
     """Return the logits f32[S, V] with -inf in the ranges `unknown`; the very same if none."""
     if not unknown:
         return logits
-    ids = jax.lax.broadcasted_iota(jnp.int32, (1, logits.shape[-1]), 1)
-    inside = [(ids >= start) & (ids < stop) for start, stop in unknown]
-    return jnp.where(functools.reduce(jnp.logical_or, inside), -jnp.inf, logits)
+    # A table and no comparisons: a vocabulary may have holes by the thousand.
+    masked = np.zeros(logits.shape[-1], bool)
+    for start, stop in unknown:
+        masked[start:stop] = True
+    return jnp.where(masked, -jnp.inf, logits)
 
 
 def sum_above(weights: jax.Array, logits: jax.Array, cutoffs: jax.Array) -> jax.Array:

@@ -106,3 +106,14 @@ def test_only_ids_that_no_token_has_are_masked():
     assert filters.mask_unknown(logits, ()) is logits
     masked = filters.mask_unknown(logits, ((0, 1), (60, 61)))
     assert np.flatnonzero(np.isinf(masked[1])).tolist() == [0, 60]
+
+
+def test_a_vocabulary_with_many_holes_costs_no_more_than_one_with_few():
+    def count_operations(ranges):
+        run = jax.jit(functools.partial(filters.mask_unknown, unknown=ranges))
+        return run.lower(jnp.zeros((2, 4000))).as_text().count("stablehlo.")
+
+    holes = tuple((start, start + 1) for start in range(1, 4000, 2))
+    masked = filters.mask_unknown(jnp.zeros((2, 4000)), holes)
+    assert np.flatnonzero(np.isinf(masked[0])).tolist() == list(range(1, 4000, 2))
+    assert count_operations(holes) == count_operations(holes[:1])
