@@ -14,6 +14,7 @@ from halos_jax.config import FeedbackConfig, TrainConfig
 from halos_jax.data.layout import LayoutMemory
 from halos_jax.losses import get_loss
 from halos_jax.rounds import loop, stages
+from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.position import Position
 from halos_jax.rounds.state import Manifest
 from tests.rounds.test_stages import CONFIG, PROMPTS, make_run, make_sample
@@ -249,6 +250,7 @@ def test_a_round_hands_its_policy_from_stage_to_stage(tmp_path, monkeypatch):
         workdir=tmp_path,
         checkpoints=SimpleNamespace(finish=lambda: recorded.calls.append(("finish",))),
         layouts=LayoutMemory(),
+        budget=Budget(total_prompts=len(PROMPTS), prompts_per_round=1),
     )
     settled = []
     position = Position(before, 2, stage_step=3, settle=lambda: settled.append(len(recorded.calls)))
