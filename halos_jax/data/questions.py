@@ -10,6 +10,9 @@ from halos_jax.data.turns import ASKING, add_context, find_context, read_context
 from halos_jax.field_names import CHATS, PROMPTS
 from halos_jax.types import Prompt, Turn
 
+# What of a conversation is no part of the prompt, where the answer stands in another field.
+_BEHIND = "{}[behind-the-question]"
+
 
 def read_prompt(fields: Fields) -> Prompt:
     """Return the prompt of any record, for somebody to answer.
@@ -19,6 +22,7 @@ def read_prompt(fields: Fields) -> Prompt:
     field, turns, whole = read_question(fields)
     prompt = make_prompt(fields, turns)
     hidden = {fields.name_of(field)} if whole else set()
+    fields.left.discard(_BEHIND.format(fields.name_of(field)))  # it is in `extra`
     return dataclasses.replace(prompt, extra=read_extra(fields, hidden))
 
 
@@ -40,6 +44,8 @@ def read_question(fields: Fields) -> tuple[str, tuple[Turn, ...], bool]:
         return field, turns[:-1], False
     if field in CHATS:
         last = max((i for i, turn in enumerate(turns) if turn.role in ASKING), default=-1)
+        if last + 1 < len(turns):
+            fields.leave([_BEHIND.format(fields.name_of(field))])
         return field, turns[: last + 1], last + 1 == len(turns)
     if turns == (Turn("user", fields.peek(field)),):  # a text, and no turns in the text of a table
         further = ("input", "context") if field == "instruction" else ()

@@ -254,6 +254,10 @@ def test_common_shapes_are_read_whole(record, prompt, answer):
         ({"prompt": DIALOG, "completion": "a", "history": [["x", "y"]]}, {"history"}),
         ({"messages": [*DIALOG, turn("assistant", "a") | {"id": 1}]}, {"messages[].id"}),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"rejected"}),
+        (
+            {"messages": [turn("user", "q"), turn("assistant", "x")], "chosen": "a"},
+            {"messages[behind-the-question]"},
+        ),
     ],
 )
 def test_what_is_not_read_is_known(record, unread):

@@ -160,7 +160,12 @@ def check_whole(record, found, unread):
     for field, text in list_texts(record):
         head, _, key = field.partition("[].")
         known = NO_TEXT & {head, key.partition("[]")[0], field.rpartition(".")[2]}
-        said = unread & {head, field, f"{head}[].{key.partition('[]')[0]}"}
+        said = unread & {
+            head,
+            field,
+            f"{head}[].{key.partition('[]')[0]}",
+            f"{head}[behind-the-question]",
+        }
         parsed = [one for one in list_any(text) if one not in joined]
         assert text in joined or known or said or (list_any(text) and not parsed), (field, text)
     if numbers.get("label") is not None and "label" in record:
