@@ -44,6 +44,7 @@ from halos_jax.sampling.sampler import make_sampler
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported, take_policy
 from halos_jax.training.loop import Dataset
+from halos_jax.training.optim import warn_of_rounding
 from halos_jax.training.state import count_bytes
 
 logger = logging.getLogger(__name__)
@@ -254,14 +255,10 @@ def _make_run(
         save_order(order, info.workdir, info.ledger.note_file)
     loss = get_loss(config.loss)
     config, steps = lay_out(config, info.history, budget, len(prompts), order)
-    trainer = training.make_trainer(
-        config,
-        decoder,
-        loss,
-        mesh,
-        total_steps=steps,
-        frozen=load_frozen(config, decoder, mesh),
-    )
+    frozen = load_frozen(config, decoder, mesh)
+    if frozen is None:  # an adapter starts at zero, where no update is too small
+        warn_of_rounding(config.optimizer, decoder.params_dtype)
+    trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
     storage.require_space(info.workdir, count_bytes(trainer.abstract_state), "a checkpoint")
     trainer = dataclasses.replace(trainer, check=stop.check)
     logger.info(

@@ -30,7 +30,7 @@ from halos_jax.rounds.start import load_frozen, load_policy, load_start, refuse_
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported
 from halos_jax.training.loop import Dataset, Trainer
-from halos_jax.training.optim import keep_warmup
+from halos_jax.training.optim import keep_warmup, warn_of_rounding
 from halos_jax.training.state import count_bytes
 from halos_jax.types import Item, TrainState
 
@@ -98,6 +98,8 @@ def _train(
     cuts = [count for count in info.history.list_values("data.n_examples")[:-1] if count]
     config, steps = _lay_out(config, info, len(items), cuts)
     frozen = load_frozen(config, decoder, mesh)
+    if frozen is None:  # an adapter starts at zero, where no update is too small
+        warn_of_rounding(config.optimizer, decoder.params_dtype)
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
     storage.require_space(info.workdir, count_bytes(trainer.abstract_state.params), "the result")
     trainer = dataclasses.replace(trainer, check=stop.check)
