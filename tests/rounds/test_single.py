@@ -327,3 +327,23 @@ def test_memory_that_ends_in_training_names_the_task(toy, data, tmp_path, monkey
     config = make_config(toy, tmp_path, "sft", data / "pairs.jsonl", "")
     with pytest.raises(DeviceError, match=r"in task sft .*; lower train\.tokens_per_device"):
         run(config)
+
+
+@pytest.mark.parametrize(("dtype", "rank"), [("bfloat16", 0), ("bfloat16", 2), ("float32", 0)])
+def test_weights_that_bfloat16_will_not_move_are_said(
+    toy, data, tmp_path, monkeypatch, caplog, dtype, rank
+):
+    def stop(*_, **__):
+        raise Interrupted
+
+    monkeypatch.setattr(single.training, "make_trainer", stop)
+    config = make_config(toy, tmp_path, "sft", data / "pairs.jsonl", "")
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, params_dtype=dtype),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=5e-7),
+        lora=LoraConfig(rank=rank),
+    )
+    with pytest.raises(Interrupted):
+        run(config)
+    assert ("bfloat16 rounds away" in caplog.text) == (dtype == "bfloat16" and not rank)
