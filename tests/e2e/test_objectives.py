@@ -118,7 +118,7 @@ def test_rounds_raise_the_reward(program, tmp_path, loss):
         "rounds.prompts_per_round=5",
         "train.batch_size=1",
         "train.eval_every=0",
-        "optimizer.learning_rate=0.03",
+        "optimizer.learning_rate=0.02",
     )
     assert (code, errors) == (0, ""), output
     rewards = read_metric(workdir, "reward_eval")
