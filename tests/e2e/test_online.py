@@ -50,7 +50,7 @@ def test_a_reward_function_and_prompts_that_run_out(program, tmp_path):
         "reward.function=tests.e2e.rewards:score_length",
     )
     assert (code, errors) == (0, "")
-    assert "no prompts are left after round 2" in output
+    assert "8 prompts are enough for 2 of 11 rounds (rounds.total_prompts=64)" in output
     used = read_ids(workdir, 1) + read_ids(workdir, 2)
     first = {prompt.prompt_id for prompt in datasets.load_prompts(str(tmp_path / "prompts.jsonl"))}
     assert used == [name for name in order if name in first]
