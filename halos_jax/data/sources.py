@@ -100,6 +100,25 @@ def is_named(source: str) -> bool:
     return (source.rpartition("@")[0] or source) in HUB_SETS
 
 
+def find_folder(source: str) -> str:
+    """Return the folder of this machine that a source means, without its split; "" is none."""
+    folder = source if os.path.isdir(source) else source.rpartition("@")[0]
+    return folder if os.path.isdir(folder) else ""
+
+
+def may_read(folder: str, name: str) -> bool:
+    """Say whether a file of a folder may be one of records, by its name inside of the folder."""
+    return _is_records(name) or _is_listed(folder)
+
+
+def is_taken(source: str, name: str) -> bool:
+    """Say whether a file has its place in the source of a folder because of its name alone."""
+    folder = find_folder(source)
+    split = "" if folder == source else source.rpartition("@")[2]
+    is_split = not split or _name_split(name) == _SPLITS.get(split, split)
+    return _is_records(name) and is_split and not _is_listed(folder)
+
+
 def _read_source(source: str, edits: Edits, on_bad: OnBad) -> Iterator[Fields]:
     files = _list_files(source)
     if files is None:
@@ -177,10 +196,7 @@ def _list_folder(folder: str, split: str = "") -> list[str]:
         for parent, files in _walk(folder)
         for name in files
     )
-    names = [name for name in names if not any(part[0] in "._" for part in name.split(os.sep))]
-    names = [
-        name for name in names if _SUFFIX.search(name) and os.path.basename(name) not in _NO_RECORDS
-    ]
+    names = [name for name in names if _is_records(name)]
     splits = {name: _name_split(name) for name in names}
     found = sorted({one for one in splits.values() if one})
     if split:
@@ -196,6 +212,17 @@ def _list_folder(folder: str, split: str = "") -> list[str]:
     if names:
         _log_files(f"{folder}@{split}" if split else folder, names)
     return [os.path.join(folder, name) for name in names]
+
+
+def _is_listed(folder: str) -> bool:
+    """Say whether a folder itself says which of its files are read, as saved data sets do."""
+    return is_saved(folder) or _is_described(folder)
+
+
+def _is_records(name: str) -> bool:
+    is_hidden = any(part[0] in "._" for part in name.split(os.sep))
+    known = _SUFFIX.search(name) and os.path.basename(name) not in _NO_RECORDS
+    return bool(known) and not is_hidden
 
 
 def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:

@@ -66,7 +66,7 @@ class History:
     @property
     def has_more(self) -> bool:
         """Whether a run that was complete has been given more to do, and has not done it yet."""
-        return bool(self.pick("growing")) or not all(
+        return bool(_pick_more(self)) or not all(
             segment.get("exported", True) for segment in self.segments
         )
 
@@ -212,7 +212,8 @@ def describe_changes(history: History) -> list[str]:
         elif role == "tuning":
             lines.append(f"{one}; from here on")
         elif role == "growing":
-            lines.append(f"{one}; the run goes on with more")
+            more = "the run goes on with more" if _adds(one, history) else "for rounds to come"
+            lines.append(f"{one}; {more}")
         elif role == "result" and one.mark.place:
             lines.append(f"{one}; it holds the same")
     return lines
@@ -228,7 +229,7 @@ def record_changes(history: History, grown: Mapping[str, Any], **where: Any) -> 
     if not (matter or grown):
         return dataclasses.replace(history, changes=())
     segment = {**where, "changed": {**{one.path: [one.old, one.new] for one in matter}, **grown}}
-    if grown or history.pick("growing"):
+    if grown or _pick_more(history):
         segment["exported"] = False
     return dataclasses.replace(history, changes=(), segments=(*history.segments, segment))
 
@@ -240,6 +241,16 @@ def close_segments(history: History) -> History:
         for segment in map(dict, history.segments)
     ]
     return dataclasses.replace(history, segments=tuple(segments))
+
+
+def _pick_more(history: History) -> list[Change]:
+    return [one for one in history.pick("growing") if _adds(one, history)]
+
+
+def _adds(change: Change, history: History) -> bool:
+    """Tell whether a growing field gives more to do to a run that is complete."""
+    # The rounds of an online run that are trained stay as they are.
+    return (history.config.task, change.path) != ("online", "train.epochs")
 
 
 def _draws_by_place(config: Config) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 
 from halos_jax import places, roles, storage
 from halos_jax.config import Config, ConfigError
+from halos_jax.data.sources import find_folder, is_taken, may_read
 from halos_jax.models import hf
 from halos_jax.reward_config import PartConfig, RewardConfig
 from halos_jax.rewards.parts import list_parts
@@ -26,7 +27,7 @@ from halos_jax.rounds import final, fingerprints, source
 from halos_jax.rounds.fingerprints import Verdict
 from halos_jax.rounds.intact import INPUTS
 from halos_jax.rounds.ledger import Ledger
-from halos_jax.rounds.trees import MODEL_FILES
+from halos_jax.rounds.trees import is_read
 from halos_jax.storage import WorkdirError
 
 logger = logging.getLogger(__name__)
@@ -88,12 +89,13 @@ def check_inputs(
       What has grown. The user's own code may change too: that is said.
 
     Raises:
-      ConfigError: listing every file that is not what it was.
+      ConfigError: listing every file that is not what it was; or where the workdir lies among the
+        data.
     """
     if not ledger.is_writer:
         return []
     path = ledger.workdir / INPUTS
-    known = _read(path) if is_begun and ledger.find(path) else {}
+    known = _drop_unread(_read(path) if is_begun and ledger.find(path) else {}, config)
     files, code = list_inputs(config), _list_code(config)
     if policy is not None:
         files["model.path"] = [("", policy)]
@@ -117,7 +119,7 @@ def list_inputs(config: Config) -> dict[str, list[tuple[str, Path]]]:
     for field, text, kind in roles.list_places(config):
         if _is_read(field, config):
             if kind == "source":
-                files = list(_list_data(text))
+                files = list(_list_data(field, text, Path(config.workdir).resolve()))
             elif kind == "model":
                 files = list(_list_model(text, weights=config.task != "label" or "reward" in field))
             else:
@@ -148,6 +150,26 @@ def compare_inputs(known: Mapping[str, list[Mapping[str, Any]]], files: Files) -
         if verdict != "same":
             changes.append(Change(field, path, verdict))
     return changes
+
+
+def _drop_unread(known: Mapping[str, list[Any]], config: Config) -> dict[str, list[Any]]:
+    """Return what is known without the files that a version which took all of a folder recorded."""
+    kept = dict(known)
+    for field, text, kind in roles.list_places(config):
+        names = places.split_names(text, "source") if kind == "source" else []
+
+        def is_wanted(name: str, kind=kind, names=names) -> bool:
+            if kind == "model":
+                return not name or is_read(name)
+            number, _, inside = name.partition(":")
+            if not inside or not int(number) < len(names):
+                return True
+            folder = find_folder(names[int(number)])
+            return not folder or may_read(folder, inside)
+
+        if kind in ("model", "source") and field in kept:
+            kept[field] = [entry for entry in kept[field] if is_wanted(entry["name"])]
+    return kept
 
 
 def _is_read(field: str, config: Config) -> bool:
@@ -190,16 +212,26 @@ def _list_rewards(config: Config) -> dict[str, RewardConfig | PartConfig]:
     }
 
 
-def _list_data(text: str) -> Iterator[tuple[str, Path]]:
+def _list_data(field: str, text: str, workdir: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files of a source; of a folder those that its reader takes."""
     for number, name in enumerate(places.split_names(text, "source")):
         before = f"{number}:"
-        folder = name if os.path.isdir(name) else name.rpartition("@")[0]
+        folder = find_folder(name)
         if os.path.isfile(name):
             yield before, Path(name)
-        elif folder and os.path.isdir(folder):
+        elif folder:
             for path in sorted(Path(folder).rglob("*")):
-                if path.is_file():
-                    yield f"{before}{path.relative_to(folder).as_posix()}", path
+                inside = path.relative_to(folder).as_posix()
+                if not (path.is_file() and may_read(folder, inside)):
+                    continue
+                if not path.resolve().is_relative_to(workdir):
+                    yield f"{before}{inside}", path
+                elif is_taken(name, inside):
+                    raise ConfigError(
+                        f"workdir: got {str(workdir)!r}, which lies in {field}={name!r}, so that "
+                        f"the run would read its own files ({inside}) as records; allowed: a "
+                        "folder outside of it"
+                    )
         elif any(sign in name for sign in "*?["):
             for path in sorted(glob.glob(name, recursive=True)):
                 if os.path.isfile(path):
@@ -213,8 +245,8 @@ def _list_model(text: str, *, weights: bool) -> Iterator[tuple[str, Path]]:
     except hf.ModelError:
         return  # who reads it says what is wrong
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        known = path.name.endswith(MODEL_FILES) or path.name.startswith("tokenizer")
-        if path.is_file() and known and (weights or path.suffix != ".safetensors"):
+        is_wanted = is_read(path.name) and (weights or path.suffix != ".safetensors")
+        if path.is_file() and is_wanted:
             yield path.name, path
 
 

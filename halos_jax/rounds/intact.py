@@ -45,11 +45,10 @@ def check_workdir(workdir: Path, ledger: Ledger, *, remade: Collection[str] = ()
     """
     wrong = []
     for name, entry in list(ledger.entries.items()):
-        if (
-            _is_shard(name)
-            or _is_checkpoint(name)
-            or (name in remade and (workdir / name).exists())
-        ):
+        if _is_shard(name) or _is_checkpoint(name):
+            continue
+        if name in remade and (workdir / name).exists():
+            ledger.undo(name)  # else what stood there, and is whole, would be taken for damaged
             continue
         problem = ledgers.check_entry(workdir, name, entry)
         if problem is None or ledger.undo(name) or name in remade:

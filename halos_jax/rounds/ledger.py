@@ -105,6 +105,8 @@ class Ledger:
         problem = check_entry(self.workdir, path, before) if before else None
         if problem or (before is None and (self.workdir / path).exists()):
             return False
+        if check_entry(self.workdir, path, self.entries[path]) is None:
+            return False  # both lines fit: it has happened
         self.note(self.workdir / path, **(before or {"gone": True}))
         return True
 

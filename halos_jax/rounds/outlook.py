@@ -45,6 +45,15 @@ def find_place(checkpoints: Checkpoints) -> dict[str, int]:
     return {"round": record["round"] + (not record["in_stage"]), "step": record["step"]}
 
 
+def refuse_no_rounds(budget: Budget, num_prompts: int) -> None:
+    """Raise ConfigError where an order of so many prompts has none for any round."""
+    if not budget.count_rounds(num_prompts):
+        raise ConfigError(
+            f"rounds.num_skip: got {budget.num_skip}, but data.train has {num_prompts} prompts, so "
+            "none is left for a round; allowed: fewer than there are; lower it, or add prompts"
+        )
+
+
 def lay_out(
     config: Config, history: History, budget: Budget, num_prompts: int, order: Order
 ) -> tuple[Config, int]:
@@ -57,11 +66,7 @@ def lay_out(
     Raises:
       ConfigError: where there is no prompt for any round.
     """
-    if not budget.count_rounds(num_prompts):
-        raise ConfigError(
-            f"rounds.num_skip: got {budget.num_skip}, but data.train has {num_prompts} prompts, so "
-            "none is left for a round; allowed: fewer than there are; lower it, or add prompts"
-        )
+    refuse_no_rounds(budget, num_prompts)
     shortage = describe_shortage(budget, num_prompts)
     if shortage:
         logger.warning("%s", shortage)

@@ -27,6 +27,8 @@ from halos_jax.rewards.judge import probe_judge
 from halos_jax.rewards.parts import list_parts, part_to_reward
 from halos_jax.rounds import cuts, label_task, sample_task, single, source, start
 from halos_jax.rounds import state as states
+from halos_jax.rounds.budget import Budget
+from halos_jax.rounds.outlook import refuse_no_rounds
 from halos_jax.storage import WorkdirError
 from halos_jax.types import Prompt
 
@@ -98,19 +100,30 @@ def _uses_reward(config: Config) -> bool:
 
 def _check_places(config: Config) -> None:
     """Raise WorkdirError where the run cannot write, or may not go on with this config."""
-    for path in (config.workdir, config.sampling.output, config.export.output):
+    for field, path in (
+        ("workdir", config.workdir),
+        ("sampling.output", config.sampling.output),
+        ("export.output", config.export.output),
+    ):
         if path:
-            _require_writable(Path(path).absolute())
+            path = Path(path).expanduser().absolute()
+            _require_writable(field, path, is_folder=field != "sampling.output")
     states.refuse_other(config)
 
 
-def _require_writable(path: Path) -> None:
+def _require_writable(field: str, path: Path, *, is_folder: bool) -> None:
     present = next(one for one in (path, *path.parents) if one.exists())
-    if not present.is_dir() and present != path:
-        raise WorkdirError(f"workdir: {present} is a file, but {path} needs a folder there")
+    if not present.is_dir() and (is_folder or present != path):
+        wanted = path if is_folder else path.parent
+        raise WorkdirError(
+            f"{field}: {present} is a file, but {wanted} is to be a folder; choose another place, "
+            "or move the file away"
+        )
+    if path.is_dir() and not is_folder:
+        raise WorkdirError(f"{field}: {path} is a folder; allowed: the name of a file")
     if not os.access(present, os.W_OK):
         raise WorkdirError(
-            f"workdir: {present} cannot be written, so {path} cannot be made; give yourself write "
+            f"{field}: {present} cannot be written, so {path} cannot be made; give yourself write "
             "permission, or choose another folder"
         )
 
@@ -174,8 +187,10 @@ def _check_data(
         others = _take_held_out(config, renderer) if data.eval else []
         datasets.refuse_overlap(prompts, others)
         check_records(config.reward, [*prompts, *others])
-        skip = config.rounds.num_skip
-        used = prompts[skip : skip + config.rounds.total_prompts]
+        rounds, skip = config.rounds, config.rounds.num_skip
+        budget = Budget(rounds.total_prompts, rounds.prompts_per_round, skip)
+        refuse_no_rounds(budget, len(prompts))
+        used = prompts[skip : skip + rounds.total_prompts]
         cuts.check_prompts(limited, (data.train, used), (data.eval, others))
     elif config.task == "sample":
         ordered = _order_prompts(config, renderer, config.sampling.num_prompts)

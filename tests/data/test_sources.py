@@ -7,7 +7,13 @@ import pytest
 
 from halos_jax.data import hub
 from halos_jax.data.fields import Edits, RecordError
-from halos_jax.data.sources import find_benchmarks, read_sources
+from halos_jax.data.sources import (
+    find_benchmarks,
+    find_folder,
+    is_taken,
+    may_read,
+    read_sources,
+)
 
 
 @pytest.fixture
@@ -210,3 +216,20 @@ def test_links_in_a_circle_repeat_no_file(tmp_path):
     (tmp_path / "a" / "to").symlink_to(tmp_path / "b")
     (tmp_path / "b" / "back").symlink_to(tmp_path / "a")
     assert len(list(read_sources(str(tmp_path / "a")))) == 1
+
+
+def test_which_files_of_a_folder_count(tmp_path):
+    folder = str(tmp_path)
+    assert [find_folder(name) for name in (folder, f"{folder}@train", "a/b@train", "a")] == [
+        folder,
+        folder,
+        "",
+        "",
+    ]
+    names = ("x.jsonl", "sub/train.csv", ".x.jsonl", "notes.md", "dataset_info.json")
+    assert [may_read(folder, name) for name in names] == [True, True, False, False, False]
+    assert [is_taken(folder, name) for name in names] == [True, True, False, False, False]
+    assert [is_taken(f"{folder}@train", name) for name in names[:2]] == [False, True]
+    for name in ("dataset_info.json", "state.json"):  # of a saved data set, which says it itself
+        (tmp_path / name).write_text("{}")
+    assert may_read(folder, "state.json") and not is_taken(folder, "x.jsonl")

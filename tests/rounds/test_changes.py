@@ -222,3 +222,20 @@ def test_the_judges_address_may_change(tmp_path):
     start(tmp_path, Config(reward=RewardConfig(judge=judge)), step=0)
     assert recorded(tmp_path)["reward"]["judge"]["url"] == "http://other:8000/v1"
     assert "segments" not in recorded(tmp_path)
+
+
+def test_more_epochs_of_an_online_run_are_for_rounds_to_come(tmp_path, caplog):
+    """They give a run that is complete nothing to do; more prompts do."""
+    caplog.set_level(logging.INFO)
+    start(tmp_path, Config(), round=1, step=0)
+    longer = Config(train=TrainConfig(epochs=2))
+    info = start(tmp_path, longer)
+    assert info.history.pick("growing") and not info.history.has_more
+    info = start(tmp_path, longer, round=3, step=8)
+    assert "train.epochs: 1 -> 2; for rounds to come" in caplog.text
+    assert "goes on with more" not in caplog.text and not info.history.has_more
+    assert [info.history.value_in("train.epochs", round) for round in (2, 3)] == [1, 2]
+    more = dataclasses.replace(longer, rounds=RoundsConfig(total_prompts=4096))
+    info = start(tmp_path, more, round=3, step=8)
+    assert "rounds.total_prompts: 2048 -> 4096; the run goes on with more" in caplog.text
+    assert info.history.has_more

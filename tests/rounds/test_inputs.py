@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from halos_jax import storage
 from halos_jax.config import Config, ConfigError, DataConfig, LoraConfig, ModelConfig
 from halos_jax.reward_config import JudgeConfig, RewardConfig
 from halos_jax.rounds import inputs
@@ -159,6 +160,54 @@ def test_sources_of_several_files_and_folders(folder):
         start(config)
     assert "many/z.jsonl was not there" in str(error.value)
     assert "eval.jsonl holds something else" in str(error.value)
+
+
+def test_what_no_reader_takes_may_be_added(folder):
+    (folder / "many").mkdir()
+    (folder / "many" / "x.jsonl").write_text("{}\n")
+    config = make_config(folder, data=DataConfig(train=str(folder / "many")))
+    start(config, is_begun=False)
+    for name in ("policy/notes.txt", "policy/eval_results.json", "many/README.md", "many/.x.json"):
+        (folder / name).write_text("mine")
+    assert start(config) == []
+
+
+def test_what_an_older_version_has_recorded_and_nobody_reads_is_not_missed(folder):
+    (folder / "many").mkdir()
+    for name in ("many/x.jsonl", "many/y.txt", "z.txt"):
+        (folder / name).write_text("{}\n")
+    train = f"{folder / 'many'},{folder}/z.*"
+    config = make_config(folder, data=DataConfig(train=train))
+    start(config, is_begun=False)
+    known = recorded(folder)
+    known["model.path"].append({"name": "notes.txt", "path": "notes.txt", "size": 1})
+    known["data.train"].append({"name": "0:y.txt", "path": "many/y.txt", "size": 1})
+    ledger, path = open_ledger(folder / "run"), folder / "run" / "inputs.json"
+    storage.write_json_atomic(path, known, note=ledger.note_file)
+    assert start(config) == []
+    (folder / "z.txt").unlink()  # a pattern takes what it says
+    with pytest.raises(ConfigError, match=r"data\.train: .*z\.txt is missing"):
+        start(config)
+
+
+def test_a_workdir_among_the_data_is_left_out_or_refused(folder):
+    """A split takes the files of its name; a folder without one would take the run's own too."""
+    (folder / "many").mkdir()
+    (folder / "many" / "train.jsonl").write_text("{}\n")
+    config = make_config(folder, workdir=str(folder / "many" / "run"))
+    split = dataclasses.replace(config, data=DataConfig(train=f"{folder / 'many'}@train"))
+    start(split, is_begun=False)
+    (folder / "many" / "run" / "metrics.jsonl").write_text("{}\n")
+    assert start(split) == []
+    found = inputs.list_inputs(split)["data.train"]
+    assert found == [("0:train.jsonl", folder / "many" / "train.jsonl")]
+    named = dataclasses.replace(split, workdir=str(folder / "many" / "train-run"))
+    whole = dataclasses.replace(config, data=DataConfig(train=str(folder / "many")))
+    for refused in (whole, named):
+        Path(refused.workdir).mkdir(exist_ok=True)
+        (Path(refused.workdir) / "config.json").write_text("{}")
+        with pytest.raises(ConfigError, match=r"workdir: got .*lies in data\.train=.*own files"):
+            start(refused, is_begun=False)
 
 
 def test_the_users_code_may_change_and_that_is_said_once(folder, caplog):

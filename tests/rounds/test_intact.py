@@ -10,6 +10,7 @@ from halos_jax.config import Config
 from halos_jax.data import records
 from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.rounds import state as states
+from halos_jax.rounds.final import find_damage
 from halos_jax.rounds.ledger import open_ledger
 from halos_jax.rounds.state import Manifest, round_folder
 from halos_jax.storage import WorkdirError
@@ -243,3 +244,23 @@ def test_a_run_that_has_left_nothing_may_be_begun_anew(tmp_path):
     start_again = states.open_run(tmp_path, Config(seed=1))
     assert not start_again.is_resumed
     start_again.close()
+
+
+def test_an_export_that_was_announced_over_a_whole_one_is_taken_back(workdir, caplog):
+    """A run that grew was killed between the ledger's line and the exchange of the folders."""
+    final, new = workdir / "final", workdir / "new"
+    for folder, text in ((final, "old"), (new, "new")):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(text)
+    with_ledger(workdir, lambda workdir, ledger: ledger.note_tree(final, final))
+    with_ledger(workdir, lambda workdir, ledger: ledger.note_tree(final, new))
+    assert find_damage(final, open_ledger(workdir)) == ["final/model.safetensors is damaged"]
+    start(workdir)
+    assert find_damage(final, open_ledger(workdir)) == []
+    # One that was exchanged stays as the last line says, and one that is neither is left to others.
+    with_ledger(workdir, lambda workdir, ledger: ledger.note_tree(final, new))
+    for text, wrong in (("new", []), ("bad", ["final/model.safetensors is damaged"])):
+        (final / "model.safetensors").write_text(text)
+        start(workdir)
+        assert find_damage(final, open_ledger(workdir)) == wrong
+    assert not caplog.records

@@ -188,3 +188,15 @@ def test_a_full_disk_leaves_no_half_line(filled, tmp_path, monkeypatch, function
     assert (tmp_path / ledgers.FILE).read_bytes() == before
     put(filled, "d.json", b"4")
     assert open_ledger(tmp_path).head == filled.head
+
+
+def test_a_line_that_has_happened_is_kept_though_the_one_before_fits_too(tmp_path):
+    """A folder that has grown by a file which no reader takes is both."""
+    ledger, folder = open_ledger(tmp_path), tmp_path / "final"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    ledger.note_tree(folder, folder)
+    (folder / "README.md").write_text("new")
+    ledger.note_tree(folder, folder)
+    assert not ledger.undo("final")
+    assert set(ledger.find(folder)["files"]) == {"README.md", "config.json"}

@@ -174,3 +174,28 @@ def test_all_that_is_wrong_is_said_together(toy, tmp_path):
 def test_a_path_is_made_where_a_stage_before_leaves_its_files(tmp_path):
     assert is_made(str(tmp_path / "sft" / "final"), [tmp_path / "sft"])
     assert not is_made(str(tmp_path / "sft2"), [tmp_path / "sft"]) and not is_made("", [tmp_path])
+
+
+@pytest.mark.parametrize("task", ["online", "sample"])
+def test_a_check_refuses_to_leave_out_all_prompts(toy, tmp_path, task):
+    count = len(load_prompts(str(toy / "prompts.jsonl")))
+    for skip in (count, count + 1):
+        config = make_config(toy, tmp_path / "run", task, rounds=RoundsConfig(4, 2, num_skip=skip))
+        assert f"rounds.num_skip{'=' if task == 'sample' else ': got '}{skip}" in fail(config)
+    check_start(
+        dataclasses.replace(config, rounds=RoundsConfig(4, 2, num_skip=count - 1)), with_data=True
+    )
+
+
+def test_a_file_in_the_place_of_a_folder_and_a_folder_in_that_of_a_file(toy, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    message = fail(make_config(toy, tmp_path / "file"), with_data=False)
+    assert f"workdir: {tmp_path / 'file'} is a file, but" in message
+    config = make_config(toy, tmp_path / "run", "sample")
+
+    def with_output(path):
+        sampling = dataclasses.replace(config.sampling, output=str(path))
+        return dataclasses.replace(config, sampling=sampling)
+
+    assert f"sampling.output: {tmp_path} is a folder" in fail(with_output(tmp_path))
+    check_start(with_output(tmp_path / "file"), with_data=False)  # it is written over

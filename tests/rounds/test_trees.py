@@ -31,6 +31,28 @@ def test_what_is_not_as_it_was_written_is_named(folder):
     ]
 
 
+def test_what_no_reader_takes_may_be_added(folder):
+    files = trees.describe_tree(folder)
+    (folder / "onnx").mkdir()
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("notes.txt", "onnx/config.json", "onnx/tokenizer.json", "eval_results.json"):
+        (folder / name).write_text("mine")
+    assert trees.find_wrong(folder, files) == []
+    read = (
+        "adapter/tokenizer.json",
+        "additional_chat_templates/rag.jinja",
+        "chat_template.jinja",
+        "generation_config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.model",
+        "vocab.txt",
+    )
+    for name in read:
+        (folder / name).write_text("{}")
+    assert trees.find_wrong(folder, files) == [f"final/{name} was added" for name in read]
+
+
 def test_a_large_file_is_looked_at_by_blocks_and_whole_when_asked(folder):
     path = folder / "model.safetensors"
     with open(path, "wb") as file:
