@@ -60,7 +60,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
         if states.is_complete(info) and not has_new_prompts(info.config, info.workdir):
             states.verify_run(info.workdir)
             for change in info.history.pick("growing"):
-                logger.info("%s; for rounds to come, of which there are none", change)
+                logger.info("%s; for rounds not trained yet, of which there are none", change)
             logger.info("%s is complete: nothing to do", info.workdir)
             last = last_round(info.workdir)
             return dict(states.load_manifest(round_folder(info.workdir, last)).metrics)

@@ -232,7 +232,7 @@ def test_more_epochs_of_an_online_run_are_for_rounds_to_come(tmp_path, caplog):
     info = start(tmp_path, longer)
     assert info.history.pick("growing") and not info.history.has_more
     info = start(tmp_path, longer, round=3, step=8)
-    assert "train.epochs: 1 -> 2; for rounds to come" in caplog.text
+    assert "train.epochs: 1 -> 2; for rounds not trained yet" in caplog.text
     assert "goes on with more" not in caplog.text and not info.history.has_more
     assert [info.history.value_in("train.epochs", round) for round in (2, 3)] == [1, 2]
     more = dataclasses.replace(longer, rounds=RoundsConfig(total_prompts=4096))

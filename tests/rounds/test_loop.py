@@ -73,7 +73,7 @@ def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=7))
     caplog.clear()
     assert loop.run_online(longer, StopSignal()) == {"reward_eval": 0.5}
-    assert "-> 7; for rounds to come, of which there are none" in caplog.text
+    assert "-> 7; for rounds not trained yet, of which there are none" in caplog.text
     assert "nothing to do" in caplog.text
     # A loop that changes nothing still holds the lock while it looks, and lets it go.
     states.join_run(config).close()
