@@ -1,6 +1,7 @@
 """A run goes on: with more to do, on other devices, with less memory, at another rate."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -96,3 +97,52 @@ def test_after_a_loss_that_is_not_finite_a_smaller_rate_goes_on(program, finishe
     assert "carrying on after round 1" in output
     assert "optimizer.learning_rate: 1e+30 -> 0.01; from here on" in output
     assert read_final(workdir) == read_final(finished[0]), "nothing of the bad steps is left"
+
+
+def test_a_finished_run_goes_on_with_prompts_that_have_come(program, inputs, tmp_path):
+    workdir, file = tmp_path / "run", tmp_path / "prompts.jsonl"
+    lines = (inputs / "prompts.jsonl").read_text().splitlines(keepends=True)
+    options = ("eval=", f"train={file}")
+    options = [f"data.{option}" for option in options] + ["optimizer.warmup_steps=0"]
+    file.write_text("".join(lines[:8]))
+    code, output, errors = program.run(workdir, *options)
+    assert (code, errors) == (0, "")
+    assert "data.train: 8 prompts are enough for 2 of 2 rounds (rounds.total_prompts=12)" in output
+    first = read_final(workdir)
+    before = [read_samples(workdir, round) for round in (1, 2)]
+    file.write_text("".join(lines[:11]))
+    code, output, errors = program.run(workdir, *options)
+    assert (code, errors) == (0, "")
+    assert [read_samples(workdir, round) for round in (1, 2)] == before
+    ids = [[row["prompt_id"] for row in rows] for rows in (*before, read_samples(workdir, 3))]
+    assert [len(set(one)) for one in ids] == [6, 2, 3] and len(set().union(*ids)) == 11
+    assert read_final(workdir) != first
+    (segment,) = read_config(workdir)["segments"]
+    assert segment["changed"] == {"data.train": ["8 prompts", "11 prompts"]}
+    assert (segment["round"], segment["exported"]) == (3, True)
+    code, output, _ = program.run(workdir, *options)
+    assert code == 0 and "is complete: nothing to do" in output
+
+
+def test_more_epochs_of_a_finished_task_and_data_that_were_moved(program, inputs, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    shutil.copy(inputs / "sft.jsonl", old / "sft.jsonl")
+    options = ["task=sft", "data.eval=", "optimizer.warmup_steps=0", "checkpoint.every=0"]
+    code, _, errors = program.run(
+        tmp_path / "whole", *options, f"data.train={old}/sft.jsonl", "train.epochs=2"
+    )
+    assert (code, errors) == (0, "")
+    workdir = tmp_path / "run"
+    assert program.run(workdir, *options, f"data.train={old}/sft.jsonl")[0] == 0
+    first = read_final(workdir)
+    old.rename(new)
+    options += [f"data.train={new}/sft.jsonl", "train.epochs=2"]
+    code, output, errors = program.run(workdir, *options)
+    assert (code, errors) == (0, "")
+    assert "train.epochs: 1 -> 2; the run goes on with more" in output
+    assert "sft.jsonl'; it holds the same" in output and "carrying on after step" in output
+    assert read_final(workdir) == read_final(tmp_path / "whole") != first
+    (new / "sft.jsonl").write_text("".join(reversed((new / "sft.jsonl").open().readlines())))
+    code, _, errors = program.run(workdir, *options[:-1], "train.epochs=3")
+    assert code == 1 and "holds something else than it did" in errors

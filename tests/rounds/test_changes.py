@@ -193,6 +193,22 @@ def test_a_path_is_what_it_is_however_it_is_spelled(tmp_path, monkeypatch):
     assert "model.path" in refusal(workdir, make("M/moved"))
 
 
+def test_what_was_moved_is_judged_by_what_it_holds(tmp_path, caplog):
+    """Where the run knows that, another place is no change of the config; `inputs.py` compares."""
+    caplog.set_level(logging.INFO)
+    start(tmp_path, Config(data=DataConfig(train="old.jsonl", eval="e.jsonl")), step=0)
+    moved = Config(data=DataConfig(train="new.jsonl", eval="e.jsonl"))
+    assert "data.train: 'old.jsonl' -> 'new.jsonl' (another place)" in refusal(tmp_path, moved)
+    known = {"data.train": [{"name": "0:", "size": 3}], "data.eval": []}
+    (tmp_path / "inputs.json").write_text(json.dumps(known))
+    start(tmp_path, moved, step=2)
+    assert caplog.messages == ["data.train: 'old.jsonl' -> 'new.jsonl'; it holds the same"]
+    assert recorded(tmp_path)["data"]["train"] == "new.jsonl"
+    assert "segments" not in recorded(tmp_path)
+    other = Config(data=DataConfig(train="new.jsonl", eval="f.jsonl"))
+    assert "data.eval: 'e.jsonl' -> 'f.jsonl'" in refusal(tmp_path, other)
+
+
 def test_a_field_that_an_older_version_did_not_have_had_its_default(tmp_path):
     start(tmp_path, Config(), step=0)
     plain = recorded(tmp_path)

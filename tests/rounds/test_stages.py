@@ -163,6 +163,18 @@ def test_memory_that_ends_in_sampling_names_the_round_and_the_slots(tmp_path, mo
         stages.sample_prompts(make_run(), "params", PROMPTS, tmp_path, round=4, label="samples")
 
 
+def test_a_shard_of_other_prompts_is_sampled_again(tmp_path, sampled, caplog):
+    """Shards of two prompts, then of three: the old ones hold what is not asked for any more."""
+    caplog.set_level("INFO")
+    first = stages.sample_prompts(make_run(), "params", PROMPTS, tmp_path, round=1, label="samples")
+    sampled.clear()
+    sizes = dataclasses.replace(CONFIG.sampling, shard_prompts=3)
+    larger = make_run(config=dataclasses.replace(CONFIG, sampling=sizes))
+    again = stages.sample_prompts(larger, "params", PROMPTS, tmp_path, round=1, label="samples")
+    assert [ids for ids, *_ in sampled] == [["p0", "p1", "p2"], ["p3", "p4"]] and again == first
+    assert caplog.text.count("holds samples of other prompts by now; sampled again") == 2
+
+
 def test_a_signal_stops_inside_of_a_shard_which_is_sampled_again(tmp_path, monkeypatch, sampled):
     stop = StopSignal()
     stop.place = "round 1, stage sample"
