@@ -212,7 +212,8 @@ def describe_changes(history: History) -> list[str]:
         elif role == "tuning":
             lines.append(f"{one}; from here on")
         elif role == "growing":
-            more = "the run goes on with more" if _adds(one, history) else "for rounds not trained yet"
+            adds = _adds(one, history)
+            more = "the run goes on with more" if adds else "for rounds not trained yet"
             lines.append(f"{one}; {more}")
         elif role == "result" and one.mark.place:
             lines.append(f"{one}; it holds the same")
