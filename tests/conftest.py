@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 
 # Before jax is imported: the devices are fixed when it starts.
@@ -62,3 +63,16 @@ def mesh1():
         axis_types=(AxisType.Auto,) * len(sharding.MESH_AXES),
         devices=jax.devices()[:1],
     )
+
+
+@pytest.fixture
+def default_signals():
+    """Let Ctrl-C and SIGHUP act as in a terminal, for this process and those that it starts.
+
+    Whoever runs the tests may ignore them (`nohup`, a script's background job).
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -87,6 +87,7 @@ def test_a_refusal_of_the_first_process_ends_all(program, finished, tmp_path):
     assert other == ["OtherProcessError: process 0 of the job has stopped; its log says why"]
 
 
+@pytest.mark.usefixtures("default_signals")
 def test_ctrl_c_in_one_process_ends_all_at_one_step(program, tmp_path):
     workdir = tmp_path / "run"
     processes = start(program, workdir, "checkpoint.every=0", "train.epochs=200")

@@ -13,6 +13,7 @@ import pytest
 from halos_jax.rounds import interrupt
 from halos_jax.rounds.interrupt import EXIT_CODE, Interrupted, StopSignal, catch_signals
 
+pytestmark = pytest.mark.usefixtures("default_signals")
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP"}
 
 
