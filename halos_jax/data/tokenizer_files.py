@@ -5,6 +5,7 @@ every field that decides what a text's tokens are has its type, and what was rea
 files say.
 """
 
+import difflib
 import importlib.util
 import logging
 import os
@@ -103,6 +104,7 @@ _FILES: dict[str, _Fields] = {
     "generation_config.json": {"eos_token_id": _EOS},
     "config.json": {"eos_token_id": _EOS},
 }
+_OTHER_IDS = {"bos_token_id", "pad_token_id", "sep_token_id", "cls_token_id"}
 # Read as a whole: each of its fields is a token.
 _ADDED = "added_tokens.json"
 _TOKENIZER = "tokenizer.json"
@@ -183,16 +185,29 @@ def _read_object(path: str, name: str) -> dict[str, Any] | None:
     for field, (allowed, fits) in _FILES.get(name, {}).items():
         if not fits(read.get(field)):
             raise _fault(path, name, field, read[field], allowed)
+    _warn_of_near(file, read)
     if name == _ADDED and not _is_ids_by_token(read):
         raise _fault(path, name, "tokens", read, "an object from tokens to their ids")
     return read
 
 
+def _warn_of_near(file: Path, read: Mapping[str, Any]) -> None:
+    """Warn of names that are read by nobody and nearly those of fields that are not there."""
+    known = _FILES.get(file.name, {})
+    absent = [name for name in known if read.get(name) is None]
+    for name in read.keys() - known.keys() - _OTHER_IDS if absent else ():
+        if near := difflib.get_close_matches(name, absent, n=1, cutoff=0.9):
+            logger.warning("%s: %r is not read; did you mean %r?", file, name, near[0])
+
+
 def _check_template_file(path: str) -> None:
     file = _find_file(path, "chat_template.jinja")
     try:
-        if file is not None:
-            file.read_bytes().decode("utf-8")
+        if file is not None and not file.read_bytes().decode("utf-8").strip():
+            raise ConfigError(
+                f"model.tokenizer: {file}: got an empty file, allowed: a Jinja template; copy it "
+                "again, or remove it"
+            )
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"model.tokenizer: {file}: got what cannot be read ({error}), allowed: a Jinja "

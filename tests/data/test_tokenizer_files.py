@@ -66,7 +66,7 @@ def test_every_field_of_a_wrong_type_is_named(folder):
         (b"", "cannot be read as JSON"),
         (b"[]", "got list, allowed: an object"),
         (b'"x"', "got str, allowed: an object"),
-        (b"[" * 9000, "nested deeper than 64"),
+        (b"[" * 9000 + b"]" * 9000, "nested deeper than 64"),
         (b'{"a": "\\ud800"}', "half of a surrogate pair"),
         (b'{"a": 1, "a": 2}', "the key 'a' stands twice"),
         (b"\xff", "can't decode byte"),
@@ -108,6 +108,22 @@ def test_a_broken_tokenizer_json_is_one_message(folder, change, message):
 def test_a_template_that_is_no_text_is_named(folder):
     (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{{ x }}")
     with pytest.raises(ConfigError, match=r"chat_template.jinja: got what cannot be read .*UTF-8"):
+        open_tokenizer(str(folder))
+
+
+def test_an_empty_template_is_named_and_so_is_a_name_that_is_nearly_one(folder, caplog):
+    edit(folder / "tokenizer_config.json", eos_token=None, eos_tokens="</s>", backend="x")
+    edit(folder / "generation_config.json", eos_token_ids=3, bos_token_id=1)
+    read_eos(str(folder))
+    open_tokenizer(str(folder))
+    said = {record.message for record in caplog.records}
+    assert said == {
+        f"{folder}/tokenizer_config.json: 'eos_tokens' is not read; did you mean 'eos_token'?",
+        f"{folder}/generation_config.json: 'eos_token_ids' is not read; did you mean "
+        "'eos_token_id'?",
+    }
+    (folder / "chat_template.jinja").write_text(" \n")
+    with pytest.raises(ConfigError, match=r"chat_template.jinja: got an empty file, allowed"):
         open_tokenizer(str(folder))
 
 

@@ -118,7 +118,7 @@ def test_shards_hold_together_what_their_index_says(tmp_path):
         (lambda header: [header], "got list, allowed: an object"),
         (lambda header: {}, "its tensors take 0 bytes, but 40 follow it"),
         (lambda header: b"\xff" * 40, "can't decode byte"),
-        (lambda header: b"[" * 5000, "nested deeper than 64"),
+        (lambda header: b"[" * 5000 + b"]" * 5000, "nested deeper than 64"),
         (
             lambda header: (
                 json.dumps(header)[:-1].encode()
