@@ -115,8 +115,10 @@ def test_a_sampler_is_compiled_for_what_the_config_says(monkeypatch):
     settings = SamplingConfig(
         temperature=0.7, top_k=5, top_p=0.8, max_tokens=6, chunk=9, stop=("x",)
     )
-    tokenizer, size = renderer().tokenizer, len(renderer().tokenizer)
-    spoken = types.SimpleNamespace(tokenizer=tokenizer, stop_ids={3, 1}, stop_strings=("y",))
+    size = len(renderer().tokenizer)
+    spoken = types.SimpleNamespace(
+        token_ids=renderer().token_ids, stop_ids={3, 1}, stop_strings=("y",)
+    )
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
     made = make_sampler(settings, spoken, tiny(remat="full", vocab_size=size + 2), mesh)
     expected = decode.DecodeSettings(
