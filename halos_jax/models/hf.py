@@ -119,7 +119,7 @@ def load_params(
             logger.info("%s: weights in MXFP4 are read as numbers, and exported as such", folder)
         new = [name for name in allow_new if name in wanted and table[name].name not in tensors]
         stored = {name: leaf for name, leaf in wanted.items() if name not in new}
-        # A tied head may be stored all the same (it is checked), and a classifier needs none.
+        # A tied head may be stored all the same, and a fresh classifier has no use for one.
         ignored = {family.tensors["head"].name} if config.tie_embeddings or allow_new else set()
         expected = {
             name: shape
@@ -131,8 +131,6 @@ def load_params(
             name: (min(hf_config["vocab_size"], config.vocab_size), config.d_model) for name in rows
         }
         _check_tensors(folder, tensors, expected, ignored, family.buffers)
-        if config.tie_embeddings and not config.num_labels:
-            _check_tied(folder, tensors, *(family.tensors[path].name for path in vocab.PATHS))
         tensors |= {name: vocab.add_rows(name, tensors[name], config) for name in rows}
         flat = {name: _load(leaf, table[name], tensors) for name, leaf in stored.items()}
     if new:
@@ -198,26 +196,6 @@ def _check_tensors(
             f"{folder}: the weights do not fit the model of config.json:\n  "
             + "\n  ".join(summarize(problems))
             + "\nUse weights and a config.json of one and the same model."
-        )
-
-
-def _check_tied(
-    folder: Path, tensors: Tensors, embedding: str, head: str, tile: int = 4096
-) -> None:
-    """Raise a ModelError where a head that is stored beside a tied embedding is another one."""
-    if head not in tensors:
-        return
-    first, second = tensors[embedding], tensors[head]
-    rows = first.get_shape()[0]
-    same = first.get_shape() == second.get_shape() and all(
-        np.array_equal(*(part[start : min(start + tile, rows)] for part in (first, second)))
-        for start in range(0, rows, tile)
-    )
-    if not same:
-        raise ModelError(
-            f"{folder}: {head} is not the same as {embedding}, though config.json ties the two; "
-            "allowed: the same numbers in both, or the embedding alone; set tie_word_embeddings to "
-            "false in config.json if the model has a head of its own, else remove that tensor"
         )
 
 

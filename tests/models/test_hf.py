@@ -155,24 +155,10 @@ def test_shards_with_an_index(tmp_path, mesh):
 def test_a_tied_head_and_old_rope_buffers_are_ignored(tmp_path, mesh1):
     tensors = make_tensors()
     inv_freq = np.ones(3, np.float32)
-    embedding = tensors["model.embed_tokens.weight"]
-    stored = tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": inv_freq, HEAD: embedding}
+    stored = tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": inv_freq}
     path = write_model(tmp_path / "model", stored, tie_word_embeddings=True)
     del tensors[HEAD]
     assert_equal(load(path, mesh1), convert(tensors))
-
-
-@pytest.mark.parametrize("row", [0, 47])
-def test_a_head_of_its_own_under_a_config_that_ties_is_refused(tmp_path, mesh1, row):
-    tensors = make_tensors()
-    head = tensors["model.embed_tokens.weight"].copy()
-    head[row, -1] += 1
-    path = write_model(tmp_path / "model", tensors | {HEAD: head}, tie_word_embeddings=True)
-    with pytest.raises(ModelError, match=r"lm_head.weight is not the same as model.embed_tokens"):
-        load(path, mesh1)
-    config = dataclasses.replace(hf.load_decoder_config(path, SETTINGS), num_labels=1)
-    params = hf.load_params(path, config, mesh1, allow_new=("score",))  # which needs no head
-    np.testing.assert_array_equal(params["embed"], tensors["model.embed_tokens.weight"])
 
 
 def test_a_language_model_becomes_a_reward_model(tmp_path, mesh, mesh1):
