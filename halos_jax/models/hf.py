@@ -31,7 +31,9 @@ from halos_jax.models.families import ModelError, Tensor
 from halos_jax.models.hf_schema import list_unread
 from halos_jax.models.positions import find_max_positions
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.models.weight_files import FLOATS, Tensors, open_tensors, read_json
+from halos_jax.models.text_model import take_text_config, take_text_tensors
+from halos_jax.models.tied import has_own_head, share_embedding
+from halos_jax.models.weight_files import FLOATS, Tensors, has_weights, open_tensors, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,13 @@ def load_decoder_config(path: str, settings: ModelConfig | None = None) -> Decod
     folder = resolve_model(path)
     hf_config = read_hf_config(folder)
     config = families.make_decoder_config(hf_config, settings)
+    drawn = settings is not None and settings.random_init
+    if config.tie_embeddings and not config.num_labels and not drawn and _has_own_head(folder):
+        _warn_once(
+            f"{folder}: has a head of its own though config.json ties it to the embedding "
+            "(tie_word_embeddings): the head is read, and exported untied"
+        )
+        config = dataclasses.replace(config, tie_embeddings=False)
     if unread := list_unread(hf_config):
         _warn_once(f"{folder / 'config.json'}: not read here: {', '.join(unread)}")
     return dataclasses.replace(config, max_positions=find_max_positions(hf_config))
@@ -85,8 +94,26 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
+def _has_own_head(folder: Path) -> bool:
+    if not has_weights(folder):
+        return False
+    with contextlib.ExitStack() as stack:
+        whole = read_whole_config(folder)
+        tensors = take_text_tensors(whole, open_tensors(folder, stack))
+        return has_own_head(tensors, families.get_family(take_text_config(whole)))
+
+
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """Return the folder's config.json; ModelError where it is missing or no JSON object."""
+    """Return the folder's config.json, of a model of text and images that of the text model.
+
+    Raises:
+      ModelError: where it is missing or no JSON object.
+    """
+    return take_text_config(read_whole_config(folder))
+
+
+def read_whole_config(folder: Path) -> dict[str, Any]:
+    """Return the folder's config.json as it is; raises as `read_hf_config`."""
     read = read_json(folder / "config.json")
     if not isinstance(read, dict):
         raise ModelError(f"{folder / 'config.json'}: got {type(read).__name__}, allowed: an object")
@@ -108,12 +135,15 @@ def load_params(
         `config` says; or naming the file that cannot be read.
     """
     folder = resolve_model(path)
-    hf_config = read_hf_config(folder)
+    whole = read_whole_config(folder)
+    hf_config = take_text_config(whole)
     family = families.get_family(hf_config)
     wanted = traverse_util.flatten_dict(spec.abstract_params(config, mesh), sep="/")
     table = families.list_tensors(config, family)
     with contextlib.ExitStack() as stack:
-        tensors = open_tensors(folder, stack)
+        tensors = take_text_tensors(whole, open_tensors(folder, stack))
+        if config.tie_embeddings:
+            tensors = share_embedding(tensors, family)
         if hf_config.get("quantization_config"):  # of a kind that the family allows: this one
             tensors = mxfp4.unpack_tensors(tensors)
             logger.info("%s: weights in MXFP4 are read as numbers, and exported as such", folder)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from halos_jax.models.families import Family, ModelError
 from halos_jax.models.layouts import Tensor, join_parts
 from halos_jax.models.lora import Adapter, Frozen, Module
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.models.text_model import INSIDE, find_composite, take_text_config
 from halos_jax.models.weight_files import FLOATS, Tensors, open_file, read_header, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -80,8 +82,9 @@ def load_adapter(
     folder = hf.resolve_model(path)
     wanted = lora.abstract_trained(config, mesh, frozen.adapter)
     wanted = traverse_util.flatten_dict(wanted, sep="/")
-    table = list_tensors(frozen.adapter, config, family)
     found = _read_shapes(folder)
+    inside = any(name.startswith(_PREFIX + INSIDE) for name in found)
+    table = list_tensors(frozen.adapter, config, family, inside=inside)
     if "score" in wanted and table["score"].name not in found:
         del wanted["score"]
     expected = {
@@ -118,8 +121,9 @@ def write_adapter(
     Raises:
       ModelError: where a weight is not finite.
     """
-    family = families.get_family(hf.read_hf_config(hf.resolve_model(base)))
-    table = list_tensors(frozen.adapter, config, family)
+    whole = hf.read_whole_config(hf.resolve_model(base))
+    family, inside = families.get_family(take_text_config(whole)), find_composite(whole) is not None
+    table = list_tensors(frozen.adapter, config, family, inside=inside)
     flat = traverse_util.flatten_dict(params, sep="/")
     parts: dict[str, list[tuple[Tensor, np.ndarray]]] = {}
     for key, tensor in table.items():
@@ -135,15 +139,25 @@ def write_adapter(
     # Not by `save_file`: its file is the owner's alone, whatever the umask.
     (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
     settings = _make_settings(frozen.adapter, config, family, base)
+    if inside:  # the images' part has modules of the same names
+        settings["target_modules"] = _match_inside(frozen.adapter)
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def list_tensors(adapter: Adapter, config: DecoderConfig, family: Family) -> dict[str, Tensor]:
+def list_tensors(
+    adapter: Adapter, config: DecoderConfig, family: Family, *, inside: bool = False
+) -> dict[str, Tensor]:
     """Return, for each array that is trained, where PEFT's file has it.
 
     `lora_A` is [R, in] and `lora_B` [out, R]: the weight's own layout, with R on one of its sides.
+    `inside` says that the base is the text model in a model of text and images.
     """
     weights = families.list_tensors(config, family)
+    if inside:
+        weights = {
+            path: dataclasses.replace(tensor, name=re.sub(r"^model\.", INSIDE, tensor.name))
+            for path, tensor in weights.items()
+        }
     table = {}
     for module in adapter.modules:
         for path in module.paths:
@@ -184,6 +198,12 @@ def _make_settings(
         "init_lora_weights": True,
         "inference_mode": True,
     }
+
+
+def _match_inside(adapter: Adapter) -> str:
+    """Return PEFT's pattern of the adapted modules of the text model, and of no others."""
+    names = "|".join(re.escape(module.name) for module in adapter.modules)
+    return rf"{re.escape(INSIDE)}layers\.\d+\.({names})"
 
 
 def _name_target(module: Module, modules: tuple[Module, ...]) -> str:

@@ -58,6 +58,11 @@ def read_json(file: Path) -> Any:
         raise ModelError(f"{file}: cannot be read as JSON: {error}; copy it again") from error
 
 
+def has_weights(folder: Path) -> bool:
+    """Tell whether the folder has what `open_tensors` opens."""
+    return (folder / INDEX).exists() or (folder / SINGLE).exists()
+
+
 def open_tensors(folder: Path, stack: contextlib.ExitStack) -> Tensors:
     """Open the folder's weight files; tensors are read when they are sliced.
 

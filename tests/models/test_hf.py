@@ -155,6 +155,7 @@ def test_shards_with_an_index(tmp_path, mesh):
 def test_a_tied_head_and_old_rope_buffers_are_ignored(tmp_path, mesh1):
     tensors = make_tensors()
     inv_freq = np.ones(3, np.float32)
+    tensors[HEAD] = tensors["model.embed_tokens.weight"].copy()
     stored = tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": inv_freq}
     path = write_model(tmp_path / "model", stored, tie_word_embeddings=True)
     del tensors[HEAD]
