@@ -12,8 +12,7 @@ from typing import Literal
 
 import jax
 
-from halos_jax import schema
-from halos_jax.config import Config
+from halos_jax.config import Config, schema
 from halos_jax.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from pathlib import Path
 from absl import app, flags
 
 from halos_jax import config as config_lib
-from halos_jax.command_line import refuse_arguments, take_check
+from halos_jax.cli.command_line import refuse_arguments, take_check
+from halos_jax.cli.overrides import apply_overrides, split_overrides
+from halos_jax.cli.presets import explain_absent, load_preset
 from halos_jax.config import Config, ConfigError
 from halos_jax.errors import UserError
-from halos_jax.overrides import apply_overrides, split_overrides
-from halos_jax.presets import explain_absent, load_preset
 
 _CONFIG = flags.DEFINE_string("config", None, "A preset, e.g. configs/quickstart.py.")
 
@@ -30,14 +30,14 @@ def main(overrides: list[tuple[str, str]]) -> None:
     frozen = config_lib.freeze(config, errors=errors, checks=[_check_objective])
     _start_jax(frozen)
     if frozen.mode == "check" or frozen.task == "pipeline":
-        from halos_jax.rounds.preflight import check_start
+        from halos_jax.tasks.preflight import check_start
 
         check_start(frozen, with_data=frozen.mode == "check")
     if frozen.mode == "check":
         logger.info("checked: nothing to mend; the weights were not read, and nothing was written")
         return
-    from halos_jax.rounds.interrupt import catch_signals
     from halos_jax.sharding import wait_for_all
+    from halos_jax.workdir.interrupt import catch_signals
 
     with catch_signals() as stop:
         metrics = run_task(frozen, stop)
@@ -86,26 +86,26 @@ def _find_task(name: str) -> Callable:
 
         return run_bench
     if name == "online":
-        from halos_jax.rounds.loop import run_online
+        from halos_jax.tasks.online import run_online
 
         return run_online
     if name == "sample":
-        from halos_jax.rounds.sample_task import run_sampling
+        from halos_jax.tasks.sample import run_sampling
 
         return run_sampling
     if name == "label":
-        from halos_jax.rounds.label_task import run_labelling
+        from halos_jax.tasks.label import run_labelling
 
         return run_labelling
     if name == "eval":
-        from halos_jax.rounds.eval_task import run_evaluation
+        from halos_jax.tasks.eval import run_evaluation
 
         return run_evaluation
     if name == "export":
-        from halos_jax.rounds.export_task import run_export
+        from halos_jax.tasks.export import run_export
 
         return run_export
-    from halos_jax.rounds.single import run_training
+    from halos_jax.tasks.train import run_training
 
     return run_training
 

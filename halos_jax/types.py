@@ -31,7 +31,7 @@ class Turn:
     """One message of a conversation.
 
     `further` holds what else it says (calls of tools, a name, its reasoning, and what the first
-    turn says for all of them) as JSON text, so that turns stay hashable; see `data/turns.py`.
+    turn says for all of them) as JSON text, so that turns stay hashable (`data/records/turns.py`).
     `learned` is false for an answer that is only read.
     """
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set everything up and run the tests, two at a time; arguments go on to pytest:
 #
-#   bash launch/test.sh tests/test_config.py -k freeze
+#   bash launch/test.sh tests/config/test_settings.py -k freeze
 #
 # HALOS_JAX_PARITY=1 installs torch as well (several GB), which some tests compare with; they are
 # skipped without it.

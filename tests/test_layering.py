@@ -9,14 +9,19 @@ PACKAGE = "halos_jax"
 
 # A module imports only from lower levels, or from its own subpackage.
 LEVELS = (
-    {"aliases", "errors", "field_names", "roles"},
-    {"places", "schema", "limits", "reward_config", "sections", "storage", "json_text"},
-    {"types", "config"},
-    {"overrides", "sharding", "metrics", "losses", "user_code", "devices"},
-    {"processes"},
-    {"models", "data", "command_line", "presets"},
+    {"errors", "json_text"},
+    {"storage"},
+    {"config"},
+    {"types"},
+    {"sharding", "metrics", "losses", "user_code", "devices", "packing"},
+    {"processes", "cli"},
+    {"models", "data"},
     {"sampling", "rewards", "training"},
+    {"workdir"},
+    {"checkpoints"},
+    {"policies"},
     {"rounds"},
+    {"tasks"},
     {"bench"},
     {"main"},
 )
@@ -24,14 +29,14 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 # Third-party package -> the only files of the package that may import it.
 CONFINED = {
-    "orbax": {"rounds/checkpoints.py"},
-    "ml_collections": {"config.py", "overrides.py", "presets.py"},
+    "orbax": {"checkpoints/store.py"},
+    "ml_collections": {"config/settings.py", "cli/overrides.py", "cli/presets.py"},
     "transformers": {
-        "models/hf.py",
-        "models/families.py",
-        "models/export.py",
-        "data/loading.py",
-        "data/tokenizer_files.py",
+        "models/files/hf.py",
+        "models/hf/families.py",
+        "models/files/export.py",
+        "data/chat/loading.py",
+        "data/chat/tokenizer_files.py",
         "data/toy.py",
     },
     "torch": set(),
@@ -155,13 +160,13 @@ def plant(root: Path, **files: str) -> Path:
 def test_a_lawful_tree_passes(tmp_path):
     package = plant(
         tmp_path,
-        config="import ml_collections\n",
+        config__settings="import ml_collections\n",
         sharding="from halos_jax.config import Config\nfrom halos_jax import types\n",
         models__spec="import jax\nfrom halos_jax import sharding\n",
         models__decoder="from halos_jax.models import spec\nfrom . import layers\n",
         models__layers="from halos_jax.models.spec import x\n",
-        rounds__checkpoints="import orbax.checkpoint as ocp\n",
-        main="from halos_jax.rounds import checkpoints\n",
+        checkpoints__store="import orbax.checkpoint as ocp\n",
+        main="from halos_jax.checkpoints import store\n",
     )
     assert find_violations(package) == []
 
@@ -174,7 +179,7 @@ def test_upward_and_sideways_imports_are_found(tmp_path):
         data__chat="from ..models.hf import load\n",
         sampling__filters="from halos_jax.training import optim\n",
         training__step="from halos_jax import rewards\n",
-        types="from halos_jax import config\n",
+        types="from halos_jax import models\n",
     )
     found = find_violations(package)
     assert [line.split(":")[0] for line in found] == [

@@ -9,23 +9,29 @@ from absl import app
 
 from halos_jax import config as config_lib
 from halos_jax import main
-from halos_jax.config import Config, ConfigError, PipelineConfig, SamplingConfig, TrainConfig
-from halos_jax.data.fields import RecordError
+from halos_jax.checkpoints.store import CheckpointError
+from halos_jax.cli.overrides import apply_overrides, split_overrides
+from halos_jax.config import (
+    Config,
+    ConfigError,
+    PipelineConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from halos_jax.data.records.fields import RecordError
 from halos_jax.data.toy import run_toy_data
 from halos_jax.metrics import MetricsError, NonFiniteError
-from halos_jax.models.families import ModelError
-from halos_jax.overrides import apply_overrides, split_overrides
+from halos_jax.models.hf.families import ModelError
 from halos_jax.rewards.scorers import RewardError
-from halos_jax.rounds.checkpoints import CheckpointError
-from halos_jax.rounds.eval_task import run_evaluation
-from halos_jax.rounds.export_task import run_export
-from halos_jax.rounds.interrupt import Interrupted
-from halos_jax.rounds.label_task import run_labelling
-from halos_jax.rounds.loop import run_online
-from halos_jax.rounds.sample_task import run_sampling
-from halos_jax.rounds.single import run_training
-from halos_jax.rounds.state import ManifestError
 from halos_jax.storage import WorkdirError
+from halos_jax.tasks.eval import run_evaluation
+from halos_jax.tasks.export import run_export
+from halos_jax.tasks.label import run_labelling
+from halos_jax.tasks.online import run_online
+from halos_jax.tasks.sample import run_sampling
+from halos_jax.tasks.train import run_training
+from halos_jax.workdir.interrupt import Interrupted
+from halos_jax.workdir.state import ManifestError
 
 EXPLAINED = [
     CheckpointError,

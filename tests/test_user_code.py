@@ -6,7 +6,12 @@ import pytest
 
 from halos_jax.config import ConfigError
 from halos_jax.errors import UserError
-from halos_jax.user_code import UserCodeError, describe_raised, explain_errors, import_function
+from halos_jax.user_code import (
+    UserCodeError,
+    describe_raised,
+    explain_errors,
+    import_function,
+)
 
 MODULE = """\
 import json

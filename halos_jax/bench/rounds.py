@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 from halos_jax.bench.training import draw_params
 from halos_jax.bench.workloads import ARCHITECTURES, Case, make_decoder
 from halos_jax.config import Config, ModelConfig
-from halos_jax.data.records import make_prompt_id, write_records
+from halos_jax.data.records.formats import make_prompt_id, write_records
 from halos_jax.data.toy import make_tokenizer
-from halos_jax.models.export import save_model
-from halos_jax.rounds.interrupt import StopSignal
-from halos_jax.rounds.loop import run_online
-from halos_jax.rounds.timing import read_times
+from halos_jax.models.files.export import save_model
+from halos_jax.tasks.online import run_online
 from halos_jax.types import Turn
+from halos_jax.workdir.interrupt import StopSignal
+from halos_jax.workdir.timing import read_times
 
 # The second is reported, up to the start of the third: in the first everything compiles, and what
 # is left to do when a round's stages are over, the next one waits for.

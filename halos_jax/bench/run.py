@@ -19,7 +19,7 @@ from halos_jax.bench.sampling import peak_memory_gib, run_sampling_case
 from halos_jax.bench.training import run_forward_case, run_training_case
 from halos_jax.bench.workloads import CASES, get_case
 from halos_jax.config import Config, ConfigError
-from halos_jax.rounds.interrupt import StopSignal
+from halos_jax.workdir.interrupt import StopSignal
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from halos_jax.config import ModelConfig
-from halos_jax.models.families import make_decoder_config
+from halos_jax.models.hf.families import make_decoder_config
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.types import CHOSEN, MISMATCHED, REJECTED, TARGET, Item
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from halos_jax.data.chat import Renderer
-from halos_jax.data.fields import RecordError
+from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.lengths import (
     Lengths,
     cut_prompt,
@@ -15,6 +14,7 @@ from halos_jax.data.lengths import (
     is_truncated,
     report_truncated,
 )
+from halos_jax.data.records.fields import RecordError
 from halos_jax.data.tokenize import Texts
 from halos_jax.types import TARGET, Completion, Demonstration, Item, Turn
 

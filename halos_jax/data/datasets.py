@@ -10,23 +10,31 @@ from typing import Any, TypeVar
 import numpy as np
 
 from halos_jax.config import ConfigError, DataConfig
-from halos_jax.data.edits import make_edits
-from halos_jax.data.fields import NO_EDITS, Edits, Fields, RecordError
-from halos_jax.data.questions import read_prompt
-from halos_jax.data.records import digest
-from halos_jax.data.shapes import (
+from halos_jax.data.records.edits import make_edits
+from halos_jax.data.records.fields import NO_EDITS, Edits, Fields, RecordError
+from halos_jax.data.records.formats import digest
+from halos_jax.data.records.questions import read_prompt
+from halos_jax.data.records.shapes import (
     is_feedback,
     read_demonstration,
     read_judgement,
     read_preference,
     read_scored,
 )
-from halos_jax.data.sources import find_benchmarks, read_sources
+from halos_jax.data.records.sources import find_benchmarks, read_sources
+from halos_jax.data.records.turns import turns_to_record
+from halos_jax.data.records.unread import Tally
 from halos_jax.data.targets import Targets
 from halos_jax.data.tokenize import split_preferences
-from halos_jax.data.turns import turns_to_record
-from halos_jax.data.unread import Tally
-from halos_jax.types import Completion, Demonstration, Judgement, Preference, Prompt, Sample, Turn
+from halos_jax.types import (
+    Completion,
+    Demonstration,
+    Judgement,
+    Preference,
+    Prompt,
+    Sample,
+    Turn,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from halos_jax.data import datasets
-from halos_jax.data.chat import Renderer
+from halos_jax.data.chat.renderer import Renderer
+from halos_jax.data.chat.template_door import make_shown
 from halos_jax.data.conversations import make_target_items
 from halos_jax.data.datasets import ALL, Selection
-from halos_jax.data.fields import RecordError, shorten
 from halos_jax.data.lengths import Cuts, Lengths
-from halos_jax.data.template_door import make_shown
+from halos_jax.data.records.fields import RecordError, shorten
 from halos_jax.data.token_ids import check_ids
 from halos_jax.data.tokenize import (
     make_answer_items,

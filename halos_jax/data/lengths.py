@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from halos_jax.config import Config, ConfigError
-from halos_jax.data.chat import Renderer
+from halos_jax.data.chat.renderer import Renderer
 from halos_jax.types import FINISH_LENGTH, Completion, Sample, Turn
 
 logger = logging.getLogger(__name__)

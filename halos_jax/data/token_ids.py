@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from halos_jax.data.chat import Renderer
-from halos_jax.data.fields import RecordError
+from halos_jax.data.chat.renderer import Renderer
+from halos_jax.data.records.fields import RecordError
 from halos_jax.types import Preference, Sample
 
 

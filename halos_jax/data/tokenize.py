@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from halos_jax.data.chat import Renderer
+from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.lengths import (
     Lengths,
     cut_prompt,

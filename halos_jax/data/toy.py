@@ -18,7 +18,11 @@ import jax
 
 from halos_jax import sharding
 from halos_jax.config import Config, ToyConfig
-from halos_jax.data.records import make_prompt_id, preference_to_record, write_records
+from halos_jax.data.records.formats import (
+    make_prompt_id,
+    preference_to_record,
+    write_records,
+)
 from halos_jax.types import Completion, Preference, Prompt, Turn
 
 PAD, UNKNOWN, BOS, ANSWER, END = "<|pad|>", "<|unk|>", "<|bos|>", "<|answer|>", "<|im_end|>"

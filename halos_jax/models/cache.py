@@ -13,10 +13,10 @@ from flax import struct
 
 from halos_jax import sharding
 from halos_jax.models import decoder
-from halos_jax.models.attention import attend_cache, attend_rows
+from halos_jax.models.attention.backends import attend_cache, attend_rows
+from halos_jax.models.attention.rope import make_rotations
 from halos_jax.models.head import project_logits
 from halos_jax.models.lora import take_layer
-from halos_jax.models.rope import make_rotations
 from halos_jax.models.spec import DecoderConfig, list_layer_kinds, make_spec
 from halos_jax.sharding import constrain
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from halos_jax.models import layers
-from halos_jax.models.attention import attend_rows, attend_view, choose_backend
-from halos_jax.models.dense import Scoring
+from halos_jax.models.attention.backends import attend_rows, attend_view, choose_backend
+from halos_jax.models.attention.dense import Scoring
+from halos_jax.models.attention.rope import Rotate, make_rotations
 from halos_jax.models.gating import compute_gated_scores
 from halos_jax.models.head import (
     compute_token_logps,
@@ -18,7 +19,6 @@ from halos_jax.models.head import (
 )
 from halos_jax.models.lookup import look_up_tokens, take_positions
 from halos_jax.models.quantized import Quantized, dequantize
-from halos_jax.models.rope import Rotate, make_rotations
 from halos_jax.models.spec import DecoderConfig, LayerKind, list_layer_kinds
 from halos_jax.sharding import constrain
 from halos_jax.types import Batch

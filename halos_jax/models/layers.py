@@ -13,8 +13,8 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from halos_jax.models.activations import ACTIVATIONS
+from halos_jax.models.attention.rope import Rotate
 from halos_jax.models.experts import run_experts
-from halos_jax.models.rope import Rotate
 from halos_jax.models.spec import DecoderConfig
 
 Weights = dict[str, Any]

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from halos_jax import sharding
 from halos_jax.config import LoraConfig
 from halos_jax.models import spec
-from halos_jax.models.families import Family, ModelError, list_tensors
+from halos_jax.models.hf.families import Family, ModelError, list_tensors
 from halos_jax.models.layers import Dropout
 from halos_jax.models.quantized import Quantized, dequantize, quantize
 from halos_jax.models.spec import DecoderConfig, ParamSpec

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from halos_jax.models.families import ModelError
+from halos_jax.models.hf.families import ModelError
 
 # NormalFloat-4 has a scale for so many weights of an output, int8 one for all of them.
 _TILE = 64

@@ -1,0 +1,1 @@
+"""Rewards: models, functions and judges, and the feedback made of their scores."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 from halos_jax.config import Config
 from halos_jax.data.items import SMALLEST_CLASS
-from halos_jax.data.records import digest
+from halos_jax.data.records.formats import digest
 from halos_jax.types import FINISH_LENGTH, Completion, Judgement, Preference, Sample, Turn
 
 logger = logging.getLogger(__name__)

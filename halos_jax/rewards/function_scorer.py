@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from halos_jax.config import ConfigError
-from halos_jax.data.fields import shorten
-from halos_jax.data.turns import turns_to_record
-from halos_jax.reward_config import RewardConfig
+from halos_jax.config.rewards import RewardConfig
+from halos_jax.data.records.fields import shorten
+from halos_jax.data.records.turns import turns_to_record
 from halos_jax.rewards import functions
 from halos_jax.rewards.functions import ReferenceAnswerError
 from halos_jax.rewards.labels import RewardError, Scorer

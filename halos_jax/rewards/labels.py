@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from halos_jax.config import RewardConfig
-from halos_jax.data.fields import Fields
-from halos_jax.data.reading import read_records
+from halos_jax.data.records.fields import Fields
+from halos_jax.data.records.reading import read_records
 from halos_jax.errors import UserError
 from halos_jax.types import FINISH_LENGTH, Sample
 

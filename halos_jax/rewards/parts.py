@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from halos_jax import limits, schema
-from halos_jax.config import Config, ConfigError
-from halos_jax.reward_config import PartConfig, RewardConfig
+from halos_jax.config import Config, ConfigError, limits, schema
+from halos_jax.config.rewards import PartConfig, RewardConfig
 from halos_jax.rewards.labels import Labels, RewardError, Scorer
 from halos_jax.types import Sample
 

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from halos_jax.config import Config
-from halos_jax.data.chat import Renderer
-from halos_jax.data.loading import load_renderer
-from halos_jax.models import hf
-from halos_jax.reward_config import RewardConfig
+from halos_jax.config.rewards import RewardConfig
+from halos_jax.data.chat.loading import load_renderer
+from halos_jax.data.chat.renderer import Renderer
+from halos_jax.models.files import hf
 from halos_jax.types import FINISH_STOP, Sample, Turn
 
 logger = logging.getLogger(__name__)

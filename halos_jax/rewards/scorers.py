@@ -11,18 +11,19 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config import Config, ConfigError
-from halos_jax.data.batches import build_batch, plan_batches, split_scores
-from halos_jax.data.chat import Renderer
-from halos_jax.data.layout import Layout, LayoutMemory
+from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.lengths import Tally, report_positions
 from halos_jax.data.tokenize import make_group_items
 from halos_jax.devices import explain_memory
 from halos_jax.metrics import make_progress
-from halos_jax.models import decoder, hf, vocab
-from halos_jax.models.positions import refuse_longer
+from halos_jax.models import decoder
+from halos_jax.models.files import hf, vocab
+from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.packing.batches import build_batch, plan_batches, split_scores
+from halos_jax.packing.layout import Layout, LayoutMemory
 from halos_jax.rewards.function_scorer import make_function_scorer
-from halos_jax.rewards.judge import make_judge_scorer, probe_judge
+from halos_jax.rewards.judge.scorer import make_judge_scorer, probe_judge
 from halos_jax.rewards.labels import RewardError, Scorer
 from halos_jax.rewards.parts import list_parts, make_sum_scorer, part_to_reward
 from halos_jax.rewards.read_at import load_reward_renderer, make_preparer

@@ -1,0 +1,1 @@
+"""What a round of the online loop consists of."""

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from halos_jax.rounds import intact, trees
-from halos_jax.rounds import ledger as ledgers
-from halos_jax.rounds import state as states
-from halos_jax.rounds.shelf import Shelf
-from halos_jax.rounds.state import ManifestError
+from halos_jax.checkpoints.shelf import Shelf
+from halos_jax.workdir import intact, trees
+from halos_jax.workdir import ledger as ledgers
+from halos_jax.workdir import state as states
+from halos_jax.workdir.state import ManifestError
 
 
 def audit_workdir(workdir: Path) -> list[str]:

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable
 
 from halos_jax.config import FeedbackConfig
-from halos_jax.data.batches import count_steps
 from halos_jax.losses.registry import Items
+from halos_jax.packing.batches import count_steps
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from halos_jax.config import SamplingConfig
-from halos_jax.data.chat import Renderer
+from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.lengths import Tally, report_positions, report_prompts
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.sampling.sampler import render_prefix

@@ -14,8 +14,7 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets
 from halos_jax.storage import Note, WorkdirError, write_json_atomic
 from halos_jax.types import Prompt
-
-FILE = "prompts.json"
+from halos_jax.workdir.intact import PROMPTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ def load_order(config: Config, workdir: Path) -> Order:
       ConfigError: where a prompt that the run has known is gone or has another text.
     """
     selection = datasets.select_train(config.data, config.seed)
-    known = _read(workdir / FILE)
+    known = _read(workdir / PROMPTS)
     if known is None:
         prompts = datasets.load_prompts(config.data.train, selection)
         return Order(datasets.order_prompts(prompts, config.seed), (len(prompts),), is_new=True)
@@ -79,12 +78,12 @@ def save_order(order: Order, workdir: Path, note: Note | None = None) -> None:
         part = order.prompts[start : start + size]
         groups.append([[prompt.prompt_id, _hash(prompt)] for prompt in part])
         start += size
-    write_json_atomic(workdir / FILE, {"groups": groups}, note=note)
+    write_json_atomic(workdir / PROMPTS, {"groups": groups}, note=note)
 
 
 def count_known(workdir: Path) -> int | None:
     """Return how many prompts the run in `workdir` has known; None where it has none yet."""
-    known = _read(workdir / FILE)
+    known = _read(workdir / PROMPTS)
     return None if known is None else sum(map(len, known))
 
 

@@ -4,15 +4,15 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from halos_jax.checkpoints.store import Checkpoints
 from halos_jax.config import Config, ConfigError
 from halos_jax.errors import UserError
 from halos_jax.losses import get_loss
-from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget, describe_shortage, expect_examples, expect_steps
-from halos_jax.rounds.changes import History
-from halos_jax.rounds.checkpoints import Checkpoints
 from halos_jax.rounds.order import Order, count_known, load_order
 from halos_jax.training.optim import keep_warmup
+from halos_jax.workdir import state as states
+from halos_jax.workdir.changes import History
 
 logger = logging.getLogger(__name__)
 

@@ -5,13 +5,13 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from halos_jax.rounds.checkpoints import CheckpointError, Checkpoints
+from halos_jax.checkpoints.store import CheckpointError, Checkpoints
+from halos_jax.policies.start import load_start
 from halos_jax.rounds.stages import Run
-from halos_jax.rounds.start import load_start
-from halos_jax.rounds.state import Manifest
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Trainer
 from halos_jax.types import TrainState
+from halos_jax.workdir.state import Manifest
 
 logger = logging.getLogger(__name__)
 

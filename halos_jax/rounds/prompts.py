@@ -2,8 +2,8 @@
 
 from halos_jax.config import Config
 from halos_jax.data import datasets
-from halos_jax.data.chat import Renderer
-from halos_jax.data.template_door import keep_shown
+from halos_jax.data.chat.renderer import Renderer
+from halos_jax.data.chat.template_door import keep_shown
 from halos_jax.rounds.order import Order
 from halos_jax.types import Prompt
 

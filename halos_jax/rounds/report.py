@@ -3,9 +3,9 @@
 import logging
 from pathlib import Path
 
-from halos_jax.rounds import state as states
-from halos_jax.rounds.state import Manifest, round_folder
-from halos_jax.rounds.timing import format_times
+from halos_jax.workdir import state as states
+from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir.timing import format_times
 
 logger = logging.getLogger(__name__)
 

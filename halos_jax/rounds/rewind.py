@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 from halos_jax import sharding, storage
-from halos_jax.rounds import state as states
-from halos_jax.rounds.checkpoints import CheckpointError
-from halos_jax.rounds.ledger import Ledger
-from halos_jax.rounds.state import Manifest, round_folder
+from halos_jax.checkpoints.store import CheckpointError
+from halos_jax.workdir import state as states
+from halos_jax.workdir.ledger import Ledger
+from halos_jax.workdir.state import Manifest, round_folder
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from halos_jax import sharding
+from halos_jax.checkpoints.store import Checkpoints
 from halos_jax.config import Config
-from halos_jax.data import reading, records
-from halos_jax.data.chat import Renderer
+from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.items import load_items, report_balance
-from halos_jax.data.layout import LayoutMemory
 from halos_jax.data.lengths import Lengths, make_lengths
+from halos_jax.data.records import formats as records
+from halos_jax.data.records import reading
 from halos_jax.devices import explain_memory
 from halos_jax.metrics import MetricWriter, make_progress
+from halos_jax.packing.layout import LayoutMemory
 from halos_jax.rewards.feedback import (
     make_groups,
     make_judgements,
@@ -36,15 +38,14 @@ from halos_jax.rewards.labels import (
     read_scores,
 )
 from halos_jax.rounds.budget import Budget
-from halos_jax.rounds.checkpoints import Checkpoints
 from halos_jax.rounds.cuts import report_samples
-from halos_jax.rounds.interrupt import StopSignal
-from halos_jax.rounds.ledger import Ledger
-from halos_jax.rounds.state import round_folder
 from halos_jax.sampling.sampler import Sampler, sample_shard
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.types import Item, Prompt, Sample, TrainState
+from halos_jax.workdir.interrupt import StopSignal
+from halos_jax.workdir.ledger import Ledger
+from halos_jax.workdir.state import round_folder
 
 logger = logging.getLogger(__name__)
 

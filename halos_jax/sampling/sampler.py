@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config import SamplingConfig
-from halos_jax.data.chat import Renderer
-from halos_jax.data.layout import round_shape
+from halos_jax.data.chat.renderer import Renderer
 from halos_jax.metrics import NonFiniteError
-from halos_jax.models import vocab
-from halos_jax.models.positions import refuse_longer
+from halos_jax.models.files import vocab
+from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.packing.layout import round_shape
 from halos_jax.sampling import decode
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample
 

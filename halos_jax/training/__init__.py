@@ -1,0 +1,1 @@
+"""The optimizer's state, its step and the loop of steps."""

@@ -13,14 +13,14 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config import Config
-from halos_jax.data.batches import Plan, build_batch, plan_batches, split_logps
-from halos_jax.data.layout import LayoutMemory
-from halos_jax.data.token_values import Collected, TokenValues
 from halos_jax.losses import Loss, average_metrics
 from halos_jax.metrics import MetricWriter, make_progress
 from halos_jax.models.lora import Frozen, abstract_trained
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.models.value import abstract_value_params, init_value_params
+from halos_jax.packing.batches import Plan, build_batch, plan_batches, split_logps
+from halos_jax.packing.layout import LayoutMemory
+from halos_jax.packing.token_values import Collected, TokenValues
 from halos_jax.training import inputs, optim, step
 from halos_jax.training.followers import Followers, take_averaged
 from halos_jax.training.state import init_state, make_abstract_state

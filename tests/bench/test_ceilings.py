@@ -4,7 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from halos_jax.bench.ceilings import count_decode_bytes, count_forward_flops, measure_ceilings
+from halos_jax.bench.ceilings import (
+    count_decode_bytes,
+    count_forward_flops,
+    measure_ceilings,
+)
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.types import CHOSEN, REJECTED, Item
 

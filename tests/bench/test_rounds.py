@@ -5,7 +5,7 @@ from pathlib import Path
 
 from halos_jax.bench.rounds import run_round_case
 from halos_jax.bench.workloads import get_case
-from halos_jax.rounds.interrupt import StopSignal
+from halos_jax.workdir.interrupt import StopSignal
 
 
 def test_every_stage_has_its_seconds(config, mesh):

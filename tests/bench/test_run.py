@@ -8,7 +8,7 @@ import pytest
 
 from halos_jax.bench import run as bench
 from halos_jax.config import ConfigError
-from halos_jax.rounds.interrupt import StopSignal
+from halos_jax.workdir.interrupt import StopSignal
 
 
 def test_a_line_of_json_a_case(config, capsys):

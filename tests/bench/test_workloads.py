@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from halos_jax.bench.workloads import CASES, get_case, load_lengths, make_decoder, make_items
+from halos_jax.bench.workloads import (
+    CASES,
+    get_case,
+    load_lengths,
+    make_decoder,
+    make_items,
+)
 from halos_jax.config import ModelConfig
 from halos_jax.models.spec import count_params
 from halos_jax.types import MISMATCHED, TARGET

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from halos_jax.data.chat import make_renderer
+from halos_jax.data.chat.renderer import make_renderer
 from halos_jax.data.conversations import make_target_items
 from halos_jax.data.lengths import Lengths
 from halos_jax.types import FINISH_LENGTH, TARGET, Completion, Demonstration, Prompt, Turn

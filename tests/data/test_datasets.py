@@ -23,7 +23,7 @@ from halos_jax.data.datasets import (
     select_train,
     warn_of_benchmarks,
 )
-from halos_jax.data.fields import Edits, RecordError
+from halos_jax.data.records.fields import Edits, RecordError
 from halos_jax.types import Prompt, Turn
 
 

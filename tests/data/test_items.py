@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from halos_jax.data.datasets import Selection, load_judgements, load_scored
-from halos_jax.data.fields import RecordError
 from halos_jax.data.items import load_items, report_balance, warn_of_classes
 from halos_jax.data.lengths import Lengths
+from halos_jax.data.records.fields import RecordError
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item
 
 

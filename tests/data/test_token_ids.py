@@ -2,11 +2,19 @@
 
 import pytest
 
-from halos_jax.data.chat import make_renderer
-from halos_jax.data.fields import RecordError
+from halos_jax.data.chat.renderer import make_renderer
+from halos_jax.data.records.fields import RecordError
 from halos_jax.data.token_ids import check_ids
-from halos_jax.types import Completion, Demonstration, Judgement, Preference, Prompt, Sample, Turn
-from tests.data.test_template import TEMPLATES, make_tokenizer
+from halos_jax.types import (
+    Completion,
+    Demonstration,
+    Judgement,
+    Preference,
+    Prompt,
+    Sample,
+    Turn,
+)
+from tests.data.chat.test_template import TEMPLATES, make_tokenizer
 
 PROMPT = Prompt("p", (Turn("user", "q"),), place="a.jsonl line 7")
 

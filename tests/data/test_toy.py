@@ -7,9 +7,9 @@ from transformers import AutoTokenizer
 
 from halos_jax.config import Config, ToyConfig
 from halos_jax.data import toy
-from halos_jax.data.chat import make_renderer
+from halos_jax.data.chat.loading import load_tokenizer
+from halos_jax.data.chat.renderer import make_renderer
 from halos_jax.data.datasets import load_demonstrations, load_preferences, load_prompts
-from halos_jax.data.loading import load_tokenizer
 from halos_jax.types import Turn
 
 SMALL = ToyConfig(num_sft=2000, num_pairs=600, num_prompts=200, num_eval=50, mistakes=0.4)

@@ -18,7 +18,8 @@ import pytest
 from halos_jax.config import ToyConfig
 from halos_jax.data.toy import make_toy_data
 from halos_jax.losses import Loss, LossTerms
-from halos_jax.models import export, hf, spec
+from halos_jax.models import spec
+from halos_jax.models.files import export, hf
 
 TOY = ToyConfig(num_sft=8, num_pairs=32, num_prompts=20, num_eval=4)
 SMALL = {

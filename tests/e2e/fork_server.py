@@ -26,9 +26,12 @@ import transformers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from halos_jax import main, metrics
-from halos_jax.models import export
+from halos_jax.checkpoints import store as checkpoints
+from halos_jax.models.files import export
 from halos_jax.rewards import scorers
-from halos_jax.rounds import checkpoints, loop, single, stages
+from halos_jax.rounds import stages
+from halos_jax.tasks import online as loop
+from halos_jax.tasks import train as single
 from halos_jax.training import step
 
 PRELOADED = (orbax.checkpoint, transformers, AutoTokenizer, GenerationConfig)

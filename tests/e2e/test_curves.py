@@ -16,10 +16,10 @@ from jax.sharding import AxisType
 
 from halos_jax import sharding
 from halos_jax.config import Config, OptimizerConfig, TrainConfig
-from halos_jax.data.batches import plan_batches, split_logps, split_scores
 from halos_jax.losses import get_loss, list_losses
 from halos_jax.models import decoder
 from halos_jax.models.spec import DecoderConfig, init_params
+from halos_jax.packing.batches import plan_batches, split_logps, split_scores
 from halos_jax.training import loop, optim
 from halos_jax.training import step as steps
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item

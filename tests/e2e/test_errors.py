@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from halos_jax.models import hf
-from halos_jax.rounds import state as states
+from halos_jax.models.files import hf
+from halos_jax.workdir import state as states
 
 
 def fail(program, workdir, *overrides, **options) -> str:

@@ -17,16 +17,16 @@ from halos_jax.config import (
     SamplingConfig,
     TrainConfig,
 )
-from halos_jax.data.loading import load_renderer
-from halos_jax.models import hf
+from halos_jax.data.chat.loading import load_renderer
+from halos_jax.models.files import hf
+from halos_jax.policies import start
 from halos_jax.rewards.scorers import make_scorer
-from halos_jax.rounds import start
-from halos_jax.rounds.interrupt import StopSignal
-from halos_jax.rounds.single import run_training
 from halos_jax.sampling.sampler import make_sampler, sample_shard
+from halos_jax.tasks.train import run_training
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample, Turn
-from tests.data.test_template import SPECIAL, TEMPLATES, make_tokenizer
-from tests.models.test_family_table import CASES, SMALL
+from halos_jax.workdir.interrupt import StopSignal
+from tests.data.chat.test_template import SPECIAL, TEMPLATES, make_tokenizer
+from tests.models.hf.test_family_table import CASES, SMALL
 
 QUESTIONS = ("what is 1?", "what is 2?", "what is 3?", "what is 4?")
 OWN = TEMPLATES["chatml"].replace("<|im_end|>", "<|end|>")

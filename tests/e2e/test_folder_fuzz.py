@@ -17,14 +17,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from halos_jax.config import ConfigError, ModelConfig
-from halos_jax.data.loading import load_renderer
-from halos_jax.models import hf, peft
-from halos_jax.models.families import ModelError, make_decoder_config
-from halos_jax.models.family_table import FAMILIES
-from halos_jax.models.hf_schema import FIELDS
+from halos_jax.data.chat.loading import load_renderer
+from halos_jax.models.files import hf, peft
+from halos_jax.models.files.weight_files import INDEX, SINGLE
+from halos_jax.models.hf.families import ModelError, make_decoder_config
+from halos_jax.models.hf.family_table import FAMILIES
+from halos_jax.models.hf.schema import FIELDS
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.models.weight_files import INDEX, SINGLE
-from tests.data.test_loading import make_tokenizer
+from tests.data.chat.test_loading import make_tokenizer
 from tests.e2e.file_changes import change_bytes, change_json, change_safetensors, split_header
 
 QUICK, SLOW = 100, 10_000

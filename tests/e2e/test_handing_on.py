@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 from halos_jax.config import FeedbackConfig, TrainConfig
-from halos_jax.data.layout import LayoutMemory
 from halos_jax.losses import get_loss
-from halos_jax.rounds import loop, stages
+from halos_jax.packing.layout import LayoutMemory
+from halos_jax.rounds import stages
 from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.position import Position
-from halos_jax.rounds.state import Manifest
+from halos_jax.tasks import online as loop
+from halos_jax.workdir.state import Manifest
 from tests.rounds.test_stages import CONFIG, PROMPTS, make_run, make_sample
 
 

@@ -13,11 +13,11 @@ import pytest
 from jax.sharding import AxisType
 
 from halos_jax import sharding
-from halos_jax.data.batches import build_batch, plan_batches
-from halos_jax.data.token_values import Collected
 from halos_jax.losses import get_loss, list_losses
 from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
 from halos_jax.models.value import abstract_value_params, init_value_params
+from halos_jax.packing.batches import build_batch, plan_batches
+from halos_jax.packing.token_values import Collected
 from halos_jax.training import step as steps
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item
 

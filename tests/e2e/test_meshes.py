@@ -16,13 +16,11 @@ from jax.sharding import AxisType
 
 from halos_jax import sharding
 from halos_jax.config import LoraConfig, SamplingConfig
-from halos_jax.data.batches import build_batch, plan_batches
-from halos_jax.data.chat import make_renderer
-from halos_jax.data.token_values import Collected
+from halos_jax.data.chat.renderer import make_renderer
 from halos_jax.data.toy import make_tokenizer
 from halos_jax.losses import get_loss, list_losses
 from halos_jax.models import lora
-from halos_jax.models.family_table import FAMILIES
+from halos_jax.models.hf.family_table import FAMILIES
 from halos_jax.models.spec import (
     ClampedGate,
     DecoderConfig,
@@ -32,6 +30,8 @@ from halos_jax.models.spec import (
     params_shardings,
 )
 from halos_jax.models.value import abstract_value_params, init_value_params
+from halos_jax.packing.batches import build_batch, plan_batches
+from halos_jax.packing.token_values import Collected
 from halos_jax.sampling.sampler import make_sampler, sample_shard
 from halos_jax.training import step as steps
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item, Prompt, Turn

@@ -12,11 +12,11 @@ import pytest
 
 from halos_jax import config as config_lib
 from halos_jax import main
-from halos_jax.command_line import refuse_arguments, take_check
+from halos_jax.cli.command_line import refuse_arguments, take_check
+from halos_jax.cli.overrides import apply_overrides, split_overrides
+from halos_jax.cli.presets import load_preset
 from halos_jax.errors import UserError
-from halos_jax.overrides import apply_overrides, split_overrides
-from halos_jax.presets import load_preset
-from halos_jax.rounds.preflight import check_start
+from halos_jax.tasks.preflight import check_start
 
 PRESET = Path(__file__).with_name("tiny.py")
 REWARDS = """\
@@ -79,7 +79,7 @@ MISTAKES = [
     (["train.learning_rate=1"], ["did you mean 'optimizer.learning_rate'?"]),
     (["train.batchsize=1"], ["did you mean 'train.batch_size'?"]),
     (["train=4"], ["train: is a section, not a field; set one of its fields"]),
-    (["zzz=4"], ["zzz: unknown field; see halos_jax/sections.py"]),
+    (["zzz=4"], ["zzz: unknown field; see halos_jax/config/sections.py"]),
     # values
     (["task=dpo"], ["task: got 'dpo', allowed: 'online', 'sft'"]),
     (["loss.name=dop"], ["loss.name: got 'dop'", "dpo"]),

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from halos_jax.rounds import state as states
+from halos_jax.workdir import state as states
 
 # Scores that a policy can raise: how much of an answer is letters before "n".
 EARLY = ("reward.kind=function", "reward.path=", "reward.function=tests.e2e.rewards:score_early")

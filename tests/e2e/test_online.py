@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from halos_jax.data import datasets
-from halos_jax.rounds import state as states
+from halos_jax.workdir import state as states
 
 
 def read_ids(workdir, round: int) -> list[str]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from halos_jax.cli.overrides import apply_overrides
 from halos_jax.config import freeze
 from halos_jax.losses import check_feedback, check_loss
-from halos_jax.overrides import apply_overrides
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 PATHS = [("model.path", "m"), ("reward.path", "r"), ("data.train", "t"), ("data.eval", "e")]

@@ -14,7 +14,7 @@ import re
 import pytest
 
 from halos_jax.data import datasets
-from halos_jax.data.fields import RecordError
+from halos_jax.data.records.fields import RecordError
 from halos_jax.types import Demonstration, Judgement, Preference, Prompt, Sample
 
 MUTATIONS = 10_000

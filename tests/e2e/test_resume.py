@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from halos_jax.rounds import state as states
-from halos_jax.rounds.changes import find_changes
+from halos_jax.workdir import state as states
+from halos_jax.workdir.changes import find_changes
 
 # Points of a place (a stage, or what follows one) at which the long chain is killed.
 POINTS_PER_PLACE = int(os.environ.get("HALOS_JAX_KILLS", "1"))

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from halos_jax.models import hf
-from halos_jax.rounds import state as states
+from halos_jax.models.files import hf
+from halos_jax.workdir import state as states
 
 CHAIN = (
     "task=pipeline",

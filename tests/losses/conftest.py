@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from halos_jax.data.batches import Plan, build_batch, plan_batches, split_logps
 from halos_jax.losses import LossInputs, get_loss
+from halos_jax.packing.batches import Plan, build_batch, plan_batches, split_logps
 from halos_jax.types import Batch, Item
 
 Tokens = list[tuple[np.ndarray, ...]]  # for each item, one array a response

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from halos_jax import sharding
-from halos_jax.data.batches import build_batch, plan_batches, split_logps
 from halos_jax.losses import (
     LossInputs,
     LossTerms,
@@ -23,6 +22,7 @@ from halos_jax.losses import (
     list_losses,
     registry,
 )
+from halos_jax.packing.batches import build_batch, plan_batches, split_logps
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET
 
 ROLES = {

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from halos_jax.models.activations import ACTIVATIONS, NAMES
-from halos_jax.models.hf_fields import read_architecture
+from halos_jax.models.hf.fields import read_architecture
 
 SIZES = {
     "vocab_size": 11,

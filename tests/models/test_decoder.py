@@ -10,8 +10,8 @@ import pytest
 
 from halos_jax import sharding
 from halos_jax.config import ModelConfig
-from halos_jax.data.batches import build_batch, plan_batches
-from halos_jax.models import decoder, hf
+from halos_jax.models import decoder
+from halos_jax.models.files import hf
 from halos_jax.models.spec import (
     DecoderConfig,
     ExpertsConfig,
@@ -20,6 +20,7 @@ from halos_jax.models.spec import (
     make_spec,
     params_shardings,
 )
+from halos_jax.packing.batches import build_batch, plan_batches
 from halos_jax.types import CHOSEN, REJECTED, Item
 
 TINY = DecoderConfig(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from halos_jax import sharding
-from halos_jax.data.batches import build_batch, plan_batches
 from halos_jax.models import decoder, spec
 from halos_jax.models.experts import route_tokens, run_experts
 from halos_jax.models.spec import ClampedGate, DecoderConfig, ExpertsConfig
+from halos_jax.packing.batches import build_batch, plan_batches
 from halos_jax.types import TARGET, Item
 
 D, F, ROWS, LENGTH = 8, 6, 4, 5

@@ -10,9 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from halos_jax.config import ModelConfig
-from halos_jax.data.batches import build_batch, plan_batches, split_scores
-from halos_jax.models import decoder, export, gating, hf
-from halos_jax.models.families import ModelError, make_decoder_config
+from halos_jax.models import decoder, gating
+from halos_jax.models.files import export, hf
+from halos_jax.models.hf.families import ModelError, make_decoder_config
+from halos_jax.packing.batches import build_batch, plan_batches, split_scores
 from halos_jax.types import MEMBER, Item
 
 OBJECTIVES, END = 5, (50, 51, 52)

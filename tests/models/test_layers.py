@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halos_jax.models import layers
-from halos_jax.models.rope import make_rotations
+from halos_jax.models.attention.rope import make_rotations
 from halos_jax.models.spec import ClampedGate, DecoderConfig
 
 CONFIG = DecoderConfig(

@@ -14,8 +14,8 @@ from halos_jax import sharding
 from halos_jax.config import LoraConfig
 from halos_jax.losses import get_loss
 from halos_jax.models import cache, decoder, lora
-from halos_jax.models.families import ModelError
-from halos_jax.models.family_table import FAMILIES
+from halos_jax.models.hf.families import ModelError
+from halos_jax.models.hf.family_table import FAMILIES
 from halos_jax.models.spec import (
     ClampedGate,
     DecoderConfig,

@@ -10,8 +10,8 @@ import pytest
 
 from halos_jax.config import LoraConfig
 from halos_jax.models import cache, decoder, lora
-from halos_jax.models.families import ModelError
-from halos_jax.models.family_table import FAMILIES
+from halos_jax.models.hf.families import ModelError
+from halos_jax.models.hf.family_table import FAMILIES
 from halos_jax.models.quantized import Quantized, dequantize, quantize
 from halos_jax.models.spec import DecoderConfig, init_params
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from halos_jax.rewards import judge_client
+from halos_jax.rewards.judge import client as judge_client
 
 
 @dataclasses.dataclass

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from halos_jax.config import Config, FeedbackConfig
-from halos_jax.data.records import preference_from_record, preference_to_record
+from halos_jax.data.records.formats import preference_from_record, preference_to_record
 from halos_jax.rewards.feedback import (
     make_groups,
     make_judgements,

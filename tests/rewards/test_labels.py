@@ -5,7 +5,7 @@ import json
 import pytest
 
 from halos_jax.config import RewardConfig
-from halos_jax.data.fields import RecordError
+from halos_jax.data.records.fields import RecordError
 from halos_jax.rewards.labels import (
     Labels,
     RewardError,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from halos_jax.config import Config, ConfigError
-from halos_jax.reward_config import JudgeConfig, PartConfig, RewardConfig
+from halos_jax.config.rewards import JudgeConfig, PartConfig, RewardConfig
 from halos_jax.rewards.labels import Labels, RewardError
 from halos_jax.rewards.parts import (
     check_parts,

@@ -11,15 +11,16 @@ from jax.sharding import AxisType
 
 from halos_jax import sharding
 from halos_jax.config import Config, ModelConfig, RewardConfig, SamplingConfig, TrainConfig
-from halos_jax.data.loading import load_renderer
-from halos_jax.data.template_options import set_options
-from halos_jax.models import export, spec
+from halos_jax.data.chat.loading import load_renderer
+from halos_jax.data.chat.template_options import set_options
+from halos_jax.models import spec
+from halos_jax.models.files import export
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.rewards import read_at
 from halos_jax.rewards.read_at import READ_AT, make_preparer
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample, Turn
-from tests.data.test_template import SPECIAL, TEMPLATES, make_tokenizer
+from tests.data.chat.test_template import SPECIAL, TEMPLATES, make_tokenizer
 
 GEMMA = (
     "<s>{% for m in messages %}<|im_start|>{{ 'model' if m.role == 'assistant' else m.role }}\n"

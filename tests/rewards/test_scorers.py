@@ -21,20 +21,17 @@ from halos_jax.config import (
     ToyConfig,
     TrainConfig,
 )
-from halos_jax.data.batches import build_batch, plan_batches
-from halos_jax.data.layout import LayoutMemory
-from halos_jax.data.loading import load_renderer
+from halos_jax.config.rewards import JudgeConfig
+from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.toy import make_toy_data
 from halos_jax.devices import DeviceError
-from halos_jax.models import decoder, export, folders, hf, spec
-from halos_jax.models.families import ModelError
-from halos_jax.reward_config import JudgeConfig
+from halos_jax.models import decoder, spec
+from halos_jax.models.files import export, folders, hf
+from halos_jax.models.hf.families import ModelError
+from halos_jax.packing.batches import build_batch, plan_batches
+from halos_jax.packing.layout import LayoutMemory
 from halos_jax.rewards import scorers
-from halos_jax.rewards.scorers import (
-    RewardError,
-    cut_at_sentence,
-    make_scorer,
-)
+from halos_jax.rewards.scorers import RewardError, cut_at_sentence, make_scorer
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, MEMBER, Item, Prompt, Sample, Turn
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "head_dim": 8}

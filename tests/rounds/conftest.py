@@ -8,7 +8,8 @@ import pytest
 
 from halos_jax.config import ModelConfig, ToyConfig
 from halos_jax.data.toy import make_toy_data
-from halos_jax.models import export, hf, spec
+from halos_jax.models import spec
+from halos_jax.models.files import export, hf
 
 SMALL = {
     "hidden_size": 32,

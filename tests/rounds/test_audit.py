@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 
-from halos_jax.data import records
-from halos_jax.rounds import state as states
+from halos_jax.checkpoints.store import open_checkpoints
+from halos_jax.data.records import formats as records
 from halos_jax.rounds.audit import audit_workdir
-from halos_jax.rounds.checkpoints import open_checkpoints
-from halos_jax.rounds.ledger import open_ledger
-from halos_jax.rounds.state import Manifest, round_folder
+from halos_jax.workdir import state as states
+from halos_jax.workdir.ledger import open_ledger
+from halos_jax.workdir.state import Manifest, round_folder
 
 
 def test_everything_that_is_wrong_is_listed(tmp_path):

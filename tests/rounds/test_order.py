@@ -7,6 +7,7 @@ from halos_jax.config import Config, ConfigError, DataConfig
 from halos_jax.data import datasets
 from halos_jax.rounds import order
 from halos_jax.storage import WorkdirError
+from halos_jax.workdir.intact import PROMPTS
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_what_was_known_must_be_there_as_it_was(config, tmp_path):
     write(config, range(9), text="other ")
     with pytest.raises(ConfigError, match=r"data\.train: .* 9 have another text .* more of them"):
         order.load_order(config, tmp_path / "run")
-    (tmp_path / "run" / order.FILE).write_text("{}")
+    (tmp_path / "run" / PROMPTS).write_text("{}")
     with pytest.raises(WorkdirError, match=r"prompts\.json is not as the run wrote it"):
         order.load_order(config, tmp_path / "run")
 

@@ -15,12 +15,12 @@ from halos_jax.config import (
     TrainConfig,
 )
 from halos_jax.rounds import outlook
-from halos_jax.rounds import state as states
 from halos_jax.rounds.budget import Budget
-from halos_jax.rounds.changes import History
 from halos_jax.rounds.order import Order, load_order, save_order
-from halos_jax.rounds.state import Manifest, round_folder
 from halos_jax.types import Prompt, Turn
+from halos_jax.workdir import state as states
+from halos_jax.workdir.changes import History
+from halos_jax.workdir.state import Manifest, round_folder
 
 # 3 samples of a prompt, of which "binary" makes 3 examples; 4 of these in a step.
 CONFIG = Config(

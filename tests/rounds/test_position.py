@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from halos_jax.data.layout import Layout, LayoutMemory
+from halos_jax.checkpoints.store import CheckpointError
 from halos_jax.losses import get_loss
+from halos_jax.packing.layout import Layout, LayoutMemory
 from halos_jax.rounds import position
-from halos_jax.rounds.checkpoints import CheckpointError
 from halos_jax.training import loop as training
 
 PPO = {"name": "ppo"}

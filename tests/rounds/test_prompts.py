@@ -9,7 +9,7 @@ import pytest
 from halos_jax.config import Config, ConfigError, DataConfig
 from halos_jax.data.datasets import load_prompts as read
 from halos_jax.data.datasets import order_prompts
-from halos_jax.data.fields import RecordError
+from halos_jax.data.records.fields import RecordError
 from halos_jax.rounds.order import load_order
 from halos_jax.rounds.prompts import load_prompts
 

@@ -1,8 +1,8 @@
 """What people read of an online run."""
 
-from halos_jax.rounds import state as states
 from halos_jax.rounds.report import format_rounds
-from halos_jax.rounds.state import Manifest, round_folder
+from halos_jax.workdir import state as states
+from halos_jax.workdir.state import Manifest, round_folder
 
 
 def commit_all(folder, manifest) -> None:

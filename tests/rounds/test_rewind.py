@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 
-from halos_jax.data import records
-from halos_jax.rounds import intact
-from halos_jax.rounds import state as states
-from halos_jax.rounds.checkpoints import CheckpointError
-from halos_jax.rounds.ledger import open_ledger
+from halos_jax.checkpoints.store import CheckpointError
+from halos_jax.data.records import formats as records
 from halos_jax.rounds.rewind import rewind
-from halos_jax.rounds.state import Manifest, round_folder
+from halos_jax.workdir import intact
+from halos_jax.workdir import state as states
+from halos_jax.workdir.ledger import open_ledger
+from halos_jax.workdir.state import Manifest, round_folder
 
 FILES = {
     "sample": "samples.jsonl",

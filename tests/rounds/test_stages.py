@@ -17,14 +17,14 @@ from halos_jax.config import (
     SamplingConfig,
     TrainConfig,
 )
-from halos_jax.data import records
-from halos_jax.data.layout import LayoutMemory
+from halos_jax.data.records import formats as records
 from halos_jax.devices import DeviceError
 from halos_jax.losses import get_loss
+from halos_jax.packing.layout import LayoutMemory
 from halos_jax.rounds import stages
-from halos_jax.rounds.interrupt import Interrupted, StopSignal
-from halos_jax.rounds.ledger import no_ledger, open_ledger
 from halos_jax.types import CHOSEN, REJECTED, Prompt, Sample, Turn
+from halos_jax.workdir.interrupt import Interrupted, StopSignal
+from halos_jax.workdir.ledger import no_ledger, open_ledger
 
 CONFIG = Config(
     seed=3,

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from halos_jax.config import SamplingConfig
-from halos_jax.data.batches import build_batch, plan_batches
-from halos_jax.data.chat import make_renderer
+from halos_jax.data.chat.renderer import make_renderer
 from halos_jax.data.toy import make_tokenizer
 from halos_jax.metrics import NonFiniteError
 from halos_jax.models import decoder
-from halos_jax.models.families import ModelError
+from halos_jax.models.hf.families import ModelError
 from halos_jax.models.spec import DecoderConfig, RopeConfig, init_params, params_shardings
+from halos_jax.packing.batches import build_batch, plan_batches
 from halos_jax.sampling import decode
 from halos_jax.sampling import sampler as sampling
 from halos_jax.sampling.sampler import make_sampler, sample_shard

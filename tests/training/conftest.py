@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from halos_jax.data.batches import build_batch, plan_batches
-from halos_jax.data.token_values import Collected
 from halos_jax.models.spec import DecoderConfig, init_params
+from halos_jax.packing.batches import build_batch, plan_batches
+from halos_jax.packing.token_values import Collected
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item
 
 TINY = DecoderConfig(

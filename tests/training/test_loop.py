@@ -11,12 +11,12 @@ from jax.sharding import AxisType
 
 from halos_jax import sharding
 from halos_jax.config import Config, OptimizerConfig, TrainConfig
-from halos_jax.data.batches import build_batch, plan_batches
-from halos_jax.data.layout import LayoutMemory
 from halos_jax.losses import get_loss
 from halos_jax.models import decoder
 from halos_jax.models.spec import DecoderConfig, init_params
 from halos_jax.models.value import init_value_params
+from halos_jax.packing.batches import build_batch, plan_batches
+from halos_jax.packing.layout import LayoutMemory
 from halos_jax.training import loop
 from halos_jax.types import CHOSEN, REJECTED, Item, TrainState
 

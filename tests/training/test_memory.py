@@ -9,8 +9,8 @@ import pytest
 
 from halos_jax.bench.workloads import CASES, make_decoder, make_items
 from halos_jax.config import ModelConfig, OptimizerConfig
-from halos_jax.data.batches import build_batch, plan_batches
 from halos_jax.models.spec import abstract_params
+from halos_jax.packing.batches import build_batch, plan_batches
 from halos_jax.training import memory
 from halos_jax.training.optim import make_optimizer
 from halos_jax.training.state import make_abstract_state

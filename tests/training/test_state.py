@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from halos_jax.config import OptimizerConfig
-from halos_jax.models.spec import DecoderConfig, abstract_params, init_params, params_shardings
+from halos_jax.models.spec import (
+    DecoderConfig,
+    abstract_params,
+    init_params,
+    params_shardings,
+)
 from halos_jax.models.value import abstract_value_params, init_value_params
 from halos_jax.training.followers import Followers, take_averaged, take_policy
 from halos_jax.training.optim import make_optimizer, make_schedule

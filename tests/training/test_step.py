@@ -10,11 +10,16 @@ import optax
 import pytest
 
 from halos_jax import sharding
-from halos_jax.data.batches import build_batch, plan_batches, split_logps
 from halos_jax.losses import get_loss
 from halos_jax.models import decoder
 from halos_jax.models.lora import Adapter, Frozen, start_dropout
-from halos_jax.models.spec import DecoderConfig, abstract_params, init_params, params_shardings
+from halos_jax.models.spec import (
+    DecoderConfig,
+    abstract_params,
+    init_params,
+    params_shardings,
+)
+from halos_jax.packing.batches import build_batch, plan_batches, split_logps
 from halos_jax.training import inputs
 from halos_jax.training import step as steps
 from halos_jax.training.state import init_state, make_abstract_state

@@ -1,0 +1,1 @@
+"""Checkpoints of arrays: written by Orbax, verified, kept and pruned."""

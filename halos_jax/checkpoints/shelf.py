@@ -1,0 +1,120 @@
+"""The folder of a run's checkpoints: which there are, which should be, and which go."""
+
+import dataclasses
+import logging
+import re
+import shutil
+from pathlib import Path
+
+from halos_jax.checkpoints import saved
+from halos_jax.storage import hash_file
+from halos_jax.workdir.ledger import Ledger
+
+logger = logging.getLogger(__name__)
+
+_SAVED = re.compile(r"\d{8}")
+_DAMAGED = re.compile(r"\d{8}\.damaged")
+# A killed save, and a killed deletion: the only other names that are ever removed.
+_LEFTOVER = re.compile(r"\d{8}\.(orbax-checkpoint-tmp.*|deleting)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shelf:
+    """Checkpoints by their ids; `keep` round-end ones stay. Only with `is_writer` it is changed."""
+
+    folder: Path
+    keep: int
+    ledger: Ledger
+    is_writer: bool
+
+    def path(self, save_id: int) -> Path:
+        """Return the folder of a checkpoint."""
+        return self.folder / f"{save_id:08d}"
+
+    def ids(self) -> list[int]:
+        """Return the ids of all checkpoints that are complete, in order."""
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(
+            int(path.name)
+            for path in paths
+            if _SAVED.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        )
+
+    def next_id(self) -> int:
+        """Return an id that no checkpoint has had, whatever has become of it."""
+        return max([*self.ids(), *self._recorded(), 0]) + 1
+
+    def missing(self) -> list[int]:
+        """Return the ids of checkpoints that the ledger knows and that are not there, in order."""
+        there = self.ids()
+        known = [one for one in self._recorded() if self.ledger.find(self.path(one)) is not None]
+        return [save_id for save_id in known if save_id not in there]
+
+    def clear(self) -> None:
+        """Make the folder, and remove what killed processes have left in it."""
+        if self.is_writer:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.iterdir():
+                if _LEFTOVER.fullmatch(path.name) and not path.is_symlink():
+                    shutil.rmtree(path)
+
+    def note(self, save_id: int) -> None:
+        """Record a checkpoint that is complete."""
+        if self.ledger.is_writer:
+            record = hash_file(saved.find_record(self.folder, save_id))
+            self.ledger.note(self.path(save_id), record=record)
+
+    def check(self, save_id: int) -> str | None:
+        """Return why a checkpoint is not the one that this run has written, or None."""
+        try:
+            found = hash_file(saved.find_record(self.folder, save_id))
+            chain = saved.read_record(saved.find_record(self.folder, save_id)).ledger
+        except saved.ERRORS as error:
+            return f"{type(error).__name__}: {error}"
+        entry = self.ledger.find(self.path(save_id))
+        if entry is not None and found != entry["record"]:
+            return "its record is not the one that was written"
+        if chain and not self.ledger.is_empty and chain not in self.ledger.chains:
+            return "it is of another run, or newer than the run's ledger"
+        return None
+
+    def set_aside(self, save_id: int) -> None:
+        """Rename a damaged checkpoint; it goes when the next one is complete."""
+        if self.is_writer:
+            self.ledger.note_gone(self.path(save_id))
+            self.path(save_id).rename(self.folder / f"{save_id:08d}.damaged")
+
+    def forget(self, gone: list[int]) -> None:
+        """Say that checkpoints are missing, and expect them no longer."""
+        for save_id in gone:
+            logger.warning("%s is missing", self.path(save_id))
+            self.ledger.note_gone(self.path(save_id))
+
+    def prune(self, verified: int) -> None:
+        """Delete what need not be kept beside a checkpoint that is whole."""
+        if not self.is_writer:
+            return
+        older = [save_id for save_id in self.ids() if save_id < verified]
+        ends = [save_id for save_id in older if not self._is_in_stage(save_id)]
+        newest_is_end = not self._is_in_stage(verified)
+        kept = set(ends[max(len(ends) - self.keep + newest_is_end, 0) :])
+        for save_id in older:
+            if save_id not in kept:
+                self.ledger.note_gone(self.path(save_id))
+                # Renamed first: a deletion that is cut short leaves nothing that looks complete.
+                doomed = self.path(save_id).rename(self.folder / f"{save_id:08d}.deleting")
+                shutil.rmtree(doomed)
+        for path in self.folder.glob("*.damaged"):
+            if _DAMAGED.fullmatch(path.name) and not path.is_symlink():
+                shutil.rmtree(path)
+
+    def _recorded(self) -> list[int]:
+        first = self.ledger.name(self.path(0))[:-8]
+        names = [name[len(first) :] for name in self.ledger.entries if name.startswith(first)]
+        return sorted(int(name) for name in names if _SAVED.fullmatch(name))
+
+    def _is_in_stage(self, save_id: int) -> bool:
+        try:
+            return saved.read_record(saved.find_record(self.folder, save_id)).is_in_stage
+        except saved.ERRORS:
+            return False  # unreadable: keep it as long as any round-end checkpoint

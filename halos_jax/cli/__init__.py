@@ -1,0 +1,1 @@
+"""The command line: presets, overrides and what is said of them."""

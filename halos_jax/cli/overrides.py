@@ -1,0 +1,65 @@
+"""The command line's `--config.field=value` arguments, parsed by the schema's types."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from halos_jax.config import Config, schema
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """Take the `--config.path=value` and `--config.path value` arguments out of `argv`.
+
+    They are parsed here rather than by the flag library so that a typo is reported together
+    with all other errors. A value that is missing comes as None.
+    """
+    rest, overrides = [], []
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, value = argument.partition("=")
+        if not name.startswith(("-config.", "--config.")):
+            if name in ("-config", "--config") and value.startswith("~"):  # no shell expands it
+                argument = f"{name}={os.path.expanduser(value)}"
+            rest.append(argument)
+            continue
+        if not equals:  # a negative number has one dash, the next flag two
+            value = None if not remaining or remaining[0].startswith("--") else remaining.pop(0)
+        overrides.append((name.lstrip("-").removeprefix("config."), value))
+    return rest, overrides
+
+
+def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) -> list[str]:
+    """Set `path -> value` (text is parsed by the schema's type) in `config`; return the errors."""
+    errors, leaves, free = [], schema.leaf_types(Config), schema.free_sections(Config)
+    for path, value in overrides:
+        annotation = leaves.get(path)
+        inside = [section for section in free if path.startswith(f"{section}.")]
+        if value is None:
+            errors.append(f"{path}: got no value; write --config.{path}=VALUE")
+        elif inside:
+            _set_free(
+                config, path, schema.parse_literal(value) if isinstance(value, str) else value
+            )
+        elif annotation is None:
+            errors.append(schema.explain_unknown(path, Config))
+        else:
+            try:
+                reader = schema.parse if isinstance(value, str) else schema.convert
+                config.update_from_flattened_dict({path: reader(value, annotation)})
+            except ValueError:
+                errors.append(schema.explain_value(path, value, annotation))
+    return errors
+
+
+def _set_free(config: ConfigDict, path: str, value: Any) -> None:
+    *parents, leaf = path.split(".")
+    section = config
+    with config.unlocked():
+        for name in parents:
+            if not isinstance(section.get(name), ConfigDict):
+                section[name] = ConfigDict()
+            section = section[name]
+        section[leaf] = value

@@ -1,0 +1,72 @@
+"""Presets: Python files whose function `get_config` returns the configuration of a run."""
+
+import difflib
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from halos_jax.config import ConfigError
+from halos_jax.errors import UserError
+from halos_jax.user_code import describe_raised
+
+_FOLDER = Path(__file__).parents[2] / "configs"
+_ALLOWED = "a Python file with a function get_config() that returns a ConfigDict"
+
+
+def load_preset(given: str) -> ConfigDict:
+    """Return the configuration of a preset, "FILE.py" or "FILE.py:ARGUMENT" of its function.
+
+    Raises:
+      ConfigError: where there is no such file, or it fails, with its line.
+    """
+    file, colon, argument = given.partition(":")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ConfigError(_explain_missing(path, file))
+    try:
+        module_spec = importlib.util.spec_from_file_location(f"preset_{path.stem}", path)
+        if module_spec is None:
+            raise ImportError("its name does not end with .py")
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        config = module.get_config(*([argument] if colon else []))
+    except (KeyboardInterrupt, UserError):
+        raise
+    except BaseException as error:  # a preset that ends the program, too
+        raise ConfigError(
+            f"--config: got {given!r}, which cannot be read as a preset ({describe_raised(error)});"
+            f" allowed: {_ALLOWED}"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"--config: got {given!r}, whose get_config() returns {type(config).__name__}; "
+            f"allowed: {_ALLOWED}"
+        )
+    config.lock()
+    return config
+
+
+def list_presets(folder: Path = _FOLDER) -> list[str]:
+    """Return the names of the presets in a folder."""
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def explain_absent() -> str:
+    """Return the message of a command line without a preset."""
+    return (
+        f"--config: got nothing, allowed: {_ALLOWED}; presets here: {', '.join(list_presets())}; "
+        "such as --config=configs/quickstart.py"
+    )
+
+
+def _explain_missing(path: Path, file: str) -> str:
+    near = path.parent if path.parent.is_dir() and list_presets(path.parent) else _FOLDER
+    names = list_presets(near)
+    close = difflib.get_close_matches(path.stem.replace("_", ""), names, n=1, cutoff=0.5)
+    hint = f"did you mean {str(near / f'{close[0]}.py')!r}? " if close else ""
+    kind = "is a folder" if path.is_dir() else "there is no such file"
+    return (
+        f"--config: got {file!r}, which cannot be read as a preset ({kind}); {hint}presets in "
+        f"{near}: {', '.join(names) or 'none'}"
+    )

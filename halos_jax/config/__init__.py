@@ -1,0 +1,55 @@
+"""The configuration: every field with its default and bounds, and the door that it passes."""
+
+from halos_jax.config.rewards import RewardConfig
+from halos_jax.config.sections import (
+    BenchConfig,
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    ExportConfig,
+    FeedbackConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PipelineConfig,
+    RoundsConfig,
+    SamplingConfig,
+    ToyConfig,
+    TrainConfig,
+)
+from halos_jax.config.settings import (
+    Config,
+    ConfigError,
+    Task,
+    default,
+    expand_pipeline,
+    freeze,
+    to_dict,
+)
+
+__all__ = [
+    "BenchConfig",
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EvalConfig",
+    "ExportConfig",
+    "FeedbackConfig",
+    "LoraConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PipelineConfig",
+    "RewardConfig",
+    "RoundsConfig",
+    "SamplingConfig",
+    "Task",
+    "ToyConfig",
+    "TrainConfig",
+    "default",
+    "expand_pipeline",
+    "freeze",
+    "to_dict",
+]

@@ -1,0 +1,358 @@
+"""What the types of the config cannot say: limits of single fields, impossible combinations.
+
+A config comes here flat, as path -> value, so that this file knows names and numbers alone.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from halos_jax.config import field_names
+
+_TRAINING = ("online", "sft", "reward_model", "align")
+_FROM_CHECKPOINTS = ("sample", "eval", "export")
+# Path -> the tasks that need it, and what it is.
+_NEEDED = {
+    "model.path": ((*_TRAINING, *_FROM_CHECKPOINTS), "a folder or hub id", "DIR"),
+    "data.train": ((*_TRAINING, "sample", "label"), "a file or hub data set", "FILE"),
+    "data.eval": (("eval",), "a file or hub data set", "FILE"),
+}
+
+# Least value -> the fields that must not be below it.
+_AT_LEAST = {
+    -1: ("optimizer.warmup_steps",),
+    0: (
+        "bench.examples",
+        "checkpoint.every",
+        "data.max_eval",
+        "data.max_prompt_count",
+        "data.max_train",
+        "data.n_examples",
+        "lora.alpha",
+        "lora.rank",
+        "optimizer.weight_decay",
+        "reward.judge.max_tokens",
+        "reward.judge.repeats",
+        "reward.judge.requests_per_minute",
+        "reward.judge.retries",
+        "reward.missing_eos_penalty",
+        "rounds.num_skip",
+        "sampling.num_prompts",
+        "sampling.round",
+        "sampling.temperature",
+        "sampling.top_k",
+        "toy.num_pairs",
+        "toy.num_prompts",
+        "train.eval_every",
+    ),
+    1: (
+        "bench.steps",
+        "checkpoint.keep",
+        "model.head_chunk",
+        "model.pad_vocab_to",
+        "reward.judge.concurrency",
+        "reward.max_length",
+        "rounds.prompts_per_round",
+        "rounds.sync_every",
+        "rounds.total_prompts",
+        "sampling.chunk",
+        "sampling.max_prompt_length",
+        "sampling.max_tokens",
+        "sampling.num_samples_per_prompt",
+        "sampling.shard_prompts",
+        "sampling.slots",
+        "toy.min_letters",
+        "toy.num_eval",
+        "toy.num_sft",
+        "train.batch_size",
+        "train.epochs",
+        "train.max_length",
+        "train.log_every",
+        "train.row_multiple",
+        "train.tokens_per_device",
+    ),
+}
+_ABOVE_ZERO = (
+    "optimizer.learning_rate",
+    "optimizer.eps",
+    "optimizer.max_grad_norm",
+    "optimizer.value_max_grad_norm",
+    "reward.judge.timeout",
+)
+_FRACTIONS = (
+    "data.frac_unique_desirable",
+    "data.frac_unique_undesirable",
+    "optimizer.decay_fraction",
+    "optimizer.warmup_fraction",
+    "optimizer.warmup_start",
+    "reward.max_unlabelled",
+    "toy.mistakes",
+)
+_BELOW_ONE = (
+    "lora.dropout",
+    "optimizer.beta1",
+    "optimizer.beta2",
+    "train.ema_decay",
+)
+
+
+def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
+    """Yield an error line for each value or combination that cannot be.
+
+    Args:
+      values: path -> value of every field, well typed.
+    """
+    yield from _check_numbers(values)
+    yield from _check_mesh(values)
+    yield from _check_names(values)
+    yield from _check_data(values)
+    yield from _check_judge(values)
+    yield from _check_lora(values)
+    if values["task"] == "online":
+        yield from _check_online(values)
+    if values["task"] == "sample":
+        yield from _check_sample(values)
+    if values["task"] == "label":
+        yield from _check_reward(values)
+        yield from _check_threshold(values)
+    if values["task"] == "eval" and values["eval.on"] == "samples":
+        yield from _check_reward(values)
+        yield from _check_lengths(values)
+    if values["task"] == "toy_data":
+        yield from _check_toy(values)
+
+
+def _check_numbers(values: Mapping[str, Any]) -> Iterable[str]:
+    for least, paths in _AT_LEAST.items():
+        for path in paths:
+            if values[path] < least:
+                yield f"{path}: got {values[path]}, allowed: {least} or more"
+    for path in _ABOVE_ZERO:
+        if values[path] <= 0:
+            yield f"{path}: got {values[path]}, allowed: greater than 0"
+    for path in _FRACTIONS:
+        if not 0 <= values[path] <= 1:
+            yield f"{path}: got {values[path]}, allowed: 0 to 1"
+    for path in _BELOW_ONE:
+        if not 0 <= values[path] < 1:
+            yield f"{path}: got {values[path]}, allowed: 0 or more, less than 1"
+    if not 0 < values["sampling.top_p"] <= 1:
+        yield f"sampling.top_p: got {values['sampling.top_p']}, allowed: above 0, 1 at most"
+
+
+def _check_mesh(values: Mapping[str, Any]) -> Iterable[str]:
+    axes = {axis: values[f"mesh.{axis}"] for axis in ("data", "fsdp", "tensor")}
+    sizes = list(axes.values())
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        yield f"mesh: got {axes}, allowed: sizes of 1 or more, and -1 for one axis at most"
+
+
+def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
+    task, loss = values["task"], values.get("loss.name")
+    if not values["workdir"]:
+        yield "workdir: got '', allowed: a folder; set --config.workdir=DIR"
+    for path, (tasks, allowed, example) in _NEEDED.items():
+        if task in tasks and not values[path]:
+            yield f"{path}: got '', allowed: {allowed}; set --config.{path}={example}"
+    if values["model.checkpoint"] != "auto" and task in _TRAINING:
+        yield (
+            f"model.checkpoint: got {values['model.checkpoint']}, allowed for task={task!r}: "
+            "'auto'; export that checkpoint with --config.task=export and start from the result"
+        )
+    if not isinstance(loss, str):
+        yield f"loss.name: got {loss!r}, allowed: the name of a loss; set --config.loss.name=dpo"
+    added = values["model.added_tokens"]
+    if "" in added or len(set(added)) < len(added):
+        yield f"model.added_tokens: got {added!r}, allowed: distinct tokens that are not empty"
+    tokens = values["data.good_token"], values["data.bad_token"]
+    if loss == "csft" and (tokens[0] == tokens[1] or "" in tokens):
+        yield f"data.good_token, data.bad_token: got {tokens}, allowed: two texts that differ"
+    if values["sampling.shrink"] == 1 or values["sampling.shrink"] < 0:
+        yield f"sampling.shrink: got {values['sampling.shrink']}, allowed: 0 (never), or 2 or more"
+    rules = [name.rpartition(":")[2] for name in values["reward.rules"]]
+    if len(set(rules)) < len(rules):
+        yield f"reward.rules: got {rules}, allowed: functions of different names, as metrics have"
+    if "" in values["sampling.stop"]:
+        yield "sampling.stop: got an empty string, which would end every sample at once"
+
+
+# What changes prompts, which those of samples that are labelled cannot be.
+_CHANGE_PROMPTS = ("data.prompt_template", "data.system_prompt", "data.merge_turns")
+
+
+def _check_data(values: Mapping[str, Any]) -> Iterable[str]:
+    for path, parse in (
+        ("data.fields", field_names.parse_names),
+        ("data.prompt_template", field_names.parse_template),
+    ):
+        try:
+            parse(values[path])
+        except ValueError as error:
+            yield f"{path}: {error}"
+    for path in _CHANGE_PROMPTS if values["task"] == "label" else ():
+        if values[path]:
+            yield (
+                f"{path}: got {values[path]!r}, allowed with task='label': "
+                f"{type(values[path])()!r}; samples keep the prompts that they were sampled from"
+            )
+
+
+# What says nothing without an adapter -> its default.
+_WITHOUT_LORA = {"alpha": 0.0, "dropout": 0.05, "rslora": False, "targets": ["all-linear"]}
+
+
+def _check_lora(values: Mapping[str, Any]) -> Iterable[str]:
+    for name, off in _WITHOUT_LORA.items():
+        got = values[f"lora.{name}"]
+        got = list(got) if name == "targets" else got
+        if got == off or values["lora.rank"]:
+            continue
+        if not values["lora.path"]:
+            yield (
+                f"lora.{name}: got {got!r}, but lora.rank=0 trains all weights, without an "
+                f"adapter; allowed: {off!r}; set --config.lora.rank=64"
+            )
+        elif name != "dropout":
+            yield (
+                f"lora.{name}: got {got!r}, but the adapter of lora.path has its own; allowed: "
+                f"{off!r}; leave it out"
+            )
+    if values["lora.path"] and values["lora.rank"]:
+        yield (
+            f"lora.rank: got {values['lora.rank']}, but the adapter of lora.path has a rank, alpha "
+            "and targets of its own; allowed: 0, or a new adapter with lora.path=''"
+        )
+    if values["lora.base"] != "compute" and not (values["lora.rank"] or values["lora.path"]):
+        yield (
+            f"lora.base: got {values['lora.base']!r}, but without an adapter all weights are "
+            "trained, and so cannot be quantized; allowed: 'compute'; set --config.lora.rank=64"
+        )
+    if values["lora.rank"] and not values["lora.targets"]:
+        yield "lora.targets: got (), allowed: 'all-linear', or names of linear layers (q_proj)"
+
+
+# Fields of fixed data -> their value where they are not used.
+_OFFLINE = {
+    "data.n_examples": (0, "rounds.total_prompts bounds an online run"),
+    "data.max_prompt_count": (0, "feedback.mode says which pairs an online run makes of a prompt"),
+    "data.frac_unique_desirable": (1.0, "an online run trains on all of a round's feedback"),
+    "data.frac_unique_undesirable": (1.0, "an online run trains on all of a round's feedback"),
+}
+
+
+def _check_online(values: Mapping[str, Any]) -> Iterable[str]:
+    for path, (unused, reason) in _OFFLINE.items():
+        if values[path] != unused:
+            yield f"{path}: got {values[path]}, allowed with task='online': {unused}; {reason}"
+    yield from _check_reward(values)
+    yield from _check_threshold(values)
+    kind, is_group = values["feedback.type"], values.get("loss.name") != "ppo"
+    compares = kind == "pairwise" or (kind == "scalar" and is_group)
+    if values["sampling.num_samples_per_prompt"] == 1 and compares:
+        yield (
+            "sampling.num_samples_per_prompt: got 1, allowed: 2 or more, since "
+            f"feedback.type={values['feedback.type']!r} compares the samples of a prompt"
+        )
+    yield from _check_lengths(values)
+
+
+def _check_sample(values: Mapping[str, Any]) -> Iterable[str]:
+    if values["sampling.best_of"]:
+        yield from _check_reward(values)
+        yield from _check_lengths(values)
+    if values["sampling.format"] == "samples":
+        return
+    output, samples = values["sampling.output"], values["sampling.num_samples_per_prompt"]
+    if output and not output.endswith(".json"):
+        yield (
+            f"sampling.output: got {output!r}, but alpaca_eval tells the format from the name; "
+            "allowed for sampling.format='alpacaeval': a name that ends with .json"
+        )
+    if samples > 1 and not values["sampling.best_of"]:
+        yield (
+            f"sampling.num_samples_per_prompt: got {samples}, but sampling.format='alpacaeval' has "
+            "one output an instruction; allowed: 1, or --config.sampling.best_of=true"
+        )
+
+
+def _check_threshold(values: Mapping[str, Any]) -> Iterable[str]:
+    kind_of_feedback, threshold = values["feedback.type"], values["feedback.threshold"]
+    if kind_of_feedback == "pairwise" and threshold != "auto":
+        if isinstance(threshold, str):
+            yield (
+                f"feedback.threshold: got {threshold!r}, allowed: 'auto' or a number of 0 or more, "
+                "the least difference of a pair's rewards; an average is for feedback.type='binary'"
+            )
+        elif threshold < 0:
+            yield f"feedback.threshold: got {threshold}, allowed: 0 or more"
+
+
+def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:
+    """Refuse lengths that would cut a sample before it is scored or trained on."""
+    longest = values["sampling.max_prompt_length"] + values["sampling.max_tokens"]
+    uses = {"train.max_length": "trained"} if values["task"] == "online" else {}
+    if values["reward.kind"] == "model" and not _has_parts(values):
+        uses["reward.max_length"] = "scored"
+    for path, use in uses.items():
+        if longest > values[path]:
+            yield (
+                f"{path}: got {values[path]}, but sampling.max_prompt_length + "
+                f"sampling.max_tokens = {longest}: a sample would be cut before it is {use}; "
+                "raise the former or lower one of the latter"
+            )
+
+
+def _check_reward(values: Mapping[str, Any]) -> Iterable[str]:
+    kind = values["reward.kind"]
+    needs = {"model": "path", "function": "function", "judge": "judge.model"}
+    wanted = f"reward.{needs[kind]}"
+    # What each part of a sum needs is for `rewards.parts` to say.
+    if not values[wanted] and not _has_parts(values):
+        yield f"{wanted}: got '', but reward.kind={kind!r} needs it; set --config.{wanted}=..."
+
+
+def _has_parts(values: Mapping[str, Any]) -> bool:
+    return any(path.startswith("reward.parts.") for path in values)
+
+
+def _check_judge(values: Mapping[str, Any]) -> Iterable[str]:
+    variable, url = values["reward.judge.key_variable"], values["reward.judge.url"]
+    if variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
+        # It may be the key itself, so it is not repeated.
+        yield (
+            "reward.judge.key_variable: got what is no name of an environment variable; allowed: "
+            "the name of the one that holds the key, such as OPENAI_API_KEY, never the key"
+        )
+    if not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", url):
+        yield (
+            "reward.judge.url: got what is no plain address; allowed: http(s)://HOST[:PORT]/PATH, "
+            "without a user, a password or a key in it (see reward.judge.key_variable)"
+        )
+    lowest, highest = values["reward.judge.lowest"], values["reward.judge.highest"]
+    if not lowest < highest:
+        yield f"reward.judge.lowest: got {lowest}, allowed: less than .highest, which is {highest}"
+
+
+def _check_toy(values: Mapping[str, Any]) -> Iterable[str]:
+    alphabet = values["toy.alphabet"]
+    shortest, longest = max(values["toy.min_letters"], 2), values["toy.max_letters"]
+    if not alphabet.isalpha() or len(set(alphabet)) < max(len(alphabet), 2):
+        yield f"toy.alphabet: got {alphabet!r}, allowed: two letters or more, each of them once"
+        return
+    if not shortest <= longest <= len(alphabet):
+        yield (
+            f"toy.max_letters: got {longest}, allowed: {shortest} (see toy.min_letters) to "
+            f"{len(alphabet)} (the letters of toy.alphabet)"
+        )
+        return
+    # A prompt is letters of the alphabet, none twice, that are not sorted yet.
+    lengths = range(shortest, longest + 1)
+    exist = sum(math.perm(len(alphabet), n) - math.comb(len(alphabet), n) for n in lengths)
+    names = ("num_sft", "num_pairs", "num_prompts", "num_eval")
+    wanted = sum(values[f"toy.{name}"] for name in names)
+    if wanted > exist // 2:
+        yield (
+            f"toy: got {wanted} prompts in all ({' + '.join(names)}), allowed: {exist // 2}, half "
+            "of those that exist; lower the numbers, or set a larger toy.alphabet or max_letters"
+        )

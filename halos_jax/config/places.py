@@ -1,0 +1,66 @@
+"""Paths of the config: `~` is home, and what no file system of this machine has is refused."""
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from halos_jax.config import roles
+from halos_jax.config.roles import Place
+
+# Any scheme with "//"; the known ones with one slash too, as pathlib leaves them.
+_SCHEME = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]+)://|"
+    r"(abfss?|adl|az|dbfs|file|ftp|gcs|gs|hdfs|hf|https?|memory|r2|s3[an]?|ssh|wasbs?):/"
+)
+_MOUNT = "mount it (gcsfuse, s3fs, ...) or copy it, and give the folder of this machine"
+
+
+def expand_homes(config: Any) -> Any:
+    """Return a config with the home folder in place of a leading `~` or `~user`, everywhere."""
+    return roles.map_places(config, lambda _, text, kind: _expand(text, kind))
+
+
+def find_violations(config: Any) -> Iterable[str]:
+    """Yield an error line for each place of a config that is no path of this machine."""
+    for path, text, kind in roles.list_places(config):
+        for name in split_names(text, kind):
+            found = _SCHEME.match(name)
+            if found:
+                yield _refuse_scheme(path, name, (found[1] or found[2]).lower(), kind)
+            elif re.match(r"~[^/]*/", name):  # what stands there still, after `expand_homes`
+                user = name.partition("/")[0]
+                yield (
+                    f"{path}: got {name!r}, but there is no user {user[1:]!r} whose home that "
+                    f"could be; allowed: a path; for a folder of that name write './{name}'"
+                )
+
+
+def split_names(text: str, kind: Place) -> list[str]:
+    """Return the paths in a place: several of a source may stand there, with commas between."""
+    if kind != "source" or os.path.exists(text):  # a file name may have a comma in it
+        return [text]
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _expand(text: str, kind: Place) -> str:
+    names = split_names(text, kind)
+    if not any(name.startswith("~") for name in names):
+        return text
+    return ",".join(os.path.expanduser(name) for name in names)
+
+
+def _refuse_scheme(path: str, name: str, scheme: str, kind: Place) -> str:
+    rest = re.sub(r"^[^:]*:/+", "", name)
+    if scheme == "file":
+        advice = f"write --config.{path}=/{rest}"
+    elif scheme in ("hf", "http", "https") and kind != "path":
+        shape = "'owner/name'" if kind == "model" else "'owner/name@split'"
+        advice = f"what lies on the Hugging Face hub is named by its id, {shape}"
+    else:
+        advice = _MOUNT
+    allowed = {"path": "", "model": " or the id of a model", "source": " or the id of a data set"}
+    return (
+        f"{path}: got {name!r}, but {scheme}:// is not supported here; allowed: a path of this "
+        f"machine's file system{allowed[kind]}; {advice}"
+    )

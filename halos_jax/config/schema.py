@@ -1,0 +1,207 @@
+"""Nested frozen dataclasses as a schema: build them from plain dicts, parse text by their types.
+
+A schema is a dataclass whose fields are other such dataclasses (*sections*), leaves of the types
+bool, int, float, str, `tuple[str, ...]`, a `Literal` of strings or a union of these, or a Mapping:
+a *free* section, whose keys are not fixed. A field is named by its path, "train.batch_size".
+Nothing here raises for a bad value: errors are collected as lines that say what, got and allowed.
+"""
+
+import ast
+import collections.abc
+import contextlib
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from halos_jax.config.aliases import find_alias
+
+
+def to_plain(value: Any) -> Any:
+    """Return dataclasses and mappings, at any depth, as plain dicts."""
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return value
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield (path, leaf) of a nested mapping; tuples come as lists, as they do from JSON."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def leaf_types(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Map the path of every leaf of the schema `cls` to its type."""
+    leaves = {}
+    for name, annotation in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(annotation):
+            leaves |= leaf_types(annotation, f"{prefix}{name}.")
+        elif not is_free(annotation):
+            leaves[f"{prefix}{name}"] = annotation
+    return leaves
+
+
+def free_sections(cls: type, prefix: str = "") -> list[str]:
+    """List the paths of the free sections of the schema `cls`."""
+    paths = []
+    for name, annotation in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(annotation):
+            paths += free_sections(annotation, f"{prefix}{name}.")
+        elif is_free(annotation):
+            paths.append(f"{prefix}{name}")
+    return paths
+
+
+def is_free(annotation: Any) -> bool:
+    """Say whether a field of this type is a free section."""
+    return typing.get_origin(annotation) is collections.abc.Mapping
+
+
+def explain_unknown(path: str, cls: type) -> str:
+    """Return the error line of a path that is no leaf of the schema `cls`."""
+    known = list(leaf_types(cls))
+    below = [name for name in known if name.startswith(f"{path}.")]
+    if below or path in free_sections(cls):
+        example = below[0] if below else f"{path}.KEY"
+        return f"{path}: is a section, not a field; set one of its fields, such as {example!r}"
+    # An equal last name in another section is a better guess than a similar path.
+    leaf = path.rpartition(".")[2]
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+    close = difflib.get_close_matches(path, same_leaf, n=1, cutoff=0.0)
+    alias = find_alias(path)
+    if not close and alias and _has(cls, alias):
+        close = [alias]
+    close = close or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    if not close:
+        by_leaf = {name.rpartition(".")[2]: name for name in known}
+        close = [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, n=1)]
+    hint = (
+        f"did you mean {close[0]!r}?"
+        if close
+        else "see halos_jax/config/sections.py for the fields"
+    )
+    return f"{path}: unknown field; {hint}"
+
+
+def _has(cls: type, path: str) -> bool:
+    free = free_sections(cls)
+    return path in leaf_types(cls) or any(path.startswith(f"{section}.") for section in free)
+
+
+def build(cls: type, plain: Mapping[str, Any], errors: list[str]) -> Any:
+    """Build the schema `cls` from nested mappings; a bad field keeps its default, with an error."""
+    return _build(cls, plain, "", cls, errors)
+
+
+def _build(cls: type, plain: Mapping[str, Any], prefix: str, root: type, errors: list[str]) -> Any:
+    hints = typing.get_type_hints(cls)
+    errors += [explain_unknown(f"{prefix}{name}", root) for name in plain if name not in hints]
+    values = {}
+    for name, annotation in hints.items():
+        if name not in plain:
+            continue
+        path, value = f"{prefix}{name}", plain[name]
+        section = dataclasses.is_dataclass(annotation)
+        if (section or is_free(annotation)) and not isinstance(value, Mapping):
+            errors.append(f"{path}: got {value!r}, allowed: a section of fields")
+        elif section:
+            values[name] = _build(annotation, value, f"{path}.", root, errors)
+        elif is_free(annotation):
+            values[name] = make_immutable(value)
+        else:
+            try:
+                values[name] = convert(value, annotation)
+            except ValueError:
+                errors.append(explain_value(path, value, annotation))
+    return cls(**values)
+
+
+def make_immutable(value: Any) -> Any:
+    """Return nested dicts and lists as read-only mappings and tuples."""
+    if isinstance(value, Mapping):
+        return types.MappingProxyType({key: make_immutable(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return tuple(make_immutable(item) for item in value)
+    return value
+
+
+def convert(value: Any, annotation: Any) -> Any:
+    """Return `value` as the annotated type, or raise ValueError; never guess across kinds."""
+    if _is_union(annotation):
+        for choice in typing.get_args(annotation):
+            with contextlib.suppress(ValueError):
+                return convert(value, choice)
+    elif typing.get_origin(annotation) is Literal:
+        if value in typing.get_args(annotation):
+            return value
+    elif typing.get_origin(annotation) is tuple:
+        if isinstance(value, (tuple, list)) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif annotation is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    elif isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{value!r} is not {describe(annotation)}")
+
+
+def parse(text: str, annotation: Any) -> Any:
+    """Parse command-line text as the annotated type, or raise ValueError.
+
+    A tuple of strings is written as a Python literal, `('a','b')`; any other text is a tuple of
+    that one string, and the empty text the empty tuple.
+    """
+    if typing.get_origin(annotation) is tuple:
+        value = parse_literal(text)
+        if not isinstance(value, (tuple, list)):
+            value = (value if isinstance(value, str) else text,) if text else ()
+        return convert(value, annotation)
+    if _is_union(annotation):
+        for choice in typing.get_args(annotation):
+            with contextlib.suppress(ValueError):
+                return parse(text, choice)
+        raise ValueError(f"{text!r} is not {describe(annotation)}")
+    if annotation in (bool, int, float):
+        return convert(parse_literal(text), annotation)
+    return convert(text, annotation)
+
+
+def parse_literal(text: str) -> Any:
+    """Return the Python literal that `text` spells (true/false in any case), else `text`."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def explain_value(path: str, value: Any, annotation: Any) -> str:
+    """Return the error line of a value that does not fit its field."""
+    return f"{path}: got {value!r}, allowed: {describe(annotation)}"
+
+
+def describe(annotation: Any) -> str:
+    """Say in words what values a leaf type allows."""
+    if _is_union(annotation):
+        return ", ".join(describe(choice) for choice in typing.get_args(annotation))
+    if typing.get_origin(annotation) is Literal:
+        return ", ".join(repr(choice) for choice in typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:
+        return "a tuple of strings"
+    names = {bool: "True or False", int: "an integer", float: "a finite number", str: "a string"}
+    return names[annotation]
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)

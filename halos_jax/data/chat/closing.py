@@ -1,0 +1,39 @@
+"""Answers up to the last token that a chat template writes: where classifiers read their score."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from halos_jax.data.chat.renderer import Renderer
+from halos_jax.types import Item
+
+
+def close_items(items: Sequence[Item], renderer: Renderer, max_length: int) -> list[Item]:
+    """Return the items with the end of the template behind every answer that has ended.
+
+    What is scored is read there by everybody who renders a conversation by its template. An answer
+    that was cut, by its sampler or by `max_length`, stays as it is.
+
+    Args:
+      max_length: of prompt and response together.
+    """
+    if len(renderer.end_ids) < 2:  # the template writes nothing behind the marker
+        return list(items)
+    marker, *rest = renderer.end_ids
+    closing = np.asarray(rest, np.int32)
+
+    def close(response: np.ndarray, room: int) -> np.ndarray:
+        ended = len(response) > 0 and response[-1] == marker
+        fits = len(response) + len(closing) <= room
+        return np.concatenate([response, closing]) if ended and fits else response
+
+    return [
+        dataclasses.replace(
+            item,
+            responses=tuple(
+                close(response, max_length - len(item.prompt_ids)) for response in item.responses
+            ),
+        )
+        for item in items
+    ]

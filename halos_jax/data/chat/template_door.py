@@ -1,0 +1,146 @@
+"""Records that the chat template refuses or does not show whole, found with their file and line."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from halos_jax.data.chat.renderer import Renderer
+from halos_jax.data.records.fields import RecordError
+from halos_jax.data.records.turns import (
+    CONTEXT,
+    REASONING,
+    find_context,
+    speaks_of,
+    strip_context,
+    unpack,
+)
+from halos_jax.types import Demonstration, Judgement, Preference, Prompt, Sample, Turn
+
+logger = logging.getLogger(__name__)
+
+_Record = TypeVar("_Record", Prompt, Sample, Demonstration, Preference, Judgement)
+_Made = TypeVar("_Made")
+# Keys without which a conversation means something else.
+_NEEDED = (*CONTEXT, *REASONING, "tool_calls")
+
+
+def keep_shown(
+    records: Sequence[_Record], renderer: Renderer, *, skip: bool = False, count: int = 0
+) -> list[_Record]:
+    """Return the records whose conversations the chat template shows.
+
+    Args:
+      skip: leave out the others, counted in the log.
+      count: look until so many are found, and take the rest as it is; 0: look at all.
+
+    Raises:
+      RecordError: for the first other record, with its place, unless they are left out.
+    """
+    kept: list[_Record] = []
+    errors: list[RecordError] = []
+    for number, record in enumerate(records):
+        if count and len(kept) >= count:
+            kept += records[number:]
+            break
+        error = _find_refusal(record, renderer)
+        if error is None:
+            kept.append(record)
+        elif skip:
+            errors.append(error)
+        else:
+            raise error
+    if errors:
+        logger.warning(
+            "%d of %d records are left out (data.skip_bad), which the chat template refuses; the "
+            "first: %s",
+            len(errors),
+            len(errors) + len(kept),
+            errors[0],
+        )
+    if records and not kept:
+        raise RecordError(f"the chat template refuses all of the records; the first: {errors[0]}")
+    return kept
+
+
+def make_shown(
+    make: Callable[[list[_Record]], _Made],
+    records: list[_Record],
+    renderer: Renderer,
+    *,
+    skip: bool = False,
+) -> _Made:
+    """Return what `make` makes of records, by rendering them.
+
+    Raises:
+      RecordError: with the place of the first record that the chat template refuses, unless these
+        are left out.
+    """
+    if skip:
+        return make(keep_shown(records, renderer, skip=True))
+    for record in records:
+        _check_keys(record, renderer)
+    try:
+        return make(records)
+    except RecordError:
+        keep_shown(records, renderer)  # which knows whose error it is
+        raise
+
+
+def _find_refusal(record: Any, renderer: Renderer) -> RecordError | None:
+    try:
+        _check_keys(record, renderer)
+        for turns in _list_prompts(record):
+            renderer.show(turns)
+        for answer in _list_answers(record):
+            if answer.further:
+                renderer.render_response(answer)
+    except RecordError as error:
+        place = _find_prompt(record).place
+        known = not place or str(error).startswith(place)
+        return error if known else RecordError(f"{place}: {error}")
+    return None
+
+
+def _find_prompt(record: Any) -> Prompt:
+    return record if isinstance(record, Prompt) else record.prompt
+
+
+def _check_keys(record: Any, renderer: Renderer) -> None:
+    """Raise RecordError where a turn has a key that the template does not speak of, or where the
+    tools of a conversation change nothing of its prompt."""
+    prompt = _find_prompt(record)
+    answers = record.completion.turns if isinstance(record, Demonstration) else ()
+    missing = ""
+    for turn in (*prompt.turns, *answers):
+        for name in unpack(turn) if turn.further else ():
+            if name in _NEEDED and not speaks_of(renderer.template, name):
+                missing = missing or name
+    context = list(find_context(prompt.turns))
+    if not missing and context:
+        shown = renderer.show(prompt.turns) != renderer.show(strip_context(prompt.turns))
+        missing = "" if shown else context[0]
+    if missing:
+        raise RecordError(
+            f"{prompt.place}: {missing!r}: the chat template does not show it; allowed: a template "
+            f"that does (model.chat_template), or data.ignore_fields={missing} to go without"
+        )
+
+
+def _list_prompts(record: Any) -> Iterator[tuple[Turn, ...]]:
+    """Yield the conversations of a record that somebody is to go on with."""
+    prompt = _find_prompt(record).turns
+    turns = record.completion.turns if isinstance(record, Demonstration) else ()
+    if not prompt:  # a plain text
+        return
+    yield prompt
+    for index, turn in enumerate(turns):
+        if index and turn.role == "assistant" and turn.learned:
+            yield (*prompt, *turns[:index])
+
+
+def _list_answers(record: Any) -> Iterable[Turn]:
+    if isinstance(record, Preference):
+        return (*record.chosen.turns, *record.rejected.turns)
+    if isinstance(record, (Demonstration, Judgement)):
+        return [turn for turn in record.completion.turns if turn.role == "assistant"]
+    return ()

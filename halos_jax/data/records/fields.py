@@ -1,0 +1,210 @@
+"""Typed access to the fields of one record, with errors that name file, line and field."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from halos_jax.data.records.json_door import parse_json
+from halos_jax.errors import UserError
+from halos_jax.json_text import is_unicode
+
+_LARGEST, _VOCABULARY = 2**63 - 1, 2**31
+_FLOAT32 = 3.4028234e38
+_HEAD = re.compile(r"[^.\[]+")
+
+
+class RecordError(UserError, ValueError):
+    """A record or file that cannot be used, with file, line and field in the message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Edits:
+    """What the config changes in records as they are read; see `data/records/edits.py`.
+
+    Attributes:
+      names: our name of a field -> the records' name.
+      change: a function from a record to a record, or to None for one that is left out.
+      template: of the prompt, as (text, field behind it) pairs.
+      system: the system prompt of conversations without one.
+      merge: join system turns and neighbours of one role.
+      skip: leave out bad records.
+      ignored: fields of records and keys of turns that are left unread on purpose.
+    """
+
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    change: Callable[[dict[str, Any]], Any] | None = None
+    template: tuple[tuple[str, str], ...] = ()
+    system: str = ""
+    merge: bool = False
+    skip: bool = False
+    ignored: frozenset[str] = frozenset()
+
+
+NO_EDITS = Edits()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fields:
+    """Typed access to one record; every getter raises RecordError on a wrong type.
+
+    A field that is null or ignored counts as absent. Getters without a default require the field.
+    What was asked for by a getter counts as read.
+
+    Attributes:
+      edits: what names the fields have, and what else is changed.
+      texts: all values are text, as those of a CSV file: numbers and lists are parsed.
+      unit: what `line` counts.
+      used: names of the fields that were read, as the record has them.
+      left: what inside of fields was not read, as "messages[].id".
+    """
+
+    record: Mapping[str, Any]
+    file: str = "record"
+    line: int = 0
+    edits: Edits = NO_EDITS
+    texts: bool = False
+    unit: str = "line"
+    used: set[str] = dataclasses.field(default_factory=set, compare=False)
+    left: set[str] = dataclasses.field(default_factory=set, compare=False)
+
+    @property
+    def place(self) -> str:
+        """Where the record stands, for errors and logs."""
+        return f"{self.file} {self.unit} {self.line}" if self.line else self.file
+
+    def unread(self) -> set[str]:
+        """Return the names of what the record says (more than nothing) and nobody has read."""
+        named = {name for name, value in self.record.items() if value not in (None, "", [], {})}
+        return (named - self.used) | self.left
+
+    def name_of(self, name: str) -> str:
+        """Return what the record calls one of our fields."""
+        return self.edits.names.get(name, name)
+
+    def error(self, field: str, got: Any, allowed: str) -> RecordError:
+        """Make (not raise) the error of a field, or of what is inside of it ("turns[1].role")."""
+        shown = "nothing" if got is None else shorten(got)
+        field = _HEAD.sub(lambda head: self.name_of(head[0]), field, count=1)
+        return RecordError(f"{self.place}: field {field!r}: got {shown}, allowed: {allowed}")
+
+    def peek(self, name: str) -> Any:
+        """Return a field of any type, None where it is absent; it does not count as read."""
+        name = self.name_of(name)
+        if name in self.edits.ignored:
+            return None
+        value = self.record.get(name)
+        if value is None and "." in name:
+            value = self.record
+            for part in name.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    def has(self, *names: str) -> bool:
+        """Return whether every one of the fields is there."""
+        return all(self.peek(name) is not None for name in names)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a field of any type."""
+        raw = self.name_of(name)
+        self.used.add(raw if raw in self.record else raw.partition(".")[0])
+        value = self.peek(name)
+        return default if value is None else value
+
+    def parsed(self, name: str, default: Any = None) -> Any:
+        """Return a field of any type, from its text where all values are text."""
+        value = self.get(name, default)
+        if not self.texts or not isinstance(value, str):
+            return value
+        try:
+            found, end = parse_json({"True": "true", "False": "false"}.get(value, value))
+        except ValueError:
+            return value
+        return found if end == len(value) else value
+
+    def leave(self, names: Iterable[str]) -> None:
+        """Note what inside of a field is not read."""
+        self.left.update(names)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        return self.check_text(name, self.get(name, default))
+
+    def identifier(self, name: str) -> str:
+        """Return a non-empty id; whole numbers, as HALOs writes them, become text."""
+        value = self.get(name)
+        if type(value) is int and abs(value) <= _LARGEST:
+            return str(value)
+        if not isinstance(value, str) or not value or not is_unicode(value):
+            raise self.error(name, value, "a non-empty string or an integer")
+        return value
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        value = self.parsed(name, default)
+        if type(value) is not int or abs(value) > _LARGEST:
+            raise self.error(name, value, "an integer of at most 64 bits")
+        return value
+
+    def number(self, name: str) -> float | None:
+        """Return a finite number, or None where the field is absent."""
+        value = self.parsed(name)
+        if value is not None and not _is_number(value):
+            raise self.error(name, value, "a finite number")
+        return None if value is None else float(value)
+
+    def ids(self, name: str) -> tuple[int, ...]:
+        """Return token ids, or () where the field is absent."""
+        value = self.parsed(name, [])
+        if not isinstance(value, list) or not all(
+            type(item) is int and 0 <= item < _VOCABULARY for item in value
+        ):
+            raise self.error(name, value, "a list of token ids (integers of 0 or more, 32 bits)")
+        return tuple(value)
+
+    def numbers(self, name: str) -> tuple[float, ...] | None:
+        """Return a tuple of finite numbers, or None where the field is absent."""
+        value = self.parsed(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(map(_is_number, value)):
+            raise self.error(name, value, "a list of finite numbers")
+        return tuple(map(float, value))
+
+    def label(self, name: str = "label") -> bool:
+        """Return a label given as 0 or 1, whole, float or boolean."""
+        value = self.parsed(name)
+        if type(value) not in (bool, int, float) or value not in (0, 1):
+            raise self.error(name, value, "0 or 1")
+        return bool(value)
+
+    def choice(self, name: str, allowed: Sequence[str], default: str) -> str:
+        value = self.get(name, default)
+        if value not in allowed:
+            raise self.error(name, value, ", ".join(map(repr, allowed)))
+        return value
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """Return an object field, or {} where it is absent."""
+        value = self.parsed(name, {})
+        if not isinstance(value, dict):
+            raise self.error(name, value, "an object")
+        return value
+
+    def check_text(self, at: str, value: Any, allowed: str = "a string (valid Unicode)") -> str:
+        """Return a value inside of the record as text; `at` is its place for the error."""
+        if not isinstance(value, str) or not is_unicode(value):
+            raise self.error(at, value, allowed)
+        return value
+
+
+def _is_number(value: Any) -> bool:
+    """Say whether a value is a finite number, in float32 too."""
+    return type(value) in (int, float) and abs(value) <= _FLOAT32
+
+
+def shorten(value: Any, length: int = 80) -> str:
+    """Return `value` as it may stand in an error message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of too many digits, a list inside of itself
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -1,0 +1,343 @@
+"""Records on disk: durable writing, and the conversions to and from the package's types.
+
+The formats are those of HALOs (sample, three kinds of feedback), with token ids and finish reasons
+added so that training sees the very tokens that were sampled. Files are written as JSON Lines.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from halos_jax.config.field_names import SAMPLE_TYPES, list_format
+from halos_jax.data.records.fields import Fields, RecordError
+from halos_jax.data.records.json_door import find_faults
+from halos_jax.data.records.turns import (
+    add_context,
+    read_context,
+    read_turns,
+    refuse_unlearned,
+    turns_to_record,
+)
+from halos_jax.storage import Note
+from halos_jax.types import (
+    FINISH_LENGTH,
+    FINISH_STOP,
+    Completion,
+    Judgement,
+    Preference,
+    Prompt,
+    Sample,
+    Turn,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """What a manifest keeps of a file: its path, number of records and sha256 of its bytes."""
+
+    path: str
+    count: int
+    sha256: str
+
+
+def digest(*parts: Any) -> str:
+    """Return the sha256 (hex) of JSON-like `parts`; no two lists of parts share an encoding."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def make_prompt_id(turns: Sequence[Turn]) -> str:
+    """Return the id of a conversation without one: sha256 over all that its turns say."""
+    return digest([_list_parts(turn) for turn in turns])
+
+
+def _list_parts(turn: Turn) -> list[str]:
+    # Further keys only where there are some: ids of plain conversations are those of old files.
+    return [turn.role, turn.content, *((turn.further,) if turn.further else ())]
+
+
+# --------------------------------------------------------------------------- files
+
+
+def write_records(
+    path: str | os.PathLike[str],
+    records: Iterable[Mapping[str, Any]],
+    *,
+    note: Note | None = None,
+) -> WrittenFile:
+    """Write `records` as JSON Lines (UTF-8) so that `path` is at any instant absent, old or whole.
+
+    They go to `path.partial` first, which is synced and then renamed; `note` is called in between.
+
+    Raises:
+      RecordError: where a record is not JSON (a NaN, say).
+      OSError: where the folder cannot be written, with the path in the message.
+    """
+    file = os.fspath(path)
+    partial, count, size, sha = f"{file}.partial", 0, 0, hashlib.sha256()
+    try:
+        with open(partial, "wb") as stream:
+            for record in records:
+                line = _dump(file, count + 1, record)
+                stream.write(line)
+                sha.update(line)
+                count, size = count + 1, size + len(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if note is not None:
+            note(Path(file), size, sha.hexdigest())
+        os.replace(partial, file)
+        _sync_folder(os.path.dirname(file) or ".")
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        if isinstance(error, OSError):
+            reason = f"cannot write ({error.strerror}); allowed: a writable folder with free space"
+            raise OSError(error.errno, reason, file) from error
+        raise
+    return WrittenFile(path=file, count=count, sha256=sha.hexdigest())
+
+
+def _dump(file: str, number: int, record: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"{file} line {number}: cannot be written as JSON: {error}") from error
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems have no folder to sync; the rename is then theirs to keep.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# --------------------------------------------------------------------------- conversions
+
+
+def sample_to_record(sample: Sample, dataset: str = "", *, type: str = "sample") -> dict[str, Any]:
+    """Return the HALOs sample record with its tokens; `sample_from_record` inverts it.
+
+    A sample with a reward is scalar feedback where `type` is "scalar_feedback".
+    """
+    record = {
+        "output": sample.output,
+        "generator": sample.generator,
+        "dataset": dataset,
+        "prompt_id": sample.prompt.prompt_id,
+        "sample_id": int(sample.sample_id),
+        "type": type,
+        "prompt": turns_to_record(sample.prompt.turns),
+        "prompt_ids": [int(token) for token in sample.prompt_ids],
+        "response_ids": [int(token) for token in sample.response_ids],
+        "finish_reason": sample.finish_reason,
+    }
+    if sample.reward is not None:
+        record["reward"] = float(sample.reward)
+    if sample.logps is not None:
+        record["logps"] = [float(value) for value in sample.logps]
+    return record | _extra_to_record(sample.prompt)
+
+
+def sample_from_record(record: Mapping[str, Any], *, file: str = "record", line: int = 0) -> Sample:
+    """Make the Sample of a sample record, checking every field (`file`, `line`: for errors)."""
+    fields = Fields(record, file, line)
+    return read_sample(fields, _read_prompt(fields))
+
+
+def read_sample(fields: Fields, prompt: Prompt) -> Sample:
+    """Make the Sample of a sample record whose prompt is known.
+
+    What else the record says becomes the prompt's `extra`.
+    """
+    fields.choice("type", SAMPLE_TYPES, "sample")
+    response_ids, logps = fields.ids("response_ids"), fields.numbers("logps")
+    if logps is not None and len(logps) != len(response_ids):
+        raise fields.error(
+            "logps", f"{len(logps)} numbers", f"one a response id ({len(response_ids)})"
+        )
+    sample = Sample(
+        prompt=prompt,
+        sample_id=fields.integer("sample_id"),
+        output=fields.text("output"),
+        prompt_ids=fields.ids("prompt_ids"),
+        response_ids=response_ids,
+        finish_reason=fields.choice("finish_reason", (FINISH_STOP, FINISH_LENGTH), FINISH_STOP),
+        generator=fields.text("generator", ""),
+        reward=fields.number("reward"),
+        logps=logps,
+    )
+    extra = read_extra(fields, fields.used - {"extra"})
+    return dataclasses.replace(sample, prompt=dataclasses.replace(prompt, extra=extra))
+
+
+def read_extra(fields: Fields, hidden: Iterable[str]) -> dict[str, Any]:
+    """Return what a record says besides the fields `hidden`, whatever their names.
+
+    Records of our own and HALOs' types hold it in `extra`; what others have of that name is merged
+    into it as well. What JSON cannot hold (an image, a NaN of a table) is left out.
+    """
+    own = list_format(fields.peek("type"))
+    hidden = {*hidden, *own}
+    extra = {
+        name: value
+        for name, value in fields.record.items()
+        if name not in hidden and value is not None
+    }
+    inner = fields.mapping("extra") if own else fields.peek("extra")
+    if isinstance(inner, dict):
+        extra = extra | inner if own else inner | extra
+    fields.used.update(fields.record)
+    faults = {name for name, value in extra.items() if next(find_faults(value), None)}
+    fields.leave(f"{name} (no JSON value)" for name in faults)
+    return {name: value for name, value in extra.items() if name not in faults}
+
+
+def preference_to_record(
+    preference: Preference, *, seed: int = 0, round: int = 0, split: str = ""
+) -> dict[str, Any]:
+    """Return the HALOs pairwise_feedback record; `preference_from_record` inverts it.
+
+    Whether the chosen output stands as A or B is a fair coin that depends only on (seed, round,
+    prompt id, the pair), never on order or on which of the two was chosen.
+    """
+    pair = (preference.chosen, preference.rejected)
+    names = sorted(_completion_key(completion) for completion in pair)
+    swapped = int(digest("swap", seed, round, preference.prompt.prompt_id, names)[:8], 16) % 2 == 1
+    first, second = sorted(pair, key=_completion_key, reverse=swapped)
+    record: dict[str, Any] = {"type": "pairwise_feedback"} | ({"split": split} if split else {})
+    record |= {
+        "prompt_id": preference.prompt.prompt_id,
+        "prompt": turns_to_record(preference.prompt.turns),
+        "output_A": turns_to_record(first.turns),
+        "output_B": turns_to_record(second.turns),
+        "label": int(first is preference.chosen),
+    }
+    if first.reward is not None and second.reward is not None:
+        record["reward_difference"] = abs(float(first.reward) - float(second.reward))
+    if preference.prompt_ids:
+        record["prompt_ids"] = [int(token) for token in preference.prompt_ids]
+    for letter, completion in (("A", first), ("B", second)):
+        if completion.reward is not None:
+            record[f"reward_{letter}"] = float(completion.reward)
+        if completion.ids:
+            record[f"ids_{letter}"] = [int(token) for token in completion.ids]
+        if completion.sample_id is not None:
+            record[f"sample_id_{letter}"] = int(completion.sample_id)
+        record[f"finish_reason_{letter}"] = completion.finish_reason
+    return record | _extra_to_record(preference.prompt)
+
+
+def preference_from_record(
+    record: Mapping[str, Any], *, file: str = "record", line: int = 0
+) -> Preference:
+    """Make the Preference of a pairwise_feedback record, checking every field."""
+    fields = Fields(record, file, line)
+    return read_pairwise(fields, _read_prompt(fields))
+
+
+def read_pairwise(fields: Fields, prompt: Prompt) -> Preference:
+    """Make the Preference of a pairwise_feedback record whose prompt is known."""
+    fields.choice("type", ("pairwise_feedback",), "pairwise_feedback")
+    label = fields.label()
+    first, second = _read_completion(fields, "A"), _read_completion(fields, "B")
+    chosen, rejected = (first, second) if label else (second, first)
+    if (first.reward is None) != (second.reward is None):
+        missing = "reward_A" if first.reward is None else "reward_B"
+        raise fields.error(missing, None, "a number, as the other output has one; or neither")
+    if first.reward is None and fields.has("reward_difference"):
+        chosen = dataclasses.replace(chosen, reward=fields.number("reward_difference"))
+        rejected = dataclasses.replace(rejected, reward=0.0)
+    return Preference(prompt, chosen, rejected, fields.ids("prompt_ids"))
+
+
+def judgement_to_record(judgement: Judgement) -> dict[str, Any]:
+    """Return the HALOs binary_feedback record; `judgement_from_record` inverts it."""
+    completion = judgement.completion
+    record: dict[str, Any] = {
+        "type": "binary_feedback",
+        "prompt_id": judgement.prompt.prompt_id,
+        "prompt": turns_to_record(judgement.prompt.turns),
+        "output": turns_to_record(completion.turns),
+        "label": int(judgement.desirable),
+        "finish_reason": completion.finish_reason,
+    }
+    if judgement.prompt_ids:
+        record["prompt_ids"] = [int(token) for token in judgement.prompt_ids]
+    if completion.reward is not None:
+        record["reward"] = float(completion.reward)
+    if completion.ids:
+        record["response_ids"] = [int(token) for token in completion.ids]
+    if completion.sample_id is not None:
+        record["sample_id"] = int(completion.sample_id)
+    return record | _extra_to_record(judgement.prompt)
+
+
+def judgement_from_record(
+    record: Mapping[str, Any], *, file: str = "record", line: int = 0
+) -> Judgement:
+    """Make the Judgement of a binary_feedback record, checking every field."""
+    fields = Fields(record, file, line)
+    return read_binary(fields, _read_prompt(fields))
+
+
+def read_binary(fields: Fields, prompt: Prompt) -> Judgement:
+    """Make the Judgement of a binary_feedback record whose prompt is known."""
+    fields.choice("type", ("binary_feedback",), "binary_feedback")
+    turns = read_turns(fields, "output", "assistant")
+    if [turn.role for turn in turns] != ["assistant"]:
+        raise fields.error("output", [turn.role for turn in turns], "one turn of the assistant")
+    refuse_unlearned(fields, "output", turns[0])
+    completion = Completion(
+        turns=turns,
+        ids=fields.ids("response_ids"),
+        reward=fields.number("reward"),
+        sample_id=fields.integer("sample_id") if fields.has("sample_id") else None,
+        finish_reason=fields.choice("finish_reason", (FINISH_STOP, FINISH_LENGTH), FINISH_STOP),
+    )
+    return Judgement(prompt, completion, fields.label(), fields.ids("prompt_ids"))
+
+
+def _read_prompt(fields: Fields) -> Prompt:
+    name = "prompt" if fields.has("prompt") or not fields.has("instruction") else "instruction"
+    turns = add_context(read_turns(fields, name, "user"), read_context(fields))
+    return Prompt(fields.identifier("prompt_id"), turns, fields.mapping("extra"), fields.place)
+
+
+def _read_completion(fields: Fields, letter: str) -> Completion:
+    name = f"output_{letter}"
+    turns = read_turns(fields, name, "assistant")
+    if [turn.role for turn in turns] != ["assistant"]:
+        raise fields.error(name, [turn.role for turn in turns], "one turn of the assistant")
+    refuse_unlearned(fields, name, turns[0])
+    identified = fields.has(f"sample_id_{letter}")
+    return Completion(
+        turns=turns,
+        ids=fields.ids(f"ids_{letter}"),
+        reward=fields.number(f"reward_{letter}"),
+        sample_id=fields.integer(f"sample_id_{letter}") if identified else None,
+        finish_reason=fields.choice(
+            f"finish_reason_{letter}", (FINISH_STOP, FINISH_LENGTH), FINISH_STOP
+        ),
+    )
+
+
+def _completion_key(completion: Completion) -> str:
+    """Name a completion by its sample id, or by its text where it came without one."""
+    if completion.sample_id is not None:
+        return f"{completion.sample_id:012d}"
+    return digest([_list_parts(turn) for turn in completion.turns])
+
+
+def _extra_to_record(prompt: Prompt) -> dict[str, Any]:
+    return {"extra": dict(prompt.extra)} if prompt.extra else {}

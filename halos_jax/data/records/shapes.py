@@ -1,0 +1,274 @@
+"""What a record says of answers, in the shapes of HALOs, TRL, chats, instructions and questions.
+
+Each function takes the `Fields` of one record and raises RecordError, with the field, where the
+record is of no shape that it knows.
+"""
+
+import dataclasses
+
+from halos_jax.config.field_names import CHATS, SAMPLE_TYPES, SCORES, TARGETS
+from halos_jax.data.records.edits import merge_turns
+from halos_jax.data.records.fields import Fields
+from halos_jax.data.records.formats import (
+    make_prompt_id,
+    read_binary,
+    read_pairwise,
+    read_sample,
+)
+from halos_jax.data.records.histories import split_pair, strip_prompt
+from halos_jax.data.records.questions import (
+    find_field,
+    has_prompt,
+    make_prompt,
+    name_prompt,
+    read_question,
+)
+from halos_jax.data.records.turns import ASKING, read_turns, refuse_unlearned
+from halos_jax.types import (
+    FINISH_LENGTH,
+    FINISH_STOP,
+    Completion,
+    Demonstration,
+    Judgement,
+    Preference,
+    Prompt,
+    Sample,
+    Turn,
+)
+
+
+def is_feedback(fields: Fields) -> bool:
+    """Say whether a record judges outputs, of which a prompt may have several."""
+    kind = fields.peek("type")
+    scored = kind in ("sample", "scalar_feedback") and fields.has("reward")
+    return scored or kind == "binary_feedback" or fields.has("output_A")
+
+
+def read_demonstration(fields: Fields, *, every_turn: bool = True) -> Demonstration:
+    """Return the prompt of a record and what the assistant should answer to it.
+
+    Args:
+      every_turn: of a conversation, learn all turns of the assistant behind one of the user; else
+        the last turn alone.
+    """
+    _refuse_weight(fields)
+    chat = find_field(fields, CHATS)
+    target = _find_target(fields)
+    if fields.has("chosen"):
+        return _finish(fields, "chosen", every_turn)
+    if target and (fields.edits.template or name_prompt(fields) not in CHATS):
+        found = _finish(fields, target, every_turn)
+        if len(found.completion.turns) > 1:
+            return found
+        completion = _complete(fields, found.completion.turns[0])
+        return dataclasses.replace(
+            found, completion=completion, prompt_ids=fields.ids("prompt_ids")
+        )
+    if chat and fields.edits.template:
+        raise fields.error(
+            "completion",
+            None,
+            f"the answer to data.prompt_template's prompt in {', '.join(TARGETS)}",
+        )
+    if chat:
+        turns = merge_turns(fields, read_turns(fields, chat, "user"))
+        return _learn(fields, chat, turns, every_turn)
+    if fields.has("text") and not has_prompt(fields):
+        return _read_text(fields)
+    allowed = f"one of {', '.join(TARGETS)}, chosen, {', '.join(CHATS)}, text"
+    raise fields.error(
+        "completion", None, f"{allowed}; data.fields='completion=FIELD' names another"
+    )
+
+
+def read_preference(fields: Fields, *, margins: bool = False) -> Preference:
+    """Return the preference of a pairwise_feedback or chosen/rejected record.
+
+    Args:
+      margins: refuse a record without rewards of both answers, or a margin.
+    """
+    found = _read_pair(fields)
+    if margins and found.chosen.reward is None:
+        raise fields.error(
+            "margin",
+            None,
+            "a number, or score_chosen and score_rejected, whose difference loss.margin wants "
+            "between the scores; or --config.loss.margin=0",
+        )
+    return found
+
+
+def _read_pair(fields: Fields) -> Preference:
+    _refuse_weight(fields)
+    if fields.has("output_A") or fields.peek("type") == "pairwise_feedback":
+        _, turns, _ = read_question(fields)
+        return read_pairwise(fields, make_prompt(fields, turns))
+    if not fields.has("chosen") and fields.has("label"):
+        raise fields.error(
+            "chosen",
+            None,
+            "a pair; a record with a label is an answer alone, for loss.name=kto, say",
+        )
+    if not fields.has("chosen") and not fields.has("rejected"):
+        raise fields.error(
+            "chosen",
+            None,
+            "chosen and rejected, or output_A and output_B: a pair of answers; of prompts "
+            "task=online makes pairs, of samples task=label",
+        )
+    turns, answers = split_pair(fields, read_question(fields)[1] if has_prompt(fields) else None)
+    prompt = make_prompt(fields, turns)
+    rewards = _read_rewards(fields)
+    chosen, rejected = (
+        Completion((answer,), reward=reward)
+        for answer, reward in zip(answers, rewards, strict=True)
+    )
+    return Preference(prompt, chosen, rejected)
+
+
+def read_scored(fields: Fields) -> Sample:
+    """Return the sample of a record, with its reward where it has one."""
+    turns = read_turns(fields, find_field(fields, ("prompt", "instruction")) or "prompt", "user")
+    return read_sample(fields, make_prompt(fields, turns, identified=True))
+
+
+def read_judgement(fields: Fields) -> Judgement:
+    """Return the judgement of a binary_feedback record, or of TRL's with completion and label."""
+    _refuse_weight(fields)
+    target = _find_target(fields)
+    if target is None:
+        raise fields.error("completion", None, f"one of {', '.join(TARGETS)}, chosen")
+    _, turns, _ = read_question(fields)
+    prompt = make_prompt(fields, turns)
+    if fields.peek("type") == "binary_feedback":
+        return read_binary(fields, prompt)
+    answer = _read_answer(fields, target, turns)
+    return Judgement(prompt, Completion((answer,)), fields.label())
+
+
+def _find_target(fields: Fields) -> str | None:
+    names = TARGETS
+    if name_prompt(fields) == "problem":  # of which the answer is the last word of the solution
+        names = tuple(sorted(TARGETS, key=lambda name: name == "answer"))
+    return find_field(fields, names)
+
+
+# --------------------------------------------------------------------------- answers
+
+
+def _finish(fields: Fields, name: str, every_turn: bool) -> Demonstration:
+    """Return the demonstration of a field with an answer, or with the rest of a conversation."""
+    if name != "chosen" or has_prompt(fields):
+        _, turns, _ = read_question(fields)
+        rest = strip_prompt(fields, name, turns)
+    else:
+        whole = read_turns(fields, name, "assistant")
+        turns, rest = whole[:-1], whole[-1:]
+    if [turn.role for turn in rest] == ["assistant"]:
+        refuse_unlearned(fields, name, rest[0])
+        return Demonstration(make_prompt(fields, turns), Completion(rest))
+    if not rest or rest[0].role != "assistant" or rest[-1].role != "assistant":
+        raise fields.error(
+            name,
+            [turn.role for turn in rest],
+            "turns of the assistant's, alone or after the prompt's turns",
+        )
+    return _learn(fields, name, merge_turns(fields, (*turns, *rest)), every_turn)
+
+
+def _read_answer(fields: Fields, name: str, prompt: tuple[Turn, ...]) -> Turn:
+    """Return the one assistant turn of a field that may repeat the prompt before it."""
+    answer = merge_turns(fields, strip_prompt(fields, name, prompt))
+    if [turn.role for turn in answer] != ["assistant"]:
+        roles = [turn.role for turn in answer]
+        raise fields.error(
+            name, roles, "one turn of the assistant, alone or after the prompt's turns"
+        )
+    refuse_unlearned(fields, name, answer[0])
+    return answer[0]
+
+
+def _learn(fields: Fields, name: str, turns: tuple[Turn, ...], every_turn: bool) -> Demonstration:
+    """Return the demonstration of a conversation, which ends with the assistant."""
+    if turns[-1].role != "assistant":
+        roles = [turn.role for turn in turns]
+        raise fields.error(name, roles, "turns of which the last is the assistant's")
+    start, end = (_find_answers if every_turn else _find_last)(fields, name, turns)
+    return Demonstration(make_prompt(fields, turns[:start]), Completion(turns[start:end]))
+
+
+def _find_answers(fields: Fields, name: str, turns: tuple[Turn, ...]) -> tuple[int, int]:
+    """Return the first answer right behind a question that is learned, and the end of the last."""
+    learned = [i for i, turn in enumerate(turns) if turn.role == "assistant" and turn.learned]
+    if not learned:
+        raise fields.error(name, "weight 0 in each answer", "an answer that is learned")
+    answers = [i for i in learned if i and turns[i - 1].role in ASKING]
+    return (answers or learned[-1:])[0], learned[-1] + 1
+
+
+def _find_last(fields: Fields, name: str, turns: tuple[Turn, ...]) -> tuple[int, int]:
+    if not turns[-1].learned:
+        raise fields.error(
+            f"{name}[{len(turns) - 1}].weight", 0, "1, as data.learn_turns=last learns this turn"
+        )
+    return len(turns) - 1, len(turns)
+
+
+def _complete(fields: Fields, answer: Turn) -> Completion:
+    """Return the completion of a record with what else it says of it (of a sample: its tokens)."""
+    sampled = fields.peek("type") in SAMPLE_TYPES
+    return Completion(
+        turns=(answer,),
+        ids=fields.ids("response_ids"),
+        reward=fields.number("reward") if sampled else None,
+        finish_reason=fields.choice("finish_reason", (FINISH_STOP, FINISH_LENGTH), FINISH_STOP),
+    )
+
+
+def _read_text(fields: Fields) -> Demonstration:
+    """Return a plain text to learn: a demonstration without a prompt."""
+    text = fields.text("text")
+    if not text.strip():
+        raise fields.error("text", text, "some text")
+    if fields.edits.system:
+        raise fields.error("text", text, "a conversation, to which data.system_prompt can be added")
+    turns = (Turn("", text),)
+    return Demonstration(Prompt(make_prompt_id(turns), (), place=fields.place), Completion(turns))
+
+
+# --------------------------------------------------------------------------- numbers
+
+
+def _read_rewards(fields: Fields) -> tuple[float | None, float | None]:
+    """Return the rewards of a pair's answers; where a record has a margin alone, (margin, 0)."""
+    found: tuple[float | None, float | None] = (None, None)
+    for pair in SCORES:
+        if not any(map(fields.has, pair)):
+            continue
+        for name, other in (pair, pair[::-1]):
+            if not fields.has(name):
+                raise fields.error(
+                    name, None, f"a number, as {other!r} has one; or neither of them"
+                )
+        if found == (None, None):
+            found = (fields.number(pair[0]), fields.number(pair[1]))
+    if not fields.has("margin"):
+        return found
+    margin = fields.number("margin")
+    if found != (None, None) and abs(found[0] - found[1] - margin) > 1e-4 * max(1, abs(margin)):
+        raise fields.error(
+            "margin", margin, f"the difference of the answers' scores, {found[0] - found[1]:g}"
+        )
+    return (margin, 0.0) if found == (None, None) else found
+
+
+def _refuse_weight(fields: Fields) -> None:
+    """Refuse a record's weight, which nothing here can give it."""
+    value = fields.peek("weight")
+    if type(value) in (int, float) and value != 1:
+        raise fields.error(
+            "weight",
+            value,
+            "nothing: records have no weights (turns have: 0 or 1); leave out or repeat it, "
+            "or set data.ignore_fields=weight",
+        )

@@ -1,0 +1,319 @@
+"""Where records come from: files, folders, patterns, tables, data sets of the hub by id or name."""
+
+import glob
+import logging
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from halos_jax.data.records.edits import change_record
+from halos_jax.data.records.fields import NO_EDITS, Edits, Fields, RecordError
+from halos_jax.data.records.hub import HUB_SETS, HubSet
+from halos_jax.data.records.reading import OnBad, raise_error, read_records
+from halos_jax.data.records.tables import (
+    is_saved,
+    read_arrow,
+    read_csv,
+    read_parquet,
+    read_rows,
+    read_saved,
+)
+
+logger = logging.getLogger(__name__)
+
+_ALLOWED = (
+    "a file (.json, .jsonl, .csv, .tsv, .parquet, .arrow; .gz, .zst, .xz or .bz2 of text), a "
+    "folder of such files, a pattern ('DIR/*.jsonl'), a saved data set or a folder as 'DIR@split', "
+    "a hub data set as 'name@split' or 'name:config@split'; several of them with commas between"
+)
+_SUFFIX = re.compile(
+    r"\.(?:(jsonl?|ndjson|csv|tsv)(?:\.(?:gz|zst|xz|bz2))?|(parquet|arrow|feather))$", re.IGNORECASE
+)
+# What a folder of a data set holds besides its records.
+_NO_RECORDS = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
+_SPLITS = {
+    name: split
+    for split, names in {
+        "train": ("train", "training"),
+        "validation": ("validation", "valid", "val", "dev"),
+        "test": ("test", "testing", "eval", "evaluation"),
+    }.items()
+    for name in names
+}
+
+Numbered = Iterator[tuple[int, dict[str, Any]]]
+
+
+def read_sources(
+    source: str, split: str = "", edits: Edits = NO_EDITS, *, on_bad: OnBad = raise_error
+) -> Iterator[Fields]:
+    """Yield the records of a source.
+
+    Args:
+      source: a file, a folder, a pattern, a data set of `hub.HUB_SETS` as "name@split"; any other
+        of the hub, whose records are as in files, as "id@split" or "id:config@split"; or several
+        of these, separated by commas.
+      split: yield only records whose field `split` has this value; "" yields all.
+      edits: what the config changes in them; `data.map` leaves some out, which is logged.
+      on_bad: called with the error of a bad record; it is left out where this returns.
+
+    Raises:
+      RecordError: where a source cannot be read, or has no such record.
+    """
+    for name in split_sources(source):
+        count = left_out = 0
+        for fields in _read_source(name, edits, on_bad):
+            try:
+                if split and fields.text("split") != split:
+                    continue
+                count += 1
+                changed = change_record(fields)
+            except RecordError as error:
+                on_bad(error)
+                continue
+            left_out += changed is None
+            if changed is not None:
+                yield changed
+        if left_out:
+            logger.info("%s: data.map leaves out %d of %d records", name, left_out, count)
+        if not count:
+            wanted = f"record whose field 'split' is {split!r}" if split else "record"
+            raise RecordError(f"{name}: got no {wanted}, allowed: at least one; check the source")
+
+
+def find_benchmarks(source: str) -> list[str]:
+    """Return those data sets of a source that are there to measure with and not to train on."""
+    names = [name.rpartition("@")[0] for name in split_sources(source)]
+    return [name for name in names if name in HUB_SETS and HUB_SETS[name].is_benchmark]
+
+
+def split_sources(source: str) -> list[str]:
+    """Return the sources that stand in one text with commas between."""
+    if os.path.exists(source):  # a file name may have a comma in it
+        return [source]
+    return [name.strip() for name in source.split(",") if name.strip()]
+
+
+def is_named(source: str) -> bool:
+    """Say whether a source is a data set whose own reader says which of its fields count."""
+    return (source.rpartition("@")[0] or source) in HUB_SETS
+
+
+def find_folder(source: str) -> str:
+    """Return the folder of this machine that a source means, without its split; "" is none."""
+    folder = source if os.path.isdir(source) else source.rpartition("@")[0]
+    return folder if os.path.isdir(folder) else ""
+
+
+def may_read(folder: str, name: str) -> bool:
+    """Say whether a file of a folder may be one of records, by its name inside of the folder."""
+    return _is_records(name) or _is_listed(folder)
+
+
+def is_taken(source: str, name: str) -> bool:
+    """Say whether a file has its place in the source of a folder because of its name alone."""
+    folder = find_folder(source)
+    split = "" if folder == source else source.rpartition("@")[2]
+    is_split = not split or _name_split(name) == _SPLITS.get(split, split)
+    return _is_records(name) and is_split and not _is_listed(folder)
+
+
+def _read_source(source: str, edits: Edits, on_bad: OnBad) -> Iterator[Fields]:
+    files = _list_files(source)
+    if files is None:
+        for number, record in _open_set(source):
+            yield Fields(record, source, number, edits, unit="row")
+        return
+    for file in files:
+        kind = _find_kind(file)
+        texts = kind in ("csv", "tsv")
+        for number, record in _open_file(file, kind, on_bad):
+            yield Fields(
+                record, file, number, edits, texts, unit="line" if texts or not kind else "row"
+            )
+
+
+def _open_file(file: str, kind: str, on_bad: OnBad) -> Numbered:
+    if kind in ("csv", "tsv"):
+        return read_csv(file, on_bad=on_bad)
+    if kind == "parquet":
+        return read_parquet(file)
+    if kind in ("arrow", "feather"):
+        return read_arrow(file)
+    return read_records(file, on_bad=on_bad)
+
+
+def _find_kind(file: str) -> str:
+    """Return what a file is, by its first bytes, else by its name; "" is JSON."""
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(6)
+    except OSError:
+        return ""  # which the reader says
+    if start[:4] == b"PAR1":
+        return "parquet"
+    if start == b"ARROW1":
+        return "arrow"
+    found = _SUFFIX.search(file)
+    kind = (found[1] or found[2]).lower() if found else ""
+    return "" if kind in ("json", "jsonl", "ndjson") else kind
+
+
+# --------------------------------------------------------------------------- files and folders
+
+
+def _list_files(source: str) -> list[str] | None:
+    """Return the files that a source means; None where it is a data set.
+
+    Raises:
+      RecordError: where there are none.
+    """
+    if os.path.isdir(source):
+        return None if is_saved(source) else _list_folder(source)
+    if os.path.exists(source):
+        return [source]
+    folder, _, split = source.rpartition("@")
+    if os.path.isdir(folder) and not is_saved(folder) and not _is_described(folder):
+        return _list_folder(folder, _SPLITS.get(split, split)) or None
+    if glob.has_magic(source) and "@" not in source:
+        found = [name for name in sorted(glob.glob(source, recursive=True)) if os.path.isfile(name)]
+        if not found:
+            raise RecordError(f"{source}: no file has a name of this pattern; check the path")
+        _log_files(source, found)
+        return found
+    return None
+
+
+def _list_folder(folder: str, split: str = "") -> list[str]:
+    """Return the files of records in a folder and those below it, by name.
+
+    Raises:
+      RecordError: where there are none, or those of several splits and none is named.
+    """
+    names = sorted(
+        os.path.relpath(os.path.join(parent, name), folder)
+        for parent, files in _walk(folder)
+        for name in files
+    )
+    names = [name for name in names if _is_records(name)]
+    splits = {name: _name_split(name) for name in names}
+    found = sorted({one for one in splits.values() if one})
+    if split:
+        names = [name for name in names if splits[name] == split]
+    elif len(found) > 1:
+        shown = ", ".join(f"{folder}@{one}" for one in found)
+        raise RecordError(
+            f"{folder}: got a folder with files of the splits {', '.join(found)}, allowed: "
+            f"{shown}, or a pattern ('{folder}/*.jsonl')"
+        )
+    if not names and not split:
+        raise RecordError(f"{folder}: got a folder without a file of records, allowed: {_ALLOWED}")
+    if names:
+        _log_files(f"{folder}@{split}" if split else folder, names)
+    return [os.path.join(folder, name) for name in names]
+
+
+def _is_listed(folder: str) -> bool:
+    """Say whether a folder itself says which of its files are read, as saved data sets do."""
+    return is_saved(folder) or _is_described(folder)
+
+
+def _is_records(name: str) -> bool:
+    is_hidden = any(part[0] in "._" for part in name.split(os.sep))
+    known = _SUFFIX.search(name) and os.path.basename(name) not in _NO_RECORDS
+    return bool(known) and not is_hidden
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder from one on, and its files; links are followed, but not into a circle."""
+    above = {folder: {os.path.realpath(folder)}}  # of each folder, what it lies in
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        yield parent, files
+        around = above.pop(parent)
+        for path in [os.path.join(parent, name) for name in folders]:
+            real = os.path.realpath(path)
+            if real in around:
+                folders.remove(os.path.basename(path))
+            else:
+                above[path] = around | {real}
+
+
+def _is_described(folder: str) -> bool:
+    """Say whether a folder's README says what its files are, as that of a hub data set may."""
+    try:
+        with open(os.path.join(folder, "README.md"), encoding="utf-8") as stream:
+            return "data_files:" in stream.read()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _name_split(name: str) -> str:
+    """Return the split that a file's name, or that of its folder, speaks of; "" if it has none."""
+    folder, base = os.path.split(name.lower())
+    for word in re.split(r"[^a-z]+", f"{base} {folder}"):
+        if word in _SPLITS:
+            return _SPLITS[word]
+    return ""
+
+
+def _log_files(source: str, files: list[str]) -> None:
+    shown = ", ".join(os.path.basename(name) for name in files[:5])
+    more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+    logger.info("%s: %d files: %s%s", source, len(files), shown, more)
+
+
+# --------------------------------------------------------------------------- data sets
+
+
+def _open_set(source: str) -> Numbered:
+    if os.path.isdir(source):
+        return read_saved(source, "")
+    name, _, split = source.rpartition("@")
+    if name in HUB_SETS or (not name and source in HUB_SETS):
+        return _read_named(source, HUB_SETS[name or source], split if name else "")
+    if name and split and os.path.isdir(name) and is_saved(name):
+        return read_saved(name, split)
+    if name and split and not _SUFFIX.search(source):
+        path, _, config = name.partition(":")
+        return read_rows(_load_hub(source, {"path": path, "name": config or None, "split": split}))
+    raise RecordError(f"{source}: no such file; allowed: {_ALLOWED}")
+
+
+def _read_named(source: str, hub_set: HubSet, split: str) -> Numbered:
+    """Yield (number, record) of a data set by its own reader; log how many rows it leaves out."""
+    if split not in hub_set.splits:
+        allowed = ", ".join(f"'{hub_set.name}@{name}'" for name in hub_set.splits)
+        raise RecordError(f"{source}: got split {split!r}, allowed: {allowed}")
+    arguments = {**hub_set.arguments, "split": hub_set.splits[split]}
+    rows = _load_hub(source, arguments)
+    count = left_out = 0
+    try:
+        for record in hub_set.read(rows, split):
+            count += record is not None
+            left_out += record is None
+            if record is not None:
+                yield count, record
+    except (LookupError, TypeError, AttributeError) as error:
+        raise RecordError(
+            f"{source}: its rows are not as {hub_set.read.__name__} expects them ({error!r}); the "
+            "data set has changed, or its copy is another one"
+        ) from error
+    if left_out:
+        logger.info("%s: %d records, %d rows left out", source, count, left_out)
+
+
+def _load_hub(source: str, arguments: dict[str, Any]) -> Any:
+    try:
+        import datasets  # Seconds to import, and only hub data sets need it.
+    except ImportError as error:
+        raise RecordError(
+            f"{source}: hub data sets need the package 'datasets'; install it"
+        ) from error
+    try:
+        return datasets.load_dataset(**arguments)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RecordError(
+            f"{source}: cannot load the data set: {reason}; allowed: {_ALLOWED}"
+        ) from error

@@ -1,0 +1,175 @@
+"""Records in tables: Parquet, Arrow, CSV, and folders that `datasets` has saved."""
+
+import csv
+import datetime
+import decimal
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from halos_jax.data.records.fields import RecordError
+from halos_jax.data.records.reading import BROKEN, OnBad, open_file, raise_error
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+
+
+def read_csv(file: str, *, on_bad: OnBad = raise_error) -> Rows:
+    """Yield (line, record) of a CSV file with a header, or of TSV by its name, compressed or not.
+
+    Every value is text, as it stands; an empty cell is no value. Nothing is guessed: "007" and "NA"
+    stay what they are.
+
+    Args:
+      on_bad: called with the error of a line of another number of cells; it is left out where this
+        returns.
+
+    Raises:
+      RecordError: where the file is missing, broken or not UTF-8.
+    """
+    csv.field_size_limit(sys.maxsize)
+    delimiter = "\t" if ".tsv" in os.path.basename(file).lower() else ","
+    try:
+        with open_file(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, delimiter=delimiter, strict=True)
+            names = next(reader, [])
+            if not all(names) or len(set(names)) < len(names):
+                raise RecordError(
+                    f"{file} line 1: got the header {names}, allowed: a name for each column, none "
+                    "of them twice"
+                )
+            start = reader.line_num + 1
+            for cells in reader:
+                line, start = start, reader.line_num + 1
+                if not cells:
+                    continue
+                if len(cells) != len(names):
+                    on_bad(
+                        RecordError(
+                            f"{file} line {line}: got {len(cells)} cells, allowed: {len(names)}, "
+                            "as the header has"
+                        )
+                    )
+                    continue
+                yield line, {name: cell for name, cell in zip(names, cells, strict=True) if cell}
+    except (OSError, *BROKEN, csv.Error, UnicodeDecodeError) as error:
+        raise RecordError(f"{file}: cannot be read as CSV in UTF-8: {error}") from error
+
+
+def read_parquet(file: str) -> Rows:
+    """Yield (row, record) of a Parquet file.
+
+    Raises:
+      RecordError: where it cannot be read.
+    """
+    import pyarrow.parquet  # half a second, and only tables need it
+
+    def batches() -> Iterator[Any]:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            yield from table.iter_batches(batch_size=1000)
+
+    yield from _read_batches(file, batches(), "Parquet")
+
+
+def read_arrow(file: str) -> Rows:
+    """Yield (row, record) of an Arrow (Feather) file or stream, as `datasets` writes them.
+
+    Raises:
+      RecordError: where it cannot be read.
+    """
+    import pyarrow.ipc
+
+    def batches() -> Iterator[Any]:
+        with pyarrow.OSFile(file) as source:
+            if source.read(6) == b"ARROW1":
+                table = pyarrow.ipc.open_file(source)
+                yield from map(table.get_batch, range(table.num_record_batches))
+            else:
+                source.seek(0)
+                yield from pyarrow.ipc.open_stream(source)
+
+    yield from _read_batches(file, batches(), "Arrow")
+
+
+def _read_batches(file: str, batches: Iterator[Any], what: str) -> Rows:
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in batches:
+            names = batch.schema.names
+            if len(set(names)) < len(names):
+                raise RecordError(
+                    f"{file}: got the columns {names}, allowed: a name for each column, none of "
+                    "them twice"
+                )
+            for row in batch.to_pylist():
+                number += 1
+                yield number, plain_row(row)
+    except RecordError:
+        raise
+    # Values that Python cannot have (no UTF-8, a date of the year 200000) are ValueErrors, too.
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise RecordError(
+            f"{file}: cannot be read as {what} after {number} rows: {reason}"
+        ) from error
+
+
+def is_saved(folder: str) -> bool:
+    """Say whether a folder is one that `save_to_disk` of `datasets` has made."""
+    found = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    return "dataset_dict.json" in found or {"dataset_info.json", "state.json"} <= found
+
+
+def read_saved(folder: str, split: str) -> Rows:
+    """Yield (row, record) of a folder of `save_to_disk`, of one of its splits where it has some.
+
+    Raises:
+      RecordError: where it cannot be read, or has no such split.
+    """
+    import datasets  # seconds to import
+
+    try:
+        found = datasets.load_from_disk(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RecordError(f"{folder}: cannot be read as a saved data set: {reason}") from error
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            names = ", ".join(f"{folder}@{name}" for name in sorted(found))
+            got = f"the split {split!r}" if split else "no split"
+            raise RecordError(f"{folder}: got {got}, allowed: {names}")
+        found = found[split]
+    elif split and split != str(found.split):
+        raise RecordError(f"{folder}: got the split {split!r}, allowed: {folder}, which has none")
+    # A format that was saved with it would make arrays of values, and hide columns.
+    yield from read_rows(found.with_format(None))
+
+
+def read_rows(rows: Any) -> Rows:
+    """Yield (row, record) of a data set of `datasets`."""
+    for number, row in enumerate(rows, start=1):
+        yield number, plain_row(row)
+
+
+def plain_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a table as a record.
+
+    Rows of a table all have the same fields, down to those of an object in a list: what is null is
+    not there. Dates become text. What JSON cannot hold (bytes, images) stays as it is.
+    """
+    return {name: _plain(value) for name, value in row.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return plain_row(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    return value

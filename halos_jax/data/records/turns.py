@@ -1,0 +1,357 @@
+"""Turns of conversations: how records spell them, and what a chat template gets of them.
+
+A message may say more than a role and a content: tools that are called, the id of a call, a name,
+the reasoning before an answer. These keys travel with the turn as JSON text. What holds for a whole
+conversation (the tools there are, documents) travels with one of its turns and reaches the template
+as an argument of its own, so that nobody who passes turns on can lose it.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from halos_jax.config.field_names import CHATS
+from halos_jax.data.records.fields import Fields
+from halos_jax.data.records.json_door import find_faults, parse_json
+from halos_jax.types import Turn
+
+# Of a conversation, and of a turn: what chat templates read.
+CONTEXT = ("tools", "documents")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+KEYS = (*CONTEXT, *REASONING, "tool_calls", "tool_call_id", "name")
+# Roles of what answers an assistant's call.
+TOOLS = ("tool", "function", "ipython", "observation")
+ASKING = ("user", *TOOLS)
+_WEIGHTS = ("weight", "train", "loss")
+_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+# ShareGPT's names of the roles; a function's call is what the assistant says.
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+}
+_CALLS = ("function_call", "tool_call")
+
+
+def pack(keys: Mapping[str, Any]) -> str:
+    """Return a turn's further keys as JSON text, "" where there are none (`Turn.further`).
+
+    Equal keys give equal text. Inside of a value the order stands as it came: templates print it.
+    """
+    keys = {name: keys[name] for name in sorted(keys)}
+    return json.dumps(keys, ensure_ascii=False, separators=(",", ":")) if keys else ""
+
+
+def unpack(turn: Turn) -> dict[str, Any]:
+    """Return a turn's further keys."""
+    return json.loads(turn.further) if turn.further else {}
+
+
+def turns_to_record(turns: Iterable[Turn]) -> list[dict[str, Any]]:
+    """Return turns as the list of objects that stands in files; `read_turns` inverts it."""
+    return [
+        {"role": turn.role, "content": turn.content}
+        | unpack(turn)
+        | ({} if turn.learned else {"weight": 0})
+        for turn in turns
+    ]
+
+
+def add_context(turns: Sequence[Turn], context: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """Return the turns with what holds for all of them (`CONTEXT`), with the first of them."""
+    if not context or not turns:
+        return tuple(turns)
+    first = dataclasses.replace(turns[0], further=pack(unpack(turns[0]) | context))
+    return (first, *turns[1:])
+
+
+def find_context(turns: Iterable[Turn]) -> dict[str, Any]:
+    """Return what holds for the whole conversation, by name."""
+    found: dict[str, Any] = {}
+    for turn in turns:
+        found |= {name: value for name, value in unpack(turn).items() if name in CONTEXT}
+    return found
+
+
+def drop_keys(turn: Turn) -> Iterator[tuple[str, Turn]]:
+    """Yield each further key of a turn that an answer must show, and the turn without it."""
+    keys = unpack(turn)
+    for name in keys:
+        if name in (*REASONING, "tool_calls"):
+            less = {other: value for other, value in keys.items() if other != name}
+            yield name, dataclasses.replace(turn, further=pack(less))
+
+
+def strip_context(turns: Iterable[Turn]) -> tuple[Turn, ...]:
+    """Return the turns without what holds for all of them, to compare them with others."""
+    stripped = []
+    for turn in turns:
+        keys = {name: value for name, value in unpack(turn).items() if name not in CONTEXT}
+        stripped.append(dataclasses.replace(turn, further=pack(keys)))
+    return tuple(stripped)
+
+
+def speaks_of(template: str, name: str) -> bool:
+    """Say whether a chat template has the name of a key; of one for reasoning, any of those."""
+    names = REASONING if name in REASONING else (name,)
+    return any(_find_name(template, one) for one in names)
+
+
+def _find_name(template: str, name: str) -> bool:
+    return re.search(rf"(?<![A-Za-z0-9_]){name}(?![A-Za-z0-9_])", template) is not None
+
+
+def _name_reasoning(keys: dict[str, Any], template: str) -> dict[str, Any]:
+    """Return a turn's keys with its reasoning under the name that the template reads."""
+    known = [name for name in REASONING if _find_name(template, name)]
+    given = [name for name in REASONING if name in keys]
+    if not known or not given or set(known) & set(given):
+        return keys
+    return {known[0] if name == given[0] else name: value for name, value in keys.items()}
+
+
+def make_messages(
+    turns: Iterable[Turn],
+    change: Callable[[str], str],
+    change_answers: Callable[[str], str] | None = None,
+    *,
+    template: str = "",
+    spell_calls: bool = False,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return what a chat template gets: its messages, and its further arguments.
+
+    Args:
+      change: applied to every text, that of tools and their calls too.
+      change_answers: in its place where the assistant says it.
+      template: reasoning gets the name that it has there.
+      spell_calls: the arguments of calls as JSON text; else as objects, however they came.
+    """
+    messages: list[dict[str, Any]] = []
+    context: dict[str, Any] = {}
+    for turn in turns:
+        change_own = change_answers if turn.role == "assistant" and change_answers else change
+        message = {"role": turn.role, "content": change_own(turn.content)}
+        if turn.further:
+            keys = _name_reasoning(unpack(turn), template)
+            if "tool_calls" in keys:
+                calls = keys["tool_calls"]
+                keys["tool_calls"] = [_set_arguments(one, spell_calls) for one in calls]
+            keys = {name: _change_text(value, change_own) for name, value in keys.items()}
+            context |= {name: keys.pop(name) for name in CONTEXT if name in keys}
+            message |= keys
+        messages.append(message)
+    return messages, context
+
+
+def _change_text(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_change_text(item, change) for item in value]
+    if isinstance(value, dict):
+        return {change(name): _change_text(item, change) for name, item in value.items()}
+    return value
+
+
+def _set_arguments(call: Any, spell: bool) -> Any:
+    """Return a call with its arguments as text or as an object: templates print them either way."""
+    inner = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(inner, dict) or "arguments" not in inner:
+        return call
+    arguments = inner["arguments"]
+    if isinstance(arguments, str) and not spell:
+        value = _parse(arguments)
+        arguments = value if isinstance(value, dict) else arguments
+    elif isinstance(arguments, dict) and spell:
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return call | {"function": inner | {"arguments": arguments}}
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def read_turns(fields: Fields, name: str, text_role: str) -> tuple[Turn, ...]:
+    """Return the non-empty list of turns of a field; a string becomes one turn of `text_role`.
+
+    A turn is an object with `role` and `content` (text, or a list of text parts), or ShareGPT's
+    with `from` and `value`. `weight`, `train` or `loss` of an answer say whether it is learned.
+
+    Raises:
+      RecordError: for a wrong type, an image or what else is no text.
+    """
+    value = fields.get(name)
+    if isinstance(value, str) and (name in CHATS or fields.texts):
+        listed = _parse(value)  # as tables hold them
+        value = listed if _is_list_of_turns(listed) else value
+    if isinstance(value, str):
+        return (Turn(text_role, fields.text(name)),)
+    if isinstance(value, dict):  # LlamaFactory's pairs hold one turn that is in no list
+        return (_read_turn(fields, name, value),)
+    if not isinstance(value, list) or not value:
+        raise fields.error(name, value, "a string or a non-empty list of turns")
+    return tuple(_read_turn(fields, f"{name}[{index}]", turn) for index, turn in enumerate(value))
+
+
+def _is_list_of_turns(value: Any) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(one, dict) and ("role" in one or "from" in one) for one in value)
+
+
+def refuse_unlearned(fields: Fields, name: str, answer: Turn) -> None:
+    """Raise RecordError where a field's answer, which the record is there for, has weight 0."""
+    if not answer.learned:
+        raise fields.error(
+            f"{name}[].weight", 0, "1 or nothing, as the record is there for this answer alone"
+        )
+
+
+def read_context(fields: Fields) -> dict[str, Any]:
+    """Return what a record says for its whole conversation: its tools and documents."""
+    return _read_context(fields, "", fields.record, fields.get)
+
+
+def _read_turn(fields: Fields, at: str, turn: Any) -> Turn:
+    if not isinstance(turn, dict):
+        raise fields.error(at, turn, "an object with 'role' and 'content'")
+    ignored = fields.edits.ignored
+    turn = {name: one for name, one in turn.items() if one is not None and name not in ignored}
+    spelled = "from" if "role" not in turn and "from" in turn else "role"
+    role = fields.check_text(f"{at}.{spelled}", turn.get(spelled))
+    if not role:
+        raise fields.error(f"{at}.{spelled}", role, "a non-empty string")
+    name = "value" if "content" not in turn and "value" in turn else "content"
+    keys = _read_keys(fields, at, turn)
+    content = turn.get(name, "" if "tool_calls" in keys else None)
+    content = _read_content(fields, f"{at}.{name}", content)
+    if role in _CALLS and "tool_calls" not in keys:
+        keys["tool_calls"] = _parse_calls(fields, f"{at}.{name}", content)
+        content = ""
+    learned = _read_weight(fields, at, turn, _ROLES.get(role, role))
+    known = {spelled, name, *KEYS, *_WEIGHTS}
+    known |= set() if turn.get("tool_calls") else {"function_call"}
+    fields.leave(
+        f"{at.partition('[')[0]}[].{key}"
+        for key, value in turn.items()
+        if key not in known and value not in ("", [], {})
+    )
+    return Turn(_ROLES.get(role, role), content, pack(keys), learned)
+
+
+def _read_content(fields: Fields, at: str, content: Any) -> str:
+    """Return a content as text; the texts of a list of parts are joined as templates join them."""
+    if not isinstance(content, list):
+        return fields.check_text(at, content, "a string (valid Unicode) or a list of text parts")
+    texts = []
+    for index, part in enumerate(content):
+        kind = part.get("type", "text") if isinstance(part, dict) else None
+        if kind not in ("text", "input_text", "output_text"):
+            raise fields.error(
+                f"{at}[{index}]", part if kind is None else kind, "a part of the type 'text'"
+            )
+        texts.append(fields.check_text(f"{at}[{index}].text", part.get("text")))
+        fields.leave(
+            f"{at.partition('[')[0]}[].content[].{key}"
+            for key in part
+            if key not in ("type", "text") and part[key] is not None
+        )
+    return "".join(texts)
+
+
+def _read_keys(fields: Fields, at: str, turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the further keys of a turn that templates read; empty ones count as absent."""
+    for name in _MEDIA:
+        if turn.get(name):
+            raise fields.error(f"{at}.{name}", turn[name], "text alone; leave the record out")
+    keys = _read_context(fields, f"{at}.", turn, turn.get)
+    for name in (*REASONING, "tool_call_id", "name"):
+        if turn.get(name) not in (None, ""):
+            keys[name] = fields.check_text(f"{at}.{name}", turn[name])
+    calls = turn.get("tool_calls")
+    if calls is None and turn.get("function_call"):  # as OpenAI's interface had it once
+        calls = [{"type": "function", "function": turn["function_call"]}]
+    if calls not in (None, [], ""):
+        keys["tool_calls"] = _check_calls(fields, f"{at}.tool_calls", calls)
+    for fault in find_faults(keys):  # of a table, whose values never were JSON
+        raise fields.error(f"{at}.{fault.field}", fault.got, fault.allowed)
+    return keys
+
+
+def _read_context(
+    fields: Fields, prefix: str, values: Mapping[str, Any], get: Callable[[str], Any]
+) -> dict[str, Any]:
+    context = {}
+    for name in CONTEXT:
+        if values.get(name) in (None, [], "") or name in fields.edits.ignored:
+            continue
+        value = get(name)
+        if isinstance(value, str):  # tables hold them as JSON text
+            value = _parse(value)
+        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+            raise fields.error(
+                f"{prefix}{name}", values[name], "a list of objects, or its JSON text"
+            )
+        for fault in find_faults(value):
+            raise fields.error(f"{prefix}{name}{fault.field}", fault.got, fault.allowed)
+        if value:
+            context[name] = value
+    return context
+
+
+def _check_calls(fields: Fields, at: str, calls: Any) -> list[dict[str, Any]]:
+    calls = _parse(calls) if isinstance(calls, str) else calls
+    if not isinstance(calls, list) or not calls:
+        raise fields.error(at, calls, "a list of calls, or its JSON text")
+    for index, call in enumerate(calls):
+        inner = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+            raise fields.error(
+                f"{at}[{index}]", call, "an object with 'function', which has 'name', 'arguments'"
+            )
+    return calls
+
+
+def _parse_calls(fields: Fields, at: str, content: str) -> list[dict[str, Any]]:
+    """Return the calls that a ShareGPT turn of the role function_call holds as JSON text."""
+    value = _parse(content)
+    calls = value if isinstance(value, list) else [value]
+    if not calls or not all(isinstance(one, dict) and "name" in one for one in calls):
+        raise fields.error(at, content, "JSON text of an object with 'name' and 'arguments'")
+    calls = [{"type": "function", "function": one} for one in calls]
+    return _check_calls(fields, at, calls)
+
+
+def _parse(text: str) -> Any:
+    """Return what a text is as JSON, None where it is none."""
+    text = text.strip()
+    try:
+        value, end = parse_json(text)
+    except ValueError:
+        return None
+    return value if end == len(text) else None
+
+
+def _read_weight(fields: Fields, at: str, turn: Mapping[str, Any], role: str) -> bool:
+    """Return whether a turn is learned, if it is an answer."""
+    said = {name: turn[name] for name in _WEIGHTS if name in turn}
+    for name, value in said.items():
+        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+            raise fields.error(
+                f"{at}.{name}", value, "0 or 1 (of an answer: whether it is learned)"
+            )
+    if len({bool(value) for value in said.values()}) > 1:
+        raise fields.error(at, said, f"one of {', '.join(_WEIGHTS)}")
+    if role != "assistant" and any(said.values()):
+        raise fields.error(
+            at, said, f"a turn of the {role} without these: answers alone are learned"
+        )
+    return role != "assistant" or all(map(bool, said.values()))

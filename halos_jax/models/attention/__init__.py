@@ -1,0 +1,1 @@
+"""Causal attention: backends, rotary positions and the view of packed rows."""

@@ -1,0 +1,1 @@
+"""Hugging Face models on disk: weights, adapters and exported folders."""

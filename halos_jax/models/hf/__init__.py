@@ -1,0 +1,1 @@
+"""Hugging Face models on paper: families, config.json, names and layouts of tensors."""

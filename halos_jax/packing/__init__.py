@@ -1,0 +1,1 @@
+"""From training items to packed batches."""

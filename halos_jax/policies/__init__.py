@@ -1,0 +1,1 @@
+"""Policies: found, loaded, used as a reference, exported."""

@@ -1,0 +1,257 @@
+"""Which model a path stands for: a Hugging Face folder or id, or the workdir of a run.
+
+Of a workdir its exported model, `final/`, is used; where a task may start from a run that is not
+finished, or asks for a certain checkpoint, that checkpoint's params are.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from halos_jax import config as config_lib
+from halos_jax.checkpoints.saved import find_record
+from halos_jax.checkpoints.store import read_checkpoints
+from halos_jax.config import Config, ConfigError, ModelConfig, schema
+from halos_jax.data.chat.renderer import Renderer
+from halos_jax.models import lora
+from halos_jax.models.files import hf
+from halos_jax.models.hf import families
+from halos_jax.models.lora import Frozen
+from halos_jax.models.spec import DecoderConfig
+from halos_jax.policies import start
+from halos_jax.workdir import changes
+from halos_jax.workdir.intact import FINAL, find_damage
+from halos_jax.workdir.ledger import read_ledger
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT = "checkpoint "
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A policy that exists: `settings.path` in Hugging Face format, or a checkpoint of a run.
+
+    `path` is where the user has found it. `settings` are the config's own, with the path, tokenizer
+    and template that belong to the policy; `run` is the config of the run and `workdir` its folder
+    where it has one.
+    """
+
+    path: str
+    settings: ModelConfig
+    workdir: Path | None = None
+    run: Config | None = None
+    checkpoint: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Which model of its place it is, for manifests: "model", "final" or "checkpoint 7"."""
+        if self.checkpoint is not None:
+            return f"{_CHECKPOINT}{self.checkpoint}"
+        return "final" if self.workdir else "model"
+
+    @property
+    def record(self) -> Path | None:
+        """The file that says what is in the policy's checkpoint, where it is one."""
+        if self.checkpoint is None:
+            return None
+        return find_record(self.workdir / "checkpoints", self.checkpoint)
+
+
+def is_workdir(path: str) -> bool:
+    """Tell whether `path` is the workdir of a run, by the config that a run writes into it."""
+    file = Path(path).expanduser() / "config.json"
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8")) if path else None
+    except (OSError, ValueError):
+        return False
+    return isinstance(plain, dict) and {"task", "workdir"} <= plain.keys()
+
+
+def use_final(config: Config) -> Config:
+    """Return `config` with the exported model in place of every path that is a run's workdir.
+
+    Raises:
+      ConfigError: where the run has exported none yet.
+    """
+    model = dataclasses.replace(
+        config.model,
+        path=find_model("model.path", config.model.path),
+        tokenizer=find_model("model.tokenizer", config.model.tokenizer),
+    )
+    parts = {
+        name: {**part, "path": find_model(f"reward.parts.{name}.path", part["path"])}
+        if part.get("path")
+        else part
+        for name, part in config.reward.parts.items()
+    }
+    path = find_model("reward.path", config.reward.path)
+    reward = dataclasses.replace(config.reward, path=path, parts=parts)
+    return dataclasses.replace(config, model=model, reward=reward)
+
+
+def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
+    """Find the policy that `settings` name.
+
+    Args:
+      recorded: the `name` that an earlier process of the same job has found: a run that goes on
+        meanwhile does not change what the job is about.
+
+    Raises:
+      ConfigError: where a checkpoint is asked for of what is no workdir, or there is none yet.
+      CheckpointError: where there is no such checkpoint.
+    """
+    path, wanted = settings.path, settings.checkpoint
+    if not is_workdir(path):
+        if wanted != "auto":
+            raise ConfigError(
+                f"model.checkpoint: got {wanted}, but model.path={path!r} is not the workdir of a "
+                "run; allowed for a Hugging Face model: 'auto'"
+            )
+        return Source(path, settings)
+    workdir = Path(path).expanduser()
+    if recorded.startswith(_CHECKPOINT):
+        wanted = int(recorded.removeprefix(_CHECKPOINT))
+    run = read_config(workdir)
+    if wanted == "auto" and _has_final("model.path", workdir):
+        folder = str(workdir / FINAL)
+        logger.info("model.path: %s is the workdir of a run: using %s", path, folder)
+        return Source(path, dataclasses.replace(settings, path=folder), workdir, run)
+    checkpoints = read_checkpoints(workdir / "checkpoints")
+    try:
+        if wanted == "auto" and checkpoints.latest() is None:
+            raise ConfigError(
+                f"model.path: {path} is the workdir of a run that has neither a checkpoint nor "
+                f"{FINAL}/ yet; let the run come to its first checkpoint, or give a model"
+            )
+        checkpoint = checkpoints.find(None if wanted == "auto" else wanted)
+        position = checkpoints.read_round_state(checkpoint)
+    finally:
+        checkpoints.close()
+    logger.info(
+        "model.path: %s is the workdir of a run: using checkpoint %d (step %d)",
+        path,
+        checkpoint,
+        position["step"],
+    )
+    return Source(path, _settings_of(settings, run), workdir, run, checkpoint)
+
+
+def find_origin(source: Source) -> Config | None:
+    """Return the config of the run that trained the policy, past any exports; None if unknown."""
+    run = source.run
+    while run is not None and run.task not in ("online", "sft", "reward_model", "align"):
+        path = run.model.path
+        run = read_config(Path(path).expanduser()) if is_workdir(path) else None
+    return run
+
+
+def load_decoder(source: Source, control: Collection[str] = ()) -> tuple[DecoderConfig, Renderer]:
+    """Return the policy's decoder, to be run as its settings say, and its renderer.
+
+    `control` is that of `start.load_policy`, besides that of the run which has trained it.
+    """
+    own = source.run.data.control if source.run else ()
+    decoder, renderer = start.load_policy(source.settings, {*control, *own})
+    if source.checkpoint is not None and source.run.task == "reward_model":
+        decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
+    return decoder, renderer
+
+
+def load_params(source: Source, decoder: DecoderConfig, mesh: Mesh, seed: int = 0) -> Any:
+    """Return the policy's params, for sampling and export; as `load_trained`.
+
+    Those of an adapter's checkpoint are merged as they are read.
+    """
+    return lora.merge_adapter(*load_trained(source, decoder, mesh, seed))
+
+
+def load_trained(
+    source: Source, decoder: DecoderConfig, mesh: Mesh, seed: int = 0
+) -> tuple[Any, Frozen | None]:
+    """Return what is trained of the policy and, of an adapter's checkpoint, the frozen rest.
+
+    Raises:
+      ModelError, CheckpointError: where they cannot be read.
+    """
+    if source.checkpoint is None:
+        return hf.load_or_init_params(source.settings, decoder, mesh, seed), None
+    run = dataclasses.replace(source.run, model=source.settings)
+    # The base as the run itself holds it, whatever this job computes in.
+    held = dataclasses.replace(decoder, compute_dtype=source.run.model.compute_dtype)
+    frozen = start.load_frozen(run, held, mesh)
+    trained = lora.abstract_trained(decoder, mesh, frozen.adapter if frozen else None)
+    checkpoints = read_checkpoints(source.workdir / "checkpoints")
+    try:
+        return checkpoints.restore_policy(trained, source.checkpoint), frozen
+    finally:
+        checkpoints.close()
+
+
+def read_config(workdir: Path) -> Config:
+    """Return the config of the run in `workdir`; ConfigError where this program cannot read it."""
+    plain = changes.drop_segments(changes.read_plain(workdir / changes.FILE))
+    errors: list[str] = []
+    config = schema.build(config_lib.Config, plain, errors)
+    if errors:
+        raise ConfigError(
+            f"{workdir / 'config.json'} is not of this version: {'; '.join(errors)}; export the "
+            "model with the version that wrote it"
+        )
+    return config
+
+
+def _settings_of(settings: ModelConfig, run: Config) -> ModelConfig:
+    """Return the run's own settings, with what `settings` say of how to compute and render."""
+    own = use_final(run).model
+    # The params are what they are: the run has said how they are held.
+    execution = [name for name in families.EXECUTION if name != "params_dtype"]
+    return dataclasses.replace(
+        own,
+        tokenizer=settings.tokenizer or own.tokenizer,
+        chat_template=settings.chat_template or own.chat_template,
+        chat_template_options={**own.chat_template_options, **settings.chat_template_options},
+        **{name: getattr(settings, name) for name in execution},
+    )
+
+
+def _has_final(field: str, workdir: Path) -> bool:
+    """Tell whether the run in `workdir` has exported its model, which may be under way.
+
+    Raises:
+      ConfigError: where the export is not as the run has written it.
+    """
+    folder = workdir / FINAL
+    wrong = find_damage(folder, read_ledger(workdir))
+    if wrong:
+        raise ConfigError(
+            f"{field}: {workdir} is the workdir of a run whose export is not as it was written: "
+            f"{'; '.join(wrong)}; put the files back, or run the run's own command again, which "
+            "makes it anew"
+        )
+    return folder.is_dir()
+
+
+def find_model(field: str, path: str) -> str:
+    """Return a path, and of a run's workdir its exported model; `field` is the config's.
+
+    Raises:
+      ConfigError: where the run has exported none yet.
+    """
+    if not is_workdir(path):
+        return path
+    workdir = Path(path).expanduser()
+    if not _has_final(field, workdir):
+        raise ConfigError(
+            f"{field}: {path} is the workdir of a run that has not finished, so there is no "
+            f"{FINAL}/ in it; run it to its end, or export one of its checkpoints with "
+            f"--config.task=export --config.model.path={path}"
+        )
+    folder = str(workdir / FINAL)
+    logger.info("%s: %s is the workdir of a run: using %s", field, path, folder)
+    return folder

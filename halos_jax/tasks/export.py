@@ -1,0 +1,51 @@
+"""`task=export`: a policy, or a checkpoint of a run, as a folder in Hugging Face format."""
+
+import logging
+from pathlib import Path
+
+from halos_jax.config import Config
+from halos_jax.models.spec import count_params
+from halos_jax.policies import final, source
+from halos_jax.tasks.job import Job, open_job
+from halos_jax.workdir.intact import FINAL
+from halos_jax.workdir.interrupt import StopSignal
+
+logger = logging.getLogger(__name__)
+
+
+def run_export(config: Config, stop: StopSignal) -> dict[str, float]:
+    """Export the policy that `config.model` names, in `export.dtype`; return its size.
+
+    Of a run's workdir that is checkpoint `model.checkpoint`; by default the model that the run has
+    exported itself, or its newest checkpoint where it is not finished. The folder is
+    `export.output`, or `final/` in the workdir of this job, so that the job's workdir may be the
+    `model.path` of another. It appears whole or not at all.
+    """
+    with open_job(config, stop) as job:
+        if not job.is_complete:
+            _export(job)
+        return job.metrics
+
+
+def _export(job: Job) -> None:
+    settings = job.config.export
+    output = Path(settings.output).expanduser() if settings.output else job.workdir / FINAL
+    output = output.absolute()
+    policy = source.find_source(job.config.model, recorded=job.policy)
+    decoder, renderer = source.load_decoder(policy, job.config.data.control)
+    job.begin(inputs="", policy=policy, output=output, field="export.output")
+    params, frozen = source.load_trained(policy, decoder, job.mesh, job.config.seed)
+    final.export_policy(
+        params,
+        decoder,
+        policy.settings,
+        renderer,
+        output,
+        frozen=frozen,
+        ledger=job.ledger,
+        dtype=None if settings.dtype == "auto" else settings.dtype,
+        read_at="" if policy.checkpoint is None else policy.run.reward.read_at,
+    )
+    logger.info("%s of %s is in %s", policy.name, policy.path, output)
+    metrics = {"parameters": count_params(decoder)}
+    job.commit("export", files={str(output / "config.json"): 1}, metrics=metrics)

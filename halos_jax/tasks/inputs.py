@@ -1,0 +1,308 @@
+"""What a run was started with: `workdir/inputs.json`, the fingerprints of its data and weights.
+
+    {"data.train": [{"name": "", "size": 812, "whole": "..."}],
+     "model.path": [{"name": "config.json", ...}, {"name": "model.safetensors", ...}]}
+
+Names are those inside of a folder. A resume compares, in a second or two for any size: small files
+whole, large ones by fixed blocks.
+"""
+
+import dataclasses
+import glob
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from halos_jax import storage
+from halos_jax.config import Config, ConfigError, places, roles
+from halos_jax.config.rewards import PartConfig, RewardConfig
+from halos_jax.data.records.sources import find_folder, is_taken, may_read
+from halos_jax.models.files import hf
+from halos_jax.policies import source
+from halos_jax.rewards.parts import list_parts
+from halos_jax.storage import WorkdirError
+from halos_jax.workdir import fingerprints
+from halos_jax.workdir.fingerprints import Verdict
+from halos_jax.workdir.intact import FINAL, INPUTS
+from halos_jax.workdir.ledger import Ledger
+from halos_jax.workdir.trees import is_read
+
+logger = logging.getLogger(__name__)
+
+# Bytes read whole at a start: of each file of a model, and of all data together. The data are read
+# whole anyway a moment later.
+_MODEL_LIMIT, _DATA_LIMIT = 1 << 24, 1 << 29
+
+_TRAINING = ("online", "sft", "reward_model", "align")
+# The fields that a task reads, by their first names; all others are another task's of a pipeline.
+_READ_BY = {
+    "data.train": (*_TRAINING, "sample", "label"),
+    "data.eval": (*_TRAINING, "eval"),
+    "model": (*_TRAINING, "sample", "label", "eval", "export"),
+    "lora": _TRAINING,
+    "eval.reference": ("eval",),
+}
+
+Files = Mapping[str, list[tuple[str, Path]]]  # field -> (name, path) of its files
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A file that is not what it was when the run was started; "new" is one that was not there."""
+
+    field: str
+    path: Path
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        said = {
+            "missing": "is missing",
+            "grown": "has grown",
+            "new": "was not there",
+            "changed": "holds something else than it did",
+        }
+        return f"{self.field}: {self.path} {said[self.verdict]}"
+
+
+def check_inputs(
+    ledger: Ledger,
+    config: Config,
+    *,
+    is_begun: bool,
+    may_grow: Collection[str] = (),
+    policy: Path | None = None,
+) -> list[Change]:
+    """Record the fingerprints of what a run reads or, when it goes on, compare them.
+
+    To be called before any of it is read; processes other than 0 leave it to process 0.
+
+    Args:
+      config: with the models in place of the workdirs of runs.
+      is_begun: whether the run has left anything that depends on its inputs.
+      may_grow: fields whose files may have grown; they are then recorded as they are now.
+      policy: a file that stands for the policy, where that is a checkpoint of a run.
+
+    Returns:
+      What has grown. The user's own code may change too: that is said.
+
+    Raises:
+      ConfigError: listing every file that is not what it was; or where the workdir lies among the
+        data.
+    """
+    if not ledger.is_writer:
+        return []
+    path = ledger.workdir / INPUTS
+    known = _drop_unread(_read(path) if is_begun and ledger.find(path) else {}, config)
+    files, code = list_inputs(config), _list_code(config)
+    if policy is not None:
+        files["model.path"] = [("", policy)]
+    found = compare_inputs(known, files)
+    grown = [one for one in found if one.field in may_grow and one.verdict in ("grown", "new")]
+    _refuse([one for one in found if one not in grown], ledger.workdir)
+    edited = compare_inputs(known, code)
+    for one in edited:
+        logger.warning("%s when the run was started; from here on that counts", one)
+    if grown or edited or not (files.keys() | code.keys()) <= known.keys():
+        storage.write_json_atomic(path, _describe({**files, **code}), note=ledger.note_file)
+    return grown
+
+
+def list_inputs(config: Config) -> dict[str, list[tuple[str, Path]]]:
+    """Return the files of every field of a config that the task reads, with their names.
+
+    What is no file of this machine, such as a data set of the hub, has none.
+    """
+    found = {}
+    for field, text, kind in roles.list_places(config):
+        if _is_read(field, config):
+            if kind == "source":
+                files = list(_list_data(field, text, Path(config.workdir).resolve()))
+            elif kind == "model":
+                files = list(_list_model(text, weights=config.task != "label" or "reward" in field))
+            else:
+                files = [("", Path(text))] if os.path.isfile(text) else []
+            found[field] = files
+    return found
+
+
+def compare_inputs(known: Mapping[str, list[Mapping[str, Any]]], files: Files) -> list[Change]:
+    """Return what of the files is not as their fingerprints in `known` say.
+
+    A field that is not known is another field's spelling, and has nothing to be compared with.
+    """
+    pairs, changes = [], []
+    for field, entries in known.items():
+        if field not in files:
+            continue
+        now = dict(files[field])
+        for entry in entries:
+            path = now.pop(entry["name"], None)
+            if path is None:
+                changes.append(Change(field, Path(entry["path"]), "missing"))
+            else:
+                pairs.append((field, path, entry))
+        changes += [Change(field, path, "new") for path in now.values()]
+    verdicts = fingerprints.compare_all([(path, entry) for _, path, entry in pairs])
+    for (field, path, _), verdict in zip(pairs, verdicts, strict=True):
+        if verdict != "same":
+            changes.append(Change(field, path, verdict))
+    return changes
+
+
+def _drop_unread(known: Mapping[str, list[Any]], config: Config) -> dict[str, list[Any]]:
+    """Return what is known without the files that a version which took all of a folder recorded."""
+    kept = dict(known)
+    for field, text, kind in roles.list_places(config):
+        names = places.split_names(text, "source") if kind == "source" else []
+
+        def is_wanted(name: str, kind=kind, names=names) -> bool:
+            if kind == "model":
+                return not name or is_read(name)
+            number, _, inside = name.partition(":")
+            if not inside or not int(number) < len(names):
+                return True
+            folder = find_folder(names[int(number)])
+            return not folder or may_read(folder, inside)
+
+        if kind in ("model", "source") and field in kept:
+            kept[field] = [entry for entry in kept[field] if is_wanted(entry["name"])]
+    return kept
+
+
+def _is_read(field: str, config: Config) -> bool:
+    if roles.find_mark(Config, field).role == "aside" or field.endswith(".output"):
+        return False
+    if field.startswith("reward."):
+        return _scores(config) and _is_of_part(field, config)
+    return any(
+        config.task in tasks
+        for name, tasks in _READ_BY.items()
+        if field == name or field.startswith(f"{name}.")
+    )
+
+
+def _scores(config: Config) -> bool:
+    """Tell whether the task asks for rewards."""
+    return (
+        config.task in ("online", "label")
+        or (config.task == "eval" and config.eval.on == "samples")
+        or (config.task == "sample" and config.sampling.best_of)
+    )
+
+
+def _is_of_part(field: str, config: Config) -> bool:
+    """Tell whether a place of the reward is one that its kind reads."""
+    for prefix, one in _list_rewards(config).items():
+        for start in ("reward.", prefix):  # a part has the reward's own where it sets none
+            if field == f"{start}path" and one.kind == "model":
+                return True
+            if field.startswith(f"{start}judge.") and one.kind == "judge":
+                return True
+    return False
+
+
+def _list_rewards(config: Config) -> dict[str, RewardConfig | PartConfig]:
+    """Return the reward, or its parts, by what the names of its fields begin with."""
+    parts = list_parts(config.reward)
+    return {f"reward.parts.{name}.": one for name, one in parts.items()} or {
+        "reward.": config.reward
+    }
+
+
+def _list_data(field: str, text: str, workdir: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files of a source; of a folder those that its reader takes."""
+    for number, name in enumerate(places.split_names(text, "source")):
+        before = f"{number}:"
+        folder = find_folder(name)
+        if os.path.isfile(name):
+            yield before, Path(name)
+        elif folder:
+            for path in sorted(Path(folder).rglob("*")):
+                inside = path.relative_to(folder).as_posix()
+                if not (path.is_file() and may_read(folder, inside)):
+                    continue
+                if not path.resolve().is_relative_to(workdir):
+                    yield f"{before}{inside}", path
+                elif is_taken(name, inside):
+                    raise ConfigError(
+                        f"workdir: got {str(workdir)!r}, which lies in {field}={name!r}, so that "
+                        f"the run would read its own files ({inside}) as records; allowed: a "
+                        "folder outside of it"
+                    )
+        elif any(sign in name for sign in "*?["):
+            for path in sorted(glob.glob(name, recursive=True)):
+                if os.path.isfile(path):
+                    yield f"{before}{os.path.basename(path)}", Path(path)
+
+
+def _list_model(text: str, *, weights: bool) -> Iterator[tuple[str, Path]]:
+    try:
+        is_run = source.is_workdir(text)
+        folder = Path(text) / FINAL if is_run else hf.resolve_model(text)
+    except hf.ModelError:
+        return  # who reads it says what is wrong
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        is_wanted = is_read(path.name) and (weights or path.suffix != ".safetensors")
+        if path.is_file() and is_wanted:
+            yield path.name, path
+
+
+def _list_code(config: Config) -> dict[str, list[tuple[str, Path]]]:
+    """Return the files of the user's functions, by the field that names them."""
+    named = {}
+    if _scores(config):
+        for prefix, one in _list_rewards(config).items():
+            named[f"{prefix}function"] = [one.function] if one.kind == "function" else []
+        named["reward.rules"] = list(config.reward.rules)
+    found = {}
+    for field, functions in named.items():
+        modules = dict.fromkeys(name.partition(":")[0] for name in functions)
+        found[field] = [(name, path) for name in modules if (path := _find_module(name))]
+    return {field: files for field, files in found.items() if files}
+
+
+def _find_module(name: str) -> Path | None:
+    if name.partition(".")[0] == __name__.partition(".")[0]:
+        return None  # of this package
+    try:
+        spec = importlib.util.find_spec(name)
+    except Exception:  # what is wrong with it is said when it is imported
+        return None
+    origin = spec.origin if spec is not None else None
+    return Path(origin) if origin is not None and os.path.isfile(origin) else None
+
+
+def _describe(files: Files) -> dict[str, list[dict[str, Any]]]:
+    described = {}
+    for field, named in files.items():
+        is_data = field.startswith("data.")
+        prints = fingerprints.fingerprint_all(
+            [path for _, path in named],
+            whole_limit=_DATA_LIMIT if is_data else _MODEL_LIMIT,
+            total_limit=_DATA_LIMIT if is_data else None,
+        )
+        described[field] = [
+            {"name": name, "path": str(path), **found}
+            for (name, path), found in zip(named, prints, strict=True)
+        ]
+    return described
+
+
+def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # the ledger has seen it a moment ago
+        raise WorkdirError(f"{path} cannot be read ({error}); check the disk") from error
+
+
+def _refuse(changes: list[Change], workdir: Path) -> None:
+    if changes:
+        listed = "\n".join(f"  - {one}" for one in changes)
+        raise ConfigError(
+            f"what the run in {workdir} was started with has changed:\n{listed}\n"
+            "put the files back as they were, or start a new run with --config.workdir=DIR"
+        )

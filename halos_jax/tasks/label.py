@@ -1,0 +1,160 @@
+"""`task=label`: rewards for a file of samples, and the feedback that they make.
+
+workdir/scores.jsonl     a reward for each sample; null where it could not be labelled
+workdir/scored.jsonl     the samples with their rewards
+workdir/feedback.jsonl   what `feedback` says: pairs, labels or scored samples, to train on
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+from halos_jax.config import Config, ConfigError
+from halos_jax.data.chat.loading import load_policy_renderer
+from halos_jax.data.chat.renderer import Renderer
+from halos_jax.data.chat.template_door import make_shown
+from halos_jax.data.datasets import Selection, load_samples
+from halos_jax.data.records import formats as records
+from halos_jax.data.records.edits import make_edits
+from halos_jax.data.records.fields import NO_EDITS, Edits, RecordError
+from halos_jax.data.token_ids import check_ids
+from halos_jax.policies import source
+from halos_jax.rewards.feedback import report_feedback
+from halos_jax.rewards.function_scorer import check_records
+from halos_jax.rewards.labels import read_scores
+from halos_jax.rewards.parts import list_parts
+from halos_jax.rewards.read_at import load_reward_renderer
+from halos_jax.rewards.scorers import make_scorer
+from halos_jax.rounds import cuts, stages
+from halos_jax.tasks import scoring
+from halos_jax.tasks.job import Job, open_job
+from halos_jax.types import FINISH_STOP, Sample, Turn
+from halos_jax.workdir.interrupt import StopSignal
+
+logger = logging.getLogger(__name__)
+
+
+def run_labelling(config: Config, stop: StopSignal) -> dict[str, float]:
+    """Label, or carry on labelling, the samples of `data.train`; return counts and means.
+
+    A sample's own reward, if its record has one, is not looked at. What cannot be labelled is left
+    out of the feedback and counted. With a reward model the samples' own tokens are scored where
+    `model.path` says whose they are, else their text is rendered by the reward model's renderer.
+    """
+    _check_tokenizer(config)
+    with open_job(config, stop) as job:
+        if not job.is_complete:
+            _label(job)
+        return job.metrics
+
+
+def _label(job: Job) -> None:
+    data = job.config.data
+    samples = read_all_samples(data.train, data.train_split, make_edits(data))
+    names = [[one.prompt.prompt_id, one.sample_id, one.output] for one in samples]
+    unscored = job.manifest is None or job.manifest.next_stage == "score"
+    if unscored:  # what is wrong with the reward is said before the job begins
+        check_records(job.config.reward, [one.prompt for one in samples])
+        job.config = source.use_final(job.config)
+        renderer = _find_renderer(job.config)
+        if job.config.model.path or job.config.model.tokenizer:
+            check_ids(samples, renderer)
+        job.scorer = make_scorer(job.config, job.mesh, renderer, job.stop.check)
+    job.begin(inputs=records.digest(names))
+    if unscored:
+        logger.info("%d samples of %d prompts", len(samples), len({name for name, *_ in names}))
+        tokens = job.config.sampling.max_prompt_length
+        shown = samples
+        if renderer is not None:
+            known = bool(job.config.model.path or job.config.model.tokenizer)
+            rendered = [one.prompt for one in samples if not (known and one.prompt_ids)]
+            cuts.count_cut(renderer, rendered, tokens, data.train)
+            shown = make_shown(
+                lambda found: [_with_ids(one, renderer, tokens, job.config) for one in found],
+                samples,
+                renderer,
+            )
+        files, metrics = scoring.write_scores(job, shown, job.workdir)
+        job.commit("score", files=files, metrics=metrics)
+    if job.is_writer:
+        scoring.remove_score_shards(job.workdir)
+    _write_feedback(job, samples)
+
+
+def read_all_samples(path: str, split: str = "", edits: Edits = NO_EDITS) -> list[Sample]:
+    """Read the samples of a source, see `data/records/sources.py`; of `split` where that is given.
+
+    Raises:
+      RecordError: for a bad record, where a prompt has two samples of one id, and where two prompts
+        have one id.
+    """
+    samples = load_samples(path, Selection(split=split, edits=edits))
+    seen: set[tuple[str, int]] = set()
+    turns: dict[str, tuple[Turn, ...]] = {}
+    for sample in samples:
+        key = (sample.prompt.prompt_id, sample.sample_id)
+        if turns.setdefault(key[0], sample.prompt.turns) != sample.prompt.turns:
+            raise RecordError(
+                f"{path}: got prompt_id {key[0]!r} for two conversations, allowed: an id of its "
+                "own for each; number them anew, or label the files one by one"
+            )
+        if key in seen:
+            raise RecordError(
+                f"{path}: got sample {key[1]} of prompt {key[0]} twice, allowed: one sample for "
+                "each prompt_id and sample_id; number them anew"
+            )
+        seen.add(key)
+    return samples
+
+
+def _find_renderer(config: Config) -> Renderer | None:
+    """Return the renderer of who wrote the samples, else that of who reads them."""
+    if config.model.path or config.model.tokenizer:
+        return load_policy_renderer(config.model, config.data.control)
+    alone = config.reward.kind == "model" and not config.reward.parts
+    return load_reward_renderer(config.reward) if alone else None
+
+
+def _check_tokenizer(config: Config) -> None:
+    """Refuse a reward that needs the samples' tokens where nobody knows whose they are."""
+    reward = config.reward
+    if config.model.path or config.model.tokenizer:
+        return
+    by_model = any(part.kind == "model" for part in list_parts(reward).values())
+    if by_model or (reward.cut_at_sentence and reward.kind != "model"):
+        reason = "a model in reward.parts" if by_model else "reward.cut_at_sentence"
+        raise ConfigError(
+            f"model.path: got '', but {reason} needs the tokenizer of the samples; set "
+            "--config.model.path=DIR, or model.tokenizer alone"
+        )
+
+
+def _with_ids(sample: Sample, renderer: Renderer, tokens: int, config: Config) -> Sample:
+    """Return the sample with the tokens that are scored: its own, if their writer is known."""
+    known = bool(config.model.path or config.model.tokenizer)
+    prompt_ids = sample.prompt_ids if known else ()
+    response_ids = sample.response_ids if known else ()
+    finished = sample.finish_reason == FINISH_STOP
+    return dataclasses.replace(
+        sample,
+        prompt_ids=prompt_ids or tuple(renderer.render_prompt(sample.prompt.turns, tokens)),
+        response_ids=response_ids
+        or tuple(renderer.render_response(sample.output, finished=finished)),
+    )
+
+
+def _write_feedback(job: Job, samples: Sequence[Sample]) -> None:
+    scored = read_scores(job.workdir / scoring.SCORES, samples)
+    stages.write_rows(job, job.workdir / "scored.jsonl", map(records.sample_to_record, scored))
+    try:
+        rows, counts = stages.make_feedback(job.config, scored, job.config.sampling.round)
+    except ValueError as error:
+        raise RecordError(f"{job.config.data.train}: {error}") from error
+    stages.write_rows(job, job.workdir / "feedback.jsonl", rows)
+    feedback = job.workdir / "feedback.jsonl"
+    report_feedback(job.config.data.train, counts, scored, job.config)
+    logger.info("%d %s records are in %s", len(rows), job.config.feedback.type, feedback)
+    files = {"scored.jsonl": len(scored), "feedback.jsonl": len(rows)}
+    job.commit(
+        "feedback", files=files, metrics={f"feedback_{name}": n for name, n in counts.items()}
+    )

@@ -1,0 +1,244 @@
+"""What can be known of a run before it begins, without reading weights or writing anything.
+
+A task finds most of this as it starts. It is looked for here before the first stage of a pipeline,
+whose last stage would find it hours later, and where only a check is asked for.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from halos_jax import config as config_lib
+from halos_jax.config import Config, ConfigError
+from halos_jax.config.rewards import RewardConfig
+from halos_jax.data import datasets
+from halos_jax.data.chat.loading import load_renderer
+from halos_jax.data.chat.renderer import Renderer
+from halos_jax.data.chat.template_door import keep_shown
+from halos_jax.errors import UserError
+from halos_jax.losses import get_loss
+from halos_jax.models import lora
+from halos_jax.models.files import hf
+from halos_jax.models.hf import families
+from halos_jax.models.spec import DecoderConfig
+from halos_jax.policies import source, start
+from halos_jax.rewards.function_scorer import (
+    check_records,
+    make_function_scorer,
+    make_rules,
+)
+from halos_jax.rewards.judge.scorer import probe_judge
+from halos_jax.rewards.parts import list_parts, part_to_reward
+from halos_jax.rounds import cuts
+from halos_jax.rounds.budget import Budget
+from halos_jax.rounds.outlook import refuse_no_rounds
+from halos_jax.storage import WorkdirError
+from halos_jax.tasks import label as label_task
+from halos_jax.tasks import sample as sample_task
+from halos_jax.tasks import train as single
+from halos_jax.types import Prompt
+from halos_jax.workdir import state as states
+
+_TRAINING = ("online", "sft", "reward_model", "align")
+
+
+def check_start(config: Config, *, with_data: bool) -> None:
+    """Check a run, or each stage of a pipeline, and raise all that is wrong together.
+
+    What a stage before leaves (its `final/`, its files) is taken for granted.
+
+    Args:
+      with_data: also read the data and render them.
+
+    Raises:
+      ConfigError: with one line an error.
+    """
+    is_pipeline = config.task == "pipeline"
+    stages = config_lib.expand_pipeline(config) if is_pipeline else [config]
+    lines, made = [], []
+    for stage in stages:
+        found = list(_find_errors(stage, made, with_data))
+        prefix = f"pipeline.overrides.{stage.task}: " if is_pipeline else ""
+        lines += [prefix + line for line in found]
+        made.append(Path(stage.workdir).absolute())
+    lines = list(dict.fromkeys(lines))
+    if lines:
+        count = "1 error" if len(lines) == 1 else f"{len(lines)} errors"
+        listed = "\n".join(f"  - {line}" for line in lines)
+        raise ConfigError(f"{count} found before anything was run:\n{listed}")
+
+
+def _find_errors(config: Config, made: Sequence[Path], with_data: bool) -> Iterable[str]:
+    """Yield an error line for each thing that is wrong with a run of one task."""
+    if config.task in ("toy_data", "bench"):
+        return
+    found: list[Any] = []
+
+    def attempt(check: Callable[..., Any], *arguments: Any) -> Iterable[str]:
+        try:
+            found[:] = [check(*arguments)]
+        except UserError as error:
+            found[:] = []
+            yield str(error)
+
+    yield from attempt(_check_places, config)
+    if _uses_reward(config):
+        yield from attempt(_check_reward, config, made)
+    if is_made(config.model.path, made) or not config.model.path:
+        return
+    yield from attempt(_load_policy, config)
+    if found and with_data:
+        yield from attempt(_check_data, config, *found[0], made)
+
+
+def is_made(path: str, made: Sequence[Path]) -> bool:
+    """Tell whether a path lies in a folder that does not exist before the run."""
+    return bool(path) and any(Path(path).absolute().is_relative_to(folder) for folder in made)
+
+
+def _uses_reward(config: Config) -> bool:
+    samples = config.task == "eval" and config.eval.on == "samples"
+    best = config.task == "sample" and config.sampling.best_of
+    return config.task in ("online", "label") or samples or best
+
+
+# --------------------------------------------------------------------------- each of its own
+
+
+def _check_places(config: Config) -> None:
+    """Raise WorkdirError where the run cannot write, or may not go on with this config."""
+    for field, path in (
+        ("workdir", config.workdir),
+        ("sampling.output", config.sampling.output),
+        ("export.output", config.export.output),
+    ):
+        if path:
+            path = Path(path).expanduser().absolute()
+            _require_writable(field, path, is_folder=field != "sampling.output")
+    states.refuse_other(config)
+
+
+def _require_writable(field: str, path: Path, *, is_folder: bool) -> None:
+    present = next(one for one in (path, *path.parents) if one.exists())
+    if not present.is_dir() and (is_folder or present != path):
+        wanted = path if is_folder else path.parent
+        raise WorkdirError(
+            f"{field}: {present} is a file, but {wanted} is to be a folder; choose another place, "
+            "or move the file away"
+        )
+    if path.is_dir() and not is_folder:
+        raise WorkdirError(f"{field}: {path} is a folder; allowed: the name of a file")
+    if not os.access(present, os.W_OK):
+        raise WorkdirError(
+            f"{field}: {present} cannot be written, so {path} cannot be made; give yourself write "
+            "permission, or choose another folder"
+        )
+
+
+def _check_reward(config: Config, made: Sequence[Path]) -> None:
+    parts = [part_to_reward(part, config.reward) for part in list_parts(config.reward).values()]
+    for reward in parts or [config.reward]:
+        if reward.kind == "function":
+            make_function_scorer(reward.function, reward.arguments, form=reward.completions)
+        elif reward.kind == "judge":
+            probe_judge(dataclasses.replace(config, reward=reward))
+        elif not is_made(reward.path, made):
+            _check_reward_model(reward)
+    make_rules(config.reward)
+
+
+def _check_reward_model(reward: RewardConfig) -> None:
+    path = source.find_model("reward.path", reward.path)
+    if not hf.load_decoder_config(path).num_labels:
+        raise hf.ModelError(
+            f"reward.path: got {reward.path!r}, a model without a classification head; allowed: a "
+            "*ForSequenceClassification model with 1 or 2 labels"
+        )
+    load_renderer(path)
+
+
+def _load_policy(config: Config) -> tuple[DecoderConfig, Renderer]:
+    """Return the decoder and renderer of the policy, of the kind that the task needs."""
+    if config.task in _TRAINING:
+        path = source.find_model("model.path", config.model.path)
+        model = dataclasses.replace(config.model, path=path)
+        decoder, renderer = start.load_policy(model, config.data.control)
+        if config.lora.rank and not config.lora.path:
+            family = families.get_family(hf.read_hf_config(hf.resolve_model(path)))
+            lora.make_adapter(config.lora, decoder, family, seed=config.seed)
+    else:
+        decoder, renderer = source.load_decoder(
+            source.find_source(config.model), config.data.control
+        )
+    scores = config.task == "reward_model" or (
+        config.task == "eval"
+        and config.eval.on == "feedback"
+        and get_loss(config.loss).needs == "scores"
+    )
+    if not scores and config.task not in ("export", "label"):
+        start.refuse_classifier(decoder, config.model.path)
+    return decoder, renderer
+
+
+def _check_data(
+    config: Config, decoder: DecoderConfig, renderer: Renderer, made: Sequence[Path]
+) -> None:
+    """Read and render the data as the task does."""
+    data = config.data
+    if any(is_made(path, made) for path in (*data.train.split(","), *data.eval.split(","))):
+        return
+    train, held_out = datasets.select_train(data, config.seed), datasets.select_eval(data)
+    limited = SimpleNamespace(settings=config.sampling, renderer=renderer, decoder=decoder)
+    if config.task == "online":
+        prompts = _order_prompts(config, renderer, config.rounds.total_prompts)
+        others = _take_held_out(config, renderer) if data.eval else []
+        datasets.refuse_overlap(prompts, others)
+        check_records(config.reward, [*prompts, *others])
+        rounds, skip = config.rounds, config.rounds.num_skip
+        budget = Budget(rounds.total_prompts, rounds.prompts_per_round, skip)
+        refuse_no_rounds(budget, len(prompts))
+        used = prompts[skip : skip + rounds.total_prompts]
+        cuts.check_prompts(limited, (data.train, used), (data.eval, others))
+    elif config.task == "sample":
+        ordered = _order_prompts(config, renderer, config.sampling.num_prompts)
+        prompts = sample_task.select_prompts(config, ordered)
+        cuts.check_prompts(limited, (data.train, prompts))
+        if config.sampling.format == "alpacaeval":
+            for prompt in prompts:
+                sample_task.read_instruction(prompt)
+        if config.sampling.best_of:
+            check_records(config.reward, prompts)
+    elif config.task == "eval" and config.eval.on == "samples":
+        prompts = _take_held_out(config, renderer)
+        check_records(config.reward, prompts)
+        cuts.check_prompts(limited, (data.eval, prompts))
+    elif config.task == "label":
+        samples = label_task.read_all_samples(data.train, data.train_split, train.edits)
+        check_records(config.reward, [one.prompt for one in samples])
+    elif config.task != "export":
+        loss = get_loss(config.loss) if config.task == "eval" else single.choose_loss(config)
+        sources = [(data.eval, held_out)] if data.eval else []
+        if config.task != "eval":
+            sources.append((data.train, train))
+        for path, selection in sources:
+            single.load_fixed_items(
+                config, loss, renderer, path, selection, positions=decoder.max_positions
+            )
+
+
+def _order_prompts(config: Config, renderer: Renderer, count: int) -> list[Prompt]:
+    """Return those of `data.train`, of which `count` behind `num_skip` are sampled; 0: all."""
+    data = config.data
+    prompts = datasets.load_prompts(data.train, datasets.select_train(data, config.seed))
+    ordered = datasets.order_prompts(prompts, config.seed)
+    needed = config.rounds.num_skip + (count or len(prompts))
+    return keep_shown(ordered, renderer, skip=data.skip_bad, count=needed)
+
+
+def _take_held_out(config: Config, renderer: Renderer) -> list[Prompt]:
+    data = config.data
+    prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
+    return keep_shown(prompts, renderer, skip=data.skip_bad)

@@ -1,0 +1,229 @@
+"""`task=sample`: answers of a policy to a file of prompts, for `label`, for people, for AlpacaEval.
+
+    workdir/samples.jsonl      every sample, with its tokens, as in a round of `online`
+    workdir/scores.jsonl       their rewards, where the best is to be kept (`sampling.best_of`)
+    workdir/best.jsonl         the best sample of each prompt
+    workdir/alpacaeval.json    what `alpaca_eval --model_outputs` reads (`sampling.format`)
+
+The last two, or a copy of the samples, stand at `sampling.output` where that is given.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halos_jax import sharding, storage
+from halos_jax.config import Config, ConfigError
+from halos_jax.data import datasets
+from halos_jax.data.chat.template_door import keep_shown
+from halos_jax.data.records import formats as records
+from halos_jax.data.records.fields import RecordError
+from halos_jax.policies import source
+from halos_jax.policies.start import refuse_classifier
+from halos_jax.rewards.function_scorer import check_records
+from halos_jax.rewards.labels import read_scores
+from halos_jax.rewards.scorers import make_scorer
+from halos_jax.rounds import cuts, stages
+from halos_jax.sampling.sampler import make_sampler
+from halos_jax.tasks import scoring
+from halos_jax.tasks.job import Job, open_job
+from halos_jax.types import Prompt, Sample
+from halos_jax.workdir.interrupt import StopSignal
+
+logger = logging.getLogger(__name__)
+
+
+def run_sampling(config: Config, stop: StopSignal) -> dict[str, float]:
+    """Sample, or carry on sampling, the prompts of `data.train`; return counts and means.
+
+    The prompts are taken in the order of an online run with the same seed: after
+    `rounds.num_skip` of them, `sampling.num_prompts`. What is drawn is what round
+    `sampling.round` of that run would draw, bit for bit where policy and prompts are the same.
+    """
+    with open_job(config, stop) as job:
+        if not job.is_complete:
+            _run(job)
+        return job.metrics
+
+
+def _run(job: Job) -> None:
+    ordered = datasets.order_prompts(_load_prompts(job.config), job.config.seed)
+    prompts = select_prompts(job.config, ordered)
+    output = output_path(job.config, job.workdir)
+    if job.config.sampling.format == "alpacaeval":
+        for prompt in prompts:
+            read_instruction(prompt)  # before hours of sampling
+    policy = source.find_source(job.config.model, recorded=job.policy)
+    # What is wrong with the policy or the reward is said before the job begins.
+    load_sampler(job, policy)
+    needed = job.config.rounds.num_skip + len(prompts)
+    skip, renderer = job.config.data.skip_bad, job.sampler.renderer
+    ordered = keep_shown(ordered, renderer, skip=skip, count=needed)
+    prompts = select_prompts(job.config, ordered)
+    cuts.check_prompts(job.sampler, (job.config.data.train, prompts))
+    unscored = job.manifest is None or "score" not in job.manifest.stages
+    if job.config.sampling.best_of and unscored:
+        check_records(job.config.reward, prompts)
+        job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
+    job.begin(
+        inputs=datasets.identify_prompts(prompts),
+        policy=policy,
+        output=output,
+        field="sampling.output",
+    )
+    if job.manifest.next_stage == "sample":
+        logger.info("%d prompts; mesh %s", len(prompts), sharding.describe(job.mesh))
+        params = source.load_params(policy, job.sampler.decoder, job.mesh, job.config.seed)
+        round = job.config.sampling.round
+        files, metrics = stages.sample_stage(job, params, prompts, job.workdir, round)
+        del params
+        job.commit("sample", files=files, metrics=metrics)
+    if job.is_writer:
+        stages.remove_shards(job.workdir, "samples")
+    if job.manifest.next_stage == "score":
+        _score(job)
+    if job.is_writer:
+        scoring.remove_score_shards(job.workdir)
+    _write_output(job, output)
+
+
+def select_prompts(config: Config, ordered: list[Prompt]) -> list[Prompt]:
+    """Return those prompts that the task samples, of all in the order of an online run.
+
+    Raises:
+      RecordError: where `rounds.num_skip` leaves none.
+    """
+    start, count = config.rounds.num_skip, config.sampling.num_prompts
+    chosen = ordered[start : start + count if count else None]
+    if not chosen:
+        raise RecordError(
+            f"{config.data.train}: got {len(ordered)} prompts, of which rounds.num_skip={start} "
+            "leaves none; lower --config.rounds.num_skip"
+        )
+    return chosen
+
+
+def _load_prompts(config: Config) -> list[Prompt]:
+    chosen = datasets.select_train(config.data, config.seed)
+    return datasets.load_prompts(config.data.train, chosen)
+
+
+def load_sampler(job: Job, policy: source.Source) -> None:
+    """Give the job the sampler of its policy, and the settings that belong to that.
+
+    The records name the policy by the path that the user gave, or by `sampling.generator`.
+    """
+    decoder, renderer = source.load_decoder(policy, job.config.data.control)
+    refuse_classifier(decoder, job.config.model.path)
+    generator = job.config.sampling.generator or job.config.model.path
+    job.config = dataclasses.replace(
+        source.use_final(dataclasses.replace(job.config, model=policy.settings)),
+        sampling=dataclasses.replace(job.config.sampling, generator=generator),
+    )
+    job.sampler = make_sampler(job.config.sampling, renderer, decoder, job.mesh)
+
+
+def output_path(config: Config, workdir: Path) -> Path | None:
+    """Return where the result goes besides samples.jsonl; None where that is the result."""
+    settings = config.sampling
+    if settings.output:
+        output = Path(settings.output).expanduser().absolute()
+        if output in [(workdir / name).absolute() for name in ("samples.jsonl", scoring.SCORES)]:
+            raise ConfigError(
+                f"sampling.output: got {output}, where the task keeps all samples or their scores; "
+                "allowed: any other file"
+            )
+        return output
+    if settings.format == "alpacaeval":
+        return (workdir / "alpacaeval.json").absolute()
+    return (workdir / "best.jsonl").absolute() if settings.best_of else None
+
+
+def choose_best(samples: Sequence[Sample]) -> list[Sample]:
+    """Return of each prompt the sample with the highest reward, of equal ones the first.
+
+    A prompt none of whose samples has a reward is left out.
+    """
+    best: dict[str, Sample] = {}
+    for sample in samples:
+        held = best.get(sample.prompt.prompt_id)
+        if sample.reward is not None and (held is None or sample.reward > held.reward):
+            best[sample.prompt.prompt_id] = sample
+    return list(best.values())
+
+
+def make_alpacaeval_record(sample: Sample, dataset: str) -> dict[str, Any]:
+    """Return one element of the JSON array that `alpaca_eval --model_outputs` reads."""
+    return {
+        "dataset": dataset,
+        "datasplit": "eval",
+        "instruction": read_instruction(sample.prompt),
+        "output": sample.output,
+        "generator": sample.generator,
+    }
+
+
+def read_instruction(prompt: Prompt) -> str:
+    """Return the text by which AlpacaEval knows a prompt: its one turn of the user.
+
+    Raises:
+      RecordError: where there are more turns than that and a system prompt.
+    """
+    turns = [turn for turn in prompt.turns if turn.role != "system"]
+    if len(turns) != 1:
+        raise RecordError(
+            f"prompt {prompt.prompt_id}: got {len(turns)} turns, but sampling.format='alpacaeval' "
+            "has one instruction a record; allowed: one turn of the user; take the others out of "
+            "data.train, or set --config.sampling.format=samples"
+        )
+    return turns[0].content
+
+
+def _score(job: Job) -> None:
+    if not job.config.sampling.best_of:
+        job.commit("score")
+        return
+    job.stop.check()
+    samples = stages.read_samples(job.workdir / "samples.jsonl")
+    files, metrics = scoring.write_scores(job, samples, job.workdir)
+    job.scorer = None
+    job.commit("score", files=files, metrics=metrics)
+
+
+def _write_output(job: Job, output: Path | None) -> None:
+    settings, metrics = job.config.sampling, {}
+    if output is None:
+        job.commit("write")
+        logger.info("the samples are in %s", job.workdir / "samples.jsonl")
+        return
+    samples = stages.read_samples(job.workdir / "samples.jsonl")
+    if settings.best_of:
+        samples = choose_best(read_scores(job.workdir / scoring.SCORES, samples))
+        metrics = {"best": len(samples)}
+        if samples:
+            metrics["reward_best"] = float(np.mean([one.reward for one in samples]))
+    with storage.explain_os_errors(output):
+        if job.is_writer:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        if settings.format == "alpacaeval":
+            # In the order of the prompts' file: alpaca_eval's max_instances counts on it.
+            places = {one.prompt_id: at for at, one in enumerate(_load_prompts(job.config))}
+            samples.sort(key=lambda sample: places[sample.prompt.prompt_id])
+            dataset = name_dataset(job.config.data.train)
+            rows = [make_alpacaeval_record(sample, dataset) for sample in samples]
+            if job.is_writer:
+                storage.write_json_atomic(output, rows)
+            sharding.wait_for_all("wrote the output")
+        else:
+            stages.write_rows(job, output, map(records.sample_to_record, samples))
+    job.commit("write", files={str(output): len(samples)}, metrics=metrics)
+    logger.info("%d samples are in %s", len(samples), output)
+
+
+def name_dataset(path: str) -> str:
+    """Name the data set of a source: a hub data set by itself, a file without its endings."""
+    return path if "@" in path else Path(path).name.partition(".")[0]

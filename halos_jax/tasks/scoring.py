@@ -1,0 +1,98 @@
+"""Scores for samples from a file, durable shard by shard, as the samples themselves are."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from halos_jax import sharding
+from halos_jax.config import RewardConfig
+from halos_jax.data.records.reading import read_records
+from halos_jax.rewards.labels import (
+    Labels,
+    average_rewards,
+    label_samples,
+    make_score_rows,
+    measure_labels,
+    read_scores,
+)
+from halos_jax.rounds.stages import Sampling, remove_shards, write_rows, write_shard
+from halos_jax.types import Sample
+
+logger = logging.getLogger(__name__)
+
+SCORES = "scores.jsonl"
+_LABEL = "scores"
+
+
+def write_scores(
+    run: Sampling, samples: Sequence[Sample], folder: Path
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Score `samples` into scores.jsonl; return its record count and the rewards' mean and counts.
+
+    Raises:
+      RewardError: as `label_samples`; the scores that were found are kept in shards.
+    """
+
+    def score(asked: Sequence[Sample]) -> list[float | None] | Labels:
+        if not _scores_one_by_one(run.config.reward):
+            return run.scorer(asked)
+        return score_in_shards(run, asked, folder)
+
+    labels = label_samples(score, samples, run.config.reward)
+    rows = make_score_rows(samples, labels)
+    write_rows(run, folder / SCORES, rows)
+    metrics = {"reward_label": average_rewards(labels.rewards)}
+    return {SCORES: len(rows)}, metrics | measure_labels(labels, "label")
+
+
+def score_in_shards(run: Sampling, samples: Sequence[Sample], folder: Path) -> list[float | None]:
+    """Return what the scorer says of each sample; a shard on disk is taken as it is.
+
+    A shard holds all samples of `sampling.shard_prompts` prompts, so that equal samples of a prompt
+    are scored in one go and stay a tie. Shards stand in `folder` as `scores.shard-0000.jsonl`
+    until the stage is committed.
+    """
+    rewards: list[float | None] = [None] * len(samples)
+    for number, members in enumerate(_split(samples, run.config.sampling.shard_prompts)):
+        run.stop.check()
+        path = folder / f"{_LABEL}.shard-{number:04d}.jsonl"
+        shard = [samples[index] for index in members]
+        is_scored = path.exists() and _is_of(path, shard)
+        # No process may write it before all have looked, or they would part ways here.
+        sharding.wait_for_all(f"looked for {path.name}")
+        if not is_scored:
+            write_shard(run, path, make_score_rows(shard, Labels(list(run.scorer(shard)))))
+        for index, scored in zip(members, read_scores(path, shard), strict=True):
+            rewards[index] = scored.reward
+    return rewards
+
+
+def _is_of(path: Path, shard: Sequence[Sample]) -> bool:
+    """Tell whether a file scores these samples: the size of shards may have changed since."""
+    found = [(one.get("prompt_id"), one.get("sample_id")) for _, one in read_records(path)]
+    if found == [(one.prompt.prompt_id, one.sample_id) for one in shard]:
+        return True
+    logger.info("%s: holds the scores of other samples by now; scored again", path)
+    return False
+
+
+def remove_score_shards(folder: Path) -> None:
+    """Delete the shards of scores that are committed."""
+    remove_shards(folder, _LABEL)
+
+
+def _scores_one_by_one(settings: RewardConfig) -> bool:
+    """Tell whether a sample's score depends on that sample alone, so that files may be split."""
+    return settings.kind in ("model", "function") and not settings.parts
+
+
+def _split(samples: Sequence[Sample], prompts_per_shard: int) -> list[list[int]]:
+    """Split the samples' indices into shards of whole prompts, in order of first appearance."""
+    shard_of: dict[str, int] = {}
+    shards: list[list[int]] = []
+    for index, sample in enumerate(samples):
+        shard = shard_of.setdefault(sample.prompt.prompt_id, len(shard_of) // prompts_per_shard)
+        if shard == len(shards):
+            shards.append([])
+        shards[shard].append(index)
+    return shards

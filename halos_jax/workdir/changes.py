@@ -1,0 +1,306 @@
+"""What of the config has changed since a run was started: refused, or said and written down.
+
+    workdir/config.json    the config of the last start; under "segments" what has changed before,
+                           each with the place in the run from which on it holds
+
+A change counts when it is recorded, which is when the run knows where it stands. Until then the
+file holds the config from before, so a process that dies in between leaves nothing half done.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from halos_jax import config as config_lib
+from halos_jax import storage
+from halos_jax.config import Config, places, roles, schema
+from halos_jax.config.roles import Mark
+from halos_jax.storage import Note
+from halos_jax.workdir.intact import INPUTS
+
+logger = logging.getLogger(__name__)
+
+FILE = "config.json"
+_SEGMENTS = "segments"
+_ABSENT = "(absent)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A field that differs between two starts of a run."""
+
+    path: str
+    old: Any
+    new: Any
+    mark: Mark
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.old!r} -> {self.new!r}"
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """The configs that a run was started with.
+
+    Attributes:
+      config: that of this start. A place that is spelled otherwise than before, and is the same,
+        has its old spelling: records that name it stay alike.
+      changes: what differs from the start before, and is not recorded yet.
+      segments: what was recorded, oldest first: {"changed": {path: [old, new]}, and where it took
+        effect: "round" and "step"}; with "exported" where there was more to do, which says whether
+        that is done.
+    """
+
+    config: Config
+    changes: tuple[Change, ...] = ()
+    segments: tuple[Mapping[str, Any], ...] = ()
+
+    def pick(self, *wanted: roles.Role) -> list[Change]:
+        """Return the changes whose fields have one of the roles in this task."""
+        return [one for one in self.changes if one.mark.role_in(self.config.task) in wanted]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a run that was complete has been given more to do, and has not done it yet."""
+        return bool(_pick_more(self)) or not all(
+            segment.get("exported", True) for segment in self.segments
+        )
+
+    def list_values(self, path: str) -> list[Any]:
+        """Return the values that a field has had, that of the first start first."""
+        values = [one["changed"][path] for one in self.segments if path in one["changed"]]
+        values += [[one.old, one.new] for one in self.changes if one.path == path]
+        if not values:
+            return [dict(schema.flatten(schema.to_plain(self.config)))[path]]
+        return [values[0][0], *(new for _, new in values)]
+
+    def value_in(self, path: str, round: int) -> Any:
+        """Return the value of a field for a round that is complete or the last one begun."""
+        found = self.list_values(path)[0]
+        for segment in self.segments:
+            if path in segment["changed"] and segment["round"] <= round:
+                found = segment["changed"][path][1]
+        return found
+
+
+def read_history(workdir: Path, config: Config) -> History:
+    """Return what `config.json` in `workdir` says of the starts before; the file must be there.
+
+    Raises:
+      WorkdirError: where it is not what a run writes.
+    """
+    recorded = read_plain(workdir / FILE)
+    if not is_run(recorded):
+        raise storage.WorkdirError(
+            f"workdir: {workdir} holds a config.json that no run has written, as the folder of a "
+            "model does; choose another folder with --config.workdir=DIR"
+        )
+    segments = tuple(recorded.pop(_SEGMENTS, ()))
+    before = dict(schema.flatten(recorded))
+
+    def keep_spelling(path: str, text: str, kind: roles.Place) -> str:
+        old = before.get(path)
+        return old if is_same_place(old, text, kind) else text
+
+    config = roles.map_places(config, keep_spelling)
+    found = find_changes(recorded, config_lib.to_dict(config))
+    return History(config, tuple(found), segments)
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a run's config.json, segments and all; WorkdirError otherwise."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        plain = error
+    if not isinstance(plain, dict):
+        raise storage.WorkdirError(
+            f"workdir: {path} is not the JSON object that a run writes ({plain}); put the file "
+            "back, or start in another folder with --config.workdir=DIR"
+        )
+    return plain
+
+
+def is_run(plain: Mapping[str, Any]) -> bool:
+    """Tell whether a config.json is that of a run and not, say, of a model."""
+    return {"task", "workdir"} <= plain.keys()
+
+
+def drop_segments(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's config.json without what it says of the starts before."""
+    return {name: value for name, value in plain.items() if name != _SEGMENTS}
+
+
+def write_history(workdir: Path, history: History, *, note: Note | None = None) -> None:
+    """Replace config.json by the config of this start and the recorded segments."""
+    plain = config_lib.to_dict(history.config)
+    if history.segments:
+        plain[_SEGMENTS] = list(history.segments)
+    storage.write_json_atomic(workdir / FILE, plain, note=note)
+
+
+def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """List the fields in which two plain configs differ, by path.
+
+    A field that a run of an older version does not have had its default.
+    """
+    before, after = dict(schema.flatten(old)), dict(schema.flatten(new))
+    fixed = schema.leaf_types(Config)
+    defaults = schema.flatten(schema.to_plain(Config()))
+    before = {path: value for path, value in defaults if path in fixed} | before
+    found = []
+    for path in sorted(before.keys() | after.keys()):
+        one, other = before.get(path, _ABSENT), after.get(path, _ABSENT)
+        mark = roles.find_mark(Config, path)
+        if one != other and not is_same_place(one, other, mark.place):
+            found.append(Change(path, one, other, mark))
+    return found
+
+
+def refuse_changes(workdir: Path, history: History) -> None:
+    """Raise a WorkdirError that lists every change that is not allowed, if there is one."""
+    lines = []
+    for one in history.changes:
+        role = one.mark.role_in(history.config.task)
+        if role == "result" and not (one.mark.place and _is_known(workdir, one.path)):
+            lines.append(str(one) + (" (another place)" if one.mark.place else ""))
+        elif role == "growing" and not _has_grown(one):
+            lines.append(f"{one} (it may only grow)")
+    if lines:
+        listed = "\n".join(f"  - {line}" for line in lines)
+        raise storage.WorkdirError(
+            f"workdir: {workdir} holds a run of another configuration; changed:\n{listed}\n"
+            f"{describe_allowed(history.config.task)}; set the fields back, or start a new run "
+            "with --config.workdir=DIR"
+        )
+
+
+def describe_allowed(task: str) -> str:
+    """Return which fields may change when a run of `task` is carried on."""
+    growing = [
+        path
+        for path in roles.list_fields(Config, "growing")
+        if roles.find_mark(Config, path).role_in(task) == "growing"
+    ]
+    parts = {
+        "how it is computed": roles.list_fields(Config, "execution"),
+        "the optimizer, from the next step on": roles.list_fields(Config, "tuning"),
+        "to more": growing,
+        "what no result depends on": roles.list_fields(Config, "aside"),
+        "the spelling of paths": (),
+    }
+    return "allowed to change on resume: " + "; ".join(
+        what + (f" ({', '.join(_shorten(paths))})" if paths else "")
+        for what, paths in parts.items()
+        if paths or what == "the spelling of paths"
+    )
+
+
+def describe_changes(history: History) -> list[str]:
+    """Return a line for people for each change that holds from here on."""
+    lines = []
+    for one in history.changes:
+        role = one.mark.role_in(history.config.task)
+        if role == "execution":
+            lines.append(f"{one}; the results may differ in their last bits")
+            if _draws_by_place(history.config) and not one.path.startswith("sampling."):
+                lines[-1] += ", and lora.dropout drops others"
+        elif role == "tuning":
+            lines.append(f"{one}; from here on")
+        elif role == "growing":
+            adds = _adds(one, history)
+            more = "the run goes on with more" if adds else "for rounds not trained yet"
+            lines.append(f"{one}; {more}")
+        elif role == "result" and one.mark.place:
+            lines.append(f"{one}; it holds the same")
+    return lines
+
+
+def record_changes(history: History, grown: Mapping[str, Any], **where: Any) -> History:
+    """Return the history with the changes that matter as a new segment that begins at `where`.
+
+    Args:
+      grown: what has grown besides the config, as path -> [before, after].
+    """
+    matter = history.pick("execution", "tuning", "growing")
+    if not (matter or grown):
+        return dataclasses.replace(history, changes=())
+    segment = {**where, "changed": {**{one.path: [one.old, one.new] for one in matter}, **grown}}
+    if grown or _pick_more(history):
+        segment["exported"] = False
+    return dataclasses.replace(history, changes=(), segments=(*history.segments, segment))
+
+
+def close_segments(history: History) -> History:
+    """Return the history of a run that has done all that there is to do."""
+    segments = [
+        segment | {"exported": True} if "exported" in segment else segment
+        for segment in map(dict, history.segments)
+    ]
+    return dataclasses.replace(history, segments=tuple(segments))
+
+
+def _pick_more(history: History) -> list[Change]:
+    return [one for one in history.pick("growing") if _adds(one, history)]
+
+
+def _adds(change: Change, history: History) -> bool:
+    """Tell whether a growing field gives more to do to a run that is complete."""
+    # The rounds of an online run that are trained stay as they are.
+    return (history.config.task, change.path) != ("online", "train.epochs")
+
+
+def _draws_by_place(config: Config) -> bool:
+    """Tell whether a step depends on where in a batch an example stands."""
+    return bool((config.lora.rank or config.lora.path) and config.lora.dropout)
+
+
+def _is_known(workdir: Path, path: str) -> bool:
+    """Tell whether the run knows what a place held, by which `inputs.py` judges another one."""
+    try:
+        return bool(json.loads((workdir / INPUTS).read_text(encoding="utf-8")).get(path))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _has_grown(change: Change) -> bool:
+    old, new = change.old, change.new
+    if not (isinstance(old, int) and isinstance(new, int)):
+        return False
+    if change.mark.zero_is_all and 0 in (old, new):
+        return new == 0
+    return new > old
+
+
+def is_same_place(old: Any, new: Any, kind: roles.Place) -> bool:
+    """Tell whether two places are one, however they are spelled: links, ~, relative, a slash."""
+    if not kind or not (isinstance(old, str) and isinstance(new, str)) or not (old and new):
+        return False
+    pairs = [
+        [os.path.realpath(os.path.expanduser(name)) for name in places.split_names(text, kind)]
+        for text in (old, new)
+    ]
+    return pairs[0] == pairs[1]
+
+
+def _shorten(paths: Sequence[str]) -> list[str]:
+    """Return paths with "SECTION.*" for all fields of a section, where all are there."""
+    sections: dict[str, int] = {}
+    for path in schema.leaf_types(Config):
+        section = path.rpartition(".")[0]
+        sections[section] = sections.get(section, 0) + 1
+    counts: dict[str, int] = {}
+    for path in paths:
+        counts[path.rpartition(".")[0]] = counts.get(path.rpartition(".")[0], 0) + 1
+    shown = []
+    for path in paths:
+        section = path.rpartition(".")[0]
+        whole = section and counts[section] == sections[section]
+        name = f"{section}.*" if whole else path
+        if name not in shown:
+            shown.append(name)
+    return shown

@@ -1,0 +1,204 @@
+"""Check that a workdir is as its run has left it, before anything of it is read again."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from halos_jax.storage import WorkdirError, hash_file, hash_start
+from halos_jax.workdir import ledger as ledgers
+from halos_jax.workdir import trees
+from halos_jax.workdir.ledger import Ledger
+
+logger = logging.getLogger(__name__)
+
+# Lines for people: a run can go on without them.
+REPORTS = ("metrics.jsonl", "timings.jsonl")
+MANIFEST = "manifest.json"
+INPUTS = "inputs.json"  # what the run was started with, see `inputs.py`
+PROMPTS = "prompts.json"  # the order of the prompts, see `order.py`
+FINAL = "final"  # the export at the end of a run
+# The first version of manifests whose run has a ledger.
+LEDGER_VERSION = 2
+
+
+def open_workdir(workdir: Path, ledger: Ledger, *, remade: Collection[str] = ()) -> None:
+    """Check the workdir of a run that goes on, or take it over from a version without ledgers."""
+    if ledger.is_empty:
+        adopt_workdir(workdir, ledger)
+    else:
+        check_workdir(workdir, ledger, remade=remade)
+
+
+def check_workdir(workdir: Path, ledger: Ledger, *, remade: Collection[str] = ()) -> None:
+    """Check every file and folder that the ledger knows, but not what manifests name.
+
+    What a process that was killed has announced and not done is taken back, and what it has added
+    to a report since it last saved is cut off. Shards that are not as they were written are
+    removed, to be made again, and that is said; so is a missing report or exported model.
+
+    Args:
+      remade: folders that are left to who makes them again.
+
+    Raises:
+      WorkdirError: listing every file that is missing, changed, or not the run's.
+    """
+    wrong = []
+    for name, entry in list(ledger.entries.items()):
+        if _is_shard(name) or _is_checkpoint(name):
+            continue
+        if name in remade and (workdir / name).exists():
+            ledger.undo(name)  # else what stood there, and is whole, would be taken for damaged
+            continue
+        problem = ledgers.check_entry(workdir, name, entry)
+        if problem is None or ledger.undo(name) or name in remade:
+            continue
+        if "files" in entry and not (workdir / name).exists():
+            logger.warning("%s, an exported model, is missing", workdir / name)
+            ledger.note_gone(workdir / name)
+            continue
+        if name in REPORTS and not (workdir / name).exists():
+            logger.warning(
+                "%s is missing: the run goes on without its lines up to here", workdir / name
+            )
+            ledger.note_prefix(workdir / name, 0, hashlib.sha256().hexdigest())
+            continue
+        wrong.append(problem)
+    strange = [path for path in find_manifests(workdir) if ledger.find(path) is None]
+    wrong += [f"{ledger.name(path)} is not of this run" for path in strange]
+    if wrong:
+        raise _changed(workdir, wrong)
+    _cut_reports(workdir, ledger)
+    _drop_changed_shards(workdir, ledger)
+
+
+def adopt_workdir(workdir: Path, ledger: Ledger) -> None:
+    """Take the files of a run that was begun before there were ledgers as they are, and say so.
+
+    Raises:
+      WorkdirError: where the run had a ledger, so that it was taken away.
+    """
+    if _had_ledger(workdir):
+        raise WorkdirError(
+            f"{workdir / ledgers.FILE} is missing, by which the run knows its files; put it back, "
+            "or start a new run with --config.workdir=DIR"
+        )
+    names = ["config.json", *REPORTS]
+    paths = [workdir / name for name in names if (workdir / name).exists()]
+    for path in [*paths, *find_manifests(workdir), *_find_shards(workdir)]:
+        if path.name == "metrics.jsonl":
+            size = path.read_bytes().rfind(b"\n") + 1
+            ledger.note_prefix(path, size, hash_start(path, size))
+        else:
+            ledger.note_file(path, path.stat().st_size, hash_file(path))
+    for folder in [workdir / "final", *sorted(workdir.glob("rounds/*/model"))]:
+        if folder.is_dir():
+            ledger.note_tree(folder, folder)
+    logger.warning(
+        "%s was begun by a version that kept no record of what it wrote: its files are taken as "
+        "they are, and are checked from now on",
+        workdir,
+    )
+
+
+def find_manifests(workdir: Path) -> list[Path]:
+    """Return the manifests in a workdir: those of its rounds, or that of a task."""
+    found = [workdir / MANIFEST, *sorted(workdir.glob(f"rounds/*/{MANIFEST}"))]
+    return [path for path in found if path.exists()]
+
+
+def _cut_reports(workdir: Path, ledger: Ledger) -> None:
+    for path in (workdir / name for name in REPORTS):
+        known = (ledger.find(path) or {"prefix": 0}).get("prefix")
+        if known is not None and path.exists() and path.stat().st_size > known:
+            os.truncate(path, known)
+
+
+def _drop_changed_shards(workdir: Path, ledger: Ledger) -> None:
+    for path in _find_shards(workdir):
+        entry, name = ledger.find(path), ledger.name(path)
+        problem = "is not of this run" if entry is None else None
+        problem = problem or ledgers.check_entry(workdir, name, entry)
+        if problem:
+            logger.warning("%s: a part of a stage is not as it was written: made again", path)
+            path.unlink()
+
+
+def _find_shards(workdir: Path) -> list[Path]:
+    found = [*workdir.glob("*.jsonl"), *workdir.glob("rounds/*/*.jsonl")]
+    return [path for path in sorted(found) if _is_shard(path.name)]
+
+
+def _is_shard(name: str) -> bool:
+    return ".shard-" in name and name.endswith(".jsonl")
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name.startswith("checkpoints/")  # checked by those that read them
+
+
+def _had_ledger(workdir: Path) -> bool:
+    """Tell whether something in the workdir was written by a run with a ledger."""
+    for path in find_manifests(workdir):
+        version = _read_field(path, "version")
+        if isinstance(version, int) and version >= LEDGER_VERSION:
+            return True
+    records = workdir.glob("checkpoints/*/round/metadata")
+    return any(_read_field(path, "ledger") for path in records)
+
+
+def _read_field(path: Path, name: str) -> Any:
+    # What cannot be read is for those to report that need it.
+    try:
+        return json.loads(path.read_bytes())[name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _changed(workdir: Path, wrong: list[str]) -> WorkdirError:
+    reports = [name for name in REPORTS if any(line.startswith(f"{name} ") for line in wrong)]
+    moved = (
+        f" (or move {' and '.join(reports)} away: the run goes on without its lines)"
+        if reports
+        else ""
+    )
+    return WorkdirError(
+        f"{workdir}: files are not as the run left them: {'; '.join(wrong)}; put the original "
+        f"files back{moved}, or start a new run with --config.workdir=DIR"
+    )
+
+
+def is_complete(workdir: Path, ledger: Ledger) -> bool:
+    """Tell whether the run in `workdir` has nothing left to do.
+
+    That is so where its export is as it was written. Where it is not, that is said, and the run
+    makes it again from its last checkpoint.
+
+    Raises:
+      WorkdirError: where something else stands in the place of the export.
+    """
+    folder = workdir / FINAL
+    entry = ledger.find(folder)
+    if entry is None:
+        if folder.exists() and not ledger.is_empty:
+            raise WorkdirError(
+                f"workdir: {folder} is not of this run, which puts its export there; move it away"
+            )
+        return folder.is_dir()  # of a run from before ledgers
+    wrong = find_damage(folder, ledger)
+    for line in wrong:
+        logger.warning("%s: %s", workdir, line)
+    return not wrong
+
+
+def find_damage(folder: Path, ledger: Ledger) -> list[str]:
+    """Return what is not as it was written of an export that the ledger knows."""
+    entry = ledger.find(folder)
+    if entry is None:
+        return []
+    if not folder.is_dir():
+        return [f"{folder.name}/ is missing"]
+    return trees.find_wrong(folder, entry["files"])

@@ -1,0 +1,385 @@
+"""A run as a state machine on disk: the workdir, its lock, and one manifest a round.
+
+    workdir/config.json                       what the run computes; a resume must agree with it
+    workdir/.lock                             held while a job runs
+    workdir/ledger.jsonl                      what else was written, each file by its hash
+    workdir/rounds/0003/samples.jsonl ...     the output of each stage
+    workdir/rounds/0003/manifest.json         the stages that are done, and the files' hashes
+
+A stage writes its files beside (`NAME.partial`), syncs and renames them, and then replaces the
+manifest: a stage that the manifest does not name has not happened. Only process 0 of a job writes.
+"""
+
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from halos_jax import config as config_lib
+from halos_jax import processes, sharding, storage
+from halos_jax.errors import UserError
+from halos_jax.workdir import changes, intact
+from halos_jax.workdir import ledger as ledgers
+from halos_jax.workdir.changes import History
+from halos_jax.workdir.intact import MANIFEST
+from halos_jax.workdir.ledger import Ledger
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("sample", "score", "feedback", "train", "evaluate")
+FIRST_STAGES = ("evaluate",)  # of round 0: the SFT policy on the held-out prompts
+# Of the tasks that stand alone, whose one manifest lies in the workdir itself.
+TASK_STAGES = {
+    "sample": ("sample", "score", "write"),
+    "label": ("score", "feedback"),
+    "eval": ("evaluate",),
+    "export": ("export",),
+}
+
+VERSION = 2
+_READABLE = (1, 2)  # 1: of a run without a ledger, otherwise the same
+
+
+class ManifestError(UserError, ValueError):
+    """A round's manifest, or a file that it names, is not what the run wrote."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Identity of a stage's output file: hex SHA-256 of its bytes, number of records."""
+
+    sha256: str
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is known of one round; `stages` are those done, in order.
+
+    `start` and `stop` are the round's range of the fixed prompt order and `prompts` is the hash of
+    the prompts in it (in round 0: of the held-out ones), `policy` and `reference` say which models
+    sampled and anchored it, `metrics` are counts and means for people, `layouts` the shapes of the
+    reward model's batches (`LayoutMemory.to_record`) when the last of the stages was done.
+    """
+
+    round: int
+    seed: int = 0
+    start: int = 0
+    stop: int = 0
+    prompts: str = ""
+    policy: str = ""
+    reference: str = ""
+    stages: tuple[str, ...] = ()
+    files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    layouts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    task: str = "online"
+    version: int = VERSION
+
+    @property
+    def next_stage(self) -> str | None:
+        """The first stage that is not done, or None where the round is complete."""
+        stages = stages_of(self.round, self.task)
+        return stages[len(self.stages)] if len(self.stages) < len(stages) else None
+
+
+@dataclasses.dataclass(slots=True)
+class RunInfo:
+    """An open run. The lock goes with `close()` or with the process, however that ends."""
+
+    workdir: Path
+    is_resumed: bool
+    is_writer: bool
+    history: History
+    ledger: Ledger
+    _lock: int | None = None
+
+    @property
+    def config(self) -> config_lib.Config:
+        """The config to run with: that of this start, see `History`."""
+        return self.history.config
+
+    def close(self) -> None:
+        """Release the workdir for other jobs."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+# --------------------------------------------------------------------------- the workdir
+
+
+def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool = True) -> RunInfo:
+    """Create or resume the run in `workdir`, and lock it against other jobs.
+
+    Every process of a job calls this, process 0 with `is_writer` (and before the others where the
+    workdir may be new). The caller keeps the result: closing it releases the lock. A run that has
+    left nothing yet, because it died of its config say, does not hold on to that.
+
+    Raises:
+      WorkdirError: where the folder cannot be written, another job uses it, `config` differs
+        from the one the run was started with in a field that may not change, or a file is not as
+        the run has left it.
+    """
+    workdir = Path(workdir)
+    path = workdir / "config.json"
+    lock = None
+    try:
+        with storage.explain_os_errors(workdir):
+            if is_writer:
+                workdir.mkdir(parents=True, exist_ok=True)
+                lock = _lock_workdir(workdir)
+                storage.remove_partials(workdir)
+            ledger = ledgers.open_ledger(workdir) if is_writer else ledgers.read_ledger(workdir)
+            is_resumed = path.exists()
+            history = History(config)
+            if is_resumed and not (is_writer and _is_untouched(workdir)):
+                history = changes.read_history(workdir, config)
+                changes.refuse_changes(workdir, history)
+                if is_writer:
+                    intact.open_workdir(workdir, ledger, remade=_find_remade(config.task))
+            elif is_writer:
+                intact.check_workdir(workdir, ledger)
+                is_resumed = False
+                ledger.note_gone(workdir / intact.PROMPTS)  # of other prompts, or another seed
+                (workdir / intact.PROMPTS).unlink(missing_ok=True)
+                changes.write_history(workdir, history, note=ledger.note_file)
+    except BaseException:
+        if lock is not None:
+            os.close(lock)
+        raise
+    return RunInfo(workdir, is_resumed, is_writer, history, ledger, lock)
+
+
+def refuse_other(config: config_lib.Config) -> None:
+    """Raise WorkdirError where `config.workdir` holds a run that may not go on with `config`."""
+    workdir = Path(config.workdir)
+    if (workdir / changes.FILE).exists() and not _is_untouched(workdir):
+        changes.refuse_changes(workdir, changes.read_history(workdir, config))
+
+
+def join_run(config: config_lib.Config) -> RunInfo:
+    """Open the run of `config.workdir` on every process of the job, on process 0 first.
+
+    Raises:
+      WorkdirError: as `open_run`; on the other processes an OtherProcessError.
+    """
+    info = processes.run_on_first(lambda: open_run(config.workdir, config))
+    return info or open_run(config.workdir, config, is_writer=False)
+
+
+def _find_remade(task: str) -> tuple[str, ...]:
+    """Return the folders of a workdir that a task makes again where they are damaged."""
+    return () if task == "export" else ("final",)
+
+
+def begin_segment(info: RunInfo, *, grown: Mapping[str, Any] | None = None, **where: Any) -> None:
+    """Write down, and say, what of the config has changed since the start before.
+
+    Every process of the job calls this, once it knows `where` in the run the changes take effect:
+    the `round`, the `step`. From then on they are the run's config. `grown` is what has grown
+    besides the config, as path -> [before, after].
+    """
+    sharding.wait_for_all("begin a segment")  # all have read the config from before
+    for line in changes.describe_changes(info.history):
+        logger.info("%s", line)
+    before, info.history = info.history, changes.record_changes(info.history, grown or {}, **where)
+    if info.is_writer and before != info.history:
+        changes.write_history(info.workdir, info.history, note=info.ledger.note_file)
+
+
+def is_complete(info: RunInfo) -> bool:
+    """Tell whether the run has exported its result and was given no more to do since."""
+    return not info.history.has_more and intact.is_complete(info.workdir, info.ledger)
+
+
+def end_segments(info: RunInfo) -> None:
+    """Write down that all that the run was given to do is done, and exported."""
+    before, info.history = info.history, changes.close_segments(info.history)
+    if info.is_writer and before != info.history:
+        changes.write_history(info.workdir, info.history, note=info.ledger.note_file)
+
+
+def round_folder(workdir: str | Path, round: int) -> Path:
+    """Return the folder of `round`, `workdir/rounds/0003`."""
+    return Path(workdir) / "rounds" / f"{round:04d}"
+
+
+def _is_untouched(workdir: Path) -> bool:
+    """Tell whether a run has left nothing but its config: no file of a stage, no checkpoint."""
+    ours = (
+        "config.json",
+        ".lock",
+        "compilation_cache",
+        ledgers.FILE,
+        intact.INPUTS,
+        intact.PROMPTS,
+    )
+    others = [path for path in workdir.iterdir() if path.name not in ours]
+    is_run = changes.is_run(changes.read_plain(workdir / changes.FILE))
+    return is_run and not any(path.is_file() or any(path.iterdir()) for path in others)
+
+
+def _lock_workdir(workdir: Path) -> int:
+    # The file stays when the job ends: deleting it would let two jobs lock two different files.
+    lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        raise storage.WorkdirError(
+            f"workdir: {workdir} is in use by another job (process {holder}); wait for it, stop "
+            "it, or choose another folder with --config.workdir=DIR"
+        ) from None
+    except OSError as error:  # some network file systems have no locks
+        logger.warning("%s cannot be locked (%s): start only one job in it", workdir, error)
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+# --------------------------------------------------------------------------- manifests
+
+
+def stages_of(round: int, task: str = "online") -> tuple[str, ...]:
+    """Return the stages of `round`, or of a task that stands alone, in order."""
+    if task in TASK_STAGES:
+        return TASK_STAGES[task]
+    return STAGES if round else FIRST_STAGES
+
+
+def load_manifest(folder: str | Path) -> Manifest | None:
+    """Read the manifest of a round's folder; None where no stage of the round is done.
+
+    Raises:
+      ManifestError: where the file is not a manifest of this version.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise _corrupt(path, str(error)) from error
+    try:
+        manifest = _parse_manifest(json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _corrupt(path, f"{type(error).__name__}: {error}") from error
+    if manifest.version not in _READABLE:
+        raise _corrupt(path, f"version is {manifest.version}, this program reads {_READABLE}")
+    if manifest.stages != stages_of(manifest.round, manifest.task)[: len(manifest.stages)]:
+        raise _corrupt(path, f"stages {manifest.stages} are out of order")
+    return manifest
+
+
+def save_manifest(folder: str | Path, manifest: Manifest, ledger: Ledger | None = None) -> None:
+    """Replace the manifest in `folder`; WorkdirError where it cannot be written."""
+    note = ledger.note_file if ledger is not None else None
+    storage.write_json_atomic(Path(folder) / MANIFEST, dataclasses.asdict(manifest), note=note)
+
+
+def commit_stage(
+    folder: str | Path,
+    manifest: Manifest,
+    stage: str,
+    *,
+    files: Mapping[str, int] | None = None,
+    is_writer: bool = True,
+    ledger: Ledger | None = None,
+    **updates: Any,
+) -> Manifest:
+    """Record that `stage` is done; the moment the manifest is replaced, it is.
+
+    Args:
+      folder: the round's folder.
+      manifest: what was known before the stage.
+      stage: the next stage of the round.
+      files: name -> number of records of the files that the stage has written, complete and
+        synced, into `folder`. They are hashed here.
+      is_writer: False on processes other than 0, which compute the same manifest (from the
+        shared file system, so after a barrier) and write nothing.
+      ledger: where the manifest is recorded.
+      **updates: new values of other fields; `metrics` are added to those there.
+
+    Returns:
+      The manifest with the stage in it.
+
+    Raises:
+      ManifestError: where the stage is not the next one or a file is missing.
+      WorkdirError: where the manifest cannot be written.
+    """
+    folder = Path(folder)
+    if stage != manifest.next_stage:
+        raise ManifestError(
+            f"{folder}: got stage {stage!r}, but after {list(manifest.stages)} the next stage is "
+            f"{manifest.next_stage!r}"
+        )
+    missing = [name for name in files or {} if not (folder / name).is_file()]
+    if missing:
+        raise ManifestError(f"{folder}: stage {stage!r} has not written {', '.join(missing)}")
+    with storage.explain_os_errors(folder):
+        records = {
+            name: FileRecord(storage.hash_file(folder / name), int(count))
+            for name, count in (files or {}).items()
+        }
+        updates["metrics"] = {**manifest.metrics, **updates.get("metrics", {})}
+        updates["files"] = {**manifest.files, **records}
+        stages = (*manifest.stages, stage)
+        updated = dataclasses.replace(manifest, stages=stages, version=VERSION, **updates)
+        if is_writer:
+            save_manifest(folder, updated, ledger)
+    return updated
+
+
+def verify_files(folder: str | Path, manifest: Manifest) -> None:
+    """Check that the files of a round are, byte for byte, those that its manifest names.
+
+    Raises:
+      ManifestError: listing every file that is missing or has changed.
+    """
+    folder, wrong = Path(folder), []
+    for name, record in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif (found := storage.hash_file(path)) != record.sha256:
+            wrong.append(f"{name} has sha256 {found[:12]}..., expected {record.sha256[:12]}...")
+    if wrong:
+        raise ManifestError(
+            f"{folder}: files differ from {MANIFEST}: {'; '.join(wrong)}; put the original files "
+            "back, or start a new run with --config.workdir=DIR"
+        )
+
+
+def verify_run(workdir: Path) -> None:
+    """Check the files of every round, or of the task, of a workdir; as `verify_files`."""
+    for path in intact.find_manifests(workdir):
+        verify_files(path.parent, load_manifest(path.parent))
+
+
+def _parse_manifest(plain: dict[str, Any]) -> Manifest:
+    files = {
+        name: FileRecord(str(record["sha256"]), int(record["count"]))
+        for name, record in plain["files"].items()
+    }
+    known = {field.name for field in dataclasses.fields(Manifest)}
+    if known != plain.keys():
+        raise ValueError(f"missing or unknown fields: {', '.join(sorted(known ^ plain.keys()))}")
+    return Manifest(**{**plain, "files": files, "stages": tuple(plain["stages"])})
+
+
+def _corrupt(path: Path, reason: str) -> ManifestError:
+    return ManifestError(
+        f"{path} is not a readable manifest ({reason}); a run replaces it atomically, so something "
+        "else changed it: put the original back, or start a new run with --config.workdir=DIR"
+    )

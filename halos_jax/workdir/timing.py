@@ -1,0 +1,66 @@
+"""How long each stage of each round took: `workdir/timings.jsonl`, for people and the benchmark.
+
+A stage that was cut short leaves no line; one that is carried on counts from there, and one that is
+done once more leaves its line in place of the one before.
+"""
+
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from halos_jax import storage
+from halos_jax.workdir.ledger import Ledger
+
+FILE = "timings.jsonl"
+
+
+@contextlib.contextmanager
+def time_stage(ledger: Ledger, round: int, stage: str) -> Iterator[Callable[[], None]]:
+    """Write the start and end (seconds since 1970) of the block into the file, if it ends well.
+
+    Yields what writes the line with the present as its end: to be called before something makes
+    the stage one that is not done again, such as the start of a save. Nothing is written on the
+    processes that write no files.
+    """
+    start = time.time()
+
+    def write() -> None:
+        if ledger.is_writer:
+            line = {"round": round, "stage": stage, "start": start, "end": time.time()}
+            _put(ledger, line)
+
+    yield write
+    write()
+
+
+def _put(ledger: Ledger, line: dict[str, Any]) -> None:
+    this = (line["round"], line["stage"])
+    others = [one for one in read_times(ledger.workdir) if (one["round"], one["stage"]) != this]
+    data = "".join(json.dumps(one) + "\n" for one in [*others, line]).encode()
+    storage.write_bytes_atomic(ledger.workdir / FILE, data, note=ledger.note_file)
+
+
+def read_times(workdir: str | Path) -> list[dict[str, Any]]:
+    """Return the lines of the file in their order; one that is no record is left out."""
+    path, times = Path(workdir) / FILE, []
+    for line in path.read_text("utf-8").split("\n")[:-1] if path.exists() else ():
+        with contextlib.suppress(ValueError):  # torn, by a version that appended to the file
+            times.append(json.loads(line))
+    known = {"round", "stage", "start", "end"}
+    return [one for one in times if isinstance(one, dict) and known <= one.keys()]
+
+
+def format_times(workdir: str | Path, round: int) -> str:
+    """Return "sample 12.3 s, train 4.5 s, ..." of a round, and what was in no stage."""
+    times = [one for one in read_times(workdir) if one["round"] == round]
+    if not times:
+        return ""
+    parts = [f"{one['stage']} {one['end'] - one['start']:.1f} s" for one in times]
+    between = sum(
+        max(after["start"] - before["end"], 0.0) for before, after in itertools.pairwise(times)
+    )
+    return ", ".join([*parts, f"between {between:.1f} s"])

@@ -1,0 +1,73 @@
+"""Checkpoints that are missed, or of another run; what stays is tested with `Checkpoints`."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import pytest
+
+from halos_jax.checkpoints.shelf import Shelf
+from halos_jax.checkpoints.store import CheckpointError, open_checkpoints
+from halos_jax.workdir.ledger import open_ledger
+
+END = {"round": 1, "in_stage": False}
+
+
+def make_state() -> dict:
+    return {"w": jnp.arange(8.0), "step": jnp.int32(2)}
+
+
+def test_a_checkpoint_that_is_gone_or_of_another_run_is_missed(tmp_path, caplog):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        ledger = open_ledger(tmp_path / name)
+        ledger.note_prefix(tmp_path / name / "metrics.jsonl", 0, "")
+        checkpoints = open_checkpoints(tmp_path / name / "checkpoints", keep=2, ledger=ledger)
+        for step in (2, 3):
+            checkpoints.save(step, make_state(), END)
+        checkpoints.close()
+    folder = tmp_path / "one" / "checkpoints"
+
+    def restore():
+        ledger = open_ledger(tmp_path / "one")
+        reopened = open_checkpoints(folder, keep=2, ledger=ledger)
+        try:
+            return reopened.restore_newest(make_state())
+        finally:
+            reopened.close()
+
+    assert restore()[1]["step"] == 3 and not caplog.records
+    shutil.rmtree(folder / "00000002")
+    (tmp_path / "two" / "checkpoints" / "00000002").rename(folder / "00000002")
+    assert restore()[1]["step"] == 2
+    assert "its record is not the one that was written" in caplog.text
+    shutil.rmtree(folder / "00000001")
+    with pytest.raises(CheckpointError, match=r"00000001 is missing, and no other"):
+        restore()
+
+
+def test_an_id_is_never_used_again(tmp_path):
+    ledger = open_ledger(tmp_path)
+    shelf = Shelf(tmp_path / "checkpoints", 1, ledger, True)
+    shelf.clear()
+    assert shelf.next_id() == 1
+    for save_id in (3, 4):
+        shelf.path(save_id).mkdir()
+        ledger.note(shelf.path(save_id), record="x")
+    shelf.set_aside(4)
+    assert (shelf.ids(), shelf.missing(), shelf.next_id()) == ([3], [], 5)
+    shutil.rmtree(shelf.path(3))
+    assert shelf.missing() == [3]
+    shelf.forget([3])
+    assert shelf.missing() == [] and shelf.next_id() == 5
+
+
+def test_nothing_is_pickled_and_what_is_no_json_fails_at_once(tmp_path):
+    checkpoints = open_checkpoints(tmp_path, keep=1)
+    with pytest.raises(TypeError):
+        checkpoints.save(0, make_state(), {"loss": jnp.ones(2)})
+    assert list(tmp_path.iterdir()) == []
+    checkpoints.save(0, make_state(), END)
+    checkpoints.close()
+    json.loads((tmp_path / "00000001" / "round" / "metadata").read_text())
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".pkl", ".pickle", ".npy")]

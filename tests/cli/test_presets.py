@@ -1,0 +1,68 @@
+"""Presets are read, and what is none says why, with its line."""
+
+import pytest
+
+from halos_jax.cli.presets import explain_absent, list_presets, load_preset
+from halos_jax.config import ConfigError
+
+GOOD = "from halos_jax.config import default\n\n\ndef get_config(name='a'):\n    "
+GOOD += "config = default()\n    config.workdir = name\n    return config\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.py").write_text(GOOD)
+    return tmp_path
+
+
+def test_a_preset_is_read_with_its_argument(folder):
+    assert load_preset("good.py").workdir == "a"
+    assert load_preset(f"{folder}/good.py:x:y").workdir == "x:y"
+    with pytest.raises(AttributeError):  # a typo in a later change is an error
+        load_preset("good.py").worktree = "b"
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("def get_config(:\n", "raised SyntaxError: invalid syntax at bad.py:1"),
+        ("import numpyy\n", "raised ModuleNotFoundError: No module named 'numpyy' at bad.py:1"),
+        ("\ndef get_config():\n    return 1 / 0\n", "division by zero at bad.py:3"),
+        ("def get_config():\n    return undefined\n", "raised NameError: "),
+        ("x = 1\n", "raised AttributeError: "),
+        ("import sys\nsys.exit(0)\n", "called sys.exit(0) at bad.py:2"),
+        ("def get_config():\n    pass\n", "whose get_config() returns NoneType; allowed: a Python"),
+        ("def get_config():\n    return {}\n", "whose get_config() returns dict"),
+    ],
+)
+def test_a_preset_that_fails_says_where(folder, text, expected):
+    (folder / "bad.py").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_preset("bad.py")
+    assert str(caught.value).startswith("--config: got 'bad.py', ") and expected in str(
+        caught.value
+    )
+
+
+def test_a_preset_that_takes_no_argument(folder):
+    (folder / "bad.py").write_text("def get_config():\n    pass\n")
+    with pytest.raises(ConfigError, match=r"got 'bad.py:x', which cannot .*raised TypeError"):
+        load_preset("bad.py:x")
+
+
+def test_a_file_that_is_not_there_lists_the_presets(folder):
+    with pytest.raises(ConfigError) as caught:
+        load_preset("configs/onlinedpo.py")
+    message = str(caught.value)
+    assert message.startswith("--config: got 'configs/onlinedpo.py', which cannot be read as a pre")
+    assert "there is no such file" in message and "did you mean" in message
+    assert "online_dpo.py'" in message and "gsm8k" in message and "quickstart" in message
+    with pytest.raises(ConfigError, match=r"is a folder\); presets in .*: good$"):
+        load_preset(".")
+
+
+def test_the_presets_are_those_of_the_folder(folder):
+    assert list_presets(folder) == ["good"]
+    assert {"online_dpo", "online_kto", "quickstart"} <= set(list_presets())
+    assert "online_dpo" in explain_absent()

@@ -1,0 +1,206 @@
+import typing
+
+import pytest
+
+from halos_jax.config import Config, Task, limits, schema
+
+# A config of each task that is right; each case below breaks it in one way.
+RIGHT = {
+    "task": "online",
+    "model.path": "model",
+    "data.train": "train.jsonl",
+    "reward.path": "reward",
+    "train.max_length": 2560,
+    "reward.max_length": 2560,
+}
+
+
+def violations(**changes):
+    values = dict(schema.flatten(schema.to_plain(Config()))) | RIGHT
+    paths = {path.replace("__", "."): value for path, value in changes.items()}
+    assert paths.keys() <= values.keys(), "a case must change fields that exist"
+    return list(limits.find_violations(values | paths))
+
+
+TASKS = sorted(set(typing.get_args(Task)) - {"pipeline", "eval"})
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_right_configs_pass(task):
+    assert violations(task=task) == []
+
+
+def test_limits_name_fields_that_exist():
+    known = schema.leaf_types(Config).keys()
+    listed = [path for paths in limits._AT_LEAST.values() for path in paths]
+    listed += [*limits._ABOVE_ZERO, *limits._FRACTIONS, *limits._BELOW_ONE]
+    assert set(listed) <= known
+    assert len(set(listed)) == len(listed)
+
+
+@pytest.mark.parametrize(
+    ("path", "bad", "edge"),
+    [(path, least - 1, least) for least, paths in limits._AT_LEAST.items() for path in paths]
+    + [(path, 0.0, 1e-12) for path in limits._ABOVE_ZERO]
+    + [(path, 1.01, 1.0) for path in limits._FRACTIONS]
+    + [(path, -0.01, 0.0) for path in limits._FRACTIONS]
+    + [(path, 1.0, 0.999) for path in limits._BELOW_ONE]
+    + [("sampling.top_p", 0.0, 1e-6), ("sampling.top_p", 1.01, 1.0)],
+)
+def test_each_number_has_its_limit(path, bad, edge):
+    lines = violations(**{path.replace(".", "__"): bad})
+    assert lines[0].startswith(f"{path}: got {bad}, allowed: ")
+    assert not any(
+        line.startswith(f"{path}: got {edge}, allowed: ") and "samples of a prompt" not in line
+        for line in violations(**{path.replace(".", "__"): edge})
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"mesh__data": 0}, "mesh: got {'data': 0, 'fsdp': 1, 'tensor': 1}"),
+        (
+            {"lora__rank": 8, "lora__path": "adapter"},
+            "lora.rank: got 8, but the adapter of lora.path has a rank, alpha and targets of its",
+        ),
+        ({"lora__alpha": 16.0}, "lora.alpha: got 16.0, but lora.rank=0 trains all weights"),
+        (
+            {"lora__alpha": 16.0, "lora__path": "adapter"},
+            "lora.alpha: got 16.0, but the adapter of lora.path has its own",
+        ),
+        ({"lora__targets": ("q_proj",)}, "lora.targets: got ['q_proj'], but lora.rank=0"),
+        ({"lora__base": "nf4"}, "lora.base: got 'nf4', but without an adapter all weights are"),
+        ({"lora__rank": 8, "lora__targets": ()}, "lora.targets: got (), allowed: 'all-linear'"),
+        ({"mesh__fsdp": -1}, "-1 for one axis at most"),  # mesh.data is -1 by default
+        ({"mesh__tensor": -2}, "sizes of 1 or more"),
+        ({"workdir": ""}, "workdir: got ''"),
+        ({"model__path": ""}, "model.path: got ''"),
+        ({"data__train": ""}, "data.train: got ''"),
+        ({"data__n_examples": 5}, "data.n_examples: got 5, allowed with task='online': 0"),
+        ({"data__frac_unique_desirable": 0.5}, "data.frac_unique_desirable: got 0.5, allowed with"),
+        ({"loss.name": None}, "loss.name: got None"),
+        (
+            {"loss.name": "csft", "data__bad_token": "<|good|>"},
+            "data.good_token, data.bad_token: got ('<|good|>', '<|good|>'), allowed: two texts",
+        ),
+        ({"sampling__stop": [""]}, "sampling.stop: got an empty string"),
+        ({"reward__rules": ["a:f", "b:f"]}, "reward.rules: got ['f', 'f'], allowed: functions of"),
+        ({"model__added_tokens": ["a", "a"]}, "model.added_tokens: got ['a', 'a']"),
+        ({"model__added_tokens": [""]}, "allowed: distinct tokens that are not empty"),
+        ({"reward__path": ""}, "reward.path: got '', but reward.kind='model'"),
+        ({"reward__kind": "function"}, "reward.function: got '', but reward.kind='function'"),
+        ({"reward__kind": "judge"}, "reward.judge.model: got '', but reward.kind='judge'"),
+        (
+            {"reward__judge__key_variable": "sk-12"},
+            "reward.judge.key_variable: got what is no name",
+        ),
+        (
+            {"reward__judge__url": "localhost:80/v1"},
+            "reward.judge.url: got what is no plain address",
+        ),
+        ({"reward__judge__url": "http://user:word@host/v1"}, "without a user, a password or a key"),
+        ({"reward__judge__url": "http://host/v1?key=word"}, "without a user, a password or a key"),
+        ({"reward__judge__lowest": 10.0}, "reward.judge.lowest: got 10.0, allowed: less than"),
+        ({"sampling__num_samples_per_prompt": 1}, "allowed: 2 or more"),
+        (
+            {"sampling__num_samples_per_prompt": 1, "feedback__type": "scalar"},
+            "feedback.type='scalar' compares the samples of a prompt",
+        ),
+        ({"sampling__num_samples_per_prompt": 1, "loss.name": "ppo"}, "allowed: 2 or more"),
+        ({"train__max_length": 2559}, "train.max_length: got 2559"),
+        ({"reward__max_length": 2559}, "cut before it is scored"),
+        (
+            {"task": "sft", "model__checkpoint": 3},
+            "model.checkpoint: got 3, allowed for",
+        ),
+        ({"task": "sample", "sampling__format": "alpacaeval"}, "has one output an instruction"),
+        ({"task": "sample", "sampling__best_of": True, "reward__path": ""}, "reward.path: got ''"),
+        (
+            {
+                "task": "sample",
+                "sampling__format": "alpacaeval",
+                "sampling__best_of": True,
+                "sampling__output": "out.jsonl",
+            },
+            "sampling.output: got 'out.jsonl', but alpaca_eval tells",
+        ),
+        ({"task": "label", "feedback__threshold": "mean"}, "feedback.threshold: got 'mean'"),
+        ({"task": "eval"}, "data.eval: got ''"),
+        ({"task": "eval", "data__eval": "e", "reward__path": ""}, "reward.path: got ''"),
+        ({"task": "export", "model__path": ""}, "model.path: got ''"),
+        ({"task": "toy_data", "toy__alphabet": "aab"}, "toy.alphabet: got 'aab'"),
+        ({"task": "toy_data", "toy__alphabet": "a1"}, "toy.alphabet: got 'a1'"),
+        ({"task": "toy_data", "toy__max_letters": 3}, "toy.max_letters: got 3, allowed: 4 (see"),
+        ({"task": "toy_data", "toy__max_letters": 11}, "allowed: 4 (see toy.min_letters) to 10"),
+        ({"task": "toy_data", "toy__alphabet": "abcdef"}, "allowed: 889, half of those"),
+    ],
+)
+def test_each_combination_has_its_error(changes, expected):
+    (line,) = violations(**changes)
+    assert expected in line
+    # What may hold a secret is not repeated.
+    assert "sk-12" not in line and "word@" not in line and "=word" not in line
+
+
+def test_a_reward_function_needs_no_reward_length():
+    changes = {"reward__kind": "function", "reward__function": "m:f", "reward__max_length": 1}
+    assert violations(**changes) == []
+
+
+def test_what_the_parts_of_a_reward_need_is_not_asked_of_the_sum():
+    values = dict(schema.flatten(schema.to_plain(Config()))) | RIGHT
+    values |= {"reward.path": "", "reward.max_length": 1, "reward.parts.a.path": "reward"}
+    assert list(limits.find_violations(values)) == []
+
+
+def test_tasks_ask_only_for_what_they_use():
+    assert violations(task="toy_data", model__path="", data__train="") == []
+    assert violations(task="sft", reward__path="", sampling__num_samples_per_prompt=1) == []
+
+
+def test_the_threshold_suits_the_type_of_feedback():
+    def lines(type, threshold):
+        return violations(feedback__type=type, feedback__threshold=threshold)
+
+    for type, threshold in (("pairwise", 0.0), ("pairwise", "auto"), ("binary", -3.0)):
+        assert lines(type, threshold) == []
+    assert lines("binary", "mean") == lines("binary", "auto") == []
+    assert lines("pairwise", -0.5) == ["feedback.threshold: got -0.5, allowed: 0 or more"]
+    (line,) = lines("pairwise", "median")
+    assert line.startswith("feedback.threshold: got 'median', allowed: 'auto' or a number of 0")
+
+
+def test_one_sample_a_prompt_can_be_judged_but_not_compared():
+    for type, count in (("pairwise", 1), ("scalar", 1), ("binary", 0)):
+        found = violations(feedback__type=type, sampling__num_samples_per_prompt=1)
+        assert len(found) == count
+
+
+def test_ppo_needs_no_second_sample_of_a_prompt_with_scores():
+    changes = {"sampling__num_samples_per_prompt": 1, "feedback__type": "scalar"}
+    assert violations(**changes, **{"loss.name": "ppo"}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data__fields": "prompt"}, "data.fields: got 'prompt', allowed: OUR_NAME=FIELD"),
+        ({"data__fields": "promt=q"}, "data.fields: got 'promt' before '='"),
+        (
+            {"data__prompt_template": "\\boxed{}"},
+            "data.prompt_template: got '{}', allowed: {FIELD}",
+        ),
+        (
+            {"task": "label", "data__system_prompt": "s"},
+            "data.system_prompt: got 's', allowed with task='label': ''",
+        ),
+        (
+            {"task": "label", "data__merge_turns": True},
+            "data.merge_turns: got True, allowed with task='label': False",
+        ),
+    ],
+)
+def test_what_is_added_to_records_is_checked(changes, expected):
+    [line] = violations(**changes)
+    assert line.startswith(expected)

@@ -1,0 +1,103 @@
+"""A path that is a run's workdir stands for the model that the run has made."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from halos_jax.checkpoints.store import CheckpointError, open_checkpoints
+from halos_jax.config import Config, ConfigError, ModelConfig, RewardConfig, to_dict
+from halos_jax.data.chat.loading import load_renderer
+from halos_jax.models import spec
+from halos_jax.models.files import hf
+from halos_jax.policies import source
+
+
+@pytest.fixture
+def params(toy):
+    config = hf.load_decoder_config(str(toy / "policy"), ModelConfig(compute_dtype="float32"))
+    return spec.init_params(jax.random.key(5), config)
+
+
+def make_run(toy, workdir, params=None, *, steps=(), task="online"):
+    """Make a workdir with a checkpoint, of params that grow, for each of `steps`."""
+    workdir.mkdir(parents=True)
+    model = ModelConfig(path=str(toy / "policy"), added_tokens=())
+    config = Config(task=task, workdir=str(workdir), model=model)
+    (workdir / "config.json").write_text(json.dumps(to_dict(config)))
+    if steps:
+        checkpoints = open_checkpoints(workdir / "checkpoints", keep=9)
+        for step in steps:
+            state = {"params": jax.tree.map(lambda leaf, n=step: leaf + n, params), "step": step}
+            state["step"] = np.int32(step)
+            checkpoints.save(step, state, {"in_stage": False, "round": step})
+        checkpoints.close()
+    return workdir
+
+
+def test_a_workdir_is_told_from_a_model(toy, tmp_path):
+    run = make_run(toy, tmp_path / "run")
+    assert source.is_workdir(str(run))
+    for path in ("", "org/model", str(toy / "policy"), str(tmp_path), str(tmp_path / "missing")):
+        assert not source.is_workdir(path)
+
+
+def test_training_starts_from_the_final_model_of_a_run(toy, tmp_path, caplog):
+    caplog.set_level("INFO")
+    run = make_run(toy, tmp_path / "run")
+    config = Config(model=ModelConfig(path=str(run)), reward=RewardConfig(path="org/reward"))
+    with pytest.raises(ConfigError, match=r"model\.path: .* has not finished.*task=export"):
+        source.use_final(config)
+    (run / "final").mkdir()
+    found = source.use_final(config)
+    assert found.model.path == str(run / "final") and found.reward.path == "org/reward"
+    assert f"model.path: {run} is the workdir of a run: using {run / 'final'}" in caplog.text
+    assert source.use_final(found) == found
+    parts = {"helpful": {"path": str(run), "weight": 2.0}, "short": {"kind": "function"}}
+    found = source.use_final(Config(reward=RewardConfig(path="org/reward", parts=parts)))
+    expected = parts | {"helpful": {"path": str(run / "final"), "weight": 2.0}}
+    assert found.reward.parts == expected
+
+
+def test_a_checkpoint_is_chosen_by_id_or_is_the_newest(toy, tmp_path, params, mesh1):
+    run = make_run(toy, tmp_path / "run", params, steps=(2, 5))
+    settings = ModelConfig(path=str(run), compute_dtype="float32", remat="none")
+    before = sorted((run / "checkpoints").rglob("*"))
+    for wanted, recorded, step in (("auto", "", 5), (1, "", 2), ("auto", "checkpoint 1", 2)):
+        asked = dataclasses.replace(settings, checkpoint=wanted)
+        found = source.find_source(asked, recorded=recorded)
+        assert found.name == f"checkpoint {1 if step == 2 else 2}"
+        assert found.settings.path == str(toy / "policy")
+        assert (found.settings.compute_dtype, found.settings.remat) == ("float32", "none")
+        decoder, renderer = source.load_decoder(found)
+        assert renderer.fingerprint == load_renderer(str(toy / "policy")).fingerprint
+        loaded = source.load_params(found, decoder, mesh1)
+        jax.tree.map(lambda a, b, n=step: np.testing.assert_array_equal(a, b + n), loaded, params)
+    assert sorted((run / "checkpoints").rglob("*")) == before
+    with pytest.raises(CheckpointError, match=r"got checkpoint 7, there are: \[1, 2\]"):
+        source.find_source(dataclasses.replace(settings, checkpoint=7))
+    # A run that is complete is its final model, unless a checkpoint is asked for.
+    (run / "final").mkdir()
+    assert source.find_source(settings).settings.path == str(run / "final")
+    assert source.find_source(settings).name == "final"
+    assert source.find_source(dataclasses.replace(settings, checkpoint=1)).name == "checkpoint 1"
+
+
+def test_what_has_no_checkpoint_is_refused(toy, tmp_path):
+    run = make_run(toy, tmp_path / "run")
+    with pytest.raises(ConfigError, match="neither a checkpoint nor final/ yet"):
+        source.find_source(ModelConfig(path=str(run)))
+    assert not (run / "checkpoints").exists()
+    with pytest.raises(ConfigError, match=r"model\.checkpoint: got 3, but model\.path="):
+        source.find_source(ModelConfig(path=str(toy / "policy"), checkpoint=3))
+    assert source.find_source(ModelConfig(path=str(toy / "policy"))).name == "model"
+
+
+def test_a_config_of_another_version_is_explained(toy, tmp_path):
+    run = make_run(toy, tmp_path / "run")
+    plain = json.loads((run / "config.json").read_text()) | {"sampler": {}}
+    (run / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(ConfigError, match="is not of this version: sampler: unknown field"):
+        source.read_config(run)

@@ -1,0 +1,93 @@
+"""The file of answers: whole lines only, from several threads and writers, whatever a kill left."""
+
+import json
+import os
+import threading
+
+import pytest
+
+from halos_jax.rewards.judge.cache import AnswerCache, make_key
+
+ANSWER = {"text": "a\n\u2028ü", "finish_reason": "stop", "model": "m"}
+
+
+def test_what_is_put_is_there_for_the_next(tmp_path):
+    path = tmp_path / "new" / "judge.jsonl"
+    cache = AnswerCache(path)
+    cache.load()
+    assert cache.get("one") is None
+    cache.put("one", ANSWER)
+    assert cache.get("one") == {"key": "one", **ANSWER}
+    other = AnswerCache(path)
+    other.load()
+    assert other.get("one") == cache.get("one")
+
+
+def test_a_torn_line_loses_that_answer_alone(tmp_path, caplog):
+    path = tmp_path / "judge.jsonl"
+    cache = AnswerCache(path)
+    for name in ("one", "two"):
+        cache.put(name, ANSWER)
+    whole = path.read_bytes()
+    for cut in range(len(whole) // 2 + 1, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        again = AnswerCache(path)
+        again.load()
+        assert again.get("one") and again.get("two") is None
+        again.put("three", ANSWER)
+        last = AnswerCache(path)
+        last.load()
+        assert last.get("one") and last.get("three") and last.get("two") is None
+    assert "passed over 1 broken lines" in caplog.text
+
+
+def test_what_is_no_answer_is_passed_over(tmp_path):
+    path = tmp_path / "judge.jsonl"
+    path.write_text('[1]\n{"key": "a"}\n{"key": "b", "text": 1, "finish_reason": "stop"}\n\n')
+    cache = AnswerCache(path)
+    cache.load()
+    assert cache.get("a") is None and cache.get("b") is None
+
+
+def test_threads_and_writers_do_not_mix_their_lines(tmp_path):
+    path = tmp_path / "judge.jsonl"
+    caches = [AnswerCache(path), AnswerCache(path)]
+    threads = [
+        threading.Thread(target=caches[n % 2].put, args=(str(n), {**ANSWER, "text": "x" * 9999}))
+        for n in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {line["key"] for line in lines} == {str(n) for n in range(20)}
+
+
+def test_an_answer_that_is_not_on_disk_is_not_taken(tmp_path, monkeypatch):
+    path = tmp_path / "judge.jsonl"
+    cache = AnswerCache(path)
+    cache.put("one", ANSWER)
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:5]))
+    with pytest.raises(OSError, match=r"judge\.jsonl: an answer could not be written whole"):
+        cache.put("two", ANSWER)
+    assert cache.get("two") is None
+    monkeypatch.setattr(os, "write", real)
+    cache.put("two", ANSWER)
+    again = AnswerCache(path)
+    again.load()
+    assert again.get("one") and again.get("two")
+
+
+def test_the_key_names_all_that_was_asked():
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": 0}
+    keys = {
+        make_key("u", body, 0),
+        make_key("v", body, 0),
+        make_key("u", body, 1),
+        make_key("u", body | {"temperature": 1}, 0),
+        make_key("u", body | {"messages": []}, 0),
+    }
+    assert len(keys) == 5
+    assert make_key("u", dict(reversed(body.items())), 0) == make_key("u", body, 0)

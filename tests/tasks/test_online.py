@@ -1,0 +1,342 @@
+"""What the online loop does around its stages; whole runs are in tests/e2e."""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from halos_jax import storage
+from halos_jax.config import (
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    FeedbackConfig,
+    ModelConfig,
+    RewardConfig,
+    RoundsConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from halos_jax.data import datasets
+from halos_jax.devices import DeviceError
+from halos_jax.models.hf.families import ModelError
+from halos_jax.packing.layout import LayoutMemory
+from halos_jax.storage import WorkdirError
+from halos_jax.tasks import online as loop
+from halos_jax.types import Prompt, Turn
+from halos_jax.workdir import state as states
+from halos_jax.workdir import timing
+from halos_jax.workdir.interrupt import Interrupted, StopSignal
+from halos_jax.workdir.ledger import open_ledger
+from halos_jax.workdir.state import Manifest, round_folder
+
+
+def make_config(toy, workdir, **changes) -> Config:
+    config = Config(
+        workdir=str(workdir),
+        progress=False,
+        model=ModelConfig(path=str(toy / "policy"), compute_dtype="float32", remat="none"),
+        reward=RewardConfig(kind="function", function="halos_jax.data.toy:score_by_rule"),
+        data=DataConfig(train=str(toy / "prompts.jsonl")),
+        rounds=RoundsConfig(total_prompts=4, prompts_per_round=2),
+        sampling=SamplingConfig(
+            num_samples_per_prompt=2, max_prompt_length=10, max_tokens=3, slots=8, chunk=3
+        ),
+        train=TrainConfig(batch_size=8, max_length=16, row_multiple=64),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def commit_all(folder, manifest, ledger) -> None:
+    folder.mkdir(parents=True)
+    (folder / "eval.jsonl").write_text("{}\n")
+    for stage in states.stages_of(manifest.round):
+        files = {"eval.jsonl": 1} if stage == "evaluate" else {}
+        manifest = states.commit_stage(folder, manifest, stage, files=files, ledger=ledger)
+
+
+def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
+    caplog.set_level("INFO")
+    config = make_config(toy, tmp_path)
+    info = states.join_run(config)
+    commit_all(round_folder(tmp_path, 0), Manifest(round=0), info.ledger)
+    last = Manifest(round=1, metrics={"reward_eval": 0.5})
+    commit_all(round_folder(tmp_path, 1), last, info.ledger)
+    (tmp_path / "final").mkdir()
+    info.ledger.note_tree(tmp_path / "final", tmp_path / "final")
+    info.close()
+    assert loop.run_online(config, StopSignal()) == {"reward_eval": 0.5}
+    assert "nothing to do" in caplog.text
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=7))
+    caplog.clear()
+    assert loop.run_online(longer, StopSignal()) == {"reward_eval": 0.5}
+    assert "-> 7; for rounds not trained yet, of which there are none" in caplog.text
+    assert "nothing to do" in caplog.text
+    # A loop that changes nothing still holds the lock while it looks, and lets it go.
+    states.join_run(config).close()
+    # What is complete is looked at all the same.
+    (round_folder(tmp_path, 0) / "eval.jsonl").write_text("{ }\n")
+    with pytest.raises(states.ManifestError, match=r"rounds/0000.*eval.jsonl has sha256"):
+        loop.run_online(config, StopSignal())
+
+
+def test_a_changed_config_is_refused_and_the_lock_released(toy, tmp_path):
+    states.join_run(make_config(toy, tmp_path)).close()
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(WorkdirError, match="seed: 0 -> 1"):
+        loop.run_online(make_config(toy, tmp_path, seed=1), StopSignal())
+    states.join_run(make_config(toy, tmp_path)).close()
+
+
+def test_prompts_that_have_changed_are_refused(tmp_path):
+    """A round's range of the order means other prompts when the file has changed."""
+    prompts = [Prompt(f"p{i}", (Turn("user", f"question {i}"),)) for i in range(4)]
+    plan = SimpleNamespace(start=1, stop=3)
+
+    def open_round(train, held_out, round):
+        run = SimpleNamespace(
+            workdir=tmp_path,
+            is_writer=True,
+            prompts=train,
+            held_out=held_out,
+            config=Config(seed=4),
+            layouts=LayoutMemory(),
+        )
+        return loop._open_round(run, round, plan)
+
+    first, held_out = prompts[:3], prompts[3:]
+    for round, stage in ((0, "evaluate"), (1, "sample")):
+        manifest = open_round(first, held_out, round)
+        assert (manifest.seed, manifest.policy, manifest.stages) == (4, "sft", ())
+        (round_folder(tmp_path, round) / "samples.jsonl").write_text("{}\n")
+        files = {"samples.jsonl": 1}
+        states.commit_stage(round_folder(tmp_path, round), manifest, stage, files=files)
+        assert open_round(first, held_out, round).stages == (stage,)
+    assert open_round(first, held_out, 1).start == 1
+    # What its stages have left is looked at before it is read again.
+    (round_folder(tmp_path, 1) / "samples.jsonl").write_text("{ }\n")
+    with pytest.raises(states.ManifestError, match=r"rounds/0001.*samples.jsonl has sha256"):
+        open_round(first, held_out, 1)
+    (round_folder(tmp_path, 1) / "samples.jsonl").write_text("{}\n")
+    # Prompts outside the round's range are free to change, those inside are not.
+    assert open_round([prompts[3], *first[1:]], held_out, 1).stages == ("sample",)
+    with pytest.raises(ConfigError, match=r"data\.train: its prompts are not those that round 1"):
+        open_round([first[0], first[2], first[1]], held_out, 1)
+    with pytest.raises(ConfigError, match=r"data\.eval: its prompts are not those that round 0"):
+        open_round(first, prompts[2:], 0)
+
+
+def test_held_out_prompts_that_are_trained_on_are_refused(toy, tmp_path):
+    data = DataConfig(train=str(toy / "prompts.jsonl"), eval=str(toy / "prompts.jsonl"))
+    with pytest.raises(ConfigError, match=r"data\.eval: 12 of its prompts are in data\.train"):
+        loop.run_online(make_config(toy, tmp_path, data=data), StopSignal())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"train\.max_length: got 16, allowed: 12 at most"),
+        (
+            {"train": TrainConfig(max_length=12)},
+            r"sampling\.max_prompt_length \+ sampling\.max_tokens: got 13, allowed: 12 at most",
+        ),
+    ],
+)
+def test_sequences_beyond_the_models_angles_are_refused(toy, tmp_path, short, changes, message):
+    config = make_config(toy, tmp_path / "run", model=short, **changes)
+    with pytest.raises(ModelError, match=message):
+        loop.run_online(config, StopSignal())
+
+
+def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):
+    """SIGTERM before the first shard, then a run to the end: the same files as without it."""
+    stop = StopSignal()
+    stop.handle()
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_bytes((toy / "prompts.jsonl").read_bytes())
+    config = make_config(toy, tmp_path / "run", data=DataConfig(train=str(prompts)))
+    with pytest.raises(Interrupted):
+        loop.run_online(config, stop)
+    assert not list((tmp_path / "run" / "rounds" / "0001").iterdir())
+    # What it was started with is looked at before it goes on.
+    prompts.write_bytes((toy / "eval.jsonl").read_bytes())
+    with pytest.raises(ConfigError, match=r"data\.train: .*prompts.jsonl holds something else"):
+        loop.run_online(config, StopSignal())
+    prompts.write_bytes((toy / "prompts.jsonl").read_bytes())
+    metrics = loop.run_online(config, StopSignal())
+    assert metrics["samples"] == 4
+    order = datasets.order_prompts(datasets.load_prompts(config.data.train), config.seed)
+    for round, chosen in ((1, order[:2]), (2, order[2:4])):
+        folder = round_folder(tmp_path / "run", round)
+        ids = [json.loads(line)["prompt_id"] for line in (folder / "samples.jsonl").open()]
+        assert ids == [prompt.prompt_id for prompt in chosen for _ in range(2)]
+        manifest = states.load_manifest(folder)
+        assert manifest.next_stage is None
+        assert manifest.prompts == datasets.identify_prompts(chosen)
+        assert manifest.policy == ("sft" if round == 1 else "round-0001")
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+
+
+def test_each_round_leaves_its_policy_where_that_is_asked_for(toy, tmp_path, monkeypatch, caplog):
+    """Killed while the model of round 1 is written, the run writes it again before round 2.
+
+    And with its export and its newest checkpoint damaged, it trains round 2 once more.
+    """
+    config = make_config(
+        toy,
+        tmp_path / "run",
+        rounds=RoundsConfig(total_prompts=4, prompts_per_round=2, export_each=True),
+        feedback=FeedbackConfig(type="binary", threshold=0.0),
+        checkpoint=CheckpointConfig(keep=2),
+        loss={"name": "kto"},
+    )
+    killed = dataclasses.replace(config, workdir=str(tmp_path / "killed"))
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.final.export, "write_model", die)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_online(killed, StopSignal())
+    assert states.load_manifest(round_folder(tmp_path / "killed", 1)).next_stage is None
+    assert not (round_folder(tmp_path / "killed", 1) / "model").exists()
+    monkeypatch.undo()
+    weights = {}
+    for found in (config, killed):
+        loop.run_online(found, StopSignal())
+        folders = [round_folder(found.workdir, round) / "model" for round in (1, 2)]
+        for folder in (*folders, Path(found.workdir) / "final"):
+            weights[found.workdir, folder.parent.name] = (folder / "model.safetensors").read_bytes()
+    (one, two, last), again = list(weights.values())[:3], list(weights.values())[3:]
+    assert [one, two, last] == again
+    assert one != two and two == last
+    assert not (round_folder(tmp_path / "run", 0) / "model").exists()
+
+    before = {path: path.read_bytes() for path in (tmp_path / "run" / "rounds").rglob("*.json*")}
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    chunks = max(newest.glob("state/**/d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(chunks.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunks.write_bytes(data)
+    (tmp_path / "run" / "final" / "model.safetensors").unlink()
+    loop.run_online(config, StopSignal())
+    assert "00000002 is incomplete or corrupt" in caplog.text
+    assert "the training of round 2 is lost" in caplog.text
+    folders = [round_folder(tmp_path / "run", 2) / "model", tmp_path / "run" / "final"]
+    assert [(folder / "model.safetensors").read_bytes() for folder in folders] == [last, last]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_policy_that_is_trained_again_forgets_what_it_has_sampled(tmp_path, monkeypatch):
+    """And when its save begins, nothing is missing that only this process knows."""
+    called, ledger = [], open_ledger(tmp_path)
+    folder = round_folder(tmp_path, 1)
+    folder.mkdir(parents=True)
+    manifest = Manifest(round=1)
+    for stage in ("sample", "score", "feedback"):
+        manifest = states.commit_stage(folder, manifest, stage, ledger=ledger)
+
+    def note(name, result=None):
+        def call(run, *arguments, **_):
+            times = [one["stage"] for one in timing.read_times(tmp_path)]
+            called.append((name, times))
+            return result
+
+        return call
+
+    for name in ("forget_samples", "save_round"):
+        monkeypatch.setattr(loop.stages, name, note(name))
+    monkeypatch.setattr(loop.stages, "train_stage", note("train_stage", "trained"))
+    run = SimpleNamespace(
+        workdir=tmp_path,
+        ledger=ledger,
+        is_writer=True,
+        stop=StopSignal(),
+        prompts=[],
+        held_out=[],
+        config=Config(),
+        trainer=SimpleNamespace(),
+        layouts=LayoutMemory(),
+        checkpoints=SimpleNamespace(finish=lambda: called.append(("finish", []))),
+    )
+    state = SimpleNamespace(step=0, params=None)
+    position = loop.Position(state, round=0)
+    loop._run_round(run, position, manifest, folder, None)
+    assert called == [("forget_samples", []), ("train_stage", []), ("save_round", ["train"])]
+    assert (position.state, position.round) == ("trained", 1)
+    # What is trained, and whose checkpoint is on disk, is neither forgotten nor trained again.
+    called.clear()
+    loop._run_round(run, position, manifest, folder, None)
+    assert called == []
+    assert position.settle().next_stage is None and called == [("finish", [])]
+    manifest_path = folder / "manifest.json"
+    assert ledger.find(manifest_path)["sha256"] == storage.hash_file(manifest_path)
+
+
+def test_memory_that_ends_in_training_names_the_round_and_the_same_command_goes_on(
+    toy, tmp_path, monkeypatch
+):
+    config = make_config(toy, tmp_path / "run")
+
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(loop.stages, "train_stage", fail)
+    with pytest.raises(DeviceError, match=r"in training of round 1 .*; lower train\.tokens_per_"):
+        loop.run_online(config, StopSignal())
+    monkeypatch.undo()
+    train = dataclasses.replace(config.train, tokens_per_device=64)
+    loop.run_online(dataclasses.replace(config, train=train), StopSignal())
+    assert states.load_manifest(round_folder(tmp_path / "run", 2)).next_stage is None
+
+
+def test_a_run_is_made_of_what_the_config_and_its_position_say(toy, tmp_path, monkeypatch):
+    seen = {}
+
+    def spy(module, name):
+        original = getattr(module, name)
+
+        def call(*given, **options):
+            seen[name] = given, options
+            return original(*given, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    for module, name in (
+        (loop.training, "make_trainer"),
+        (loop, "make_scorer"),
+        (loop, "MetricWriter"),
+    ):
+        spy(module, name)
+    restore = loop.restore_position
+
+    def restore_position(trainer, checkpoints):
+        found = restore(trainer, checkpoints)
+        found.state = found.state.replace(step=7)
+        return found
+
+    monkeypatch.setattr(loop, "restore_position", restore_position)
+    config = make_config(
+        toy,
+        tmp_path,
+        rounds=RoundsConfig(total_prompts=6, prompts_per_round=3, num_skip=2),
+        train=TrainConfig(batch_size=2, max_length=16, row_multiple=64, epochs=2),
+    )
+    info, stop = states.join_run(config), StopSignal()
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    try:
+        run, position = loop._make_run(config, info, mesh, stop)
+        run.checkpoints.close()
+        run.writer.close()
+    finally:
+        info.close()
+    # Two rounds of two passes over three pairs in steps of two: two steps a pass, and not one.
+    assert seen["make_trainer"][1]["total_steps"] == 2 * 2 * 2
+    assert seen["make_scorer"][0][3:] == (stop.check, run.layouts)
+    assert seen["MetricWriter"][1]["resume_step"] == position.state.step == 7
+    budget = run.budget
+    assert (budget.total_prompts, budget.prompts_per_round, budget.num_skip) == (6, 3, 2)

@@ -1,0 +1,258 @@
+import dataclasses
+import json
+import logging
+import os
+
+import pytest
+
+from halos_jax import config as config_lib
+from halos_jax.config import (
+    Config,
+    DataConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RoundsConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from halos_jax.policies import source
+from halos_jax.storage import WorkdirError
+from halos_jax.workdir import changes
+from halos_jax.workdir import state as states
+
+
+def start(workdir, config, **where):
+    """Start a run as a job does, to the point where it records where it stands."""
+    info = states.open_run(workdir, config)
+    try:
+        if where:
+            states.begin_segment(info, **where)
+    finally:
+        info.close()
+    (workdir / "metrics.jsonl").touch()  # so that it is no run that has left nothing
+    return info
+
+
+def refusal(workdir, config) -> str:
+    with pytest.raises(WorkdirError) as error:
+        start(workdir, config)
+    return str(error.value)
+
+
+def recorded(workdir):
+    return json.loads((workdir / "config.json").read_text())
+
+
+def test_how_it_is_computed_may_change_and_is_said_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    start(tmp_path, Config(), round=1, step=0)
+    assert "segments" not in recorded(tmp_path) and not caplog.records
+    smaller = Config(
+        model=ModelConfig(remat="full", head_chunk=64, attention="xla"),
+        sampling=SamplingConfig(slots=4),
+        train=TrainConfig(tokens_per_device=256),
+        mesh=MeshConfig(fsdp=2),
+    )
+    start(tmp_path, smaller, round=3, step=14)
+    said = [record.message for record in caplog.records]
+    assert (
+        "train.tokens_per_device: 16384 -> 256; the results may differ in their last bits" in said
+    )
+    assert "model.remat: 'auto' -> 'full'; the results may differ in their last bits" in said
+    assert len(said) == 6
+    assert recorded(tmp_path)["segments"] == [
+        {
+            "round": 3,
+            "step": 14,
+            "changed": {
+                "mesh.fsdp": [1, 2],
+                "model.attention": ["auto", "xla"],
+                "model.head_chunk": [4096, 64],
+                "model.remat": ["auto", "full"],
+                "sampling.slots": [256, 4],
+                "train.tokens_per_device": [16384, 256],
+            },
+        }
+    ]
+    assert recorded(tmp_path)["model"]["remat"] == "full"
+    caplog.clear()
+    start(tmp_path, smaller, round=3, step=15)
+    assert not caplog.records and len(recorded(tmp_path)["segments"]) == 1
+    start(tmp_path, Config(), round=4, step=20)
+    assert [one["step"] for one in recorded(tmp_path)["segments"]] == [14, 20]
+
+
+def test_a_process_that_dies_before_it_knows_where_it_stands_changes_nothing(tmp_path):
+    start(tmp_path, Config(), round=1, step=0)
+    before = recorded(tmp_path)
+    start(tmp_path, Config(train=TrainConfig(tokens_per_device=256)))
+    assert recorded(tmp_path) == before
+
+
+def test_with_dropout_the_place_in_a_batch_counts(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    config = Config(lora=LoraConfig(rank=4))
+    start(tmp_path, config, step=0)
+    start(tmp_path, dataclasses.replace(config, train=TrainConfig(tokens_per_device=256)), step=2)
+    assert "in their last bits, and lora.dropout drops others" in caplog.text
+    caplog.clear()
+    config = dataclasses.replace(config, train=TrainConfig(tokens_per_device=256))
+    start(tmp_path, dataclasses.replace(config, sampling=SamplingConfig(slots=4)), step=2)
+    assert caplog.messages == [
+        "sampling.slots: 256 -> 4; the results may differ in their last bits"
+    ]
+
+
+def test_what_is_computed_may_not_change(tmp_path):
+    start(tmp_path, Config(), step=0)
+    changed = Config(seed=1, train=TrainConfig(batch_size=8, log_every=5), loss={"name": "kto"})
+    text = refusal(tmp_path, changed)
+    listed = [line for line in text.splitlines() if line.startswith("  - ")]
+    assert listed == [
+        "  - loss.name: 'dpo' -> 'kto'",
+        "  - seed: 0 -> 1",
+        "  - train.batch_size: 32 -> 8",
+    ]
+    assert "how it is computed (model.attention, model.remat" in text and "mesh.*" in text
+    assert "to more (data.max_train, rounds.total_prompts, train.epochs)" in text
+    assert "optimizer.learning_rate" in text and "checkpoint.*" in text
+    assert "--config.workdir=DIR" in text
+
+
+def test_the_optimizer_may_be_tuned(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    start(tmp_path, Config(), step=0)
+    start(tmp_path, Config(optimizer=OptimizerConfig(learning_rate=1e-6)), round=2, step=9)
+    assert caplog.messages == ["optimizer.learning_rate: 2e-06 -> 1e-06; from here on"]
+    assert recorded(tmp_path)["segments"][0]["step"] == 9
+    assert "optimizer.name: 'adamw' -> 'lion'" in refusal(
+        tmp_path, Config(optimizer=OptimizerConfig(learning_rate=1e-6, name="lion"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "old", "new", "allowed"),
+    [
+        ("online", {"rounds": RoundsConfig(total_prompts=8)}, {"rounds": RoundsConfig()}, True),
+        ("online", {"rounds": RoundsConfig()}, {"rounds": RoundsConfig(total_prompts=8)}, False),
+        ("sft", {"rounds": RoundsConfig()}, {"rounds": RoundsConfig(total_prompts=8)}, True),
+        ("sft", {"train": TrainConfig(epochs=1)}, {"train": TrainConfig(epochs=2)}, True),
+        ("sft", {"train": TrainConfig(epochs=2)}, {"train": TrainConfig(epochs=1)}, False),
+        ("align", {"data": DataConfig(n_examples=5)}, {"data": DataConfig(n_examples=9)}, True),
+        ("align", {"data": DataConfig(n_examples=5)}, {"data": DataConfig()}, True),
+        ("align", {"data": DataConfig()}, {"data": DataConfig(n_examples=5)}, False),
+        ("online", {"data": DataConfig(max_train=5)}, {"data": DataConfig(max_train=6)}, True),
+        ("sft", {"data": DataConfig(max_train=5)}, {"data": DataConfig(max_train=6)}, False),
+    ],
+)
+def test_what_grows_may_only_grow(tmp_path, task, old, new, allowed):
+    start(tmp_path, Config(task=task, **old), step=0)
+    if allowed:
+        assert start(tmp_path, Config(task=task, **new), step=4).history.changes == ()
+        assert recorded(tmp_path)["task"] == task
+    else:
+        text = refusal(tmp_path, Config(task=task, **new))
+        assert "(it may only grow)" in text or "data.max_train: 5 -> 6\n" in text
+
+
+def test_a_path_is_what_it_is_however_it_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "M" / "chat").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("M")
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).touch()
+
+    def make(model, data="a.jsonl,b.jsonl"):
+        parts = {"x": {"path": model}}
+        return Config(
+            model=ModelConfig(path=model),
+            data=DataConfig(train=data),
+            reward=RewardConfig(path=model, parts=parts),
+        )
+
+    workdir = tmp_path / "run"
+    start(workdir, make("M/chat"), step=0)
+    before = recorded(workdir)
+    for model in ("M/chat/", "./M/chat", "M/../M/chat", str(tmp_path / "M/chat"), "link/chat"):
+        info = start(workdir, make(model), step=1)
+        # What names the model in the records is what it was, too.
+        assert info.config.model.path == "M/chat" and info.config.reward.path == "M/chat"
+        assert info.config.reward.parts["x"]["path"] == "M/chat"
+    start(workdir, make("~/M/chat", f"{tmp_path}/a.jsonl, ./b.jsonl"), step=1)
+    assert recorded(workdir) == before
+    (tmp_path / "M" / "other").mkdir()
+    text = refusal(workdir, make("M/other"))
+    assert "model.path: 'M/chat' -> 'M/other'" in text
+    assert "data.train: 'a.jsonl,b.jsonl' -> 'b.jsonl,a.jsonl'" in refusal(
+        workdir, make("M/chat", "b.jsonl,a.jsonl")
+    )
+    os.symlink("other", tmp_path / "M" / "moved")
+    assert "model.path" in refusal(workdir, make("M/moved"))
+
+
+def test_what_was_moved_is_judged_by_what_it_holds(tmp_path, caplog):
+    """Where the run knows that, another place is no change of the config; `inputs.py` compares."""
+    caplog.set_level(logging.INFO)
+    start(tmp_path, Config(data=DataConfig(train="old.jsonl", eval="e.jsonl")), step=0)
+    moved = Config(data=DataConfig(train="new.jsonl", eval="e.jsonl"))
+    assert "data.train: 'old.jsonl' -> 'new.jsonl' (another place)" in refusal(tmp_path, moved)
+    known = {"data.train": [{"name": "0:", "size": 3}], "data.eval": []}
+    (tmp_path / "inputs.json").write_text(json.dumps(known))
+    start(tmp_path, moved, step=2)
+    assert caplog.messages == ["data.train: 'old.jsonl' -> 'new.jsonl'; it holds the same"]
+    assert recorded(tmp_path)["data"]["train"] == "new.jsonl"
+    assert "segments" not in recorded(tmp_path)
+    other = Config(data=DataConfig(train="new.jsonl", eval="f.jsonl"))
+    assert "data.eval: 'e.jsonl' -> 'f.jsonl'" in refusal(tmp_path, other)
+
+
+def test_a_field_that_an_older_version_did_not_have_had_its_default(tmp_path):
+    start(tmp_path, Config(), step=0)
+    plain = recorded(tmp_path)
+    del plain["model"]["head_remat"], plain["sampling"]["top_k"]
+    (tmp_path / "config.json").write_text(json.dumps(plain))
+    (tmp_path / "ledger.jsonl").unlink()
+    assert start(tmp_path, Config()).history.changes == ()
+    assert "sampling.top_k: 0 -> 5" in refusal(tmp_path, Config(sampling=SamplingConfig(top_k=5)))
+    plain["sampling"]["gone"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(plain))
+    assert "sampling.gone: 1 -> '(absent)'" in refusal(tmp_path, Config())
+
+
+def test_a_run_with_segments_is_a_run_to_start_from(tmp_path):
+    start(tmp_path, Config(), step=0)
+    config = Config(train=TrainConfig(tokens_per_device=256))
+    start(tmp_path, config, step=3)
+    assert "segments" in recorded(tmp_path)
+    assert source.is_workdir(str(tmp_path))
+    assert source.read_config(tmp_path) == config
+    assert config_lib.to_dict(config) == changes.drop_segments(recorded(tmp_path))
+
+
+def test_the_judges_address_may_change(tmp_path):
+    judge = dataclasses.replace(Config().reward.judge, url="http://other:8000/v1", timeout=3.0)
+    start(tmp_path, Config(), step=0)
+    start(tmp_path, Config(reward=RewardConfig(judge=judge)), step=0)
+    assert recorded(tmp_path)["reward"]["judge"]["url"] == "http://other:8000/v1"
+    assert "segments" not in recorded(tmp_path)
+
+
+def test_more_epochs_of_an_online_run_are_for_rounds_to_come(tmp_path, caplog):
+    """They give a run that is complete nothing to do; more prompts do."""
+    caplog.set_level(logging.INFO)
+    start(tmp_path, Config(), round=1, step=0)
+    longer = Config(train=TrainConfig(epochs=2))
+    info = start(tmp_path, longer)
+    assert info.history.pick("growing") and not info.history.has_more
+    info = start(tmp_path, longer, round=3, step=8)
+    assert "train.epochs: 1 -> 2; for rounds not trained yet" in caplog.text
+    assert "goes on with more" not in caplog.text and not info.history.has_more
+    assert [info.history.value_in("train.epochs", round) for round in (2, 3)] == [1, 2]
+    more = dataclasses.replace(longer, rounds=RoundsConfig(total_prompts=4096))
+    info = start(tmp_path, more, round=3, step=8)
+    assert "rounds.total_prompts: 2048 -> 4096; the run goes on with more" in caplog.text
+    assert info.history.has_more
