@@ -17,6 +17,8 @@ from halos_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
 _PATIENCE = 300.0  # seconds until the first process must listen, as long as jax itself waits
 # Package -> the platform that it brings.
 _PLUGINS = {"jax_cuda12_plugin": "cuda12", "jax_cuda13_plugin": "cuda13", "libtpu": "tpu"}
@@ -114,13 +116,22 @@ def explain_memory(work: Work, what: str, config: Config) -> Iterator[None]:
 def _describe_wanted(text: str) -> str:
     """Return what is known of how much was missing, to stand behind a word."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    limit = stats.get("bytes_limit", 0) / 2**30
-    of_all = f" of {limit:.1f} GiB a device" if limit else ""
-    wanted = re.search(r"allocat\w* (\d+) bytes", text)
+    limit = stats.get("bytes_limit", 0)
+    of_all = f" of {_format_bytes(limit)} a device" if limit else ""
+    # Two spellings: "allocate 16777216 bytes" and "allocate 16.00MiB".
+    wanted = re.search(r"allocat\w* ([\d.]+) ?(bytes|[KMGT]iB)", text)
     if wanted:
-        return f" ({int(wanted[1]) / 2**30:.1f} GiB more wanted{of_all})"
+        size = float(wanted[1]) * _UNITS[wanted[2]]
+        return f" ({_format_bytes(size)} more wanted{of_all})"
     message = " ".join(text.partition("RESOURCE_EXHAUSTED:")[2].split())
     return f" ({message[:160]}{of_all})" if message else of_all
+
+
+def _format_bytes(size: float) -> str:
+    for unit in ("GiB", "MiB"):
+        if size >= _UNITS[unit]:
+            return f"{size / _UNITS[unit]:.1f} {unit}"
+    return f"{size / _UNITS['KiB']:.0f} KiB"
 
 
 def _list_savings(work: Work, config: Config) -> str:

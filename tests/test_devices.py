@@ -138,6 +138,24 @@ def test_the_end_of_a_devices_memory_says_where_and_what_to_lower(monkeypatch):
     assert "(XLA:TPU compile error. Used 18.4G of 15.5G hbm.)" in fail("train", text)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("16.00MiB", "16.0 MiB"),
+        ("64.0KiB", "64 KiB"),
+        ("1.50GiB", "1.5 GiB"),
+        ("2TiB", "2048.0 GiB"),
+    ],
+)
+def test_what_a_gpu_says_it_wanted_is_read(wanted, said):
+    """As its allocator says it, alone or inside of the autotuner's report."""
+    text = (
+        "RESOURCE_EXHAUSTED: Failed to get configs for: 7 out of 41 instructions. Example failure: "
+        f"Out of memory while trying to allocate {wanted} with allocator GPU_0_bfc on device 0."
+    )
+    assert f"in training of round 3 ({said} more wanted); lower" in fail("train", text)
+
+
 def test_a_real_end_of_memory_is_known():
     with (
         pytest.raises(DeviceError, match=r"out of device memory in a test \(262144\.0 GiB more"),
