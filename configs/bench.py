@@ -7,7 +7,7 @@ Hardware:  one GPU of 80 GB for the 1B cases, of 141 GB for the 8B ones; `tiny` 
 Time:      half a minute a case, half of it compilation, and a minute and a half for a round; all of
            them 8 minutes on one H200. `tiny` a minute and a half in all on a CPU.
 Result:    a line of JSON a case on the console, and in workdir/bench.jsonl. For the figures of
-           one H200 see the README.
+           one H200 see halos_jax/bench/README.md.
 
 Weights and Adam's moments are bfloat16, as in the frameworks this is compared with. For float32
 master weights and moments add

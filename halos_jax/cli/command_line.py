@@ -94,7 +94,7 @@ def _explain_others(arguments: Sequence[str]) -> str:
     lines = [f"{shown}: {syntax}"]
     lines += [f"here {ours}"] if ours else []
     lines += [f"nothing here is called {', '.join(missing)}"] if missing else []
-    return "; ".join([*lines, "README, 'From HALOs'"])
+    return "; ".join([*lines, "configs/README.md, 'From HALOs'"])
 
 
 def find_field(name: str) -> str:

@@ -40,11 +40,12 @@ def test_flags_that_there_are_pass(arguments):
         (["run"], "got arguments ['run'], allowed: --config=FILE.py and --config.field=VALUE"),
         (["++loss.beta=0.2", "loss=kto"],
          "got arguments ['++loss.beta=0.2', 'loss=kto']: HALOs' Hydra syntax; here "
-         "--config.loss.beta=0.2 --config.loss.name=kto; README, 'From HALOs'"),
+         "--config.loss.beta=0.2 --config.loss.name=kto; configs/README.md, 'From HALOs'"),
         (["++model.load_from=DIR", "++lr=5e-6", "++model.batch_size=32"],
          "here --config.model.path=DIR --config.optimizer.learning_rate=5e-6 "
          "--config.train.batch_size=32"),
-        (["++wandb.project=x", "++loss.beta=1"], "nothing here is called wandb.project; README"),
+        (["++wandb.project=x", "++loss.beta=1"],
+         "nothing here is called wandb.project; configs/README.md"),
         (["train.batch_size=4"], "no dashes; here --config.train.batch_size=4"),
         (["\N{EN DASH}config.seed=1"], "which begin with a long dash"),
         (["--", "x"], "got arguments ['x']"),
