@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from halos_jax.config.execution import Execution
 from halos_jax.config.roles import aside, execution, growing, place, tuning
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Execution):
     # Folder or hub id in Hugging Face format, or the workdir of a run
     path: str = place("", "model")
     # Which of a workdir's checkpoints sample, eval and export take; "auto": final/, else the newest
@@ -24,18 +25,6 @@ class ModelConfig:
     added_tokens: tuple[str, ...] = ()
     added_tokens_init: Literal["mean", "random"] = "mean"  # of new tokens' embedding and head rows
     pad_vocab_to: int = 1  # a vocabulary that grows does so to a multiple of this
-    params_dtype: Literal["float32", "bfloat16"] = "float32"  # the master weights
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    attention: Literal["auto", "xla", "cudnn", "splash"] = execution("auto")
-    # What of a block is kept for the backward pass: all, nothing, attention's inputs and outputs,
-    # these and the MLP's gate, or all large matrix products; "auto": the fastest that memory holds.
-    remat: Literal["auto", "none", "full", "attention", "gate", "matmuls"] = execution("auto")
-    # Form the logits once more in the backward pass
-    head_remat: bool | Literal["auto"] = execution("auto")
-    # Faster by some per cent; compiles longer, takes more memory
-    unroll_layers: bool = execution(False)
-    # Response positions whose logits exist at one time, in float32
-    head_chunk: int = execution(4096)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from halos_jax import sharding
-
-Remat = Literal["auto", "none", "full", "attention", "gate", "matmuls"]
+from halos_jax.config.execution import Dtype, Execution, Remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,7 @@ class GatingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Execution):
     """A decoder's architecture (from its Hugging Face config) and execution (`config.model`)."""
 
     vocab_size: int
@@ -120,12 +119,11 @@ class DecoderConfig:
     # how they are filled, see `models.vocab`.
     new_rows: tuple[int, ...] = ()
     new_rows_init: Literal["mean", "random"] = "mean"
-    params_dtype: str = "float32"
-    compute_dtype: str = "float32"
-    attention: str = "auto"
+    # Without settings nothing is left to be chosen by itself.
+    _: dataclasses.KW_ONLY
+    compute_dtype: Dtype = "float32"
     remat: Remat = "none"
     head_remat: bool | Literal["auto"] = True
-    unroll_layers: bool = False
     head_chunk: int = 2048
 
 

@@ -95,7 +95,7 @@ def test_places_are_found_wherever_they_stand():
 def test_every_field_that_names_a_file_or_folder_is_a_place():
     """By the words of its comment: a new one that is forgotten would keep its `~`."""
     found = set()
-    for name in ("sections.py", "rewards.py", "settings.py"):
+    for name in ("execution.py", "sections.py", "rewards.py", "settings.py"):
         comment = ""
         for line in (PACKAGE / name).read_text().splitlines():
             field = re.match(r"    (\w+): str = ([^#]*)(#.*)?$", line)
@@ -111,4 +111,6 @@ def test_marks_say_nothing_of_defaults():
     leaves = schema.leaf_types(Config)
     for role in ("execution", "aside", "tuning", "growing"):
         assert set(list_fields(Config, role)) <= set(leaves)
-    assert dataclasses.fields(ModelConfig)[0].default == ""
+    by_name = {field.name: field for field in dataclasses.fields(ModelConfig)}
+    assert by_name["path"].default == ""
+    assert by_name["remat"].default == "auto"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from halos_jax.config import ModelConfig
+from halos_jax.config.execution import Execution
 from halos_jax.errors import UserError
 from halos_jax.models import gating
 from halos_jax.models.hf.family_table import FAMILIES, Family
@@ -23,10 +24,7 @@ class ModelError(UserError, ValueError):
 
 
 # Fields of a DecoderConfig that say how the model is run: those that it shares with `config.model`.
-_SETTINGS = {field.name for field in dataclasses.fields(ModelConfig)}
-EXECUTION = tuple(
-    field.name for field in dataclasses.fields(DecoderConfig) if field.name in _SETTINGS
-)
+EXECUTION = tuple(field.name for field in dataclasses.fields(Execution))
 
 
 def make_decoder_config(hf_config: HFConfig, settings: ModelConfig | None = None) -> DecoderConfig:
