@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
 from absl import app, flags
@@ -13,6 +14,7 @@ from halos_jax.cli.command_line import refuse_arguments, take_check
 from halos_jax.cli.overrides import apply_overrides, split_overrides
 from halos_jax.cli.presets import explain_absent, load_preset
 from halos_jax.config import Config, ConfigError
+from halos_jax.config.tasks import MODES, TASKS, Task, load
 from halos_jax.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", None, "A preset, e.g. configs/quickstart.py.")
@@ -29,13 +31,13 @@ def main(overrides: list[tuple[str, str]]) -> None:
     errors = apply_overrides(config, overrides)
     frozen = config_lib.freeze(config, errors=errors, checks=[_check_objective])
     _start_jax(frozen)
-    if frozen.mode == "check" or frozen.task == "pipeline":
+    if frozen.mode != "run":
+        load(MODES[frozen.mode].run)(frozen)
+        return
+    if frozen.task == "pipeline":
         from halos_jax.tasks.preflight import check_start
 
-        check_start(frozen, with_data=frozen.mode == "check")
-    if frozen.mode == "check":
-        logger.info("checked: nothing to mend; the weights were not read, and nothing was written")
-        return
+        check_start(frozen, with_data=False)
     from halos_jax.sharding import wait_for_all
     from halos_jax.workdir.interrupt import catch_signals
 
@@ -51,10 +53,11 @@ def _check_objective(config: Config) -> list[str]:
     from halos_jax.rewards.parts import check_parts
 
     errors = check_loss(config.loss) + check_parts(config)
-    if config.task == "online":
+    task = TASKS[config.task]
+    if task.samples and task.makes_feedback:
         keep_logps = config.sampling.keep_logps
         errors += check_feedback(config.loss, config.feedback.type, keep_logps=keep_logps)
-    if config.task in ("online", "align"):
+    if task.has_reference:
         errors += check_reference(config.loss, config.rounds.reference, task=config.task)
     if config.task == "eval" and config.eval.on == "feedback":
         errors += check_evaluation(config.loss)
@@ -76,38 +79,8 @@ def run_task(config: Config, stop) -> dict[str, float]:
         return _find_task(config.task)(config, stop)
 
 
-def _find_task(name: str) -> Callable:
-    if name == "toy_data":
-        from halos_jax.data.toy import run_toy_data
-
-        return run_toy_data
-    if name == "bench":
-        from halos_jax.bench.run import run_bench
-
-        return run_bench
-    if name == "online":
-        from halos_jax.tasks.online import run_online
-
-        return run_online
-    if name == "sample":
-        from halos_jax.tasks.sample import run_sampling
-
-        return run_sampling
-    if name == "label":
-        from halos_jax.tasks.label import run_labelling
-
-        return run_labelling
-    if name == "eval":
-        from halos_jax.tasks.eval import run_evaluation
-
-        return run_evaluation
-    if name == "export":
-        from halos_jax.tasks.export import run_export
-
-        return run_export
-    from halos_jax.tasks.train import run_training
-
-    return run_training
+def _find_task(name: Task) -> Callable[..., dict[str, float]]:
+    return load(TASKS[name].run)
 
 
 def _start_logging() -> None:
@@ -154,7 +127,7 @@ def _start_jax(config: Config) -> None:
     platform = devices.find_devices()
     if jax.process_index():
         logging.getLogger().setLevel(logging.WARNING)
-    if platform != "cpu":
+    if platform != "cpu" and config.mode == "run":  # no other mode writes into the workdir
         # With the autotuner's choices in it: a resumed run must be the same program, bit for bit.
         cache = Path(config.workdir).absolute() / "compilation_cache"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -177,13 +150,10 @@ def _check_devices(config: Config) -> list[str]:
             found = _check_devices(stage)
             lines += [f"pipeline.overrides.{stage.task}: {line}" for line in found]
         return lines
-    if config.task in ("toy_data", "bench"):
+    task = TASKS[config.task]
+    if not task.on_mesh:
         return []
-    sizes = {}
-    if config.task in ("online", "sft", "reward_model", "align", "eval"):
-        sizes["train__batch_size"] = config.train.batch_size
-    if config.task in ("online", "sample", "eval"):
-        sizes["sampling__slots"] = config.sampling.slots
+    sizes = {path.replace(".", "__"): attrgetter(path)(config) for path in task.divides}
     return sharding.check_divisible(sharding.make_mesh(config.mesh), **sizes)
 
 

@@ -4,11 +4,12 @@ import logging
 import sys
 from types import SimpleNamespace
 
+import jax
 import pytest
 from absl import app
 
 from halos_jax import config as config_lib
-from halos_jax import main
+from halos_jax import devices, main
 from halos_jax.checkpoints.store import CheckpointError
 from halos_jax.cli.overrides import apply_overrides, split_overrides
 from halos_jax.config import (
@@ -219,3 +220,28 @@ def test_logs_are_plain_lines_on_the_standard_output(capsys, monkeypatch):
     assert written.err == "" and first.endswith(" round 1 of 4 done")
     assert second[8:] == " warning: all samples were cut"
     assert "noise" not in written.out
+
+
+def test_no_mode_but_run_keeps_compiled_programs_in_the_workdir(monkeypatch):
+    changed = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: changed.append(name))
+    monkeypatch.setattr(devices, "find_devices", lambda: "gpu")
+    monkeypatch.setattr(main, "_check_devices", lambda config: [])
+    main._start_jax(Config(mode="check"))
+    assert changed == []
+    main._start_jax(Config())
+    assert "jax_compilation_cache_dir" in changed
+
+
+def test_a_mode_is_done_in_place_of_the_task_and_of_every_stage_of_a_pipeline(monkeypatch):
+    done = []
+    monkeypatch.setattr(main, "_start_jax", lambda config: None)
+    monkeypatch.setattr(main, "load_preset", lambda name: config_lib.default())
+    monkeypatch.setattr(main, "_CONFIG", SimpleNamespace(value="preset.py"))
+    monkeypatch.setattr(main, "run_task", lambda *_: pytest.fail("a mode has run the task"))
+    monkeypatch.setattr(main, "load", lambda name: lambda config: done.append((name, config.task)))
+    bench, pipeline = [("mode", "check"), ("task", "bench")], ("task", "pipeline")
+    main.main(bench)
+    main.main([("mode", "check"), pipeline, ("pipeline.tasks", "('bench',)")])
+    check = "halos_jax.tasks.preflight:run_check"
+    assert done == [(check, "bench"), (check, "pipeline")]

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from halos_jax.config import field_names
+from halos_jax.config.tasks import TASKS, load
 
-_TRAINING = ("online", "sft", "reward_model", "align")
-_FROM_CHECKPOINTS = ("sample", "eval", "export")
-# Path -> the tasks that need it, and what it is.
+# Path of a field that a task may need -> what it is.
 _NEEDED = {
-    "model.path": ((*_TRAINING, *_FROM_CHECKPOINTS), "a folder or hub id", "DIR"),
-    "data.train": ((*_TRAINING, "sample", "label"), "a file or hub data set", "FILE"),
-    "data.eval": (("eval",), "a file or hub data set", "FILE"),
+    "model.path": ("a folder or hub id", "DIR"),
+    "data.train": ("a file or hub data set", "FILE"),
+    "data.eval": ("a file or hub data set", "FILE"),
 }
 
 # Least value -> the fields that must not be below it.
@@ -109,18 +108,18 @@ def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
     yield from _check_data(values)
     yield from _check_judge(values)
     yield from _check_lora(values)
-    if values["task"] == "online":
-        yield from _check_online(values)
-    if values["task"] == "sample":
-        yield from _check_sample(values)
-    if values["task"] == "label":
+    task = TASKS[values["task"]]
+    if values["mode"] not in task.modes:
+        allowed = ", ".join(map(repr, task.modes))
+        yield f"mode: got {values['mode']!r}, allowed with task={values['task']!r}: {allowed}"
+    if task.is_scored(values.__getitem__):
         yield from _check_reward(values)
+        if task.samples:
+            yield from _check_lengths(values)
+    if task.makes_feedback:
         yield from _check_threshold(values)
-    if values["task"] == "eval" and values["eval.on"] == "samples":
-        yield from _check_reward(values)
-        yield from _check_lengths(values)
-    if values["task"] == "toy_data":
-        yield from _check_toy(values)
+    if task.limits:
+        yield from load(task.limits)(values)
 
 
 def _check_numbers(values: Mapping[str, Any]) -> Iterable[str]:
@@ -152,10 +151,11 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
     task, loss = values["task"], values.get("loss.name")
     if not values["workdir"]:
         yield "workdir: got '', allowed: a folder; set --config.workdir=DIR"
-    for path, (tasks, allowed, example) in _NEEDED.items():
-        if task in tasks and not values[path]:
+    for path in TASKS[task].needs:
+        if not values[path]:
+            allowed, example = _NEEDED[path]
             yield f"{path}: got '', allowed: {allowed}; set --config.{path}={example}"
-    if values["model.checkpoint"] != "auto" and task in _TRAINING:
+    if values["model.checkpoint"] != "auto" and TASKS[task].trains:
         yield (
             f"model.checkpoint: got {values['model.checkpoint']}, allowed for task={task!r}: "
             "'auto'; export that checkpoint with --config.task=export and start from the result"
@@ -190,10 +190,10 @@ def _check_data(values: Mapping[str, Any]) -> Iterable[str]:
             parse(values[path])
         except ValueError as error:
             yield f"{path}: {error}"
-    for path in _CHANGE_PROMPTS if values["task"] == "label" else ():
+    for path in _CHANGE_PROMPTS if TASKS[values["task"]].keeps_prompts else ():
         if values[path]:
             yield (
-                f"{path}: got {values[path]!r}, allowed with task='label': "
+                f"{path}: got {values[path]!r}, allowed with task={values['task']!r}: "
                 f"{type(values[path])()!r}; samples keep the prompts that they were sampled from"
             )
 
@@ -241,12 +241,11 @@ _OFFLINE = {
 }
 
 
-def _check_online(values: Mapping[str, Any]) -> Iterable[str]:
+def check_online(values: Mapping[str, Any]) -> Iterable[str]:
+    """Yield what an online run has no use for, or too little of."""
     for path, (unused, reason) in _OFFLINE.items():
         if values[path] != unused:
             yield f"{path}: got {values[path]}, allowed with task='online': {unused}; {reason}"
-    yield from _check_reward(values)
-    yield from _check_threshold(values)
     kind, is_group = values["feedback.type"], values.get("loss.name") != "ppo"
     compares = kind == "pairwise" or (kind == "scalar" and is_group)
     if values["sampling.num_samples_per_prompt"] == 1 and compares:
@@ -254,13 +253,10 @@ def _check_online(values: Mapping[str, Any]) -> Iterable[str]:
             "sampling.num_samples_per_prompt: got 1, allowed: 2 or more, since "
             f"feedback.type={values['feedback.type']!r} compares the samples of a prompt"
         )
-    yield from _check_lengths(values)
 
 
-def _check_sample(values: Mapping[str, Any]) -> Iterable[str]:
-    if values["sampling.best_of"]:
-        yield from _check_reward(values)
-        yield from _check_lengths(values)
+def check_sample(values: Mapping[str, Any]) -> Iterable[str]:
+    """Yield what is wrong with the output of a sampling task."""
     if values["sampling.format"] == "samples":
         return
     output, samples = values["sampling.output"], values["sampling.num_samples_per_prompt"]
@@ -291,7 +287,7 @@ def _check_threshold(values: Mapping[str, Any]) -> Iterable[str]:
 def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:
     """Refuse lengths that would cut a sample before it is scored or trained on."""
     longest = values["sampling.max_prompt_length"] + values["sampling.max_tokens"]
-    uses = {"train.max_length": "trained"} if values["task"] == "online" else {}
+    uses = {"train.max_length": "trained"} if TASKS[values["task"]].trains else {}
     if values["reward.kind"] == "model" and not _has_parts(values):
         uses["reward.max_length"] = "scored"
     for path, use in uses.items():
@@ -334,7 +330,8 @@ def _check_judge(values: Mapping[str, Any]) -> Iterable[str]:
         yield f"reward.judge.lowest: got {lowest}, allowed: less than .highest, which is {highest}"
 
 
-def _check_toy(values: Mapping[str, Any]) -> Iterable[str]:
+def check_toy(values: Mapping[str, Any]) -> Iterable[str]:
+    """Yield what is wrong with the toy problem."""
     alphabet = values["toy.alphabet"]
     shortest, longest = max(values["toy.min_letters"], 2), values["toy.max_letters"]
     if not alphabet.isalpha() or len(set(alphabet)) < max(len(alphabet), 2):

@@ -7,9 +7,8 @@ errors of a config and raises them together.
 
 import dataclasses
 import json
-import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -33,21 +32,8 @@ from halos_jax.config.sections import (
     ToyConfig,
     TrainConfig,
 )
+from halos_jax.config.tasks import STAGES, Mode, Task
 from halos_jax.errors import UserError
-
-Task = Literal[
-    "online",
-    "sft",
-    "reward_model",
-    "align",
-    "sample",
-    "label",
-    "eval",
-    "export",
-    "toy_data",
-    "bench",
-    "pipeline",
-]
 
 
 class ConfigError(UserError, ValueError):
@@ -58,7 +44,7 @@ class ConfigError(UserError, ValueError):
 class Config:
     task: Task = "online"
     # "check": look for what is wrong as a start does, without reading weights; nothing is written
-    mode: Literal["run", "check"] = aside("run")
+    mode: Mode = aside("run")
     workdir: str = aside("runs/default", "path")
     seed: int = 0
     progress: bool = aside(True)  # progress bars on the console
@@ -79,10 +65,6 @@ class Config:
     toy: ToyConfig = ToyConfig()
     bench: BenchConfig = BenchConfig()
     pipeline: PipelineConfig = PipelineConfig()
-
-
-# Tasks that a stage of a pipeline may have.
-_STAGES = tuple(task for task in typing.get_args(Task) if task != "pipeline")
 
 
 def default() -> ConfigDict:
@@ -153,7 +135,7 @@ def _pipeline_stages(config: Config) -> Iterable[tuple[str, dict[str, Any]]]:
         return
     for task in config.pipeline.tasks:
         override = config.pipeline.overrides.get(task, {})
-        if task not in _STAGES or not isinstance(override, Mapping):
+        if task not in STAGES or not isinstance(override, Mapping):
             continue
         plain = schema.to_plain(config) | {"task": task, "workdir": f"{config.workdir}/{task}"}
         del plain["pipeline"]
@@ -179,13 +161,13 @@ def _check(config: Config) -> Iterable[str]:
     if config.task == "pipeline" and not tasks:
         yield "pipeline.tasks: got (), allowed: one task or more"
     for name in sorted(set(tasks)):
-        if name not in _STAGES:
-            yield f"pipeline.tasks: got {name!r}, allowed: {', '.join(_STAGES)}"
+        if name not in STAGES:
+            yield f"pipeline.tasks: got {name!r}, allowed: {', '.join(STAGES)}"
         elif tasks.count(name) > 1:
             yield f"pipeline.tasks: got {name!r} twice, but a stage's workdir has the task's name"
     for name, override in config.pipeline.overrides.items():
-        if name not in _STAGES:
-            yield f"pipeline.overrides.{name}: unknown task, allowed: {', '.join(_STAGES)}"
+        if name not in STAGES:
+            yield f"pipeline.overrides.{name}: unknown task, allowed: {', '.join(STAGES)}"
         if not isinstance(override, Mapping):
             yield f"pipeline.overrides.{name}: got {override!r}, allowed: sections of fields"
 

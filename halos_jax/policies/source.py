@@ -17,6 +17,7 @@ from halos_jax import config as config_lib
 from halos_jax.checkpoints.saved import find_record
 from halos_jax.checkpoints.store import read_checkpoints
 from halos_jax.config import Config, ConfigError, ModelConfig, schema
+from halos_jax.config.tasks import TASKS
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.models import lora
 from halos_jax.models.files import hf
@@ -145,7 +146,7 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
 def find_origin(source: Source) -> Config | None:
     """Return the config of the run that trained the policy, past any exports; None if unknown."""
     run = source.run
-    while run is not None and run.task not in ("online", "sft", "reward_model", "align"):
+    while run is not None and not TASKS[run.task].trains:
         path = run.model.path
         run = read_config(Path(path).expanduser()) if is_workdir(path) else None
     return run
@@ -158,7 +159,7 @@ def load_decoder(source: Source, control: Collection[str] = ()) -> tuple[Decoder
     """
     own = source.run.data.control if source.run else ()
     decoder, renderer = start.load_policy(source.settings, {*control, *own})
-    if source.checkpoint is not None and source.run.task == "reward_model":
+    if source.checkpoint is not None and TASKS[source.run.task].policy == "classifier":
         decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
     return decoder, renderer
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config import Config, ConfigError
+from halos_jax.config.tasks import TASKS
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.lengths import Tally, report_positions
 from halos_jax.data.tokenize import make_group_items
@@ -89,7 +90,7 @@ def _make_single_scorer(
         )
     if config.reward.kind == "judge":
         # What is there to be labelled is asked about at once; samples come after hours.
-        is_known = config.task != "label" and probe_judge(config)
+        is_known = TASKS[config.task].samples and probe_judge(config)
         return make_judge_scorer(config, check, is_known=is_known)
     return make_model_scorer(config, mesh, renderer, layouts, name, check)
 

@@ -20,6 +20,7 @@ from typing import Any
 from halos_jax import storage
 from halos_jax.config import Config, ConfigError, places, roles
 from halos_jax.config.rewards import PartConfig, RewardConfig
+from halos_jax.config.tasks import TASKS, is_scored
 from halos_jax.data.records.sources import find_folder, is_taken, may_read
 from halos_jax.models.files import hf
 from halos_jax.policies import source
@@ -36,16 +37,6 @@ logger = logging.getLogger(__name__)
 # Bytes read whole at a start: of each file of a model, and of all data together. The data are read
 # whole anyway a moment later.
 _MODEL_LIMIT, _DATA_LIMIT = 1 << 24, 1 << 29
-
-_TRAINING = ("online", "sft", "reward_model", "align")
-# The fields that a task reads, by their first names; all others are another task's of a pipeline.
-_READ_BY = {
-    "data.train": (*_TRAINING, "sample", "label"),
-    "data.eval": (*_TRAINING, "eval"),
-    "model": (*_TRAINING, "sample", "label", "eval", "export"),
-    "lora": _TRAINING,
-    "eval.reference": ("eval",),
-}
 
 Files = Mapping[str, list[tuple[str, Path]]]  # field -> (name, path) of its files
 
@@ -122,7 +113,8 @@ def list_inputs(config: Config) -> dict[str, list[tuple[str, Path]]]:
             if kind == "source":
                 files = list(_list_data(field, text, Path(config.workdir).resolve()))
             elif kind == "model":
-                files = list(_list_model(text, weights=config.task != "label" or "reward" in field))
+                weights = TASKS[config.task].policy != "tokenizer" or "reward" in field
+                files = list(_list_model(text, weights=weights))
             else:
                 files = [("", Path(text))] if os.path.isfile(text) else []
             found[field] = files
@@ -177,21 +169,10 @@ def _is_read(field: str, config: Config) -> bool:
     if roles.find_mark(Config, field).role == "aside" or field.endswith(".output"):
         return False
     if field.startswith("reward."):
-        return _scores(config) and _is_of_part(field, config)
-    return any(
-        config.task in tasks
-        for name, tasks in _READ_BY.items()
-        if field == name or field.startswith(f"{name}.")
-    )
-
-
-def _scores(config: Config) -> bool:
-    """Tell whether the task asks for rewards."""
-    return (
-        config.task in ("online", "label")
-        or (config.task == "eval" and config.eval.on == "samples")
-        or (config.task == "sample" and config.sampling.best_of)
-    )
+        return is_scored(config) and _is_of_part(field, config)
+    # All other fields are another task's of a pipeline.
+    names = TASKS[config.task].reads
+    return any(field == name or field.startswith(f"{name}.") for name in names)
 
 
 def _is_of_part(field: str, config: Config) -> bool:
@@ -254,7 +235,7 @@ def _list_model(text: str, *, weights: bool) -> Iterator[tuple[str, Path]]:
 def _list_code(config: Config) -> dict[str, list[tuple[str, Path]]]:
     """Return the files of the user's functions, by the field that names them."""
     named = {}
-    if _scores(config):
+    if is_scored(config):
         for prefix, one in _list_rewards(config).items():
             named[f"{prefix}function"] = [one.function] if one.kind == "function" else []
         named["reward.rules"] = list(config.reward.rules)

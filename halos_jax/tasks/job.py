@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
+from halos_jax.config.tasks import TASKS
 from halos_jax.policies.source import Source
 from halos_jax.rewards.scorers import Scorer
 from halos_jax.sampling.sampler import Sampler
@@ -139,4 +140,4 @@ def open_job(config: Config, stop: StopSignal) -> Iterator[Job]:
 
 
 def _data_field(config: Config) -> str:
-    return "data.eval" if config.task == "eval" else "data.train"
+    return TASKS[config.task].data

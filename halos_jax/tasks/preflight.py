@@ -5,6 +5,7 @@ whose last stage would find it hours later, and where only a check is asked for.
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from halos_jax import config as config_lib
 from halos_jax.config import Config, ConfigError
 from halos_jax.config.rewards import RewardConfig
+from halos_jax.config.tasks import TASKS, is_scored, load
 from halos_jax.data import datasets
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.chat.renderer import Renderer
@@ -42,7 +44,13 @@ from halos_jax.tasks import train as single
 from halos_jax.types import Prompt
 from halos_jax.workdir import state as states
 
-_TRAINING = ("online", "sft", "reward_model", "align")
+logger = logging.getLogger(__name__)
+
+
+def run_check(config: Config) -> None:
+    """Do what `mode=check` says: raise all that is wrong together, or say that nothing is."""
+    check_start(config, with_data=True)
+    logger.info("checked: nothing to mend; the weights were not read, and nothing was written")
 
 
 def check_start(config: Config, *, with_data: bool) -> None:
@@ -73,7 +81,7 @@ def check_start(config: Config, *, with_data: bool) -> None:
 
 def _find_errors(config: Config, made: Sequence[Path], with_data: bool) -> Iterable[str]:
     """Yield an error line for each thing that is wrong with a run of one task."""
-    if config.task in ("toy_data", "bench"):
+    if not TASKS[config.task].on_mesh:
         return
     found: list[Any] = []
 
@@ -85,7 +93,7 @@ def _find_errors(config: Config, made: Sequence[Path], with_data: bool) -> Itera
             yield str(error)
 
     yield from attempt(_check_places, config)
-    if _uses_reward(config):
+    if is_scored(config):
         yield from attempt(_check_reward, config, made)
     if is_made(config.model.path, made) or not config.model.path:
         return
@@ -97,12 +105,6 @@ def _find_errors(config: Config, made: Sequence[Path], with_data: bool) -> Itera
 def is_made(path: str, made: Sequence[Path]) -> bool:
     """Tell whether a path lies in a folder that does not exist before the run."""
     return bool(path) and any(Path(path).absolute().is_relative_to(folder) for folder in made)
-
-
-def _uses_reward(config: Config) -> bool:
-    samples = config.task == "eval" and config.eval.on == "samples"
-    best = config.task == "sample" and config.sampling.best_of
-    return config.task in ("online", "label") or samples or best
 
 
 # --------------------------------------------------------------------------- each of its own
@@ -162,7 +164,8 @@ def _check_reward_model(reward: RewardConfig) -> None:
 
 def _load_policy(config: Config) -> tuple[DecoderConfig, Renderer]:
     """Return the decoder and renderer of the policy, of the kind that the task needs."""
-    if config.task in _TRAINING:
+    task = TASKS[config.task]
+    if task.trains:
         path = source.find_model("model.path", config.model.path)
         model = dataclasses.replace(config.model, path=path)
         decoder, renderer = start.load_policy(model, config.data.control)
@@ -173,12 +176,9 @@ def _load_policy(config: Config) -> tuple[DecoderConfig, Renderer]:
         decoder, renderer = source.load_decoder(
             source.find_source(config.model), config.data.control
         )
-    scores = config.task == "reward_model" or (
-        config.task == "eval"
-        and config.eval.on == "feedback"
-        and get_loss(config.loss).needs == "scores"
-    )
-    if not scores and config.task not in ("export", "label"):
+    by_feedback = config.task == "eval" and config.eval.on == "feedback"
+    scores = by_feedback and get_loss(config.loss).needs == "scores"
+    if task.policy == "language" and not scores:
         start.refuse_classifier(decoder, config.model.path)
     return decoder, renderer
 
@@ -186,47 +186,74 @@ def _load_policy(config: Config) -> tuple[DecoderConfig, Renderer]:
 def _check_data(
     config: Config, decoder: DecoderConfig, renderer: Renderer, made: Sequence[Path]
 ) -> None:
-    """Read and render the data as the task does."""
-    data = config.data
+    """Read and render the data as the task does, unless a stage before makes them."""
+    data, check = config.data, TASKS[config.task].check_data
     if any(is_made(path, made) for path in (*data.train.split(","), *data.eval.split(","))):
         return
-    train, held_out = datasets.select_train(data, config.seed), datasets.select_eval(data)
-    limited = SimpleNamespace(settings=config.sampling, renderer=renderer, decoder=decoder)
-    if config.task == "online":
-        prompts = _order_prompts(config, renderer, config.rounds.total_prompts)
-        others = _take_held_out(config, renderer) if data.eval else []
-        datasets.refuse_overlap(prompts, others)
-        check_records(config.reward, [*prompts, *others])
-        rounds, skip = config.rounds, config.rounds.num_skip
-        budget = Budget(rounds.total_prompts, rounds.prompts_per_round, skip)
-        refuse_no_rounds(budget, len(prompts))
-        used = prompts[skip : skip + rounds.total_prompts]
-        cuts.check_prompts(limited, (data.train, used), (data.eval, others))
-    elif config.task == "sample":
-        ordered = _order_prompts(config, renderer, config.sampling.num_prompts)
-        prompts = sample_task.select_prompts(config, ordered)
-        cuts.check_prompts(limited, (data.train, prompts))
-        if config.sampling.format == "alpacaeval":
-            for prompt in prompts:
-                sample_task.read_instruction(prompt)
-        if config.sampling.best_of:
-            check_records(config.reward, prompts)
-    elif config.task == "eval" and config.eval.on == "samples":
-        prompts = _take_held_out(config, renderer)
+    if check:
+        load(check)(config, decoder, renderer)
+
+
+def check_online_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
+    """Check the prompts of all rounds, and the held-out ones."""
+    data = config.data
+    prompts = _order_prompts(config, renderer, config.rounds.total_prompts)
+    others = _take_held_out(config, renderer) if data.eval else []
+    datasets.refuse_overlap(prompts, others)
+    check_records(config.reward, [*prompts, *others])
+    rounds, skip = config.rounds, config.rounds.num_skip
+    budget = Budget(rounds.total_prompts, rounds.prompts_per_round, skip)
+    refuse_no_rounds(budget, len(prompts))
+    used = prompts[skip : skip + rounds.total_prompts]
+    limited = _limit(config, decoder, renderer)
+    cuts.check_prompts(limited, (data.train, used), (data.eval, others))
+
+
+def check_sampled_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
+    """Check the prompts that are sampled."""
+    ordered = _order_prompts(config, renderer, config.sampling.num_prompts)
+    prompts = sample_task.select_prompts(config, ordered)
+    cuts.check_prompts(_limit(config, decoder, renderer), (config.data.train, prompts))
+    if config.sampling.format == "alpacaeval":
+        for prompt in prompts:
+            sample_task.read_instruction(prompt)
+    if config.sampling.best_of:
         check_records(config.reward, prompts)
-        cuts.check_prompts(limited, (data.eval, prompts))
-    elif config.task == "label":
-        samples = label_task.read_all_samples(data.train, data.train_split, train.edits)
-        check_records(config.reward, [one.prompt for one in samples])
-    elif config.task != "export":
-        loss = get_loss(config.loss) if config.task == "eval" else single.choose_loss(config)
-        sources = [(data.eval, held_out)] if data.eval else []
-        if config.task != "eval":
-            sources.append((data.train, train))
-        for path, selection in sources:
-            single.load_fixed_items(
-                config, loss, renderer, path, selection, positions=decoder.max_positions
-            )
+
+
+def check_held_out_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
+    """Check the held-out prompts, or feedback."""
+    if config.eval.on == "feedback":
+        check_fixed_data(config, decoder, renderer)
+        return
+    prompts = _take_held_out(config, renderer)
+    check_records(config.reward, prompts)
+    cuts.check_prompts(_limit(config, decoder, renderer), (config.data.eval, prompts))
+
+
+def check_labelled_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
+    """Check the samples that are labelled."""
+    data = config.data
+    edits = datasets.select_train(data, config.seed).edits
+    samples = label_task.read_all_samples(data.train, data.train_split, edits)
+    check_records(config.reward, [one.prompt for one in samples])
+
+
+def check_fixed_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
+    """Check the records that the loss is computed on: of training, and held-out ones."""
+    data, trains = config.data, TASKS[config.task].trains
+    loss = single.choose_loss(config) if trains else get_loss(config.loss)
+    sources = [(data.eval, datasets.select_eval(data))] if data.eval else []
+    if trains:
+        sources.append((data.train, datasets.select_train(data, config.seed)))
+    for path, selection in sources:
+        single.load_fixed_items(
+            config, loss, renderer, path, selection, positions=decoder.max_positions
+        )
+
+
+def _limit(config: Config, decoder: DecoderConfig, renderer: Renderer) -> SimpleNamespace:
+    return SimpleNamespace(settings=config.sampling, renderer=renderer, decoder=decoder)
 
 
 def _order_prompts(config: Config, renderer: Renderer, count: int) -> list[Prompt]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from halos_jax import sharding, storage
 from halos_jax.checkpoints.store import Checkpoints, open_checkpoints
 from halos_jax.config import Config
+from halos_jax.config.tasks import TASKS
 from halos_jax.data.chat.closing import close_items
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.datasets import Selection, select_eval, select_train, warn_of_benchmarks
@@ -35,9 +36,6 @@ from halos_jax.workdir import state as states
 from halos_jax.workdir.interrupt import StopSignal
 
 logger = logging.getLogger(__name__)
-
-# Tasks whose objective is not the config's to choose; its hyperparameters are.
-_FIXED_LOSSES = {"sft": "sft", "reward_model": "bradley-terry"}
 
 
 def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
@@ -232,7 +230,7 @@ def choose_loss(config: Config) -> Loss:
     Then the config's hyperparameters are used where they are those of that loss. In a pipeline
     they may be those of a later stage.
     """
-    name = _FIXED_LOSSES.get(config.task, config.loss["name"])
+    name = TASKS[config.task].loss or config.loss["name"]
     return get_loss(config.loss if config.loss["name"] == name else {"name": name})
 
 

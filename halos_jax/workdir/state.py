@@ -22,6 +22,7 @@ from typing import Any
 
 from halos_jax import config as config_lib
 from halos_jax import processes, sharding, storage
+from halos_jax.config.tasks import TASKS, Task
 from halos_jax.errors import UserError
 from halos_jax.workdir import changes, intact
 from halos_jax.workdir import ledger as ledgers
@@ -31,16 +32,7 @@ from halos_jax.workdir.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("sample", "score", "feedback", "train", "evaluate")
-FIRST_STAGES = ("evaluate",)  # of round 0: the SFT policy on the held-out prompts
-# Of the tasks that stand alone, whose one manifest lies in the workdir itself.
-TASK_STAGES = {
-    "sample": ("sample", "score", "write"),
-    "label": ("score", "feedback"),
-    "eval": ("evaluate",),
-    "export": ("export",),
-}
-
+STAGES = TASKS["online"].stages
 VERSION = 2
 _READABLE = (1, 2)  # 1: of a run without a ledger, otherwise the same
 
@@ -173,9 +165,9 @@ def join_run(config: config_lib.Config) -> RunInfo:
     return info or open_run(config.workdir, config, is_writer=False)
 
 
-def _find_remade(task: str) -> tuple[str, ...]:
+def _find_remade(task: Task) -> tuple[str, ...]:
     """Return the folders of a workdir that a task makes again where they are damaged."""
-    return () if task == "export" else ("final",)
+    return TASKS[task].remakes
 
 
 def begin_segment(info: RunInfo, *, grown: Mapping[str, Any] | None = None, **where: Any) -> None:
@@ -253,9 +245,8 @@ def _lock_workdir(workdir: Path) -> int:
 
 def stages_of(round: int, task: str = "online") -> tuple[str, ...]:
     """Return the stages of `round`, or of a task that stands alone, in order."""
-    if task in TASK_STAGES:
-        return TASK_STAGES[task]
-    return STAGES if round else FIRST_STAGES
+    spec = next((spec for name, spec in TASKS.items() if name == task), TASKS["online"])
+    return spec.stages if round or not spec.first_stages else spec.first_stages
 
 
 def load_manifest(folder: str | Path) -> Manifest | None:

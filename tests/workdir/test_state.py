@@ -237,7 +237,7 @@ def test_two_jobs_never_share_a_workdir(tmp_path):
         import sys
         from halos_jax.config import Config
         from halos_jax import storage
-        from halos_jax.rounds import state
+        from halos_jax.workdir import state
         try:
             state.open_run(sys.argv[1], Config())
         except storage.WorkdirError as error:
