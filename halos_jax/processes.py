@@ -1,10 +1,13 @@
-"""Several processes of one job: what the first does for all, and how they leave."""
+"""Several processes of one job: what they do and decide together, and how they leave."""
 
+import json
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from halos_jax import sharding
 from halos_jax.errors import UserError
@@ -47,6 +50,78 @@ def run_on_first(action: Callable[[], _Result]) -> _Result | None:
     if failed:
         raise OtherProcessError("process 0 of the job has stopped; its log says why")
     return result
+
+
+def run_on_all(action: Callable[[], _Result], *kinds: type[UserError]) -> _Result:
+    """Return what `action` gives on every process; where it fails on one, it fails on all.
+
+    To be called by all of them, for what each does by itself and one may fail at: no process then
+    waits for another that has given up, and all go on from the same error. `action` must not wait
+    for other processes itself.
+
+    Raises:
+      as `fail_together`.
+    """
+    try:
+        result = action()
+    except Exception as error:
+        fail_together(error, *kinds)
+        raise
+    fail_together(None, *kinds)
+    return result
+
+
+def fail_together(error: Exception | None, *kinds: type[UserError]) -> None:
+    """Raise one error on all processes of the job, if one of them calls this with one.
+
+    Args:
+      kinds: errors that all raise alike, the worst last. Any other is worse, and is raised where
+        it has happened.
+
+    Raises:
+      The worst error, and of several the one of the first process; in the place of one that is not
+      of `kinds`, an OtherProcessError on the other processes.
+    """
+    if jax.process_count() == 1:
+        if error is not None:
+            raise error
+        return
+    rank = 0
+    if error is not None:
+        rank = kinds.index(type(error)) + 1 if type(error) in kinds else len(kinds) + 1
+    ranks = np.asarray(multihost_utils.process_allgather(np.int32(rank))).reshape(-1)
+    worst, first = int(ranks.max()), int(ranks.argmax())
+    if worst == 0:
+        return
+    if worst <= len(kinds):
+        message = take_text(str(error), first)
+        raise kinds[worst - 1](message) from error
+    if error is not None and rank == worst:
+        raise error
+    raise OtherProcessError(f"process {first} of the job has stopped; its log says why")
+
+
+def take_text(text: str, process: int = 0) -> str:
+    """Return the text with which `process` calls this on all processes, which all call it."""
+    if jax.process_count() == 1:
+        return text
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(data.size))).reshape(-1)
+    padded = np.zeros([max(int(sizes.max()), 1)], np.uint8)
+    padded[: data.size] = data
+    gathered = np.asarray(multihost_utils.process_allgather(padded))
+    return gathered[process, : sizes[process]].tobytes().decode()
+
+
+def decide_on_first(action: Callable[[], Any], *kinds: type[UserError]) -> Any:
+    """Return the JSON value that `action` gives on the first process, on all of them.
+
+    All call this, and `action` runs on each, so that one which cannot do it is heard of.
+
+    Raises:
+      as `run_on_all`.
+    """
+    return json.loads(take_text(json.dumps(run_on_all(action, *kinds))))
 
 
 def leave(seconds: float = _PATIENCE) -> bool:

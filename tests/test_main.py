@@ -10,7 +10,7 @@ from absl import app
 
 from halos_jax import config as config_lib
 from halos_jax import devices, main
-from halos_jax.checkpoints.store import CheckpointError
+from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.cli.overrides import apply_overrides, split_overrides
 from halos_jax.config import (
     Config,

@@ -1,11 +1,22 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from halos_jax import sharding
 from halos_jax.errors import UserError
-from halos_jax.processes import OtherProcessError, explain_loss, leave, run_on_first
+from halos_jax.processes import (
+    OtherProcessError,
+    decide_on_first,
+    explain_loss,
+    leave,
+    run_on_all,
+    run_on_first,
+    take_text,
+)
 
 
 @pytest.fixture
@@ -45,6 +56,103 @@ def test_the_others_hear_whether_the_first_has_failed(job):
     job(1, failed=True)
     with pytest.raises(OtherProcessError, match="process 0 of the job has stopped"):
         run_on_first(fail)
+
+
+@pytest.fixture
+def run_both(monkeypatch):
+    """Return what runs a function of the process's number as two processes, threads here."""
+    barrier, place, box = threading.Barrier(2, timeout=20), threading.local(), [None, None]
+
+    def gather(value):
+        box[place.number] = np.asarray(value)
+        barrier.wait()
+        found = np.stack(box)
+        barrier.wait()
+        return found
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+
+    def run(function):
+        def run_one(number):
+            place.number = number
+            try:
+                return function(number)
+            except Exception as error:
+                return error
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(run_one, range(2)))
+
+    return run
+
+
+class SmallError(UserError):
+    pass
+
+
+class LargeError(UserError):
+    pass
+
+
+def raiser(number, error_of):
+    def action():
+        if number in error_of:
+            raise error_of[number]
+        return number
+
+    return lambda: run_on_all(action, SmallError, LargeError)
+
+
+@pytest.mark.parametrize(
+    ("errors", "kind", "text"),
+    [
+        ({0: SmallError("one")}, SmallError, "one"),
+        ({1: SmallError("other")}, SmallError, "other"),
+        ({0: SmallError("one"), 1: SmallError("other")}, SmallError, "one"),
+        ({0: SmallError("one"), 1: LargeError("worse")}, LargeError, "worse"),
+    ],
+)
+def test_what_fails_on_one_fails_on_all_with_one_message(run_both, errors, kind, text):
+    found = run_both(lambda number: raiser(number, errors)())
+    assert [(type(one), str(one)) for one in found] == [(kind, text)] * 2
+
+
+def test_other_errors_are_raised_where_they_happen(run_both):
+    errors = {0: SmallError("one"), 1: MemoryError("none left")}
+    first, second = run_both(lambda number: raiser(number, errors)())
+    assert type(second) is MemoryError
+    assert type(first) is OtherProcessError and "process 1 of the job has stopped" in str(first)
+
+
+def test_all_decide_as_the_first(run_both):
+    assert run_both(lambda number: raiser(number, {})()) == [0, 1]
+    assert (
+        run_both(lambda number: decide_on_first(lambda: [number, None, "x"]))
+        == [[0, None, "x"]] * 2
+    )
+    texts = ("", "längst")
+    assert run_both(lambda number: take_text(texts[number])) == [""] * 2
+    assert run_both(lambda number: take_text(texts[number], 1)) == ["längst"] * 2
+    found = run_both(lambda number: decide_on_first(raiser_of_one(number), SmallError))
+    assert [str(one) for one in found] == ["second"] * 2, "not decided where one cannot"
+
+
+def raiser_of_one(number):
+    def action():
+        if number:
+            raise SmallError("second")
+        return 7
+
+    return action
+
+
+def test_alone_errors_are_what_they_are():
+    error = KeyError("x")
+    with pytest.raises(KeyError) as caught:
+        raiser(0, {0: error})()
+    assert caught.value is error
+    assert decide_on_first(lambda: 7) == 7 and take_text("x") == "x"
 
 
 def test_who_leaves_waits_for_the_others_for_a_while(job, monkeypatch):

@@ -7,14 +7,17 @@ it is found again whatever the mesh on which the array is restored:
 """
 
 import concurrent.futures
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import xxhash
 from jax.experimental import multihost_utils
+
+from halos_jax import processes
 
 Bounds = tuple[tuple[int, int], ...]
 Sums = Mapping[str, Sequence[tuple[Any, str]]]  # name -> (bounds, checksum) of its chunks
@@ -31,10 +34,21 @@ def compute(arrays: Mapping[str, jax.Array]) -> dict[str, list[tuple[Bounds, str
         name: one if isinstance(one, jax.Array) else jnp.asarray(one)
         for name, one in arrays.items()
     }
+    chunks = [(name, bounds) for name, one in arrays.items() for bounds in _list_chunks(one)]
+    found = _add_over_processes(processes.run_on_all(lambda: _hash_own(arrays, chunks)))
+    sums: dict[str, list[tuple[Bounds, str]]] = {name: [] for name in arrays}
+    for (name, bounds), value in zip(chunks, found, strict=True):
+        sums[name].append((bounds, f"{int(value):016x}"))
+    return sums
+
+
+def _hash_own(
+    arrays: Mapping[str, jax.Array], chunks: Sequence[tuple[str, Bounds]]
+) -> npt.NDArray[np.uint64]:
+    """Return the checksums of those chunks that this process is to read, 0 for the others."""
     for array in arrays.values():
         for shard in _own_shards(array):
             shard.data.copy_to_host_async()
-    chunks = [(name, bounds) for name, one in arrays.items() for bounds in _list_chunks(one)]
     place = {chunk: index for index, chunk in enumerate(chunks)}
     found = np.zeros([len(chunks)], np.uint64)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -45,11 +59,7 @@ def compute(arrays: Mapping[str, jax.Array]) -> dict[str, list[tuple[Bounds, str
                 pending[index] = pool.submit(_hash, np.asarray(shard.data))
         for index, future in pending.items():
             found[index] = future.result()
-    found = _add_over_processes(found)
-    sums: dict[str, list[tuple[Bounds, str]]] = {name: [] for name in arrays}
-    for (name, bounds), value in zip(chunks, found, strict=True):
-        sums[name].append((bounds, f"{int(value):016x}"))
-    return sums
+    return found
 
 
 def find_wrong(arrays: Mapping[str, jax.Array | np.ndarray], sums: Sums) -> list[str]:
@@ -59,18 +69,35 @@ def find_wrong(arrays: Mapping[str, jax.Array | np.ndarray], sums: Sums) -> list
     whole; an array that was cut otherwise is brought together first.
     """
     names = sorted(arrays.keys() & sums.keys())
-    wrong = np.zeros([len(names)], np.uint64)
+    wrong, failure = np.zeros([len(names)], np.uint64), None
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         for index, name in enumerate(names):
             # One array at a time: each is a copy in the host's memory.
-            checks = [
-                (pool.submit(_hash, chunk), expected)
-                for chunk, expected in _own_chunks(arrays[name], sums[name])
-            ]
-            wrong[index] = sum(check.result() != int(text, 16) for check, text in checks)
+            array, wanted = arrays[name], _to_wanted(sums[name])
+            if isinstance(array, jax.Array) and _is_cut_otherwise(array, wanted):
+                array = _bring_together(array)  # which all processes do, whatever has failed
+            try:
+                checks = [
+                    (pool.submit(_hash, chunk), expected)
+                    for chunk, expected in _own_chunks(array, wanted)
+                ]
+                wrong[index] = sum(check.result() != expected for check, expected in checks)
+            except Exception as error:
+                failure = failure or error
     if any(isinstance(array, jax.Array) for array in arrays.values()):
+        processes.fail_together(failure)
         wrong = _add_over_processes(wrong)
+    elif failure is not None:
+        raise failure
     return [name for name, count in zip(names, wrong, strict=True) if count]
+
+
+def _to_wanted(sums: Sequence[tuple[Any, str]]) -> dict[Bounds, int]:
+    """Return the chunks of an array with their checksums, from what a record says of them."""
+    return {
+        tuple((int(start), int(stop)) for start, stop in bounds): int(text, 16)
+        for bounds, text in sums
+    }
 
 
 def _own_shards(array: jax.Array) -> list[Any]:
@@ -86,27 +113,34 @@ def _to_bounds(index: Sequence[slice], shape: Sequence[int]) -> Bounds:
     return tuple(one.indices(size)[:2] for one, size in zip(index, shape, strict=True))
 
 
-def _own_chunks(array: jax.Array | np.ndarray, sums: Sequence) -> Iterator[tuple[np.ndarray, str]]:
+def _find_holders(array: jax.Array, wanted: Iterable[Bounds]) -> dict[Bounds, Any]:
+    """Return, for each chunk, the first device that holds all of it, or None."""
+    indices = array.sharding.devices_indices_map(array.shape)
+    return {bounds: _find_holder(bounds, indices, array.shape) for bounds in wanted}
+
+
+def _is_cut_otherwise(array: jax.Array, wanted: Iterable[Bounds]) -> bool:
+    """Tell whether some chunk lies on no device whole; the same on every process."""
+    return None in _find_holders(array, wanted).values()
+
+
+def _own_chunks(
+    array: jax.Array | np.ndarray, wanted: Mapping[Bounds, int]
+) -> Iterator[tuple[np.ndarray, int]]:
     """Yield (chunk, its checksum) for the chunks that this process is to look at."""
-    wanted = [(tuple(map(tuple, bounds)), expected) for bounds, expected in sums]
     if isinstance(array, np.ndarray):
-        yield from ((_cut(array, bounds), expected) for bounds, expected in wanted)
+        yield from ((_cut(array, bounds), expected) for bounds, expected in wanted.items())
         return
-    holders = {
-        bounds: _find_holder(bounds, array.sharding.devices_indices_map(array.shape), array.shape)
-        for bounds, _ in wanted
-    }
-    if None in holders.values():
-        whole = _bring_together(array)
-        yield from ((_cut(whole, bounds), expected) for bounds, expected in wanted)
-        return
+    holders = _find_holders(array, wanted)
     for shard in array.addressable_shards:
-        held = [one for one in wanted if holders[one[0]] == shard.device]
-        data = _fetch(shard.data) if held else None
+        held = [bounds for bounds in wanted if holders[bounds] == shard.device]
+        if not held:
+            continue
+        data = _fetch(shard.data)
         first = [start for start, _ in _to_bounds(shard.index, array.shape)]
-        for bounds, expected in held:
+        for bounds in held:
             inside = [(a - skip, b - skip) for (a, b), skip in zip(bounds, first, strict=True)]
-            yield _cut(data, tuple(inside)), expected
+            yield _cut(data, tuple(inside)), wanted[bounds]
 
 
 def _find_holder(bounds: Bounds, indices: Mapping[Any, Any], shape: Sequence[int]) -> Any:
@@ -121,7 +155,7 @@ def _find_holder(bounds: Bounds, indices: Mapping[Any, Any], shape: Sequence[int
 def _bring_together(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
         return _fetch(array)
-    return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def _fetch(array: jax.Array) -> np.ndarray:
@@ -139,13 +173,16 @@ def _cut(array: np.ndarray, bounds: Bounds) -> np.ndarray:
 
 def _hash(chunk: np.ndarray) -> int:
     flat = np.ascontiguousarray(chunk).reshape(-1)
-    return xxhash.xxh3_64_intdigest(flat.view(np.uint8) if flat.size else b"")
+    return xxhash.xxh3_64_intdigest(flat.view(np.uint8).data if flat.size else b"")
 
 
-def _add_over_processes(values: np.ndarray) -> np.ndarray:
+def _add_over_processes(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Add up what the processes have found, each in places of its own."""
     if jax.process_count() == 1:
         return values
     halves = np.ascontiguousarray(values).view(np.uint32)  # jax has no 64 bits
     gathered = multihost_utils.process_allgather(halves)
-    return np.bitwise_or.reduce(np.asarray(gathered), axis=0).view(np.uint64)
+    joined: npt.NDArray[np.uint64] = np.bitwise_or.reduce(np.asarray(gathered), axis=0).view(
+        np.uint64
+    )
+    return joined

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -57,6 +58,18 @@ class Shelf:
             for path in self.folder.iterdir():
                 if _LEFTOVER.fullmatch(path.name) and not path.is_symlink():
                     shutil.rmtree(path)
+
+    def sync(self, save_id: int) -> None:
+        """Put a checkpoint that is complete on the disk, against loss of power."""
+        if self.is_writer:
+            # Orbax syncs the array files, but not the names and the JSON.
+            folder = self.path(save_id)
+            for path in (*folder.rglob("*"), folder, self.folder):
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def note(self, save_id: int) -> None:
         """Record a checkpoint that is complete."""

@@ -10,10 +10,10 @@ Older checkpoints go only when a newer one has been verified. The `keep` newest 
 stay; one taken inside a stage (`round_state["in_stage"]` true) goes with the next verified one.
 """
 
+import functools
 import logging
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from halos_jax import sharding, storage
-from halos_jax.checkpoints import checksums, saved
+from halos_jax import processes
+from halos_jax.checkpoints import checksums, failures, saved
 from halos_jax.checkpoints.arrays import compare_arrays, describe_array, name_arrays
+from halos_jax.checkpoints.failures import CheckpointError, DamagedError
 from halos_jax.checkpoints.saved import Saved
 from halos_jax.checkpoints.shelf import Shelf
-from halos_jax.errors import UserError
+from halos_jax.storage import WorkdirError
 from halos_jax.workdir.ledger import Ledger, no_ledger
 
 logger = logging.getLogger(__name__)
@@ -37,12 +38,8 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 3600
 
 
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint is missing, incomplete, unreadable or of another structure."""
-
-
-class DamagedError(CheckpointError):
-    """A checkpoint is not as it was written; one before it may do."""
+# What all processes of a job raise alike where one of them fails, the worst last.
+_KINDS = (DamagedError, CheckpointError, WorkdirError)
 
 
 def open_checkpoints(
@@ -79,15 +76,16 @@ class Checkpoints:
         self._pending: int | None = None
         is_writer = jax.process_index() == 0 and not read_only
         self._shelf = Shelf(self._folder, keep, self._ledger, is_writer)
-        self._shelf.clear()
-        sharding.wait_for_all("open checkpoints")
+        processes.run_on_all(self._shelf.clear, *_KINDS)
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
                 state=ocp.PyTreeCheckpointHandler(), round=ocp.JsonCheckpointHandler()
             ),
             timeout_secs=_TIMEOUT_SECONDS,
         )
-        self._next = self._shelf.next_id()
+        # Reads without waiting for the other processes, of which one may fail.
+        self._reader = ocp.PyTreeCheckpointHandler()
+        self._next: int = processes.decide_on_first(self._shelf.next_id, *_KINDS)
 
     # ------------------------------------------------------------------- writing
 
@@ -140,12 +138,9 @@ class Checkpoints:
             self._checkpointer.wait_until_finished()
         except Exception as error:
             raise self._write_failed(save_id, error) from error
-        if self._shelf.is_writer:
-            _sync_tree(self._shelf.path(save_id))
+        processes.run_on_all(lambda: self._shelf.sync(save_id), *_KINDS)
         self.verify(save_id)
-        self._shelf.note(save_id)
-        sharding.wait_for_all("verify checkpoint")
-        self._shelf.prune(save_id)
+        processes.run_on_all(lambda: self._settle(save_id), *_KINDS)
 
     def verify(self, save_id: int) -> None:
         """Check that a checkpoint is complete and readable.
@@ -156,6 +151,9 @@ class Checkpoints:
         Raises:
           CheckpointError: saying what is wrong.
         """
+        processes.run_on_all(lambda: self._verify(save_id), *_KINDS)
+
+    def _verify(self, save_id: int) -> None:
         record, found = self._read_record(save_id), self._read_specs(save_id)
         wrong = compare_arrays(record.arrays, found, "saved", "found")
         if wrong:
@@ -163,7 +161,8 @@ class Checkpoints:
         smallest = min(found, key=lambda name: math.prod(found[name][0]), default=None)
         if smallest is not None:
             shape, dtype = found[smallest]
-            self._read_arrays(save_id, {smallest: np.empty(shape, jax.numpy.dtype(dtype))})
+            wanted = {smallest: np.empty(shape, jax.numpy.dtype(dtype))}
+            self._refuse_changed(save_id, self._read_arrays(save_id, wanted), record.sums)
 
     def close(self) -> None:
         """Finish the save under way and stop Orbax's threads."""
@@ -176,12 +175,12 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """Return the id of the newest complete checkpoint, or None."""
-        ids = self._shelf.ids()
+        ids = self._list_ids()
         return ids[-1] if ids else None
 
     def find(self, save_id: int | None = None) -> int:
         """Return `save_id`, or the newest; CheckpointError, listing what there is, without it."""
-        ids = self._shelf.ids()
+        ids = self._list_ids()
         if save_id is None and ids:
             return ids[-1]
         if save_id not in ids:
@@ -197,8 +196,10 @@ class Checkpoints:
         Raises:
           CheckpointError: where there is no such checkpoint or it is unreadable.
         """
-        whole = [one for one in self._shelf.ids() if not self._shelf.check(one)] or [None]
-        return self._read_record(self.find(save_id or whole[-1])).round_state
+        if save_id is None:
+            save_id = processes.decide_on_first(self._find_newest_whole, *_KINDS)
+        chosen = self.find(save_id)
+        return processes.run_on_all(lambda: dict(self._read_record(chosen).round_state), *_KINDS)
 
     def restore(
         self, abstract_state: Any, save_id: int | None = None
@@ -216,7 +217,7 @@ class Checkpoints:
         save_id = self.find(save_id)
         self.verify(save_id)
         state = self._restore_matching(save_id, abstract_state, prefix="")
-        return state, self._read_record(save_id).round_state
+        return state, self.read_round_state(save_id)
 
     def restore_params(self, abstract_params: Any, save_id: int | None = None) -> Any:
         """Return only `state.params` of a checkpoint (default: the newest).
@@ -236,7 +237,8 @@ class Checkpoints:
         """
         save_id = self.find(save_id)
         self.verify(save_id)
-        if not any(name.startswith("ema/") for name in self._read_specs(save_id)):
+        specs = processes.run_on_all(lambda: self._read_specs(save_id), *_KINDS)
+        if not any(name.startswith("ema/") for name in specs):
             return self._restore_matching(save_id, abstract_params, prefix="params/", skip="value/")
         wide = jax.tree.map(lambda leaf: leaf.update(dtype=np.float32), abstract_params)
         average = self._restore_matching(save_id, wide, prefix="ema/")
@@ -251,25 +253,19 @@ class Checkpoints:
         Raises:
           CheckpointError: where there was a checkpoint and none is whole, or as `restore`.
         """
-        gone, damaged = self._shelf.missing(), {}
-        for save_id in reversed(self._shelf.ids()):
+        gone, ids = processes.decide_on_first(
+            lambda: [self._shelf.missing(), self._shelf.ids()], *_KINDS
+        )
+        damaged: dict[int, DamagedError] = {}
+        for save_id in reversed(ids):
             try:
-                wrong = self._shelf.check(save_id)
-                if wrong:
-                    raise self._unreadable(save_id, wrong)
+                processes.run_on_all(functools.partial(self._check, save_id), *_KINDS)
                 found = self.restore(abstract_state, save_id)
             except DamagedError as error:
                 damaged[save_id] = error
                 continue
-            self._shelf.note(save_id)  # a process was killed between its end and its line
-            self._shelf.prune(save_id)
-            self._shelf.forget(gone)
-            for other, error in damaged.items():
-                logger.warning("%s", error)
-                self._shelf.set_aside(other)
-            if damaged or (gone and gone[-1] > save_id):
-                logger.warning("going on from %s instead", self._shelf.path(save_id))
-            sharding.wait_for_all("choose a checkpoint")
+            settle = functools.partial(self._settle, save_id, gone, damaged)
+            processes.run_on_all(settle, *_KINDS)
             return found
         if damaged:
             raise damaged[max(damaged)]
@@ -282,11 +278,45 @@ class Checkpoints:
 
     def find_round_end(self, round: int) -> int | None:
         """Return the id of the newest checkpoint that was taken at the end of `round`, or None."""
-        for save_id in reversed(self._shelf.ids()):
-            state = self.read_round_state(save_id)
-            if state.get("round") == round and not state.get("in_stage"):
-                return save_id
-        return None
+
+        def find() -> int | None:
+            for save_id in reversed(self._shelf.ids()):
+                state = self._read_record(save_id).round_state
+                if state.get("round") == round and not state.get("in_stage"):
+                    return save_id
+            return None
+
+        chosen: int | None = processes.decide_on_first(find, *_KINDS)
+        return chosen
+
+    def _list_ids(self) -> list[int]:
+        """Return the ids of all checkpoints, as the first process sees them."""
+        return list(processes.decide_on_first(self._shelf.ids, *_KINDS))
+
+    def _find_newest_whole(self) -> int | None:
+        whole = [one for one in self._shelf.ids() if not self._shelf.check(one)]
+        return whole[-1] if whole else None
+
+    def _check(self, save_id: int) -> None:
+        wrong = self._shelf.check(save_id)
+        if wrong:
+            raise self._unreadable(save_id, wrong)
+
+    def _settle(
+        self,
+        save_id: int,
+        gone: Sequence[int] = (),
+        damaged: Mapping[int, DamagedError] | None = None,
+    ) -> None:
+        """Record a checkpoint that is whole, and let go of those that it stands for."""
+        self._shelf.note(save_id)  # where a process was killed between its end and its line, too
+        self._shelf.prune(save_id)
+        self._shelf.forget(gone)
+        for other, error in (damaged or {}).items():
+            logger.warning("%s", error)
+            self._shelf.set_aside(other)
+        if damaged or (gone and gone[-1] > save_id):
+            logger.warning("going on from %s instead", self._shelf.path(save_id))
 
     # ------------------------------------------------------------------- inside a checkpoint
 
@@ -308,23 +338,22 @@ class Checkpoints:
         self, save_id: int, abstract: Any, *, prefix: str, skip: str | None = None
     ) -> Any:
         wanted = {prefix + name: leaf for name, leaf in name_arrays(abstract).items()}
-        saved = self._read_specs(save_id)
         left = f"{prefix}{skip}" if skip else "\0"
-        found = {
-            name: spec
-            for name, spec in saved.items()
-            if name.startswith(prefix) and not name.startswith(left)
-        }
-        specs = {name: describe_array(leaf) for name, leaf in wanted.items()}
-        wrong = compare_arrays(specs, found, "this run", "checkpoint")
-        if wrong:
-            raise CheckpointError(
-                f"{self._shelf.path(save_id)} does not fit this run: {len(wrong)} array(s) differ:"
-                + "\n"
-                + "\n".join(f"  - {line}" for line in wrong)
-                + "\nuse the model and optimizer that wrote it, or another workdir"
-            )
-        arrays = self._read_arrays(save_id, wanted)
+
+        def read() -> tuple[dict[str, Any], checksums.Sums]:
+            found = {
+                name: spec
+                for name, spec in self._read_specs(save_id).items()
+                if name.startswith(prefix) and not name.startswith(left)
+            }
+            specs = {name: describe_array(leaf) for name, leaf in wanted.items()}
+            wrong = compare_arrays(specs, found, "this run", "checkpoint")
+            if wrong:
+                raise failures.explain_mismatch(self._shelf.path(save_id), wrong)
+            return self._read_arrays(save_id, wanted), self._read_record(save_id).sums
+
+        arrays, sums = processes.run_on_all(read, *_KINDS)
+        self._refuse_changed(save_id, arrays, sums)
         # The names decide which array goes where, not the order in which Orbax returns them.
         return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
 
@@ -343,57 +372,23 @@ class Checkpoints:
             nested, restore_args=jax.tree.map(target, nested), partial_restore=True
         )
         try:
-            restored = self._checkpointer.restore(
-                self._shelf.path(save_id), args=ocp.args.Composite(state=arguments)
-            )
+            restored = self._reader.restore(self._shelf.path(save_id) / "state", args=arguments)
         except Exception as error:
-            if _is_out_of_memory(error):
+            if failures.is_out_of_memory(error):
                 raise
             raise self._unreadable(save_id, f"{type(error).__name__}: {error}") from error
-        arrays = traverse_util.flatten_dict(restored.state, sep="/")
-        wrong = checksums.find_wrong(arrays, self._read_record(save_id).sums)
+        return dict(traverse_util.flatten_dict(restored, sep="/"))
+
+    def _refuse_changed(
+        self, save_id: int, arrays: Mapping[str, Any], sums: checksums.Sums
+    ) -> None:
+        wrong = checksums.find_wrong(arrays, sums)
         if wrong:
             listed = ", ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")
             raise self._unreadable(save_id, f"{len(wrong)} array(s) have changed: {listed}")
-        return arrays
 
     def _unreadable(self, save_id: int, reason: str) -> DamagedError:
-        others = [f"{other:08d}" for other in self._shelf.ids() if other != save_id]
-        left = f"there are others: {', '.join(others)}" if others else "no other one is left"
-        return DamagedError(
-            f"{self._shelf.path(save_id)} is incomplete or corrupt ({_shorten(reason)}); {left}; "
-            "put its files back, or start a new run with --config.workdir=DIR"
-        )
+        return failures.explain_damage(self._shelf, save_id, reason)
 
     def _write_failed(self, save_id: int, error: Exception) -> CheckpointError:
-        if storage.says_full(error):
-            kept = (
-                f"checkpoint {self._shelf.ids()[-1]:08d}" if self._shelf.ids() else "what is done"
-            )
-            return CheckpointError(storage.describe_full(self._folder, self._size, kept))
-        reason = _shorten(f"{type(error).__name__}: {error}")
-        return CheckpointError(
-            f"{self._shelf.path(save_id)} could not be written ({reason}); "
-            "the checkpoints before it are kept; check the disk and run the same command again"
-        )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    # The reason stands at the end, behind paths that may be long.
-    return text if len(text) <= 400 else f"{text[:100]} ... {text[-300:]}"
-
-
-def _sync_tree(folder: Path) -> None:
-    # Against loss of power; Orbax syncs the array files but not the names and the JSON.
-    paths: Iterable[Path] = [*folder.rglob("*"), folder, folder.parent]
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        return failures.explain_write(self._shelf, save_id, error, size=self._size)

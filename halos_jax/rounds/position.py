@@ -5,7 +5,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from halos_jax.checkpoints.store import CheckpointError, Checkpoints
+from halos_jax.checkpoints.failures import CheckpointError
+from halos_jax.checkpoints.store import Checkpoints
 from halos_jax.policies.start import load_start
 from halos_jax.rounds.stages import Run
 from halos_jax.training import loop as training

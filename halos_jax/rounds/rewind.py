@@ -3,13 +3,14 @@
 import dataclasses
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from halos_jax import sharding, storage
-from halos_jax.checkpoints.store import CheckpointError
+from halos_jax import processes, storage
+from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.workdir import state as states
 from halos_jax.workdir.ledger import Ledger
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir.state import Manifest, ManifestError, round_folder
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def rewind(workdir: Path, ledger: Ledger, trained: int, *, has_checkpoint: bool)
     Raises:
       CheckpointError: where it comes from none: then all rounds would have to be done again.
     """
-    manifests = _load_manifests(workdir)
+    manifests = processes.run_on_all(lambda: _load_manifests(workdir), ManifestError)
     lost = [m.round for m in manifests if m.round > trained and "train" in m.stages]
     if lost and not has_checkpoint:
         raise CheckpointError(
@@ -43,14 +44,16 @@ def rewind(workdir: Path, ledger: Ledger, trained: int, *, has_checkpoint: bool)
             ", ".join(map(str, lost)),
             lost[0],
         )
-    if lost and ledger.is_writer:
-        # From the last one down: killed in between, the next process finds the rest.
-        for folder in reversed(_list_folders(workdir)):
-            if int(folder.name) > lost[0]:
-                _remove(folder, ledger)
-        (first,) = (one for one in manifests if one.round == lost[0])
-        _take_back(round_folder(workdir, first.round), first, ledger)
-    sharding.wait_for_all("rewind")
+        processes.run_on_first(lambda: _remove_lost(workdir, ledger, lost[0], manifests))
+
+
+def _remove_lost(workdir: Path, ledger: Ledger, first: int, manifests: Sequence[Manifest]) -> None:
+    # From the last one down: killed in between, the next process finds the rest.
+    for folder in reversed(_list_folders(workdir)):
+        if int(folder.name) > first:
+            _remove(folder, ledger)
+    (before,) = (one for one in manifests if one.round == first)
+    _take_back(round_folder(workdir, first), before, ledger)
 
 
 def _list_folders(workdir: Path) -> list[Path]:

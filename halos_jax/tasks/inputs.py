@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from halos_jax import storage
+from halos_jax import processes, storage
 from halos_jax.config import Config, ConfigError, places, roles
 from halos_jax.config.rewards import PartConfig, RewardConfig
 from halos_jax.config.tasks import TASKS, is_scored
@@ -69,7 +69,7 @@ def check_inputs(
 ) -> list[Change]:
     """Record the fingerprints of what a run reads or, when it goes on, compare them.
 
-    To be called before any of it is read; processes other than 0 leave it to process 0.
+    To be called before any of it is read, by every process; the others wait for process 0.
 
     Args:
       config: with the models in place of the workdirs of runs.
@@ -78,14 +78,26 @@ def check_inputs(
       policy: a file that stands for the policy, where that is a checkpoint of a run.
 
     Returns:
-      What has grown. The user's own code may change too: that is said.
+      What has grown, on process 0. The user's own code may change too: that is said.
 
     Raises:
       ConfigError: listing every file that is not what it was; or where the workdir lies among the
         data.
     """
-    if not ledger.is_writer:
-        return []
+
+    def check() -> list[Change]:
+        return _check(ledger, config, is_begun, may_grow, policy) if ledger.is_writer else []
+
+    return processes.run_on_first(check) or []
+
+
+def _check(
+    ledger: Ledger,
+    config: Config,
+    is_begun: bool,
+    may_grow: Collection[str],
+    policy: Path | None,
+) -> list[Change]:
     path = ledger.workdir / INPUTS
     known = _drop_unread(_read(path) if is_begun and ledger.find(path) else {}, config)
     files, code = list_inputs(config), _list_code(config)

@@ -162,7 +162,11 @@ def join_run(config: config_lib.Config) -> RunInfo:
       WorkdirError: as `open_run`; on the other processes an OtherProcessError.
     """
     info = processes.run_on_first(lambda: open_run(config.workdir, config))
-    return info or open_run(config.workdir, config, is_writer=False)
+
+    def join() -> RunInfo:
+        return info or open_run(config.workdir, config, is_writer=False)
+
+    return processes.run_on_all(join, storage.WorkdirError)
 
 
 def _find_remade(task: Task) -> tuple[str, ...]:
@@ -180,9 +184,7 @@ def begin_segment(info: RunInfo, *, grown: Mapping[str, Any] | None = None, **wh
     sharding.wait_for_all("begin a segment")  # all have read the config from before
     for line in changes.describe_changes(info.history):
         logger.info("%s", line)
-    before, info.history = info.history, changes.record_changes(info.history, grown or {}, **where)
-    if info.is_writer and before != info.history:
-        changes.write_history(info.workdir, info.history, note=info.ledger.note_file)
+    _replace_history(info, changes.record_changes(info.history, grown or {}, **where))
 
 
 def is_complete(info: RunInfo) -> bool:
@@ -192,9 +194,15 @@ def is_complete(info: RunInfo) -> bool:
 
 def end_segments(info: RunInfo) -> None:
     """Write down that all that the run was given to do is done, and exported."""
-    before, info.history = info.history, changes.close_segments(info.history)
-    if info.is_writer and before != info.history:
-        changes.write_history(info.workdir, info.history, note=info.ledger.note_file)
+    _replace_history(info, changes.close_segments(info.history))
+
+
+def _replace_history(info: RunInfo, history: History) -> None:
+    before, info.history = info.history, history
+    if before != history:
+        processes.run_on_first(
+            lambda: changes.write_history(info.workdir, history, note=info.ledger.note_file)
+        )
 
 
 def round_folder(workdir: str | Path, round: int) -> Path:

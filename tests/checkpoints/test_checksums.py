@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from halos_jax.checkpoints import checksums
-from halos_jax.checkpoints.store import CheckpointError, open_checkpoints
+from halos_jax.checkpoints.failures import CheckpointError
+from halos_jax.checkpoints.store import open_checkpoints
 
 SPECS = {
     "params/embed": PartitionSpec("fsdp", "tensor"),

@@ -6,8 +6,9 @@ import shutil
 import jax.numpy as jnp
 import pytest
 
+from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.checkpoints.shelf import Shelf
-from halos_jax.checkpoints.store import CheckpointError, open_checkpoints
+from halos_jax.checkpoints.store import open_checkpoints
 from halos_jax.workdir.ledger import open_ledger
 
 END = {"round": 1, "in_stage": False}

@@ -15,7 +15,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from halos_jax.checkpoints import store
-from halos_jax.checkpoints.store import CheckpointError, open_checkpoints
+from halos_jax.checkpoints.failures import CheckpointError
+from halos_jax.checkpoints.store import open_checkpoints
 from halos_jax.types import TrainState
 
 END, INSIDE = {"round": 1, "in_stage": False}, {"round": 1, "in_stage": True}

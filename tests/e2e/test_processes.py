@@ -1,6 +1,7 @@
 """A job of two processes, as on a cluster: one result, written once, and carried on together."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -14,14 +15,21 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.e2e.conftest import FLAGS, ROOT
+
 OVERRIDES = ("mesh.distributed=true", "mesh.fsdp=2", "mesh.data=1")
+
+
+def find_address() -> str:
+    """Return an address for the coordinator of a job on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
 
 
 def start(program, workdir: Path, *overrides: str) -> list[subprocess.Popen]:
     """Start the two processes, a device each, of one job."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = find_address()
     command = [sys.executable, "-m", "halos_jax.main"]
     command += program.arguments(workdir, *OVERRIDES, *overrides)
     joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
@@ -105,3 +113,38 @@ def test_ctrl_c_in_one_process_ends_all_at_one_step(program, tmp_path):
     (saved,) = (workdir / "checkpoints").iterdir()
     record = json.loads((saved / "round" / "metadata").read_text())["round_state"]
     assert step == f"step {record['step']}; saved; run the same command again to carry on"
+
+
+@pytest.mark.parametrize("how", ["deleted", "flipped"])
+def test_a_chunk_that_one_process_cannot_read_is_damage_for_both(tmp_path, how):
+    """One process finds the damage; both take the checkpoint before it, or end alike."""
+    script, address = Path(__file__).with_name("two_restores.py"), find_address()
+    folder = tmp_path / "checkpoints"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, address, str(number), folder, how],
+            env={**os.environ, "XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    found = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], found
+    lines = [
+        [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        for output, _ in found
+    ]
+    assert all(line["seconds"] < 60 for both in lines for line in both)
+    values = np.random.default_rng(1).random(1 << 20, np.float32)
+    first, second = ({key: one[0][key] for key in ("step", "value")} for one in lines)
+    assert first == {"step": 1, "value": float(values[7])}
+    assert second == {"step": 1, "value": float(values[(1 << 19) + 7])}
+    message, other = (one[1]["error"] for one in lines)
+    assert message == other
+    assert message.startswith(f"{folder}/00000001 is incomplete or corrupt (")
+    assert message.endswith(
+        "; no other one is left; put its files back, or start a new run with --config.workdir=DIR"
+    )
+    assert "00000002 is incomplete" in found[0][1] and "going on from" in found[0][1]

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from halos_jax.checkpoints.store import CheckpointError, open_checkpoints
+from halos_jax.checkpoints.failures import CheckpointError
+from halos_jax.checkpoints.store import open_checkpoints
 from halos_jax.config import Config, ConfigError, ModelConfig, RewardConfig, to_dict
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.models import spec

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from halos_jax.checkpoints.store import CheckpointError
+from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.losses import get_loss
 from halos_jax.packing.layout import Layout, LayoutMemory
 from halos_jax.rounds import position

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from halos_jax.checkpoints.store import CheckpointError
+from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.data.records import formats as records
 from halos_jax.rounds.rewind import rewind
 from halos_jax.workdir import intact

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from halos_jax.checkpoints.store import CheckpointError, read_checkpoints
+from halos_jax.checkpoints.failures import CheckpointError
+from halos_jax.checkpoints.store import read_checkpoints
 from halos_jax.config import (
     CheckpointConfig,
     Config,
