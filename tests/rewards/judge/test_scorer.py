@@ -184,7 +184,7 @@ def test_a_killed_run_asks_only_for_the_rest(server, make_config, tmp_path):
         import os, sys
         from halos_jax.config import Config
         from halos_jax.config.rewards import JudgeConfig, RewardConfig
-        from halos_jax.rewards import judge
+        from halos_jax.rewards.judge import scorer as judge
         from halos_jax.types import Prompt, Sample, Turn
 
         url, workdir, file = sys.argv[1:]
