@@ -4,13 +4,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax.sharding import NamedSharding
 
 from halos_jax.models import cache as caches
+from halos_jax.models.decoder import Params
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.sampling.filters import find_kept, mask_unknown, sum_above, sum_together
 from halos_jax.sharding import constrain
@@ -21,6 +24,11 @@ _BLOCK, _SMALL_BLOCK = 512, 32
 # Of top-p: a pass over the logits tests a handful of candidates, a search for the cutoff takes ten.
 _MOST_CANDIDATES = 16
 _UNIFORM_BITS = 24  # of a float32 uniform; what is rarer than 2^-24 no draw can show
+
+# Made on the host, traced on the device.
+Rows = jax.Array | np.ndarray
+# Keys or values of prompts, one [G, T, K, H] a layer.
+Prompts = tuple[jax.Array, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +70,11 @@ class ChunkOutput:
 class Admission:
     """Samples that enter slots, [A] each; a slot number of S or more is padding."""
 
-    slot: jax.Array  # i32
-    source: jax.Array  # i32, row of the prefilled prompts
-    token: jax.Array  # i32, last token of the prompt
-    position: jax.Array  # i32, its position
-    key: jax.Array  # u32[A, 2]
+    slot: Rows  # i32
+    source: Rows  # i32, row of the prefilled prompts
+    token: Rows  # i32, last token of the prompt
+    position: Rows  # i32, its position
+    key: Rows  # u32[A, 2]
 
 
 def init_slots(config: DecoderConfig, *, slots: int, length: int) -> Slots:
@@ -85,11 +93,18 @@ def init_slots(config: DecoderConfig, *, slots: int, length: int) -> Slots:
 
 def _split_slots(slots: Slots) -> Slots:
     """Split every array over the devices by slots, always: else each change compiles anew."""
-    split = jax.tree.map(
-        lambda x: constrain(x, "rows", *[None] * (x.ndim - 1)),
-        dataclasses.replace(slots, cache=None),
+
+    def split(x: jax.Array) -> jax.Array:
+        return constrain(x, "rows", *[None] * (x.ndim - 1))
+
+    return Slots(
+        cache=slots.cache,  # which has a sharding of its own
+        token=split(slots.token),
+        position=split(slots.position),
+        generated=split(slots.generated),
+        done=split(slots.done),
+        key=split(slots.key),
     )
-    return dataclasses.replace(split, cache=slots.cache)
 
 
 def derive_keys(seed: int, round: int, prompts: Sequence[int], samples: Sequence[int]) -> jax.Array:
@@ -102,19 +117,20 @@ def derive_keys(seed: int, round: int, prompts: Sequence[int], samples: Sequence
     high = jnp.asarray([number >> 32 for number in prompts], jnp.uint32)
     sample = jnp.asarray(list(samples), jnp.uint32)
 
-    def derive(low, high, sample):
+    def derive(low: jax.Array, high: jax.Array, sample: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(root, low), high)
         return jax.random.key_data(jax.random.fold_in(key, sample))
 
-    return jax.vmap(derive)(low, high, sample)
+    keys: jax.Array = jax.vmap(derive)(low, high, sample)
+    return keys
 
 
 def admit(
     slots: Slots,
-    prompt_keys: tuple[jax.Array, ...],
-    prompt_values: tuple[jax.Array, ...],
+    prompt_keys: Prompts,
+    prompt_values: Prompts,
     admission: Admission,
-    cancelled: jax.Array,
+    cancelled: Rows,
 ) -> Slots:
     """Fork prefilled prompts into slots, and idle the slots in `cancelled bool[S]`.
 
@@ -122,18 +138,18 @@ def admit(
     every response token, the first too, is drawn in one place.
     """
 
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[admission.slot].set(new, mode="drop")
+    source, slot = jnp.asarray(admission.source), jnp.asarray(admission.slot)
 
-    cache = caches.insert_prompts(
-        slots.cache, prompt_keys, prompt_values, admission.source, admission.slot
-    )
+    def put(old: jax.Array, new: Rows) -> jax.Array:
+        return old.at[slot].set(new, mode="drop")
+
+    cache = caches.insert_prompts(slots.cache, prompt_keys, prompt_values, source, slot)
     admitted = Slots(
         cache=cache,
         token=put(slots.token, admission.token),
         position=put(slots.position, admission.position),
-        generated=put(slots.generated, jnp.zeros_like(admission.slot)),
-        done=put(slots.done | cancelled, jnp.zeros_like(admission.slot, bool)),
+        generated=put(slots.generated, jnp.zeros_like(slot)),
+        done=put(slots.done | cancelled, jnp.zeros_like(slot, bool)),
         key=put(slots.key, admission.key),
     )
     return _split_slots(admitted)
@@ -146,7 +162,7 @@ def select_slots(slots: Slots, kept: jax.Array) -> Slots:
 
 
 def decode_chunk(
-    weights: Any, slots: Slots, settings: DecodeSettings, config: DecoderConfig
+    weights: Params, slots: Slots, settings: DecodeSettings, config: DecoderConfig
 ) -> tuple[Slots, ChunkOutput]:
     """Advance every slot that is not done by up to `settings.chunk` tokens."""
     count = slots.token.shape[0]
@@ -157,7 +173,7 @@ def decode_chunk(
         done=slots.done,
     )
 
-    def advance(step, carry):
+    def advance(step: jax.Array, carry: tuple[Slots, ChunkOutput]) -> tuple[Slots, ChunkOutput]:
         slots, output = carry
         logits, cache = caches.decode_step(
             weights, slots.cache, slots.token, slots.position, config
@@ -220,7 +236,7 @@ def draw_tokens(
     ) -> jax.Array:
         return jnp.exp((logits - jnp.expand_dims(peak, range(1, logits.ndim))) / temperature)
 
-    def draw_uniforms(key_data, position):
+    def draw_uniforms(key_data: jax.Array, position: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), position)
         return jax.random.uniform(key, (max(candidates, 1),))
 
@@ -306,17 +322,48 @@ def _find_first(reached: jax.Array, allowed: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), last)
 
 
-def compile_decoder(settings: DecodeSettings, config: DecoderConfig, replicated):
-    """Return the jitted (init_slots, prefill, admit, decode_chunk, unstack, select_slots)."""
-    return (
-        jax.jit(functools.partial(init_slots, config), static_argnames=("slots", "length")),
-        jax.jit(functools.partial(caches.prefill, config=config)),
-        jax.jit(admit, donate_argnums=0),
-        jax.jit(
+class InitSlots(Protocol):
+    def __call__(self, *, slots: int, length: int) -> Slots: ...
+
+
+Prefill = Callable[[Params, Rows, Rows], tuple[Prompts, Prompts]]
+Admit = Callable[[Slots, Prompts, Prompts, Admission, Rows], Slots]
+DecodeChunk = Callable[[Params, Slots], tuple[Slots, ChunkOutput]]
+Unstack = Callable[[Params], Params]
+SelectSlots = Callable[[Slots, Rows], Slots]
+
+
+class CompiledDecoder(NamedTuple):
+    """The jitted functions of this module and of the cache, for one model and its settings."""
+
+    init_slots: InitSlots
+    prefill: Prefill
+    admit: Admit
+    decode_chunk: DecodeChunk
+    unstack: Unstack
+    select: SelectSlots
+
+
+def compile_decoder(
+    settings: DecodeSettings, config: DecoderConfig, replicated: NamedSharding
+) -> CompiledDecoder:
+    """Return the functions that a sampler drives, jitted.
+
+    Args:
+      replicated: the sharding of what the host reads.
+    """
+    return CompiledDecoder(
+        init_slots=jax.jit(
+            functools.partial(init_slots, config), static_argnames=("slots", "length")
+        ),
+        prefill=jax.jit(functools.partial(caches.prefill, config=config)),
+        admit=jax.jit(admit, donate_argnums=0),
+        decode_chunk=jax.jit(
             functools.partial(decode_chunk, settings=settings, config=config),
             donate_argnums=1,
             out_shardings=(None, replicated),
         ),
-        jax.jit(functools.partial(caches.unstack_layers, config=config)),
-        jax.jit(select_slots),  # of other shapes than its input, which cannot be donated
+        unstack=jax.jit(functools.partial(caches.unstack_layers, config=config)),
+        # Of other shapes than its input, which cannot be donated.
+        select=jax.jit(select_slots),
     )

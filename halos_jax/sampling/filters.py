@@ -9,7 +9,7 @@ several bits: on an accelerator, where reading the logits is what costs, that is
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,8 @@ def find_kept(logits: jax.Array, *, top_k: int, top_p: float) -> jax.Array:
         left = jnp.where(weights >= cutoff, weights, 0.0)
         share = top_p * jnp.sum(left, axis=-1)
         cutoff = jnp.maximum(cutoff, _search(left, left, share))
-    return weights >= cutoff
+    kept: jax.Array = weights >= cutoff
+    return kept
 
 
 def mask_unknown(logits: jax.Array, unknown: tuple[tuple[int, int], ...]) -> jax.Array:
@@ -73,8 +74,11 @@ def sum_together(parts: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     if jax.default_backend() == "cpu":  # which would not vectorise it
         return tuple(jnp.sum(jax.lax.optimization_barrier(part), axis=-1) for part in parts)
     zeros = (jnp.zeros((), parts[0].dtype),) * len(parts)
-    add: Callable = lambda left, right: tuple(map(operator.add, left, right))  # noqa: E731
-    return tuple(jax.lax.reduce(tuple(parts), zeros, add, (parts[0].ndim - 1,)))
+    return tuple(jax.lax.reduce(tuple(parts), zeros, _add_each, (parts[0].ndim - 1,)))
+
+
+def _add_each(left: Sequence[jax.Array], right: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    return tuple(map(operator.add, left, right))
 
 
 def _search(values: jax.Array, weights: jax.Array, enough: jax.Array | int) -> jax.Array:
@@ -90,7 +94,8 @@ def _search(values: jax.Array, weights: jax.Array, enough: jax.Array | int) -> j
             [jnp.where(weights >= cutoff[..., None], values, 0.0) for cutoff in cutoffs]
         )
         count = functools.reduce(operator.add, (jnp.int32(part >= enough) for part in sums))
-        return low + (count << shift)
+        settled: jax.Array = low + (count << shift)
+        return settled
 
     low = jnp.zeros(weights.shape[:-1], jnp.int32)
     return _from_pattern(jax.lax.fori_loop(0, _BITS // bits, settle, low))[..., None]

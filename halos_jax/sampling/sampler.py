@@ -4,12 +4,10 @@ Each prompt is prefilled once and forked. Decoding runs in chunks on the device;
 what a chunk finished only when the next one is under way, so the device never waits for it.
 """
 
-import collections
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -19,42 +17,27 @@ from halos_jax import sharding
 from halos_jax.config import SamplingConfig
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.metrics import NonFiniteError
+from halos_jax.models.decoder import Params
 from halos_jax.models.files import vocab
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.packing.layout import round_shape
 from halos_jax.sampling import decode
+from halos_jax.sampling.schedule import (
+    Draft,
+    Owners,
+    Wave,
+    choose_kept,
+    fill_slots,
+    has_idle,
+    is_busy,
+    plan_waves,
+    release_slots,
+    round_up,
+)
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample
 
 logger = logging.getLogger(__name__)
-
-# Below so many slots, fewer do not make a step any cheaper.
-_FEWEST_SLOTS = 16
-
-
-@dataclasses.dataclass
-class _Job:
-    """One sample on its way: what it is and what it has drawn so far."""
-
-    prompt: Prompt
-    prompt_ids: tuple[int, ...]
-    sample_id: int
-    prompt_number: int  # within the shard
-    ids: list[int] = dataclasses.field(default_factory=list)
-    logps: list[float] = dataclasses.field(default_factory=list)
-    finish_reason: str = ""
-    output: str = ""  # its text, when it is finished
-    steps: int = 0  # that it has been under way for; looked at or not
-
-
-@dataclasses.dataclass
-class _Wave:
-    """Prompts that are prefilled, and the jobs that wait to be forked from them."""
-
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
-    first: int  # number of the wave's first prompt
-    jobs: collections.deque[_Job]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +50,12 @@ class Sampler:
     mesh: Mesh
     stop_ids: tuple[int, ...]
     stop_strings: tuple[str, ...]
-    init_slots: Callable
-    prefill: Callable
-    admit: Callable
-    decode_chunk: Callable
-    unstack: Callable
-    select: Callable
+    init_slots: decode.InitSlots
+    prefill: decode.Prefill
+    admit: decode.Admit
+    decode_chunk: decode.DecodeChunk
+    unstack: decode.Unstack
+    select: decode.SelectSlots
 
 
 def make_sampler(
@@ -125,7 +108,7 @@ def _find_unknown(renderer: Renderer, decoder: DecoderConfig) -> tuple[tuple[int
 
 def sample_shard(
     sampler: Sampler,
-    weights: Any,
+    weights: Params,
     prompts: Sequence[Prompt],
     *,
     seed: int,
@@ -155,13 +138,32 @@ def sample_shard(
     rendered = [
         (*sampler.renderer.render_prompt(prompt.turns, room), *prefix) for prompt in prompts
     ]
-    jobs = [
-        _Job(prompt, ids, sample_id, number)
-        for number, (prompt, ids) in enumerate(zip(prompts, rendered, strict=True))
-        for sample_id in range(settings.num_samples_per_prompt)
+    drafts = _make_drafts(prompts, rendered, settings.num_samples_per_prompt, seed, round)
+    _run_drafts(sampler, weights, drafts, on_sample)
+    return [_make_sample(sampler, draft, generator) for draft in drafts]
+
+
+def _make_drafts(
+    prompts: Sequence[Prompt],
+    rendered: Sequence[tuple[int, ...]],
+    samples: int,
+    seed: int,
+    round: int,
+) -> list[Draft]:
+    """Return the empty drafts of all samples, in the order of the prompts, with their keys."""
+    numbers = [
+        (number, sample_id) for number in range(len(prompts)) for sample_id in range(samples)
     ]
-    _run_jobs(sampler, weights, jobs, rendered, seed=seed, round=round, on_sample=on_sample)
-    return [_make_sample(sampler, job, generator) for job in jobs]
+    keys = decode.derive_keys(
+        seed,
+        round,
+        [_number_prompt(prompts[number]) for number, _ in numbers],
+        [sample_id for _, sample_id in numbers],
+    )
+    return [
+        Draft(prompts[number], rendered[number], sample_id, number, key)
+        for (number, sample_id), key in zip(numbers, np.asarray(keys), strict=True)
+    ]
 
 
 def render_prefix(settings: SamplingConfig, renderer: Renderer) -> tuple[int, ...]:
@@ -169,206 +171,216 @@ def render_prefix(settings: SamplingConfig, renderer: Renderer) -> tuple[int, ..
     return renderer.render_prefix(settings.prefix)
 
 
-def _run_jobs(sampler, weights, jobs, rendered, *, seed, round, on_sample) -> None:
-    """Drive the slots until every job has its tokens."""
-    settings, row_shards = sampler.settings, sharding.num_row_shards(sampler.mesh)
-    num_slots = min(settings.slots, -(-len(jobs) // row_shards) * row_shards)
-    # Of a coarse grid, so that shards have few lengths and most find their programs compiled.
-    prompt_length = round_shape(max(len(ids) for ids in rendered), 16, parts=2)
-    slots = sampler.init_slots(slots=num_slots, length=prompt_length + settings.max_tokens)
-    keys = np.asarray(
-        decode.derive_keys(
-            seed,
-            round,
-            [_number_prompt(job.prompt) for job in jobs],
-            [job.sample_id for job in jobs],
-        )
-    )
-    key_of = {id(job): key for job, key in zip(jobs, keys, strict=True)}
-    waves = _plan_waves(sampler, weights, jobs, rendered, num_slots, prompt_length)
-    owner: list[_Job | None] = [None] * num_slots
-    pending, wave = None, next(waves)
-    remaining = len(jobs)
+@dataclasses.dataclass(frozen=True)
+class _Prefilled:
+    """A wave whose prompts have their keys and values, [G, T, K, H] a layer."""
+
+    wave: Wave
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+@dataclasses.dataclass
+class _Shard:
+    """A shard under way: the device's slots, who is in them, and who is still to come."""
+
+    slots: decode.Slots
+    owners: Owners
+    current: _Prefilled | None  # whose drafts come next; None when all have been admitted
+    waves: Iterator[Wave]  # after the current one
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """A chunk of decode steps that was started and not read yet, and who was in its slots."""
+
+    output: decode.ChunkOutput
+    owners: Owners
+
+
+def _run_drafts(
+    sampler: Sampler, weights: Params, drafts: Sequence[Draft], on_sample: Callable[[int], None]
+) -> None:
+    """Drive the slots until every draft is finished."""
+    shard = _start_shard(sampler, weights, drafts)
+    ahead: _Chunk | None = None
+    remaining = len(drafts)
     while remaining:
-        cancelled = np.array([job is not None and bool(job.finish_reason) for job in owner])
-        # Who has had its steps is done, without a look.
-        owner = [
-            None if job is None or job.finish_reason or job.steps >= settings.max_tokens else job
-            for job in owner
-        ]
-        free = collections.deque(slot for slot, job in enumerate(owner) if job is None)
-        while free and wave is not None:
-            pairs = []
-            while free and wave.jobs:
-                pairs.append((free.popleft(), wave.jobs.popleft()))
-            if pairs:
-                slots = _admit(sampler, slots, wave, pairs, key_of, cancelled)
-                cancelled = np.zeros_like(cancelled)
-            for slot, job in pairs:
-                owner[slot] = job
-            if not wave.jobs:
-                wave = next(waves, None)
-        if cancelled.any():
-            slots = dataclasses.replace(slots, done=slots.done | cancelled)
-        if wave is None:
-            slots, owner = _shrink(sampler, slots, owner)
-        ahead = None
-        if any(job is not None for job in owner):
-            slots, output = sampler.decode_chunk(weights, slots)
-            ahead = (output, list(owner))
-            for job in owner:
-                if job is not None:
-                    job.steps += output.tokens.shape[1]
-        if pending is not None:
-            remaining -= _collect(sampler, *pending, on_sample)
-        pending = ahead
+        cancelled = release_slots(shard.owners, sampler.settings.max_tokens)
+        _admit_drafts(sampler, weights, shard, cancelled)
+        if shard.current is None:
+            _shrink(sampler, shard)
+        # The device is given the next chunk before the host reads the one before it.
+        behind, ahead = ahead, _start_chunk(sampler, weights, shard)
+        if behind is not None:
+            remaining -= _collect(sampler, behind, on_sample)
 
 
-def _shrink(sampler, slots, owner: list[_Job | None]):
-    """Keep fewer slots where most are idle for good: a step costs by slots, busy or not.
+def _start_shard(sampler: Sampler, weights: Params, drafts: Sequence[Draft]) -> _Shard:
+    """Lay out slots and waves, as many prompts a wave as fill the slots; prefill the first."""
+    settings, row_shards = sampler.settings, sharding.num_row_shards(sampler.mesh)
+    num_slots = min(settings.slots, round_up(len(drafts), row_shards))
+    # Of a coarse grid, so that shards have few lengths and most find their programs compiled.
+    length = round_shape(max(len(draft.prompt_ids) for draft in drafts), 16, parts=2)
+    samples = settings.num_samples_per_prompt
+    wave_size = min(max(num_slots // samples, 1), len(drafts) // samples)
+    waves = iter(plan_waves(drafts, size=round_up(wave_size, row_shards), length=length))
+    return _Shard(
+        slots=sampler.init_slots(slots=num_slots, length=length + settings.max_tokens),
+        owners=[None] * num_slots,
+        current=_prefill_next(sampler, weights, waves),
+        waves=waves,
+    )
 
-    When the slots shrink is decided by the shard's own samples, so a shard that is sampled again
-    goes through the same shapes.
+
+def _prefill_next(sampler: Sampler, weights: Params, waves: Iterator[Wave]) -> _Prefilled | None:
+    wave = next(waves, None)
+    if wave is None:
+        return None
+    tokens, lengths = sharding.put_batch((wave.tokens, wave.lengths), sampler.mesh)
+    return _Prefilled(wave, *sampler.prefill(weights, tokens, lengths))
+
+
+def _admit_drafts(sampler: Sampler, weights: Params, shard: _Shard, cancelled: np.ndarray) -> None:
+    """Fill the idle slots, and idle those in `cancelled bool[S]` that nobody fills."""
+    while shard.current is not None and has_idle(shard.owners):
+        placed = fill_slots(shard.owners, shard.current.wave)
+        admission = _make_admission(placed, shard.current.wave.first, len(shard.owners))
+        shard.slots = sampler.admit(
+            shard.slots, shard.current.keys, shard.current.values, admission, cancelled
+        )
+        cancelled = np.zeros_like(cancelled)
+        if not shard.current.wave.waiting:
+            shard.current = _prefill_next(sampler, weights, shard.waves)
+    if cancelled.any():
+        shard.slots = dataclasses.replace(shard.slots, done=shard.slots.done | cancelled)
+
+
+def _make_admission(
+    placed: Sequence[tuple[int, Draft]], first: int, num_slots: int
+) -> decode.Admission:
+    """Describe who goes where, padded to one of two sizes: so `admit` is compiled only twice.
+
+    Args:
+      placed: slots and drafts, of prompts of one wave.
+      first: number of the wave's first prompt.
     """
-    busy = [slot for slot, job in enumerate(owner) if job is not None]
-    size = _choose_size(
-        len(owner), len(busy), sampler.settings.shrink, sharding.num_row_shards(sampler.mesh)
-    )
-    if size == len(owner):
-        return slots, owner
-    idle = [slot for slot, job in enumerate(owner) if job is None]
-    kept = [*busy, *idle][:size]
-    return sampler.select(slots, np.asarray(kept, np.int32)), [owner[slot] for slot in kept]
-
-
-def _choose_size(size: int, busy: int, factor: int, row_shards: int) -> int:
-    while factor:
-        fewer = _round_up(size // factor, row_shards)
-        if fewer >= size or fewer < max(busy, _FEWEST_SLOTS):
-            break
-        size = fewer
-    return size
-
-
-def _plan_waves(sampler, weights, jobs, rendered, num_slots, prompt_length):
-    """Yield the prompts in waves of as many as fill the slots, prefilled when they are needed."""
-    samples = sampler.settings.num_samples_per_prompt
-    size = min(max(num_slots // samples, 1), len(rendered))
-    row_shards = sharding.num_row_shards(sampler.mesh)
-    size = _round_up(size, row_shards)
-    for first in range(0, len(rendered), size):
-        chosen = rendered[first : first + size]
-        tokens = np.zeros((size, prompt_length), np.int32)
-        lengths = np.zeros((size,), np.int32)
-        for row, ids in enumerate(chosen):
-            # The last token is fed by the first decode step.
-            tokens[row, : len(ids) - 1] = ids[:-1]
-            lengths[row] = len(ids) - 1
-        batch = sharding.put_batch((tokens, lengths), sampler.mesh)
-        keys, values = sampler.prefill(weights, *batch)
-        members = jobs[first * samples : (first + len(chosen)) * samples]
-        yield _Wave(keys, values, first, collections.deque(members))
-
-
-def _admit(sampler, slots, wave: _Wave, pairs, key_of, cancelled: np.ndarray):
-    """Put jobs into slots; admissions are padded to one of two sizes, to compile but twice."""
-    num_slots = len(cancelled)
     few = max(num_slots // 8, 1)
-    size = few if len(pairs) <= few else num_slots
-    admission = decode.Admission(
-        slot=np.full((size,), num_slots, np.int32),
-        source=np.zeros((size,), np.int32),
-        token=np.zeros((size,), np.int32),
-        position=np.zeros((size,), np.int32),
-        key=np.zeros((size, 2), np.uint32),
-    )
-    for row, (slot, job) in enumerate(pairs):
-        admission.slot[row] = slot
-        admission.source[row] = job.prompt_number - wave.first
-        admission.token[row] = job.prompt_ids[-1]
-        admission.position[row] = len(job.prompt_ids) - 1
-        admission.key[row] = key_of[id(job)]
-    return sampler.admit(slots, wave.keys, wave.values, admission, cancelled)
+    size = few if len(placed) <= few else num_slots
+    slot = np.full((size,), num_slots, np.int32)
+    source, token, position = (np.zeros((size,), np.int32) for _ in range(3))
+    key = np.zeros((size, 2), np.uint32)
+    for row, (number, draft) in enumerate(placed):
+        slot[row] = number
+        source[row] = draft.prompt_number - first
+        token[row] = draft.prompt_ids[-1]
+        position[row] = len(draft.prompt_ids) - 1
+        key[row] = draft.key
+    return decode.Admission(slot, source, token, position, key)
 
 
-def _collect(sampler, output, owner, on_sample) -> int:
-    """Read what a chunk drew into its jobs; return how many of them it finished."""
+def _shrink(sampler: Sampler, shard: _Shard) -> None:
+    """Keep fewer slots where most are idle for good."""
+    row_shards = sharding.num_row_shards(sampler.mesh)
+    kept = choose_kept(shard.owners, sampler.settings.shrink, row_shards)
+    if len(kept) < len(shard.owners):
+        shard.slots = sampler.select(shard.slots, np.asarray(kept, np.int32))
+        shard.owners = [shard.owners[slot] for slot in kept]
+
+
+def _start_chunk(sampler: Sampler, weights: Params, shard: _Shard) -> _Chunk | None:
+    """Start the next chunk on the device, without waiting for it; None where all slots idle."""
+    if not is_busy(shard.owners):
+        return None
+    shard.slots, output = sampler.decode_chunk(weights, shard.slots)
+    for draft in shard.owners:
+        if draft is not None:
+            draft.steps += output.tokens.shape[1]
+    return _Chunk(output, list(shard.owners))
+
+
+def _collect(sampler: Sampler, chunk: _Chunk, on_sample: Callable[[int], None]) -> int:
+    """Read what a chunk drew into its drafts; return how many of them it finished."""
+    output = chunk.output
     tokens, logps, count, done = jax.device_get(
         (output.tokens, output.logps, output.count, output.done)
     )
     finished = 0
-    for slot, job in enumerate(owner):
-        if job is None or job.finish_reason:
+    for slot, draft in enumerate(chunk.owners):
+        if draft is None or draft.finish_reason:
             continue
-        if not np.isfinite(logps[slot, : count[slot]]).all():
+        new = int(count[slot])
+        if not np.isfinite(logps[slot, :new]).all():
             raise NonFiniteError(
-                f"the policy gives NaN or infinite logits for prompt {job.prompt.prompt_id}, "
-                f"sample {job.sample_id}; check model.path, and try "
+                f"the policy gives NaN or infinite logits for prompt {draft.prompt.prompt_id}, "
+                f"sample {draft.sample_id}; check model.path, and try "
                 "--config.model.compute_dtype=float32"
             )
-        job.ids += tokens[slot, : count[slot]].tolist()
-        job.logps += logps[slot, : count[slot]].tolist()
-        if _cut_at_stop_string(sampler, job, int(count[slot])):
-            job.finish_reason = FINISH_STOP
-        elif done[slot]:
-            job.finish_reason = FINISH_STOP if job.ids[-1] in sampler.stop_ids else FINISH_LENGTH
-        if job.finish_reason:  # detokenised at once: the device is busy with the next chunk
-            job.output = _decode_output(sampler, job)
+        draft.ids += tokens[slot, :new].tolist()
+        draft.logps += logps[slot, :new].tolist()
+        draft.finish_reason = _find_finish(sampler, draft, new, is_done=bool(done[slot]))
+        if draft.finish_reason:  # detokenised at once: the device is busy with the next chunk
+            draft.output = _decode_output(sampler, draft)
             finished += 1
     if finished:
         on_sample(finished)
     return finished
 
 
-def _cut_at_stop_string(sampler: Sampler, job: _Job, new: int) -> bool:
-    """Cut the job's tokens after the one that completes a stop string; tell if there was one.
+def _find_finish(sampler: Sampler, draft: Draft, new: int, *, is_done: bool) -> str:
+    """Return why a draft is finished, cut at a stop string if it has one; else ""."""
+    if _cut_at_stop_string(sampler, draft, new):
+        return FINISH_STOP
+    if not is_done:
+        return ""
+    return FINISH_STOP if draft.ids[-1] in sampler.stop_ids else FINISH_LENGTH
+
+
+def _cut_at_stop_string(sampler: Sampler, draft: Draft, new: int) -> bool:
+    """Cut the draft's tokens after the one that completes a stop string; tell if there was one.
 
     Only the end that the `new` last tokens may have completed is looked at first: a stop string
     has no more tokens than bytes, and the first token of a part may read otherwise.
     """
 
     def stops(count: int, start: int = 0) -> bool:
-        text = sampler.renderer.decode_response(job.ids[start:count], keep_marker=True)
+        text = sampler.renderer.decode_response(draft.ids[start:count], keep_marker=True)
         return any(stop in text for stop in sampler.stop_strings)
 
     if not sampler.stop_strings:
         return False
     longest = max(len(stop.encode()) for stop in sampler.stop_strings)
-    end = len(job.ids)
+    end = len(draft.ids)
     if not stops(end, max(end - new - longest - 1, 0)) or not stops(end):
         return False
-    low, high = 0, len(job.ids)  # stops(high) and not stops(low)
+    low, high = 0, len(draft.ids)  # stops(high) and not stops(low)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if stops(middle) else (middle, high)
-    del job.ids[high:], job.logps[high:]
+    del draft.ids[high:], draft.logps[high:]
     return True
 
 
-def _decode_output(sampler: Sampler, job: _Job) -> str:
-    text = sampler.renderer.decode_response(job.ids)
+def _decode_output(sampler: Sampler, draft: Draft) -> str:
+    text = sampler.renderer.decode_response(draft.ids)
     for stop in sampler.settings.stop:
         text = text.partition(stop)[0]
     return text
 
 
-def _make_sample(sampler: Sampler, job: _Job, generator: str) -> Sample:
+def _make_sample(sampler: Sampler, draft: Draft, generator: str) -> Sample:
     return Sample(
-        prompt=job.prompt,
-        sample_id=job.sample_id,
-        output=job.output,
-        prompt_ids=tuple(job.prompt_ids),
-        response_ids=tuple(job.ids),
-        finish_reason=job.finish_reason,
+        prompt=draft.prompt,
+        sample_id=draft.sample_id,
+        output=draft.output,
+        prompt_ids=tuple(draft.prompt_ids),
+        response_ids=tuple(draft.ids),
+        finish_reason=draft.finish_reason,
         generator=generator,
-        logps=tuple(job.logps) if sampler.settings.keep_logps else None,
+        logps=tuple(draft.logps) if sampler.settings.keep_logps else None,
     )
 
 
 def _number_prompt(prompt: Prompt) -> int:
     """Return a 64-bit number that stands for the prompt id."""
     return int.from_bytes(hashlib.sha256(prompt.prompt_id.encode()).digest()[:8], "big")
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple

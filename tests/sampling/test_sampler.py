@@ -18,9 +18,10 @@ from halos_jax.models import decoder
 from halos_jax.models.hf.families import ModelError
 from halos_jax.models.spec import DecoderConfig, RopeConfig, init_params, params_shardings
 from halos_jax.packing.batches import build_batch, plan_batches
-from halos_jax.sampling import decode
+from halos_jax.sampling import decode, schedule
 from halos_jax.sampling import sampler as sampling
 from halos_jax.sampling.sampler import make_sampler, sample_shard
+from halos_jax.sampling.schedule import Draft
 from halos_jax.types import TARGET, Item, Prompt, Turn
 
 SETTINGS = SamplingConfig(
@@ -164,14 +165,14 @@ def test_samples_do_not_depend_on_slots_or_chunks(mesh1, reference, changes):
 def test_slots_shrink_at_the_tail_without_any_difference(shards, mesh1, request, monkeypatch):
     prompts = make_prompts(8)
     expected = by_name(run(mesh1, prompts=prompts))
-    monkeypatch.setattr(sampling, "_FEWEST_SLOTS", 2)
+    monkeypatch.setattr(schedule, "FEWEST_SLOTS", 2)
     sizes = []
     real = sampling._shrink
 
-    def shrink(sampler, slots, owner):
-        slots, owner = real(sampler, slots, owner)
-        sizes.append((len(owner), len(slots.token), sum(job is not None for job in owner)))
-        return slots, owner
+    def shrink(sampler, shard):
+        real(sampler, shard)
+        busy = sum(draft is not None for draft in shard.owners)
+        sizes.append((len(shard.owners), len(shard.slots.token), busy))
 
     monkeypatch.setattr(sampling, "_shrink", shrink)
     settings = dataclasses.replace(SETTINGS, slots=16, shrink=2, chunk=1)
@@ -274,7 +275,7 @@ def test_a_stop_string_is_found_across_chunks(chunk):
         sampler = types.SimpleNamespace(
             renderer=renderer(), stop_strings=("zz", stop), settings=SETTINGS, stop_ids=(0,)
         )
-        job = sampling._Job(make_prompts(1)[0], (1,), 0, 0)
+        draft = Draft(make_prompts(1)[0], (1,), 0, 0, key=np.zeros(2, np.uint32))
         for start in range(0, len(tokens), chunk):
             drawn = tokens[start : start + chunk]
             padding = [0] * (chunk - len(drawn))
@@ -284,10 +285,10 @@ def test_a_stop_string_is_found_across_chunks(chunk):
                 count=np.array([len(drawn)]),
                 done=np.array([start + chunk >= len(tokens)]),
             )
-            sampling._collect(sampler, output, [job], lambda count: None)
-        assert job.finish_reason == "stop"
-        assert tuple(job.ids) == tuple(tokens[: last + 1])
-        assert job.logps == [-number for number in range(last + 1)]
+            sampling._collect(sampler, sampling._Chunk(output, [draft]), lambda count: None)
+        assert draft.finish_reason == "stop"
+        assert tuple(draft.ids) == tuple(tokens[: last + 1])
+        assert draft.logps == [-number for number in range(last + 1)]
 
 
 def test_a_prefix_stands_behind_the_prompt_and_within_its_length(mesh1, reference):
