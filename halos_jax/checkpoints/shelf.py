@@ -57,7 +57,7 @@ class Shelf:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.iterdir():
                 if _LEFTOVER.fullmatch(path.name) and not path.is_symlink():
-                    shutil.rmtree(path)
+                    _remove(path)
 
     def sync(self, save_id: int) -> None:
         """Put a checkpoint that is complete on the disk, against loss of power."""
@@ -131,3 +131,14 @@ class Shelf:
             return saved.read_record(saved.find_record(self.folder, save_id)).is_in_stage
         except saved.ERRORS:
             return False  # unreadable: keep it as long as any round-end checkpoint
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder into which threads of a save that has failed may still write."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+    shutil.rmtree(folder)

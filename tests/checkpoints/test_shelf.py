@@ -1,7 +1,10 @@
 """Checkpoints that are missed, or of another run; what stays is tested with `Checkpoints`."""
 
+import contextlib
 import json
 import shutil
+import threading
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -72,3 +75,23 @@ def test_nothing_is_pickled_and_what_is_no_json_fails_at_once(tmp_path):
     checkpoints.close()
     json.loads((tmp_path / "00000001" / "round" / "metadata").read_text())
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".pkl", ".pickle", ".npy")]
+
+
+def test_what_a_failed_save_still_writes_goes_too(tmp_path):
+    """Threads of Orbax outlive the error: they make files while the folder is being removed."""
+    doomed = tmp_path / "checkpoints" / "00000002.orbax-checkpoint-tmp" / "state"
+    doomed.mkdir(parents=True)
+    stop = time.monotonic() + 0.3
+
+    def write():
+        with contextlib.suppress(OSError):
+            while time.monotonic() < stop:
+                (doomed / str(time.monotonic_ns())).touch()
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    Shelf(tmp_path / "checkpoints", 1, open_ledger(tmp_path), True).clear()
+    assert not list((tmp_path / "checkpoints").iterdir())
+    for thread in threads:
+        thread.join()
