@@ -1,10 +1,12 @@
 """The folder of a run's checkpoints: which there are, which should be, and which go."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 from halos_jax.checkpoints import saved
