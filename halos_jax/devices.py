@@ -76,7 +76,8 @@ def find_devices() -> str:
     Raises:
       DeviceError: where the platform that was asked for is not there.
     """
-    asked = jax.config.jax_platforms or ""
+    # jax adds its options as it is imported.
+    asked = str(jax.config.jax_platforms or "")  # type: ignore[attr-defined]
     try:
         found = jax.default_backend()
     except (RuntimeError, AssertionError) as error:

@@ -5,15 +5,19 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from halos_jax.config import ConfigError, MeshConfig
 
 logger = logging.getLogger(__name__)
+
+_Tree = TypeVar("_Tree")  # a pytree of arrays
+_Run = TypeVar("_Run", bound=Callable[..., Any])
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -50,7 +54,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 def num_row_shards(mesh: Mesh) -> int:
     """Return over how many device groups the rows of a batch are spread."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return int(mesh.shape["data"]) * int(mesh.shape["fsdp"])
 
 
 def check_divisible(mesh: Mesh, **sizes: int) -> list[str]:
@@ -67,13 +71,16 @@ def check_divisible(mesh: Mesh, **sizes: int) -> list[str]:
     return lines
 
 
-def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def partition_spec(
+    axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     """Return the PartitionSpec of an array with the logical `axes`.
 
     A dimension that does not divide by its mesh axes is replicated, and this is logged once. A
     mesh axis that two dimensions ask for goes to the first.
     """
-    entries, used = [], set()
+    entries: list[str | tuple[str, ...] | None] = []
+    used: set[str] = set()
     for axis, size in zip(axes, shape, strict=True):
         rule = RULES.get(axis) if axis else None
         names = (rule,) if isinstance(rule, str) else rule or ()
@@ -81,7 +88,7 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh)
         if parts == 1 or used & set(names):
             entries.append(None)
         elif size % parts:
-            _log_replicated(axis, size, parts)
+            _log_replicated(str(axis), size, parts)
             entries.append(None)
         else:
             used |= set(names)
@@ -99,13 +106,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_shardings(batch, mesh: Mesh, *, leading: int = 0):
+def batch_shardings(batch: Any, mesh: Mesh, *, leading: int = 0) -> Any:
     """Return shardings for a pytree of `[..., rows, ...]` arrays; scalars are replicated.
 
     `leading` axes before the rows (microbatches) are not sharded.
     """
 
-    def one(leaf) -> NamedSharding:
+    def one(leaf: Any) -> NamedSharding:
         if len(leaf.shape) <= leading:
             return replicated(mesh)
         axes = [None] * leading + ["rows"] + [None] * (len(leaf.shape) - leading - 1)
@@ -126,7 +133,10 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
+    constrained: jax.Array = jax.lax.with_sharding_constraint(
+        x, partition_spec(axes, x.shape, mesh)
+    )
+    return constrained
 
 
 def is_split(axis: str) -> bool:
@@ -143,7 +153,7 @@ def mesh_spec(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec
     return partition_spec(axes, shape, mesh)
 
 
-def run_on_mesh(run: Callable, *, in_specs, out_specs) -> Callable:
+def run_on_mesh(run: _Run, *, in_specs: Any, out_specs: Any) -> _Run:
     """Return `run` under `shard_map` on the current mesh, or itself where there is one device."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -176,18 +186,20 @@ def _log_replicated(axis: str, size: int, parts: int) -> None:
     )
 
 
-def put_batch(batch, mesh: Mesh, *, leading: int = 0):
+def put_batch(batch: _Tree, mesh: Mesh, *, leading: int = 0) -> _Tree:
     """Place a host batch (equal on every process) on the devices that own its rows."""
     shardings = batch_shardings(batch, mesh, leading=leading)
     if jax.process_count() == 1:
-        return jax.device_put(batch, shardings)
-    return jax.tree.map(
+        placed: _Tree = jax.device_put(batch, shardings)
+        return placed
+    placed = jax.tree.map(
         lambda leaf, sharding: jax.make_array_from_callback(
             leaf.shape, sharding, lambda index: leaf[index]
         ),
         batch,
         shardings,
     )
+    return placed
 
 
 def take_from_first(value: int) -> int:

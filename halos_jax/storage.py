@@ -67,7 +67,7 @@ def explain_run_errors(workdir: str | Path) -> Iterator[None]:
         raise
 
 
-def _is_inside(path: Any, folder: str | Path) -> bool:
+def _is_inside(path: object, folder: str | Path) -> bool:
     if not isinstance(path, (str, os.PathLike)):
         return False  # a descriptor, or bytes
     return Path(path).absolute().is_relative_to(Path(folder).absolute())
@@ -75,7 +75,7 @@ def _is_inside(path: Any, folder: str | Path) -> bool:
 
 def _explain(error: OSError, path: str | Path) -> WorkdirError:
     where = error.filename or path
-    advice = _ADVICE.get(error.errno, "check the disk, or choose another folder")
+    advice = _ADVICE.get(error.errno or 0, "check the disk, or choose another folder")
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         reason += f" ({describe_free(path)})"
@@ -87,7 +87,7 @@ def _explain(error: OSError, path: str | Path) -> WorkdirError:
     )
 
 
-def _has_parent(path: Any) -> bool:
+def _has_parent(path: object) -> bool:
     return isinstance(path, (str, os.PathLike)) and Path(path).absolute().parent.exists()
 
 
@@ -96,12 +96,13 @@ def says_full(error: BaseException) -> bool:
 
     Libraries in C++ hide the code of the system's error in a text.
     """
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
             return True
-        if any(os.strerror(code) in str(error) for code in _FULL):
+        if any(os.strerror(code) in str(cause) for code in _FULL):
             return True
-        error = error.__cause__ or error.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 
@@ -139,11 +140,12 @@ def require_space(folder: str | Path, size: int, what: str) -> None:
 
 def format_size(size: int) -> str:
     """Return a number of bytes for people: "5.9 GiB"."""
+    left = float(size)
     for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} GiB"
+        if left < 1024:
+            return f"{left:.0f} B" if unit == "B" else f"{left:.1f} {unit}"
+        left /= 1024
+    return f"{left:,.1f} GiB"
 
 
 def _measure_free(path: str | Path) -> int:

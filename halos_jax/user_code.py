@@ -29,7 +29,7 @@ class UserCodeError(UserError, RuntimeError):
     """A function of the user has raised an error, or would end the program."""
 
 
-def import_function(name: str, field: str) -> Callable:
+def import_function(name: str, field: str) -> Callable[..., Any]:
     """Return the function that "package.module:function" names, for the config's `field`.
 
     Raises:
@@ -41,7 +41,7 @@ def import_function(name: str, field: str) -> Callable:
     if is_file or not (all(module_name.split(".")) and attribute):
         raise ConfigError(f"{field}: got {name!r}, allowed: {_FORM}; {_suggest_form(name, field)}")
     module = _import_module(module_name, name, field)
-    function = module
+    function: Any = module
     for part in attribute.split("."):
         function = getattr(function, part, None)
     if function is None:
@@ -52,10 +52,11 @@ def import_function(name: str, field: str) -> Callable:
     kind = _find_fault(function)
     if kind:
         raise ConfigError(f"{field}: got {name!r}, which is {kind}; allowed: a plain function")
-    return function
+    found: Callable[..., Any] = function
+    return found
 
 
-def _find_fault(function: Any) -> str:
+def _find_fault(function: object) -> str:
     """Return what an object is that cannot be called as a function of the user's; else nothing."""
     if not callable(function):
         return f"no function but a value of type {type(function).__name__}"

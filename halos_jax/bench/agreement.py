@@ -11,20 +11,22 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.bench.ceilings import Ceilings
-from halos_jax.bench.sampling import TokenRenderer
+from halos_jax.bench.sampling import make_numbered_prompts, make_token_renderer
 from halos_jax.bench.training import draw_params
 from halos_jax.bench.workloads import Case, make_decoder, make_items
 from halos_jax.config import Config
 from halos_jax.losses import get_loss
 from halos_jax.models import decoder as decoders
+from halos_jax.models.decoder import Params
+from halos_jax.models.spec import DecoderConfig
 from halos_jax.packing.batches import build_batch, plan_batches, split_logps
 from halos_jax.sampling.sampler import make_sampler, sample_shard
 from halos_jax.training.step import loss_and_gradient
-from halos_jax.types import TARGET, Batch, Item, Prompt
+from halos_jax.types import TARGET, Batch, Item
 
 _LAYERS = 2
-_FAST = {"remat": "matmuls", "head_remat": False}
-_PLAIN = {"remat": "none", "head_remat": True, "attention": "xla"}
+_FAST: dict[str, Any] = {"remat": "matmuls", "head_remat": False}
+_PLAIN: dict[str, Any] = {"remat": "none", "head_remat": True, "attention": "xla"}
 
 
 def run_agreement_case(
@@ -42,7 +44,7 @@ def run_agreement_case(
     batch = _pack(items, config, mesh)
     loss = get_loss({"name": case.loss})
 
-    def compile_gradient(options: dict[str, Any]) -> Callable[[Any, Batch], Any]:
+    def compile_gradient(options: dict[str, Any]) -> Callable[[Params, Batch], Params]:
         chosen = dataclasses.replace(model, **options)
         return jax.jit(
             lambda params, batch: loss_and_gradient(params, None, batch, loss, chosen)[1]
@@ -64,14 +66,17 @@ def run_agreement_case(
     }
 
 
-def _compare_logps(model, params: Any, config: Config, mesh: Mesh) -> dict[str, float]:
+def _compare_logps(
+    model: DecoderConfig, params: Params, config: Config, mesh: Mesh
+) -> dict[str, float]:
     """Hold the log-probs under which the sampler draws against those that training computes."""
     settings = dataclasses.replace(
         config.sampling, slots=16, num_samples_per_prompt=2, max_tokens=32, keep_logps=True
     )
-    renderer = TokenRenderer(frozenset(), min(64, settings.max_prompt_length), model.vocab_size)
+    length = min(64, settings.max_prompt_length)
+    renderer = make_token_renderer(frozenset(), length, model.vocab_size)
     sampler = make_sampler(settings, renderer, model, mesh)
-    prompts = [Prompt(str(number), str(number)) for number in range(8)]
+    prompts = make_numbered_prompts(8)
     samples = sample_shard(sampler, sampler.unstack(params), prompts, seed=0, round=1)
     items = [
         Item(np.array(one.prompt_ids), (np.array(one.response_ids),), (TARGET,)) for one in samples
@@ -79,10 +84,10 @@ def _compare_logps(model, params: Any, config: Config, mesh: Mesh) -> dict[str, 
     plan = plan_batches(items, batch_size=len(items), num_rows=1, tokens_per_row=10**6)
     batch = jax.tree.map(lambda x: x[0], build_batch(items, plan, 0))
     run = jax.jit(decoders.compute_logps, static_argnums=2)
-    trained = np.asarray(run(params, batch, dataclasses.replace(model, **_FAST)))[None]
-    trained = {index: logps for index, (logps,) in split_logps(plan, 0, items, trained)}
-    drawn = np.concatenate([one.logps for one in samples])
-    trained = np.concatenate([trained[index] for index in range(len(items))])
+    packed = np.asarray(run(params, batch, dataclasses.replace(model, **_FAST)))[None]
+    by_item = {index: logps for index, (logps,) in split_logps(plan, 0, items, packed)}
+    drawn = np.concatenate([np.array(one.logps) for one in samples])
+    trained = np.concatenate([by_item[index] for index in range(len(items))])
     return {"logp_error": float(np.linalg.norm(drawn - trained) / np.linalg.norm(trained))}
 
 

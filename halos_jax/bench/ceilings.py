@@ -34,7 +34,7 @@ def measure_ceilings(*, tiny: bool = False) -> Ceilings:
     return Ceilings(flops=2 * size**3 / matmul, bytes=2 * block.nbytes / copy)
 
 
-def _time(run: Callable, *arguments: jax.Array, repeats: int = 20) -> float:
+def _time(run: Callable[..., jax.Array], *arguments: jax.Array, repeats: int = 20) -> float:
     jax.block_until_ready(run(*arguments))
     best = math.inf
     for _ in range(3):

@@ -59,7 +59,7 @@ def _make_inputs(case: Case, config: Config, workdir: Path, mesh: Mesh) -> None:
     decoder = make_decoder(dataclasses.replace(case, kind="reward"), settings)
     with jax.set_mesh(mesh):
         save_model(draw_params(decoder, mesh, seed=1), decoder, reward, source=policy)
-    letters = case.lengths[0] - 2  # the template adds a token before and one after
+    letters = case.fixed_lengths[0] - 2  # the template adds a token before and one after
     prompts = []
     for number in range(case.examples * _ROUNDS):
         text = "".join(_ALPHABET[(number // 26**place) % 26] for place in range(letters))
@@ -70,7 +70,7 @@ def _make_inputs(case: Case, config: Config, workdir: Path, mesh: Mesh) -> None:
 
 
 def _make_config(case: Case, config: Config, workdir: Path) -> Config:
-    prompt_length, max_tokens = case.lengths
+    prompt_length, max_tokens = case.fixed_lengths
     change = dataclasses.replace
     return change(
         config,

@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,30 +15,42 @@ from halos_jax.bench.ceilings import Ceilings, count_decode_bytes
 from halos_jax.bench.training import draw_params
 from halos_jax.bench.workloads import Case, make_decoder
 from halos_jax.config import Config
+from halos_jax.data.chat.renderer import Renderer
+from halos_jax.models.decoder import Params
 from halos_jax.sampling import decode
 from halos_jax.sampling.sampler import Sampler, make_sampler, sample_shard
-from halos_jax.types import Prompt
+from halos_jax.types import Prompt, Sample, Turn
 
 
-class TokenRenderer:
-    """Prompts that are token ids already, and responses that nobody reads."""
+class _TokenRenderer:
+    """What the sampler uses of a renderer: prompts of random tokens, responses without a text."""
 
-    stop_strings = ()
+    stop_strings: tuple[str, ...] = ()
 
     def __init__(self, stop_ids: frozenset[int], length: int, vocab_size: int) -> None:
         self.stop_ids = stop_ids
         self.token_ids = frozenset(range(vocab_size))
         self._length, self._vocab_size = length, vocab_size
 
-    def render_prompt(self, turns, max_length: int) -> tuple[int, ...]:
-        rng = np.random.default_rng(int(turns))
+    def render_prompt(self, turns: Sequence[Turn], max_length: int) -> tuple[int, ...]:
+        rng = np.random.default_rng(int(turns[0].content))
         return tuple(rng.integers(3, self._vocab_size, self._length).tolist())
 
     def render_prefix(self, text: str) -> tuple[int, ...]:
         return ()
 
-    def decode_response(self, ids, **_) -> str:
+    def decode_response(self, ids: Sequence[int], *, keep_marker: bool = False) -> str:
         return ""
+
+
+def make_token_renderer(stop_ids: frozenset[int], length: int, vocab_size: int) -> Renderer:
+    """Return a renderer for the sampler alone: each prompt becomes `length` random tokens."""
+    return cast(Renderer, _TokenRenderer(stop_ids, length, vocab_size))
+
+
+def make_numbered_prompts(count: int) -> list[Prompt]:
+    """Return the prompts of a token renderer, which draws their tokens from their numbers."""
+    return [Prompt(str(number), (Turn("user", str(number)),)) for number in range(count)]
 
 
 def run_sampling_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings) -> dict[str, Any]:
@@ -48,7 +61,7 @@ def run_sampling_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings
     """
     decoder = make_decoder(case, config.model)
     decoder = dataclasses.replace(decoder, params_dtype=decoder.compute_dtype)
-    prompt_length, max_tokens = case.lengths
+    prompt_length, max_tokens = case.fixed_lengths
     stop_ids = frozenset(range(3, decoder.vocab_size, case.mean)) if case.mean else frozenset()
     slots = min(config.sampling.slots, case.examples * case.samples)
     settings = dataclasses.replace(
@@ -58,14 +71,14 @@ def run_sampling_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings
         max_prompt_length=prompt_length,
         slots=slots,
     )
-    renderer = TokenRenderer(stop_ids, prompt_length, decoder.vocab_size)
+    renderer = make_token_renderer(stop_ids, prompt_length, decoder.vocab_size)
     sampler = make_sampler(settings, renderer, decoder, mesh)
     params = draw_params(decoder, mesh, seed=0)
     weights = sampler.unstack(params | {"final_norm": jnp.zeros_like(params["final_norm"])})
     del params
-    prompts = [Prompt(str(number), str(number)) for number in range(case.examples)]
+    prompts = make_numbered_prompts(case.examples)
 
-    def sample() -> tuple[list, float]:
+    def sample() -> tuple[list[Sample], float]:
         start = time.perf_counter()
         samples = sample_shard(sampler, weights, prompts, seed=0, round=1)
         return samples, time.perf_counter() - start
@@ -94,7 +107,7 @@ def run_sampling_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings
     }
 
 
-def _time_decoding(sampler: Sampler, weights: Any, slots: int, prompt_length: int) -> float:
+def _time_decoding(sampler: Sampler, weights: Params, slots: int, prompt_length: int) -> float:
     """Return the seconds of the decode steps alone, of a sequence in each slot: no prefill, and
     nobody reads what is drawn."""
     settings = sampler.settings
@@ -124,6 +137,6 @@ def _time_decoding(sampler: Sampler, weights: Any, slots: int, prompt_length: in
 
 def peak_memory_gib() -> float | None:
     """Return the most memory that the process had in use on a device; None where unknown."""
-    stats = jax.local_devices()[0].memory_stats() or {}
+    stats: dict[str, int] = jax.local_devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
     return None if peak is None else peak / 2**30

@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh
@@ -13,6 +14,7 @@ from halos_jax.bench.ceilings import Ceilings, count_forward_flops
 from halos_jax.bench.workloads import Case, make_decoder, make_items
 from halos_jax.config import Config
 from halos_jax.losses import get_loss
+from halos_jax.models.decoder import Params
 from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
 from halos_jax.training import loop as training
 from halos_jax.types import Item
@@ -35,19 +37,20 @@ def run_training_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings
     state = training.start_state(trainer, draw_params(decoder, mesh, seed=0))
 
     started, compile_seconds, memory = 0.0, 0.0, None
-    train_step = trainer.train_step
+    train_step: Callable[..., Any] = trainer.train_step
     for number, batch in enumerate(training.stream_batches(mesh, dataset)):
         if number == 0:
             start = time.perf_counter()
-            train_step = train_step.lower(state, None, batch).compile()
-            compile_seconds, memory = time.perf_counter() - start, train_step.memory_analysis()
+            jitted = cast(jax.stages.Wrapped, trainer.train_step)
+            train_step = compiled = jitted.lower(state, None, batch).compile()
+            compile_seconds, memory = time.perf_counter() - start, compiled.memory_analysis()
         if number == _WARM_UP:
             jax.block_until_ready(state)
             started = time.perf_counter()
         logps = jax.device_put(
             trainer.logps(reference, None, batch), batch.reference_logps.sharding
         )
-        state, metrics = train_step(state, None, batch.replace(reference_logps=logps))
+        state, metrics = train_step(state, None, dataclasses.replace(batch, reference_logps=logps))
     jax.block_until_ready((state, metrics))
     seconds = time.perf_counter() - started
 
@@ -105,14 +108,17 @@ def _list_timed(dataset: training.Dataset) -> list[Item]:
     return [dataset.items[index] for row in rows for index in row]
 
 
-def draw_params(decoder: DecoderConfig, mesh: Mesh, *, seed: int) -> Any:
+def draw_params(decoder: DecoderConfig, mesh: Mesh, *, seed: int) -> Params:
     """Draw params straight into their shards."""
     shardings = params_shardings(decoder, mesh)
     draw = jax.jit(init_params, static_argnums=1, out_shardings=shardings)
-    return draw(jax.random.key(seed), decoder)
+    params: Params = draw(jax.random.key(seed), decoder)
+    return params
 
 
-def report_rates(items, seconds: float, flops: float, ceilings: Ceilings, mesh: Mesh):
+def report_rates(
+    items: Sequence[Item], seconds: float, flops: float, ceilings: Ceilings, mesh: Mesh
+) -> dict[str, float]:
     """Return what a number of examples in a time means."""
     return {
         "examples_per_second": len(items) / seconds,
@@ -126,7 +132,7 @@ def _sum_memory(memory: Any) -> int:
     """Return the bytes a device needs for a program: arguments, results and temporaries."""
     if memory is None:
         return 0
-    return (
+    return int(
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes

@@ -35,6 +35,13 @@ class Case:
     samples: int = 1
     mean: int = 0
 
+    @property
+    def fixed_lengths(self) -> tuple[int, int]:
+        """(prompt, response) tokens, of a case whose examples are all of one length."""
+        if self.lengths == "real":
+            raise ValueError(f"a case of kind {self.kind!r}: lengths: got 'real', allowed: two")
+        return self.lengths
+
 
 CASES: dict[str, Case] = {
     "dpo_1b_full": Case("train", "1b", 16, (512, 512)),
@@ -119,7 +126,8 @@ def get_case(name: str, *, tiny: bool) -> Case:
         return case
     lengths = case.lengths
     if lengths != "real":
-        lengths = tuple(max(size // _SHRINK, 4) for size in lengths)
+        prompt, response = lengths
+        lengths = max(prompt // _SHRINK, 4), max(response // _SHRINK, 4)
     return dataclasses.replace(
         case,
         model="tiny",

@@ -47,3 +47,9 @@ def test_the_tiny_variant_is_the_same_case_at_a_smaller_size():
         tiny = get_case(name, tiny=True)
         assert (tiny.kind, tiny.loss, tiny.samples) == (case.kind, case.loss, case.samples)
         assert tiny.model == "tiny" and tiny.examples <= 16
+
+
+def test_lengths_are_fixed_or_drawn_from_real_pairs():
+    assert CASES["decode_1b"].fixed_lengths == (128, 256)
+    with pytest.raises(ValueError, match="lengths: got 'real'"):
+        _ = CASES["dpo_1b_real"].fixed_lengths

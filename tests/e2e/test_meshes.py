@@ -284,9 +284,13 @@ SAMPLED = [
     "norms behind, windows, soft caps",
     "few key heads, a wide MLP",
     "adapter",
+    "adapter on int8",
     "adapter on nf4",
     "adapter on experts in int8",
+    "adapter on experts with biases in nf4",
 ]
+# So high that every model here is unsure: no two answers should be alike by its own choice.
+TEMPERATURE = 4.0
 
 
 @functools.cache
@@ -301,7 +305,7 @@ def draw_samples(case: Case, sizes: tuple[int, ...], count: int):
     )
     settings = SamplingConfig(
         num_samples_per_prompt=8,
-        temperature=1.0,
+        temperature=TEMPERATURE,
         top_p=0.9,
         max_tokens=4,
         max_prompt_length=16,
