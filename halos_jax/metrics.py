@@ -1,28 +1,34 @@
-"""Metrics as JSON Lines, read one step late, and progress bars.
+"""Metrics, read one step late and handed to sinks (a JSON Lines file, the console); progress bars.
 
 Names are those of HALOs ("loss/train", "rewards_train/margins", "counters/lr"); values are JSON
 numbers. A compiled step returns before the device has run it; reading its metrics at once would
 make the host wait. So `MetricWriter` holds them until the next step has been started.
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
+from halos_jax import processes
 from halos_jax.errors import UserError
-from halos_jax.storage import Note, write_bytes_atomic
+from halos_jax.storage import Note, WorkdirError, write_bytes_atomic
 
 # A run whose loss or gradient is not finite is over: it stops instead of writing noise.
 MUST_BE_FINITE = ("loss/train", "grad_norm")
+
+_Key = tuple[int, float | None, frozenset[str]]
 
 
 class NonFiniteError(UserError, FloatingPointError):
@@ -33,8 +39,129 @@ class MetricsError(UserError, ValueError):
     """A metrics file holds what is no record."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The metrics of one step, as sinks get them.
+
+    `wall_time` (seconds since 1970) is when they were handed to the writer, which is about when
+    the step was started. Values may be NaN or infinite.
+
+    Example: `Record(7, {"loss/train": 0.69, "counters/examples": 64}, wall_time=1764141234.5)`.
+    """
+
+    step: int
+    values: Mapping[str, int | float]
+    wall_time: float
+
+    @property
+    def key(self) -> _Key:
+        """What tells a record from others: a run that is resumed may repeat an evaluation."""
+        return self.step, self.values.get("round"), frozenset(self.values)
+
+
+class Sink(Protocol):
+    """Where records go: a file, a console, a service. See `SINKS`."""
+
+    def resume(self, step: int | None) -> Sequence[Record]:
+        """Make ready for a run that goes on from `step`; called once, before all else.
+
+        What the sink has of later steps is to be forgotten, because they are taken again: nothing
+        where `step` is None, everything where it is -1.
+
+        Returns:
+          the records of the last step that stay, which will not be written again; none where the
+          sink does not know them.
+        """
+
+    def write(self, record: Record) -> None:
+        """Take a record; records come in the order of their steps."""
+
+    def flush(self) -> None:
+        """Make durable what was written; a checkpoint is saved next."""
+
+    def close(self) -> None:
+        """Let go of files and connections; called once, whatever went wrong before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a sink may need to know of the run; arguments as of `MetricWriter`."""
+
+    path: Path | None
+    console: bool = False
+    console_every: int = 1
+    note: Note | None = None
+
+
+class _JsonLines:
+    """Appends `{"step": k, name: value, ...}` to a file, which at any instant can be read."""
+
+    def __init__(self, path: Path, note: Note | None) -> None:
+        self._path, self._note = path, note
+        self._size, self._sha256 = 0, hashlib.sha256()
+        self._file: BinaryIO | None = None
+
+    def resume(self, step: int | None) -> Sequence[Record]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        last = _trim(self._path, step, self._note)
+        self._file = open(self._path, "ab")  # noqa: SIM115 (closed by close)
+        self._count(self._path.read_bytes())
+        return last
+
+    def write(self, record: Record) -> None:
+        assert self._file is not None, "resume comes first"
+        values = {"step": record.step, **record.values}
+        # JSON has no NaN; what is not finite becomes null, and read_metrics turns it back.
+        line = json.dumps({k: v if math.isfinite(v) else None for k, v in values.items()})
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        self._count(line.encode() + b"\n")
+
+    def flush(self) -> None:
+        if self._file is not None and self._note is not None:
+            os.fsync(self._file.fileno())
+            self._note(self._path, self._size, self._sha256.hexdigest())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _count(self, data: bytes) -> None:
+        self._size += len(data)
+        self._sha256.update(data)
+
+
+class _Console:
+    """Prints a line a record, above the progress bars."""
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+
+    def resume(self, step: int | None) -> Sequence[Record]:
+        return ()
+
+    def write(self, record: Record) -> None:
+        if "loss/train" not in record.values or record.step % self._every == 0:
+            tqdm.write(_format_line(record))
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+# Name -> what makes the sink of a run, or None where it wants none. A sink of another kind is a
+# class and a line here.
+SINKS: dict[str, Callable[[Target], Sink | None]] = {
+    "jsonl": lambda target: _JsonLines(target.path, target.note) if target.path else None,
+    "console": lambda target: _Console(target.console_every) if target.console else None,
+}
+
+
 class MetricWriter:
-    """Appends `{"step": k, name: value, ...}` records to a file, one step late.
+    """Hands records to the sinks, one step late, and stops the run at a loss that is not finite.
 
     A record is known by its step, its "round" where it has one, and its names: a resumed run that
     repeats an evaluation at the step of its checkpoint does not write it twice.
@@ -49,33 +176,35 @@ class MetricWriter:
         resume_step: int | None = None,
         note: Note | None = None,
     ) -> None:
-        """Open `path` for appending; None (on processes other than 0) writes no file.
+        """Open the sinks; all processes of a job do it together.
 
         Args:
-          path: the JSON Lines file. A torn last line, left by a killed writer, is removed.
+          path: the JSON Lines file; None (on processes other than 0) writes none. A torn last
+            line, left by a killed writer, is removed.
           console: also print records, one a line.
           console_every: of the training steps, print each such one.
           resume_step: the step that the run goes on from; later records are removed (-1: all).
           note: called with the file, its size and the SHA-256 of its bytes at each flush, when
             they are on disk.
+
+        Raises:
+          MetricsError: where the file holds what is no record.
+          WorkdirError: where it cannot be written.
         """
-        self._held: tuple[int, dict[str, Any]] | None = None
-        self._console = console
-        self._console_every = console_every
-        self._known: set[tuple] = set()
+        self._held: Record | None = None
+        self._known: set[_Key] = set()
         self._last_step: int | None = None
-        self._file: BinaryIO | None = None
-        self._note = note
-        self._size, self._sha256 = 0, hashlib.sha256()
-        if path is not None:
-            self._path = path = Path(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            records = _trim(path, resume_step, note)
-            if records:
-                self._last_step = records[-1]["step"]
-                self._known = {_key(record) for record in records}
-            self._file = open(path, "ab")  # noqa: SIM115 (closed by close)
-            self._count(path.read_bytes())
+        target = Target(None if path is None else Path(path), console, console_every, note)
+        made = [make(target) for make in SINKS.values()]
+        self._sinks = [sink for sink in made if sink is not None]
+        # Else the other processes would wait at the first step for one that cannot read its file.
+        processes.run_on_all(lambda: self._resume(resume_step), MetricsError, WorkdirError)
+
+    def _resume(self, step: int | None) -> None:
+        for sink in self._sinks:
+            for record in sink.resume(step):
+                self._last_step = record.step
+                self._known.add(record.key)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Hold `metrics` (scalars, on the device or not) of `step`; write those held before.
@@ -86,9 +215,9 @@ class MetricWriter:
         for value in metrics.values():
             if isinstance(value, jax.Array):
                 value.copy_to_host_async()
-        previous, self._held = self._held, (int(step), dict(metrics))
+        previous, self._held = self._held, Record(int(step), dict(metrics), time.time())
         if previous is not None:
-            self._write_now(*previous)
+            self._write_now(previous)
 
     def flush(self) -> None:
         """Write what is held, waiting for it; call it before a checkpoint and at the end.
@@ -98,39 +227,28 @@ class MetricWriter:
         """
         held, self._held = self._held, None
         if held is not None:
-            self._write_now(*held)
-        if self._file is not None and self._note is not None:
-            os.fsync(self._file.fileno())
-            self._note(self._path, self._size, self._sha256.hexdigest())
+            self._write_now(held)
+        for sink in self._sinks:
+            sink.flush()
 
     def close(self) -> None:
-        """Flush, and close the file."""
-        try:
+        """Flush, and close the sinks."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._sinks.clear)
+            for sink in self._sinks:
+                stack.callback(sink.close)
             self.flush()
-        finally:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
 
-    def _count(self, data: bytes) -> None:
-        self._size += len(data)
-        self._sha256.update(data)
-
-    def _write_now(self, step: int, metrics: Mapping[str, Any]) -> None:
-        values = {name: _to_number(name, value) for name, value in metrics.items()}
-        record = {"step": step, **values}
+    def _write_now(self, held: Record) -> None:
+        step = held.step
+        values = {name: _to_number(name, value) for name, value in held.values.items()}
+        record = dataclasses.replace(held, values=values)
         if step != self._last_step:
             self._known, self._last_step = set(), step
-        if _key(record) not in self._known:
-            self._known.add(_key(record))
-            # JSON has no NaN; what is not finite becomes null, and read_metrics turns it back.
-            line = json.dumps({k: v if math.isfinite(v) else None for k, v in record.items()})
-            if self._file is not None:
-                self._file.write(line.encode() + b"\n")
-                self._file.flush()
-                self._count(line.encode() + b"\n")
-            if self._console and ("loss/train" not in record or step % self._console_every == 0):
-                tqdm.write(_format_line(record))
+        if record.key not in self._known:
+            self._known.add(record.key)
+            for sink in self._sinks:
+                sink.write(record)
         bad = [
             f"{name} is {values[name]}"
             for name in MUST_BE_FINITE
@@ -153,7 +271,7 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     return _read_lines(Path(path))[0]
 
 
-def make_progress(work: Iterable | int, description: str, *, enabled: bool) -> tqdm:
+def make_progress(work: Iterable[Any] | int, description: str, *, enabled: bool) -> tqdm:
     """Return a progress bar over an iterable, or over a total to be counted by `update(n)`.
 
     It is silent where not `enabled` and on processes other than 0. Where stderr is no terminal (a
@@ -187,10 +305,6 @@ class _LineStream:
         self._stream.flush()
 
 
-def _key(record: Mapping[str, Any]) -> tuple:
-    return (record["step"], record.get("round"), frozenset(record))
-
-
 def _to_number(name: str, value: Any) -> int | float:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind in "OSU":
@@ -199,21 +313,17 @@ def _to_number(name: str, value: Any) -> int | float:
     return int(scalar) if scalar.dtype.kind in "biu" else float(scalar)
 
 
-def _format_line(record: Mapping[str, Any]) -> str:
-    parts = [f"step {record['step']}"]
+def _format_line(record: Record) -> str:
+    parts = [f"step {record.step}"]
     parts += [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in record.items()
-        if name != "step"
+        for name, value in record.values.items()
     ]
     return " | ".join(parts)
 
 
-def _trim(path: Path, resume_step: int | None, note: Note | None) -> list[dict[str, float]]:
-    """Cut `path` back to whole records of steps up to `resume_step`.
-
-    Returns the records of the last step, whose repetition is to be recognised.
-    """
+def _trim(path: Path, resume_step: int | None, note: Note | None) -> list[Record]:
+    """Cut `path` back to whole records of steps up to `resume_step`; return the last step's."""
     if not path.exists():
         return []
     records, lines, is_torn = _read_lines(path)
@@ -226,7 +336,16 @@ def _trim(path: Path, resume_step: int | None, note: Note | None) -> list[dict[s
         data = "".join(lines[index] + "\n" for index in kept).encode()
         write_bytes_atomic(path, data, note=note)
     last = max((records[index]["step"] for index in kept), default=None)
-    return [records[index] for index in kept if records[index]["step"] == last]
+    return [
+        _make_record(records[index])
+        for index in kept
+        if last is not None and records[index]["step"] == last
+    ]
+
+
+def _make_record(line: Mapping[str, float]) -> Record:
+    values = {name: value for name, value in line.items() if name != "step"}
+    return Record(int(line["step"]), values, wall_time=math.nan)  # which the file does not keep
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, float]], list[str], bool]:

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from halos_jax.metrics import MetricWriter, NonFiniteError, make_progress, read_metrics
+from halos_jax import metrics, processes
+from halos_jax.metrics import (
+    MetricsError,
+    MetricWriter,
+    NonFiniteError,
+    Record,
+    make_progress,
+    read_metrics,
+)
+from halos_jax.storage import WorkdirError
 
 
 @pytest.fixture
@@ -162,6 +171,92 @@ def test_what_is_not_one_number_is_refused(path, value):
 def test_console_lines(path, capsys):
     write_steps(path, [1], console=True)
     assert capsys.readouterr().out == "step 1 | loss/train 0.5\n"
+
+
+class Memory:
+    """A sink that keeps what it is told."""
+
+    def __init__(self, target, last=()):
+        self.calls, self.target, self._last = [], target, last
+
+    def resume(self, step):
+        self.calls.append(("resume", step))
+        return self._last
+
+    def write(self, record):
+        self.calls.append(record)
+
+    def flush(self):
+        self.calls.append("flush")
+
+    def close(self):
+        self.calls.append("close")
+
+
+def test_a_sink_of_ones_own_gets_every_record_and_the_place_to_go_on_from(path, monkeypatch):
+    made = []
+
+    def make(target):
+        made.append(Memory(target, last=[Record(3, {"loss/eval": 0.25}, 0.0)]))
+        return made[-1]
+
+    monkeypatch.setitem(metrics.SINKS, "memory", make)
+    monkeypatch.setattr(metrics.time, "time", iter([10.0, 11.0, 12.0]).__next__)
+    writer = MetricWriter(path, console_every=5, resume_step=3)
+    writer.write(3, {"loss/eval": 0.25})  # which the sink has
+    writer.write(4, {"loss/train": jnp.float32(0.5)})
+    writer.write(5, {"loss/train": jnp.float32(jnp.inf), "round": 1})
+    with pytest.raises(NonFiniteError):
+        writer.close()
+    (sink,) = made
+    assert (sink.target.path, sink.target.console_every) == (path, 5)
+    assert sink.calls == [
+        ("resume", 3),
+        Record(4, {"loss/train": 0.5}, 11.0),
+        Record(5, {"loss/train": math.inf, "round": 1}, 12.0),
+        "close",
+    ]
+    assert steps(path) == [4, 5]  # and so does the file
+
+
+def test_sinks_are_closed_whatever_one_of_them_does(path, monkeypatch):
+    made = []
+
+    class Broken(Memory):
+        def close(self):
+            super().close()
+            raise OSError("gone")
+
+    def add(kind):
+        def make(target):
+            made.append(kind(target))
+            return made[-1]
+
+        return make
+
+    monkeypatch.setitem(metrics.SINKS, "first", add(Memory))
+    monkeypatch.setitem(metrics.SINKS, "second", add(Broken))
+    writer = MetricWriter(path)
+    with pytest.raises(OSError, match="gone"):
+        writer.close()
+    assert [sink.calls for sink in made] == [[("resume", None), "flush", "close"]] * 2
+    writer.close()  # nothing is left to be closed
+    assert len(made[0].calls) == 3
+
+
+def test_a_file_that_one_process_cannot_read_stops_them_all(path, monkeypatch):
+    asked = []
+
+    def run_on_all(action, *kinds):
+        asked.append(kinds)
+        return action()
+
+    monkeypatch.setattr(processes, "run_on_all", run_on_all)
+    path.write_text("no record\n")
+    with pytest.raises(MetricsError):
+        MetricWriter(path)
+    MetricWriter(None)  # a process without a file takes part
+    assert asked == [(MetricsError, WorkdirError)] * 2
 
 
 def test_progress_counts_and_is_silent_when_disabled(capsys):
