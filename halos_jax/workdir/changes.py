@@ -104,7 +104,7 @@ def read_history(workdir: Path, config: Config) -> History:
 
     def keep_spelling(path: str, text: str, kind: roles.Place) -> str:
         old = before.get(path)
-        return old if is_same_place(old, text, kind) else text
+        return str(old) if is_same_place(old, text, kind) else text
 
     config = roles.map_places(config, keep_spelling)
     found = find_changes(recorded, config_lib.to_dict(config))
@@ -218,6 +218,35 @@ def describe_changes(history: History) -> list[str]:
         elif role == "result" and one.mark.place:
             lines.append(f"{one}; it holds the same")
     return lines
+
+
+def describe_kept(history: History, shards: Sequence[Path]) -> str:
+    """Return a line about parts of stages that were made before the changes of this start.
+
+    They are kept, and what is still to be made follows the changes. Empty where nothing that they
+    depend on has changed, or where their size has: then who reads them says what becomes of them.
+    """
+    changed = [one.path for one in history.pick("execution")]
+    if not (changed and shards) or "sampling.shard_prompts" in changed:
+        return ""
+    names = f"{shards[0].parent.name}/{shards[0].name}"
+    more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
+    return f"{names}{more}: made before these changes, and kept; the rest is made with them"
+
+
+def list_segments(workdir: Path, round: int) -> tuple[dict[str, Any], ...]:
+    """Return the segments that hold for a round that is under way, or a task, as recorded.
+
+    One that began when only the evaluation of the round was left bears the number of the next.
+    """
+    if not (workdir / FILE).exists():
+        return ()
+    segments = read_plain(workdir / FILE).get(_SEGMENTS, ())
+    return tuple(
+        {key: value for key, value in one.items() if key != "exported"}
+        for one in segments
+        if one.get("round", round) >= round
+    )
 
 
 def record_changes(history: History, grown: Mapping[str, Any], **where: Any) -> History:

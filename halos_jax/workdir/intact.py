@@ -88,7 +88,7 @@ def adopt_workdir(workdir: Path, ledger: Ledger) -> None:
         )
     names = ["config.json", *REPORTS]
     paths = [workdir / name for name in names if (workdir / name).exists()]
-    for path in [*paths, *find_manifests(workdir), *_find_shards(workdir)]:
+    for path in [*paths, *find_manifests(workdir), *list_shards(workdir)]:
         if path.name == "metrics.jsonl":
             size = path.read_bytes().rfind(b"\n") + 1
             ledger.note_prefix(path, size, hash_start(path, size))
@@ -110,6 +110,12 @@ def find_manifests(workdir: Path) -> list[Path]:
     return [path for path in found if path.exists()]
 
 
+def list_shards(workdir: Path) -> list[Path]:
+    """Return the finished parts of stages under way, in order."""
+    found = [*workdir.glob("*.jsonl"), *workdir.glob("rounds/*/*.jsonl")]
+    return [path for path in sorted(found) if _is_shard(path.name)]
+
+
 def _cut_reports(workdir: Path, ledger: Ledger) -> None:
     for path in (workdir / name for name in REPORTS):
         known = (ledger.find(path) or {"prefix": 0}).get("prefix")
@@ -118,18 +124,11 @@ def _cut_reports(workdir: Path, ledger: Ledger) -> None:
 
 
 def _drop_changed_shards(workdir: Path, ledger: Ledger) -> None:
-    for path in _find_shards(workdir):
+    for path in list_shards(workdir):
         entry, name = ledger.find(path), ledger.name(path)
-        problem = "is not of this run" if entry is None else None
-        problem = problem or ledgers.check_entry(workdir, name, entry)
-        if problem:
+        if entry is None or ledgers.check_entry(workdir, name, entry):
             logger.warning("%s: a part of a stage is not as it was written: made again", path)
             path.unlink()
-
-
-def _find_shards(workdir: Path) -> list[Path]:
-    found = [*workdir.glob("*.jsonl"), *workdir.glob("rounds/*/*.jsonl")]
-    return [path for path in sorted(found) if _is_shard(path.name)]
 
 
 def _is_shard(name: str) -> bool:

@@ -11,11 +11,9 @@ manifest: a stage that the manifest does not name has not happened. Only process
 """
 
 import dataclasses
-import fcntl
 import json
 import logging
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from halos_jax.workdir import ledger as ledgers
 from halos_jax.workdir.changes import History
 from halos_jax.workdir.intact import MANIFEST
 from halos_jax.workdir.ledger import Ledger
+from halos_jax.workdir.lock import lock_workdir
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +56,8 @@ class Manifest:
     the prompts in it (in round 0: of the held-out ones), `policy` and `reference` say which models
     sampled and anchored it, `metrics` are counts and means for people, `layouts` the shapes of the
     reward model's batches (`LayoutMemory.to_record`) when the last of the stages was done.
+    `segments` are those of config.json that began in this round: what of the config, of the devices
+    and of the data has changed in it, and from which step on.
     """
 
     round: int
@@ -70,6 +71,7 @@ class Manifest:
     files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     layouts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    segments: tuple[Mapping[str, Any], ...] = ()
     task: str = "online"
     version: int = VERSION
 
@@ -125,7 +127,7 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
         with storage.explain_os_errors(workdir):
             if is_writer:
                 workdir.mkdir(parents=True, exist_ok=True)
-                lock = _lock_workdir(workdir)
+                lock = lock_workdir(workdir)
                 storage.remove_partials(workdir)
             ledger = ledgers.open_ledger(workdir) if is_writer else ledgers.read_ledger(workdir)
             is_resumed = path.exists()
@@ -184,6 +186,9 @@ def begin_segment(info: RunInfo, *, grown: Mapping[str, Any] | None = None, **wh
     sharding.wait_for_all("begin a segment")  # all have read the config from before
     for line in changes.describe_changes(info.history):
         logger.info("%s", line)
+    kept = changes.describe_kept(info.history, intact.list_shards(info.workdir))
+    if kept:
+        logger.info("%s", kept)
     _replace_history(info, changes.record_changes(info.history, grown or {}, **where))
 
 
@@ -223,29 +228,6 @@ def _is_untouched(workdir: Path) -> bool:
     others = [path for path in workdir.iterdir() if path.name not in ours]
     is_run = changes.is_run(changes.read_plain(workdir / changes.FILE))
     return is_run and not any(path.is_file() or any(path.iterdir()) for path in others)
-
-
-def _lock_workdir(workdir: Path) -> int:
-    # The file stays when the job ends: deleting it would let two jobs lock two different files.
-    lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "unknown"
-        os.close(lock)
-        raise storage.WorkdirError(
-            f"workdir: {workdir} is in use by another job (process {holder}); wait for it, stop "
-            "it, or choose another folder with --config.workdir=DIR"
-        ) from None
-    except OSError as error:  # some network file systems have no locks
-        logger.warning("%s cannot be locked (%s): start only one job in it", workdir, error)
-    try:
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
 
 
 # --------------------------------------------------------------------------- manifests
@@ -333,6 +315,8 @@ def commit_stage(
         }
         updates["metrics"] = {**manifest.metrics, **updates.get("metrics", {})}
         updates["files"] = {**manifest.files, **records}
+        if ledger is not None:
+            updates["segments"] = changes.list_segments(ledger.workdir, manifest.round)
         stages = (*manifest.stages, stage)
         updated = dataclasses.replace(manifest, stages=stages, version=VERSION, **updates)
         if is_writer:
@@ -363,7 +347,9 @@ def verify_files(folder: str | Path, manifest: Manifest) -> None:
 def verify_run(workdir: Path) -> None:
     """Check the files of every round, or of the task, of a workdir; as `verify_files`."""
     for path in intact.find_manifests(workdir):
-        verify_files(path.parent, load_manifest(path.parent))
+        manifest = load_manifest(path.parent)
+        if manifest is not None:
+            verify_files(path.parent, manifest)
 
 
 def _parse_manifest(plain: dict[str, Any]) -> Manifest:
@@ -372,9 +358,11 @@ def _parse_manifest(plain: dict[str, Any]) -> Manifest:
         for name, record in plain["files"].items()
     }
     known = {field.name for field in dataclasses.fields(Manifest)}
+    plain = {"segments": [], **plain}  # which runs of older versions do not have
     if known != plain.keys():
         raise ValueError(f"missing or unknown fields: {', '.join(sorted(known ^ plain.keys()))}")
-    return Manifest(**{**plain, "files": files, "stages": tuple(plain["stages"])})
+    lists = {name: tuple(plain[name]) for name in ("stages", "segments")}
+    return Manifest(**{**plain, **lists, "files": files})
 
 
 def _corrupt(path: Path, reason: str) -> ManifestError:

@@ -256,3 +256,18 @@ def test_more_epochs_of_an_online_run_are_for_rounds_to_come(tmp_path, caplog):
     info = start(tmp_path, more, round=3, step=8)
     assert "rounds.total_prompts: 2048 -> 4096; the run goes on with more" in caplog.text
     assert info.history.has_more
+
+
+def test_what_is_kept_of_a_stage_is_said_where_it_depends_on_what_changed(tmp_path):
+    shards = [tmp_path / "0003" / f"samples.shard-000{number}.jsonl" for number in range(3)]
+
+    def describe(config, found):
+        listed = changes.find_changes(config_lib.to_dict(Config()), config_lib.to_dict(config))
+        return changes.describe_kept(changes.History(config, tuple(listed)), found)
+
+    slots = Config(sampling=SamplingConfig(slots=4))
+    assert describe(slots, shards).startswith("0003/samples.shard-0000.jsonl and 2 more: made")
+    assert describe(slots, shards[:1]).startswith("0003/samples.shard-0000.jsonl: made before")
+    assert describe(slots, []) == describe(Config(), shards) == ""
+    assert describe(Config(optimizer=OptimizerConfig(learning_rate=1.0)), shards) == ""
+    assert describe(Config(sampling=SamplingConfig(slots=4, shard_prompts=2)), shards) == ""

@@ -3,15 +3,13 @@ import dataclasses
 import errno
 import hashlib
 import json
+import logging
 import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 
 from halos_jax import storage
-from halos_jax.config import Config, TrainConfig
+from halos_jax.config import Config, MeshConfig, SamplingConfig, TrainConfig
 from halos_jax.rounds.order import Order, save_order
 from halos_jax.storage import WorkdirError
 from halos_jax.workdir import state
@@ -225,32 +223,63 @@ def test_a_field_that_may_change_is_taken_over(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["progress"] is False
 
 
+def test_the_manifest_says_what_changed_while_its_round_was_under_way(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder, manifest = state.round_folder(tmp_path, 1), Manifest(round=1)
+    info = state.open_run(tmp_path, Config())
+    write(folder, "samples.jsonl")
+    manifest = state.commit_stage(
+        folder, manifest, "sample", files={"samples.jsonl": 1}, ledger=info.ledger
+    )
+    assert state.load_manifest(folder).segments == ()
+    for number in range(2):
+        storage.write_bytes_atomic(
+            folder / f"scores.shard-000{number}.jsonl", b"{}\n", note=info.ledger.note_file
+        )
+    info.close()
+    changed = Config(sampling=SamplingConfig(slots=4), mesh=MeshConfig(fsdp=2))
+    info = state.open_run(tmp_path, changed)
+    state.begin_segment(info, round=1, step=0, grown={"data.train": ["8 prompts", "9 prompts"]})
+    assert (
+        "0001/scores.shard-0000.jsonl and 1 more: made before these changes, and kept; "
+        "the rest is made with them"
+    ) in caplog.text
+    segment = {
+        "round": 1,
+        "step": 0,
+        "changed": {
+            "data.train": ["8 prompts", "9 prompts"],
+            "mesh.fsdp": [1, 2],
+            "sampling.slots": [256, 4],
+        },
+    }
+    for is_writer in (False, True):
+        done = state.commit_stage(
+            folder, manifest, "score", ledger=info.ledger, is_writer=is_writer
+        )
+        assert done.segments == (segment,)
+    assert state.load_manifest(folder) == done
+    later = state.commit_stage(
+        state.round_folder(tmp_path, 1), done, "feedback", ledger=info.ledger
+    )
+    assert later.segments == (segment,)
+    other = state.round_folder(tmp_path, 2)
+    other.mkdir()
+    assert state.commit_stage(other, Manifest(round=2), "sample", ledger=info.ledger).segments == ()
+    info.close()
+
+
+def test_a_manifest_of_a_version_without_segments_is_read(tmp_path):
+    plain = {key: value for key, value in GOOD.items() if key != "segments"}
+    write(tmp_path, "manifest.json", json.dumps(plain))
+    assert state.load_manifest(tmp_path) == Manifest(round=1)
+
+
 def test_a_corrupt_config_file_is_one_clear_error(tmp_path):
     for text in ("{", "[]"):
         write(tmp_path, "config.json", text)
         with pytest.raises(WorkdirError, match=r"config.json is not the JSON object"):
             state.open_run(tmp_path, Config())
-
-
-def test_two_jobs_never_share_a_workdir(tmp_path):
-    script = """
-        import sys
-        from halos_jax.config import Config
-        from halos_jax import storage
-        from halos_jax.workdir import state
-        try:
-            state.open_run(sys.argv[1], Config())
-        except storage.WorkdirError as error:
-            print(error)
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
-    run = state.open_run(tmp_path, Config())
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert f"is in use by another job (process {os.getpid()} on " in found
-    # A process that dies holds nothing: the other one got the lock and is gone.
-    run.close()
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
-    state.open_run(tmp_path, Config()).close()
 
 
 def test_processes_that_do_not_write_take_no_lock_and_no_files(tmp_path):
