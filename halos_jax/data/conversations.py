@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from halos_jax.data.lengths import (
     cut_prompt,
     fit_response,
     is_truncated,
-    report_truncated,
 )
 from halos_jax.data.records.fields import RecordError
-from halos_jax.data.tokenize import Texts
+from halos_jax.data.records.reading import OnBad, raise_error
+from halos_jax.data.texts import Ids, Texts
+from halos_jax.data.tokenize import make_each
 from halos_jax.types import TARGET, Completion, Demonstration, Item, Turn
 
 
@@ -31,7 +32,11 @@ class _Sequence:
 
 
 def make_target_items(
-    demonstrations: Iterable[Demonstration], renderer: Renderer, lengths: Lengths
+    demonstrations: Iterable[Demonstration],
+    renderer: Renderer,
+    lengths: Lengths,
+    *,
+    on_bad: OnBad = raise_error,
 ) -> list[Item]:
     """Return the items (target) of demonstrations: one each, for conversations sometimes more.
 
@@ -43,10 +48,9 @@ def make_target_items(
     Of a plain text (no prompt) all tokens are targets but the first, which nothing predicts.
 
     Raises:
-      RecordError: where a text has no two tokens.
-      ConfigError: where a prompt leaves no room for a response.
+      RecordError: where a text has no two tokens, unless `on_bad` leaves it out.
+      ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves it out.
     """
-    items, truncated = [], 0
     demonstrations = list(demonstrations)
     talks = [one for one in demonstrations if one.prompt.turns]
     texts = Texts(
@@ -57,34 +61,35 @@ def make_target_items(
     )
     plain = [one.completion.turns[0].content for one in demonstrations if not one.prompt.turns]
     plain_ids = renderer.render_texts(plain) if plain else iter(())
-    for demonstration in demonstrations:
-        completion = demonstration.completion
+
+    def make(demonstration: Demonstration) -> Iterator[Item | None]:
+        completion, place = demonstration.completion, demonstration.prompt.place
         if demonstration.prompt.turns:
             sequences = list(_render(demonstration, renderer, texts, lengths))
         else:
-            sequences = [_start_text(next(plain_ids), demonstration.prompt.place)]
+            sequences = [_start_text(next(plain_ids), place)]
         for number, sequence in enumerate(sequences):
             is_last = number + 1 == len(sequences)
             # Only the last answer can have been cut by a sampler.
             origin = completion if is_last else Completion(completion.turns)
-            item = _make_item(sequence, origin, lengths, demonstration.prompt.place)
-            truncated += item is None
-            items += [item] if item else []
-    report_truncated(truncated, len(items), "demonstrations")
-    return items
+            yield _make_item(sequence, origin, lengths, place)
+
+    return make_each(demonstrations, make, "demonstrations", on_bad)
 
 
 def _render(
     demonstration: Demonstration, renderer: Renderer, texts: Texts, lengths: Lengths
 ) -> Iterator[_Sequence]:
     """Yield the sequences of a demonstration."""
-    prompt, completion = demonstration.prompt.turns, demonstration.completion
+    asked, completion = demonstration.prompt, demonstration.completion
+    prompt = asked.turns
     answers = _list_answers(completion)
     if len(answers) == 1:
-        ids = demonstration.prompt_ids or texts.prompt(prompt)
+        ids: Ids = demonstration.prompt_ids or texts.prompt(asked)
         yield _start(prompt, ids, texts.response(completion))
         return
-    current, shown, last = None, 0, max(answers)
+    current: _Sequence | None = None
+    shown, last = 0, max(answers)
     for index, answer in answers.items():
         response = texts.response(answer)
         if current is not None:
@@ -95,12 +100,16 @@ def _render(
             yield current
         turns = prompt + completion.turns[:index]
         whole = renderer.render_prompt(turns, sys.maxsize)
-        ids = cut_prompt(renderer, turns, whole, lengths) if index else texts.prompt(prompt)
+        if index:
+            ids = cut_prompt(renderer, turns, whole, lengths, asked.place)
+        else:
+            ids = texts.prompt(asked)
         if len(ids) < len(whole) and index != last:  # what follows must show the same turns
             turns = renderer.truncate_turns(turns, lengths.prompt)
         current = _start(turns, ids, response)
         shown = index
-    yield current
+    if current is not None:  # there is always an answer
+        yield current
 
 
 def _list_answers(completion: Completion) -> dict[int, Completion]:
@@ -118,7 +127,7 @@ def _list_answers(completion: Completion) -> dict[int, Completion]:
     return answers
 
 
-def _start(turns: tuple[Turn, ...], ids: Sequence[int], response: Sequence[int]) -> _Sequence:
+def _start(turns: tuple[Turn, ...], ids: Ids, response: Ids) -> _Sequence:
     end = len(ids) + len(response)
     return _Sequence(turns, len(ids), (*ids, *response), [(len(ids), end)])
 
@@ -132,7 +141,7 @@ def _start_text(ids: tuple[int, ...], place: str) -> _Sequence:
 def _extend(
     current: _Sequence,
     turns: tuple[Turn, ...],
-    response: Sequence[int],
+    response: Ids,
     renderer: Renderer,
     lengths: Lengths,
 ) -> bool:

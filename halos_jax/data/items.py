@@ -1,10 +1,11 @@
 """From a source of records to the items of an objective, whatever it trains on."""
 
 import dataclasses
+import functools
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from halos_jax.data import datasets
 from halos_jax.data.chat.renderer import Renderer
@@ -13,7 +14,9 @@ from halos_jax.data.conversations import make_target_items
 from halos_jax.data.datasets import ALL, Selection
 from halos_jax.data.lengths import Cuts, Lengths
 from halos_jax.data.records.fields import RecordError, shorten
-from halos_jax.data.token_ids import check_ids
+from halos_jax.data.records.reading import OnBad
+from halos_jax.data.records.unread import Skips
+from halos_jax.data.token_ids import Feedback, check_ids
 from halos_jax.data.tokenize import (
     make_answer_items,
     make_controlled_items,
@@ -22,10 +25,12 @@ from halos_jax.data.tokenize import (
     make_unpaired_items,
 )
 from halos_jax.losses.registry import Items
-from halos_jax.losses.unpaired import suggest_weights
-from halos_jax.types import Demonstration, Item, Judgement, Preference, Sample
+from halos_jax.types import Completion, Demonstration, Item, Judgement, Preference, Sample
 
 logger = logging.getLogger(__name__)
+
+_Record = TypeVar("_Record", Demonstration, Preference, Judgement, Sample)
+_Given = TypeVar("_Given", contravariant=True)
 
 SMALLEST_CLASS = 0.05  # share of the answers below which a class is too small to learn from
 _LOOKS = 32  # outputs whose tokens are looked at
@@ -54,35 +59,68 @@ def load_items(
       ConfigError: where a prompt leaves no room for a response.
     """
     scored = kind == "answer" and datasets.has_scores(source, selection)
-    load, make = _READERS["group" if scored else kind]
-    found = load(source, selection)
-    if check_tokens:
-        check_ids(found, renderer)
-    if check_tokens and not selection.collapse:
-        _check_tokens(found, source, renderer)
-    options = (control,) if kind == "controlled" else ()
-    counting = dataclasses.replace(lengths, cuts=Cuts())
-    items = make_shown(
-        lambda records: make(records, renderer, counting, *options),
-        found,
-        renderer,
-        skip=selection.edits.skip,
-    )
-    counting.report(source)
-    return items
+    loading = _Loading(source, renderer, lengths, selection, control, check_tokens)
+    return _KINDS["group" if scored else kind](loading)
 
 
-_READERS = {
-    "target": (datasets.load_demonstrations, make_target_items),
-    "pair": (datasets.load_preferences, make_pair_items),
-    "group": (datasets.load_scored, make_scored_items),
-    "answer": (datasets.load_judgements, make_answer_items),
-    "controlled": (datasets.load_judgements, make_controlled_items),
-    "unpaired": (datasets.load_judgements, make_unpaired_items),
+class _Make(Protocol[_Given]):
+    """Makes items of records, see `tokenize`; `on_bad` gets the errors of those without any."""
+
+    def __call__(
+        self, records: list[_Given], renderer: Renderer, lengths: Lengths, *, on_bad: OnBad
+    ) -> list[Item]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loading:
+    """What of a source becomes items, and of what length; see `load_items`."""
+
+    source: str
+    renderer: Renderer
+    lengths: Lengths
+    selection: Selection
+    control: tuple[str, str]
+    check_tokens: bool
+
+    def make(
+        self, load: Callable[[str, Selection], list[_Record]], make: _Make[_Record]
+    ) -> list[Item]:
+        """Return the items of the source; say what is cut of it, and what is left out as bad."""
+        source, renderer = self.source, self.renderer
+        skips = Skips(allowed=self.selection.edits.skip)
+        found = load(source, self.selection)
+        if self.check_tokens:
+            found = check_ids(found, renderer, skips.add)
+            skips.require(source, len(found))
+        if self.check_tokens and not self.selection.collapse:
+            _check_tokens(found, source, renderer)
+        counting = dataclasses.replace(self.lengths, cuts=Cuts())
+        items = make_shown(
+            lambda records: make(records, renderer, counting, on_bad=skips.add),
+            found,
+            renderer,
+            skip=self.selection.edits.skip,
+        )
+        skips.require(source, len(items))
+        counting.report(source)
+        skips.report(source, len(items), "items")
+        return items
+
+
+# Kind -> what is loaded for it, and what makes items of that.
+_KINDS: Mapping[Items, Callable[[_Loading], list[Item]]] = {
+    "target": lambda one: one.make(datasets.load_demonstrations, make_target_items),
+    "pair": lambda one: one.make(datasets.load_preferences, make_pair_items),
+    "group": lambda one: one.make(datasets.load_scored, make_scored_items),
+    "answer": lambda one: one.make(datasets.load_judgements, make_answer_items),
+    "controlled": lambda one: one.make(
+        datasets.load_judgements, functools.partial(make_controlled_items, control=one.control)
+    ),
+    "unpaired": lambda one: one.make(datasets.load_judgements, make_unpaired_items),
 }
 
 
-def _check_tokens(records: Iterable[Any], source: str, renderer: Renderer) -> None:
+def _check_tokens(records: Iterable[Feedback], source: str, renderer: Renderer) -> None:
     """Raise RecordError where token ids say something else than the text beside them.
 
     They do where another tokenizer made them. One match among the first is enough: who wrote the
@@ -106,15 +144,16 @@ def _check_tokens(records: Iterable[Any], source: str, renderer: Renderer) -> No
         )
 
 
-def _list_outputs(
-    record: Sample | Preference | Judgement | Demonstration,
-) -> Iterator[tuple[Sequence[int], str]]:
+def _list_outputs(record: Feedback) -> Iterator[tuple[Sequence[int], str]]:
     """Yield (token ids, text) of the outputs of a record."""
     if isinstance(record, Sample):
         yield record.response_ids, record.output
         return
-    is_pair = isinstance(record, Preference)
-    for one in (record.chosen, record.rejected) if is_pair else (record.completion,):
+    if isinstance(record, Preference):
+        completions: tuple[Completion, ...] = (record.chosen, record.rejected)
+    else:
+        completions = (record.completion,)
+    for one in completions:
         yield one.ids, "".join(turn.content for turn in one.turns)
 
 
@@ -135,36 +174,4 @@ def warn_of_classes(items: Sequence[Item], source: str) -> None:
         100 * fewer / len(items),
         few,
         many,
-    )
-
-
-def report_balance(items: Sequence[Item], settings: Mapping[str, Any]) -> None:
-    """Log how many answers are of each class, and better weights where KTO's do not balance them.
-
-    Balanced is `w_D n_D / (w_U n_U)` within [1, 4/3] (Ethayarajh et al. 2024, equation 9).
-
-    Args:
-      items: of the kind "unpaired".
-      settings: `config.loss`.
-    """
-    desirable = sum(item.desirable for item in items)
-    undesirable = len(items) - desirable
-    logger.info("%d desirable and %d undesirable answers", desirable, undesirable)
-    kto = settings if settings.get("name") == "kto" else settings.get("kto")
-    if kto is None or not (desirable and undesirable):
-        return
-    weights = [float(kto.get(f"{name}_weight", 1.0)) for name in ("desirable", "undesirable")]
-    if min(weights) <= 0:  # one class is switched off on purpose
-        return
-    low, high = suggest_weights(desirable, undesirable)
-    # Counts make fractions: a weight on the very limit may miss it in the last bit.
-    if low * (1 - 1e-4) <= weights[0] / weights[1] <= high * (1 + 1e-4):
-        return
-    middle = 1.0 if low <= 1 <= high else (low * high) ** 0.5
-    logger.warning(
-        "desirable to undesirable answers weigh %.3g : 1 (number x weight), outside of 1 to 4/3; "
-        "to balance them: loss.desirable_weight=%.3g loss.undesirable_weight=%.3g",
-        weights[0] * desirable / (weights[1] * undesirable),
-        max(middle, 1.0),
-        max(1 / middle, 1.0),
     )

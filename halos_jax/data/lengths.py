@@ -54,7 +54,8 @@ class Lengths:
     demonstration (the last turn of a conversation) are left out, and counted in the log. In a
     group the others' statistics still count its reward, but none of its tokens is a target.
 
-    `positions` is what the model was made for (0: unknown), and `cuts` counts what is cut.
+    `positions` is what the model was made for (0: unknown), and `cuts` counts what is cut. `behind`
+    is how many tokens are still to be put behind each prompt; they count as tokens of it.
     """
 
     prompt: int
@@ -62,6 +63,7 @@ class Lengths:
     mask_truncated: bool = False
     positions: int = 0
     cuts: Cuts = dataclasses.field(default_factory=Cuts, compare=False)
+    behind: int = 0
 
     def report(self, source: str) -> None:
         """Say what of `source` was cut."""
@@ -110,16 +112,29 @@ def report_positions(label: str, sequences: Tally, positions: int) -> None:
 
 
 def cut_prompt(
-    renderer: Renderer, turns: Sequence[Turn], whole: Sequence[int], lengths: Lengths
+    renderer: Renderer,
+    turns: Sequence[Turn],
+    whole: Sequence[int],
+    lengths: Lengths,
+    place: str = "",
 ) -> Sequence[int]:
-    """Return the ids of a prompt, `whole` where that is not too long; count it."""
-    lengths.cuts.prompts.add(len(whole), lengths.prompt)
-    fits = len(whole) <= lengths.prompt
-    return whole if fits else renderer.render_prompt(turns, lengths.prompt)
+    """Return the ids of a prompt, `whole` where that is not too long; count it.
+
+    Raises:
+      ConfigError: with the place of its record, where no cut makes it short enough.
+    """
+    length = len(whole) + lengths.behind
+    lengths.cuts.prompts.add(length, lengths.prompt)
+    if length <= lengths.prompt:
+        return whole
+    try:
+        return renderer.render_prompt(turns, lengths.prompt - lengths.behind)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}" if place else str(error)) from error
 
 
 def fit_response(
-    ids: Sequence[int], prompt_length: int, lengths: Lengths, place: str = ""
+    ids: Sequence[int] | np.ndarray, prompt_length: int, lengths: Lengths, place: str = ""
 ) -> np.ndarray:
     """Return `cut_response` of what is trained on, and count it; `place` is its record's."""
     response = cut_response(ids, prompt_length, lengths, place)
@@ -129,7 +144,7 @@ def fit_response(
 
 
 def cut_response(
-    ids: Sequence[int], prompt_length: int, lengths: Lengths, place: str = ""
+    ids: Sequence[int] | np.ndarray, prompt_length: int, lengths: Lengths, place: str = ""
 ) -> np.ndarray:
     """Return a response i32[response] cut to the room that its prompt leaves.
 
@@ -148,7 +163,7 @@ def cut_response(
 
 
 def is_truncated(
-    lengths: Lengths, origin: Completion | Sample, ids: Sequence[int], cut: np.ndarray
+    lengths: Lengths, origin: Completion | Sample, ids: Sequence[int] | np.ndarray, cut: np.ndarray
 ) -> bool:
     """Say whether a response carries no loss: it is truncated, and those are masked."""
     truncated = origin.finish_reason == FINISH_LENGTH or len(cut) < len(ids)

@@ -1,34 +1,58 @@
 """Token ids that records bring along: each must be the id of a token of the tokenizer."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.records.fields import RecordError
-from halos_jax.types import Preference, Sample
+from halos_jax.data.records.reading import OnBad, raise_error
+from halos_jax.types import Demonstration, Judgement, Preference, Sample
+
+# A record with outputs, and perhaps with their tokens.
+Feedback: TypeAlias = Sample | Demonstration | Preference | Judgement
+_Record = TypeVar("_Record", bound=Feedback)
 
 
-def check_ids(records: Iterable[Any], renderer: Renderer) -> None:
-    """Raise RecordError, with file and line, where an id in a record is that of no token.
+def check_ids(
+    records: Iterable[_Record], renderer: Renderer, on_bad: OnBad = raise_error
+) -> list[_Record]:
+    """Return the records whose ids are all those of tokens.
 
-    An embedding would give such an id the row of another token, or one that nothing has trained.
+    An embedding would give another id the row of some token, or one that nothing has trained.
+
+    Args:
+      on_bad: called with the error of a record with such an id, with its file and line; it is left
+        out where this returns.
+
+    Raises:
+      RecordError: that error, unless `on_bad` says otherwise.
     """
-    known = renderer.token_ids
+    known, kept = renderer.token_ids, []
     for record in records:
-        for name, ids in _list_ids(record):
-            if known.issuperset(ids):
-                continue
-            wrong = next(number for number in ids if number not in known)
-            place = record.prompt.place or f"prompt {record.prompt.prompt_id}"
-            raise RecordError(
-                f"{place}: field {name!r}: got the id {wrong}, which no token of the tokenizer of "
-                f"model.path has; allowed: ids of its {len(known)} tokens, {max(known)} at most; "
-                "set model.path to the model that wrote the records, or leave prompt_ids, "
-                "response_ids, ids_A and ids_B out of them to go by the text"
-            )
+        error = _find_wrong(record, known)
+        if error is None:
+            kept.append(record)
+        else:
+            on_bad(error)
+    return kept
 
 
-def _list_ids(record: Any) -> Iterator[tuple[str, Sequence[int]]]:
+def _find_wrong(record: Feedback, known: frozenset[int]) -> RecordError | None:
+    for name, ids in _list_ids(record):
+        if known.issuperset(ids):
+            continue
+        wrong = next(number for number in ids if number not in known)
+        place = record.prompt.place or f"prompt {record.prompt.prompt_id}"
+        return RecordError(
+            f"{place}: field {name!r}: got the id {wrong}, which no token of the tokenizer of "
+            f"model.path has; allowed: ids of its {len(known)} tokens, {max(known)} at most; "
+            "set model.path to the model that wrote the records, or leave prompt_ids, "
+            "response_ids, ids_A and ids_B out of them to go by the text"
+        )
+    return None
+
+
+def _list_ids(record: Feedback) -> Iterator[tuple[str, Sequence[int]]]:
     """Yield the ids of a record, with the name of the field that they stand in."""
     yield "prompt_ids", record.prompt_ids
     if isinstance(record, Sample):

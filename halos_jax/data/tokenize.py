@@ -1,23 +1,25 @@
 """From records to training items: token ids through the one renderer, cut to length."""
 
 import dataclasses
-import functools
 import itertools
 import logging
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from halos_jax.config import ConfigError
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.lengths import (
     Lengths,
-    cut_prompt,
     cut_response,
     fit_response,
     is_truncated,
     report_truncated,
 )
+from halos_jax.data.records.reading import OnBad, raise_error
+from halos_jax.data.texts import Ids, Texts, make_array
+from halos_jax.errors import UserError
 from halos_jax.types import (
     CHOSEN,
     FINISH_STOP,
@@ -30,66 +32,56 @@ from halos_jax.types import (
     Judgement,
     Preference,
     Sample,
-    Turn,
 )
 
 logger = logging.getLogger(__name__)
 
+_Source = TypeVar("_Source")
 
-class Texts:
-    """The ids of prompts and answers that came as text, each distinct one rendered once.
 
-    Feedback repeats its texts (25 models against one baseline are 25 times the same prompt), and a
-    tokenizer takes many at a time faster than one by one.
+def make_each(
+    sources: Iterable[_Source],
+    make: Callable[[_Source], Iterable[Item | None]],
+    noun: str,
+    on_bad: OnBad = raise_error,
+) -> list[Item]:
+    """Return the items that `make` makes of each source (a record, or several), in their order.
+
+    Args:
+      make: yields None for an item that is left out as its answer is truncated.
+      noun: what an item is made of, to say how many are left out ("pairs").
+      on_bad: called with the error of a source of which no item can be made; where it returns, the
+        source is left out.
     """
-
-    def __init__(
-        self,
-        renderer: Renderer,
-        prompts: Iterable[tuple[Turn, ...]],
-        completions: Iterable[Completion],
-        lengths: Lengths,
-    ):
-        """Render prompts, cut to `lengths.prompt`, and completions that have no ids."""
-        turns = list(dict.fromkeys(prompts))
-        wholes = renderer.render_prompts(turns, sys.maxsize)
-        self._prompts = {
-            one: _array(cut_prompt(renderer, one, ids, lengths))
-            for one, ids in zip(turns, wholes, strict=True)
-        }
-        texts = list(dict.fromkeys(_spell(one) for one in completions if not one.ids))
-        self._responses = dict(
-            zip(texts, map(_array, renderer.render_responses(texts)), strict=True)
-        )
-
-    def prompt(self, turns: tuple[Turn, ...]) -> np.ndarray:
-        """Return the ids i32[prompt] of one of the prompts."""
-        return self._prompts[turns]
-
-    def response(self, completion: Completion) -> Sequence[int]:
-        """Return the ids of one of the completions: its own, if it has them."""
-        return completion.ids or self._responses[_spell(completion)]
-
-
-def _spell(completion: Completion) -> tuple[str | Turn, bool]:
-    """Return a completion's text (its turn, where that says more), and if it ended by itself."""
-    finished = completion.finish_reason == FINISH_STOP
-    if len(completion.turns) == 1 and completion.turns[0].further:
-        return completion.turns[0], finished
-    return "".join(turn.content for turn in completion.turns), finished
+    items: list[Item] = []
+    truncated = 0
+    for source in sources:
+        try:
+            made = list(make(source))
+        except UserError as error:
+            on_bad(error)
+            continue
+        kept = [item for item in made if item is not None]
+        truncated += len(made) - len(kept)
+        items += kept
+    report_truncated(truncated, len(items), noun)
+    return items
 
 
 def make_pair_items(
-    preferences: Iterable[Preference], renderer: Renderer, lengths: Lengths
+    preferences: Iterable[Preference],
+    renderer: Renderer,
+    lengths: Lengths,
+    *,
+    on_bad: OnBad = raise_error,
 ) -> list[Item]:
     """Return one item (chosen, rejected) a preference.
 
     Feedback that carries token ids keeps them as they were sampled; text is rendered.
 
     Raises:
-      ConfigError: where a prompt leaves no room for a response.
+      ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves it out.
     """
-    items, truncated = [], 0
     preferences = list(preferences)
     texts = Texts(
         renderer,
@@ -97,23 +89,26 @@ def make_pair_items(
         (half for one in preferences for half in (one.chosen, one.rejected)),
         lengths,
     )
-    for preference in preferences:
-        prompt_ids = preference.prompt_ids or texts.prompt(preference.prompt.turns)
+
+    def make(preference: Preference) -> Iterator[Item | None]:
+        prompt_ids = make_array(preference.prompt_ids or texts.prompt(preference.prompt))
         pair = (preference.chosen, preference.rejected)
-        sources = [texts.response(completion) for completion in pair]
-        place = preference.prompt.place
-        responses = tuple(fit_response(ids, len(prompt_ids), lengths, place) for ids in sources)
-        if any(map(functools.partial(is_truncated, lengths), pair, sources, responses)):
-            truncated += 1
-            continue
+        found = [_fit(one, texts, prompt_ids, lengths, preference.prompt.place) for one in pair]
+        responses = tuple(response for response, _ in found)
         rewards = (preference.chosen.reward or 0.0, preference.rejected.reward or 0.0)
-        items.append(Item(_array(prompt_ids), responses, (CHOSEN, REJECTED), rewards))
-    report_truncated(truncated, len(items), "pairs")
-    return items
+        item = Item(prompt_ids, responses, (CHOSEN, REJECTED), rewards)
+        yield None if any(truncated for _, truncated in found) else item
+
+    return make_each(preferences, make, "pairs", on_bad)
 
 
 def make_controlled_items(
-    judgements: Iterable[Judgement], renderer: Renderer, lengths: Lengths, control: tuple[str, str]
+    judgements: Iterable[Judgement],
+    renderer: Renderer,
+    lengths: Lengths,
+    control: tuple[str, str],
+    *,
+    on_bad: OnBad = raise_error,
 ) -> list[Item]:
     """Return one item (target) a judgement, whose prompt ends with a control token.
 
@@ -124,7 +119,7 @@ def make_controlled_items(
       control: what begins the answer where it is desirable, and where it is not.
 
     Raises:
-      ConfigError: where a prompt leaves no room for a response.
+      ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves it out.
     """
     prefixes = [renderer.render_prefix(text) for text in control]
     for text, prefix in zip(control, prefixes, strict=True):
@@ -141,27 +136,27 @@ def make_controlled_items(
         members = [one for one in judgements if one.desirable == desirable]
         prompts = (one.prompt.turns for one in members)
         completions = (one.completion for one in members)
-        shorter = dataclasses.replace(lengths, prompt=lengths.prompt - len(prefix))
-        classes[desirable] = Texts(renderer, prompts, completions, shorter)
-    items, truncated = [], 0
-    for judgement in judgements:
-        prefix = prefixes[not judgement.desirable]
+        reserved = dataclasses.replace(lengths, behind=len(prefix))
+        classes[desirable] = Texts(renderer, prompts, completions, reserved)
+
+    def make(judgement: Judgement) -> Iterator[Item | None]:
         texts = classes[judgement.desirable]
-        prompt_ids = (*texts.prompt(judgement.prompt.turns), *prefix)
-        ids = texts.response(judgement.completion)
-        response = fit_response(ids, len(prompt_ids), lengths, judgement.prompt.place)
-        if is_truncated(lengths, judgement.completion, ids, response):
-            truncated += 1
-            continue
-        items.append(
-            Item(_array(prompt_ids), (response,), (TARGET,), desirable=judgement.desirable)
-        )
-    report_truncated(truncated, len(items), "answers")
-    return items
+        prefix = prefixes[not judgement.desirable]
+        prompt_ids = make_array((*texts.prompt(judgement.prompt), *prefix))
+        place, answer = judgement.prompt.place, judgement.completion
+        response, truncated = _fit(answer, texts, prompt_ids, lengths, place)
+        item = Item(prompt_ids, (response,), (TARGET,), desirable=judgement.desirable)
+        yield None if truncated else item
+
+    return make_each(judgements, make, "answers", on_bad)
 
 
 def make_unpaired_items(
-    judgements: Sequence[Judgement], renderer: Renderer, lengths: Lengths
+    judgements: Sequence[Judgement],
+    renderer: Renderer,
+    lengths: Lengths,
+    *,
+    on_bad: OnBad = raise_error,
 ) -> list[Item]:
     """Return one item (target, mismatched) a judgement.
 
@@ -171,69 +166,91 @@ def make_unpaired_items(
     example for which there is none has its target alone.
 
     Raises:
-      ConfigError: where a prompt leaves no room for a response.
+      ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves it out.
     """
-    texts = Texts(
-        renderer,
-        (one.prompt.turns for one in judgements if not one.prompt_ids),
-        (one.completion for one in judgements),
-        lengths,
-    )
-    prompts = [_array(one.prompt_ids or texts.prompt(one.prompt.turns)) for one in judgements]
+    texts = _render_judged(judgements, renderer, lengths)
     responses = [texts.response(one.completion) for one in judgements]
-    numbers: dict[bytes, int] = {}  # prompts are long to compare
-    groups = [numbers.setdefault(prompt.tobytes(), len(numbers)) for prompt in prompts]
-    items, truncated = [], 0
-    for number, (judgement, prompt) in enumerate(zip(judgements, prompts, strict=True)):
-        own = fit_response(responses[number], len(prompt), lengths, judgement.prompt.place)
-        if is_truncated(lengths, judgement.completion, responses[number], own):
-            truncated += 1
-            continue
+    numbers: dict[object, int] = {}  # prompts are long to compare
+    groups = [numbers.setdefault(_identify(one, texts), len(numbers)) for one in judgements]
+
+    def make(number: int) -> Iterator[Item | None]:
+        judgement = judgements[number]
+        prompt = make_array(judgement.prompt_ids or texts.prompt(judgement.prompt))
+        place, answer = judgement.prompt.place, judgement.completion
+        own, truncated = _fit(answer, texts, prompt, lengths, place)
+        if truncated:
+            yield None
+            return
         others = (
             cut_response(responses[other], len(prompt), lengths)
-            for other in _following(number, len(prompts))
+            for other in _following(number, len(judgements))
             if len(numbers) == 1 or groups[other] != groups[number]
         )
         mismatched = next((other for other in others if not np.array_equal(other, own)), None)
         found = (own,) if mismatched is None else (own, mismatched)
         roles = (TARGET, MISMATCHED)[: len(found)]
-        items.append(Item(prompt, found, roles, desirable=judgement.desirable))
-    report_truncated(truncated, len(items), "answers")
-    return items
+        yield Item(prompt, found, roles, desirable=judgement.desirable)
+
+    return make_each(range(len(judgements)), make, "answers", on_bad)
 
 
 def make_answer_items(
-    judgements: Sequence[Judgement], renderer: Renderer, lengths: Lengths
+    judgements: Sequence[Judgement],
+    renderer: Renderer,
+    lengths: Lengths,
+    *,
+    on_bad: OnBad = raise_error,
 ) -> list[Item]:
     """Return one item (member) a judgement, with reward 1 where it is desirable, else -1.
 
     Raises:
-      ConfigError: where a prompt leaves no room for a response.
+      ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves it out.
     """
-    texts = Texts(
+    texts = _render_judged(judgements, renderer, lengths)
+
+    def make(judgement: Judgement) -> Iterator[Item | None]:
+        prompt_ids = make_array(judgement.prompt_ids or texts.prompt(judgement.prompt))
+        place, answer = judgement.prompt.place, judgement.completion
+        response, truncated = _fit(answer, texts, prompt_ids, lengths, place)
+        rewards = (1.0 if judgement.desirable else -1.0,)
+        item = Item(prompt_ids, (response,), (MEMBER,), rewards, desirable=judgement.desirable)
+        yield None if truncated else item
+
+    return make_each(judgements, make, "answers", on_bad)
+
+
+def _render_judged(judgements: Sequence[Judgement], renderer: Renderer, lengths: Lengths) -> Texts:
+    return Texts(
         renderer,
         (one.prompt.turns for one in judgements if not one.prompt_ids),
         (one.completion for one in judgements),
         lengths,
     )
-    items, truncated = [], 0
-    for judgement in judgements:
-        prompt = judgement.prompt_ids or texts.prompt(judgement.prompt.turns)
-        ids = texts.response(judgement.completion)
-        response = fit_response(ids, len(prompt), lengths, judgement.prompt.place)
-        if is_truncated(lengths, judgement.completion, ids, response):
-            truncated += 1
-            continue
-        rewards = (1.0 if judgement.desirable else -1.0,)
-        items.append(
-            Item(_array(prompt), (response,), (MEMBER,), rewards, desirable=judgement.desirable)
-        )
-    report_truncated(truncated, len(items), "answers")
-    return items
+
+
+def _fit(
+    completion: Completion, texts: Texts, prompt_ids: Ids, lengths: Lengths, place: str
+) -> tuple[np.ndarray, bool]:
+    """Return a completion's ids i32[response], cut to its room, and if it is left out for that."""
+    ids = texts.response(completion)
+    response = fit_response(ids, len(prompt_ids), lengths, place)
+    return response, is_truncated(lengths, completion, ids, response)
+
+
+def _identify(judgement: Judgement, texts: Texts) -> object:
+    """Return what tells the prompts of judgements apart: their tokens, where they have some."""
+    try:
+        return make_array(judgement.prompt_ids or texts.prompt(judgement.prompt)).tobytes()
+    except ConfigError:
+        return judgement.prompt.turns
 
 
 def make_scored_items(
-    samples: Sequence[Sample], renderer: Renderer, lengths: Lengths
+    samples: Sequence[Sample],
+    renderer: Renderer,
+    lengths: Lengths,
+    *,
+    on_bad: OnBad = raise_error,
 ) -> list[Item]:
     """Return one item a prompt: all its samples that have a reward, as one group.
 
@@ -241,51 +258,54 @@ def make_scored_items(
     kept where all samples of the prompt have them.
 
     Raises:
-      ConfigError: where a prompt leaves no room for a response.
+      ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves its group
+        out.
     """
-    groups: dict[tuple, list[Sample]] = {}
+    groups: dict[tuple[object, ...], list[Sample]] = {}
     for sample in samples:
         if sample.reward is not None:
             # By its tokens too: those of the first sample stand before all of the group.
             groups.setdefault((sample.prompt.key, sample.prompt_ids), []).append(sample)
-    items, truncated = [], 0
-    for group in groups.values():
+
+    def make(group: Sequence[Sample]) -> Iterator[Item | None]:
         item = _make_scored_item(group, renderer, lengths)
-        if item.masks and not any(item.num_targets):
-            truncated += 1
-        else:
-            items.append(item)
-    report_truncated(truncated, len(items), "groups")
-    return items
+        yield None if item.masks and not any(item.num_targets) else item
+
+    return make_each(groups.values(), make, "groups", on_bad)
 
 
 def _make_scored_item(group: Sequence[Sample], renderer: Renderer, lengths: Lengths) -> Item:
-    asked, prompt = group[0].prompt, group[0].prompt_ids
+    asked = group[0].prompt
+    prompt: Ids = group[0].prompt_ids
     if not prompt:
-        whole = renderer.render_prompt(asked.turns, sys.maxsize)
-        prompt = cut_prompt(renderer, asked.turns, whole, lengths)
+        texts = Texts(renderer, (asked.turns,), (), lengths)
+        prompt = texts.prompt(asked)
     sources = [
         one.response_ids
         or renderer.render_response(one.output, finished=one.finish_reason == FINISH_STOP)
         for one in group
     ]
     responses = tuple(fit_response(ids, len(prompt), lengths, asked.place) for ids in sources)
-    masks, old_logps = (), ()
-    if any(map(functools.partial(is_truncated, lengths), group, sources, responses)):
-        masks = tuple(
-            np.full(len(response), not is_truncated(lengths, one, ids, response))
-            for one, ids, response in zip(group, sources, responses, strict=True)
-        )
-    if all(one.logps is not None and one.response_ids for one in group):
+    truncated = [
+        is_truncated(lengths, one, ids, response)
+        for one, ids, response in zip(group, sources, responses, strict=True)
+    ]
+    masks: tuple[np.ndarray, ...] = ()
+    if any(truncated):
+        pairs = zip(responses, truncated, strict=True)
+        masks = tuple(np.full(len(response), not cut) for response, cut in pairs)
+    known = [one.logps for one in group if one.logps is not None and one.response_ids]
+    old_logps: tuple[np.ndarray, ...] = ()
+    if len(known) == len(group):
         old_logps = tuple(
-            np.asarray(one.logps[: len(response)], np.float32)
-            for one, response in zip(group, responses, strict=True)
+            np.asarray(logps[: len(response)], np.float32)
+            for logps, response in zip(known, responses, strict=True)
         )
     return Item(
-        _array(prompt),
+        make_array(prompt),
         responses,
         (MEMBER,) * len(group),
-        tuple(float(one.reward) for one in group),
+        tuple(float(one.reward) for one in group if one.reward is not None),
         old_logps=old_logps,
         masks=masks,
     )
@@ -293,7 +313,7 @@ def _make_scored_item(group: Sequence[Sample], renderer: Renderer, lengths: Leng
 
 def split_preferences(preferences: Iterable[Preference]) -> list[Judgement]:
     """Return the halves of preferences as desirable and undesirable, each of them once."""
-    found: dict[tuple, Judgement] = {}
+    found: dict[tuple[object, ...], Judgement] = {}
     for preference in preferences:
         for completion, desirable in ((preference.chosen, True), (preference.rejected, False)):
             key = (preference.prompt.key, completion.turns, completion.ids, desirable)
@@ -316,8 +336,8 @@ def make_group_items(
 
     def close() -> None:
         if group:
-            responses = tuple(_array(samples[i].response_ids) for i in group)
-            prompt_ids = _array(samples[group[0]].prompt_ids)
+            responses = tuple(make_array(samples[i].response_ids) for i in group)
+            prompt_ids = make_array(samples[group[0]].prompt_ids)
             items.append(Item(prompt_ids, responses, (MEMBER,) * len(group)))
             members.append(list(group))
             group.clear()
@@ -338,7 +358,3 @@ def make_group_items(
 def _following(number: int, count: int) -> Iterator[int]:
     """Yield all other numbers below `count`, from the next one on and around the end."""
     return itertools.chain(range(number + 1, count), range(number))
-
-
-def _array(ids: Sequence[int]) -> np.ndarray:
-    return np.asarray(ids, np.int32)

@@ -13,6 +13,7 @@ from halos_jax.config import ConfigError
 from halos_jax.config.rewards import RewardConfig
 from halos_jax.data.records.fields import shorten
 from halos_jax.data.records.turns import turns_to_record
+from halos_jax.data.records.unread import Skips
 from halos_jax.rewards import functions
 from halos_jax.rewards.functions import ReferenceAnswerError
 from halos_jax.rewards.labels import RewardError, Scorer
@@ -27,6 +28,7 @@ _CALLS = (
     "or, where it has a parameter 'completions', once a batch as in TRL: "
     "f(prompts=[...], completions=[...], FIELD=[...] of the records)"
 )
+_ANSWERS = "reference answers"
 _LARGEST = float(np.finfo(np.float32).max)
 # What a batch has besides the fields of the records.
 _BATCH = ("prompts", "completions", "completion_ids")
@@ -105,12 +107,21 @@ def make_rules(reward: RewardConfig) -> dict[str, Scorer]:
     }
 
 
-def check_records(reward: RewardConfig, prompts: Iterable[Prompt]) -> None:
-    """Raise RewardError where the records lack what a reward function or a rule needs of them.
+def check_records(
+    reward: RewardConfig, prompts: Iterable[Prompt], *, skip: bool = False
+) -> list[Prompt]:
+    """Return the prompts whose records have what reward functions and rules need of them.
 
     Of `rewards.functions` that is a reference answer: they are tried on an empty response, as they
     cost nothing and touch nothing. Of a function with TRL's signature it is every field that is a
     parameter without a default. So what is missing is found before a round is sampled.
+
+    Args:
+      skip: leave out records without a reference answer, counted in the log.
+
+    Raises:
+      RewardError: for the first such record, unless they are left out; where all of them are; and
+        where no record has a field that a function needs.
     """
     prompts = list(prompts)
     singles = [part_to_reward(part, reward) for part in list_parts(reward).values()] or [reward]
@@ -120,24 +131,32 @@ def check_records(reward: RewardConfig, prompts: Iterable[Prompt]) -> None:
         if one.kind == "function"
     ]
     loaded += [_load(name, {}, reward.completions, "reward.rules") for name in reward.rules]
+    skips, kept = Skips(allowed=skip), prompts
     for function in loaded:
         if function.is_batched:
             _check_columns(function, {name for prompt in prompts for name in prompt.extra})
         elif function.name.startswith(f"{functions.__name__}:"):
-            _try_references(function, prompts)
+            kept = _try_references(function, kept, skips)
+    skips.require(_ANSWERS, len(kept))
+    skips.report(_ANSWERS, len(kept), "left")
+    return kept
 
 
-def _try_references(function: _Function, prompts: Iterable[Prompt]) -> None:
+def _try_references(function: _Function, prompts: list[Prompt], skips: Skips) -> list[Prompt]:
+    """Return the prompts with a reference answer; `skips` gets the errors of the others."""
     if "record" not in function.parameters:
-        return
+        return prompts
+    kept = []
     for prompt in prompts:
         try:
             function.call([], "", record=dict(prompt.extra), **function.arguments)
         except ReferenceAnswerError as error:
-            raise RewardError(
-                f"{function}: prompt {prompt.prompt_id} "
-                f"({prompt.turns[-1].content[:60]!r}): {error}"
-            ) from error
+            place = f"{prompt.place}: " if prompt.place else ""
+            shown = f"prompt {prompt.prompt_id} ({prompt.turns[-1].content[:60]!r})"
+            skips.add(RewardError(f"{place}{function}: {shown}: {error}"))
+        else:
+            kept.append(prompt)
+    return kept
 
 
 def read_number(value: Any) -> float | None:

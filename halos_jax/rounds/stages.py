@@ -16,7 +16,7 @@ from halos_jax import sharding
 from halos_jax.checkpoints.store import Checkpoints
 from halos_jax.config import Config
 from halos_jax.data.chat.renderer import Renderer
-from halos_jax.data.items import load_items, report_balance
+from halos_jax.data.items import load_items
 from halos_jax.data.lengths import Lengths, make_lengths
 from halos_jax.data.records import formats as records
 from halos_jax.data.records import reading
@@ -41,6 +41,7 @@ from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.cuts import report_samples
 from halos_jax.sampling.sampler import Sampler, sample_shard
 from halos_jax.training import loop as training
+from halos_jax.training.balance import report_balance
 from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.types import Item, Prompt, Sample, TrainState
 from halos_jax.workdir.interrupt import StopSignal

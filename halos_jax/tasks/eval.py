@@ -53,6 +53,8 @@ def run_evaluation(config: Config, stop: StopSignal) -> dict[str, float]:
 def _evaluate_samples(job: Job, policy: Source) -> None:
     data = job.config.data
     prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
+    if data.skip_bad:
+        prompts = check_records(job.config.reward, prompts, skip=True)
     load_sampler(job, policy)
     prompts = keep_shown(prompts, job.sampler.renderer, skip=data.skip_bad)
     cuts.check_prompts(job.sampler, (data.eval, prompts))

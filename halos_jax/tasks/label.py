@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from halos_jax.config import Config, ConfigError
 from halos_jax.data.chat.loading import load_policy_renderer
 from halos_jax.data.chat.renderer import Renderer
-from halos_jax.data.chat.template_door import make_shown
+from halos_jax.data.chat.template_door import keep_shown, make_shown
 from halos_jax.data.datasets import Selection, load_samples
 from halos_jax.data.records import formats as records
 from halos_jax.data.records.edits import make_edits
 from halos_jax.data.records.fields import NO_EDITS, Edits, RecordError
+from halos_jax.data.records.unread import Skips
 from halos_jax.data.token_ids import check_ids
 from halos_jax.policies import source
 from halos_jax.rewards.feedback import report_feedback
@@ -51,14 +52,14 @@ def run_labelling(config: Config, stop: StopSignal) -> dict[str, float]:
 def _label(job: Job) -> None:
     data = job.config.data
     samples = read_all_samples(data.train, data.train_split, make_edits(data))
-    names = [[one.prompt.prompt_id, one.sample_id, one.output] for one in samples]
     unscored = job.manifest is None or job.manifest.next_stage == "score"
-    if unscored:  # what is wrong with the reward is said before the job begins
-        check_records(job.config.reward, [one.prompt for one in samples])
+    if unscored or data.skip_bad:  # what is wrong with records is said before the job begins
+        samples = _keep_answered(job.config, samples)
         job.config = source.use_final(job.config)
         renderer = _find_renderer(job.config)
-        if job.config.model.path or job.config.model.tokenizer:
-            check_ids(samples, renderer)
+        samples = _keep_rendered(job.config, samples, renderer)
+    names = [[one.prompt.prompt_id, one.sample_id, one.output] for one in samples]
+    if unscored:
         job.scorer = make_scorer(job.config, job.mesh, renderer, job.stop.check)
     job.begin(inputs=records.digest(names))
     if unscored:
@@ -81,30 +82,65 @@ def _label(job: Job) -> None:
     _write_feedback(job, samples)
 
 
+def _keep_answered(config: Config, samples: list[Sample]) -> list[Sample]:
+    """Return the samples whose records have what the reward needs, see `check_records`."""
+    prompts = [one.prompt for one in samples]
+    kept = {id(one) for one in check_records(config.reward, prompts, skip=config.data.skip_bad)}
+    return [one for one in samples if id(one.prompt) in kept]
+
+
+def _keep_rendered(
+    config: Config, samples: list[Sample], renderer: Renderer | None
+) -> list[Sample]:
+    """Return the samples whose tokens the tokenizer has, and whose prompts the template shows.
+
+    Raises:
+      RecordError: for the first with other tokens, unless bad records are left out; what the
+        template refuses is left to the rendering then.
+    """
+    path, skip = config.data.train, config.data.skip_bad
+    if renderer is None:
+        return samples
+    if config.model.path or config.model.tokenizer:
+        skips = Skips(allowed=skip)
+        samples = check_ids(samples, renderer, skips.add)
+        skips.require(path, len(samples))
+        skips.report(path, len(samples), "left")
+    return keep_shown(samples, renderer, skip=True) if skip else samples
+
+
 def read_all_samples(path: str, split: str = "", edits: Edits = NO_EDITS) -> list[Sample]:
     """Read the samples of a source, see `data/records/sources.py`; of `split` where that is given.
 
     Raises:
       RecordError: for a bad record, where a prompt has two samples of one id, and where two prompts
-        have one id.
+        have one id; unless bad records are left out, those that come later of these.
     """
-    samples = load_samples(path, Selection(split=split, edits=edits))
     seen: set[tuple[str, int]] = set()
     turns: dict[str, tuple[Turn, ...]] = {}
-    for sample in samples:
+    skips, kept = Skips(allowed=edits.skip), []
+    for sample in load_samples(path, Selection(split=split, edits=edits)):
         key = (sample.prompt.prompt_id, sample.sample_id)
+        place = sample.prompt.place or path
         if turns.setdefault(key[0], sample.prompt.turns) != sample.prompt.turns:
-            raise RecordError(
-                f"{path}: got prompt_id {key[0]!r} for two conversations, allowed: an id of its "
-                "own for each; number them anew, or label the files one by one"
+            skips.add(
+                RecordError(
+                    f"{place}: got prompt_id {key[0]!r} for two conversations, allowed: an id of "
+                    "its own for each; number them anew, or label the files one by one"
+                )
             )
-        if key in seen:
-            raise RecordError(
-                f"{path}: got sample {key[1]} of prompt {key[0]} twice, allowed: one sample for "
-                "each prompt_id and sample_id; number them anew"
+        elif key in seen:
+            skips.add(
+                RecordError(
+                    f"{place}: got sample {key[1]} of prompt {key[0]} twice, allowed: one sample "
+                    "for each prompt_id and sample_id; number them anew"
+                )
             )
-        seen.add(key)
-    return samples
+        else:
+            seen.add(key)
+            kept.append(sample)
+    skips.report(path, len(kept), "left")
+    return kept
 
 
 def _find_renderer(config: Config) -> Renderer | None:

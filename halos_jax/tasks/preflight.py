@@ -214,9 +214,7 @@ def check_sampled_data(config: Config, decoder: DecoderConfig, renderer: Rendere
     ordered = _order_prompts(config, renderer, config.sampling.num_prompts)
     prompts = sample_task.select_prompts(config, ordered)
     cuts.check_prompts(_limit(config, decoder, renderer), (config.data.train, prompts))
-    if config.sampling.format == "alpacaeval":
-        for prompt in prompts:
-            sample_task.read_instruction(prompt)
+    sample_task.check_instructions(config, prompts)
     if config.sampling.best_of:
         check_records(config.reward, prompts)
 
@@ -236,7 +234,7 @@ def check_labelled_data(config: Config, decoder: DecoderConfig, renderer: Render
     data = config.data
     edits = datasets.select_train(data, config.seed).edits
     samples = label_task.read_all_samples(data.train, data.train_split, edits)
-    check_records(config.reward, [one.prompt for one in samples])
+    check_records(config.reward, [one.prompt for one in samples], skip=data.skip_bad)
 
 
 def check_fixed_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
@@ -259,13 +257,20 @@ def _limit(config: Config, decoder: DecoderConfig, renderer: Renderer) -> Simple
 def _order_prompts(config: Config, renderer: Renderer, count: int) -> list[Prompt]:
     """Return those of `data.train`, of which `count` behind `num_skip` are sampled; 0: all."""
     data = config.data
-    prompts = datasets.load_prompts(data.train, datasets.select_train(data, config.seed))
-    ordered = datasets.order_prompts(prompts, config.seed)
-    needed = config.rounds.num_skip + (count or len(prompts))
+    if config.task == "sample":
+        ordered = sample_task.load_ordered(config)
+    else:
+        prompts = datasets.load_prompts(data.train, datasets.select_train(data, config.seed))
+        ordered = datasets.order_prompts(prompts, config.seed)
+        if data.skip_bad:
+            ordered = check_records(config.reward, ordered, skip=True)
+    needed = config.rounds.num_skip + (count or len(ordered))
     return keep_shown(ordered, renderer, skip=data.skip_bad, count=needed)
 
 
 def _take_held_out(config: Config, renderer: Renderer) -> list[Prompt]:
     data = config.data
     prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
+    if data.skip_bad:
+        prompts = check_records(config.reward, prompts, skip=True)
     return keep_shown(prompts, renderer, skip=data.skip_bad)

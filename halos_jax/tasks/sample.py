@@ -22,6 +22,7 @@ from halos_jax.data import datasets
 from halos_jax.data.chat.template_door import keep_shown
 from halos_jax.data.records import formats as records
 from halos_jax.data.records.fields import RecordError
+from halos_jax.data.records.unread import Skips
 from halos_jax.policies import source
 from halos_jax.policies.start import refuse_classifier
 from halos_jax.rewards.function_scorer import check_records
@@ -51,12 +52,10 @@ def run_sampling(config: Config, stop: StopSignal) -> dict[str, float]:
 
 
 def _run(job: Job) -> None:
-    ordered = datasets.order_prompts(_load_prompts(job.config), job.config.seed)
+    ordered = load_ordered(job.config)
     prompts = select_prompts(job.config, ordered)
     output = output_path(job.config, job.workdir)
-    if job.config.sampling.format == "alpacaeval":
-        for prompt in prompts:
-            read_instruction(prompt)  # before hours of sampling
+    check_instructions(job.config, prompts)  # before hours of sampling
     policy = source.find_source(job.config.model, recorded=job.policy)
     # What is wrong with the policy or the reward is said before the job begins.
     load_sampler(job, policy)
@@ -107,9 +106,46 @@ def select_prompts(config: Config, ordered: list[Prompt]) -> list[Prompt]:
     return chosen
 
 
-def _load_prompts(config: Config) -> list[Prompt]:
+def load_listed(config: Config) -> list[Prompt]:
+    """Return the prompts of `data.train` in the order of its records."""
     chosen = datasets.select_train(config.data, config.seed)
     return datasets.load_prompts(config.data.train, chosen)
+
+
+def load_ordered(config: Config) -> list[Prompt]:
+    """Return the prompts of `data.train` in the order of an online run.
+
+    Where bad records are left out, these are what the reward and the format can be used with.
+    """
+    ordered = datasets.order_prompts(load_listed(config), config.seed)
+    if config.data.skip_bad:
+        ordered = check_instructions(config, ordered, skip=True)
+        if config.sampling.best_of:
+            ordered = check_records(config.reward, ordered, skip=True)
+    return ordered
+
+
+def check_instructions(
+    config: Config, prompts: list[Prompt], *, skip: bool = False
+) -> list[Prompt]:
+    """Return the prompts that the format of the output can name, see `read_instruction`.
+
+    Raises:
+      RecordError: for the first other one, unless `skip` leaves them out, counted in the log.
+    """
+    if config.sampling.format != "alpacaeval":
+        return prompts
+    skips, kept = Skips(allowed=skip), []
+    for prompt in prompts:
+        try:
+            read_instruction(prompt)
+        except RecordError as error:
+            skips.add(error)
+        else:
+            kept.append(prompt)
+    skips.require(config.data.train, len(kept))
+    skips.report(config.data.train, len(kept), "left")
+    return kept
 
 
 def load_sampler(job: Job, policy: source.Source) -> None:
@@ -175,10 +211,11 @@ def read_instruction(prompt: Prompt) -> str:
     """
     turns = [turn for turn in prompt.turns if turn.role != "system"]
     if len(turns) != 1:
+        place = f"{prompt.place}: " if prompt.place else ""
         raise RecordError(
-            f"prompt {prompt.prompt_id}: got {len(turns)} turns, but sampling.format='alpacaeval' "
-            "has one instruction a record; allowed: one turn of the user; take the others out of "
-            "data.train, or set --config.sampling.format=samples"
+            f"{place}prompt {prompt.prompt_id}: got {len(turns)} turns, but "
+            "sampling.format='alpacaeval' has one instruction a record; allowed: one turn of the "
+            "user; take the others out of data.train, or set --config.sampling.format=samples"
         )
     return turns[0].content
 
@@ -211,7 +248,7 @@ def _write_output(job: Job, output: Path | None) -> None:
             output.parent.mkdir(parents=True, exist_ok=True)
         if settings.format == "alpacaeval":
             # In the order of the prompts' file: alpaca_eval's max_instances counts on it.
-            places = {one.prompt_id: at for at, one in enumerate(_load_prompts(job.config))}
+            places = {one.prompt_id: at for at, one in enumerate(load_listed(job.config))}
             samples.sort(key=lambda sample: places[sample.prompt.prompt_id])
             dataset = name_dataset(job.config.data.train)
             rows = [make_alpacaeval_record(sample, dataset) for sample in samples]

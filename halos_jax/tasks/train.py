@@ -16,7 +16,7 @@ from halos_jax.config.tasks import TASKS
 from halos_jax.data.chat.closing import close_items
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.datasets import Selection, select_eval, select_train, warn_of_benchmarks
-from halos_jax.data.items import load_items, report_balance, warn_of_classes
+from halos_jax.data.items import load_items, warn_of_classes
 from halos_jax.data.lengths import make_lengths
 from halos_jax.devices import explain_memory
 from halos_jax.losses import Loss, get_loss
@@ -27,6 +27,7 @@ from halos_jax.policies import final, source
 from halos_jax.policies.start import load_frozen, load_policy, load_start, refuse_classifier
 from halos_jax.tasks.inputs import check_inputs
 from halos_jax.training import loop as training
+from halos_jax.training.balance import report_balance
 from halos_jax.training.followers import take_exported
 from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.training.optim import keep_warmup, warn_of_rounding

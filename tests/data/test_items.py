@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from halos_jax.data.datasets import Selection, load_judgements, load_scored
-from halos_jax.data.items import load_items, report_balance, warn_of_classes
+from halos_jax.data.items import load_items, warn_of_classes
 from halos_jax.data.lengths import Lengths
-from halos_jax.data.records.fields import RecordError
+from halos_jax.data.records.fields import Edits, RecordError
+from halos_jax.errors import UserError
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item
 
 
@@ -139,38 +140,6 @@ def make_judged(desirable, undesirable):
 
 
 @pytest.mark.parametrize(
-    ("counts", "settings", "advice"),
-    [
-        ((1, 2), {"name": "kto"}, (2.31, 1)),  # 2 to 2 4/3 are balanced, in the middle 2.31
-        ((3, 1), {"name": "kto"}, (1, 2.6)),
-        ((8, 7), {"name": "kto", "undesirable_weight": 1.2}, (1, 1)),
-        ((1, 2), {"name": "sum", "kto": {"weight": 0.5}}, (2.31, 1)),
-        ((1, 1), {"name": "kto"}, None),
-        ((4, 3), {"name": "kto"}, None),
-        ((1, 3), {"name": "kto", "desirable_weight": 3.0}, None),
-        ((1, 3), {"name": "bco"}, None),
-        ((3, 0), {"name": "kto"}, None),
-        ((1, 3), {"name": "kto", "undesirable_weight": 0.0}, None),
-    ],
-)
-def test_weights_are_suggested_where_the_classes_are_out_of_balance(
-    caplog, counts, settings, advice
-):
-    with caplog.at_level(logging.INFO):
-        report_balance(make_judged(*counts), settings)
-    assert f"{counts[0]} desirable and {counts[1]} undesirable answers" in caplog.text
-    assert ("outside of 1 to 4/3" in caplog.text) == (advice is not None)
-    if advice:
-        assert "loss.desirable_weight={:.3g} loss.undesirable_weight={:.3g}".format(*advice) in (
-            caplog.text
-        )
-        followed = {"desirable_weight": advice[0], "undesirable_weight": advice[1]}
-        caplog.clear()
-        report_balance(make_judged(*counts), {"name": "kto"} | followed)
-        assert "outside" not in caplog.text
-
-
-@pytest.mark.parametrize(
     "counts, expected",
     [
         ((19, 1), None),
@@ -193,6 +162,50 @@ def test_records_of_another_kind_are_one_error(tmp_path):
     for kind in ("pair", "group"):
         with pytest.raises(RecordError, match=r"rows\.jsonl line 1: field"):
             load_items(kind, str(file), LetterRenderer(), Lengths(16, 32))
+
+
+class KnowingRenderer(LetterRenderer):
+    """It knows the tokens below 300, and plain texts, which have no tokens around them."""
+
+    token_ids = frozenset(range(300))
+    template = "{{ messages }}"
+
+    def render_texts(self, texts):
+        return (tuple(map(ord, text)) for text in texts)
+
+    def show(self, turns):
+        return turns[-1].content
+
+    def decode_response(self, ids):
+        return "".join(map(chr, ids))
+
+
+IDS = {"type": "sample", "prompt_id": "p", "sample_id": 0, "prompt": "q", "output": "ab"}
+GOOD_IDS = IDS | {"response_ids": [97, 98]}
+
+
+@pytest.mark.parametrize(
+    "kind, good, bad, message",
+    [
+        ("target", {"text": "ab"}, {"text": "a"}, "field 'text': got 1 tokens, allowed: two or"),
+        ("target", GOOD_IDS, IDS | {"response_ids": [97, 300]}, "got the id 300, which no token"),
+        ("target", GOOD_IDS, GOOD_IDS | {"prompt_ids": [9] * 40}, "has 40 tokens, which leaves"),
+        ("pair", PAIRS[0], {"prompt": "q", "chosen": "a"}, "field 'rejected'"),
+    ],
+)
+def test_a_bad_record_is_named_or_left_out_and_counted(save, caplog, kind, good, bad, message):
+    def load(records, skip):
+        selection = Selection(edits=Edits(skip=skip))
+        arguments = (kind, save(records), KnowingRenderer(), Lengths(16, 32), selection)
+        return load_items(*arguments, check_tokens=True)
+
+    with pytest.raises(UserError, match=f"data.jsonl line 2.*{message}"):
+        load([good, bad, good], skip=False)
+    assert len(load([good, bad, good], skip=True)) == 2
+    (line,) = [one for one in caplog.messages if "left out" in one]
+    assert "1 bad records are left out (data.skip_bad), 2 are " in line and message in line
+    with pytest.raises(RecordError, match=r"data\.jsonl: .*(leaves out all|nothing to train on)"):
+        load([bad, bad], skip=True)
 
 
 # --------------------------------------------------------------------------- records

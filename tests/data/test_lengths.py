@@ -132,8 +132,17 @@ def test_pairs_and_controlled_answers_count_what_is_cut():
     lengths = make_limits()
     judged = [Judgement(prompt(p), answer(a), True) for p, a in TRIPLES]
     make_controlled_items(judged, RENDERER, lengths, ("+", "-"))
-    # The control token takes one of the four tokens of a prompt.
-    assert lengths.cuts.prompts == Tally(2, 1, 8) and lengths.cuts.wholes == Tally(3, 1, 11)
+    # The control token is one of the four tokens of a prompt.
+    assert lengths.cuts.prompts == Tally(2, 1, 9) and lengths.cuts.wholes == Tally(3, 1, 11)
+
+
+@pytest.mark.parametrize("question, over", [("ab", 0), ("abc", 1)])
+def test_a_control_token_counts_against_the_limit_that_is_said(question, over):
+    lengths = make_limits()
+    judged = [Judgement(prompt(question), answer("xy"), True)]
+    (item,) = make_controlled_items(judged, RENDERER, lengths, ("+", "-"))
+    assert len(item.prompt_ids) == 4
+    assert lengths.cuts.prompts == Tally(1, over, 4 + over)  # longer than 4: one that is cut
 
 
 def test_what_came_as_tokens_was_counted_where_it_was_sampled():

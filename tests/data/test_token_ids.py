@@ -47,3 +47,13 @@ def test_an_id_without_a_token_is_refused_with_its_place(renderer, make, field, 
     check_ids([good, make(())], renderer)
     with pytest.raises(RecordError, match=rf"^a.jsonl line 7: field {field}: got the id {wrong},"):
         check_ids([good, make((1, wrong, 2))], renderer)
+
+
+def test_records_with_other_ids_can_be_left_out(renderer):
+    def make(ids):
+        return Sample(PROMPT, 0, "a", (1,), ids, "stop")
+
+    errors = []
+    found = check_ids([make((1,)), make((1, 400)), make((2,))], renderer, errors.append)
+    assert found == [make((1,)), make((2,))]
+    assert len(errors) == 1 and "got the id 400" in str(errors[0])

@@ -6,9 +6,13 @@ import logging
 import numpy as np
 import pytest
 
+from halos_jax.config import ConfigError
 from halos_jax.data.lengths import Lengths
+from halos_jax.data.records.fields import RecordError
 from halos_jax.data.tokenize import (
+    make_answer_items,
     make_controlled_items,
+    make_each,
     make_group_items,
     make_pair_items,
     make_scored_items,
@@ -23,6 +27,7 @@ from halos_jax.types import (
     REJECTED,
     TARGET,
     Completion,
+    Item,
     Judgement,
     Preference,
     Prompt,
@@ -262,6 +267,47 @@ def test_a_control_token_ends_the_prompt_of_each_answer_in_every_epoch_once(capl
         assert good.roles == bad.roles == (TARGET,)
     assert "'--' is 2 tokens to this tokenizer" in caplog.text
     assert "'+'" not in caplog.text  # it is one token
+
+
+# --------------------------------------------------------------------------- bad records
+
+
+def test_a_record_of_which_no_item_can_be_made_is_an_error_or_left_out():
+    good, long = make_prompt("q"), dataclasses.replace(make_prompt("r"), place="f line 2")
+    answer = complete("a", ids=(7,))
+    pairs = [Preference(good, answer, answer), Preference(long, answer, answer, (5,) * 9)]
+    judged = [Judgement(one.prompt, answer, True, one.prompt_ids) for one in pairs]
+    scored = [make_scored("p", 1.0), make_scored("q", 1.0, prompt_ids=(5,) * 9)]
+    scored[1] = dataclasses.replace(scored[1], prompt=long)
+    for make, records in (
+        (make_pair_items, pairs),
+        (make_unpaired_items, judged),
+        (make_answer_items, judged),
+        (make_scored_items, scored),
+    ):
+        with pytest.raises(ConfigError, match="the prompt of f line 2 has 9 tokens, which leaves"):
+            make(records, RENDERER, Lengths(8, 6))
+        errors = []
+        (item,) = make(records, RENDERER, Lengths(8, 6), on_bad=errors.append)
+        assert len(errors) == 1 and "f line 2" in str(errors[0])
+        assert list(item.prompt_ids) == ids("q", 1)
+
+
+def test_the_driver_keeps_order_and_counts_what_is_truncated(caplog):
+    def make(number):
+        if number == 2:
+            yield items[0]
+            raise RecordError("f line 2")
+        yield items[number]
+        yield None if number else items[number]
+
+    items = [Item(np.ones(1), (np.ones(1),), (TARGET,), weight=number) for number in range(4)]
+    errors = []
+    with caplog.at_level(logging.INFO):
+        found = make_each(range(4), make, "pairs", errors.append)
+    assert [item.weight for item in found] == [0, 0, 1, 3]  # nothing of a bad one
+    assert list(map(str, errors)) == ["f line 2"]
+    assert "2 of 6 pairs left out: truncated responses" in caplog.text
 
 
 # --------------------------------------------------------------------------- truncated responses

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from halos_jax.config import ConfigError, RewardConfig
+from halos_jax.data.records.fields import RecordError
 from halos_jax.rewards.function_scorer import (
     check_records,
     make_function_scorer,
@@ -325,6 +326,21 @@ def test_what_the_records_lack_is_found_before_anything_is_sampled(in_parts):
     check_records(RewardConfig(path="model"), asked)
     with pytest.raises(RewardError, match=r"^reward\.rules 'grader:batch': its parameters answer"):
         check_records(RewardConfig(path="model", rules=("grader:batch",)), asked[1:])
+
+
+def test_records_without_a_reference_answer_can_be_left_out(caplog):
+    ready = "halos_jax.rewards.functions:numeric_answer"
+    reward = RewardConfig(kind="function", function=ready)
+    good = Prompt("p", (Turn("user", "1+1?"),), {"answer": "2"})
+    bad = Prompt("q", (Turn("user", "2?"),), place="f line 2")
+    with pytest.raises(RewardError, match=r"^f line 2: reward\.function .*: prompt q .*'answer'"):
+        check_records(reward, [good, bad])
+    assert check_records(reward, [good, bad], skip=True) == [good]
+    assert "1 bad records are left out (data.skip_bad), 1 are left; the first: f line 2" in (
+        caplog.text
+    )
+    with pytest.raises(RecordError, match="leaves out all of its 1 records; the first: f line 2"):
+        check_records(reward, [bad], skip=True)
 
 
 def test_rules_are_named_by_their_functions():

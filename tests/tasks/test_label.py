@@ -260,3 +260,26 @@ def test_one_id_for_two_prompts_is_an_error_that_names_it(samples, tmp_path):
     source = write(tmp_path / "samples.jsonl", [*samples[:-1], changed])
     with pytest.raises(RecordError, match=r"got prompt_id 'dab' for two conversations"):
         run_labelling(make_config(tmp_path / "run", source), StopSignal())
+
+
+def test_bad_samples_are_left_out_on_demand_in_every_stage(
+    samples, tmp_path, caplog, toy, monkeypatch
+):
+    def stop(job, samples):
+        raise KeyboardInterrupt
+
+    beyond = dataclasses.replace(samples[0], sample_id=7, response_ids=(1, 10**6))
+    other = dataclasses.replace(samples[-1].prompt, prompt_id="dab")
+    changed = dataclasses.replace(samples[-1], prompt=other, sample_id=9)
+    source = write(tmp_path / "samples.jsonl", [*samples, samples[4], changed, beyond])
+    data = DataConfig(train=str(source), skip_bad=True)
+    model = ModelConfig(path=str(toy / "policy"))
+    config = make_config(tmp_path / "run", source, data=data, model=model)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(label_task, "_write_feedback", stop)
+        run_labelling(config, StopSignal())
+    assert "2 bad records are left out (data.skip_bad), 13 are left; the first: " in caplog.text
+    assert "1 bad records are left out (data.skip_bad), 12 are left; the first: " in caplog.text
+    # Behind the scores the same samples are left out, else these would be another job's.
+    assert run_labelling(config, StopSignal())["feedback_pairs"] == 4
+    assert len((tmp_path / "run" / "scored.jsonl").read_text().splitlines()) == 12

@@ -202,6 +202,20 @@ def test_a_system_prompt_is_no_part_of_the_instruction():
     assert sample_task.name_dataset("data/prompts.jsonl.gz") == "prompts"
 
 
+def test_conversations_that_alpacaeval_cannot_name_are_left_out_on_demand(toy, tmp_path, caplog):
+    path = tmp_path / "prompts.jsonl"
+    talk = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    path.write_text(json.dumps({"prompt": "one"}) + "\n" + json.dumps({"prompt": talk}))
+    config = make_config(toy, tmp_path, format="alpacaeval")
+    data = dataclasses.replace(config.data, train=str(path))
+    config = dataclasses.replace(config, data=data)
+    with pytest.raises(RecordError, match=rf"{path} line 2: prompt .*: got 3 turns, but sampling"):
+        sample_task.check_instructions(config, sample_task.load_ordered(config))
+    config = dataclasses.replace(config, data=dataclasses.replace(data, skip_bad=True))
+    assert [one.turns[-1].content for one in sample_task.load_ordered(config)] == ["one"]
+    assert "1 bad records are left out (data.skip_bad), 1 are left" in caplog.text
+
+
 def test_a_preference_file_gives_its_prompts(toy, tmp_path):
     config = make_config(toy, tmp_path, num_prompts=3)
     data = dataclasses.replace(config.data, train=str(toy / "pairs.jsonl"))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from halos_jax.data.records.json_door import parse_json
@@ -55,7 +55,7 @@ class Fields:
       edits: what names the fields have, and what else is changed.
       texts: all values are text, as those of a CSV file: numbers and lists are parsed.
       unit: what `line` counts.
-      used: names of the fields that were read, as the record has them.
+      used: names of the fields that were read, as the record has them ("meta.text" inside of one).
       left: what inside of fields was not read, as "messages[].id".
     """
 
@@ -75,8 +75,18 @@ class Fields:
 
     def unread(self) -> set[str]:
         """Return the names of what the record says (more than nothing) and nobody has read."""
-        named = {name for name, value in self.record.items() if value not in (None, "", [], {})}
-        return (named - self.used) | self.left
+        return set(self._list_unread(self.record, "")) | self.left
+
+    def _list_unread(self, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+        """Yield the names of values that are not read; of one whose parts are, the other parts."""
+        for name, value in values.items():
+            path = f"{prefix}{name}"
+            if value in (None, "", [], {}) or path in self.used:
+                continue
+            if isinstance(value, Mapping) and any(one.startswith(f"{path}.") for one in self.used):
+                yield from self._list_unread(value, f"{path}.")
+            else:
+                yield path
 
     def name_of(self, name: str) -> str:
         """Return what the record calls one of our fields."""
@@ -107,7 +117,7 @@ class Fields:
     def get(self, name: str, default: Any = None) -> Any:
         """Return a field of any type."""
         raw = self.name_of(name)
-        self.used.add(raw if raw in self.record else raw.partition(".")[0])
+        self.used.add(raw)
         value = self.peek(name)
         return default if value is None else value
 

@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 
 from halos_jax.data.records.fields import RecordError, shorten
 from halos_jax.data.records.json_door import JsonFault, parse_json
+from halos_jax.errors import UserError
 
 Record = dict[str, Any]
-OnBad = Callable[[RecordError], None]
+OnBad = Callable[[UserError], None]
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _ONE_OBJECT = "one JSON object a line, or one array of objects"
@@ -23,7 +24,7 @@ _ONE_OBJECT = "one JSON object a line, or one array of objects"
 BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
 
-def raise_error(error: RecordError) -> None:
+def raise_error(error: UserError) -> None:
     """Raise the error of a bad record: what `on_bad` does unless told otherwise."""
     raise error
 

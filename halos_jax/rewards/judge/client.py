@@ -35,6 +35,10 @@ class Answer:
     finish_reason: str
 
 
+class UnreachableError(RewardError):
+    """There is no server at the judge's address."""
+
+
 class Cancelled(Exception):
     """The client was stopped while a request waited."""
 
@@ -123,7 +127,7 @@ class JudgeClient:
         self._http.close()
 
     def reach(self) -> None:
-        """Raise RewardError where there is no server at all; what it answers does not matter.
+        """Raise UnreachableError where there is no server at all; what it answers does not matter.
 
         A request that costs nothing, tried once: a server that has never answered in this run is
         not waited for, as one is that was lost for a time.
@@ -141,7 +145,8 @@ class JudgeClient:
         A failure that may pass (429, 5xx, a time-out) is only said.
 
         Raises:
-          RewardError: where there is no server, or it refuses the request.
+          UnreachableError: where there is no server.
+          RewardError: where it refuses the request.
         """
         try:
             response = self._http.post(self._url, json=body)
@@ -154,10 +159,10 @@ class JudgeClient:
         if not isinstance(found, Answer):
             logger.warning("judge: the first request failed for now: %s", found[0])
 
-    def _unreachable(self, error: Exception) -> RewardError:
+    def _unreachable(self, error: Exception) -> UnreachableError:
         address = httpx2.URL(self._url)
         port = address.port or {"http": 80, "https": 443}[address.scheme]
-        return RewardError(
+        return UnreachableError(
             f"reward.judge.url: nothing listens at {address.host}:{port} "
             f"({str(error) or type(error).__name__}); start the server, or set "
             "--config.reward.judge.url=URL"

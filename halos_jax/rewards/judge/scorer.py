@@ -17,7 +17,13 @@ from halos_jax.data.records.fields import shorten
 from halos_jax.metrics import make_progress
 from halos_jax.rewards.judge.answers import parse_score, parse_verdict
 from halos_jax.rewards.judge.cache import AnswerCache, make_key
-from halos_jax.rewards.judge.client import Cancelled, JudgeClient, check_url, load_key
+from halos_jax.rewards.judge.client import (
+    Cancelled,
+    JudgeClient,
+    UnreachableError,
+    check_url,
+    load_key,
+)
 from halos_jax.rewards.judge.prompts import Messages, make_question
 from halos_jax.rewards.labels import Labels, RewardError, Scorer
 from halos_jax.types import Sample
@@ -50,10 +56,10 @@ def probe_judge(config: Config) -> bool:
     client = JudgeClient(settings, key)
     try:
         client.probe(_make_body(settings, [{"role": "user", "content": _PROBE}]))
-    except RewardError as error:
+    except UnreachableError as error:
         cache = AnswerCache(find_cache(config))
         cache.load()
-        if not len(cache) or "nothing listens" not in str(error):
+        if not len(cache):
             raise
         logger.warning("%s (%d answers are on disk: going on with these)", error, len(cache))
         return False

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from halos_jax.data.records.fields import Edits, Fields, RecordError
-from halos_jax.data.records.unread import Tally
+from halos_jax.data.records.unread import Skips, Tally
 
 
 def add(tally, file, record, *read):
@@ -57,3 +57,23 @@ def test_bad_records_are_raised_or_counted(caplog):
         in (caplog.text)
     )
     assert "line 3" not in caplog.text
+
+
+def test_of_a_field_that_is_read_in_part_the_other_parts_are_said(caplog):
+    meta = {"question": "q", "url": "u", "empty": "", "deep": {"answer": "a", "by": "me"}}
+    tally = Tally("a", Edits(ignored=frozenset({"kept"})))
+    add(tally, "a", {"meta": meta, "kept": {"a": 1, "b": 2}}, "meta.question", "meta.deep.answer")
+    add(tally, "a", {"meta": meta, "a.b": 1}, "meta.question", "meta.deep", "a.b", "kept.a")
+    tally.report()
+    assert "in how many: meta.deep.by (1), meta.url (2);" in caplog.text
+
+
+def test_where_nothing_is_left_it_is_an_error():
+    skips = Skips(allowed=True)
+    skips.require("f", 0)
+    skips.add(RecordError("f line 1: bad"))
+    skips.require("f", 1)
+    with pytest.raises(
+        RecordError, match=r"f: data\.skip_bad leaves out all of its 1 records; the "
+    ):
+        skips.require("f", 0)

@@ -17,6 +17,7 @@ import pytest
 from halos_jax.config import Config, ConfigError
 from halos_jax.config.rewards import JudgeConfig, RewardConfig
 from halos_jax.rewards.judge import scorer as judge
+from halos_jax.rewards.judge.client import UnreachableError
 from halos_jax.rewards.judge.scorer import (
     count_wins,
     join_verdicts,
@@ -315,6 +316,9 @@ def test_answers_on_disk_need_no_server(server, make_config, caplog, monkeypatch
     samples = make_samples("a b")
     config = make_config()
     expected = make_judge_scorer(config)(samples)
+    server.reply = lambda question, before: Reply(status=401, raw="nothing listens to you")
+    with pytest.raises(RewardError, match="answers 401"):  # a server that is there is no dead one
+        judge.probe_judge(config)
     asked = len(server.bodies)
 
     def refuse(*_, **__):
@@ -325,7 +329,7 @@ def test_answers_on_disk_need_no_server(server, make_config, caplog, monkeypatch
     assert not judge.probe_judge(config)
     assert "2 answers are on disk: going on with these" in caplog.text
     start = time.monotonic()
-    with pytest.raises(RewardError, match="nothing listens at"):
+    with pytest.raises(UnreachableError, match="nothing listens at"):
         make_judge_scorer(config)(make_samples("a b c"))
     assert time.monotonic() - start < 1 and len(server.bodies) == asked
 
