@@ -4,6 +4,7 @@ A template is a program of somebody else's making. It may loop for ever, and fai
 """
 
 import contextlib
+import ctypes
 import signal
 import threading
 from collections.abc import Iterator
@@ -50,14 +51,18 @@ def apply_template(tokenizer: Any, messages: list[dict[str, Any]], **options: An
 
 @contextlib.contextmanager
 def limit_seconds(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError inside the block where it takes longer.
+    """Raise TimeoutError inside the block where it takes longer, in whatever thread that is.
 
-    By a signal, and so in the main thread only; in another thread the block is not limited.
+    In the main thread by a signal, which costs nothing; in another one by a second thread that
+    wakes up after the time. Both wait for the end of a single step of the interpreter.
     """
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    with _limit_main(seconds) if is_main else _limit_other(seconds):
         yield
-        return
 
+
+@contextlib.contextmanager
+def _limit_main(seconds: float) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TimeoutError
 
@@ -68,3 +73,31 @@ def limit_seconds(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _limit_other(seconds: float) -> Iterator[None]:
+    target = threading.get_ident()
+    lock, is_open = threading.Lock(), True
+
+    def stop() -> None:
+        with lock:
+            if is_open:
+                _raise_in(target, TimeoutError)
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            is_open = False
+        timer.cancel()
+        _raise_in(target, None)  # one that came at the very end, and was not yet raised
+
+
+def _raise_in(thread: int, error: type[Exception] | None) -> None:
+    """Raise an error in a thread at its next step; None takes back one that is not raised yet."""
+    what = ctypes.py_object() if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)

@@ -4,7 +4,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from halos_jax.data.records.edits import change_record
@@ -180,6 +180,7 @@ def _list_files(source: str) -> list[str] | None:
         found = [name for name in sorted(glob.glob(source, recursive=True)) if os.path.isfile(name)]
         if not found:
             raise RecordError(f"{source}: no file has a name of this pattern; check the path")
+        _check_twins(source, found)
         _log_files(source, found)
         return found
     return None
@@ -196,6 +197,7 @@ def _list_folder(folder: str, split: str = "") -> list[str]:
         for parent, files in _walk(folder)
         for name in files
     )
+    others = [name for name in names if not _is_records(name)]
     names = [name for name in names if _is_records(name)]
     splits = {name: _name_split(name) for name in names}
     found = sorted({one for one in splits.values() if one})
@@ -210,8 +212,39 @@ def _list_folder(folder: str, split: str = "") -> list[str]:
     if not names and not split:
         raise RecordError(f"{folder}: got a folder without a file of records, allowed: {_ALLOWED}")
     if names:
-        _log_files(f"{folder}@{split}" if split else folder, names)
+        _check_twins(folder, names)
+        _log_files(f"{folder}@{split}" if split else folder, names, others)
     return [os.path.join(folder, name) for name in names]
+
+
+def _check_twins(source: str, names: list[str]) -> None:
+    """Refuse a file beside its compressed copy; warn of files that may be one in two formats.
+
+    Raises:
+      RecordError: as the records would be read twice.
+    """
+    texts: dict[str, str] = {}
+    stems: dict[str, str] = {}
+    for name in names:
+        known = _SUFFIX.search(name)
+        if not known:  # a pattern takes files of any name
+            continue
+        stem = name[: known.start()]
+        text = f"{stem}.{(known[1] or known[2]).lower()}"
+        if text in texts:
+            raise RecordError(
+                f"{source}: got {texts[text]!r} and {name!r}, which are one file, compressed and "
+                "not; allowed: one of them; move the other away, or name the files that are meant"
+            )
+        if stem in stems:
+            logger.warning(
+                "%s: %r and %r differ in their format alone; both are read, and records that stand "
+                "in both count twice: name one of them (or a pattern) if they are the same",
+                source,
+                stems[stem],
+                name,
+            )
+        texts[text] = stems[stem] = name
 
 
 def _is_listed(folder: str) -> bool:
@@ -257,10 +290,16 @@ def _name_split(name: str) -> str:
     return ""
 
 
-def _log_files(source: str, files: list[str]) -> None:
+def _log_files(source: str, files: list[str], others: Sequence[str] = ()) -> None:
+    """Log which files are read, and which of a folder are not files of records by their names."""
+    logger.info("%s: %d files: %s", source, len(files), _show_names(files))
+    if others:
+        logger.info("%s: %d other files are not read: %s", source, len(others), _show_names(others))
+
+
+def _show_names(files: Sequence[str]) -> str:
     shown = ", ".join(os.path.basename(name) for name in files[:5])
-    more = f" and {len(files) - 5} more" if len(files) > 5 else ""
-    logger.info("%s: %d files: %s%s", source, len(files), shown, more)
+    return f"{shown} and {len(files) - 5} more" if len(files) > 5 else shown
 
 
 # --------------------------------------------------------------------------- data sets

@@ -64,15 +64,62 @@ def test_what_is_no_text_is_refused():
         apply_template(tokenizer, USER)
 
 
-def test_another_thread_runs_without_a_limit():
-    ended = []
+def run_in_thread(work):
+    """Run a function in another thread; return what it returned or raised."""
+    found = []
+
+    def run():
+        try:
+            found.append(work())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(timeout=60)
+    return found[0]
+
+
+def test_another_thread_is_stopped_too_and_goes_on_afterwards(monkeypatch):
+    monkeypatch.setattr(bounded, "SECONDS", 0.2)
+    endless, short = make_tokenizer(ENDLESS), make_tokenizer("{{ messages[0].content }}")
 
     def work():
-        with limit_seconds(0.01):
-            time.sleep(0.05)
-        ended.append(True)
+        with pytest.raises(ConfigError, match=r"had not ended after 0\.2 seconds"):
+            apply_template(endless, USER)
+        return [apply_template(short, USER) for _ in range(3)]
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert ended == [True]
+    start = time.monotonic()
+    assert run_in_thread(work) == ["x"] * 3
+    assert time.monotonic() - start < 10
+    for thread in threading.enumerate():  # nobody waits for what has ended
+        if isinstance(thread, threading.Timer):
+            thread.join(timeout=0.1)
+            assert not thread.is_alive()
+
+
+def test_time_that_is_up_at_the_very_end_does_no_harm_later():
+    def work():
+        late = 0
+        for _ in range(200):
+            try:
+                with limit_seconds(0.0005):
+                    time.sleep(0.0005)
+            except TimeoutError:
+                late += 1
+            for _ in range(50):  # an error that came too late would be raised here
+                pass
+        return late
+
+    assert 0 <= run_in_thread(work) <= 200
+
+
+def test_each_thread_has_a_limit_of_its_own():
+    def work():
+        with limit_seconds(60):
+            time.sleep(0.05)
+        return "ended"
+
+    assert run_in_thread(work) == "ended"
+    with limit_seconds(60):
+        assert run_in_thread(work) == "ended"

@@ -1,7 +1,9 @@
 """Records from files and data sets: the same ones, all of them, and errors that say what to do."""
 
+import gzip
 import json
 import logging
+import lzma
 
 import pytest
 
@@ -93,6 +95,8 @@ def test_a_folder_is_its_files_by_name(save, tmp_path, caplog):
         *("a.json line 1", "b.jsonl line 1", "deep/c.jsonl line 1", "deep/c.jsonl line 2")
     ]
     assert "3 files: a.json, b.jsonl, c.jsonl" in caplog.text
+    shown = "other files are not read: .hidden.jsonl, README.md, dataset_info.json"
+    assert shown in caplog.text
     (tmp_path / "none").mkdir()
     with pytest.raises(RecordError, match=r"none: got a folder without a file of records, allowed"):
         read(str(tmp_path / "none"))
@@ -113,6 +117,27 @@ def test_a_folder_of_several_splits_wants_one_named(save, tmp_path):
     assert read(f"{folder}/**/*.jsonl") == [*ROWS[2:], *ROWS[:2]]
     with pytest.raises(RecordError, match="no file has a name of this pattern"):
         read(f"{folder}/*.parquet")
+
+
+def test_a_file_beside_its_compressed_copy_is_refused_by_name(save, tmp_path, caplog):
+    (tmp_path / "set").mkdir()
+    save(ROWS, "set/x.jsonl")
+    data = (tmp_path / "set" / "x.jsonl").read_bytes()
+    for suffix, pack in (("gz", gzip.compress), ("XZ", lzma.compress)):
+        copy = tmp_path / "set" / f"x.jsonl.{suffix}"
+        copy.write_bytes(pack(data))
+        for source in (f"{tmp_path}/set", f"{tmp_path}/set/*"):
+            with pytest.raises(
+                RecordError, match=r"got '.*x\.jsonl' and '.*x\.jsonl\..*, which are"
+            ):
+                read(source)
+        assert read(f"{tmp_path}/set/*.jsonl") == read(str(copy)) == ROWS
+        copy.unlink()
+    save(ROWS[:1], "set/y.json")
+    assert read(f"{tmp_path}/set") == ROWS + ROWS[:1] and "differ" not in caplog.text
+    save(ROWS[:1], "set/x.json")
+    assert read(f"{tmp_path}/set") == ROWS[:1] + ROWS + ROWS[:1]
+    assert "'x.json' and 'x.jsonl' differ in their format alone; both are read" in caplog.text
 
 
 def test_tables_give_the_records_of_their_rows(save, tmp_path):
