@@ -7,6 +7,7 @@ Names are those inside of a folder. A resume compares, in a second or two for an
 whole, large ones by fixed blocks.
 """
 
+import contextlib
 import dataclasses
 import glob
 import importlib.util
@@ -21,7 +22,8 @@ from halos_jax import processes, storage
 from halos_jax.config import Config, ConfigError, places, roles
 from halos_jax.config.rewards import PartConfig, RewardConfig
 from halos_jax.config.tasks import TASKS, is_scored
-from halos_jax.data.records.sources import find_folder, is_taken, may_read
+from halos_jax.data.records.fields import RecordError
+from halos_jax.data.records.sources import find_folder, is_taken, list_set_files, may_read
 from halos_jax.models.files import hf
 from halos_jax.policies import source
 from halos_jax.rewards.parts import list_parts
@@ -109,7 +111,8 @@ def _check(
     edited = compare_inputs(known, code)
     for one in edited:
         logger.warning("%s when the run was started; from here on that counts", one)
-    if grown or edited or not (files.keys() | code.keys()) <= known.keys():
+    is_new = not (files.keys() | code.keys()) <= known.keys() or _lacks(known, files)
+    if grown or edited or is_new:
         storage.write_json_atomic(path, _describe({**files, **code}), note=ledger.note_file)
     return grown
 
@@ -117,7 +120,7 @@ def _check(
 def list_inputs(config: Config) -> dict[str, list[tuple[str, Path]]]:
     """Return the files of every field of a config that the task reads, with their names.
 
-    What is no file of this machine, such as a data set of the hub, has none.
+    A data set of the hub is the files that `datasets` keeps it in.
     """
     found = {}
     for field, text, kind in roles.list_places(config):
@@ -149,12 +152,32 @@ def compare_inputs(known: Mapping[str, list[Mapping[str, Any]]], files: Files) -
                 changes.append(Change(field, Path(entry["path"]), "missing"))
             else:
                 pairs.append((field, path, entry))
-        changes += [Change(field, path, "new") for path in now.values()]
+        # A version that did not look at data sets of the hub has recorded no file of theirs.
+        sources = {_number_source(entry["name"]) for entry in entries}
+        changes += [
+            Change(field, path, "new")
+            for name, path in now.items()
+            if not field.startswith("data.") or _number_source(name) in sources
+        ]
     verdicts = fingerprints.compare_all([(path, entry) for _, path, entry in pairs])
     for (field, path, _), verdict in zip(pairs, verdicts, strict=True):
         if verdict != "same":
             changes.append(Change(field, path, verdict))
     return changes
+
+
+def _number_source(name: str) -> str:
+    """Return which source of a field a file is of, by the name that it is recorded under."""
+    return name.partition(":")[0]
+
+
+def _lacks(known: Mapping[str, list[Mapping[str, Any]]], files: Files) -> bool:
+    """Tell whether some file is not recorded."""
+    return any(
+        name not in {entry["name"] for entry in known.get(field, [])}
+        for field, named in files.items()
+        for name, _ in named
+    )
 
 
 def _drop_unread(known: Mapping[str, list[Any]], config: Config) -> dict[str, list[Any]]:
@@ -229,6 +252,10 @@ def _list_data(field: str, text: str, workdir: Path) -> Iterator[tuple[str, Path
         elif any(sign in name for sign in "*?["):
             for path in sorted(glob.glob(name, recursive=True)):
                 if os.path.isfile(path):
+                    yield f"{before}{os.path.basename(path)}", Path(path)
+        else:
+            with contextlib.suppress(RecordError):  # who reads it says what is wrong
+                for path in list_set_files(name):
                     yield f"{before}{os.path.basename(path)}", Path(path)
 
 

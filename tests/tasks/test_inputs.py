@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -160,6 +161,54 @@ def test_sources_of_several_files_and_folders(folder):
         start(config)
     assert "many/z.jsonl was not there" in str(error.value)
     assert "eval.jsonl holds something else" in str(error.value)
+
+
+@pytest.fixture
+def hub(folder, monkeypatch):
+    """Return a function that puts rows at "org/set@train", of a new revision each time."""
+    import datasets
+
+    revisions = []
+
+    def put(*rows):
+        path = folder / f"cache-{len(revisions)}" / "set-train.arrow"
+        path.parent.mkdir()
+        path.write_text("\n".join(rows))
+        revisions.append(SimpleNamespace(cache_files=[{"filename": str(path)}]))
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda **arguments: revisions[-1])
+    return put
+
+
+def test_a_data_set_of_the_hub_may_not_change_but_in_its_revision(folder, hub):
+    config = make_config(
+        folder, "sft", data=DataConfig(train=f"{folder}/train.jsonl,org/set@train")
+    )
+    hub("a", "b")
+    start(config, is_begun=False)
+    names = [entry["name"] for entry in recorded(folder)["data.train"]]
+    assert names == ["0:", "1:set-train.arrow"]
+    hub("a", "b")  # another revision of the same records: a new README, say
+    assert start(config) == []
+    hub("a", "c")
+    with pytest.raises(ConfigError, match=r"data\.train: .*set-train\.arrow holds something else"):
+        start(config)
+
+
+def test_a_run_that_knows_no_data_set_of_the_hub_records_it_from_here_on(folder, hub):
+    hub("a")
+    config = make_config(
+        folder, "sft", data=DataConfig(train=f"{folder}/train.jsonl,org/set@train")
+    )
+    start(config, is_begun=False)
+    known, path = recorded(folder), folder / "run" / "inputs.json"
+    known["data.train"].pop()
+    ledger = open_ledger(folder / "run")
+    storage.write_json_atomic(path, known, note=ledger.note_file)
+    assert start(config) == []
+    hub("b")
+    with pytest.raises(ConfigError, match="holds something else"):
+        start(config)
 
 
 def test_what_no_reader_takes_may_be_added(folder):

@@ -1,18 +1,25 @@
-"""The hub data sets of HALOs by name: from a data set's own schema to the records of `shapes`.
+"""Data sets of the hub; those of HALOs by name, from their own schemas to the records of `shapes`.
 
 A data set is one function: it takes the rows of one split and yields records, or None for a row
-that it leaves out (`sources` counts those). A record is what may stand in a file: `messages`,
+that it leaves out (`read_named` counts those). A record is what may stand in a file: `messages`,
 `instruction` and `output`, or a pair of answers in the pairwise_feedback format.
 """
 
 import collections
 import dataclasses
+import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
-Row = Mapping[str, Any]
-Records = Iterator[dict[str, Any] | None]
+from halos_jax.data.records.fields import RecordError
+
+logger = logging.getLogger(__name__)
+
+Row: TypeAlias = Mapping[str, Any]
+Records: TypeAlias = Iterator[dict[str, Any] | None]
+# From the rows of a split, and our name of the split, to records.
+Reader: TypeAlias = Callable[[Iterable[Row], str], Records]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,13 +27,13 @@ class HubSet:
     """Where a data set is, and how it is read.
 
     Attributes:
-      read: from the rows of a split, and the split's name, to records.
+      read: makes the records.
       arguments: of `datasets.load_dataset`, besides `split`.
       splits: our name of a split -> the hub's.
     """
 
     name: str
-    read: Callable[[Iterable[Row], str], Records]
+    read: Reader
     arguments: Mapping[str, Any]
     splits: Mapping[str, str]
 
@@ -40,7 +47,9 @@ HUB_SETS: dict[str, HubSet] = {}
 _TRAIN_TEST = {"train": "train", "test": "test"}
 
 
-def register(name: str, path: str, splits: Mapping[str, str] | None = None, /, **arguments: Any):
+def register(
+    name: str, path: str, splits: Mapping[str, str] | None = None, /, **arguments: Any
+) -> Callable[[Reader], Reader]:
     """Register a data set under `name`; a name can be taken once.
 
     Args:
@@ -49,13 +58,80 @@ def register(name: str, path: str, splits: Mapping[str, str] | None = None, /, *
       arguments: further arguments of `datasets.load_dataset`.
     """
 
-    def add(read: Callable[[Iterable[Row], str], Records]):
+    def add(read: Reader) -> Reader:
         if name in HUB_SETS:
             raise ValueError(f"data set {name!r} is registered already, by {HUB_SETS[name].read}")
         HUB_SETS[name] = HubSet(name, read, {"path": path, **arguments}, splits or _TRAIN_TEST)
         return read
 
     return add
+
+
+def find_named(source: str) -> HubSet | None:
+    """Return the data set that a source names, with or without a split, where it is known here."""
+    return HUB_SETS.get(source.rpartition("@")[0] or source)
+
+
+def load_set(source: str, allowed: str) -> Any:
+    """Return a data set of the hub as a `datasets.Dataset`.
+
+    Args:
+      source: "NAME@split" of one that is known here, or "id@split", "id:config@split".
+      allowed: what may stand in the place of a source that is none, for errors.
+
+    Raises:
+      RecordError: where it cannot be loaded, or has no such split.
+    """
+    arguments = _find_arguments(source)
+    try:
+        import datasets  # Seconds to import, and only hub data sets need it.
+    except ImportError as error:
+        raise RecordError(
+            f"{source}: hub data sets need the package 'datasets'; install it"
+        ) from error
+    try:
+        return datasets.load_dataset(**arguments)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RecordError(
+            f"{source}: cannot load the data set: {reason}; allowed: {allowed}"
+        ) from error
+
+
+def _find_arguments(source: str) -> dict[str, Any]:
+    """Return the arguments of `datasets.load_dataset`."""
+    name, _, split = source.rpartition("@")
+    hub_set = find_named(source)
+    if hub_set is None:
+        path, _, config = name.partition(":")
+        return {"path": path, "name": config or None, "split": split}
+    split = split if name else ""
+    if split not in hub_set.splits:
+        listed = ", ".join(f"'{hub_set.name}@{name}'" for name in hub_set.splits)
+        raise RecordError(f"{source}: got split {split!r}, allowed: {listed}")
+    return {**hub_set.arguments, "split": hub_set.splits[split]}
+
+
+def read_named(
+    source: str, hub_set: HubSet, rows: Iterable[Row]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number, record) of a data set by its own reader; log how many rows it leaves out."""
+    count = left_out = 0
+    try:
+        for record in hub_set.read(rows, source.rpartition("@")[2]):
+            if record is None:
+                left_out += 1
+            else:
+                count += 1
+                yield count, record
+    except (LookupError, TypeError, AttributeError) as error:
+        name = getattr(hub_set.read, "__name__", "its reader")
+        raise RecordError(
+            f"{source}: its rows are not as {name} expects them ({error!r}); the data set has "
+            "changed, or its copy is another one"
+        ) from error
+    if left_out:
+        logger.info("%s: %d records, %d rows left out", source, count, left_out)
 
 
 # The repository holds a loading script, which `datasets` refuses to run; its file needs none.
@@ -216,10 +292,13 @@ def _turns(messages: Iterable[Row]) -> list[dict[str, str]]:
 
 
 def _compare(
-    prompt: str | list[Row], better: str, worse: str, rewards: tuple[float, float] | None = None
+    prompt: str | Sequence[Row],
+    better: str,
+    worse: str,
+    rewards: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Return the pairwise_feedback record of two answers."""
-    record = {
+    record: dict[str, Any] = {
         "type": "pairwise_feedback",
         "prompt": prompt if isinstance(prompt, str) else _turns(prompt),
         "output_A": [_turn("assistant", better)],

@@ -9,7 +9,7 @@ from typing import Any
 
 from halos_jax.data.records.edits import change_record
 from halos_jax.data.records.fields import NO_EDITS, Edits, Fields, RecordError
-from halos_jax.data.records.hub import HUB_SETS, HubSet
+from halos_jax.data.records.hub import HUB_SETS, find_named, load_set, read_named
 from halos_jax.data.records.reading import OnBad, raise_error, read_records
 from halos_jax.data.records.tables import (
     is_saved,
@@ -97,7 +97,7 @@ def split_sources(source: str) -> list[str]:
 
 def is_named(source: str) -> bool:
     """Say whether a source is a data set whose own reader says which of its fields count."""
-    return (source.rpartition("@")[0] or source) in HUB_SETS
+    return find_named(source) is not None
 
 
 def find_folder(source: str) -> str:
@@ -305,54 +305,35 @@ def _show_names(files: Sequence[str]) -> str:
 # --------------------------------------------------------------------------- data sets
 
 
+def list_set_files(source: str) -> list[str]:
+    """Return the files in which `datasets` keeps the data set of the hub that a source names.
+
+    Of another revision they lie elsewhere, and hold the same where its records are the same. What
+    is no data set of the hub has none.
+
+    Raises:
+      RecordError: where there is no such data set.
+    """
+    if os.path.exists(source) or find_folder(source) or not _is_set(source):
+        return []
+    return [file["filename"] for file in load_set(source, _ALLOWED).cache_files]
+
+
 def _open_set(source: str) -> Numbered:
     if os.path.isdir(source):
         return read_saved(source, "")
     name, _, split = source.rpartition("@")
-    if name in HUB_SETS or (not name and source in HUB_SETS):
-        return _read_named(source, HUB_SETS[name or source], split if name else "")
-    if name and split and os.path.isdir(name) and is_saved(name):
+    hub_set = find_named(source)
+    if hub_set is None and name and split and os.path.isdir(name) and is_saved(name):
         return read_saved(name, split)
-    if name and split and not _SUFFIX.search(source):
-        path, _, config = name.partition(":")
-        return read_rows(_load_hub(source, {"path": path, "name": config or None, "split": split}))
-    raise RecordError(f"{source}: no such file; allowed: {_ALLOWED}")
+    if not _is_set(source):
+        raise RecordError(f"{source}: no such file; allowed: {_ALLOWED}")
+    rows = load_set(source, _ALLOWED)
+    return read_rows(rows) if hub_set is None else read_named(source, hub_set, rows)
 
 
-def _read_named(source: str, hub_set: HubSet, split: str) -> Numbered:
-    """Yield (number, record) of a data set by its own reader; log how many rows it leaves out."""
-    if split not in hub_set.splits:
-        allowed = ", ".join(f"'{hub_set.name}@{name}'" for name in hub_set.splits)
-        raise RecordError(f"{source}: got split {split!r}, allowed: {allowed}")
-    arguments = {**hub_set.arguments, "split": hub_set.splits[split]}
-    rows = _load_hub(source, arguments)
-    count = left_out = 0
-    try:
-        for record in hub_set.read(rows, split):
-            count += record is not None
-            left_out += record is None
-            if record is not None:
-                yield count, record
-    except (LookupError, TypeError, AttributeError) as error:
-        raise RecordError(
-            f"{source}: its rows are not as {hub_set.read.__name__} expects them ({error!r}); the "
-            "data set has changed, or its copy is another one"
-        ) from error
-    if left_out:
-        logger.info("%s: %d records, %d rows left out", source, count, left_out)
-
-
-def _load_hub(source: str, arguments: dict[str, Any]) -> Any:
-    try:
-        import datasets  # Seconds to import, and only hub data sets need it.
-    except ImportError as error:
-        raise RecordError(
-            f"{source}: hub data sets need the package 'datasets'; install it"
-        ) from error
-    try:
-        return datasets.load_dataset(**arguments)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).partition("\n")[0]
-        raise RecordError(
-            f"{source}: cannot load the data set: {reason}; allowed: {_ALLOWED}"
-        ) from error
+def _is_set(source: str) -> bool:
+    """Say whether a source has the form of a data set's name, or the name of one known here."""
+    name, _, split = source.rpartition("@")
+    is_other = bool(name and split) and not _SUFFIX.search(source)
+    return is_other or find_named(source) is not None
