@@ -200,6 +200,9 @@ def check_renderer(folder, renderer, warnings):
         for field in read[name]:
             if field in ("eos_tokenx", "eos_tokens", "eos_token_idx", "eos_token_ids"):
                 assert field in said, f"{field} is dropped in silence ({known})"
+    known = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}
+    for token in core.get("added_tokens") or []:
+        assert all(key in said for key in token.keys() - known), "a key of a token is dropped"
     template = (folder / "chat_template.jinja").read_bytes().decode()
     assert renderer.template == template or template.replace("\r\n", "\n") == renderer.template
 

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 _SPECIAL += ("mask_token",)
+_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
 def _is_flag(value: Any) -> bool:
@@ -38,7 +39,7 @@ def _is_token(value: Any) -> bool:
     """Tell whether this is a token: its text, or an object with it and flags."""
     if not isinstance(value, dict):
         return _is_text(value)
-    flags = (value.get(name) for name in ("lstrip", "rstrip", "normalized", "single_word"))
+    flags = (value.get(name) for name in _FLAGS)
     return isinstance(value.get("content"), str) and all(map(_is_flag, flags))
 
 
@@ -83,6 +84,8 @@ _TOKEN = ("a string, an object with 'content', or null", _is_token)
 _TOKENS = ("a list or an object of tokens, or null", _is_tokens)
 _FLAG, _TEXT = ("true, false or null", _is_flag), ("a string or null", _is_text)
 _TEMPLATE = ("a string, or a list of objects with 'name' and 'template'", _is_template)
+_OF_TOKENS = (_TOKEN, _TOKENS)
+_KEYS = {"id", "content", "__type", *_FLAGS}  # what an object that is a token may have
 _EOS = ("a token id (an integer of 0 or more), a list of them, or null", _is_eos)
 # File -> field -> what may stand there. What is not listed is nothing that makes tokens.
 _FILES: dict[str, _Fields] = {
@@ -186,6 +189,7 @@ def _read_object(path: str, name: str) -> dict[str, Any] | None:
         if not fits(read.get(field)):
             raise _fault(path, name, field, read[field], allowed)
     _warn_of_near(file, read)
+    _warn_of_keys(file, read)
     if name == _ADDED and not _is_ids_by_token(read):
         raise _fault(path, name, "tokens", read, "an object from tokens to their ids")
     return read
@@ -198,6 +202,24 @@ def _warn_of_near(file: Path, read: Mapping[str, Any]) -> None:
     for name in read.keys() - known.keys() - _OTHER_IDS if absent else ():
         if near := difflib.get_close_matches(name, absent, n=1, cutoff=0.9):
             logger.warning("%s: %r is not read; did you mean %r?", file, name, near[0])
+
+
+def _warn_of_keys(file: Path, read: Mapping[str, Any]) -> None:
+    """Warn of keys of tokens that are read by nobody: a flag of another name is no flag."""
+    fields = [name for name, known in _FILES.get(file.name, {}).items() if known in _OF_TOKENS]
+    values = [read.get(name) for name in (*fields, "added_tokens", "added_tokens_decoder")]
+    tokens: list[Any] = []
+    for value in values:
+        inner = value.values() if isinstance(value, dict) and "content" not in value else None
+        tokens += value if isinstance(value, list) else inner or [value]
+    keys = {key for token in tokens if isinstance(token, dict) for key in token} - _KEYS
+    if keys:
+        logger.warning(
+            "%s: keys of tokens that are not read: %s; known are %s",
+            file,
+            ", ".join(sorted(map(repr, keys))),
+            ", ".join(sorted(_KEYS)),
+        )
 
 
 def _check_template_file(path: str) -> None:
@@ -235,7 +257,9 @@ def _read_vocabulary(path: str, read: Mapping[str, Any] | None) -> dict[str, int
                 got = f"{number} for {other!r} and for {token!r}"
                 raise _fault(path, _TOKENIZER, "model.vocab", got, "an id for each token")
     added = read.get("added_tokens") or []
-    for token in added if isinstance(added, list) else [added]:
+    if not isinstance(added, list):
+        raise _fault(path, _TOKENIZER, "added_tokens", added, "a list of objects, or null")
+    for token in added:
         if not isinstance(token, dict) or not _is_token(token) or not _is_id(token.get("id")):
             allowed = "a list of objects with 'id' and 'content'"
             raise _fault(path, _TOKENIZER, "added_tokens", token, allowed)

@@ -59,6 +59,28 @@ def test_every_field_of_a_wrong_type_is_named(folder):
     open_tokenizer(str(folder))
 
 
+def test_keys_of_tokens_that_nobody_reads_are_said(folder, caplog):
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["added_tokens"][0] |= {"speciall": True}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    edit(
+        folder / "tokenizer_config.json",
+        eos_token={"content": "</s>", "__type": "AddedToken", "lstript": True},
+    )
+    open_tokenizer(str(folder))
+    first, second = sorted(one for one in caplog.messages if "keys of tokens" in one)
+    assert "tokenizer.json: keys of tokens that are not read: 'speciall'; known are" in first
+    assert "tokenizer_config.json: keys of tokens that are not read: 'lstript';" in second
+
+
+def test_added_tokens_are_a_list(folder):
+    edit(folder / "tokenizer.json", added_tokens={"id": 1, "content": "x"})
+    with pytest.raises(
+        ConfigError, match=r"tokenizer\.json: added_tokens: got .*a list of objects"
+    ):
+        open_tokenizer(str(folder))
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json"])
 @pytest.mark.parametrize(
     ("text", "message"),
