@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from halos_jax.errors import UserError
 
@@ -170,25 +170,93 @@ def write_json_atomic(path: str | Path, obj: Any, *, note: Note | None = None) -
 
 
 def write_bytes_atomic(path: str | Path, data: bytes, *, note: Note | None = None) -> None:
-    """Replace `path` with `data` so that readers, and a crash, see the old or the new.
-
-    `note` is called when all but the renaming is done.
+    """Replace `path` with `data`, making its folder where there is none; as `replace_file`.
 
     Raises:
       WorkdirError: where the file cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with replace_file(path, note=note) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+
+
+class NewFile:
+    """A file that is being written, with the size and the SHA-256 of what it has so far."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.size = 0
+        self._stream, self._sha256 = stream, hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self.size += len(data)
+        self._sha256.update(data)
+
+
+@contextlib.contextmanager
+def replace_file(path: str | Path, *, note: Note | None = None) -> Iterator[NewFile]:
+    """Yield a file that takes the name `path` at the end: readers, and a crash, see old or new.
+
+    It is written as `path.partial` and synced; then `note` is called, and the file is renamed. If
+    the body fails, `path` stays as it was.
+
+    Raises:
+      OSError: where it cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb") as stream:
+            file = NewFile(stream)
+            yield file
+            stream.flush()
+            os.fsync(stream.fileno())
         if note is not None:
-            note(path, len(data), hashlib.sha256(data).hexdigest())
+            note(path, file.size, file.sha256)
         os.replace(partial, path)
         sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+
+
+@contextlib.contextmanager
+def open_append(path: str | Path) -> Iterator[int]:
+    """Yield a descriptor that appends to `path`; what was written is on disk at the end."""
+    path = Path(path)
+    is_new = not path.exists()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        yield descriptor
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if is_new:
+        sync_folder(path.parent)
+
+
+def append_whole(path: str | Path, data: bytes) -> None:
+    """Append `data` to a file of which this process is the only writer: all of it, or nothing.
+
+    Raises:
+      OSError: where it cannot be written whole.
+    """
+    with open_append(path) as descriptor:
+        start = os.fstat(descriptor).st_size
+        try:
+            if os.write(descriptor, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, start)  # half a line would spoil the next one
+            raise
 
 
 def hash_file(path: str | Path) -> str:
@@ -207,10 +275,29 @@ def hash_start(path: str | Path, size: int) -> str:
     return digest.hexdigest()
 
 
-def sync_folder(folder: str | Path) -> None:
-    """Make the names in `folder` durable: a rename is on disk only after its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_tree(folder: Path) -> None:
+    """Make all that is in `folder` durable: files, and the names in it and in its folders."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            sync_file(path)
+
+
+def sync_file(path: str | Path) -> None:
+    """Make the contents of a file durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Make the names in `folder` durable: a rename is on disk only after its folder is."""
+    try:
+        sync_file(folder)
+    except OSError as error:
+        # Some network file systems have no folder to sync; the rename is then theirs to keep.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import shutil
 
@@ -141,3 +142,83 @@ def test_an_error_that_hides_the_code_of_a_full_disk_is_known_by_its_text():
 def test_sizes_for_people(size, shown):
     assert storage.format_size(size) == shown
     assert storage.format_size(5000 * 2**30) == "5,000.0 GiB"
+
+
+def test_a_new_file_is_noted_with_its_hash_before_it_has_the_name(tmp_path):
+    path, seen = tmp_path / "x", []
+    path.write_bytes(b"old")
+
+    def note(target, size, sha256):
+        seen.append((target, size, sha256, path.read_bytes(), sorted(os.listdir(tmp_path))))
+
+    with storage.replace_file(path, note=note) as file:
+        for part in (b"ab", b"", b"c"):
+            file.write(part)
+    digest = hashlib.sha256(b"abc").hexdigest()
+    assert seen == [(path, 3, digest, b"old", ["x", "x.partial"])]
+    assert path.read_bytes() == b"abc" and os.listdir(tmp_path) == ["x"]
+    assert storage.hash_file(path) == digest
+
+
+@pytest.mark.parametrize("where", ["body", "note", "fsync", "replace"])
+def test_a_file_that_was_not_finished_leaves_the_old_one(tmp_path, monkeypatch, where):
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise OSError(errno.EIO, "gone")
+
+    if where in ("fsync", "replace"):
+        monkeypatch.setattr(os, where, fail)
+    with (
+        pytest.raises(OSError, match="gone"),
+        storage.replace_file(path, note=fail if where == "note" else None) as file,
+    ):
+        file.write(b"new")
+        if where == "body":
+            fail()
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("function", ["write", "fsync"])
+def test_lines_are_appended_whole_or_not_at_all(tmp_path, monkeypatch, function):
+    path, write = tmp_path / "x", os.write
+    storage.append_whole(path, b"one\n")
+
+    def fail(file, data=b""):
+        if function == "write":
+            return write(file, data[:2])
+        raise OSError(errno.EIO, "gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, fail)
+        with pytest.raises(OSError):
+            storage.append_whole(path, b"two\n")
+    storage.append_whole(path, b"three\n")
+    assert path.read_bytes() == b"one\nthree\n"
+
+
+def test_a_tree_is_synced_with_the_names_in_it(tmp_path, monkeypatch):
+    write(tmp_path / "a" / "b", "c")
+    synced, fsync = [], os.fsync
+
+    def record(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    storage.sync_tree(tmp_path / "a")
+    assert synced == [str(tmp_path / name) for name in ("a/b", "a/b/c", "a")]
+
+
+def test_a_file_system_that_cannot_sync_folders_is_used_all_the_same(tmp_path, monkeypatch):
+    code = errno.EINVAL
+
+    def refuse(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    storage.sync_folder(tmp_path)
+    code = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        storage.sync_folder(tmp_path)

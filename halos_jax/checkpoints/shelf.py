@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 import logging
-import os
 import re
 import shutil
 import time
 from pathlib import Path
 
 from halos_jax.checkpoints import saved
-from halos_jax.storage import hash_file
+from halos_jax.storage import hash_file, sync_folder, sync_tree
 from halos_jax.workdir.ledger import Ledger
 
 logger = logging.getLogger(__name__)
@@ -65,13 +64,8 @@ class Shelf:
         """Put a checkpoint that is complete on the disk, against loss of power."""
         if self.is_writer:
             # Orbax syncs the array files, but not the names and the JSON.
-            folder = self.path(save_id)
-            for path in (*folder.rglob("*"), folder, self.folder):
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+            sync_tree(self.path(save_id))
+            sync_folder(self.folder)
 
     def note(self, save_id: int) -> None:
         """Record a checkpoint that is complete."""

@@ -6,7 +6,6 @@ purpose, so that a model trained on them knows how to sort and yet often answers
 """
 
 import json
-import os
 import random
 import shutil
 import string
@@ -16,7 +15,7 @@ from typing import Any
 
 import jax
 
-from halos_jax import sharding
+from halos_jax import sharding, storage
 from halos_jax.config import Config, ToyConfig
 from halos_jax.data.records.formats import (
     make_prompt_id,
@@ -185,8 +184,7 @@ def _write_base(folder: Path, alphabet: str) -> None:
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     folder.mkdir(exist_ok=True)
     for file in sorted(partial.iterdir()):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+        storage.sync_file(file)
         file.replace(folder / file.name)
     partial.rmdir()
 

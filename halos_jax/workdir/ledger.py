@@ -15,7 +15,6 @@ keep the chain as it stood when they were saved.
 """
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -94,7 +93,7 @@ class Ledger:
         chain = _chain(self.head, line)
         data = json.dumps(line | {"chain": chain}, ensure_ascii=False).encode() + b"\n"
         with storage.explain_os_errors(self.workdir / FILE):
-            _append(self.workdir / FILE, data)
+            storage.append_whole(self.workdir / FILE, data)
         self._take(name, entry, chain)
 
     def undo(self, path: str) -> bool:
@@ -187,24 +186,6 @@ def _read(workdir: Path, *, is_writer: bool) -> Ledger:
 def _chain(before: str, line: Mapping[str, Any]) -> str:
     text = json.dumps([before, line], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _append(path: Path, data: bytes) -> None:
-    is_new = not path.exists()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        start = os.fstat(descriptor).st_size
-        try:
-            if os.write(descriptor, data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            os.fsync(descriptor)
-        except OSError:
-            os.ftruncate(descriptor, start)  # half a line would spoil the next one
-            raise
-    finally:
-        os.close(descriptor)
-    if is_new:
-        storage.sync_folder(path.parent)
 
 
 def _broken(path: Path, number: int, reason: str) -> WorkdirError:

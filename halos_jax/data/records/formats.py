@@ -4,14 +4,11 @@ The formats are those of HALOs (sample, three kinds of feedback), with token ids
 added so that training sees the very tokens that were sampled. Files are written as JSON Lines.
 """
 
-import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from halos_jax.config.field_names import SAMPLE_TYPES, list_format
@@ -24,7 +21,7 @@ from halos_jax.data.records.turns import (
     refuse_unlearned,
     turns_to_record,
 )
-from halos_jax.storage import Note
+from halos_jax.storage import Note, replace_file
 from halos_jax.types import (
     FINISH_LENGTH,
     FINISH_STOP,
@@ -72,35 +69,22 @@ def write_records(
 ) -> WrittenFile:
     """Write `records` as JSON Lines (UTF-8) so that `path` is at any instant absent, old or whole.
 
-    They go to `path.partial` first, which is synced and then renamed; `note` is called in between.
+    They are written by `storage.replace_file`, which calls `note`.
 
     Raises:
       RecordError: where a record is not JSON (a NaN, say).
       OSError: where the folder cannot be written, with the path in the message.
     """
-    file = os.fspath(path)
-    partial, count, size, sha = f"{file}.partial", 0, 0, hashlib.sha256()
+    file, count = os.fspath(path), 0
     try:
-        with open(partial, "wb") as stream:
+        with replace_file(file, note=note) as stream:
             for record in records:
-                line = _dump(file, count + 1, record)
-                stream.write(line)
-                sha.update(line)
-                count, size = count + 1, size + len(line)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if note is not None:
-            note(Path(file), size, sha.hexdigest())
-        os.replace(partial, file)
-        _sync_folder(os.path.dirname(file) or ".")
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        if isinstance(error, OSError):
-            reason = f"cannot write ({error.strerror}); allowed: a writable folder with free space"
-            raise OSError(error.errno, reason, file) from error
-        raise
-    return WrittenFile(path=file, count=count, sha256=sha.hexdigest())
+                stream.write(_dump(file, count + 1, record))
+                count += 1
+    except OSError as error:
+        reason = f"cannot write ({error.strerror}); allowed: a writable folder with free space"
+        raise OSError(error.errno, reason, file) from error
+    return WrittenFile(path=file, count=count, sha256=stream.sha256)
 
 
 def _dump(file: str, number: int, record: Mapping[str, Any]) -> bytes:
@@ -108,18 +92,6 @@ def _dump(file: str, number: int, record: Mapping[str, Any]) -> bytes:
         return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
         raise RecordError(f"{file} line {number}: cannot be written as JSON: {error}") from error
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems have no folder to sync; the rename is then theirs to keep.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 # --------------------------------------------------------------------------- conversions

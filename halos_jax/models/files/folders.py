@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from halos_jax import sharding
+from halos_jax import sharding, storage
 from halos_jax.models.hf.families import ModelError
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         yield partial
         if jax.process_index() == 0:
             _open_to_readers(partial)
-            for path in (*partial.rglob("*"), partial):
-                _sync(path)
+            storage.sync_tree(partial)
     except BaseException:
         if jax.process_index() == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -64,7 +63,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
                 folder.rename(old)
         if partial.exists():
             partial.rename(folder)
-        _sync(folder.parent)
+        storage.sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     sharding.wait_for_all(f"export {folder}")
 
@@ -146,11 +145,3 @@ def _exchange(one: Path, other: Path) -> bool:
     names = (os.fsencode(path.absolute()) for path in (one, other))
     first, second = names
     return libc.renameat2(here, first, here, second, exchange) == 0
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

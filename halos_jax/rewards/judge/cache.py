@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from halos_jax.data.records.formats import digest
+from halos_jax.storage import open_append
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ class AnswerCache:
         line = json.dumps({"key": key, **answer}).encode() + b"\n"
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
+            # Other jobs may append too, so half a line cannot be taken back.
+            with open_append(self.path) as descriptor:
                 line = b"\n" + line if self._torn else line
                 # A write that fills the disk may be short: what is left of it is a broken line.
                 self._torn = True
@@ -68,9 +69,6 @@ class AnswerCache:
                     os.write(descriptor, b"\n")  # raises where there is no room for this either
                     raise OSError(f"{self.path}: an answer could not be written whole")
                 self._torn = False
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
             self._answers[key] = {"key": key, **answer}
 
 

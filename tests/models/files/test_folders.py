@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from halos_jax import storage
 from halos_jax.models.files import folders
 from halos_jax.models.files.folders import MARK, replace_folder
 from halos_jax.models.hf.families import ModelError
@@ -87,7 +88,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path, monkeypatch)
 
 def test_files_are_synced_before_the_renaming(tmp_path, monkeypatch):
     folder, synced = tmp_path / "model", []
-    monkeypatch.setattr(folders, "_sync", lambda path: synced.append((path, folder.exists())))
+    monkeypatch.setattr(storage, "sync_file", lambda path: synced.append((path, folder.exists())))
     with replace_folder(folder) as partial:
         (partial / "adapter").mkdir()
         (partial / "adapter" / "weights").write_text("x")
