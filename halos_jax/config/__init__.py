@@ -21,6 +21,7 @@ from halos_jax.config.sections import (
 from halos_jax.config.settings import (
     Config,
     ConfigError,
+    Settings,
     Task,
     default,
     expand_pipeline,
@@ -45,6 +46,7 @@ __all__ = [
     "RewardConfig",
     "RoundsConfig",
     "SamplingConfig",
+    "Settings",
     "Task",
     "ToyConfig",
     "TrainConfig",

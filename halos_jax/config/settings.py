@@ -35,6 +35,8 @@ from halos_jax.config.sections import (
 from halos_jax.config.tasks import STAGES, Mode, Task
 from halos_jax.errors import UserError
 
+Settings = ConfigDict | Mapping[str, Any]  # what a preset returns, before `freeze`
+
 
 class ConfigError(UserError, ValueError):
     """All errors of a config in one message."""
@@ -79,7 +81,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def freeze(
-    config: ConfigDict | Mapping[str, Any],
+    config: Settings,
     *,
     errors: Iterable[str] = (),
     checks: Iterable[Callable[[Config], Iterable[str]]] = (),

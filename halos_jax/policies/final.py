@@ -4,16 +4,16 @@ import copy
 import itertools
 import logging
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from halos_jax.config import ModelConfig
 from halos_jax.data.chat.renderer import Renderer
+from halos_jax.models.decoder import Params
 from halos_jax.models.files import export, folders, hf, peft
 from halos_jax.models.lora import Frozen, merge_adapter
-from halos_jax.models.spec import DecoderConfig
 from halos_jax.policies import serving
+from halos_jax.policies.policy import Policy
 from halos_jax.workdir.intact import FINAL, find_damage
 from halos_jax.workdir.ledger import Ledger
 
@@ -23,10 +23,8 @@ ADAPTER = "adapter"  # inside of `workdir/final`
 
 
 def export_final(
-    params: Any,
-    decoder: DecoderConfig,
-    settings: ModelConfig,
-    renderer: Renderer,
+    params: Params,
+    policy: Policy,
     workdir: Path,
     *,
     ledger: Ledger | None = None,
@@ -42,8 +40,7 @@ def export_final(
         number = next(n for n in itertools.count(1) if not _name_damaged(folder, n).exists())
         logger.warning("%s: moved to %s and made again", folder, _name_damaged(folder, number))
         folder.rename(_name_damaged(folder, number))
-    own = {"frozen": frozen, "read_at": read_at, "ledger": ledger}
-    return export_policy(params, decoder, settings, renderer, folder, **own)
+    return export_policy(params, policy, folder, frozen=frozen, read_at=read_at, ledger=ledger)
 
 
 def _name_damaged(folder: Path, number: int) -> Path:
@@ -51,10 +48,8 @@ def _name_damaged(folder: Path, number: int) -> Path:
 
 
 def export_policy(
-    params: Any,
-    decoder: DecoderConfig,
-    settings: ModelConfig,
-    renderer: Renderer,
+    params: Params,
+    policy: Policy,
     folder: Path,
     *,
     frozen: Frozen | None = None,
@@ -64,11 +59,12 @@ def export_policy(
 ) -> Path:
     """Export `params` with the tokenizer and chat template that they were trained with.
 
-    The former are the files of `settings.path` as they are, unless `settings` names a tokenizer or
-    tokens of its own; what ends an answer, and the template where that is not the files' own, are
-    written beside (`serving`). A classifier gets a padding token, so that transformers can score
-    batches. Of an adapter of `frozen` the merged model is exported, and the adapter itself, in
-    PEFT's format, in a folder `adapter/` in it. Every process of the job calls this. Returns the
+    The former are the files of `model.path` as they are, unless the policy's settings name a
+    tokenizer or tokens of its own; what ends an answer, and the template where that is not the
+    files' own, are written beside (`serving`). A classifier gets a padding token, so that
+    transformers can score batches. Of an adapter of `frozen` the merged model is exported, and the
+    adapter itself, in PEFT's format, in a folder `adapter/` in it. Every process of the job calls
+    this. Returns the
     folder, which appears whole or not at all.
 
     Args:
@@ -80,6 +76,7 @@ def export_policy(
       ModelError: where the folder is taken, the model is another than its source's, or a weight is
         not finite.
     """
+    decoder, settings, renderer = policy.decoder, policy.settings, policy.renderer
     with folders.replace_folder(folder) as partial:
         source = hf.resolve_model(settings.path)
         pad_id = renderer.pad_id if decoder.num_labels else None

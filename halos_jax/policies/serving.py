@@ -27,7 +27,7 @@ def write_stops(folder: Path, renderer: Renderer) -> None:
     What the folder's files say already stays, in their order: their ids first. Without a
     generation_config.json transformers reads config.json, so a new one takes its tokens over.
     """
-    config = _read_object(folder / "config.json")
+    config = _read_config(folder)
     generation = _read_object(folder / GENERATION)
     found, strings = config if generation is None else generation, renderer.stop_strings
     own = _list_ids(found.get("eos_token_id"))
@@ -65,7 +65,7 @@ def write_place(folder: Path, renderer: Renderer, read_at: str) -> None:
     Args:
       read_at: `reward.read_at` of its run.
     """
-    config = _read_object(folder / "config.json")
+    config = _read_config(folder)
     closed = len(renderer.end_ids) > 1 and read_at != "end_of_turn"
     write_json(
         folder / "config.json", config | {READ_AT: "template_end" if closed else "end_of_turn"}
@@ -118,6 +118,14 @@ def _list_ids(value: Sequence[int] | int | None) -> list[int]:
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a model that was just written."""
+    config = _read_object(folder / "config.json")
+    if config is None:
+        raise RuntimeError(f"{folder / 'config.json'} is not what the export has written")
+    return config
 
 
 def _read_object(file: Path) -> dict[str, Any] | None:

@@ -7,24 +7,14 @@ finished, or asks for a certain checkpoint, that checkpoint's params are.
 import dataclasses
 import json
 import logging
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-from jax.sharding import Mesh
-
-from halos_jax import config as config_lib
+from halos_jax.checkpoints.position import Position
 from halos_jax.checkpoints.saved import find_record
 from halos_jax.checkpoints.store import read_checkpoints
 from halos_jax.config import Config, ConfigError, ModelConfig, schema
 from halos_jax.config.tasks import TASKS
-from halos_jax.data.chat.renderer import Renderer
-from halos_jax.models import lora
-from halos_jax.models.files import hf
 from halos_jax.models.hf import families
-from halos_jax.models.lora import Frozen
-from halos_jax.models.spec import DecoderConfig
-from halos_jax.policies import start
 from halos_jax.workdir import changes
 from halos_jax.workdir.intact import FINAL, find_damage
 from halos_jax.workdir.ledger import read_ledger
@@ -59,9 +49,14 @@ class Source:
     @property
     def record(self) -> Path | None:
         """The file that says what is in the policy's checkpoint, where it is one."""
-        if self.checkpoint is None:
+        if self.checkpoint is None or self.workdir is None:
             return None
         return find_record(self.workdir / "checkpoints", self.checkpoint)
+
+    @property
+    def read_at(self) -> str:
+        """`reward.read_at` of the run whose checkpoint it is; "" where it is none."""
+        return self.run.reward.read_at if self.run and self.checkpoint is not None else ""
 
 
 def is_workdir(path: str) -> bool:
@@ -131,14 +126,14 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
                 f"{FINAL}/ yet; let the run come to its first checkpoint, or give a model"
             )
         checkpoint = checkpoints.find(None if wanted == "auto" else wanted)
-        position = checkpoints.read_round_state(checkpoint)
+        position = Position.from_dict(checkpoints.read_round_state(checkpoint))
     finally:
         checkpoints.close()
     logger.info(
         "model.path: %s is the workdir of a run: using checkpoint %d (step %d)",
         path,
         checkpoint,
-        position["step"],
+        position.step,
     )
     return Source(path, _settings_of(settings, run), workdir, run, checkpoint)
 
@@ -152,53 +147,11 @@ def find_origin(source: Source) -> Config | None:
     return run
 
 
-def load_decoder(source: Source, control: Collection[str] = ()) -> tuple[DecoderConfig, Renderer]:
-    """Return the policy's decoder, to be run as its settings say, and its renderer.
-
-    `control` is that of `start.load_policy`, besides that of the run which has trained it.
-    """
-    own = source.run.data.control if source.run else ()
-    decoder, renderer = start.load_policy(source.settings, {*control, *own})
-    if source.checkpoint is not None and TASKS[source.run.task].policy == "classifier":
-        decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
-    return decoder, renderer
-
-
-def load_params(source: Source, decoder: DecoderConfig, mesh: Mesh, seed: int = 0) -> Any:
-    """Return the policy's params, for sampling and export; as `load_trained`.
-
-    Those of an adapter's checkpoint are merged as they are read.
-    """
-    return lora.merge_adapter(*load_trained(source, decoder, mesh, seed))
-
-
-def load_trained(
-    source: Source, decoder: DecoderConfig, mesh: Mesh, seed: int = 0
-) -> tuple[Any, Frozen | None]:
-    """Return what is trained of the policy and, of an adapter's checkpoint, the frozen rest.
-
-    Raises:
-      ModelError, CheckpointError: where they cannot be read.
-    """
-    if source.checkpoint is None:
-        return hf.load_or_init_params(source.settings, decoder, mesh, seed), None
-    run = dataclasses.replace(source.run, model=source.settings)
-    # The base as the run itself holds it, whatever this job computes in.
-    held = dataclasses.replace(decoder, compute_dtype=source.run.model.compute_dtype)
-    frozen = start.load_frozen(run, held, mesh)
-    trained = lora.abstract_trained(decoder, mesh, frozen.adapter if frozen else None)
-    checkpoints = read_checkpoints(source.workdir / "checkpoints")
-    try:
-        return checkpoints.restore_policy(trained, source.checkpoint), frozen
-    finally:
-        checkpoints.close()
-
-
 def read_config(workdir: Path) -> Config:
     """Return the config of the run in `workdir`; ConfigError where this program cannot read it."""
     plain = changes.drop_segments(changes.read_plain(workdir / changes.FILE))
     errors: list[str] = []
-    config = schema.build(config_lib.Config, plain, errors)
+    config: Config = schema.build(Config, plain, errors)
     if errors:
         raise ConfigError(
             f"{workdir / 'config.json'} is not of this version: {'; '.join(errors)}; export the "

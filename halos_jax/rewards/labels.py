@@ -45,6 +45,11 @@ class Labels:
 Scorer = Callable[[Sequence[Sample]], list[float | None] | Labels]
 
 
+def list_rewards(found: list[float | None] | Labels) -> list[float | None]:
+    """Return the rewards alone of what a scorer has said."""
+    return found.rewards if isinstance(found, Labels) else list(found)
+
+
 def label_samples(scorer: Scorer, samples: Sequence[Sample], settings: RewardConfig) -> Labels:
     """Score `samples`, take the penalty off those without an end, count those without a reward.
 

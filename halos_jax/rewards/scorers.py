@@ -38,14 +38,14 @@ _LAST_SENTENCE = re.compile(r".*[.!?]", re.DOTALL)
 def make_scorer(
     config: Config,
     mesh: Mesh,
-    renderer: Renderer,
+    renderer: Renderer | None,
     check: Callable[[], None] = lambda: None,
     layouts: LayoutMemory | None = None,
 ) -> Scorer:
     """Return the scorer of `config.reward`, for `labels.label_samples`.
 
     Args:
-      renderer: the policy's.
+      renderer: the policy's; None where nobody knows it, and no reward needs it.
       check: is called now and then by a scorer; what it raises stops the scorer.
       layouts: what a reward model's batches take their shapes over from, call after call; None:
         each call plans its own.
@@ -71,13 +71,23 @@ def make_scorer(
         )
     if not config.reward.cut_at_sentence:
         return scorer
-    return lambda samples: scorer([cut_at_sentence(sample, renderer) for sample in samples])
+    known = _require(renderer)
+    return lambda samples: scorer([cut_at_sentence(sample, known) for sample in samples])
+
+
+def _require(renderer: Renderer | None) -> Renderer:
+    if renderer is None:
+        raise ConfigError(
+            "model.path: got '', but the reward needs the tokenizer of the samples; set "
+            "--config.model.path=DIR, or model.tokenizer alone"
+        )
+    return renderer
 
 
 def _make_single_scorer(
     config: Config,
     mesh: Mesh,
-    renderer: Renderer,
+    renderer: Renderer | None,
     *,
     check: Callable[[], None],
     layouts: LayoutMemory | None,
@@ -113,7 +123,7 @@ def cut_at_sentence(sample: Sample, renderer: Renderer) -> Sample:
 def make_model_scorer(
     config: Config,
     mesh: Mesh,
-    renderer: Renderer,
+    renderer: Renderer | None,
     layouts: LayoutMemory | None = None,
     name: str = "reward",
     check: Callable[[], None] = lambda: None,
@@ -127,23 +137,9 @@ def make_model_scorer(
     Raises:
       ModelError: where the model cannot be read, or is not a sequence classifier.
     """
-    settings = dataclasses.replace(
-        config.model,
-        path=config.reward.path,
-        compute_dtype=config.reward.compute_dtype,
-        params_dtype=config.reward.compute_dtype,
-        random_init=False,
-        remat="none",
-    )
-    spec = hf.load_decoder_config(config.reward.path, settings)
-    if not spec.num_labels:
-        raise hf.ModelError(
-            f"reward.path: got {config.reward.path!r}, a model without a classification head; "
-            "allowed: a *ForSequenceClassification model with 1 or 2 labels"
-        )
-    refuse_longer(spec, {"reward.max_length": config.reward.max_length})
+    spec = _read_classifier(config)
     params = hf.load_params(config.reward.path, spec, mesh)
-    prepare = make_preparer(config, renderer, load_reward_renderer(config.reward))
+    prepare = make_preparer(config, _require(renderer), load_reward_renderer(config.reward))
     compute = _compile_scores(spec, mesh)
 
     def run(params, batch):
@@ -172,6 +168,26 @@ def make_model_scorer(
         return [reward_of[sample.prompt_ids, sample.response_ids] for sample in samples]
 
     return score
+
+
+def _read_classifier(config: Config) -> DecoderConfig:
+    """Return the architecture of the reward model, computed as the config says."""
+    settings = dataclasses.replace(
+        config.model,
+        path=config.reward.path,
+        compute_dtype=config.reward.compute_dtype,
+        params_dtype=config.reward.compute_dtype,
+        random_init=False,
+        remat="none",
+    )
+    spec = hf.load_decoder_config(config.reward.path, settings)
+    if not spec.num_labels:
+        raise hf.ModelError(
+            f"reward.path: got {config.reward.path!r}, a model without a classification head; "
+            "allowed: a *ForSequenceClassification model with 1 or 2 labels"
+        )
+    refuse_longer(spec, {"reward.max_length": config.reward.max_length})
+    return spec
 
 
 def _check_prompt_ends(samples: Iterable[Sample], end: tuple[int, ...], path: str) -> None:

@@ -27,7 +27,9 @@ def audit_workdir(workdir: Path) -> list[str]:
             wrong += filter(None, [ledgers.check_entry(workdir, name, entry)])
     for path in intact.find_manifests(workdir):
         try:
-            states.verify_files(path.parent, states.load_manifest(path.parent))
+            manifest = states.load_manifest(path.parent)
+            if manifest is not None:
+                states.verify_files(path.parent, manifest)
         except ManifestError as error:
             wrong.append(str(error))
     shelf = Shelf(workdir / "checkpoints", 1, ledger, is_writer=False)

@@ -86,7 +86,9 @@ class Budget:
         return RoundPlan(min(start, end), stop) if stop > start else RoundPlan(end, end)
 
 
-def expect_examples(num_prompts: int, num_samples: int, feedback: FeedbackConfig, items: Items):
+def expect_examples(
+    num_prompts: int, num_samples: int, feedback: FeedbackConfig, items: Items
+) -> int:
     """Return how many training examples `num_samples` samples of each prompt can give.
 
     What learning rate schedules are laid out for; ties and unlabelled samples may make it fewer.

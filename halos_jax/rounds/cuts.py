@@ -18,9 +18,14 @@ logger = logging.getLogger(__name__)
 class Limited(Protocol):
     """What is asked of a sampler here."""
 
-    settings: SamplingConfig
-    renderer: Renderer
-    decoder: DecoderConfig
+    @property
+    def settings(self) -> SamplingConfig: ...
+
+    @property
+    def renderer(self) -> Renderer: ...
+
+    @property
+    def decoder(self) -> DecoderConfig: ...
 
 
 def check_prompts(sampler: Limited, *sources: tuple[str, Iterable[Prompt]]) -> None:

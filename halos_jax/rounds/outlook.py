@@ -2,8 +2,10 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
+from halos_jax.checkpoints.position import Position
 from halos_jax.checkpoints.store import Checkpoints
 from halos_jax.config import Config, ConfigError
 from halos_jax.errors import UserError
@@ -19,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def make_budget(config: Config, workdir: Path) -> Budget:
     """Return the budget of the run in `workdir`, with the rounds that have been begun."""
-    rounds, opened = config.rounds, []
+    rounds, opened = config.rounds, list[tuple[int, int]]()
     while manifest := states.load_manifest(states.round_folder(workdir, len(opened) + 1)):
         opened.append((manifest.start, manifest.stop))
     return Budget(rounds.total_prompts, rounds.prompts_per_round, rounds.num_skip, tuple(opened))
@@ -41,8 +43,8 @@ def find_place(checkpoints: Checkpoints) -> dict[str, int]:
     """Return the round and the step that a run goes on with."""
     if checkpoints.latest() is None:
         return {"round": 1, "step": 0}
-    record = checkpoints.read_round_state()
-    return {"round": record["round"] + (not record["in_stage"]), "step": record["step"]}
+    position = Position.from_dict(checkpoints.read_round_state())
+    return {"round": position.rounds_done + 1, "step": position.step}
 
 
 def refuse_no_rounds(budget: Budget, num_prompts: int) -> None:
@@ -72,7 +74,7 @@ def lay_out(
         logger.warning("%s", shortage)
     items = get_loss(config.loss).items
 
-    def count(budget: Budget, prompts: int, epochs) -> int:
+    def count(budget: Budget, prompts: int, epochs: Callable[[int], int]) -> int:
         return expect_steps(
             budget,
             prompts,

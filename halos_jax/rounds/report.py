@@ -22,10 +22,9 @@ def report_round(workdir: Path, manifest: Manifest, num_rounds: int) -> None:
 
 def format_rounds(workdir: Path) -> str:
     """Return a table of all rounds: prompts, examples, and every held-out metric."""
-    manifests = [
-        states.load_manifest(round_folder(workdir, round))
-        for round in range(last_round(workdir) + 1)
-    ]
+    rounds = range(last_round(workdir) + 1)
+    found = [states.load_manifest(round_folder(workdir, round)) for round in rounds]
+    manifests = [one for one in found if one is not None]
     names = [name for name in manifests[0].metrics if name.startswith(("reward_eval", "response"))]
     rows = [("round", "prompts", "examples", *names)]
     for manifest in manifests:

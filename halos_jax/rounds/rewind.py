@@ -9,6 +9,7 @@ from pathlib import Path
 from halos_jax import processes, storage
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.workdir import state as states
+from halos_jax.workdir.intact import MANIFEST
 from halos_jax.workdir.ledger import Ledger
 from halos_jax.workdir.state import Manifest, ManifestError, round_folder
 
@@ -81,8 +82,8 @@ def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
 
 def _remove(folder: Path, ledger: Ledger) -> None:
     with storage.explain_os_errors(folder):
-        ledger.note_gone(folder / states.MANIFEST)
-        (folder / states.MANIFEST).unlink(missing_ok=True)
+        ledger.note_gone(folder / MANIFEST)
+        (folder / MANIFEST).unlink(missing_ok=True)
         _remove_model(folder / "model", ledger)
         shutil.rmtree(folder)
 

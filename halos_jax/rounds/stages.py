@@ -7,22 +7,19 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
-from jax.sharding import Mesh
 
 from halos_jax import sharding
-from halos_jax.checkpoints.store import Checkpoints
+from halos_jax.checkpoints.position import Position
 from halos_jax.config import Config
-from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.items import load_items
-from halos_jax.data.lengths import Lengths, make_lengths
 from halos_jax.data.records import formats as records
 from halos_jax.data.records import reading
 from halos_jax.devices import explain_memory
-from halos_jax.metrics import MetricWriter, make_progress
-from halos_jax.packing.layout import LayoutMemory
+from halos_jax.metrics import make_progress
+from halos_jax.models.decoder import Params
 from halos_jax.rewards.feedback import (
     make_groups,
     make_judgements,
@@ -30,68 +27,34 @@ from halos_jax.rewards.feedback import (
     report_feedback,
 )
 from halos_jax.rewards.labels import (
-    Scorer,
     average_rewards,
     label_samples,
+    list_rewards,
     make_score_rows,
     measure_labels,
     read_scores,
 )
-from halos_jax.rounds.budget import Budget
+from halos_jax.rounds.context import Rollouts, Run, StageResult
 from halos_jax.rounds.cuts import report_samples
-from halos_jax.sampling.sampler import Sampler, sample_shard
+from halos_jax.sampling.sampler import sample_shard
 from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
-from halos_jax.training.loop import Dataset, Trainer
+from halos_jax.training.loop import Dataset
 from halos_jax.types import Item, Prompt, Sample, TrainState
-from halos_jax.workdir.interrupt import StopSignal
-from halos_jax.workdir.ledger import Ledger
-from halos_jax.workdir.state import round_folder
+from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Everything that the stages of an online run share."""
-
-    config: Config
-    workdir: Path
-    mesh: Mesh
-    renderer: Renderer
-    sampler: Sampler
-    scorer: Scorer
-    rules: Mapping[str, Scorer]  # further scorers of the held-out samples, by name
-    trainer: Trainer
-    checkpoints: Checkpoints
-    writer: MetricWriter
-    stop: StopSignal
-    prompts: Sequence[Prompt]
-    held_out: Sequence[Prompt]
-    is_writer: bool
-    ledger: Ledger
-    layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)  # a reward model's
-    budget: Budget = Budget(1, 1)
-
-    @functools.cached_property
-    def lengths(self) -> Lengths:
-        return make_lengths(self.config, self.trainer.decoder.max_positions)
-
-
-class Sampling(Protocol):
-    """What sampling and scoring need of a run; a `Run` has it, and each task that stands alone."""
-
-    config: Config
-    sampler: Sampler
-    scorer: Scorer
-    rules: Mapping[str, Scorer]
-    stop: StopSignal
-    is_writer: bool
-    ledger: Ledger
-
-
 def sample_prompts(
-    run: Sampling, params: Any, prompts: Sequence[Prompt], folder: Path, *, round: int, label: str
+    run: Rollouts,
+    params: Params,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    *,
+    round: int,
+    label: str,
 ) -> list[Sample]:
     """Sample `prompts` shard by shard; a shard on disk is taken as it is.
 
@@ -129,7 +92,7 @@ def sample_prompts(
                     generator=run.config.sampling.generator or run.config.model.path,
                     on_sample=count,
                 )
-            write_shard(run, path, map(records.sample_to_record, shard))
+            write_shard(run.workspace, path, map(records.sample_to_record, shard))
         else:
             bar.update(len(shard))
         samples += shard
@@ -143,37 +106,41 @@ def _answers(shard: Sequence[Sample], prompts: Sequence[Prompt], per_prompt: int
     return found == [(one.prompt_id, number) for one in prompts for number in range(per_prompt)]
 
 
-def sample_stage(run: Run, params: Any, prompts: Sequence[Prompt], folder: Path, round: int):
+def sample_stage(
+    run: Rollouts, params: Params, prompts: Sequence[Prompt], folder: Path, round: int
+) -> StageResult:
     """Write samples.jsonl; return its record count and counts of the samples."""
     samples = sample_prompts(run, params, prompts, folder, round=round, label="samples")
     report_samples(run.sampler, samples, f"round {round}" if round else "samples")
-    write_rows(run, folder / "samples.jsonl", map(records.sample_to_record, samples))
+    write_rows(run.workspace, folder / "samples.jsonl", map(records.sample_to_record, samples))
     lengths = [len(sample.response_ids) for sample in samples]
     truncated = sum(sample.finish_reason == "length" for sample in samples)
-    return {"samples.jsonl": len(samples)}, {
+    metrics = {
         "samples": len(samples),
         "response_tokens_mean": float(np.mean(lengths)),
         "truncated": truncated,
     }
+    return StageResult({"samples.jsonl": len(samples)}, metrics)
 
 
-def score_stage(run: Run, folder: Path):
+def score_stage(run: Rollouts, folder: Path) -> StageResult:
     """Write scores.jsonl, one reward a sample; null where it could not be labelled."""
     samples = read_samples(folder / "samples.jsonl")
     labels = label_samples(run.scorer, samples, run.config.reward)
     rows = make_score_rows(samples, labels)
-    write_rows(run, folder / "scores.jsonl", rows)
+    write_rows(run.workspace, folder / "scores.jsonl", rows)
     metrics = {"reward_train_mean": average_rewards(labels.rewards)}
-    return {"scores.jsonl": len(rows)}, metrics | measure_labels(labels, "train")
+    return StageResult({"scores.jsonl": len(rows)}, metrics | measure_labels(labels, "train"))
 
 
-def feedback_stage(run: Run, folder: Path, round: int):
+def feedback_stage(run: Rollouts, folder: Path, round: int) -> StageResult:
     """Write feedback.jsonl from samples and scores."""
     scored = read_scores(folder / "scores.jsonl", read_samples(folder / "samples.jsonl"))
     rows, counts = make_feedback(run.config, scored, round)
     report_feedback(f"round {round}", counts, scored, run.config)
-    write_rows(run, folder / "feedback.jsonl", rows)
-    return {"feedback.jsonl": len(rows)}, {f"feedback_{k}": v for k, v in counts.items()}
+    write_rows(run.workspace, folder / "feedback.jsonl", rows)
+    metrics = {f"feedback_{name}": count for name, count in counts.items()}
+    return StageResult({"feedback.jsonl": len(rows)}, metrics)
 
 
 def train_stage(
@@ -184,8 +151,8 @@ def train_stage(
     round: int,
     start: int,
     held_out: Dataset | None,
-    load_sft: Callable[[], Any],
-    load_round_start: Callable[[], Any],
+    load_sft: Callable[[], Params],
+    load_round_start: Callable[[], Params],
 ) -> TrainState:
     """Train on the round's feedback from its step `start` on.
 
@@ -238,46 +205,44 @@ def train_stage(
 
 def save_round(run: Run, state: TrainState, round: int) -> None:
     """Start to save the policy at the end of a round's training."""
-    layouts = run.trainer.layouts.to_record()
-    position = {"round": round, "in_stage": False, "layouts": layouts}
-    run.checkpoints.save(int(state.step), state, position)
+    run.saver.save(state, _locate(run, state, round))
 
 
 def after_step(run: Run, state: TrainState, done: int, *, round: int, total: int) -> None:
     """Save inside a stage where it is due, or because the run must stop."""
-    every = run.config.checkpoint.every
-    stopping = run.stop.received(int(done))
-    if done < total and (stopping or (every and done % every == 0)):
-        run.writer.flush()
-        layouts = run.trainer.layouts.to_record()
-        position = {"round": round, "in_stage": True, "stage_step": done, "layouts": layouts}
-        run.checkpoints.save(int(state.step), state, position)
-        if stopping:
-            run.checkpoints.finish()
-            run.stop.interrupt(step=int(state.step))
+    run.saver.after_step(
+        state, done, total, lambda: _locate(run, state, round, in_stage=True, stage_step=done)
+    )
 
 
-def evaluate_stage(run: Run, params: Any, folder: Path, *, round: int, step: int):
+def _locate(
+    run: Run, state: TrainState, round: int, *, in_stage: bool = False, stage_step: int = 0
+) -> Position:
+    layouts = run.trainer.layouts.to_record()
+    return Position(int(state.step), round, in_stage, stage_step, layouts)
+
+
+def evaluate_stage(run: Run, params: Params, folder: Path, *, round: int, step: int) -> StageResult:
     """Sample and score the held-out prompts; write eval.jsonl, in round 0 their feedback too.
 
     Every evaluation draws with the same keys (those of round 0), so that two rounds differ by
     their policies and not by their luck.
     """
-    scored, metrics = evaluate_prompts(run, params, run.held_out, folder)
-    write_rows(run, folder / "eval.jsonl", map(records.sample_to_record, scored))
+    scored, metrics = evaluate_prompts(run.rollouts, params, run.held_out, folder)
+    write_rows(run.workspace, folder / "eval.jsonl", map(records.sample_to_record, scored))
     files = {"eval.jsonl": len(scored)}
     if round == 0:
         rows, counts = make_feedback(run.config, scored, 0)
         report_feedback("held-out prompts", counts, scored, run.config)
-        write_rows(run, folder / "feedback.jsonl", rows)
+        write_rows(run.workspace, folder / "feedback.jsonl", rows)
         files["feedback.jsonl"] = len(rows)
     run.writer.write(step, {"round": round, **metrics})
     run.writer.flush()  # before the manifest says that the stage is done
-    return files, metrics
+    return StageResult(files, metrics)
 
 
 def evaluate_prompts(
-    run: Sampling, params: Any, prompts: Sequence[Prompt], folder: Path
+    run: Rollouts, params: Params, prompts: Sequence[Prompt], folder: Path
 ) -> tuple[list[Sample], dict[str, float]]:
     """Sample and score held-out prompts with the keys of round 0; return the samples and means."""
     samples = sample_prompts(run, params, prompts, folder, round=0, label="eval")
@@ -290,7 +255,7 @@ def evaluate_prompts(
     metrics = {"reward_eval": average_rewards(labels.rewards)}
     metrics |= measure_labels(labels, "eval")
     for name, scorer in run.rules.items():
-        metrics[f"reward_eval/{name}"] = average_rewards(scorer(samples))
+        metrics[f"reward_eval/{name}"] = average_rewards(list_rewards(scorer(samples)))
     metrics["response_tokens_eval"] = float(np.mean([len(s.response_ids) for s in samples]))
     return scored, metrics
 
@@ -302,7 +267,7 @@ def load_feedback_items(run: Run, folder: Path) -> list[Item]:
     if not path.stat().st_size:  # a round of ties alone
         return []
     kind, control = run.trainer.loss.items, run.config.data.control
-    items = load_items(kind, str(path), run.renderer, run.lengths, control=control)
+    items = load_items(kind, str(path), run.policy.renderer, run.lengths, control=control)
     if kind == "unpaired":
         report_balance(items, run.config.loss)
     return items
@@ -314,9 +279,15 @@ def remove_shards(folder: Path, label: str) -> None:
         path.unlink()
 
 
+def remove_sample_shards(run: Run, manifest: Manifest) -> None:
+    """Delete the shards of the round's samples once these are committed."""
+    if "sample" in manifest.stages and run.workspace.is_writer:
+        remove_shards(round_folder(run.workdir, manifest.round), "samples")
+
+
 def remove_eval_shards(run: Run, folder: Path) -> None:
     """Delete the shards of an evaluation that is committed."""
-    if run.is_writer:
+    if run.workspace.is_writer:
         remove_shards(folder, "eval")
 
 
@@ -324,7 +295,7 @@ def forget_samples(run: Run, round: int) -> None:
     """Delete what the policy of a round has sampled before, if that is about to be trained once
     more: on some devices it comes out a little different."""
     remove_eval_shards(run, round_folder(run.workdir, round))
-    if run.is_writer:
+    if run.workspace.is_writer:
         shutil.rmtree(round_folder(run.workdir, round + 1), ignore_errors=True)
     sharding.wait_for_all(f"forget samples of round {round}")
 
@@ -334,35 +305,35 @@ def make_feedback(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return the records of the feedback that `config.feedback` asks for, and its counts."""
     settings, seed = config.feedback, config.seed
-    automatic = settings.threshold == "auto"
+    asked = settings.threshold
     if settings.type == "pairwise":
-        threshold = 0.0 if automatic else settings.threshold
+        limit = 0.0 if isinstance(asked, str) else asked  # a name can only be "auto" here
         result = make_preferences(
-            scored, mode=settings.mode, threshold=threshold, seed=seed, round=round
+            scored, mode=settings.mode, threshold=limit, seed=seed, round=round
         )
         rows = [
             records.preference_to_record(one, seed=seed, round=round) for one in result.preferences
         ]
         return rows, result.counts
     if settings.type == "binary":
-        threshold = "median" if automatic else settings.threshold
+        threshold: float | Literal["mean", "median"] = "median" if asked == "auto" else asked
         judgements, counts = make_judgements(scored, threshold=threshold, scope=settings.scope)
         return [records.judgement_to_record(one) for one in judgements], counts
     groups, counts = make_groups(scored)
     return [records.sample_to_record(one, type="scalar_feedback") for one in groups], counts
 
 
-def write_rows(run: Sampling, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(workspace: Workspace, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a stage's file on process 0; the others wait until it is there."""
-    if run.is_writer:
+    if workspace.is_writer:
         records.write_records(path, rows)
     sharding.wait_for_all(f"wrote {path.name}")
 
 
-def write_shard(run: Sampling, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_shard(workspace: Workspace, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a part of a stage's file, as `write_rows`; the ledger knows it until it is removed."""
-    if run.is_writer:
-        records.write_records(path, rows, note=run.ledger.note_file)
+    if workspace.is_writer:
+        records.write_records(path, rows, note=workspace.ledger.note_file)
     sharding.wait_for_all(f"wrote {path.name}")
 
 

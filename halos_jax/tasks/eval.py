@@ -15,13 +15,14 @@ from halos_jax.data.chat.template_door import keep_shown
 from halos_jax.data.records import formats as records
 from halos_jax.losses import get_loss
 from halos_jax.models.hf.positions import refuse_longer
-from halos_jax.policies import source, start
-from halos_jax.policies.source import Source
+from halos_jax.policies.policy import Policy, load_params, load_reference, load_trained
+from halos_jax.policies.source import find_origin
 from halos_jax.rewards.function_scorer import check_records, make_rules
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
+from halos_jax.rounds.context import StageResult
 from halos_jax.tasks.job import Job, open_job
-from halos_jax.tasks.sample import load_sampler
+from halos_jax.tasks.sample import make_rollouts
 from halos_jax.tasks.train import load_fixed_items
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Dataset, Trainer
@@ -42,93 +43,75 @@ def run_evaluation(config: Config, stop: StopSignal) -> dict[str, float]:
     """
     with open_job(config, stop) as job:
         if not job.is_complete:
-            policy = source.find_source(config.model, recorded=job.policy)
             if config.eval.on == "samples":
-                _evaluate_samples(job, policy)
+                _evaluate_samples(job)
             else:
-                _evaluate_feedback(job, policy)
+                _evaluate_feedback(job)
         return job.metrics
 
 
-def _evaluate_samples(job: Job, policy: Source) -> None:
+def _evaluate_samples(job: Job) -> None:
     data = job.config.data
     prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
     if data.skip_bad:
         prompts = check_records(job.config.reward, prompts, skip=True)
-    load_sampler(job, policy)
-    prompts = keep_shown(prompts, job.sampler.renderer, skip=data.skip_bad)
-    cuts.check_prompts(job.sampler, (data.eval, prompts))
-    job.begin(inputs=datasets.identify_prompts(prompts), policy=policy)
-    check_records(job.config.reward, prompts)
-    job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
-    job.rules = make_rules(job.config.reward)
-    params = source.load_params(policy, job.sampler.decoder, job.mesh, job.config.seed)
-    scored, metrics = stages.evaluate_prompts(job, params, prompts, job.workdir)
-    stages.write_rows(job, job.workdir / "eval.jsonl", map(records.sample_to_record, scored))
-    _write_result(job, policy, len(prompts), metrics, {"eval.jsonl": len(scored)})
-    if job.is_writer:
+    policy = job.find_policy()
+    rollouts = make_rollouts(job, policy)
+    config, sampler = rollouts.config, rollouts.sampler
+    prompts = keep_shown(prompts, sampler.renderer, skip=data.skip_bad)
+    cuts.check_prompts(sampler, (data.eval, prompts))
+    job.begin(inputs=datasets.identify_prompts(prompts), policy=policy.source)
+    check_records(config.reward, prompts)
+    rollouts = dataclasses.replace(
+        rollouts,
+        scorer=make_scorer(config, job.mesh, sampler.renderer, rollouts.stop.check),
+        rules=make_rules(config.reward),
+    )
+    params = load_params(policy, job.mesh)
+    scored, metrics = stages.evaluate_prompts(rollouts, params, prompts, job.workdir)
+    rows = map(records.sample_to_record, scored)
+    stages.write_rows(job.workspace, job.workdir / "eval.jsonl", rows)
+    _write_result(job, policy, len(prompts), StageResult({"eval.jsonl": len(scored)}, metrics))
+    if job.workspace.is_writer:
         stages.remove_shards(job.workdir, "eval")
 
 
-def _evaluate_feedback(job: Job, policy: Source) -> None:
-    loss = get_loss(job.config.loss)
-    decoder, renderer = source.load_decoder(policy, job.config.data.control)
+def _evaluate_feedback(job: Job) -> None:
+    config, policy, loss = job.config, job.find_policy(), get_loss(job.config.loss)
+    decoder, data = policy.decoder, config.data
     if loss.needs == "scores" and not decoder.num_labels:
         raise ConfigError(
-            f"model.path: got {job.config.model.path!r}, a model without a classification head, "
+            f"model.path: got {config.model.path!r}, a model without a classification head, "
             f"but loss {loss.name!r} evaluates scores; allowed: a reward model"
         )
     if loss.needs != "scores":
-        start.refuse_classifier(decoder, job.config.model.path)
-    refuse_longer(decoder, {"train.max_length": job.config.train.max_length})
-    data = job.config.data
+        policy.refuse_classifier(config.model.path)
+    refuse_longer(decoder, {"train.max_length": config.train.max_length})
+    selection, positions = datasets.select_eval(data), decoder.max_positions
     items = load_fixed_items(
-        job.config,
-        loss,
-        renderer,
-        data.eval,
-        datasets.select_eval(data),
-        positions=decoder.max_positions,
+        config, loss, policy.renderer, data.eval, selection, positions=positions
     )
-    job.begin(inputs=_identify(items), policy=policy)
-    trainer = training.make_trainer(job.config, decoder, loss, job.mesh, total_steps=1)
+    job.begin(inputs=_identify(items), policy=policy.source)
+    trainer = training.make_trainer(config, decoder, loss, job.mesh, total_steps=1)
     dataset = training.make_dataset(trainer, items, seed=None)
     if training.needs_reference(loss, items):
         dataset = _add_reference(job, policy, trainer, dataset)
-    params, frozen = source.load_trained(policy, decoder, job.mesh, job.config.seed)
+    params, frozen = load_trained(policy, job.mesh)
     metrics = training.evaluate(dataclasses.replace(trainer, frozen=frozen), params, dataset)
-    _write_result(job, policy, len(items), metrics, {})
+    _write_result(job, policy, len(items), StageResult({}, metrics))
 
 
-def _add_reference(job: Job, policy: Source, trainer: Trainer, dataset: Dataset) -> Dataset:
+def _add_reference(job: Job, policy: Policy, trainer: Trainer, dataset: Dataset) -> Dataset:
     """Return `dataset` with the log-probs of the reference, which has the policy's architecture."""
-    path, run = job.config.eval.reference, source.find_origin(policy)
-    if path:
-        settings = dataclasses.replace(
-            policy.settings, path=path, checkpoint="auto", random_init=False
-        )
-        reference = source.find_source(settings)
-        params, frozen = source.load_trained(reference, trainer.decoder, job.mesh, job.config.seed)
-        trainer = dataclasses.replace(trainer, frozen=frozen)
-    elif run is not None:
-        run = source.use_final(run)
-        run = dataclasses.replace(job.config, model=run.model, lora=run.lora, seed=run.seed)
-        own, _ = start.load_policy(run.model)
-        # The rows of new tokens were made when the run began, and its base is held as it held it.
-        decoder = dataclasses.replace(
-            trainer.decoder, new_rows=own.new_rows, new_rows_init=own.new_rows_init
-        )
-        held = dataclasses.replace(decoder, compute_dtype=own.compute_dtype)
-        path, frozen = run.model.path, start.load_frozen(run, held, job.mesh)
-        trainer = dataclasses.replace(trainer, config=run, decoder=decoder, frozen=frozen)
-        params = start.load_start(trainer)
-    else:
+    path, run = job.config.eval.reference, find_origin(policy.source)
+    if not path and run is None:
         raise ConfigError(
             f"eval.reference: got '', but loss {job.config.loss['name']!r} compares with a "
             "reference, and model.path is not the workdir of the run that trained it; set "
             "--config.eval.reference=DIR to the model that the policy was trained from"
         )
-    logger.info("reference: %s", path)
+    params, frozen = load_reference(policy, job.mesh, path=path, run=run)
+    trainer = dataclasses.replace(trainer, frozen=frozen)
     return training.add_reference(trainer, dataset, params, label="reference")
 
 
@@ -136,19 +119,17 @@ def _identify(items: Sequence[Item]) -> str:
     return records.digest([len(items), sum(item.num_tokens for item in items)])
 
 
-def _write_result(
-    job: Job, policy: Source, examples: int, metrics: dict[str, float], files: dict[str, int]
-) -> None:
+def _write_result(job: Job, policy: Policy, examples: int, done: StageResult) -> None:
     result = {
-        "policy": policy.path,
-        "model": policy.name,
+        "policy": policy.source.path,
+        "model": policy.source.name,
         "data": job.config.data.eval,
         "examples": examples,
-        "metrics": metrics,
+        "metrics": done.metrics,
     }
-    if job.is_writer:
+    if job.workspace.is_writer:
         storage.write_json_atomic(job.workdir / RESULT, result)
     sharding.wait_for_all("wrote the result")
-    job.commit("evaluate", files=files | {RESULT: 1}, metrics=metrics)
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+    job.commit("evaluate", StageResult({**done.files, RESULT: 1}, done.metrics))
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in sorted(done.metrics.items()))
     logger.info("%d examples of %s: %s", examples, job.config.data.eval, shown)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from halos_jax.config import Config
 from halos_jax.models.spec import count_params
-from halos_jax.policies import final, source
+from halos_jax.policies import final
+from halos_jax.policies.policy import load_trained
+from halos_jax.rounds.context import StageResult
 from halos_jax.tasks.job import Job, open_job
 from halos_jax.workdir.intact import FINAL
 from halos_jax.workdir.interrupt import StopSignal
@@ -31,21 +33,18 @@ def _export(job: Job) -> None:
     settings = job.config.export
     output = Path(settings.output).expanduser() if settings.output else job.workdir / FINAL
     output = output.absolute()
-    policy = source.find_source(job.config.model, recorded=job.policy)
-    decoder, renderer = source.load_decoder(policy, job.config.data.control)
-    job.begin(inputs="", policy=policy, output=output, field="export.output")
-    params, frozen = source.load_trained(policy, decoder, job.mesh, job.config.seed)
+    policy = job.find_policy()
+    job.begin(inputs="", policy=policy.source, output=output, field="export.output")
+    params, frozen = load_trained(policy, job.mesh)
     final.export_policy(
         params,
-        decoder,
-        policy.settings,
-        renderer,
+        policy,
         output,
         frozen=frozen,
-        ledger=job.ledger,
+        ledger=job.workspace.ledger,
         dtype=None if settings.dtype == "auto" else settings.dtype,
-        read_at="" if policy.checkpoint is None else policy.run.reward.read_at,
+        read_at=policy.source.read_at,
     )
-    logger.info("%s of %s is in %s", policy.name, policy.path, output)
-    metrics = {"parameters": count_params(decoder)}
-    job.commit("export", files={str(output / "config.json"): 1}, metrics=metrics)
+    logger.info("%s of %s is in %s", policy.source.name, policy.source.path, output)
+    files, metrics = {str(output / "config.json"): 1}, {"parameters": count_params(policy.decoder)}
+    job.commit("export", StageResult(files, metrics))

@@ -14,9 +14,9 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from halos_jax import processes, storage
 from halos_jax.config import Config, ConfigError, places, roles
@@ -25,6 +25,7 @@ from halos_jax.config.tasks import TASKS, is_scored
 from halos_jax.data.records.fields import RecordError
 from halos_jax.data.records.sources import find_folder, is_taken, list_set_files, may_read
 from halos_jax.models.files import hf
+from halos_jax.models.hf.families import ModelError
 from halos_jax.policies import source
 from halos_jax.rewards.parts import list_parts
 from halos_jax.storage import WorkdirError
@@ -49,7 +50,7 @@ class Change:
 
     field: str
     path: Path
-    verdict: Verdict
+    verdict: Verdict | Literal["new"]
 
     def __str__(self) -> str:
         said = {
@@ -186,7 +187,7 @@ def _drop_unread(known: Mapping[str, list[Any]], config: Config) -> dict[str, li
     for field, text, kind in roles.list_places(config):
         names = places.split_names(text, "source") if kind == "source" else []
 
-        def is_wanted(name: str, kind=kind, names=names) -> bool:
+        def is_wanted(name: str, kind: str = kind, names: Sequence[str] = names) -> bool:
             if kind == "model":
                 return not name or is_read(name)
             number, _, inside = name.partition(":")
@@ -250,9 +251,9 @@ def _list_data(field: str, text: str, workdir: Path) -> Iterator[tuple[str, Path
                         "folder outside of it"
                     )
         elif any(sign in name for sign in "*?["):
-            for path in sorted(glob.glob(name, recursive=True)):
-                if os.path.isfile(path):
-                    yield f"{before}{os.path.basename(path)}", Path(path)
+            for matched in sorted(glob.glob(name, recursive=True)):
+                if os.path.isfile(matched):
+                    yield f"{before}{os.path.basename(matched)}", Path(matched)
         else:
             with contextlib.suppress(RecordError):  # who reads it says what is wrong
                 for path in list_set_files(name):
@@ -263,7 +264,7 @@ def _list_model(text: str, *, weights: bool) -> Iterator[tuple[str, Path]]:
     try:
         is_run = source.is_workdir(text)
         folder = Path(text) / FINAL if is_run else hf.resolve_model(text)
-    except hf.ModelError:
+    except ModelError:
         return  # who reads it says what is wrong
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         is_wanted = is_read(path.name) and (weights or path.suffix != ".safetensors")
@@ -314,7 +315,8 @@ def _describe(files: Files) -> dict[str, list[dict[str, Any]]]:
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        known: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+        return known
     except (OSError, ValueError) as error:  # the ledger has seen it a moment ago
         raise WorkdirError(f"{path} cannot be read ({error}); check the disk") from error
 

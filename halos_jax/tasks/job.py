@@ -10,42 +10,56 @@ of two inputs or two policies.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from halos_jax import sharding, storage
+from halos_jax import sharding
 from halos_jax.config import Config, ConfigError
 from halos_jax.config.tasks import TASKS
+from halos_jax.policies.policy import Policy, find_policy
 from halos_jax.policies.source import Source
-from halos_jax.rewards.scorers import Scorer
-from halos_jax.sampling.sampler import Sampler
+from halos_jax.rounds.context import NOTHING, StageResult
 from halos_jax.tasks.inputs import check_inputs
 from halos_jax.workdir import state as states
 from halos_jax.workdir.interrupt import StopSignal
-from halos_jax.workdir.ledger import Ledger
 from halos_jax.workdir.state import Manifest
+from halos_jax.workdir.workspace import Workspace, open_workspace
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
 class Job:
-    """An open job; made by `open_job`. It has what `stages.Sampling` asks for once that is made."""
+    """An open job; made by `open_job`. `manifest` is None until the job has begun."""
 
-    config: Config
-    workdir: Path
-    mesh: Mesh
-    stop: StopSignal
-    is_writer: bool
+    workspace: Workspace
     manifest: Manifest | None
-    ledger: Ledger
-    sampler: Sampler | None = None
-    scorer: Scorer | None = None
-    rules: Mapping[str, Scorer] = dataclasses.field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        return self.workspace.config
+
+    @property
+    def workdir(self) -> Path:
+        return self.workspace.workdir
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.workspace.mesh
+
+    @property
+    def next_stage(self) -> str | None:
+        """The first stage of a begun job that is not done, or None where all are."""
+        return self._begun.next_stage
+
+    @property
+    def _begun(self) -> Manifest:
+        if self.manifest is None:
+            raise RuntimeError(f"the job in {self.workdir} has not begun")
+        return self.manifest
 
     @property
     def is_complete(self) -> bool:
@@ -55,15 +69,16 @@ class Job:
             logger.info("%s is complete: nothing to do", self.workdir)
         return complete
 
-    @property
-    def policy(self) -> str:
-        """What the job has sampled so far was sampled by; empty where it has not begun."""
-        return self.manifest.policy if self.manifest else ""
+    def find_policy(self) -> Policy:
+        """Return the policy that the job is about; a job that is carried on keeps its own."""
+        config, recorded = self.config, self.manifest.policy if self.manifest else ""
+        control = config.data.control
+        return find_policy(config.model, control=control, recorded=recorded, seed=config.seed)
 
     @property
     def metrics(self) -> dict[str, Any]:
         """The metrics of the stages that are done."""
-        return dict(self.manifest.metrics)
+        return dict(self._begun.metrics)
 
     def begin(
         self,
@@ -87,7 +102,9 @@ class Job:
         reads, record = self.config, None
         if policy is not None:
             reads, record = dataclasses.replace(reads, model=policy.settings), policy.record
-        check_inputs(self.ledger, reads, is_begun=self.manifest is not None, policy=record)
+        check_inputs(
+            self.workspace.ledger, reads, is_begun=self.manifest is not None, policy=record
+        )
         if self.manifest is not None:
             if self.manifest.prompts != inputs:
                 raise ConfigError(
@@ -106,13 +123,20 @@ class Job:
         self.manifest = Manifest(
             round=0, seed=self.config.seed, prompts=inputs, policy=name, task=self.config.task
         )
-        if self.is_writer:
-            states.save_manifest(self.workdir, self.manifest, self.ledger)
+        if self.workspace.is_writer:
+            states.save_manifest(self.workdir, self.manifest, self.workspace.ledger)
 
-    def commit(self, stage: str, **updates: Any) -> None:
-        """Record that a stage is done; arguments as of `states.commit_stage`."""
-        updates |= {"is_writer": self.is_writer, "ledger": self.ledger}
-        self.manifest = states.commit_stage(self.workdir, self.manifest, stage, **updates)
+    def commit(self, stage: str, done: StageResult = NOTHING) -> None:
+        """Record that a stage is done; as `states.commit_stage`."""
+        self.manifest = states.commit_stage(
+            self.workdir,
+            self._begun,
+            stage,
+            files=done.files,
+            metrics=done.metrics,
+            is_writer=self.workspace.is_writer,
+            ledger=self.workspace.ledger,
+        )
 
 
 @contextlib.contextmanager
@@ -120,23 +144,18 @@ def open_job(config: Config, stop: StopSignal) -> Iterator[Job]:
     """Open the job in `config.workdir`, new or to be carried on, with its mesh the current one.
 
     Raises:
-      WorkdirError: as `states.open_run`.
+      WorkdirError: as `open_workspace`.
       ManifestError: where its manifest, or a file that it names, has changed.
     """
     stop.place = f"task {config.task}"
-    info = states.join_run(config)
-    try:
-        mesh = sharding.make_mesh(config.mesh)
-        with storage.explain_run_errors(info.workdir), jax.set_mesh(mesh):
-            manifest = states.load_manifest(info.workdir)
-            if manifest is not None:
-                states.verify_files(info.workdir, manifest)
-            if manifest is None or manifest.next_stage is not None:
-                states.begin_segment(info, stages=list(manifest.stages) if manifest else [])
-            sharding.wait_for_all("open the job")  # before a process begins it
-            yield Job(info.config, info.workdir, mesh, stop, info.is_writer, manifest, info.ledger)
-    finally:
-        info.close()
+    with open_workspace(config, stop) as workspace:
+        manifest = states.load_manifest(workspace.workdir)
+        if manifest is not None:
+            states.verify_files(workspace.workdir, manifest)
+        if manifest is None or manifest.next_stage is not None:
+            workspace.begin_segment(stages=list(manifest.stages) if manifest else [])
+        sharding.wait_for_all("open the job")  # before a process begins it
+        yield Job(workspace, manifest)
 
 
 def _data_field(config: Config) -> str:

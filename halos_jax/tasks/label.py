@@ -27,6 +27,7 @@ from halos_jax.rewards.parts import list_parts
 from halos_jax.rewards.read_at import load_reward_renderer
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
+from halos_jax.rounds.context import StageResult
 from halos_jax.tasks import scoring
 from halos_jax.tasks.job import Job, open_job
 from halos_jax.types import FINISH_STOP, Sample, Turn
@@ -53,31 +54,22 @@ def _label(job: Job) -> None:
     data = job.config.data
     samples = read_all_samples(data.train, data.train_split, make_edits(data))
     unscored = job.manifest is None or job.manifest.next_stage == "score"
+    config, renderer = job.config, None
     if unscored or data.skip_bad:  # what is wrong with records is said before the job begins
-        samples = _keep_answered(job.config, samples)
-        job.config = source.use_final(job.config)
-        renderer = _find_renderer(job.config)
-        samples = _keep_rendered(job.config, samples, renderer)
+        samples = _keep_answered(config, samples)
+        config = source.use_final(config)
+        renderer = _find_renderer(config)
+        samples = _keep_rendered(config, samples, renderer)
     names = [[one.prompt.prompt_id, one.sample_id, one.output] for one in samples]
+    scorer = None
     if unscored:
-        job.scorer = make_scorer(job.config, job.mesh, renderer, job.stop.check)
+        scorer = make_scorer(config, job.mesh, renderer, job.workspace.stop.check)
     job.begin(inputs=records.digest(names))
-    if unscored:
+    if scorer is not None:
         logger.info("%d samples of %d prompts", len(samples), len({name for name, *_ in names}))
-        tokens = job.config.sampling.max_prompt_length
-        shown = samples
-        if renderer is not None:
-            known = bool(job.config.model.path or job.config.model.tokenizer)
-            rendered = [one.prompt for one in samples if not (known and one.prompt_ids)]
-            cuts.count_cut(renderer, rendered, tokens, data.train)
-            shown = make_shown(
-                lambda found: [_with_ids(one, renderer, tokens, job.config) for one in found],
-                samples,
-                renderer,
-            )
-        files, metrics = scoring.write_scores(job, shown, job.workdir)
-        job.commit("score", files=files, metrics=metrics)
-    if job.is_writer:
+        shown = samples if renderer is None else _render(samples, renderer, config)
+        job.commit("score", scoring.write_scores(job.workspace.with_config(config), scorer, shown))
+    if job.workspace.is_writer:
         scoring.remove_score_shards(job.workdir)
     _write_feedback(job, samples)
 
@@ -101,7 +93,7 @@ def _keep_rendered(
     path, skip = config.data.train, config.data.skip_bad
     if renderer is None:
         return samples
-    if config.model.path or config.model.tokenizer:
+    if _knows_writer(config):
         skips = Skips(allowed=skip)
         samples = check_ids(samples, renderer, skips.add)
         skips.require(path, len(samples))
@@ -143,18 +135,35 @@ def read_all_samples(path: str, split: str = "", edits: Edits = NO_EDITS) -> lis
     return kept
 
 
+def _knows_writer(config: Config) -> bool:
+    """Tell whether the config says whose tokens the samples hold."""
+    return bool(config.model.path or config.model.tokenizer)
+
+
 def _find_renderer(config: Config) -> Renderer | None:
     """Return the renderer of who wrote the samples, else that of who reads them."""
-    if config.model.path or config.model.tokenizer:
+    if _knows_writer(config):
         return load_policy_renderer(config.model, config.data.control)
     alone = config.reward.kind == "model" and not config.reward.parts
     return load_reward_renderer(config.reward) if alone else None
 
 
+def _render(samples: list[Sample], renderer: Renderer, config: Config) -> list[Sample]:
+    """Return the samples with the tokens that are scored, and say which prompts are cut."""
+    tokens, known = config.sampling.max_prompt_length, _knows_writer(config)
+    rendered = [one.prompt for one in samples if not (known and one.prompt_ids)]
+    cuts.count_cut(renderer, rendered, tokens, config.data.train)
+    return make_shown(
+        lambda found: [_with_ids(one, renderer, tokens, config) for one in found],
+        samples,
+        renderer,
+    )
+
+
 def _check_tokenizer(config: Config) -> None:
     """Refuse a reward that needs the samples' tokens where nobody knows whose they are."""
     reward = config.reward
-    if config.model.path or config.model.tokenizer:
+    if _knows_writer(config):
         return
     by_model = any(part.kind == "model" for part in list_parts(reward).values())
     if by_model or (reward.cut_at_sentence and reward.kind != "model"):
@@ -167,7 +176,7 @@ def _check_tokenizer(config: Config) -> None:
 
 def _with_ids(sample: Sample, renderer: Renderer, tokens: int, config: Config) -> Sample:
     """Return the sample with the tokens that are scored: its own, if their writer is known."""
-    known = bool(config.model.path or config.model.tokenizer)
+    known = _knows_writer(config)
     prompt_ids = sample.prompt_ids if known else ()
     response_ids = sample.response_ids if known else ()
     finished = sample.finish_reason == FINISH_STOP
@@ -181,16 +190,17 @@ def _with_ids(sample: Sample, renderer: Renderer, tokens: int, config: Config) -
 
 def _write_feedback(job: Job, samples: Sequence[Sample]) -> None:
     scored = read_scores(job.workdir / scoring.SCORES, samples)
-    stages.write_rows(job, job.workdir / "scored.jsonl", map(records.sample_to_record, scored))
+    stages.write_rows(
+        job.workspace, job.workdir / "scored.jsonl", map(records.sample_to_record, scored)
+    )
     try:
         rows, counts = stages.make_feedback(job.config, scored, job.config.sampling.round)
     except ValueError as error:
         raise RecordError(f"{job.config.data.train}: {error}") from error
-    stages.write_rows(job, job.workdir / "feedback.jsonl", rows)
+    stages.write_rows(job.workspace, job.workdir / "feedback.jsonl", rows)
     feedback = job.workdir / "feedback.jsonl"
     report_feedback(job.config.data.train, counts, scored, job.config)
     logger.info("%d %s records are in %s", len(rows), job.config.feedback.type, feedback)
     files = {"scored.jsonl": len(scored), "feedback.jsonl": len(rows)}
-    job.commit(
-        "feedback", files=files, metrics={f"feedback_{name}": n for name, n in counts.items()}
-    )
+    metrics = {f"feedback_{name}": count for name, count in counts.items()}
+    job.commit("feedback", StageResult(files, metrics))

@@ -9,11 +9,10 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from halos_jax import config as config_lib
-from halos_jax.config import Config, ConfigError
+from halos_jax.config import Config, ConfigError, SamplingConfig
 from halos_jax.config.rewards import RewardConfig
 from halos_jax.config.tasks import TASKS, is_scored, load
 from halos_jax.data import datasets
@@ -25,8 +24,10 @@ from halos_jax.losses import get_loss
 from halos_jax.models import lora
 from halos_jax.models.files import hf
 from halos_jax.models.hf import families
+from halos_jax.models.hf.families import ModelError
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.policies import source, start
+from halos_jax.policies import source
+from halos_jax.policies.policy import Policy, find_policy, start_policy
 from halos_jax.rewards.function_scorer import (
     check_records,
     make_function_scorer,
@@ -66,7 +67,7 @@ def check_start(config: Config, *, with_data: bool) -> None:
     """
     is_pipeline = config.task == "pipeline"
     stages = config_lib.expand_pipeline(config) if is_pipeline else [config]
-    lines, made = [], []
+    lines, made = list[str](), list[Path]()
     for stage in stages:
         found = list(_find_errors(stage, made, with_data))
         prefix = f"pipeline.overrides.{stage.task}: " if is_pipeline else ""
@@ -97,9 +98,9 @@ def _find_errors(config: Config, made: Sequence[Path], with_data: bool) -> Itera
         yield from attempt(_check_reward, config, made)
     if is_made(config.model.path, made) or not config.model.path:
         return
-    yield from attempt(_load_policy, config)
+    yield from attempt(_find_policy, config)
     if found and with_data:
-        yield from attempt(_check_data, config, *found[0], made)
+        yield from attempt(_check_data, config, found[0], made)
 
 
 def is_made(path: str, made: Sequence[Path]) -> bool:
@@ -118,8 +119,8 @@ def _check_places(config: Config) -> None:
         ("export.output", config.export.output),
     ):
         if path:
-            path = Path(path).expanduser().absolute()
-            _require_writable(field, path, is_folder=field != "sampling.output")
+            place = Path(path).expanduser().absolute()
+            _require_writable(field, place, is_folder=field != "sampling.output")
     states.refuse_other(config)
 
 
@@ -155,43 +156,39 @@ def _check_reward(config: Config, made: Sequence[Path]) -> None:
 def _check_reward_model(reward: RewardConfig) -> None:
     path = source.find_model("reward.path", reward.path)
     if not hf.load_decoder_config(path).num_labels:
-        raise hf.ModelError(
+        raise ModelError(
             f"reward.path: got {reward.path!r}, a model without a classification head; allowed: a "
             "*ForSequenceClassification model with 1 or 2 labels"
         )
     load_renderer(path)
 
 
-def _load_policy(config: Config) -> tuple[DecoderConfig, Renderer]:
-    """Return the decoder and renderer of the policy, of the kind that the task needs."""
-    task = TASKS[config.task]
+def _find_policy(config: Config) -> Policy:
+    """Return the policy, of the kind that the task needs."""
+    task, model = TASKS[config.task], config.model
     if task.trains:
-        path = source.find_model("model.path", config.model.path)
-        model = dataclasses.replace(config.model, path=path)
-        decoder, renderer = start.load_policy(model, config.data.control)
+        path = source.find_model("model.path", model.path)
+        model = dataclasses.replace(model, path=path)
+        policy = start_policy(dataclasses.replace(config, model=model))
         if config.lora.rank and not config.lora.path:
             family = families.get_family(hf.read_hf_config(hf.resolve_model(path)))
-            lora.make_adapter(config.lora, decoder, family, seed=config.seed)
+            lora.make_adapter(config.lora, policy.decoder, family, seed=config.seed)
     else:
-        decoder, renderer = source.load_decoder(
-            source.find_source(config.model), config.data.control
-        )
+        policy = find_policy(model, control=config.data.control)
     by_feedback = config.task == "eval" and config.eval.on == "feedback"
     scores = by_feedback and get_loss(config.loss).needs == "scores"
     if task.policy == "language" and not scores:
-        start.refuse_classifier(decoder, config.model.path)
-    return decoder, renderer
+        policy.refuse_classifier(config.model.path)
+    return policy
 
 
-def _check_data(
-    config: Config, decoder: DecoderConfig, renderer: Renderer, made: Sequence[Path]
-) -> None:
+def _check_data(config: Config, policy: Policy, made: Sequence[Path]) -> None:
     """Read and render the data as the task does, unless a stage before makes them."""
     data, check = config.data, TASKS[config.task].check_data
     if any(is_made(path, made) for path in (*data.train.split(","), *data.eval.split(","))):
         return
     if check:
-        load(check)(config, decoder, renderer)
+        load(check)(config, policy.decoder, policy.renderer)
 
 
 def check_online_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
@@ -205,7 +202,7 @@ def check_online_data(config: Config, decoder: DecoderConfig, renderer: Renderer
     budget = Budget(rounds.total_prompts, rounds.prompts_per_round, skip)
     refuse_no_rounds(budget, len(prompts))
     used = prompts[skip : skip + rounds.total_prompts]
-    limited = _limit(config, decoder, renderer)
+    limited = _Limits(config.sampling, decoder, renderer)
     cuts.check_prompts(limited, (data.train, used), (data.eval, others))
 
 
@@ -213,7 +210,7 @@ def check_sampled_data(config: Config, decoder: DecoderConfig, renderer: Rendere
     """Check the prompts that are sampled."""
     ordered = _order_prompts(config, renderer, config.sampling.num_prompts)
     prompts = sample_task.select_prompts(config, ordered)
-    cuts.check_prompts(_limit(config, decoder, renderer), (config.data.train, prompts))
+    cuts.check_prompts(_Limits(config.sampling, decoder, renderer), (config.data.train, prompts))
     sample_task.check_instructions(config, prompts)
     if config.sampling.best_of:
         check_records(config.reward, prompts)
@@ -226,7 +223,7 @@ def check_held_out_data(config: Config, decoder: DecoderConfig, renderer: Render
         return
     prompts = _take_held_out(config, renderer)
     check_records(config.reward, prompts)
-    cuts.check_prompts(_limit(config, decoder, renderer), (config.data.eval, prompts))
+    cuts.check_prompts(_Limits(config.sampling, decoder, renderer), (config.data.eval, prompts))
 
 
 def check_labelled_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
@@ -250,8 +247,13 @@ def check_fixed_data(config: Config, decoder: DecoderConfig, renderer: Renderer)
         )
 
 
-def _limit(config: Config, decoder: DecoderConfig, renderer: Renderer) -> SimpleNamespace:
-    return SimpleNamespace(settings=config.sampling, renderer=renderer, decoder=decoder)
+@dataclasses.dataclass(frozen=True)
+class _Limits:
+    """What limits the tokens of a sampler, without a sampler (`cuts.Limited`)."""
+
+    settings: SamplingConfig
+    decoder: DecoderConfig
+    renderer: Renderer
 
 
 def _order_prompts(config: Config, renderer: Renderer, count: int) -> list[Prompt]:

@@ -24,11 +24,12 @@ from halos_jax.data.records import formats as records
 from halos_jax.data.records.fields import RecordError
 from halos_jax.data.records.unread import Skips
 from halos_jax.policies import source
-from halos_jax.policies.start import refuse_classifier
+from halos_jax.policies.policy import Policy, load_params
 from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
+from halos_jax.rounds.context import Rollouts, StageResult
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.tasks import scoring
 from halos_jax.tasks.job import Job, open_job
@@ -56,36 +57,36 @@ def _run(job: Job) -> None:
     prompts = select_prompts(job.config, ordered)
     output = output_path(job.config, job.workdir)
     check_instructions(job.config, prompts)  # before hours of sampling
-    policy = source.find_source(job.config.model, recorded=job.policy)
     # What is wrong with the policy or the reward is said before the job begins.
-    load_sampler(job, policy)
-    needed = job.config.rounds.num_skip + len(prompts)
-    skip, renderer = job.config.data.skip_bad, job.sampler.renderer
-    ordered = keep_shown(ordered, renderer, skip=skip, count=needed)
-    prompts = select_prompts(job.config, ordered)
-    cuts.check_prompts(job.sampler, (job.config.data.train, prompts))
-    unscored = job.manifest is None or "score" not in job.manifest.stages
-    if job.config.sampling.best_of and unscored:
-        check_records(job.config.reward, prompts)
-        job.scorer = make_scorer(job.config, job.mesh, job.sampler.renderer, job.stop.check)
+    policy = job.find_policy()
+    rollouts = make_rollouts(job, policy)
+    config, renderer = rollouts.config, rollouts.sampler.renderer
+    needed = config.rounds.num_skip + len(prompts)
+    ordered = keep_shown(ordered, renderer, skip=config.data.skip_bad, count=needed)
+    prompts = select_prompts(config, ordered)
+    cuts.check_prompts(rollouts.sampler, (config.data.train, prompts))
+    if config.sampling.best_of and (job.manifest is None or "score" not in job.manifest.stages):
+        check_records(config.reward, prompts)
+        scorer = make_scorer(config, job.mesh, renderer, rollouts.stop.check)
+        rollouts = dataclasses.replace(rollouts, scorer=scorer)
     job.begin(
         inputs=datasets.identify_prompts(prompts),
-        policy=policy,
+        policy=policy.source,
         output=output,
         field="sampling.output",
     )
-    if job.manifest.next_stage == "sample":
+    if job.next_stage == "sample":
         logger.info("%d prompts; mesh %s", len(prompts), sharding.describe(job.mesh))
-        params = source.load_params(policy, job.sampler.decoder, job.mesh, job.config.seed)
+        params = load_params(policy, job.mesh)
         round = job.config.sampling.round
-        files, metrics = stages.sample_stage(job, params, prompts, job.workdir, round)
+        done = stages.sample_stage(rollouts, params, prompts, job.workdir, round)
         del params
-        job.commit("sample", files=files, metrics=metrics)
-    if job.is_writer:
+        job.commit("sample", done)
+    if job.workspace.is_writer:
         stages.remove_shards(job.workdir, "samples")
-    if job.manifest.next_stage == "score":
-        _score(job)
-    if job.is_writer:
+    if job.next_stage == "score":
+        _score(job, rollouts)
+    if job.workspace.is_writer:
         scoring.remove_score_shards(job.workdir)
     _write_output(job, output)
 
@@ -148,19 +149,19 @@ def check_instructions(
     return kept
 
 
-def load_sampler(job: Job, policy: source.Source) -> None:
-    """Give the job the sampler of its policy, and the settings that belong to that.
+def make_rollouts(job: Job, policy: Policy) -> Rollouts:
+    """Return the sampler of the job's policy, with the settings that belong to that.
 
     The records name the policy by the path that the user gave, or by `sampling.generator`.
     """
-    decoder, renderer = source.load_decoder(policy, job.config.data.control)
-    refuse_classifier(decoder, job.config.model.path)
+    policy.refuse_classifier(job.config.model.path)
     generator = job.config.sampling.generator or job.config.model.path
-    job.config = dataclasses.replace(
+    config = dataclasses.replace(
         source.use_final(dataclasses.replace(job.config, model=policy.settings)),
         sampling=dataclasses.replace(job.config.sampling, generator=generator),
     )
-    job.sampler = make_sampler(job.config.sampling, renderer, decoder, job.mesh)
+    sampler = make_sampler(config.sampling, policy.renderer, policy.decoder, job.mesh)
+    return Rollouts(job.workspace.with_config(config), sampler)
 
 
 def output_path(config: Config, workdir: Path) -> Path | None:
@@ -187,7 +188,9 @@ def choose_best(samples: Sequence[Sample]) -> list[Sample]:
     best: dict[str, Sample] = {}
     for sample in samples:
         held = best.get(sample.prompt.prompt_id)
-        if sample.reward is not None and (held is None or sample.reward > held.reward):
+        if sample.reward is None:
+            continue
+        if held is None or held.reward is None or sample.reward > held.reward:
             best[sample.prompt.prompt_id] = sample
     return list(best.values())
 
@@ -220,19 +223,17 @@ def read_instruction(prompt: Prompt) -> str:
     return turns[0].content
 
 
-def _score(job: Job) -> None:
+def _score(job: Job, rollouts: Rollouts) -> None:
     if not job.config.sampling.best_of:
         job.commit("score")
         return
-    job.stop.check()
+    rollouts.stop.check()
     samples = stages.read_samples(job.workdir / "samples.jsonl")
-    files, metrics = scoring.write_scores(job, samples, job.workdir)
-    job.scorer = None
-    job.commit("score", files=files, metrics=metrics)
+    job.commit("score", scoring.write_scores(rollouts.workspace, rollouts.scorer, samples))
 
 
 def _write_output(job: Job, output: Path | None) -> None:
-    settings, metrics = job.config.sampling, {}
+    settings, metrics = job.config.sampling, dict[str, float]()
     if output is None:
         job.commit("write")
         logger.info("the samples are in %s", job.workdir / "samples.jsonl")
@@ -244,7 +245,7 @@ def _write_output(job: Job, output: Path | None) -> None:
         if samples:
             metrics["reward_best"] = float(np.mean([one.reward for one in samples]))
     with storage.explain_os_errors(output):
-        if job.is_writer:
+        if job.workspace.is_writer:
             output.parent.mkdir(parents=True, exist_ok=True)
         if settings.format == "alpacaeval":
             # In the order of the prompts' file: alpaca_eval's max_instances counts on it.
@@ -252,12 +253,12 @@ def _write_output(job: Job, output: Path | None) -> None:
             samples.sort(key=lambda sample: places[sample.prompt.prompt_id])
             dataset = name_dataset(job.config.data.train)
             rows = [make_alpacaeval_record(sample, dataset) for sample in samples]
-            if job.is_writer:
+            if job.workspace.is_writer:
                 storage.write_json_atomic(output, rows)
             sharding.wait_for_all("wrote the output")
         else:
-            stages.write_rows(job, output, map(records.sample_to_record, samples))
-    job.commit("write", files={str(output): len(samples)}, metrics=metrics)
+            stages.write_rows(job.workspace, output, map(records.sample_to_record, samples))
+    job.commit("write", StageResult({str(output): len(samples)}, metrics))
     logger.info("%d samples are in %s", len(samples), output)
 
 

@@ -9,14 +9,18 @@ from halos_jax.config import RewardConfig
 from halos_jax.data.records.reading import read_records
 from halos_jax.rewards.labels import (
     Labels,
+    Scorer,
     average_rewards,
     label_samples,
+    list_rewards,
     make_score_rows,
     measure_labels,
     read_scores,
 )
-from halos_jax.rounds.stages import Sampling, remove_shards, write_rows, write_shard
+from halos_jax.rounds.context import StageResult
+from halos_jax.rounds.stages import remove_shards, write_rows, write_shard
 from halos_jax.types import Sample
+from halos_jax.workdir.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -24,44 +28,46 @@ SCORES = "scores.jsonl"
 _LABEL = "scores"
 
 
-def write_scores(
-    run: Sampling, samples: Sequence[Sample], folder: Path
-) -> tuple[dict[str, int], dict[str, float]]:
-    """Score `samples` into scores.jsonl; return its record count and the rewards' mean and counts.
+def write_scores(workspace: Workspace, scorer: Scorer, samples: Sequence[Sample]) -> StageResult:
+    """Score `samples` into the workdir's scores.jsonl; return the rewards' mean and counts.
 
     Raises:
       RewardError: as `label_samples`; the scores that were found are kept in shards.
     """
 
     def score(asked: Sequence[Sample]) -> list[float | None] | Labels:
-        if not _scores_one_by_one(run.config.reward):
-            return run.scorer(asked)
-        return score_in_shards(run, asked, folder)
+        if not _scores_one_by_one(workspace.config.reward):
+            return scorer(asked)
+        return score_in_shards(workspace, scorer, asked)
 
-    labels = label_samples(score, samples, run.config.reward)
+    labels = label_samples(score, samples, workspace.config.reward)
     rows = make_score_rows(samples, labels)
-    write_rows(run, folder / SCORES, rows)
+    write_rows(workspace, workspace.workdir / SCORES, rows)
     metrics = {"reward_label": average_rewards(labels.rewards)}
-    return {SCORES: len(rows)}, metrics | measure_labels(labels, "label")
+    return StageResult({SCORES: len(rows)}, metrics | measure_labels(labels, "label"))
 
 
-def score_in_shards(run: Sampling, samples: Sequence[Sample], folder: Path) -> list[float | None]:
+def score_in_shards(
+    workspace: Workspace, scorer: Scorer, samples: Sequence[Sample]
+) -> list[float | None]:
     """Return what the scorer says of each sample; a shard on disk is taken as it is.
 
     A shard holds all samples of `sampling.shard_prompts` prompts, so that equal samples of a prompt
-    are scored in one go and stay a tie. Shards stand in `folder` as `scores.shard-0000.jsonl`
+    are scored in one go and stay a tie. Shards stand in the workdir as `scores.shard-0000.jsonl`
     until the stage is committed.
     """
     rewards: list[float | None] = [None] * len(samples)
-    for number, members in enumerate(_split(samples, run.config.sampling.shard_prompts)):
-        run.stop.check()
-        path = folder / f"{_LABEL}.shard-{number:04d}.jsonl"
+    for number, members in enumerate(_split(samples, workspace.config.sampling.shard_prompts)):
+        workspace.stop.check()
+        path = workspace.workdir / f"{_LABEL}.shard-{number:04d}.jsonl"
         shard = [samples[index] for index in members]
         is_scored = path.exists() and _is_of(path, shard)
         # No process may write it before all have looked, or they would part ways here.
         sharding.wait_for_all(f"looked for {path.name}")
         if not is_scored:
-            write_shard(run, path, make_score_rows(shard, Labels(list(run.scorer(shard)))))
+            write_shard(
+                workspace, path, make_score_rows(shard, Labels(list_rewards(scorer(shard))))
+            )
         for index, scored in zip(members, read_scores(path, shard), strict=True):
             rewards[index] = scored.reward
     return rewards

@@ -1,15 +1,16 @@
 """The tasks that train once, on fixed data: SFT, a reward model, offline alignment."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from halos_jax import sharding, storage
+from halos_jax.checkpoints.position import Position
+from halos_jax.checkpoints.saver import Saver
 from halos_jax.checkpoints.store import Checkpoints, open_checkpoints
 from halos_jax.config import Config
 from halos_jax.config.tasks import TASKS
@@ -20,11 +21,12 @@ from halos_jax.data.items import load_items, warn_of_classes
 from halos_jax.data.lengths import make_lengths
 from halos_jax.devices import explain_memory
 from halos_jax.losses import Loss, get_loss
-from halos_jax.metrics import MetricWriter, read_metrics
+from halos_jax.metrics import read_metrics
+from halos_jax.models.decoder import Params
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.packing.batches import count_steps
 from halos_jax.policies import final, source
-from halos_jax.policies.start import load_frozen, load_policy, load_start, refuse_classifier
+from halos_jax.policies.policy import Policy, load_frozen, load_start, start_policy
 from halos_jax.tasks.inputs import check_inputs
 from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
@@ -35,6 +37,7 @@ from halos_jax.training.state import count_bytes
 from halos_jax.types import Item, TrainState
 from halos_jax.workdir import state as states
 from halos_jax.workdir.interrupt import StopSignal
+from halos_jax.workdir.workspace import Workspace, open_workspace
 
 logger = logging.getLogger(__name__)
 
@@ -47,62 +50,37 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
     Returns:
       The last evaluation's metrics, or the last training step's where there is no held-out set.
     """
-    info = states.join_run(config)
-    try:
-        if states.is_complete(info):
-            logger.info("%s is complete: nothing to do", info.workdir)
-            return _last_metrics(info.workdir)
-        mesh = sharding.make_mesh(config.mesh)
-        with storage.explain_run_errors(info.workdir), jax.set_mesh(mesh):
-            config = source.use_final(info.config)
-            check_inputs(info.ledger, config, is_begun=info.is_resumed)
-            checkpoints = open_checkpoints(
-                info.workdir / "checkpoints", keep=config.checkpoint.keep, ledger=info.ledger
-            )
-            try:
-                _train(config, info, mesh, checkpoints, stop)
-            finally:
-                checkpoints.close()
-            states.end_segments(info)
-        return _last_metrics(info.workdir)
-    finally:
-        info.close()
+    with open_workspace(config, stop) as workspace:
+        if states.is_complete(workspace.info):
+            logger.info("%s is complete: nothing to do", workspace.workdir)
+            return _last_metrics(workspace.workdir)
+        stop.place = f"task {config.task}"
+        workspace = workspace.with_config(source.use_final(workspace.config))
+        check_inputs(workspace.ledger, workspace.config, is_begun=workspace.info.is_resumed)
+        checkpoints = open_checkpoints(
+            workspace.workdir / "checkpoints",
+            keep=config.checkpoint.keep,
+            ledger=workspace.ledger,
+        )
+        try:
+            _train(workspace, checkpoints)
+        finally:
+            checkpoints.close()
+        states.end_segments(workspace.info)
+        return _last_metrics(workspace.workdir)
 
 
-def _train(
-    config: Config,
-    info: states.RunInfo,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-    stop: StopSignal,
-) -> None:
-    stop.place = f"task {config.task}"
-    loss = choose_loss(config)
-    decoder, renderer = load_policy(config.model, config.data.control)
-    if loss.needs == "scores":
-        decoder = dataclasses.replace(decoder, num_labels=decoder.num_labels or 1)
-    else:
-        refuse_classifier(decoder, config.model.path)
-    refuse_longer(decoder, {"train.max_length": config.train.max_length})
-    warn_of_benchmarks(config.data.train)
-    chosen = select_train(config.data, config.seed)
-    items = load_fixed_items(
-        config, loss, renderer, config.data.train, chosen, positions=decoder.max_positions
-    )
-    if loss.items in ("unpaired", "controlled"):
-        warn_of_classes(items, config.data.train)
-    if loss.items == "unpaired":
-        report_balance(items, config.loss)
-    states.begin_segment(info, step=_find_step(checkpoints))
-    cuts = [count for count in info.history.list_values("data.n_examples")[:-1] if count]
-    config, steps = _lay_out(config, info, len(items), cuts)
-    frozen = load_frozen(config, decoder, mesh)
-    if frozen is None:  # an adapter starts at zero, where no update is too small
-        warn_of_rounding(config.optimizer, decoder.params_dtype)
-    trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
-    storage.require_space(info.workdir, count_bytes(trainer.abstract_state.params), "the result")
-    trainer = dataclasses.replace(trainer, check=stop.check)
-    state, start = _restore(trainer, checkpoints)
+def _train(workspace: Workspace, checkpoints: Checkpoints) -> None:
+    config, loss = workspace.config, choose_loss(workspace.config)
+    policy = _start_policy(config, loss)
+    items = _load_items(config, loss, policy)
+    workspace.begin_segment(step=_find_step(checkpoints))
+    values = workspace.history.list_values("data.n_examples")
+    cuts = [count for count in values[:-1] if count]
+    config, steps = _lay_out(workspace, len(items), cuts)
+    workspace = workspace.with_config(config)
+    trainer = _make_trainer(workspace, policy, loss, steps)
+    state, start = _restore(trainer, policy, checkpoints)
     dataset = training.make_dataset(
         trainer,
         items,
@@ -116,28 +94,16 @@ def _train(
         len(items),
         len(dataset.plan),
         100 * dataset.plan.fill,
-        sharding.describe(mesh),
+        sharding.describe(workspace.mesh),
     )
-    held_out = None
-    if config.data.eval:
-        eval_items = load_fixed_items(
-            config,
-            loss,
-            renderer,
-            config.data.eval,
-            select_eval(config.data),
-            positions=decoder.max_positions,
-        )
-        held_out = training.make_dataset(trainer, eval_items, seed=None)
+    held_out = _load_held_out(config, trainer, policy)
     with explain_memory("train", f"task {config.task}", config):
-        dataset, held_out = _add_fixed(trainer, dataset, held_out, state if start == 0 else None)
-        writer = MetricWriter(
-            info.workdir / "metrics.jsonl" if info.is_writer else None,
-            console=info.is_writer,
-            console_every=config.train.log_every,
-            resume_step=start,
-            note=info.ledger.note_prefix,
+        start_params = functools.partial(
+            _load_start_params, trainer, policy, state if start == 0 else None
         )
+        dataset, held_out = _add_fixed(trainer, dataset, held_out, start_params)
+        writer = workspace.open_metrics(resume_step=start)
+        saver = Saver(checkpoints, writer, workspace.stop, config.checkpoint.every)
         state = training.run_steps(
             trainer,
             state,
@@ -145,35 +111,81 @@ def _train(
             held_out=held_out,
             writer=writer,
             start=start,
-            on_step=_make_saver(config, checkpoints, writer, stop, len(dataset.plan)),
+            on_step=functools.partial(_save, saver, total=len(dataset.plan)),
             label=config.task,
         )
         writer.close()
     folder = final.export_final(
         take_exported(state),
-        decoder,
-        config.model,
-        renderer,
-        info.workdir,
-        ledger=info.ledger,
-        frozen=frozen,
+        policy,
+        workspace.workdir,
+        ledger=workspace.ledger,
+        frozen=trainer.frozen,
         read_at=config.reward.read_at,
     )
     logger.info("the trained model is in %s", folder)
+
+
+def _start_policy(config: Config, loss: Loss) -> Policy:
+    """Return what the run starts from; where the loss is one of scores, with a head for them."""
+    policy = start_policy(config)
+    if loss.needs == "scores":
+        policy = policy.with_head()
+    else:
+        policy.refuse_classifier(config.model.path)
+    refuse_longer(policy.decoder, {"train.max_length": config.train.max_length})
+    return policy
+
+
+def _load_items(config: Config, loss: Loss, policy: Policy) -> Sequence[Item]:
+    """Load what is trained on, and say what of it is doubtful."""
+    data, positions = config.data, policy.decoder.max_positions
+    warn_of_benchmarks(data.train)
+    chosen = select_train(data, config.seed)
+    items = load_fixed_items(config, loss, policy.renderer, data.train, chosen, positions=positions)
+    if loss.items in ("unpaired", "controlled"):
+        warn_of_classes(items, data.train)
+    if loss.items == "unpaired":
+        report_balance(items, config.loss)
+    return items
+
+
+def _load_held_out(config: Config, trainer: Trainer, policy: Policy) -> Dataset | None:
+    if not config.data.eval:
+        return None
+    items = load_fixed_items(
+        config,
+        trainer.loss,
+        policy.renderer,
+        config.data.eval,
+        select_eval(config.data),
+        positions=policy.decoder.max_positions,
+    )
+    return training.make_dataset(trainer, items, seed=None)
+
+
+def _make_trainer(workspace: Workspace, policy: Policy, loss: Loss, steps: int) -> Trainer:
+    """Return the trainer of a run of `steps` optimizer steps, which a request to stop reaches."""
+    config, mesh, decoder = workspace.config, workspace.mesh, policy.decoder
+    frozen = load_frozen(policy, mesh)
+    if frozen is None:  # an adapter starts at zero, where no update is too small
+        warn_of_rounding(config.optimizer, decoder.params_dtype)
+    trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
+    size = count_bytes(trainer.abstract_state.params)
+    storage.require_space(workspace.workdir, size, "the result")
+    return dataclasses.replace(trainer, check=workspace.stop.check)
 
 
 def _find_step(checkpoints: Checkpoints) -> int:
     """Return the step that the run goes on after."""
     if checkpoints.latest() is None:
         return 0
-    return int(checkpoints.read_round_state()["stage_step"])
+    return Position.from_dict(checkpoints.read_round_state()).stage_step
 
 
-def _lay_out(
-    config: Config, info: states.RunInfo, count: int, cuts: Sequence[int]
-) -> tuple[Config, int]:
+def _lay_out(workspace: Workspace, count: int, cuts: Sequence[int]) -> tuple[Config, int]:
     """Return the config with the warm-up of the run's start, and its steps over `count` items."""
-    values = info.history.list_values
+    config, values = workspace.config, workspace.history.list_values
     size = config.train.batch_size
     first = count_steps(
         count,
@@ -200,11 +212,14 @@ def _lay_out(
 
 
 def _add_fixed(
-    trainer: Trainer, dataset: Dataset, held_out: Dataset | None, state: TrainState | None
+    trainer: Trainer,
+    dataset: Dataset,
+    held_out: Dataset | None,
+    load_params: Callable[[], Params],
 ) -> tuple[Dataset, Dataset | None]:
     """Add what the policy that the run starts with says of the data, where the loss needs it.
 
-    `state` is the train state where no step is taken yet; else that policy is loaded.
+    `load_params` returns that policy's params.
     """
     config, loss = trainer.config, trainer.loss
     moving = config.rounds.reference == "previous_step"
@@ -212,17 +227,24 @@ def _add_fixed(
     needed_eval = held_out is not None and training.needs_reference(loss, held_out.items)
     if not (needed or needed_eval or loss.value):
         return dataset, held_out
-    if state is not None:
-        params = state.params
-    else:
-        params = training.add_value_head(trainer, load_start(trainer))
+    params = load_params()
     if needed:
         dataset = training.add_reference(trainer, dataset, params, label="reference")
-    if needed_eval:
+    if held_out is not None and needed_eval:
         held_out = training.add_reference(trainer, held_out, params, label="reference eval")
     if loss.value:
         dataset = training.add_collected(trainer, dataset, params, seed=config.seed, label="values")
     return dataset, held_out
+
+
+def _load_start_params(trainer: Trainer, policy: Policy, state: TrainState | None) -> Params:
+    """Return the params that the run starts with: those of `state`, if no step is taken yet."""
+    if state is not None:
+        params: Params = state.params
+        return params
+    start = load_start(policy, trainer.mesh, trainer.frozen)
+    loaded: Params = training.add_value_head(trainer, start)
+    return loaded
 
 
 def choose_loss(config: Config) -> Loss:
@@ -235,25 +257,19 @@ def choose_loss(config: Config) -> Loss:
     return get_loss(config.loss if config.loss["name"] == name else {"name": name})
 
 
-def _make_saver(
-    config: Config, checkpoints: Checkpoints, writer: MetricWriter, stop: StopSignal, total: int
-) -> Callable[[TrainState, int], None]:
-    """Return what saves after a step: where that is due or the run must stop, and after the last.
+def _save(saver: Saver, state: TrainState, done: int, *, total: int) -> None:
+    """Save after step `done` where that is due, and after the last step.
 
     From the last checkpoint the exported model can be made again.
     """
 
-    def save(state: TrainState, done: int) -> None:
-        stopping = done < total and stop.received(done)
-        due = config.checkpoint.every and done % config.checkpoint.every == 0
-        if done == total or stopping or due:
-            writer.flush()
-            checkpoints.save(done, state, {"in_stage": False, "stage_step": done})
-        if stopping:
-            checkpoints.finish()
-            stop.interrupt(step=done)
+    def locate() -> Position:
+        return Position(step=done, stage_step=done)
 
-    return save
+    saver.after_step(state, done, total, locate)
+    if done == total:
+        saver.writer.flush()
+        saver.save(state, locate())
 
 
 def load_fixed_items(
@@ -287,13 +303,14 @@ def _wants_margins(loss: Loss) -> bool:
     return loss.needs == "scores" and bool(arguments.get("margin"))
 
 
-def _restore(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+def _restore(trainer: Trainer, policy: Policy, checkpoints: Checkpoints) -> tuple[TrainState, int]:
     found = checkpoints.restore_newest(trainer.abstract_state)
     if found is None:
-        return training.start_state(trainer, load_start(trainer)), 0
-    state, record = found
-    logger.info("carrying on after step %d", record["stage_step"])
-    return state, record["stage_step"]
+        params = load_start(policy, trainer.mesh, trainer.frozen)
+        return training.start_state(trainer, params), 0
+    state, position = found[0], Position.from_dict(found[1])
+    logger.info("carrying on after step %d", position.stage_step)
+    return state, position.stage_step
 
 
 def _last_metrics(workdir: Path) -> dict[str, float]:

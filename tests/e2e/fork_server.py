@@ -137,7 +137,7 @@ def observe(request: dict) -> None:
     observer.wrap(
         metrics.MetricWriter,
         "_write_now",
-        lambda self, step, values: f"{step} {sorted(values)[-1]}",
+        lambda self, held: f"{held.step} {sorted(held.values)[-1]}",
     )
     observer.wrap_train_step()
 

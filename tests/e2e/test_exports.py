@@ -19,7 +19,7 @@ from halos_jax.config import (
 )
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.models.files import hf
-from halos_jax.policies import start
+from halos_jax.policies.policy import find_policy
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.sampling.sampler import make_sampler, sample_shard
 from halos_jax.tasks.train import run_training
@@ -75,7 +75,8 @@ def make_config(folder, task, model, records, **changes) -> Config:
 
 def sample_here(folder, mesh):
     """Return what our sampler draws greedily from an exported model, and its prompts' ids."""
-    decoder, renderer = start.load_policy(ModelConfig(path=str(folder), compute_dtype="float32"))
+    policy = find_policy(ModelConfig(path=str(folder), compute_dtype="float32"))
+    decoder, renderer = policy.decoder, policy.renderer
     settings = SamplingConfig(
         num_samples_per_prompt=1, temperature=0.0, max_tokens=40, max_prompt_length=100, slots=8
     )

@@ -13,12 +13,15 @@ import pytest
 from halos_jax.config import FeedbackConfig, TrainConfig
 from halos_jax.losses import get_loss
 from halos_jax.packing.layout import LayoutMemory
+from halos_jax.rounds import progress as progress_module
 from halos_jax.rounds import stages
 from halos_jax.rounds.budget import Budget
-from halos_jax.rounds.position import Position
+from halos_jax.rounds.context import StageResult
+from halos_jax.rounds.pending import PendingRound
+from halos_jax.rounds.progress import Progress
 from halos_jax.tasks import online as loop
-from halos_jax.workdir.state import Manifest
-from tests.rounds.test_stages import CONFIG, PROMPTS, make_run, make_sample
+from halos_jax.workdir.state import Manifest, round_folder
+from tests.rounds.stand_ins import CONFIG, PROMPTS, make_run, make_sample
 
 
 class Plan(list):
@@ -165,7 +168,7 @@ def test_a_rounds_feedback_is_drawn_by_its_number(tmp_path, monkeypatch):
     monkeypatch.setattr(
         stages, "make_feedback", lambda config, scored, round: rounds.append(round) or ([], {})
     )
-    stages.feedback_stage(make_run(), tmp_path, 7)
+    stages.feedback_stage(make_run().rollouts, tmp_path, 7)
     assert rounds == [7]
 
 
@@ -175,7 +178,7 @@ def test_items_are_of_the_losss_kind_with_its_control_tokens(tmp_path, monkeypat
     run = make_run(trainer=make_trainer("csft"))
     found = stages.load_feedback_items(run, tmp_path)
     path, control = str(tmp_path / "feedback.jsonl"), ("<|good|>", "<|bad|>")
-    assert found == ("controlled", path, run.renderer, run.lengths, control)
+    assert found == ("controlled", path, run.policy.renderer, run.lengths, control)
 
 
 def test_samples_are_of_the_generator_that_the_config_names(tmp_path, monkeypatch):
@@ -192,7 +195,7 @@ def test_samples_are_of_the_generator_that_the_config_names(tmp_path, monkeypatc
         config = dataclasses.replace(CONFIG, sampling=sampling, model=model)
         run, folder = make_run(config=config), tmp_path / str(number)
         folder.mkdir()
-        stages.sample_prompts(run, None, PROMPTS[:1], folder, round=6, label="samples")
+        stages.sample_prompts(run.rollouts, None, PROMPTS[:1], folder, round=6, label="samples")
     assert asked == [(3, 6, "policy"), (3, 6, "me")]
 
 
@@ -204,8 +207,7 @@ class Recorded:
         for name in vars(stages):
             if name.endswith("_stage") or name in ("forget_samples", "save_round"):
                 monkeypatch.setattr(stages, name, self._note(name, trained))
-        for name in ("remove_shards", "remove_eval_shards"):
-            monkeypatch.setattr(stages, name, lambda *given: None)
+        monkeypatch.setattr(stages, "remove_shards", lambda *given: None)
         monkeypatch.setattr(
             loop.states,
             "commit_stage",
@@ -215,7 +217,7 @@ class Recorded:
     def _note(self, name, trained):
         def call(run, *given, **options):
             self.calls.append((name, *given, options))
-            return trained if name == "train_stage" else ({}, {})
+            return trained if name == "train_stage" else StageResult({}, {})
 
         return call
 
@@ -244,7 +246,14 @@ def test_a_round_hands_its_policy_from_stage_to_stage(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "merge_adapter", lambda params, frozen: ("merged", params, frozen))
     monkeypatch.setattr(loop, "take_exported", lambda state: f"exported {state.step}")
     monkeypatch.setattr(loop, "explain_memory", lambda *given: contextlib.nullcontext())
-    monkeypatch.setattr(loop, "report_round", lambda *given: None)
+    monkeypatch.setattr(progress_module, "report_round", lambda *given: None)
+    settle = progress_module.commit_round
+
+    def commit_round(run, pending):
+        recorded.calls.append(("settle", pending.manifest.round))
+        return settle(run, pending)
+
+    monkeypatch.setattr(progress_module, "commit_round", commit_round)
     run = make_run(
         trainer=make_trainer("dpo"),
         prompts=PROMPTS,
@@ -253,34 +262,33 @@ def test_a_round_hands_its_policy_from_stage_to_stage(tmp_path, monkeypatch):
         layouts=LayoutMemory(),
         budget=Budget(total_prompts=len(PROMPTS), prompts_per_round=1),
     )
-    settled = []
-    position = Position(before, 2, stage_step=3, settle=lambda: settled.append(len(recorded.calls)))
+    before_train = ("sample", "score", "feedback")
+    pending = PendingRound(Manifest(round=2, stages=before_train), StageResult({}, {}))
+    progress = Progress(before, 2, stage_step=3, pending=pending)
     manifest = Manifest(round=3, start=1, stop=4)
     held_out = object()
-    loop._run_round(run, position, manifest, tmp_path, held_out)
+    loop.run_round(run, progress, manifest, held_out)
     # The round before is settled when this one's prompts are sampled, before anything of this one
     # is committed.
-    assert settled == [1]
     assert recorded.names == [
-        *("sample_stage", "sample", "score_stage", "score", "feedback_stage", "feedback"),
+        *("sample_stage", "settle", "finish", "train", "evaluate"),
+        *("sample", "score_stage", "score", "feedback_stage", "feedback"),
         *("forget_samples", "train_stage", "save_round", "evaluate_stage"),
     ]
+    assert recorded.find("settle") == (2,)
     policy = ("merged", {"policy": "params 10"}, "frozen")  # what is trained, without its head
-    assert recorded.find("sample_stage")[:4] == (policy, PROMPTS[1:4], tmp_path, 3)
-    assert recorded.find("feedback_stage")[:2] == (tmp_path, 3)
+    folder = round_folder(tmp_path, 3)
+    assert recorded.find("sample_stage")[:4] == (policy, PROMPTS[1:4], folder, 3)
+    assert recorded.find("feedback_stage")[:2] == (folder, 3)
     assert recorded.find("forget_samples")[0] == 3
-    state, folder, options = recorded.find("train_stage")
-    assert (state, folder, options["round"], options["start"]) == (before, tmp_path, 3, 3)
+    state, found, options = recorded.find("train_stage")
+    assert (state, found, options["round"], options["start"]) == (before, folder, 3, 3)
     assert options["held_out"] is held_out
     assert recorded.find("save_round")[:2] == (trained, 3)
-    exported, folder, options = recorded.find("evaluate_stage")
+    exported, found, options = recorded.find("evaluate_stage")
     assert exported == ("merged", "exported 20", "frozen") and options == {"round": 3, "step": 20}
-    assert (position.state, position.round, position.stage_step) == (trained, 3, 0)
+    assert (progress.state, progress.round, progress.stage_step) == (trained, 3, 0)
     # Committed when its checkpoint is on disk, and not before.
     recorded.calls.clear()
-    position.settle()
-    assert [call[0] if len(call) < 2 else call[1] for call in recorded.calls] == [
-        "finish",
-        "train",
-        "evaluate",
-    ]
+    progress_module.commit_pending(run, progress)
+    assert recorded.names == ["settle", "finish", "train", "evaluate"]

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from halos_jax import config as config_lib
-from halos_jax import main
 from halos_jax.cli.command_line import refuse_arguments, take_check
 from halos_jax.cli.overrides import apply_overrides, split_overrides
 from halos_jax.cli.presets import load_preset
 from halos_jax.errors import UserError
+from halos_jax.tasks import launch
 from halos_jax.tasks.preflight import check_start
 
 PRESET = Path(__file__).with_name("tiny.py")
@@ -175,8 +175,8 @@ def start(arguments: list[str]) -> None:
     preset = [one.partition("=")[2] for one in argv if one.startswith("--config=")][-1]
     config = load_preset(preset)
     errors = apply_overrides(config, overrides)
-    frozen = config_lib.freeze(config, errors=errors, checks=[main._check_objective])
-    lines = main._check_devices(frozen)
+    frozen = config_lib.freeze(config, errors=errors, checks=[launch._check_objective])
+    lines = launch._check_devices(frozen)
     if lines:
         raise config_lib.ConfigError("\n".join(lines))
     check_start(frozen, with_data=True)

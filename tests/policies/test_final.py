@@ -12,16 +12,22 @@ from halos_jax.data.chat.loading import load_renderer
 from halos_jax.models import spec
 from halos_jax.models.files import hf
 from halos_jax.policies import final
+from halos_jax.policies.policy import Policy
+from halos_jax.policies.source import Source
 from halos_jax.types import Turn
 from halos_jax.workdir.intact import is_complete
 from halos_jax.workdir.ledger import no_ledger
+
+
+def make_policy(settings, decoder, renderer):
+    return Policy(Source(settings.path, settings), decoder, renderer)
 
 
 def export_policy(toy, workdir, settings, renderer):
     config = hf.load_decoder_config(settings.path)
     params = spec.init_params(jax.random.key(1), config)
     workdir.mkdir(parents=True, exist_ok=True)
-    return params, final.export_final(params, config, settings, renderer, workdir)
+    return params, final.export_final(params, make_policy(settings, config, renderer), workdir)
 
 
 def test_the_model_comes_with_its_own_tokenizer(toy, tmp_path):
@@ -90,7 +96,10 @@ def test_what_ends_answers_and_where_scores_are_read_is_exported(toy, tmp_path):
     params = spec.init_params(jax.random.key(1), decoder)
     for read_at, mark in (("auto", "end_of_turn"), ("", None)):
         folder = final.export_policy(
-            params, decoder, settings, renderer, tmp_path / f"reward{read_at}", read_at=read_at
+            params,
+            make_policy(settings, decoder, renderer),
+            tmp_path / f"reward{read_at}",
+            read_at=read_at,
         )
         config = json.loads((folder / "config.json").read_text())
         assert config.get("halos_jax_read_at") == mark
@@ -133,7 +142,7 @@ def test_transformers_scores_a_padded_batch_of_an_exported_classifier(toy, tmp_p
     settings, renderer = ModelConfig(path=str(source)), load_renderer(str(source))
     decoder = dataclasses.replace(hf.load_decoder_config(str(source)), num_labels=1)
     params = spec.init_params(jax.random.key(1), decoder)
-    folder = final.export_final(params, decoder, settings, renderer, tmp_path)
+    folder = final.export_final(params, make_policy(settings, decoder, renderer), tmp_path)
     assert renderer.tokenizer.pad_token == pad  # what the run uses is left alone
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()

@@ -14,6 +14,7 @@ from halos_jax.data.chat.loading import load_renderer
 from halos_jax.models import spec
 from halos_jax.models.files import hf
 from halos_jax.policies import source
+from halos_jax.policies.policy import find_policy, load_params
 
 
 @pytest.fixture
@@ -72,9 +73,10 @@ def test_a_checkpoint_is_chosen_by_id_or_is_the_newest(toy, tmp_path, params, me
         assert found.name == f"checkpoint {1 if step == 2 else 2}"
         assert found.settings.path == str(toy / "policy")
         assert (found.settings.compute_dtype, found.settings.remat) == ("float32", "none")
-        decoder, renderer = source.load_decoder(found)
-        assert renderer.fingerprint == load_renderer(str(toy / "policy")).fingerprint
-        loaded = source.load_params(found, decoder, mesh1)
+        policy = find_policy(asked, recorded=recorded)
+        assert policy.source == found
+        assert policy.renderer.fingerprint == load_renderer(str(toy / "policy")).fingerprint
+        loaded = load_params(policy, mesh1)
         jax.tree.map(lambda a, b, n=step: np.testing.assert_array_equal(a, b + n), loaded, params)
     assert sorted((run / "checkpoints").rglob("*")) == before
     with pytest.raises(CheckpointError, match=r"got checkpoint 7, there are: \[1, 2\]"):

@@ -14,78 +14,14 @@ from halos_jax.config import (
     Config,
     FeedbackConfig,
     RewardConfig,
-    SamplingConfig,
-    TrainConfig,
 )
 from halos_jax.data.records import formats as records
 from halos_jax.devices import DeviceError
-from halos_jax.losses import get_loss
-from halos_jax.packing.layout import LayoutMemory
 from halos_jax.rounds import stages
-from halos_jax.types import CHOSEN, REJECTED, Prompt, Sample, Turn
+from halos_jax.types import CHOSEN, REJECTED
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
-from halos_jax.workdir.ledger import no_ledger, open_ledger
-
-CONFIG = Config(
-    seed=3,
-    progress=False,
-    sampling=SamplingConfig(num_samples_per_prompt=2, shard_prompts=2),
-    train=TrainConfig(max_length=20),
-)
-PROMPTS = [Prompt(f"p{i}", (Turn("user", f"question {i}"),)) for i in range(5)]
-
-
-class Calls:
-    """Notes the calls of any method."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __getattr__(self, name):
-        return lambda *arguments, **options: self.calls.append((name, *arguments))
-
-
-def refuse_text(texts, *limits):
-    """Stand for a renderer of what was sampled, and so came as tokens."""
-    return [pytest.fail(f"{text!r} was rendered") for text in texts]
-
-
-def make_run(**parts) -> stages.Run:
-    names = stages.Run.__dataclass_fields__
-    defaults = dict.fromkeys(names) | {
-        "config": CONFIG,
-        "sampler": SimpleNamespace(
-            unstack=lambda params: f"unstacked {params}",
-            settings=CONFIG.sampling,
-            decoder=SimpleNamespace(max_positions=0),
-        ),
-        "scorer": lambda samples: [float(len(sample.output)) for sample in samples],
-        "rules": {},
-        "trainer": SimpleNamespace(
-            loss=get_loss({"name": "dpo"}),
-            layouts=LayoutMemory(),
-            decoder=SimpleNamespace(max_positions=0),
-        ),
-        "checkpoints": Calls(),
-        "writer": Calls(),
-        "renderer": SimpleNamespace(render_prompts=refuse_text, render_responses=refuse_text),
-        "stop": StopSignal(),
-        "held_out": PROMPTS[:2],
-        "is_writer": True,
-        "ledger": no_ledger(),
-    }
-    return stages.Run(**(defaults | parts))
-
-
-def make_sample(prompt: Prompt, sample_id: int, length: int) -> Sample:
-    return Sample(
-        prompt=prompt,
-        sample_id=sample_id,
-        output="x" * length,
-        prompt_ids=(1, 2),
-        response_ids=(*range(10, 10 + length), 4),
-        finish_reason="stop" if length < 4 else "length",
-    )
+from halos_jax.workdir.ledger import open_ledger
+from tests.rounds.stand_ins import CONFIG, PROMPTS, Calls, make_run, make_sample
 
 
 @pytest.fixture
@@ -101,13 +37,18 @@ def sampled(monkeypatch):
     return asked
 
 
+def draw(run, params, prompts, folder, round):
+    rollouts = run.rollouts
+    return stages.sample_prompts(rollouts, params, prompts, folder, round=round, label="samples")
+
+
 def read(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_prompts_are_sampled_in_shards_and_shards_on_disk_are_taken(tmp_path, sampled):
     run = make_run()
-    first = stages.sample_prompts(run, "params", PROMPTS, tmp_path, round=2, label="samples")
+    first = draw(run, "params", PROMPTS, tmp_path, 2)
     weights = "unstacked params"
     assert sampled == [
         (["p0", "p1"], weights, 3, 2),
@@ -119,20 +60,20 @@ def test_prompts_are_sampled_in_shards_and_shards_on_disk_are_taken(tmp_path, sa
     ]
     (tmp_path / "samples.shard-0001.jsonl").unlink()
     sampled.clear()
-    again = stages.sample_prompts(run, "params", PROMPTS, tmp_path, round=2, label="samples")
+    again = draw(run, "params", PROMPTS, tmp_path, 2)
     assert again == first and [ids for ids, *_ in sampled] == [["p2", "p3"]]
     # With every shard there, the weights are not even copied.
     run = make_run(sampler=None)
-    assert stages.sample_prompts(run, None, PROMPTS, tmp_path, round=2, label="samples") == first
+    assert draw(run, None, PROMPTS, tmp_path, 2) == first
 
 
 def test_shards_of_another_size_are_sampled_again(tmp_path, sampled):
     run = make_run()
-    stages.sample_prompts(run, "params", PROMPTS, tmp_path, round=2, label="samples")
+    draw(run, "params", PROMPTS, tmp_path, 2)
     sampled.clear()
     larger = dataclasses.replace(CONFIG.sampling, shard_prompts=3)
     run = make_run(config=dataclasses.replace(CONFIG, sampling=larger))
-    again = stages.sample_prompts(run, "params", PROMPTS, tmp_path, round=2, label="samples")
+    again = draw(run, "params", PROMPTS, tmp_path, 2)
     assert [ids for ids, *_ in sampled] == [["p0", "p1", "p2"], ["p3", "p4"]]
     assert [(s.prompt.prompt_id, s.sample_id) for s in again] == [
         (f"p{i}", j) for i in range(5) for j in range(2)
@@ -150,7 +91,7 @@ def test_a_signal_stops_between_two_shards(tmp_path, monkeypatch, sampled):
 
     monkeypatch.setattr(stages, "sample_shard", sample_then_stop)
     with pytest.raises(Interrupted):
-        stages.sample_prompts(run, "params", PROMPTS, tmp_path, round=1, label="samples")
+        draw(run, "params", PROMPTS, tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["samples.shard-0000.jsonl"]
 
 
@@ -160,17 +101,17 @@ def test_memory_that_ends_in_sampling_names_the_round_and_the_slots(tmp_path, mo
 
     monkeypatch.setattr(stages, "sample_shard", fail)
     with pytest.raises(DeviceError, match=r"in sampling \(samples, round 4\).* sampling\.slots"):
-        stages.sample_prompts(make_run(), "params", PROMPTS, tmp_path, round=4, label="samples")
+        draw(make_run(), "params", PROMPTS, tmp_path, 4)
 
 
 def test_a_shard_of_other_prompts_is_sampled_again(tmp_path, sampled, caplog):
     """Shards of two prompts, then of three: the old ones hold what is not asked for any more."""
     caplog.set_level("INFO")
-    first = stages.sample_prompts(make_run(), "params", PROMPTS, tmp_path, round=1, label="samples")
+    first = draw(make_run(), "params", PROMPTS, tmp_path, 1)
     sampled.clear()
     sizes = dataclasses.replace(CONFIG.sampling, shard_prompts=3)
     larger = make_run(config=dataclasses.replace(CONFIG, sampling=sizes))
-    again = stages.sample_prompts(larger, "params", PROMPTS, tmp_path, round=1, label="samples")
+    again = draw(larger, "params", PROMPTS, tmp_path, 1)
     assert [ids for ids, *_ in sampled] == [["p0", "p1", "p2"], ["p3", "p4"]] and again == first
     assert caplog.text.count("holds samples of other prompts by now; sampled again") == 2
 
@@ -187,15 +128,13 @@ def test_a_signal_stops_inside_of_a_shard_which_is_sampled_again(tmp_path, monke
 
     monkeypatch.setattr(stages, "sample_shard", sample_some)
     with pytest.raises(Interrupted, match="stopped by SIGTERM in round 1, stage sample; saved"):
-        stages.sample_prompts(
-            make_run(stop=stop), "params", PROMPTS, tmp_path, round=1, label="samples"
-        )
+        draw(make_run(stop=stop), "params", PROMPTS, tmp_path, 1)
     assert not list(tmp_path.iterdir())
 
 
 def test_sample_score_feedback_hand_files_to_each_other(tmp_path, sampled):
     run = make_run()
-    files, metrics = stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
+    files, metrics = stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
     assert files == {"samples.jsonl": 10} and len(read(tmp_path / "samples.jsonl")) == 10
     lengths = [2 + i + j for i in range(5) for j in range(2)]
     assert metrics == {
@@ -204,7 +143,7 @@ def test_sample_score_feedback_hand_files_to_each_other(tmp_path, sampled):
         "truncated": sum(length > 4 for length in lengths),
     }
 
-    files, metrics = stages.score_stage(run, tmp_path)
+    files, metrics = stages.score_stage(run.rollouts, tmp_path)
     rewards = [1.0 + i + j for i in range(5) for j in range(2)]
     scores = read(tmp_path / "scores.jsonl")
     assert files == {"scores.jsonl": 10} and metrics["reward_train_mean"] == sum(rewards) / 10
@@ -213,7 +152,7 @@ def test_sample_score_feedback_hand_files_to_each_other(tmp_path, sampled):
         (f"p{i}", j) for i in range(5) for j in range(2)
     ]
 
-    files, metrics = stages.feedback_stage(run, tmp_path, 1)
+    files, metrics = stages.feedback_stage(run.rollouts, tmp_path, 1)
     feedback = read(tmp_path / "feedback.jsonl")
     assert files == {"feedback.jsonl": 5} == {"feedback.jsonl": len(feedback)}
     assert metrics["feedback_pairs"] == 5 and metrics["feedback_ties"] == 0
@@ -238,13 +177,13 @@ def test_a_sample_without_a_reward_is_left_out_and_counted(tmp_path, sampled, ca
 
     config = dataclasses.replace(CONFIG, reward=RewardConfig(max_unlabelled=0.25))
     run = make_run(scorer=score, config=config)
-    stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
-    files, metrics = stages.score_stage(run, tmp_path)
+    stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
+    files, metrics = stages.score_stage(run.rollouts, tmp_path)
     assert files == {"scores.jsonl": 10} and metrics["unlabelled_train"] == 2
     assert metrics["reward_train_mean"] == (5 * 2 + 3 * 1) / 8
     assert [row["reward"] for row in read(tmp_path / "scores.jsonl")] == [None, 2] * 2 + [1, 2] * 3
     assert "2 of 10 samples have no reward" in caplog.text
-    files, metrics = stages.feedback_stage(run, tmp_path, 1)
+    files, metrics = stages.feedback_stage(run.rollouts, tmp_path, 1)
     assert metrics["feedback_unlabelled"] == 2 and metrics["feedback_single"] == 2
     assert [row["prompt_id"] for row in read(tmp_path / "feedback.jsonl")] == ["p2", "p3", "p4"]
 
@@ -266,9 +205,9 @@ def test_binary_and_scalar_feedback(tmp_path, sampled):
             progress=False, sampling=CONFIG.sampling, feedback=FeedbackConfig(type=kind)
         )
         run = make_run(config=config)
-        stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
-        stages.score_stage(run, tmp_path)
-        files, _ = stages.feedback_stage(run, tmp_path, 1)
+        stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
+        stages.score_stage(run.rollouts, tmp_path)
+        files, _ = stages.feedback_stage(run.rollouts, tmp_path, 1)
         kinds = {record["type"] for record in read(tmp_path / "feedback.jsonl")}
         assert files == {"feedback.jsonl": count} and kinds == {f"{kind}_feedback"}
 
@@ -297,9 +236,9 @@ def test_evaluation_draws_with_the_keys_of_round_0_and_keeps_its_metrics(tmp_pat
 
 def test_a_round_of_ties_has_nothing_to_train_on(tmp_path, sampled, caplog):
     run = make_run(scorer=lambda samples: [0.5] * len(samples))
-    stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
-    stages.score_stage(run, tmp_path)
-    files, metrics = stages.feedback_stage(run, tmp_path, 1)
+    stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
+    stages.score_stage(run.rollouts, tmp_path)
+    files, metrics = stages.feedback_stage(run.rollouts, tmp_path, 1)
     assert files == {"feedback.jsonl": 0} and metrics["feedback_ties"] == 5
     assert "round 1: no pair of 5 prompts: 0 have fewer than two rewards" in caplog.text
     assert stages.load_feedback_items(run, tmp_path) == []
@@ -321,7 +260,7 @@ def test_a_round_of_ties_has_nothing_to_train_on(tmp_path, sampled, caplog):
 def test_the_end_of_a_round_is_saved():
     run, state = make_run(), SimpleNamespace(step=4)
     stages.save_round(run, state, 1)
-    position = {"round": 1, "in_stage": False, "layouts": {}}
+    position = {"round": 1, "in_stage": False, "layouts": {}, "step": 4}
     assert run.checkpoints.calls == [("save", 4, state, position)]
 
 
@@ -332,7 +271,7 @@ def test_a_step_is_saved_where_it_is_due_or_the_run_must_stop():
     for done in range(1, 7):
         stages.after_step(run, state, done, round=2, total=6)
     # Not after the last one: the round's own checkpoint follows.
-    position = {"round": 2, "in_stage": True, "stage_step": 3, "layouts": {}}
+    position = {"round": 2, "in_stage": True, "stage_step": 3, "layouts": {}, "step": 17}
     assert run.checkpoints.calls == [("save", 17, state, position)]
     assert run.writer.calls == [("flush",)]
 
@@ -340,7 +279,7 @@ def test_a_step_is_saved_where_it_is_due_or_the_run_must_stop():
     run.stop.handle()
     with pytest.raises(Interrupted):
         stages.after_step(run, state, 1, round=2, total=6)
-    position = {"round": 2, "in_stage": True, "stage_step": 1, "layouts": {}}
+    position = {"round": 2, "in_stage": True, "stage_step": 1, "layouts": {}, "step": 17}
     assert run.checkpoints.calls == [("save", 17, state, position), ("finish",)]
 
 
@@ -354,13 +293,13 @@ def test_a_shard_is_known_before_it_is_there(tmp_path, sampled, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", die)
         with pytest.raises(KeyboardInterrupt):
-            stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
+            stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
     assert list(open_ledger(tmp_path).entries) == ["samples.shard-0000.jsonl"]
-    stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
+    stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
     for number in range(3):
         path = tmp_path / f"samples.shard-{number:04d}.jsonl"
-        assert run.ledger.find(path)["sha256"] == storage.hash_file(path)
-    assert run.ledger.find(tmp_path / "samples.jsonl") is None  # its manifest names it
+        assert run.workspace.ledger.find(path)["sha256"] == storage.hash_file(path)
+    assert run.workspace.ledger.find(tmp_path / "samples.jsonl") is None  # its manifest names it
 
 
 def test_only_the_shards_of_the_label_are_removed(tmp_path):
@@ -373,7 +312,7 @@ def test_only_the_shards_of_the_label_are_removed(tmp_path):
 
 def test_other_processes_write_nothing(tmp_path, sampled):
     run = make_run(is_writer=False)
-    stages.sample_stage(run, "params", PROMPTS, tmp_path, 1)
+    stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
     assert not list(tmp_path.iterdir())
 
 

@@ -120,7 +120,7 @@ def test_an_adapter_is_evaluated_on_its_base(toy, tmp_path, monkeypatch):
         assert (trainer.frozen, params) == (frozen, "adapter")
         raise Seen
 
-    monkeypatch.setattr(eval_task.source, "load_trained", lambda *given: ("adapter", frozen))
+    monkeypatch.setattr(eval_task, "load_trained", lambda *given: ("adapter", frozen))
     monkeypatch.setattr(eval_task.training, "evaluate", evaluate)
     pairs = DataConfig(eval=str(toy / "eval_pairs.jsonl"))
     changes = {"eval": EvalConfig(on="feedback"), "loss": {"name": "simpo"}}
@@ -131,24 +131,28 @@ def test_an_adapter_is_evaluated_on_its_base(toy, tmp_path, monkeypatch):
         )
 
 
-def test_the_reference_is_what_the_run_started_from_by_its_own_seed(toy, tmp_path, monkeypatch):
+def test_the_reference_is_what_the_run_started_from(toy, tmp_path, monkeypatch):
     job = make_config(toy, tmp_path, "eval", eval=EvalConfig(on="feedback"))
     run = dataclasses.replace(job, task="align", seed=11, lora=LoraConfig(rank=4))
 
+    def load_reference(policy, mesh, *, path, run):
+        assert (policy.source, mesh, path, run.seed) == ("source", "mesh", "", 11)
+        return "start", "base"
+
     def add_reference(trainer, dataset, params, *, label):
-        assert (trainer.config.seed, trainer.config.lora, trainer.frozen) == (11, run.lora, "base")
-        assert params == "start" and dataset == "data"
+        assert (trainer.frozen, params, dataset) == ("base", "start", "data")
         raise Seen
 
-    monkeypatch.setattr(eval_task.source, "find_origin", lambda policy: run)
-    monkeypatch.setattr(eval_task.start, "load_frozen", lambda config, *rest: "base")
-    monkeypatch.setattr(eval_task.start, "load_start", lambda trainer: "start")
+    monkeypatch.setattr(eval_task, "find_origin", lambda source: run)
+    monkeypatch.setattr(eval_task, "load_reference", load_reference)
     monkeypatch.setattr(eval_task.training, "add_reference", add_reference)
-    decoder, _ = eval_task.start.load_policy(job.model)
-    trainer = Trainer(**dict.fromkeys(Trainer.__dataclass_fields__) | {"decoder": decoder})
+    trainer = Trainer(**dict.fromkeys(Trainer.__dataclass_fields__))
     with pytest.raises(Seen):
         eval_task._add_reference(
-            SimpleNamespace(config=job, mesh=None), SimpleNamespace(), trainer, "data"
+            SimpleNamespace(config=job, mesh="mesh"),
+            SimpleNamespace(source="source"),
+            trainer,
+            "data",
         )
 
 

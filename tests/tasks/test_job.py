@@ -6,6 +6,7 @@ import pytest
 
 from halos_jax.config import Config, ConfigError, ModelConfig
 from halos_jax.policies.source import Source
+from halos_jax.rounds.context import StageResult
 from halos_jax.storage import WorkdirError
 from halos_jax.tasks.job import open_job
 from halos_jax.workdir.interrupt import StopSignal
@@ -29,8 +30,8 @@ def begin(config, inputs="inputs", **options):
 
 def test_a_job_knows_its_policy(tmp_path, policy):
     config = Config(task="export", workdir=str(tmp_path / "job"))
-    assert begin(config, policy=policy).policy == "checkpoint 3"
-    assert begin(config, policy=policy).policy == "checkpoint 3"
+    assert begin(config, policy=policy).manifest.policy == "checkpoint 3"
+    assert begin(config, policy=policy).manifest.policy == "checkpoint 3"
     policy.record.write_text('{"another": "run"}')
     with pytest.raises(
         ConfigError, match=r"model\.path: .*00000003/round/metadata holds something"
@@ -42,7 +43,7 @@ def test_a_job_is_carried_on_with_what_it_was_started_on(tmp_path, caplog):
     caplog.set_level("INFO")
     config = Config(task="label", workdir=str(tmp_path / "job"), seed=4)
     assert begin(config).manifest.next_stage == "score"
-    assert begin(config).policy == ""
+    assert begin(config).manifest.policy == ""
     with pytest.raises(ConfigError, match=r"data\.train: its records are not those that the job"):
         begin(config, inputs="other")
     with pytest.raises(ConfigError, match=r"data\.eval: its records"):
@@ -51,7 +52,7 @@ def test_a_job_is_carried_on_with_what_it_was_started_on(tmp_path, caplog):
     with open_job(config, StopSignal()) as job:
         assert not job.is_complete
         (job.workdir / "scores.jsonl").write_text("{}\n")
-        job.commit("score", files={"scores.jsonl": 1}, metrics={"reward": 0.5})
+        job.commit("score", StageResult({"scores.jsonl": 1}, {"reward": 0.5}))
         job.commit("feedback")
     with open_job(config, StopSignal()) as job:
         assert job.is_complete and job.metrics == {"reward": 0.5}

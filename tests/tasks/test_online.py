@@ -24,15 +24,14 @@ from halos_jax.config import (
 from halos_jax.data import datasets
 from halos_jax.devices import DeviceError
 from halos_jax.models.hf.families import ModelError
-from halos_jax.packing.layout import LayoutMemory
 from halos_jax.storage import WorkdirError
 from halos_jax.tasks import online as loop
-from halos_jax.types import Prompt, Turn
 from halos_jax.workdir import state as states
 from halos_jax.workdir import timing
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
 from halos_jax.workdir.ledger import open_ledger
 from halos_jax.workdir.state import Manifest, round_folder
+from tests.rounds.stand_ins import make_run
 
 
 def make_config(toy, workdir, **changes) -> Config:
@@ -90,44 +89,6 @@ def test_a_changed_config_is_refused_and_the_lock_released(toy, tmp_path):
     with pytest.raises(WorkdirError, match="seed: 0 -> 1"):
         loop.run_online(make_config(toy, tmp_path, seed=1), StopSignal())
     states.join_run(make_config(toy, tmp_path)).close()
-
-
-def test_prompts_that_have_changed_are_refused(tmp_path):
-    """A round's range of the order means other prompts when the file has changed."""
-    prompts = [Prompt(f"p{i}", (Turn("user", f"question {i}"),)) for i in range(4)]
-    plan = SimpleNamespace(start=1, stop=3)
-
-    def open_round(train, held_out, round):
-        run = SimpleNamespace(
-            workdir=tmp_path,
-            is_writer=True,
-            prompts=train,
-            held_out=held_out,
-            config=Config(seed=4),
-            layouts=LayoutMemory(),
-        )
-        return loop._open_round(run, round, plan)
-
-    first, held_out = prompts[:3], prompts[3:]
-    for round, stage in ((0, "evaluate"), (1, "sample")):
-        manifest = open_round(first, held_out, round)
-        assert (manifest.seed, manifest.policy, manifest.stages) == (4, "sft", ())
-        (round_folder(tmp_path, round) / "samples.jsonl").write_text("{}\n")
-        files = {"samples.jsonl": 1}
-        states.commit_stage(round_folder(tmp_path, round), manifest, stage, files=files)
-        assert open_round(first, held_out, round).stages == (stage,)
-    assert open_round(first, held_out, 1).start == 1
-    # What its stages have left is looked at before it is read again.
-    (round_folder(tmp_path, 1) / "samples.jsonl").write_text("{ }\n")
-    with pytest.raises(states.ManifestError, match=r"rounds/0001.*samples.jsonl has sha256"):
-        open_round(first, held_out, 1)
-    (round_folder(tmp_path, 1) / "samples.jsonl").write_text("{}\n")
-    # Prompts outside the round's range are free to change, those inside are not.
-    assert open_round([prompts[3], *first[1:]], held_out, 1).stages == ("sample",)
-    with pytest.raises(ConfigError, match=r"data\.train: its prompts are not those that round 1"):
-        open_round([first[0], first[2], first[1]], held_out, 1)
-    with pytest.raises(ConfigError, match=r"data\.eval: its prompts are not those that round 0"):
-        open_round(first, prompts[2:], 0)
 
 
 def test_held_out_prompts_that_are_trained_on_are_refused(toy, tmp_path):
@@ -251,28 +212,27 @@ def test_a_policy_that_is_trained_again_forgets_what_it_has_sampled(tmp_path, mo
     for name in ("forget_samples", "save_round"):
         monkeypatch.setattr(loop.stages, name, note(name))
     monkeypatch.setattr(loop.stages, "train_stage", note("train_stage", "trained"))
-    run = SimpleNamespace(
+    run = make_run(
         workdir=tmp_path,
         ledger=ledger,
-        is_writer=True,
-        stop=StopSignal(),
         prompts=[],
         held_out=[],
         config=Config(),
         trainer=SimpleNamespace(),
-        layouts=LayoutMemory(),
         checkpoints=SimpleNamespace(finish=lambda: called.append(("finish", []))),
     )
     state = SimpleNamespace(step=0, params=None)
-    position = loop.Position(state, round=0)
-    loop._run_round(run, position, manifest, folder, None)
+    progress = loop.Progress(state, round=0)
+    loop.run_round(run, progress, manifest, None)
     assert called == [("forget_samples", []), ("train_stage", []), ("save_round", ["train"])]
-    assert (position.state, position.round) == ("trained", 1)
+    assert (progress.state, progress.round) == ("trained", 1)
     # What is trained, and whose checkpoint is on disk, is neither forgotten nor trained again.
     called.clear()
-    loop._run_round(run, position, manifest, folder, None)
+    loop.run_round(run, progress, manifest, None)
     assert called == []
-    assert position.settle().next_stage is None and called == [("finish", [])]
+    committed = loop.commit_pending(run, progress)
+    assert committed.next_stage is None and called == [("finish", [])]
+    assert progress.pending is None and loop.commit_pending(run, progress) is None
     manifest_path = folder / "manifest.json"
     assert ledger.find(manifest_path)["sha256"] == storage.hash_file(manifest_path)
 
@@ -292,51 +252,3 @@ def test_memory_that_ends_in_training_names_the_round_and_the_same_command_goes_
     train = dataclasses.replace(config.train, tokens_per_device=64)
     loop.run_online(dataclasses.replace(config, train=train), StopSignal())
     assert states.load_manifest(round_folder(tmp_path / "run", 2)).next_stage is None
-
-
-def test_a_run_is_made_of_what_the_config_and_its_position_say(toy, tmp_path, monkeypatch):
-    seen = {}
-
-    def spy(module, name):
-        original = getattr(module, name)
-
-        def call(*given, **options):
-            seen[name] = given, options
-            return original(*given, **options)
-
-        monkeypatch.setattr(module, name, call)
-
-    for module, name in (
-        (loop.training, "make_trainer"),
-        (loop, "make_scorer"),
-        (loop, "MetricWriter"),
-    ):
-        spy(module, name)
-    restore = loop.restore_position
-
-    def restore_position(trainer, checkpoints):
-        found = restore(trainer, checkpoints)
-        found.state = found.state.replace(step=7)
-        return found
-
-    monkeypatch.setattr(loop, "restore_position", restore_position)
-    config = make_config(
-        toy,
-        tmp_path,
-        rounds=RoundsConfig(total_prompts=6, prompts_per_round=3, num_skip=2),
-        train=TrainConfig(batch_size=2, max_length=16, row_multiple=64, epochs=2),
-    )
-    info, stop = states.join_run(config), StopSignal()
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
-    try:
-        run, position = loop._make_run(config, info, mesh, stop)
-        run.checkpoints.close()
-        run.writer.close()
-    finally:
-        info.close()
-    # Two rounds of two passes over three pairs in steps of two: two steps a pass, and not one.
-    assert seen["make_trainer"][1]["total_steps"] == 2 * 2 * 2
-    assert seen["make_scorer"][0][3:] == (stop.check, run.layouts)
-    assert seen["MetricWriter"][1]["resume_step"] == position.state.step == 7
-    budget = run.budget
-    assert (budget.total_prompts, budget.prompts_per_round, budget.num_skip) == (6, 3, 2)

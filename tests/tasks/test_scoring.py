@@ -27,17 +27,19 @@ def make_samples():
     ]
 
 
-def make_run(scorer, stop=None, **reward):
-    return SimpleNamespace(
+def make_run(workdir, scorer, stop=None, **reward):
+    """Return a workspace and the scorer."""
+    workspace = SimpleNamespace(
+        workdir=workdir,
         config=Config(
             sampling=SamplingConfig(shard_prompts=2),
             reward=RewardConfig(**{"kind": "function"} | reward),
         ),
-        scorer=scorer,
         stop=stop or StopSignal(),
         is_writer=True,
         ledger=no_ledger(),
     )
+    return workspace, scorer
 
 
 def test_a_shard_is_whole_prompts_and_is_scored_once(tmp_path):
@@ -50,9 +52,9 @@ def test_a_shard_is_whole_prompts_and_is_scored_once(tmp_path):
         return [float(len(one.output)) for one in found]
 
     with pytest.raises(Interrupted):
-        scoring.write_scores(make_run(score, stop), samples, tmp_path)
+        scoring.write_scores(*make_run(tmp_path, score, stop), samples)
     assert asked == [["p0", "p1"] * 2, ["p2", "p3"] * 2]
-    files, metrics = scoring.write_scores(make_run(score), samples, tmp_path)
+    files, metrics = scoring.write_scores(*make_run(tmp_path, score), samples)
     assert asked[2:] == [["p4", "p4"]] and files == {"scores.jsonl": 10}
     lines = [record for _, record in reading.read_records(tmp_path / "scores.jsonl")]
     assert [line["reward"] for line in lines] == [float(len(one.output)) for one in samples]
@@ -70,10 +72,10 @@ def test_shards_of_another_size_are_scored_again(tmp_path):
         return [float(len(one.output)) for one in found]
 
     with pytest.raises(Interrupted):
-        scoring.write_scores(make_run(score, stop), samples, tmp_path)
-    run = make_run(score)
+        scoring.write_scores(*make_run(tmp_path, score, stop), samples)
+    run, _ = make_run(tmp_path, score)
     run.config = dataclasses.replace(run.config, sampling=SamplingConfig(shard_prompts=3))
-    scoring.write_scores(run, samples, tmp_path)
+    scoring.write_scores(run, score, samples)
     assert asked == [["p0", "p1"] * 2, ["p0", "p1", "p2"] * 2, ["p3", "p4"] * 2]
     lines = [record for _, record in reading.read_records(tmp_path / "scores.jsonl")]
     assert [line["reward"] for line in lines] == [float(len(one.output)) for one in samples]
@@ -89,7 +91,7 @@ def test_rewards_that_depend_on_each_other_are_asked_for_at_once(tmp_path, rewar
         asked.append(list(found))
         return [1.0] * len(found)
 
-    scoring.write_scores(make_run(score, **reward), samples, tmp_path)
+    scoring.write_scores(*make_run(tmp_path, score, **reward), samples)
     assert asked == [samples]
 
 
@@ -102,10 +104,10 @@ def test_processes_score_alike_however_late_one_of_them_is(tmp_path, monkeypatch
         barrier.wait()
 
     def run_process(name):
-        run = make_run(lambda shard: [float(len(one.output)) for one in shard])
+        run, score = make_run(tmp_path, lambda shard: [float(len(one.output)) for one in shard])
         run.is_writer = name == "0"
         run.stop = SimpleNamespace(check=lambda: None if run.is_writer else time.sleep(0.2))
-        found[name] = scoring.score_in_shards(run, make_samples(), tmp_path)
+        found[name] = scoring.score_in_shards(run, score, make_samples())
 
     monkeypatch.setattr(sharding, "wait_for_all", wait_for_all)
     threads = [threading.Thread(target=run_process, args=name, name=name) for name in "01"]
@@ -122,9 +124,9 @@ def test_unlabelled_samples_are_counted_over_all_shards(tmp_path):
 
     samples = make_samples()
     with pytest.raises(RewardError, match="3 of 10 samples have no reward"):
-        scoring.write_scores(make_run(score), samples, tmp_path)
+        scoring.write_scores(*make_run(tmp_path, score), samples)
     assert len(list(tmp_path.glob("scores.shard-*"))) == 3
-    _, metrics = scoring.write_scores(make_run(None, max_unlabelled=0.3), samples, tmp_path)
+    _, metrics = scoring.write_scores(*make_run(tmp_path, None, max_unlabelled=0.3), samples)
     assert metrics == {"reward_label": 1.0, "unlabelled_label": 3}
     lines = [record for _, record in reading.read_records(tmp_path / "scores.jsonl")]
     assert [line["reward"] for line in lines].count(None) == 3

@@ -32,6 +32,7 @@ from halos_jax.models.files import hf
 from halos_jax.models.hf.families import ModelError
 from halos_jax.tasks import train as single
 from halos_jax.tasks.train import choose_loss, run_training
+from halos_jax.workdir import workspace
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
 
 
@@ -157,7 +158,7 @@ def test_what_a_training_task_hands_on(toy, tmp_path, monkeypatch):
         return state
 
     monkeypatch.setattr(single, "load_items", load_items)
-    monkeypatch.setattr(single, "MetricWriter", Writer)
+    monkeypatch.setattr(workspace, "MetricWriter", Writer)
     monkeypatch.setattr(single, "_restore", lambda *given: (restore(*given)[0], 2))
     monkeypatch.setattr(single.training, "run_steps", run_steps)
     monkeypatch.setattr(single.final, "export_final", lambda *given, **options: tmp_path)

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from halos_jax import main
 from halos_jax.config import (
     Config,
     ConfigError,
@@ -22,12 +21,19 @@ from halos_jax.losses import get_loss
 from halos_jax.models import lora
 from halos_jax.models.files import hf
 from halos_jax.policies import final
-from halos_jax.policies.start import load_frozen, load_policy, load_start
+from halos_jax.policies import policy as policies
+from halos_jax.policies.policy import find_policy, load_frozen, load_start, start_policy
+from halos_jax.tasks import launch
 from halos_jax.training.loop import make_trainer
 from halos_jax.types import Turn
 from halos_jax.workdir.interrupt import StopSignal
 
 ADDED = ("<|good|>", "<|bad|>")
+
+
+def load_policy(settings):
+    policy = find_policy(settings)
+    return policy.decoder, policy.renderer
 
 
 def test_without_added_tokens_nothing_changes(toy):
@@ -49,7 +55,7 @@ def test_added_tokens_travel_to_the_next_run(toy, tmp_path, mesh1):
 
     params = hf.load_or_init_params(settings, decoder, mesh1, 0)
     params["embed"] = params["embed"].at[np.array(ids)].add(1.0)  # as if trained
-    final.export_final(params, decoder, settings, renderer, tmp_path)
+    final.export_final(params, find_policy(settings), tmp_path)
     path = str(tmp_path / "final")
     turns = (Turn("user", "cab<|good|>"),)
     for tokenizer in ("", path, str(toy / "policy")):
@@ -104,12 +110,12 @@ def test_a_model_with_a_gate_is_no_policy(toy, tmp_path):
 
 def load(config, mesh, **changes):
     """Return the trainer of `config` with its frozen part, and the params it starts from."""
-    decoder, _ = load_policy(config.model)
-    decoder = dataclasses.replace(decoder, **changes)
-    frozen = load_frozen(config, decoder, mesh)
+    policy = start_policy(config)
+    policy = dataclasses.replace(policy, decoder=dataclasses.replace(policy.decoder, **changes))
+    frozen = load_frozen(policy, mesh)
     loss = get_loss({"name": "dpo"})
-    trainer = make_trainer(config, decoder, loss, mesh, total_steps=1, frozen=frozen)
-    return trainer, load_start(trainer)
+    trainer = make_trainer(config, policy.decoder, loss, mesh, total_steps=1, frozen=frozen)
+    return trainer, load_start(policy, mesh, frozen)
 
 
 def test_without_lora_the_params_are_the_model(toy, mesh1):
@@ -126,7 +132,8 @@ def test_lora_starts_from_the_same_fresh_adapter_each_time(toy, mesh1):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
     assert trainer.frozen.adapter.dropout == 0.05 and trainer.frozen.adapter.seed == 4
     assert params.keys() == {"layers", "score"}
-    jax.tree.map(np.testing.assert_array_equal, load_start(trainer), params)
+    _, again = load(config, mesh1, num_labels=1)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
     assert jax.tree.structure(trainer.abstract_state.params) == jax.tree.structure(params)
 
 
@@ -135,8 +142,7 @@ def test_lora_starts_from_an_exported_adapter(toy, tmp_path, mesh1):
     config = Config(model=settings, lora=LoraConfig(rank=2, alpha=6.0, targets=("q_proj",)))
     trainer, params = load(config, mesh1)
     moved = jax.tree.map(lambda x: x + 0.1, params)
-    _, renderer = load_policy(settings)
-    final.export_final(moved, trainer.decoder, settings, renderer, tmp_path, frozen=trainer.frozen)
+    final.export_final(moved, start_policy(config), tmp_path, frozen=trainer.frozen)
     # The adapter says what it is; only the dropout is this run's to choose.
     path = str(tmp_path / "final" / "adapter")
     again = dataclasses.replace(config, lora=LoraConfig(path=path, dropout=0.1))
@@ -180,8 +186,41 @@ def test_a_classifier_is_no_policy(toy, tmp_path, task):
         eval=EvalConfig(on="feedback" if task == "feedback" else "samples"),
     )
     with pytest.raises(ConfigError) as caught:
-        main.run_task(config, StopSignal())
+        launch.run_task(config, StopSignal())
     assert str(caught.value) == (
         f"model.path: got '{model}', a model that scores texts and writes none; allowed: a causal "
         "language model; a reward model goes to --config.reward.path"
     )
+
+
+def test_a_reference_is_loaded_by_the_seed_and_the_adapter_of_its_run(toy, monkeypatch):
+    """Its rows of new tokens and the base's dtype are the run's, its architecture the policy's."""
+    model = ModelConfig(path=str(toy / "policy"), added_tokens=ADDED, compute_dtype="bfloat16")
+    run = Config(task="align", model=model, seed=11, lora=LoraConfig(rank=4))
+    found = find_policy(ModelConfig(path=str(toy / "policy"), compute_dtype="float32"), seed=3)
+    wide = dataclasses.replace(found.decoder, remat="none", d_mlp=7)
+    found = dataclasses.replace(found, decoder=wide)
+    seen = []
+    monkeypatch.setattr(policies, "load_frozen", lambda policy, mesh: seen.append(policy) or "base")
+    monkeypatch.setattr(policies, "load_start", lambda *given: seen.append(given) or "start")
+    loaded = policies.load_reference(found, "mesh", path="", run=run)
+    assert loaded == ("start", "base")
+    policy, given = seen
+    assert given == (policy, "mesh", "base")
+    assert (policy.seed, policy.lora, policy.settings) == (11, run.lora, model)
+    assert (policy.decoder.d_mlp, policy.decoder.compute_dtype) == (7, "float32")
+    assert len(policy.decoder.new_rows) == 2 and policy.base_dtype == "bfloat16"
+    # A path wins, and is what its own seed makes of it.
+    monkeypatch.setattr(policies, "load_trained", lambda policy, mesh: (policy, mesh))
+    policy, mesh = policies.load_reference(found, "mesh", path=str(toy / "base"), run=run)
+    assert (policy.settings.path, policy.seed, mesh) == (str(toy / "base"), 3, "mesh")
+    assert policy.decoder is wide
+
+
+def test_a_policy_with_a_head_keeps_the_labels_that_it_has(toy):
+    policy = find_policy(ModelConfig(path=str(toy / "policy")))
+    assert policy.with_head().decoder.num_labels == 1
+    two = dataclasses.replace(policy.decoder, num_labels=2)
+    assert dataclasses.replace(policy, decoder=two).with_head().decoder.num_labels == 2
+    with pytest.raises(ConfigError, match=r"model\.path: got 'here', a model that scores texts"):
+        policy.with_head().refuse_classifier("here")

@@ -7,7 +7,7 @@ import pytest
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.losses import get_loss
 from halos_jax.packing.layout import Layout, LayoutMemory
-from halos_jax.rounds import position
+from halos_jax.rounds import progress
 from halos_jax.training import loop as training
 
 PPO = {"name": "ppo"}
@@ -19,9 +19,9 @@ def test_the_policy_comes_from_the_newest_checkpoint():
     known.keep("train", Layout(1, 2, 64, 32, 2, ((4, 64),)))
 
     def restore(record):
-        record |= {"layouts": known.to_record()}
+        record |= {"layouts": known.to_record(), "step": 9}
         checkpoints = SimpleNamespace(restore_newest=lambda abstract: ("state", record))
-        found = position.restore_position(trainer, checkpoints)
+        found = progress.restore_progress(trainer, None, checkpoints)
         return found.state, found.round, found.stage_step
 
     assert restore({"round": 3, "in_stage": False}) == ("state", 3, 0)
@@ -35,27 +35,31 @@ def test_the_policy_of_a_rounds_start_comes_back_wherever_the_run_stands(tmp_pat
         find_round_end=lambda round: {2: 7}.get(round),
         restore_params=lambda abstract, save_id: asked.append(save_id) or "of round 2",
     )
-    trainer = SimpleNamespace(abstract_state=SimpleNamespace(params=None), loss=get_loss(PPO))
-    run = SimpleNamespace(trainer=trainer, checkpoints=checkpoints, workdir=tmp_path)
+    trainer = SimpleNamespace(
+        abstract_state=SimpleNamespace(params=None), loss=get_loss(PPO), frozen="base"
+    )
+    run = SimpleNamespace(
+        trainer=trainer, checkpoints=checkpoints, workdir=tmp_path, policy="policy", mesh="mesh"
+    )
     state = SimpleNamespace(params="now")
 
     def load(round, stage_step):
-        at = position.Position(state, round - 1, stage_step)
-        return position.load_round_start(run, at, round)
+        at = progress.Progress(state, round - 1, stage_step)
+        return progress.load_round_start(run, at, round)
 
     assert load(3, 0) == "now" and not asked  # before the first step
     assert load(3, 4) == "of round 2" and asked == [7]
-    monkeypatch.setattr(position, "load_start", lambda trainer: "sft")
+    monkeypatch.setattr(progress, "load_start", lambda *given: " ".join(("sft of", *given)))
     monkeypatch.setattr(training, "add_value_head", lambda trainer, params: f"{params} + head")
-    assert load(1, 4) == "sft + head"
+    assert load(1, 4) == "sft of policy mesh base + head"
     with pytest.raises(CheckpointError, match=r"the checkpoint at the end of round 4 is gone"):
         load(5, 1)
 
 
 def test_the_sft_policy_is_loaded_anew_once_a_step_is_taken(monkeypatch):
-    monkeypatch.setattr(position, "load_start", lambda trainer: f"sft of {trainer}")
-    run = SimpleNamespace(trainer="trainer")
-    for step, expected in ((0, "at hand"), (1, "sft of trainer")):
+    monkeypatch.setattr(progress, "load_start", lambda *given: " ".join(("sft of", *given)))
+    run = SimpleNamespace(trainer=SimpleNamespace(frozen="base"), policy="policy", mesh="mesh")
+    for step, expected in ((0, "at hand"), (1, "sft of policy mesh base")):
         state = SimpleNamespace(step=step, params="at hand")
         # Rounds without pairs take no step.
-        assert position.sft_loader(run, position.Position(state, 3))() == expected
+        assert progress.sft_loader(run, progress.Progress(state, 3))() == expected

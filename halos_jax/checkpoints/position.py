@@ -1,0 +1,52 @@
+"""Where in its run a checkpoint was taken: the typed form of its `round_state`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Position:
+    """The place of a checkpoint in its run.
+
+    Attributes:
+      step: optimizer steps of the whole run.
+      round: the round that is or was trained; None for a task that trains once.
+      in_stage: whether the training of `round` is still under way.
+      stage_step: optimizer steps taken in the stage that is under way.
+      layouts: the shapes of the batches that the run has compiled, `LayoutMemory.to_record`.
+
+    Example:
+      Position(step=96, round=3, in_stage=True, stage_step=32)
+    """
+
+    step: int
+    round: int | None = None
+    in_stage: bool = False
+    stage_step: int = 0
+    layouts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rounds_done(self) -> int:
+        """How many rounds are trained completely."""
+        return (self.round or 0) - self.in_stage
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object that stands in the checkpoint."""
+        if self.round is None:
+            return {"in_stage": False, "stage_step": self.stage_step, "step": self.step}
+        inside = {"stage_step": self.stage_step} if self.in_stage else {}
+        record = {"round": self.round, "in_stage": self.in_stage, **inside}
+        return record | {"layouts": dict(self.layouts), "step": self.step}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Position":
+        """Read what `to_dict` gave; KeyError where there is no step."""
+        number = record.get("round")
+        return cls(
+            step=int(record["step"]),
+            round=None if number is None else int(number),
+            in_stage=bool(record.get("in_stage")),
+            stage_step=int(record.get("stage_step", 0)),
+            layouts=record.get("layouts", {}),
+        )

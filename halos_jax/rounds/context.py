@@ -1,0 +1,109 @@
+"""What the stages of a round share, and what each of them returns."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from halos_jax.checkpoints.saver import Saver
+from halos_jax.checkpoints.store import Checkpoints
+from halos_jax.config import Config
+from halos_jax.data.lengths import Lengths, make_lengths
+from halos_jax.metrics import MetricWriter
+from halos_jax.packing.layout import LayoutMemory
+from halos_jax.policies.policy import Policy
+from halos_jax.rewards.labels import Labels, Scorer
+from halos_jax.rounds.budget import Budget
+from halos_jax.sampling.sampler import Sampler
+from halos_jax.training.loop import Trainer
+from halos_jax.types import Prompt, Sample
+from halos_jax.workdir.interrupt import StopSignal
+from halos_jax.workdir.workspace import Workspace
+
+
+class StageResult(NamedTuple):
+    """What a stage leaves: the number of records of each file, and metrics for people.
+
+    Example:
+      StageResult({"feedback.jsonl": 512}, {"feedback_pairs": 512, "feedback_ties": 3})
+    """
+
+    files: Mapping[str, int]
+    metrics: Mapping[str, Any]
+
+
+NOTHING = StageResult({}, {})
+
+
+def refuse_scores(samples: Sequence[Sample]) -> Labels:
+    """Stand for the scorer of a task that only samples."""
+    raise RuntimeError(f"no reward was made to score {len(samples)} samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """What draws samples from a policy and scores them, in a round and in a task of its own.
+
+    `rules` are further scorers of held-out samples, by name.
+    """
+
+    workspace: Workspace
+    sampler: Sampler
+    scorer: Scorer = refuse_scores
+    rules: Mapping[str, Scorer] = dataclasses.field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        return self.workspace.config
+
+    @property
+    def stop(self) -> StopSignal:
+        return self.workspace.stop
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that the stages of an online run share."""
+
+    workspace: Workspace
+    rollouts: Rollouts
+    policy: Policy  # what the run starts from
+    trainer: Trainer
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    prompts: Sequence[Prompt]
+    held_out: Sequence[Prompt]
+    layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)  # a reward model's
+    budget: Budget = Budget(1, 1)
+
+    @property
+    def config(self) -> Config:
+        return self.workspace.config
+
+    @property
+    def workdir(self) -> Path:
+        return self.workspace.workdir
+
+    @property
+    def stop(self) -> StopSignal:
+        return self.workspace.stop
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.workspace.mesh
+
+    @property
+    def num_rounds(self) -> int:
+        """How many rounds have prompts."""
+        return self.budget.count_rounds(len(self.prompts))
+
+    @functools.cached_property
+    def lengths(self) -> Lengths:
+        return make_lengths(self.config, self.trainer.decoder.max_positions)
+
+    @functools.cached_property
+    def saver(self) -> Saver:
+        return Saver(self.checkpoints, self.writer, self.stop, self.config.checkpoint.every)

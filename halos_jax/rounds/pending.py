@@ -1,0 +1,101 @@
+"""How a round's stages become part of the run: one manifest, replaced after each of them."""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+
+from halos_jax import sharding, storage
+from halos_jax.config import ConfigError
+from halos_jax.data import datasets
+from halos_jax.rounds.budget import RoundPlan
+from halos_jax.rounds.context import NOTHING, Run, StageResult
+from halos_jax.rounds.stages import remove_eval_shards
+from halos_jax.workdir import state as states
+from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir.timing import time_stage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class PendingRound:
+    """A round that is trained and evaluated, whose checkpoint may still be on its way to disk.
+
+    Attributes:
+      manifest: the round as its manifest on disk says it is: up to its feedback.
+      evaluation: what its evaluation has left.
+    """
+
+    manifest: Manifest
+    evaluation: StageResult
+
+
+def open_round(run: Run, round: int, plan: RoundPlan) -> Manifest:
+    """Return the round's manifest as it stands on disk, checked, or a new one."""
+    folder = round_folder(run.workdir, round)
+    if run.workspace.is_writer:
+        with storage.explain_os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            storage.remove_partials(folder)
+    sharding.wait_for_all(f"open round {round}")
+    manifest = states.load_manifest(folder)
+    prompts = run.prompts[plan.start : plan.stop] if round else run.held_out
+    identity = datasets.identify_prompts(prompts)
+    if manifest is None:
+        previous = f"round-{round - 1:04d}" if round > 1 else "sft"
+        reference = run.config.rounds.reference
+        return Manifest(
+            round=round,
+            seed=run.config.seed,
+            start=plan.start if round else 0,
+            stop=plan.stop if round else 0,
+            prompts=identity,
+            policy=previous,
+            reference={"sft": "sft", "round_start": previous}.get(reference, reference),
+            layouts=run.layouts.to_record(),
+        )
+    if manifest.prompts != identity:
+        raise ConfigError(
+            f"{'data.train' if round else 'data.eval'}: its prompts are not those that round "
+            f"{round} of {run.workdir} was started with; put the data back as they were, or start "
+            "a new run with --config.workdir=DIR (rounds.num_skip leaves out prompts at the start)"
+        )
+    states.verify_files(folder, manifest)
+    return manifest
+
+
+@contextlib.contextmanager
+def open_stage(run: Run, round: int, stage: str) -> Iterator[Callable[[], None]]:
+    """Name the stage for a stop inside the block, and measure how long the block takes.
+
+    Yields what writes the time down before the block ends; see `time_stage`.
+    """
+    run.stop.place = f"round {round}, stage {stage}"
+    with time_stage(run.workspace.ledger, round, stage) as write_time:
+        yield write_time
+
+
+def commit_stage(run: Run, manifest: Manifest, stage: str, done: StageResult = NOTHING) -> Manifest:
+    """Record in the round's manifest that `stage` is done; return the new manifest."""
+    return states.commit_stage(
+        round_folder(run.workdir, manifest.round),
+        manifest,
+        stage,
+        files=done.files,
+        metrics=done.metrics,
+        layouts=run.layouts.to_record(),
+        is_writer=run.workspace.is_writer,
+        ledger=run.workspace.ledger,
+    )
+
+
+def commit_round(run: Run, pending: PendingRound) -> Manifest:
+    """Wait until the round's checkpoint is on disk, then record its last two stages."""
+    manifest = pending.manifest
+    if manifest.next_stage == "train":
+        run.checkpoints.finish()
+        manifest = commit_stage(run, manifest, "train")
+    manifest = commit_stage(run, manifest, "evaluate", pending.evaluation)
+    remove_eval_shards(run, round_folder(run.workdir, manifest.round))
+    return manifest

@@ -1,0 +1,100 @@
+"""How far a run is: the policy at hand, and those that it still compares with."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+from halos_jax.checkpoints.failures import CheckpointError
+from halos_jax.checkpoints.position import Position
+from halos_jax.checkpoints.store import Checkpoints
+from halos_jax.models.decoder import Params
+from halos_jax.policies.policy import Policy, load_start
+from halos_jax.rounds.context import Run
+from halos_jax.rounds.pending import PendingRound, commit_round
+from halos_jax.rounds.report import report_round
+from halos_jax.training import loop as training
+from halos_jax.training.loop import Trainer
+from halos_jax.types import TrainState
+from halos_jax.workdir.state import Manifest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is: the one thing that changes while its rounds go by.
+
+    Attributes:
+      state: the policy at hand.
+      round: the last round whose training it has seen whole.
+      stage_step: steps that it has taken in the round after that.
+      pending: the round that is trained and evaluated, and not committed yet.
+      is_restored: whether the policy came from a checkpoint.
+    """
+
+    state: TrainState
+    round: int
+    stage_step: int = 0
+    pending: PendingRound | None = None
+    is_restored: bool = True
+
+
+def restore_progress(trainer: Trainer, policy: Policy, checkpoints: Checkpoints) -> Progress:
+    """Return the policy of the newest checkpoint, or the SFT checkpoint where there is none."""
+    found = checkpoints.restore_newest(trainer.abstract_state)
+    if found is None:
+        params = load_start(policy, trainer.mesh, trainer.frozen)
+        state = training.start_state(trainer, params)
+        return Progress(state, round=0, is_restored=False)
+    state, position = found[0], Position.from_dict(found[1])
+    trainer.layouts.load(position.layouts)
+    if position.in_stage:
+        logger.info("carrying on in round %d after step %d", position.round, position.stage_step)
+        return Progress(state, position.rounds_done, position.stage_step)
+    logger.info("carrying on after round %d", position.round)
+    return Progress(state, position.rounds_done)
+
+
+def commit_pending(run: Run, progress: Progress) -> Manifest | None:
+    """Commit and report the round that is trained, if that is still to be done."""
+    if progress.pending is None:
+        return None
+    pending, progress.pending = progress.pending, None
+    manifest = commit_round(run, pending)
+    report_round(run.workdir, manifest, run.num_rounds)
+    return manifest
+
+
+def sft_loader(run: Run, progress: Progress) -> Callable[[], Params]:
+    """Return what loads the SFT params; before the first step the policy is a copy of them."""
+    if int(progress.state.step) == 0:
+        return lambda: _params(progress)
+    return lambda: load_start(run.policy, run.mesh, run.trainer.frozen)
+
+
+def load_round_start(run: Run, progress: Progress, round: int) -> Params:
+    """Return the params with which `round` has started to train, wherever in it the run stands.
+
+    A checkpoint inside of the round stands beside the one at the end of the round before, which
+    goes only when this round is complete; before the first round there is the SFT checkpoint.
+    """
+    if progress.stage_step == 0:
+        return _params(progress)
+    if round == 1:
+        start = load_start(run.policy, run.mesh, run.trainer.frozen)
+        params: Params = training.add_value_head(run.trainer, start)
+        return params
+    checkpoint = run.checkpoints.find_round_end(round - 1)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{run.workdir / 'checkpoints'}: the checkpoint at the end of round {round - 1} is "
+            f"gone, but round {round}, which is half trained, compares with its policy; put it "
+            "back, or delete the newer checkpoints too and run the same command again"
+        )
+    restored: Params = run.checkpoints.restore_params(run.trainer.abstract_state.params, checkpoint)
+    return restored
+
+
+def _params(progress: Progress) -> Params:
+    params: Params = progress.state.params
+    return params

@@ -1,0 +1,105 @@
+"""What an online run is made of, from its config and from what its workdir holds already."""
+
+import dataclasses
+import logging
+
+from halos_jax import sharding, storage
+from halos_jax.checkpoints.store import open_checkpoints
+from halos_jax.losses import get_loss
+from halos_jax.models.hf.positions import refuse_longer
+from halos_jax.packing.layout import LayoutMemory
+from halos_jax.policies.policy import Policy, load_frozen, start_policy
+from halos_jax.rewards.function_scorer import check_records, make_rules
+from halos_jax.rewards.scorers import make_scorer
+from halos_jax.rounds import cuts
+from halos_jax.rounds.context import Rollouts, Run
+from halos_jax.rounds.order import load_order, save_order
+from halos_jax.rounds.outlook import find_place, lay_out, make_budget
+from halos_jax.rounds.progress import Progress, restore_progress
+from halos_jax.rounds.prompts import load_prompts
+from halos_jax.rounds.rewind import rewind
+from halos_jax.sampling.sampler import make_sampler
+from halos_jax.training import loop as training
+from halos_jax.training.loop import Trainer
+from halos_jax.training.optim import warn_of_rounding
+from halos_jax.training.state import count_bytes
+from halos_jax.workdir.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+
+def make_run(workspace: Workspace) -> tuple[Run, Progress]:
+    """Load what the run of an open workspace consists of, and how far it is.
+
+    Raises:
+      ConfigError, ModelError, RecordError: where config, model and data do not fit.
+      CheckpointError: where the rounds that are done have left no checkpoint.
+    """
+    config, workdir = workspace.config, workspace.workdir
+    policy = start_policy(config)
+    policy.refuse_classifier(config.model.path)
+    refuse_longer(policy.decoder, {"train.max_length": config.train.max_length})
+    budget, order = make_budget(config, workdir), load_order(config, workdir)
+    needed = budget.num_skip + budget.total_prompts
+    prompts, held_out = load_prompts(config, policy.renderer, needed, order)
+    check_records(config.reward, [*prompts, *held_out])
+    checkpoints = open_checkpoints(
+        workdir / "checkpoints", keep=config.checkpoint.keep, ledger=workspace.ledger
+    )
+    workspace.begin_segment(grown=order.growth, **find_place(checkpoints))
+    if workspace.is_writer:
+        save_order(order, workdir, workspace.ledger.note_file)
+    config, steps = lay_out(config, workspace.history, budget, len(prompts), order)
+    workspace = workspace.with_config(config)
+    trainer = _make_trainer(workspace, policy, steps)
+    logger.info(
+        "%d prompts, %d held out; %d rounds; mesh %s",
+        len(prompts),
+        len(held_out),
+        budget.count_rounds(len(prompts)),
+        sharding.describe(workspace.mesh),
+    )
+    progress = restore_progress(trainer, policy, checkpoints)
+    rewind(workdir, workspace.ledger, progress.round, has_checkpoint=progress.is_restored)
+    layouts = LayoutMemory()
+    run = Run(
+        workspace=workspace,
+        rollouts=_make_rollouts(workspace, policy, layouts),
+        policy=policy,
+        trainer=trainer,
+        checkpoints=checkpoints,
+        writer=workspace.open_metrics(int(progress.state.step)),
+        prompts=prompts,
+        held_out=held_out,
+        layouts=layouts,
+        budget=budget,
+    )
+    used = prompts[budget.num_skip : needed]
+    cuts.check_prompts(
+        run.rollouts.sampler, (config.data.train, used), (config.data.eval, held_out)
+    )
+    return run, progress
+
+
+def _make_trainer(workspace: Workspace, policy: Policy, steps: int) -> Trainer:
+    """Return the trainer of a run of `steps` optimizer steps, which a request to stop reaches."""
+    config, mesh, decoder = workspace.config, workspace.mesh, policy.decoder
+    frozen = load_frozen(policy, mesh)
+    if frozen is None:  # an adapter starts at zero, where no update is too small
+        warn_of_rounding(config.optimizer, decoder.params_dtype)
+    trainer = training.make_trainer(
+        config, decoder, get_loss(config.loss), mesh, total_steps=steps, frozen=frozen
+    )
+    storage.require_space(workspace.workdir, count_bytes(trainer.abstract_state), "a checkpoint")
+    return dataclasses.replace(trainer, check=workspace.stop.check)
+
+
+def _make_rollouts(workspace: Workspace, policy: Policy, layouts: LayoutMemory) -> Rollouts:
+    config, mesh, stop = workspace.config, workspace.mesh, workspace.stop
+    renderer = policy.renderer
+    return Rollouts(
+        workspace,
+        sampler=make_sampler(config.sampling, renderer, policy.decoder, mesh),
+        scorer=make_scorer(config, mesh, renderer, stop.check, layouts),
+        rules=make_rules(config.reward),
+    )

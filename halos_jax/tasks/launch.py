@@ -1,0 +1,131 @@
+"""From a config to its task: the checks, jax and its devices, the stages of a pipeline."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
+from pathlib import Path
+
+import jax
+
+from halos_jax import config as config_lib
+from halos_jax import devices, sharding
+from halos_jax.config import Config, ConfigError
+from halos_jax.config.tasks import MODES, TASKS, Task, load
+from halos_jax.devices import explain_memory
+from halos_jax.losses import check_evaluation, check_feedback, check_loss, check_reference
+from halos_jax.rewards.parts import check_parts
+from halos_jax.workdir.interrupt import StopSignal, catch_signals
+
+logger = logging.getLogger("halos_jax")
+
+
+def freeze_checked(config: config_lib.Settings | Config, errors: Iterable[str] = ()) -> Config:
+    """Return the frozen config, with every check that needs no data and no device.
+
+    Args:
+      errors: lines that are raised together with those found here.
+
+    Raises:
+      ConfigError: with one line an error.
+    """
+    plain = config_lib.to_dict(config) if isinstance(config, Config) else config
+    return config_lib.freeze(plain, errors=errors, checks=[_check_objective])
+
+
+def launch(config: Config) -> dict[str, float]:
+    """Do with a frozen config what its mode says; return the last metrics of its task.
+
+    Raises:
+      UserError: for what the user can mend; `Interrupted`, a kind of it, after SIGTERM or Ctrl-C.
+    """
+    start_jax(config)
+    if config.mode != "run":
+        load(MODES[config.mode].run)(config)
+        return {}
+    if config.task == "pipeline":
+        from halos_jax.tasks.preflight import check_start  # and with it all other tasks
+
+        check_start(config, with_data=False)
+    with _listen() as stop:
+        metrics = run_task(config, stop)
+    sharding.wait_for_all("end the job")  # who leaves first takes what connects the others with it
+    if metrics:
+        logger.info("finished: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items())))
+    return metrics
+
+
+@contextlib.contextmanager
+def _listen() -> Iterator[StopSignal]:
+    """Catch the signals to stop; only the main thread of a program may."""
+    if threading.current_thread() is threading.main_thread():
+        with catch_signals() as stop:
+            yield stop
+    else:
+        yield StopSignal()
+
+
+def run_task(config: Config, stop: StopSignal) -> dict[str, float]:
+    """Run `config.task` to its end; return its last metrics."""
+    if config.task == "pipeline":
+        metrics: dict[str, float] = {}
+        for step in config_lib.expand_pipeline(config):
+            logger.info("pipeline: %s in %s", step.task, step.workdir)
+            metrics = run_task(step, stop)
+        return metrics
+    # What a stage does not say by itself: models are read, or made ready, when it happens.
+    with explain_memory("load", f"task {config.task}", config):
+        return _find_task(config.task)(config, stop)
+
+
+def _find_task(name: Task) -> Callable[[Config, StopSignal], dict[str, float]]:
+    return load(TASKS[name].run)
+
+
+def _check_objective(config: Config) -> list[str]:
+    errors = check_loss(config.loss) + check_parts(config)
+    task = TASKS[config.task]
+    if task.samples and task.makes_feedback:
+        keep_logps = config.sampling.keep_logps
+        errors += check_feedback(config.loss, config.feedback.type, keep_logps=keep_logps)
+    if task.has_reference:
+        errors += check_reference(config.loss, config.rounds.reference, task=config.task)
+    if config.task == "eval" and config.eval.on == "feedback":
+        errors += check_evaluation(config.loss)
+    return errors
+
+
+def start_jax(config: Config) -> None:
+    """Join the other processes of the job, and keep compiled programs in the workdir."""
+    if config.mesh.distributed:
+        devices.join_processes()
+    platform = devices.find_devices()
+    if jax.process_index():
+        logging.getLogger().setLevel(logging.WARNING)
+    if platform != "cpu" and config.mode == "run":  # no other mode writes into the workdir
+        # With the autotuner's choices in it: a resumed run must be the same program, bit for bit.
+        cache = Path(config.workdir).absolute() / "compilation_cache"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        # Not its cache of kernels: with that, programs of another process have run into illegal
+        # instructions (H200, jax 0.11.2).
+        caches = "xla_gpu_per_fusion_autotune_cache_dir"
+        jax.config.update("jax_persistent_cache_enable_xla_caches", caches)
+    errors = _check_devices(config)
+    if errors:
+        raise ConfigError("\n".join(errors))
+
+
+def _check_devices(config: Config) -> list[str]:
+    if config.task == "pipeline":
+        lines: list[str] = []
+        for stage in config_lib.expand_pipeline(config):
+            found = _check_devices(stage)
+            lines += [f"pipeline.overrides.{stage.task}: {line}" for line in found]
+        return lines
+    task = TASKS[config.task]
+    if not task.on_mesh:
+        return []
+    sizes = {path.replace(".", "__"): attrgetter(path)(config) for path in task.divides}
+    return sharding.check_divisible(sharding.make_mesh(config.mesh), **sizes)

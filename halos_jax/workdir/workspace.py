@@ -1,0 +1,92 @@
+"""The open workdir of a task: its config, its files, its devices and its signal to stop."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from halos_jax import sharding, storage
+from halos_jax.config import Config
+from halos_jax.metrics import MetricWriter
+from halos_jax.workdir import state as states
+from halos_jax.workdir.changes import History
+from halos_jax.workdir.interrupt import StopSignal
+from halos_jax.workdir.ledger import Ledger
+from halos_jax.workdir.state import RunInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """What every task works with; made by `open_workspace`, which closes it again.
+
+    Attributes:
+      config: that of this start. A task may replace paths in it by the models they stand for.
+      info: the locked workdir, with the history of its configs.
+      mesh: all devices of the job; the current mesh while the workspace is open.
+      stop: the request to stop, if one came.
+    """
+
+    config: Config
+    info: RunInfo
+    mesh: Mesh
+    stop: StopSignal
+
+    @property
+    def workdir(self) -> Path:
+        """The folder that the task writes to."""
+        return self.info.workdir
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process writes files: process 0 of the job does."""
+        return self.info.is_writer
+
+    @property
+    def ledger(self) -> Ledger:
+        """The record of all files in the workdir."""
+        return self.info.ledger
+
+    @property
+    def history(self) -> History:
+        """The configs that the run was started with, this one included."""
+        return self.info.history
+
+    def with_config(self, config: Config) -> "Workspace":
+        """Return the same workspace with another config."""
+        return dataclasses.replace(self, config=config)
+
+    def begin_segment(self, *, grown: Mapping[str, Any] | None = None, **where: Any) -> None:
+        """Record what has changed in the config since the last start; see `begin_segment`."""
+        states.begin_segment(self.info, grown=grown, **where)
+
+    def open_metrics(self, resume_step: int) -> MetricWriter:
+        """Open `metrics.jsonl` for a run that goes on after `resume_step`."""
+        return MetricWriter(
+            self.workdir / "metrics.jsonl" if self.is_writer else None,
+            console=self.is_writer,
+            console_every=self.config.train.log_every,
+            resume_step=resume_step,
+            note=self.ledger.note_prefix,
+        )
+
+
+@contextlib.contextmanager
+def open_workspace(config: Config, stop: StopSignal) -> Iterator[Workspace]:
+    """Open `config.workdir`, new or to be carried on, and make its mesh the current one.
+
+    Every process of the job calls this. The workdir is locked until the block ends.
+
+    Raises:
+      WorkdirError: as `states.open_run`, or for an error of the file system inside the block.
+    """
+    info = states.join_run(config)
+    try:
+        mesh = sharding.make_mesh(config.mesh)
+        with storage.explain_run_errors(info.workdir), jax.set_mesh(mesh):
+            yield Workspace(info.config, info, mesh, stop)
+    finally:
+        info.close()

@@ -1,0 +1,52 @@
+"""What a run is made of; whole runs are in tests/tasks and tests/e2e."""
+
+from halos_jax.config import RoundsConfig, TrainConfig
+from halos_jax.rounds import setup
+from halos_jax.workdir import workspace as workspaces
+from halos_jax.workdir.interrupt import StopSignal
+from tests.tasks.test_online import make_config
+
+
+def test_a_run_is_made_of_what_the_config_and_its_position_say(toy, tmp_path, monkeypatch):
+    seen = {}
+
+    def spy(module, name):
+        original = getattr(module, name)
+
+        def call(*given, **options):
+            seen[name] = given, options
+            return original(*given, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    for module, name in (
+        (setup.training, "make_trainer"),
+        (setup, "make_scorer"),
+        (workspaces, "MetricWriter"),
+    ):
+        spy(module, name)
+    restore = setup.restore_progress
+
+    def restore_progress(*given):
+        found = restore(*given)
+        found.state = found.state.replace(step=7)
+        return found
+
+    monkeypatch.setattr(setup, "restore_progress", restore_progress)
+    config = make_config(
+        toy,
+        tmp_path,
+        rounds=RoundsConfig(total_prompts=6, prompts_per_round=3, num_skip=2),
+        train=TrainConfig(batch_size=2, max_length=16, row_multiple=64, epochs=2),
+    )
+    stop = StopSignal()
+    with workspaces.open_workspace(config, stop) as workspace:
+        run, progress = setup.make_run(workspace)
+        run.checkpoints.close()
+        run.writer.close()
+    # Two rounds of two passes over three pairs in steps of two: two steps a pass, and not one.
+    assert seen["make_trainer"][1]["total_steps"] == 2 * 2 * 2
+    assert seen["make_scorer"][0][3:] == (stop.check, run.layouts)
+    assert seen["MetricWriter"][1]["resume_step"] == progress.state.step == 7
+    budget = run.budget
+    assert (budget.total_prompts, budget.prompts_per_round, budget.num_skip) == (6, 3, 2)

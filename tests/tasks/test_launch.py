@@ -1,0 +1,143 @@
+"""From a config to its task: checks, dispatch, pipelines."""
+
+import threading
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from halos_jax import config as config_lib
+from halos_jax import devices, main
+from halos_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    PipelineConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from halos_jax.data.toy import run_toy_data
+from halos_jax.tasks import launch
+from halos_jax.tasks.eval import run_evaluation
+from halos_jax.tasks.export import run_export
+from halos_jax.tasks.label import run_labelling
+from halos_jax.tasks.online import run_online
+from halos_jax.tasks.sample import run_sampling
+from halos_jax.tasks.train import run_training
+from halos_jax.workdir.interrupt import StopSignal
+
+
+@pytest.mark.parametrize(
+    "task, function",
+    [
+        ("online", run_online),
+        ("sft", run_training),
+        ("reward_model", run_training),
+        ("align", run_training),
+        ("sample", run_sampling),
+        ("label", run_labelling),
+        ("eval", run_evaluation),
+        ("export", run_export),
+        ("toy_data", run_toy_data),
+    ],
+)
+def test_each_task_has_its_function(task, function):
+    assert launch._find_task(task) is function
+
+
+def test_a_pipeline_runs_its_tasks_one_after_the_other(monkeypatch):
+    ran = []
+
+    def find(task):
+        def run(config, stop):
+            ran.append((task, config.task, config.workdir, config.model.path, stop))
+            return {"reward_eval": float(len(ran))}
+
+        return run
+
+    monkeypatch.setattr(launch, "_find_task", find)
+    overrides = {"online": {"model": {"path": "{workdir}/sft/final"}}}
+    pipeline = PipelineConfig(tasks=("sft", "online"), overrides=overrides)
+    config = Config(task="pipeline", workdir="runs/x", pipeline=pipeline)
+    assert launch.run_task(config, "stop") == {"reward_eval": 2.0}
+    assert ran == [
+        ("sft", "sft", "runs/x/sft", "", "stop"),
+        ("online", "online", "runs/x/online", "runs/x/sft/final", "stop"),
+    ]
+
+
+def test_sizes_are_checked_against_the_eight_devices_in_every_stage():
+    good = Config(train=TrainConfig(batch_size=16), sampling=SamplingConfig(slots=8))
+    assert launch._check_devices(good) == []
+    bad = Config(train=TrainConfig(batch_size=12), sampling=SamplingConfig(slots=20))
+    lines = launch._check_devices(bad)
+    assert [line.partition(":")[0] for line in lines] == ["train.batch_size", "sampling.slots"]
+    overrides = {"online": {"train": {"batch_size": 9}}}
+    stages = PipelineConfig(tasks=("toy_data", "sft", "online"), overrides=overrides)
+    lines = launch._check_devices(
+        Config(task="pipeline", train=TrainConfig(batch_size=16), pipeline=stages)
+    )
+    (line,) = lines
+    assert line.startswith("pipeline.overrides.online: train.batch_size: got 9")
+    assert "--config.train.batch_size=16" in line
+
+
+def test_a_config_of_any_form_passes_the_same_checks():
+    frozen = Config(
+        task="sft", model=ModelConfig(path="x"), data=DataConfig(train="y"), loss={"name": "sft"}
+    )
+    plain = config_lib.to_dict(frozen)
+    loose = config_lib.default()
+    loose.update({"task": "sft", "loss": {"name": "sft"}})
+    loose.model.path, loose.data.train = "x", "y"
+    assert launch.freeze_checked(frozen) == launch.freeze_checked(plain) == frozen
+    assert launch.freeze_checked(loose) == frozen
+    bad = Config(task="align", model=ModelConfig(path="x"), loss={"name": "dpo", "betta": 1.0})
+    with pytest.raises(ConfigError) as caught:
+        launch.freeze_checked(bad, errors=["first: found before"])
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("3 errors") and "first: found before" in lines[1]
+    assert any("loss.betta" in line for line in lines) and any(
+        "data.train" in line for line in lines
+    )
+
+
+def test_a_thread_beside_the_main_one_catches_no_signals():
+    found = []
+
+    def listen():
+        with launch._listen() as stop:
+            found.append(stop)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert isinstance(found[0], StopSignal)
+
+
+def test_no_mode_but_run_keeps_compiled_programs_in_the_workdir(monkeypatch):
+    changed = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: changed.append(name))
+    monkeypatch.setattr(devices, "find_devices", lambda: "gpu")
+    monkeypatch.setattr(launch, "_check_devices", lambda config: [])
+    launch.start_jax(Config(mode="check"))
+    assert changed == []
+    launch.start_jax(Config())
+    assert "jax_compilation_cache_dir" in changed
+
+
+def test_a_mode_is_done_in_place_of_the_task_and_of_every_stage_of_a_pipeline(monkeypatch):
+    done = []
+    monkeypatch.setattr(launch, "start_jax", lambda config: None)
+    monkeypatch.setattr(main, "load_preset", lambda name: config_lib.default())
+    monkeypatch.setattr(main, "_CONFIG", SimpleNamespace(value="preset.py"))
+    monkeypatch.setattr(launch, "run_task", lambda *_: pytest.fail("a mode has run the task"))
+    monkeypatch.setattr(
+        launch, "load", lambda name: lambda config: done.append((name, config.task))
+    )
+    bench, pipeline = [("mode", "check"), ("task", "bench")], ("task", "pipeline")
+    main.main(bench)
+    main.main([("mode", "check"), pipeline, ("pipeline.tasks", "('bench',)")])
+    check = "halos_jax.tasks.preflight:run_check"
+    assert done == [(check, "bench"), (check, "pipeline")]

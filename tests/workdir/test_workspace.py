@@ -1,0 +1,56 @@
+"""A task's workspace: locked, with its mesh, and closed whatever happens."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from halos_jax.config import Config, MeshConfig, TrainConfig
+from halos_jax.storage import WorkdirError
+from halos_jax.workdir import state as states
+from halos_jax.workdir.interrupt import StopSignal
+from halos_jax.workdir.workspace import open_workspace
+
+
+def test_a_workspace_is_locked_and_has_the_current_mesh(tmp_path):
+    config = Config(workdir=str(tmp_path / "run"), mesh=MeshConfig(data=2, fsdp=4, tensor=1))
+    stop = StopSignal()
+    with open_workspace(config, stop) as found:
+        assert (found.workdir, found.config, found.stop) == (tmp_path / "run", config, stop)
+        assert found.is_writer and found.ledger.is_writer
+        assert dict(found.mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+        assert jax.sharding.get_abstract_mesh().shape == found.mesh.abstract_mesh.shape
+        with pytest.raises(WorkdirError, match="in use by another job"):
+            states.join_run(config)
+    states.join_run(config).close()
+
+
+def test_the_lock_goes_with_an_error_which_the_file_systems_are_explained(tmp_path):
+    config = Config(workdir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="mine"), open_workspace(config, StopSignal()):
+        raise ValueError("mine")
+    with pytest.raises(WorkdirError, match="run"), open_workspace(config, StopSignal()) as found:
+        (found.workdir / "missing" / "file").write_text("x")
+    states.join_run(config).close()
+
+
+def test_another_config_leaves_the_run_as_it_is(tmp_path):
+    config = Config(workdir=str(tmp_path / "run"))
+    with open_workspace(config, StopSignal()) as found:
+        other = found.with_config(dataclasses.replace(config, seed=9))
+        assert other.config.seed == 9 and other.info is found.info
+        assert found.history.config.seed == 0
+
+
+def test_metrics_go_on_after_the_step_of_the_checkpoint(tmp_path):
+    config = Config(workdir=str(tmp_path / "run"), train=TrainConfig(log_every=100))
+    with open_workspace(config, StopSignal()) as found:
+        for resume_step, values in ((-1, [(1, 0.5), (2, 0.4)]), (1, [(2, 0.3)])):
+            writer = found.open_metrics(resume_step)
+            for step, loss in values:
+                writer.write(step, {"loss/train": loss})
+            writer.close()
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["loss/train"] for line in lines] == [0.5, 0.3]
+        assert found.ledger.find(tmp_path / "run" / "metrics.jsonl") is not None
