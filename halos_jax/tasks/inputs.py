@@ -256,8 +256,8 @@ def _list_data(field: str, text: str, workdir: Path) -> Iterator[tuple[str, Path
                     yield f"{before}{os.path.basename(matched)}", Path(matched)
         else:
             with contextlib.suppress(RecordError):  # who reads it says what is wrong
-                for path in list_set_files(name):
-                    yield f"{before}{os.path.basename(path)}", Path(path)
+                for stored in list_set_files(name):
+                    yield f"{before}{os.path.basename(stored)}", Path(stored)
 
 
 def _list_model(text: str, *, weights: bool) -> Iterator[tuple[str, Path]]:
