@@ -1,21 +1,42 @@
 """Every record and pytree that crosses a stage of the pipeline.
 
-Two kinds of types live here. *Records* (plain frozen dataclasses) are what stands in files and on
-the host: prompts, samples, feedback, training items. *Pytrees* (`flax.struct.dataclass`) are what
-enters a compiled function: the packed training batch and the train state.
+Two kinds of types live here. *Records* (plain frozen dataclasses) are what stands in files and
+on the host: prompts, samples, feedback, training items. *Pytrees* (`flax.struct.dataclass`) are
+what enters a compiled function: the packed training batch and the train state.
 
-Shape legend, used all over the package: B batch, T tokens of a row, N sequences of a row,
-P response positions of a row, M attention-view slots of a row, S sampler slots or cache length,
-L layers, D model, F mlp, N/K query/kv heads (in weights), H head dimension, V vocabulary.
+Shape legend, used all over the package. Axes that are counted in rows and sequences are spelled
+out, `f32[rows, sequences]`; a letter means one thing everywhere:
+
+    B  attention's batch               L  layers           V  vocabulary
+    T  tokens of a row                 D  model            R  LoRA rank
+    P  response positions of a row     F  mlp              E  experts
+    M  slots of the attention view     N  query heads      S  slots of the sampler
+    m  microbatches of a step          K  key/value heads  C  cache length, keys that are seen
+                                       H  head dimension
+
+The annotations are checked where functions are called and records made, but in the tests alone
+(`tests/shapes.py`).
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float32, Int, Int32, UInt32
+
+# Batches are built on the host as NumPy arrays and are JAX arrays, or tracers of them, ever after.
+if TYPE_CHECKING:
+    Array: TypeAlias = jax.Array
+else:
+    Array = jax.Array | np.ndarray
+
+# A model's weights: nested dicts of arrays, of what repeats by layer stacked `[L, ...]`.
+Params: TypeAlias = dict[str, Any]
+# Arrays in a structure that only its maker knows: the state of an optimizer, say.
+Tree: TypeAlias = Any
 
 # Roles of a sequence in a batch (`Sequences.role`).
 PADDING, TARGET, CHOSEN, REJECTED, MISMATCHED, MEMBER = range(6)
@@ -33,6 +54,11 @@ class Turn:
     `further` holds what else it says (calls of tools, a name, its reasoning, and what the first
     turn says for all of them) as JSON text, so that turns stay hashable (`data/records/turns.py`).
     `learned` is false for an answer that is only read.
+
+    Example:
+      >>> question = Turn("user", "What is 2 + 2?")
+      >>> question.role, question.learned
+      ('user', True)
     """
 
     role: str
@@ -48,6 +74,11 @@ class Prompt:
     `prompt_id` names the prompt for the whole run; `extra` holds the record's other fields (a
     reference answer, say), which reward functions may ask for. `place` says for errors where the
     record stands.
+
+    Example:
+      >>> prompt = Prompt("7", (Turn("user", "What is 2 + 2?"),), {"answer": "4"}, "math.jsonl:8")
+      >>> prompt.extra["answer"]
+      '4'
     """
 
     prompt_id: str
@@ -68,6 +99,21 @@ class Sample:
     `response_ids` keeps the end-of-sequence token where `finish_reason` is "stop"; a response cut
     by the token limit ("length") carries no end marker. `logps` are the policy's log-probabilities
     (nats, temperature 1, unfiltered) of `response_ids`, where they were kept.
+
+    Example:
+      >>> prompt = Prompt("7", (Turn("user", "What is 2 + 2?"),))
+      >>> sample = Sample(
+      ...     prompt,
+      ...     sample_id=0,
+      ...     output="4",
+      ...     prompt_ids=(5, 17, 6),
+      ...     response_ids=(23, 2),  # "4" and the end-of-sequence token
+      ...     finish_reason=FINISH_STOP,
+      ...     reward=1.0,
+      ...     logps=(-0.25, -0.01),
+      ... )
+      >>> len(sample.logps) == len(sample.response_ids)
+      True
     """
 
     prompt: Prompt
@@ -83,7 +129,13 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer inside a feedback record; `ids` is empty for feedback that came as text."""
+    """One answer inside a feedback record; `ids` is empty for feedback that came as text.
+
+    Example:
+      >>> good = Completion((Turn("assistant", "4"),), ids=(23, 2), reward=1.0, sample_id=0)
+      >>> good.finish_reason
+      'stop'
+    """
 
     turns: tuple[Turn, ...]
     ids: tuple[int, ...] = ()
@@ -94,7 +146,17 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Preference:
-    """A pair of completions of one prompt of which the first is preferred."""
+    """A pair of completions of one prompt of which the first is preferred.
+
+    Example:
+      >>> pair = Preference(
+      ...     Prompt("7", (Turn("user", "What is 2 + 2?"),)),
+      ...     chosen=Completion((Turn("assistant", "4"),), reward=1.0),
+      ...     rejected=Completion((Turn("assistant", "5"),), reward=0.0),
+      ... )
+      >>> pair.chosen.reward - pair.rejected.reward
+      1.0
+    """
 
     prompt: Prompt
     chosen: Completion
@@ -104,7 +166,17 @@ class Preference:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Judgement:
-    """A completion of a prompt, and whether it is desirable."""
+    """A completion of a prompt, and whether it is desirable.
+
+    Example:
+      >>> judged = Judgement(
+      ...     Prompt("7", (Turn("user", "What is 2 + 2?"),)),
+      ...     Completion((Turn("assistant", "5"),)),
+      ...     desirable=False,
+      ... )
+      >>> judged.completion.turns[-1].content
+      '5'
+    """
 
     prompt: Prompt
     completion: Completion
@@ -118,6 +190,16 @@ class Demonstration:
 
     A conversation goes on in `completion.turns`, of which the assistant's are learned and the
     others are only read.
+
+    Example:
+      >>> shown = Demonstration(
+      ...     Prompt("7", (Turn("user", "What is 2 + 2?"),)),
+      ...     Completion(
+      ...         (Turn("assistant", "4"), Turn("user", "And 3 + 3?"), Turn("assistant", "6"))
+      ...     ),
+      ... )
+      >>> [turn.content for turn in shown.completion.turns if turn.role == "assistant"]
+      ['4', '6']
     """
 
     prompt: Prompt
@@ -133,16 +215,23 @@ class Item:
     `old_logps` are the log-probabilities (nats) under which the responses were sampled. `masks`
     say which tokens of the responses are targets: not those of the user inside of a conversation,
     say. A response without any counts as a member of its group, but not in the loss.
+
+    Example:
+      >>> pair = Item(
+      ...     np.array([5, 17, 6]), (np.array([23, 2]), np.array([24, 2])), (CHOSEN, REJECTED)
+      ... )
+      >>> pair.num_targets, pair.num_tokens
+      ((2, 2), 7)
     """
 
-    prompt_ids: np.ndarray  # i32[prompt]
-    responses: tuple[np.ndarray, ...]  # i32[response] each
+    prompt_ids: Int[np.ndarray, " prompt"]
+    responses: tuple[Int[np.ndarray, " _"], ...]
     roles: tuple[int, ...]
     rewards: tuple[float, ...] = ()
     weight: float = 1.0
     desirable: bool = True
-    old_logps: tuple[np.ndarray, ...] = ()  # f32[response] each; empty where they are unknown
-    masks: tuple[np.ndarray, ...] = ()  # bool[response] each; empty where every token is a target
+    old_logps: tuple[Float32[np.ndarray, " _"], ...] = ()  # empty where they are unknown
+    masks: tuple[Bool[np.ndarray, " _"], ...] = ()  # empty where every token is a target
 
     @property
     def num_targets(self) -> tuple[int, ...]:
@@ -163,48 +252,91 @@ class View:
 
     The slots of all sequences of a row stand one behind the other, bucket by bucket: `buckets` is
     a static tuple of (sequences, length), and M = sum of sequences * length.
+
+    Example: a pair of a prompt of one token, 5, and the answers 6 and 7: the row `[5, 6, 7]`.
+      >>> view = View(
+      ...     indices=np.array([[0, 1, 0, 2]], np.int32),  # 5 6 and 5 7
+      ...     inverse=np.array([[[0, 1, 3], [2, 4, 4]]], np.int32),  # 5 stands in slots 0 and 2
+      ...     owner=np.array([[0, 1, 3]], np.int32),
+      ...     owned=np.array([[0, 1, 3, 2]], np.int32),  # slot 2 owns nothing: 5 is slot 0's
+      ...     lengths=np.array([[2, 2]], np.int32),
+      ...     buckets=((2, 2),),
+      ... )
+      >>> np.array([5, 6, 7])[view.indices[0]].tolist()
+      [5, 6, 5, 7]
     """
 
-    indices: jax.Array  # i32[rows, M]: token behind a slot; T where the slot is padding
-    inverse: jax.Array  # i32[rows, copies, T]: slots in which a token sits; M where fewer
-    owner: jax.Array  # i32[rows, T]: the slot whose output becomes the token's; M if none
-    owned: jax.Array  # i32[rows, M]: the token that a slot owns; T where none
-    lengths: jax.Array  # i32[rows, N]: tokens of each sequence; 0 where the sequence is padding
+    indices: Int32[Array, "*m rows M"]  # token behind a slot; T where the slot is padding
+    inverse: Int32[Array, "*m rows copies T"]  # slots in which a token sits; M where fewer
+    owner: Int32[Array, "*m rows T"]  # the slot whose output becomes the token's; M if none
+    owned: Int32[Array, "*m rows M"]  # the token that a slot owns; T where none
+    lengths: Int32[Array, "*m rows sequences"]  # tokens of each; 0 where it is padding
     buckets: tuple[tuple[int, int], ...] = struct.field(pytree_node=False)
 
 
 @struct.dataclass
 class Sequences:
-    """What is known of each virtual sequence of a row; every array is [rows, N]."""
+    """What is known of each virtual sequence of a row.
 
-    role: jax.Array  # i32, one of the role constants
-    partner: jax.Array  # i32, the other sequence of a pair (itself where there is none)
-    group: jax.Array  # i32, number of the sequence's item within the row
-    last: jax.Array  # i32, index in the row of the sequence's last token
-    reward: jax.Array  # f32
-    weight: jax.Array  # f32, 0 where the sequence is padding
-    desirable: jax.Array  # bool, of the sequence's item; False where the sequence is padding
+    Example: the pair of `View`.
+      >>> sequences = Sequences(
+      ...     role=np.array([[CHOSEN, REJECTED]], np.int32),
+      ...     partner=np.array([[1, 0]], np.int32),
+      ...     group=np.array([[0, 0]], np.int32),
+      ...     last=np.array([[1, 2]], np.int32),
+      ...     reward=np.array([[1.0, 0.0]], np.float32),
+      ...     weight=np.array([[1.0, 1.0]], np.float32),
+      ...     desirable=np.array([[True, True]]),
+      ... )
+      >>> np.take_along_axis(sequences.reward, sequences.partner, axis=-1).tolist()
+      [[0.0, 1.0]]
+    """
+
+    role: Int32[Array, "*m rows sequences"]  # one of the role constants
+    partner: Int32[Array, "*m rows sequences"]  # the other of a pair (itself where there is none)
+    group: Int32[Array, "*m rows sequences"]  # number of the sequence's item within the row
+    last: Int32[Array, "*m rows sequences"]  # index in the row of the sequence's last token
+    reward: Float32[Array, "*m rows sequences"]
+    weight: Float32[Array, "*m rows sequences"]  # 0 where the sequence is padding
+    desirable: Bool[Array, "*m rows sequences"]  # of its item; False where it is padding
 
 
 @struct.dataclass
 class Batch:
-    """Packed rows of whole items: the one batch type of every objective (shapes without the
-    leading microbatch axis)."""
+    """Packed rows of whole items: the one batch type of every objective.
 
-    tokens: jax.Array  # i32[rows, T]
-    positions: jax.Array  # i32[rows, T], what RoPE sees
+    A step's batch has its microbatches as the leading axis m; a loss sees one of them.
+
+    Example: a pair of a prompt of one token, 5, and the answers 6 and 7, both predicted by it.
+      >>> from halos_jax.packing.batches import build_batch, plan_batches
+      >>> pair = Item(np.array([5]), (np.array([6]), np.array([7])), (CHOSEN, REJECTED))
+      >>> plan = plan_batches([pair], batch_size=1, num_rows=1, tokens_per_row=8, row_multiple=1)
+      >>> batch = jax.tree.map(lambda array: array[0], build_batch([pair], plan, 0))
+      >>> batch.tokens.tolist(), batch.positions.tolist()
+      ([[5, 6, 7]], [[0, 1, 1]])
+      >>> [array[batch.is_response].tolist() for array in (batch.source, batch.target)]
+      [[0, 0], [6, 7]]
+    """
+
+    tokens: Int32[Array, "*m rows T"]
+    positions: Int32[Array, "*m rows T"]  # what RoPE sees
     view: View
-    source: jax.Array  # i32[rows, P], token whose hidden state predicts the target
-    target: jax.Array  # i32[rows, P]
-    sequence: jax.Array  # i32[rows, P], the target's sequence; N where the position is padding
-    reference_logps: jax.Array  # f32[rows, P], zeros where there is no reference
-    old_logps: jax.Array  # f32[rows, P], of the policy that sampled, else the reference's
+    source: Int32[Array, "*m rows P"]  # token whose hidden state predicts the target
+    target: Int32[Array, "*m rows P"]
+    sequence: Int32[Array, "*m rows P"]  # the target's; the number of sequences at padding
+    reference_logps: Float32[Array, "*m rows P"]  # zeros where there is no reference
+    old_logps: Float32[Array, "*m rows P"]  # of the policy that sampled, else the reference's
     sequences: Sequences
-    num_examples: jax.Array  # f32[], total item weight of the whole optimizer step
-    num_tokens: jax.Array  # f32[], response tokens (targets) of the whole optimizer step
+    num_examples: Float32[Array, "*m"]  # total item weight of the whole optimizer step
+    num_tokens: Float32[Array, "*m"]  # response tokens (targets) of the whole optimizer step
     # Of losses with a value head, in training; else None.
-    old_values: jax.Array | None = None  # f32[rows, P], when the answers were collected
-    noise: jax.Array | None = None  # u32[rows, P], what the dropout of a token is drawn from
+    old_values: Float32[Array, "*m rows P"] | None = None  # when the answers were collected
+    noise: UInt32[Array, "*m rows P"] | None = None  # what a token's dropout is drawn from
+
+    @property
+    def is_response(self) -> Bool[Array, "*m rows P"]:
+        """Which response positions are real; False at padding."""
+        return self.sequence < self.sequences.role.shape[-1]
 
 
 @struct.dataclass
@@ -213,10 +345,16 @@ class TrainState:
 
     `params` is what is trained: a nested dict of arrays, the policy's and, of a loss with a value
     head, that one's under "value".
+
+    Example:
+      >>> params = {"embed": np.zeros((97, 8), np.float32)}
+      >>> state = TrainState(np.zeros((), np.int32), params, opt_state=())
+      >>> jax.tree.map(np.shape, state.params)
+      {'embed': (97, 8)}
     """
 
-    step: jax.Array  # i32[], optimizer steps taken
-    params: Any
-    opt_state: Any
-    reference: Any = None  # the policy of some steps ago, where it is the reference
-    ema: Any = None  # the policy's moving average, f32
+    step: Int32[Array, ""]  # optimizer steps taken
+    params: Params
+    opt_state: Tree
+    reference: Params | None = None  # the policy of some steps ago, where it is the reference
+    ema: Params | None = None  # the policy's moving average, f32

@@ -33,6 +33,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
+from jaxtyping import install_import_hook
+
+from tests import shapes
+
+# Before the package is imported: the arrays of these modules are checked at every call.
+install_import_hook(
+    ["halos_jax.types", "halos_jax.losses", "halos_jax.training"],
+    f"{shapes.__name__}.check_arrays",
+)
+
 import jax
 import pytest
 from jax.sharding import AxisType

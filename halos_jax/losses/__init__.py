@@ -11,9 +11,6 @@ from halos_jax.losses import (
 )
 from halos_jax.losses.registry import (
     Loss,
-    LossInputs,
-    LossTerms,
-    Statistics,
     check_evaluation,
     check_feedback,
     check_loss,
@@ -23,6 +20,7 @@ from halos_jax.losses.registry import (
     register,
 )
 from halos_jax.losses.sequences import average_metrics
+from halos_jax.losses.terms import LossInputs, LossTerms, Statistics
 
 __all__ = [
     "Loss",

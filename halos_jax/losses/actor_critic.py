@@ -6,22 +6,29 @@ since. The reward stands on a response's last token.
 """
 
 import math
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float32
 
-from halos_jax.losses.registry import LossInputs, LossTerms, Statistics, register
+from halos_jax.losses.registry import register
 from halos_jax.losses.sequences import (
+    PerToken,
+    Scalar,
+    Sums,
     count_and_sum,
     count_and_sum_tokens,
     spread_to_tokens,
     sum_by_sequence,
     weighted_sum,
 )
-from halos_jax.types import MEMBER, Batch
+from halos_jax.losses.terms import LossInputs, LossTerms, Statistics
+from halos_jax.types import MEMBER, Array, Batch
 
 _ONE = math.nextafter(1.0, 2.0)  # limits are exclusive, and a share may be 1
 _ANY = (0.0, math.inf)
+_Linear: TypeAlias = tuple[jax.Array, jax.Array]  # (a, b), of the function a y + b
 
 
 def measure_returns(
@@ -100,7 +107,7 @@ def ppo(
     return LossTerms(weighted_sum(sum_by_sequence(tokens, batch), batch, MEMBER), metrics)
 
 
-def estimate_advantages(values: jax.Array, batch: Batch, *, gamma: float, lam: float) -> jax.Array:
+def estimate_advantages(values: PerToken, batch: Batch, *, gamma: float, lam: float) -> PerToken:
     """Generalised advantages f32[rows, P] (Schulman et al. 2016, equation 16); 0 at padding.
 
     `delta_t = reward_t + gamma V_(t+1) - V_t` and `A_t = delta_t + gamma lam A_(t+1)`, where V and
@@ -116,44 +123,48 @@ def estimate_advantages(values: jax.Array, batch: Batch, *, gamma: float, lam: f
     return _sum_backwards(deltas, jnp.where(last, 0.0, gamma * lam))
 
 
-def discount_rewards(batch: Batch, *, gamma: float) -> jax.Array:
+def discount_rewards(batch: Batch, *, gamma: float) -> PerToken:
     """Return `sum over s >= t of gamma^(s-t) reward_s`: f32[rows, P], 0 at padding."""
     _, last = _find_ends(batch)
     return _sum_backwards(_place_rewards(batch), jnp.where(last, 0.0, gamma))
 
 
-def _find_ends(batch: Batch) -> tuple[jax.Array, jax.Array]:
+def _find_ends(batch: Batch) -> tuple[Bool[Array, "rows P"], Bool[Array, "rows P"]]:
     """Return bool[rows, P]: real positions, and those behind which another sequence begins."""
-    real = batch.sequence < batch.sequences.role.shape[-1]
     # A row's positions hold its responses one behind the other, each from its first token on.
     last = batch.sequence != jnp.roll(batch.sequence, -1, axis=-1)
-    return real, last.at[:, -1].set(True)
+    return batch.is_response, last.at[:, -1].set(True)
 
 
-def _place_rewards(batch: Batch) -> jax.Array:
+def _place_rewards(batch: Batch) -> PerToken:
     real, last = _find_ends(batch)
     return jnp.where(real & last, spread_to_tokens(batch.sequences.reward, batch), 0.0)
 
 
-def _sum_backwards(x: jax.Array, factors: jax.Array) -> jax.Array:
+def _sum_backwards(
+    x: Float32[Array, "rows P"], factors: Float32[Array, "rows P"]
+) -> Float32[Array, "rows P"]:
     """Solve `y_t = x_t + factor_t y_(t+1)` along the last axis, in logarithmic depth."""
 
-    def join(later, earlier):
+    def join(later: _Linear, earlier: _Linear) -> _Linear:
         return later[0] * earlier[0], earlier[1] + earlier[0] * later[1]
 
-    return jax.lax.associative_scan(join, (factors, x), reverse=True, axis=x.ndim - 1)[1]
+    sums: jax.Array = jax.lax.associative_scan(join, (factors, x), reverse=True, axis=x.ndim - 1)[1]
+    return sums
 
 
-def _whiten(advantages: jax.Array, statistics: Statistics) -> jax.Array:
+def _whiten(
+    advantages: Float32[Array, "rows P"], statistics: Statistics
+) -> Float32[Array, "rows P"]:
     mean, squares = (_average(statistics[name]) for name in ("advantages", "squares"))
     return (advantages - mean) * jax.lax.rsqrt(jnp.maximum(squares - mean**2, 0.0) + 1e-8)
 
 
-def _average(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+def _average(part: tuple[Scalar, Scalar]) -> Scalar:
     return part[0] / jnp.maximum(part[1], 1.0)
 
 
-def _measure_ppo(inputs: LossInputs, batch: Batch, returns, goals) -> dict:
+def _measure_ppo(inputs: LossInputs, batch: Batch, returns: PerToken, goals: PerToken) -> Sums:
     statistics = inputs.statistics
     tokens = {
         "loss/entropy": inputs.entropies,

@@ -13,8 +13,11 @@ of |A rho| over their tokens, both HALOs'; `rewards/scores` are the scorer's own
 import jax
 import jax.numpy as jnp
 
-from halos_jax.losses.registry import LossInputs, LossTerms, register
+from halos_jax.losses.registry import register
 from halos_jax.losses.sequences import (
+    PerSequence,
+    PerToken,
+    Sums,
     count_and_sum,
     count_and_sum_tokens,
     mean_by_sequence,
@@ -23,6 +26,7 @@ from halos_jax.losses.sequences import (
     sum_over_group,
     weighted_sum,
 )
+from halos_jax.losses.terms import LossInputs, LossTerms
 from halos_jax.types import MEMBER, Batch
 
 
@@ -43,8 +47,7 @@ def grpo(
     """
     advantages = _center(batch) / (_deviation(batch, sample_deviation) + 0.01)
     gain = _clip_gain(advantages, inputs.ratios, batch, epsilon, epsilon)
-    real = batch.sequence < batch.sequences.role.shape[-1]
-    gap = jnp.where(real, inputs.reference - inputs.policy, 0.0)
+    gap = jnp.where(batch.is_response, inputs.reference - inputs.policy, 0.0)
     divergence = jnp.exp(gap) - gap - 1
     losses = sum_by_sequence(beta * divergence - gain, batch)
     metrics = _measure_groups(advantages, inputs, batch)
@@ -126,19 +129,19 @@ def rloo(inputs: LossInputs, batch: Batch, *, beta: float = 0.05) -> LossTerms:
     return LossTerms(weighted_sum(losses / size, batch, MEMBER), metrics)
 
 
-def _group_size(batch: Batch) -> jax.Array:
-    """Return the samples of each sequence's group: f32[rows, N], 1 at padding."""
+def _group_size(batch: Batch) -> PerSequence:
+    """Return the samples of each sequence's group: f32[rows, sequences], 1 at padding."""
     return jnp.maximum(sum_over_group(jnp.ones_like(batch.sequences.reward), batch), 1.0)
 
 
-def _center(batch: Batch, penalty: jax.Array | float = 0.0) -> jax.Array:
-    """Return rewards f32[rows, N], less a penalty, less their group's mean."""
+def _center(batch: Batch, penalty: PerSequence | float = 0.0) -> PerSequence:
+    """Return rewards f32[rows, sequences], less a penalty, less their group's mean."""
     rewards = batch.sequences.reward - penalty
     return rewards - sum_over_group(rewards, batch) / _group_size(batch)
 
 
-def _deviation(batch: Batch, sample: bool) -> jax.Array:
-    """Return the standard deviation of each sequence's group: f32[rows, N].
+def _deviation(batch: Batch, sample: bool) -> PerSequence:
+    """Return the standard deviation of each sequence's group: f32[rows, sequences].
 
     The squares' sum is divided by n, or of a `sample` by n - 1; alone a sequence deviates by 0.
     """
@@ -147,13 +150,15 @@ def _deviation(batch: Batch, sample: bool) -> jax.Array:
     return jnp.sqrt(sum_over_group(_center(batch) ** 2, batch) / divisor)
 
 
-def _clip_gain(advantages, log_ratios, batch: Batch, low: float, high: float) -> jax.Array:
+def _clip_gain(
+    advantages: PerSequence, log_ratios: PerToken, batch: Batch, low: float, high: float
+) -> PerToken:
     """Return the clipped surrogate `min(A rho, A clip(rho))` of each token: f32[rows, P]."""
     spread, ratio = spread_to_tokens(advantages, batch), jnp.exp(log_ratios)
     return jnp.minimum(spread * ratio, spread * jnp.clip(ratio, 1 - low, 1 + high))
 
 
-def _measure_groups(advantages: jax.Array, inputs: LossInputs, batch: Batch) -> dict:
+def _measure_groups(advantages: PerSequence, inputs: LossInputs, batch: Batch) -> Sums:
     weighted = jnp.abs(spread_to_tokens(advantages, batch)) * jnp.exp(inputs.ratios)
     return {
         "rewards/scores": count_and_sum(batch.sequences.reward, batch, MEMBER),

@@ -8,8 +8,10 @@ implicit rewards: beta times what the loss reads, R or mean R.
 import jax
 import jax.numpy as jnp
 
-from halos_jax.losses.registry import LossInputs, LossTerms, register
+from halos_jax.losses.registry import register
 from halos_jax.losses.sequences import (
+    PerSequence,
+    Sums,
     count_and_sum,
     count_and_sum_tokens,
     mean_by_sequence,
@@ -17,6 +19,7 @@ from halos_jax.losses.sequences import (
     take_partner,
     weighted_sum,
 )
+from halos_jax.losses.terms import LossInputs, LossTerms
 from halos_jax.types import CHOSEN, REJECTED, Batch
 
 _HALF = {"epsilon": (0.0, 0.5)}
@@ -157,12 +160,14 @@ def rpo(inputs: LossInputs, batch: Batch, *, beta: float = 0.1, alpha: float = 1
     return _finish(losses, rewards, inputs, batch)
 
 
-def _margins(values: jax.Array, batch: Batch) -> jax.Array:
+def _margins(values: PerSequence, batch: Batch) -> PerSequence:
     return values - take_partner(values, batch)
 
 
-def _finish(losses: jax.Array, rewards: jax.Array, inputs: LossInputs, batch: Batch) -> LossTerms:
-    """Sum `losses f32[rows, N]`, read where the sequence is chosen, and add the metrics."""
+def _finish(
+    losses: PerSequence, rewards: PerSequence, inputs: LossInputs, batch: Batch
+) -> LossTerms:
+    """Sum `losses f32[rows, sequences]`, read where the sequence is chosen, and add the metrics."""
     logps = sum_by_sequence(inputs.policy, batch)
     metrics = preference_metrics(rewards, logps, batch) | {
         "rewards/chosen_unclamped": count_and_sum_tokens(inputs.unclamped, batch, CHOSEN),
@@ -171,8 +176,8 @@ def _finish(losses: jax.Array, rewards: jax.Array, inputs: LossInputs, batch: Ba
     return LossTerms(weighted_sum(losses, batch, CHOSEN), metrics)
 
 
-def preference_metrics(rewards: jax.Array, sequence_logps: jax.Array, batch: Batch) -> dict:
-    """Return the metrics of pairs from implicit rewards and log-probabilities f32[rows, N]."""
+def preference_metrics(rewards: PerSequence, sequence_logps: PerSequence, batch: Batch) -> Sums:
+    """Return the metrics of pairs from implicit rewards and sequences' log-probabilities."""
     margins = rewards - take_partner(rewards, batch)
     return {
         "rewards/chosen": count_and_sum(rewards, batch, CHOSEN),

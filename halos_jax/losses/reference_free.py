@@ -4,14 +4,16 @@ import jax
 import jax.numpy as jnp
 
 from halos_jax.losses.preference import preference_metrics
-from halos_jax.losses.registry import LossInputs, LossTerms, register
+from halos_jax.losses.registry import register
 from halos_jax.losses.sequences import (
+    PerSequence,
     count_and_sum,
     mean_by_sequence,
     sum_by_sequence,
     take_partner,
     weighted_sum,
 )
+from halos_jax.losses.terms import LossInputs, LossTerms
 from halos_jax.types import CHOSEN, Batch
 
 
@@ -68,7 +70,9 @@ def nll(inputs: LossInputs, batch: Batch) -> LossTerms:
     return LossTerms(weighted_sum(-means, batch, CHOSEN), metrics)
 
 
-def _finish(losses: jax.Array, rewards: jax.Array, inputs: LossInputs, batch: Batch) -> LossTerms:
+def _finish(
+    losses: PerSequence, rewards: PerSequence, inputs: LossInputs, batch: Batch
+) -> LossTerms:
     logps = sum_by_sequence(inputs.policy, batch)
     metrics = preference_metrics(rewards, logps, batch)
     return LossTerms(weighted_sum(losses, batch, CHOSEN), metrics)

@@ -13,17 +13,16 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from halos_jax.losses.sequences import count_examples
+from halos_jax.losses.sequences import Scalar, Sums, count_examples
+from halos_jax.losses.terms import LossInputs, LossTerms, Measure, Objective, Statistics
 from halos_jax.types import Batch
 
 Items = Literal["pair", "target", "controlled", "unpaired", "group", "answer"]
-Statistics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
 # Which feedback can become the items of a loss.
 FEEDBACK_FOR: dict[str, tuple[str, ...]] = {
@@ -36,38 +35,7 @@ FEEDBACK_FOR: dict[str, tuple[str, ...]] = {
 _HUMANLINE = {"humanline": False, "log_epsilon_P": -1.0, "log_epsilon_R": 1.5}
 
 
-@struct.dataclass
-class LossInputs:
-    """What the models say about a batch; a loss never sees a model.
-
-    `policy`, `reference` and `old` (the policy that sampled) are token log-probabilities
-    f32[rows, P] in nats; `scores` f32[rows, N] are a classifier's logits. What a loss does not need
-    is None. `ratios` f32[rows, P] are policy - old, or policy - reference, 0 at padding and clamped
-    under humanline; `unclamped` f32[rows, P] is 1 where they are strictly inside of its interval.
-    `values` f32[rows, P] are those of a value head, `old_values` the same when the answers were
-    collected (in evaluation: now), `entropies` f32[rows, P] the policy's, for metrics.
-    `statistics` are sums over the whole optimizer step.
-    """
-
-    policy: jax.Array | None = None
-    reference: jax.Array | None = None
-    scores: jax.Array | None = None
-    old: jax.Array | None = None
-    ratios: jax.Array | None = None
-    unclamped: jax.Array | None = None
-    values: jax.Array | None = None
-    old_values: jax.Array | None = None
-    entropies: jax.Array | None = None
-    statistics: Statistics | None = None
-
-
-@struct.dataclass
-class LossTerms:
-    """Sums over a batch: `value` is divided by the step's examples or tokens, and each metric's
-    (sum, count) only when all microbatches have been added up."""
-
-    value: jax.Array  # f32[]
-    metrics: dict[str, tuple[jax.Array, jax.Array]]
+_Objective = TypeVar("_Objective", bound=Objective)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +43,18 @@ class Loss:
     """A registered objective with its hyperparameters bound."""
 
     name: str
-    function: Callable[..., LossTerms]
+    function: Objective
     needs: Literal["logps", "scores"]
     reference: bool
     per: Literal["example", "token"]
     items: Items
     old: bool = False
     value: bool = False
-    statistics: Callable[..., Statistics] | None = None
+    statistics: Measure | None = None
     limits: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     clamp: tuple[float, float] | None = None
 
-    def __call__(self, inputs: LossInputs, batch: Batch) -> tuple[jax.Array, dict]:
+    def __call__(self, inputs: LossInputs, batch: Batch) -> tuple[Scalar, Sums]:
         """Return this batch's share of the step's mean loss, and its metric sums.
 
         Where the loss has statistics, `inputs.statistics` holds `measure` over the whole step.
@@ -109,9 +77,10 @@ class Loss:
             return inputs
         ratios = inputs.policy - (inputs.old if self.old else inputs.reference)
         # By the mask and not by value: what stands at padding never matters.
-        ratios = jnp.where(batch.sequence < batch.sequences.role.shape[-1], ratios, 0.0)
+        ratios = jnp.where(batch.is_response, ratios, 0.0)
         low, high = self.clamp or (_HUMANLINE["log_epsilon_P"], _HUMANLINE["log_epsilon_R"])
-        return inputs.replace(
+        return dataclasses.replace(
+            inputs,
             ratios=jnp.clip(ratios, low, high) if self.clamp else ratios,
             unclamped=((ratios > low) & (ratios < high)).astype(ratios.dtype),
         )
@@ -131,7 +100,7 @@ def register(
     items: Items = "pair",
     statistics: Callable[..., Statistics] | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
-):
+) -> Callable[[_Objective], _Objective]:
     """Register a loss under `name`; a name can be taken once.
 
     Args:
@@ -145,7 +114,7 @@ def register(
       limits: hyperparameter -> (least, not above nor equal to) where not every number will do.
     """
 
-    def add(function: Callable[..., LossTerms]) -> Callable[..., LossTerms]:
+    def add(function: _Objective) -> _Objective:
         if name in _REGISTRY or name == "sum":
             taken = _REGISTRY[name].function if name in _REGISTRY else get_loss
             raise ValueError(f"loss {name!r} is registered already, by {taken}")
@@ -179,7 +148,7 @@ def get_loss(settings: Mapping[str, Any]) -> Loss:
     )
 
 
-def _bind_known(function: Callable | None, arguments: Mapping[str, Any]) -> Callable | None:
+def _bind_known(function: Measure | None, arguments: Mapping[str, Any]) -> Measure | None:
     if function is None:
         return None
     known = inspect.signature(function).parameters
@@ -197,7 +166,7 @@ def _make_sum(settings: Mapping[str, Any]) -> Loss:
             parts.append((part.get("weight", 1.0), get_loss({"name": name, **rest})))
 
     def add_up(inputs: LossInputs, batch: Batch) -> LossTerms:
-        value, metrics = 0.0, {}
+        value, metrics = jnp.zeros(()), Sums()
         for weight, loss in parts:
             share, found = loss(inputs, batch)
             part = share * batch.num_examples
@@ -377,7 +346,7 @@ def _fits(value: Any, default: Any, limits: tuple[float, float] = (-math.inf, ma
         return isinstance(value, bool)
     if type(value) not in (int, float) or not math.isfinite(value):
         return False
-    return limits[0] <= value < limits[1]
+    return bool(limits[0] <= value < limits[1])
 
 
 def _describe(default: Any, limits: tuple[float, float]) -> str:

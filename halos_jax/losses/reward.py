@@ -4,8 +4,9 @@ import math
 
 import jax
 
-from halos_jax.losses.registry import LossInputs, LossTerms, register
+from halos_jax.losses.registry import register
 from halos_jax.losses.sequences import count_and_sum, take_partner, weighted_sum
+from halos_jax.losses.terms import LossInputs, LossTerms
 from halos_jax.types import CHOSEN, REJECTED, Batch
 
 

@@ -3,16 +3,25 @@
 import math
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float32
 
-from halos_jax.types import PADDING, Batch
+from halos_jax.types import PADDING, Array, Batch
+
+Scalar: TypeAlias = Float32[Array, ""]
+# Of a function's `batch`: a number for each response position, and for each sequence.
+PerToken: TypeAlias = Float32[Array, "rows {batch.sequence.shape[-1]}"]
+PerSequence: TypeAlias = Float32[Array, "rows {batch.sequences.role.shape[-1]}"]
+Sums: TypeAlias = dict[str, tuple[Scalar, Scalar]]  # name -> (sum, count)
+
+_Number = TypeVar("_Number")  # an array, or on the host a float
 
 
-def sum_by_sequence(values: jax.Array, batch: Batch) -> jax.Array:
-    """Sum token values f32[rows, P] by sequence: f32[rows, N]; padding adds nothing.
+def sum_by_sequence(values: PerToken, batch: Batch) -> PerSequence:
+    """Sum token values f32[rows, P] by sequence: f32[rows, sequences]; padding adds nothing.
 
     A masked sum rather than a segment sum: it needs no scatter, so it is deterministic.
     """
@@ -21,40 +30,40 @@ def sum_by_sequence(values: jax.Array, batch: Batch) -> jax.Array:
     return jnp.sum(jnp.where(hits, values[:, None, :], 0.0), axis=-1)
 
 
-def take_partner(values: jax.Array, batch: Batch) -> jax.Array:
-    """Return for each sequence the value f32[rows, N] of the other half of its pair."""
+def take_partner(values: PerSequence, batch: Batch) -> PerSequence:
+    """Return for each sequence the value f32[rows, sequences] of the other half of its pair."""
     return jnp.take_along_axis(values, batch.sequences.partner, axis=-1)
 
 
-def weighted_sum(values: jax.Array, batch: Batch, role: int) -> jax.Array:
-    """Sum `values f32[rows, N]`, times the items' weights, over the sequences of one role."""
+def weighted_sum(values: PerSequence, batch: Batch, role: int) -> Scalar:
+    """Sum sequences' values, times the items' weights, over the sequences of one role."""
     mask = batch.sequences.role == role
     return jnp.sum(jnp.where(mask, values * batch.sequences.weight, 0.0))
 
 
-def count_and_sum(values: jax.Array, batch: Batch, role: int) -> tuple[jax.Array, jax.Array]:
-    """Return the (sum, count) of `values f32[rows, N]` over the sequences of one role."""
+def count_and_sum(values: PerSequence, batch: Batch, role: int) -> tuple[Scalar, Scalar]:
+    """Return the (sum, count) of `values f32[rows, sequences]` over the sequences of one role."""
     mask = batch.sequences.role == role
     total = jnp.sum(jnp.where(mask, jax.lax.stop_gradient(values), 0.0))
     return total, jnp.sum(mask).astype(jnp.float32)
 
 
 def count_and_sum_class(
-    values: jax.Array, batch: Batch, role: int, *, desirable: bool
-) -> tuple[jax.Array, jax.Array]:
+    values: PerSequence, batch: Batch, role: int, *, desirable: bool
+) -> tuple[Scalar, Scalar]:
     """Return `count_and_sum` over the desirable sequences of a role, or over the others."""
     mask = (batch.sequences.role == role) & (batch.sequences.desirable == desirable)
     total = jnp.sum(jnp.where(mask, jax.lax.stop_gradient(values), 0.0))
     return total, jnp.sum(mask).astype(jnp.float32)
 
 
-def count_tokens(batch: Batch) -> jax.Array:
-    """Return the number of response tokens of each sequence: f32[rows, N]."""
+def count_tokens(batch: Batch) -> PerSequence:
+    """Return the number of response tokens of each sequence: f32[rows, sequences]."""
     return sum_by_sequence(jnp.ones(batch.sequence.shape, jnp.float32), batch)
 
 
-def mean_by_sequence(values: jax.Array, batch: Batch) -> jax.Array:
-    """Average token values f32[rows, P] by sequence: f32[rows, N]; 0 for an empty response.
+def mean_by_sequence(values: PerToken, batch: Batch) -> PerSequence:
+    """Average token values f32[rows, P] by sequence: f32[rows, sequences]; 0 for an empty response.
 
     The divisor counts the response's tokens, never the values that differ from zero: where the
     policy is the reference all log-ratios are zero, and the mean must be too.
@@ -62,35 +71,35 @@ def mean_by_sequence(values: jax.Array, batch: Batch) -> jax.Array:
     return sum_by_sequence(values, batch) / jnp.maximum(count_tokens(batch), 1.0)
 
 
-def spread_to_tokens(values: jax.Array, batch: Batch) -> jax.Array:
-    """Give each response token the value f32[rows, N] of its sequence: f32[rows, P], padding 0."""
+def spread_to_tokens(values: PerSequence, batch: Batch) -> PerToken:
+    """Give each response token the value of its sequence: f32[rows, P], 0 at padding."""
     padded = jnp.pad(values, ((0, 0), (0, 1)))
     return jnp.take_along_axis(padded, batch.sequence, axis=-1)
 
 
-def count_and_sum_tokens(values: jax.Array, batch: Batch, role: int) -> tuple[jax.Array, jax.Array]:
+def count_and_sum_tokens(values: PerToken, batch: Batch, role: int) -> tuple[Scalar, Scalar]:
     """Return the (sum, count) of token `values f32[rows, P]` over the sequences of one role."""
     mask = batch.sequences.role == role
     total = jnp.where(mask, sum_by_sequence(jax.lax.stop_gradient(values), batch), 0.0)
     return jnp.sum(total), jnp.sum(jnp.where(mask, count_tokens(batch), 0.0))
 
 
-def count_examples(batch: Batch) -> jax.Array:
+def count_examples(batch: Batch) -> Scalar:
     """Return the total weight f32[] of the items in this batch, a part of the step's."""
     weights = batch.sequences.weight
     return jnp.sum(weights / jnp.maximum(sum_over_group(jnp.ones_like(weights), batch), 1.0))
 
 
-def sum_over_group(values: jax.Array, batch: Batch) -> jax.Array:
-    """Return for each sequence the sum of `values f32[rows, N]` over its item; 0 at padding."""
+def sum_over_group(values: PerSequence, batch: Batch) -> PerSequence:
+    """Return for each sequence the sum of the values over its item; 0 at padding."""
     group, real = batch.sequences.group, batch.sequences.role != PADDING
     same = (group[:, :, None] == group[:, None, :]) & real[:, :, None] & real[:, None, :]
     return jnp.sum(jnp.where(same, values[:, None, :], 0.0), axis=-1)
 
 
 def average_metrics(
-    sums: Mapping[str, tuple[Any, Any]], numbers: ModuleType = jnp
-) -> dict[str, Any]:
+    sums: Mapping[str, tuple[_Number, _Number]], numbers: ModuleType = jnp
+) -> dict[str, _Number]:
     """Return the mean of each metric's (sum, count), 0 where it counts nothing.
 
     Answers that stand alone have no margin each: as in HALOs it is the mean implicit reward of

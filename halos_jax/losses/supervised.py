@@ -1,12 +1,13 @@
 """Objectives on demonstrations."""
 
-from halos_jax.losses.registry import LossInputs, LossTerms, register
+from halos_jax.losses.registry import register
 from halos_jax.losses.sequences import (
     count_and_sum,
     count_and_sum_class,
     sum_by_sequence,
     weighted_sum,
 )
+from halos_jax.losses.terms import LossInputs, LossTerms
 from halos_jax.types import TARGET, Batch
 
 

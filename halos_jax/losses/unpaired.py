@@ -8,14 +8,17 @@ and `rewards/margins` (see `average_metrics`) is the mean of the former less tha
 import jax
 import jax.numpy as jnp
 
-from halos_jax.losses.registry import LossInputs, LossTerms, Statistics, register
+from halos_jax.losses.registry import register
 from halos_jax.losses.sequences import (
+    PerSequence,
+    Sums,
     count_and_sum,
     count_and_sum_class,
     count_tokens,
     sum_by_sequence,
     weighted_sum,
 )
+from halos_jax.losses.terms import LossInputs, LossTerms, Statistics
 from halos_jax.types import MISMATCHED, TARGET, Batch
 
 
@@ -89,7 +92,9 @@ def suggest_weights(num_desirable: int, num_undesirable: int) -> tuple[float, fl
     return even, even * 4 / 3
 
 
-def _measure_unpaired(rewards, margins, inputs: LossInputs, batch: Batch) -> dict:
+def _measure_unpaired(
+    rewards: PerSequence, margins: PerSequence, inputs: LossInputs, batch: Batch
+) -> Sums:
     """Return the metrics; `margins` are distances to the right side of the reference point."""
     logps = sum_by_sequence(inputs.policy, batch)
     inside, tokens = sum_by_sequence(inputs.unclamped, batch), count_tokens(batch)

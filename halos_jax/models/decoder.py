@@ -199,7 +199,7 @@ def _head_of(config: DecoderConfig) -> dict[str, Any]:
 
 
 def _mask_padding(values: jax.Array, batch: Batch) -> jax.Array:
-    return jnp.where(batch.sequence < batch.sequences.role.shape[-1], values, 0.0)
+    return jnp.where(batch.is_response, values, 0.0)
 
 
 def compute_scores(params: Params, batch: Batch, config: DecoderConfig) -> jax.Array:

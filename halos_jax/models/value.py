@@ -68,7 +68,7 @@ def compute_values(params: Any, hidden: jax.Array, batch: Batch) -> jax.Array:
         x = sharding.constrain(x, "rows", None, None)
         x = jax.nn.relu(x @ params[name] + params[f"{name}_bias"])
     values = (x @ params["third"] + params["third_bias"])[..., 0]
-    return jnp.where(batch.sequence < batch.sequences.role.shape[-1], values, 0.0)
+    return jnp.where(batch.is_response, values, 0.0)
 
 
 def _drop(x: jax.Array, noise: jax.Array) -> jax.Array:

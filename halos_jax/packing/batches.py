@@ -8,7 +8,8 @@ loss of a step never depends on how its items were packed.
 import dataclasses
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -150,8 +151,8 @@ def build_batch(
         fill_row(arrays, row, [items[index] for index in members], layout)
         for name, parts in list_token_values(items, members, step, reference_logps, old).items():
             arrays[name][row, : len(parts)] = parts
-    members = [items[index] for row in plan.steps[step] for index in row]
-    split = {
+    taken = [items[index] for row in plan.steps[step] for index in row]
+    split: dict[str, Any] = {  # NumPy's, on their way to a device
         name: array.reshape(layout.microbatches, layout.rows, *array.shape[1:])
         for name, array in arrays.items()
     }
@@ -160,16 +161,18 @@ def build_batch(
     sequence_names = ("role", "partner", "group", "last", "reward", "weight", "desirable")
     sequences = Sequences(**{name: split.pop(name) for name in sequence_names})
     totals = {
-        "num_examples": sum(item.weight for item in members),
-        "num_tokens": sum(sum(item.num_targets) for item in members),
+        "num_examples": sum(item.weight for item in taken),
+        "num_tokens": sum(sum(item.num_targets) for item in taken),
     }
-    repeated = {
+    split |= {
         name: np.full(layout.microbatches, value, np.float32) for name, value in totals.items()
     }
-    return Batch(view=view, sequences=sequences, **split, **repeated)
+    return Batch(view=view, sequences=sequences, **split)
 
 
-def split_logps(plan: Plan, step: int, items: Sequence[Item], logps: np.ndarray):
+def split_logps(
+    plan: Plan, step: int, items: Sequence[Item], logps: np.ndarray
+) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
     """Yield (item index, one f32[targets] a response) from a step's `f32[m, rows, P]`."""
     flat = logps.reshape(-1, logps.shape[-1])
     for row, members in enumerate(plan.steps[step]):
@@ -182,8 +185,10 @@ def split_logps(plan: Plan, step: int, items: Sequence[Item], logps: np.ndarray)
             yield index, tuple(parts)
 
 
-def split_scores(plan: Plan, step: int, items: Sequence[Item], scores: np.ndarray):
-    """Yield (item index, one float a response) from a step's `f32[m, rows, N]`."""
+def split_scores(
+    plan: Plan, step: int, items: Sequence[Item], scores: np.ndarray
+) -> Iterator[tuple[int, tuple[float, ...]]]:
+    """Yield (item index, one float a response) from a step's `f32[m, rows, sequences]`."""
     flat = scores.reshape(-1, scores.shape[-1])
     for row, members in enumerate(plan.steps[step]):
         rows = [items[index] for index in members]

@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from halos_jax.types import Item
+
+Buckets: TypeAlias = tuple[tuple[int, int], ...]  # (sequences, length) of each
+Steps: TypeAlias = Sequence[Sequence[Sequence[int]]]  # of each step, the items of each row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Layout:
     tokens: int
     positions: int
     copies: int
-    buckets: tuple[tuple[int, int], ...]
+    buckets: Buckets
 
     @property
     def num_slots(self) -> int:
@@ -74,7 +77,13 @@ class LayoutMemory:
 
 
 def fit_layout(
-    items, steps, microbatches: int, num_rows: int, multiple: int, *, recurring: bool
+    items: Sequence[Item],
+    steps: Steps,
+    microbatches: int,
+    num_rows: int,
+    multiple: int,
+    *,
+    recurring: bool,
 ) -> Layout:
     """Return the smallest rounded shapes into which every row of every step fits.
 
@@ -95,7 +104,7 @@ def fit_layout(
     )
 
 
-def reuse_layout(items, steps, *, needed: Layout, known: Layout) -> Layout:
+def reuse_layout(items: Sequence[Item], steps: Steps, *, needed: Layout, known: Layout) -> Layout:
     """Return the layout with which programs of the layout `known` recur in another round.
 
     That is `known` where every row of every step fits into it, or `known` grown by what does not
@@ -125,8 +134,8 @@ def reuse_layout(items, steps, *, needed: Layout, known: Layout) -> Layout:
 
 
 def _fit_buckets(
-    rows, longest: int, multiple: int, *, recurring: bool
-) -> tuple[tuple[int, int], ...]:
+    rows: Sequence[Sequence[Item]], longest: int, multiple: int, *, recurring: bool
+) -> Buckets:
     """Return (sequences, length) buckets that hold every row.
 
     A sequence may stand in a longer bucket than it needs where its own is full, so a bucket and
@@ -141,13 +150,13 @@ def _fit_buckets(
         lengths = sorted({-(-bound // multiple) * multiple for bound in bounds})
         empty, longer = [(0, length) for length in lengths], _count_longer(rows, lengths)
         buckets = _grow_buckets(empty, longer, recurring=recurring)
-        buckets = tuple(bucket for bucket in buckets if bucket[0])
-        choices.append((_measure_view(buckets), buckets))
+        used = tuple(bucket for bucket in buckets if bucket[0])
+        choices.append((_measure_view(used), used))
     most = (1.25 if recurring else 1.05) * min(cost for cost, _ in choices)
     return next(buckets for cost, buckets in choices if cost <= most)
 
 
-def _count_longer(rows, lengths: Sequence[int]) -> np.ndarray:
+def _count_longer(rows: Sequence[Sequence[Item]], lengths: Sequence[int]) -> np.ndarray:
     """Return how many sequences are too long for the buckets before each, of the row with most."""
     most = np.zeros(len(lengths), np.int64)
     for row in rows:
@@ -157,7 +166,9 @@ def _count_longer(rows, lengths: Sequence[int]) -> np.ndarray:
     return most
 
 
-def _grow_buckets(buckets, longer: np.ndarray, *, recurring: bool) -> tuple[tuple[int, int], ...]:
+def _grow_buckets(
+    buckets: Sequence[tuple[int, int]], longer: np.ndarray, *, recurring: bool
+) -> Buckets:
     """Return `buckets` with as many sequences more as `longer` (of `_count_longer`) asks for; of
     those that recur, where it asks for few, with one to spare."""
     grown, held = [], 0

@@ -9,7 +9,7 @@ from halos_jax.types import CHOSEN, PADDING, REJECTED, Item
 def empty_arrays(layout: Layout, rows: int) -> dict[str, np.ndarray]:
     tokens, slots, sequences = layout.tokens, layout.num_slots, layout.num_sequences
 
-    def full(value, *shape: int, dtype=np.int32) -> np.ndarray:
+    def full(value: int, *shape: int, dtype: type = np.int32) -> np.ndarray:
         return np.full((rows, *shape), value, dtype)
 
     return {

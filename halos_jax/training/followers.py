@@ -1,12 +1,11 @@
 """What follows the policy in the train state: a reference some steps behind, a moving average."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from halos_jax.types import TrainState
+from halos_jax.types import Params, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +27,12 @@ class Followers:
 NO_FOLLOWERS = Followers()
 
 
-def take_policy(params: Any) -> Any:
+def take_policy(params: Params) -> Params:
     """Return what is trained of the policy alone, without a value head."""
     return {name: part for name, part in params.items() if name != "value"}
 
 
-def take_averaged(state: TrainState) -> Any:
+def take_averaged(state: TrainState) -> Params:
     """Return the params to be evaluated, those of the average where there is one.
 
     In the params' dtypes, with the value head as it is.
@@ -46,7 +45,7 @@ def take_averaged(state: TrainState) -> Any:
     return {**state.params, **average}
 
 
-def take_exported(state: TrainState) -> Any:
+def take_exported(state: TrainState) -> Params:
     """Return the policy to be exported: `take_averaged` without a value head."""
     return take_policy(take_averaged(state))
 
@@ -57,7 +56,7 @@ def move_followers(after: TrainState, before: TrainState, followers: Followers) 
         due = before.step % followers.sync_every == 0
         policy = take_policy(before.params)
         reference = jax.tree.map(lambda x, y: jnp.where(due, x, y), policy, before.reference)
-        after = after.replace(reference=reference)
+        after = dataclasses.replace(after, reference=reference)
     if followers.ema_decay:
         share = 1 - followers.ema_decay
         ema = jax.tree.map(
@@ -65,5 +64,5 @@ def move_followers(after: TrainState, before: TrainState, followers: Followers) 
             before.ema,
             take_policy(after.params),
         )
-        after = after.replace(ema=ema)
+        after = dataclasses.replace(after, ema=ema)
     return after

@@ -1,10 +1,11 @@
 """What the models say of a batch: the inputs of a loss, and what is known before any step."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import Float32
 
 from halos_jax import sharding
 from halos_jax.losses import Loss, LossInputs
@@ -12,11 +13,11 @@ from halos_jax.models import decoder
 from halos_jax.models.lora import Frozen, attach_adapter
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.models.value import compute_values
-from halos_jax.types import Batch
+from halos_jax.types import Array, Batch, Params
 
 
 def compute_inputs(
-    params: Any, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
+    params: Params, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
 ) -> LossInputs:
     """Return what the model, and where the loss needs them others, say of a microbatch.
 
@@ -26,33 +27,37 @@ def compute_inputs(
     params = attach_adapter(params, frozen)
     if loss.needs == "scores":
         return LossInputs(scores=decoder.compute_scores(params, batch, config))
-    inputs = LossInputs(
-        reference=batch.reference_logps if loss.reference else None,
-        old=batch.old_logps if loss.old else None,
-    )
+    inputs = LossInputs()
+    if loss.reference:
+        inputs = dataclasses.replace(inputs, reference=batch.reference_logps)
+    if loss.old:
+        inputs = dataclasses.replace(inputs, old=batch.old_logps)
     if not loss.value:
-        return inputs.replace(policy=decoder.compute_logps(params, batch, config))
+        return dataclasses.replace(inputs, policy=decoder.compute_logps(params, batch, config))
     hidden = decoder.encode_responses(params, batch, config)
     policy, entropies = decoder.compute_statistics(params, hidden, batch, config)
     values = compute_values(params["value"], hidden, batch)
     collected = jax.lax.stop_gradient(values) if batch.old_values is None else batch.old_values
-    return inputs.replace(policy=policy, entropies=entropies, values=values, old_values=collected)
+    return dataclasses.replace(
+        inputs, policy=policy, entropies=entropies, values=values, old_values=collected
+    )
 
 
 def compute_step_logps(
-    params: Any, frozen: Frozen | None, batch: Batch, config: DecoderConfig
-) -> jax.Array:
+    params: Params, frozen: Frozen | None, batch: Batch, config: DecoderConfig
+) -> Float32[Array, "m rows P"]:
     """Return the log-probs f32[m, rows, P] of a step's response tokens; they get no gradient."""
     params = jax.lax.stop_gradient(attach_adapter(params, frozen))
-    return jax.lax.map(lambda one: decoder.compute_logps(params, one, config), batch)
+    logps: jax.Array = jax.lax.map(lambda one: decoder.compute_logps(params, one, config), batch)
+    return logps
 
 
 def compile_logps(
     config: DecoderConfig, mesh: Mesh
-) -> Callable[[Any, Frozen | None, Batch], jax.Array]:
+) -> Callable[[Params, Frozen | None, Batch], jax.Array]:
     """Return the jitted function from params and a batch to log-probs f32[m, rows, P]."""
 
-    def run(params, frozen, batch):
+    def run(params: Params, frozen: Frozen | None, batch: Batch) -> jax.Array:
         return compute_step_logps(params, frozen, batch, config)
 
     return jax.jit(run, out_shardings=sharding.replicated(mesh))
@@ -60,18 +65,19 @@ def compile_logps(
 
 def compile_collect(
     config: DecoderConfig, mesh: Mesh
-) -> Callable[[Any, Frozen | None, Batch], tuple[jax.Array, jax.Array]]:
+) -> Callable[[Params, Frozen | None, Batch], tuple[jax.Array, jax.Array]]:
     """Return the jitted function from params with a value head, and a batch, to the log-probs and
     the values f32[m, rows, P] of its response tokens."""
 
-    def run(params, frozen, batch):
+    def run(params: Params, frozen: Frozen | None, batch: Batch) -> tuple[jax.Array, jax.Array]:
         attached = attach_adapter(params, frozen)
 
-        def one(batch):
+        def one(batch: Batch) -> tuple[jax.Array, jax.Array]:
             hidden = decoder.encode_responses(attached, batch, config)
             logps, _ = decoder.compute_statistics(attached, hidden, batch, config)
             return logps, compute_values(attached["value"], hidden, batch)
 
-        return jax.lax.map(one, batch)
+        collected: tuple[jax.Array, jax.Array] = jax.lax.map(one, batch)
+        return collected
 
     return jax.jit(run, out_shardings=sharding.replicated(mesh))

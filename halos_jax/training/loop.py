@@ -4,7 +4,6 @@ import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +23,7 @@ from halos_jax.packing.token_values import Collected, TokenValues
 from halos_jax.training import inputs, optim, step
 from halos_jax.training.followers import Followers, take_averaged
 from halos_jax.training.state import init_state, make_abstract_state
-from halos_jax.types import Batch, Item, TrainState
+from halos_jax.types import Batch, Item, Params, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +36,10 @@ class Trainer:
     mesh: Mesh
     optimizer: optax.GradientTransformation
     abstract_state: TrainState
-    train_step: Callable[
-        [TrainState, Frozen | None, Batch], tuple[TrainState, dict[str, jax.Array]]
-    ]
-    eval_step: Callable[[Any, Frozen | None, Batch], Any]
-    logps: Callable[[Any, Frozen | None, Batch], jax.Array]
-    collect: Callable[[Any, Frozen | None, Batch], tuple[jax.Array, jax.Array]]
+    train_step: step.TrainStep
+    eval_step: step.EvalStep
+    logps: Callable[[Params, Frozen | None, Batch], jax.Array]
+    collect: Callable[[Params, Frozen | None, Batch], tuple[jax.Array, jax.Array]]
     frozen: Frozen | None = None  # the base of an adapter; None: all params are trained
     # Called between two batches where there is nothing to save; what it raises stops the run.
     check: Callable[[], None] = lambda: None
@@ -100,13 +97,13 @@ def make_trainer(
     )
 
 
-def start_state(trainer: Trainer, params: Any) -> TrainState:
+def start_state(trainer: Trainer, params: Params) -> TrainState:
     """Return the state at step 0 around the policy's `params`, with a new value head if needed."""
     params = add_value_head(trainer, params)
     return init_state(params, trainer.optimizer, trainer.abstract_state)
 
 
-def add_value_head(trainer: Trainer, params: Any) -> Any:
+def add_value_head(trainer: Trainer, params: Params) -> Params:
     """Return the policy's `params` with the value head that the run starts with, if it has one."""
     if not trainer.loss.value:
         return params
@@ -155,7 +152,7 @@ def needs_reference(loss: Loss, items: Sequence[Item], *, moving: bool = False) 
     return (loss.reference and not moving) or unknown
 
 
-def add_reference(trainer: Trainer, dataset: Dataset, params: Any, *, label: str) -> Dataset:
+def add_reference(trainer: Trainer, dataset: Dataset, params: Params, *, label: str) -> Dataset:
     """Return `dataset` with the reference's log-probs, computed under `params` in one pass."""
     (logps,) = _pass_over(
         trainer,
@@ -167,7 +164,7 @@ def add_reference(trainer: Trainer, dataset: Dataset, params: Any, *, label: str
 
 
 def add_collected(
-    trainer: Trainer, dataset: Dataset, params: Any, *, seed: int, label: str
+    trainer: Trainer, dataset: Dataset, params: Params, *, seed: int, label: str
 ) -> Dataset:
     """Return `dataset` with what the policy and value head `params` say of its items.
 
@@ -213,7 +210,8 @@ def stream_batches(mesh: Mesh, dataset: Dataset, *, start: int = 0) -> Iterator[
             reference_logps=dataset.reference_logps,
             old=dataset.old,
         )
-        return sharding.put_batch(batch, mesh, leading=1)
+        placed: Batch = sharding.put_batch(batch, mesh, leading=1)
+        return placed
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         ahead = [
@@ -259,10 +257,13 @@ def run_steps(
     for number, batch in enumerate(stream_batches(trainer.mesh, dataset, start=start), start):
         state, metrics = trainer.train_step(state, trainer.frozen, batch)
         taken = first_step + number + 1
-        named = {_rename(name, "train"): value for name, value in metrics.items()}
+        named: dict[str, jax.Array | float] = {
+            _rename(name, "train"): value for name, value in metrics.items()
+        }
         examples = sum(len(row) for row in dataset.plan.steps[number])
         seen += examples
-        named |= {"counters/updates": taken, "counters/stage_examples": seen} | clock.rate
+        named |= {"counters/updates": taken, "counters/stage_examples": seen}
+        named |= clock.rate
         writer.write(taken, named)
         clock.tick(examples)
         due = config.train.eval_every and taken % config.train.eval_every == 0
@@ -295,7 +296,7 @@ class _StepClock:
         self._finished, self._examples = (now if self._examples else None), examples
 
 
-def evaluate(trainer: Trainer, params: Any, dataset: Dataset) -> dict[str, float]:
+def evaluate(trainer: Trainer, params: Params, dataset: Dataset) -> dict[str, float]:
     """Return the metrics of `dataset` under `params`, each over all its examples."""
     sums = [
         trainer.eval_step(params, trainer.frozen, batch)
@@ -313,7 +314,7 @@ def _rename(name: str, split: str) -> str:
     if name == "loss":
         return f"loss/{split}"
     section, slash, rest = name.partition("/")
-    sections = ("rewards", "logps", "loss")
+    sections = ["rewards", "logps", "loss"]
     if split == "eval":  # of training these keep HALOs' names
-        sections += ("clipfrac", "returns", "val")
+        sections += ["clipfrac", "returns", "val"]
     return f"{section}_{split}/{rest}" if slash and section in sections else name

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from halos_jax import sharding
+from halos_jax.config.execution import Remat
 from halos_jax.models.spec import DecoderConfig, count_params
 from halos_jax.types import Batch, TrainState
 
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # The fastest first. Without any remat a step is slower than with "matmuls": it writes and reads
 # more than it saves. Of each, to form the logits again is the cheapest to give way.
-_REMATS = ("matmuls", "gate", "attention", "full")
+_REMATS: tuple[Remat, ...] = ("matmuls", "gate", "attention", "full")
 _SHARE = 0.94  # of the memory; the rest is for what the allocator cannot use
 
 
@@ -65,14 +66,15 @@ def _count_bytes(
     """Return about how many bytes a device needs: what it holds all the time, what the blocks keep,
     and the larger of what the head and the backward pass of the blocks need at a time."""
 
-    def measure(leaf, width: int = 0) -> int:
-        shard = leaf.sharding.shard_shape(leaf.shape)
+    def measure(leaf: jax.ShapeDtypeStruct, width: int = 0) -> int:
+        shard: tuple[int, ...] = leaf.sharding.shard_shape(leaf.shape)
         return math.prod(shard) * (width or leaf.dtype.itemsize)
 
     params = jax.tree.leaves(state.params)
-    split, width = mesh.shape["tensor"], jnp.dtype(config.compute_dtype).itemsize
+    split: int = mesh.shape["tensor"]
+    width: int = jnp.dtype(config.compute_dtype).itemsize
     other = count_params(config) * width // (split * mesh.shape["fsdp"])
-    held = sum(map(measure, jax.tree.leaves(state))) + other
+    held: int = sum(map(measure, jax.tree.leaves(state))) + other
     if batch.tokens.shape[0] > 1:  # gradients are added up in float32
         held += sum(measure(leaf, 4) for leaf in params)
 
@@ -93,10 +95,10 @@ def _count_bytes(
     # Unrolled, the blocks' buffers are laid out one by one, and less tightly.
     spread = 1.5 if config.unroll_layers else 1
     blocks = spread * config.num_layers * (config.d_model + kept) * tokens * width
-    block = (4 * config.d_model + 2 * (heads + attended) + 4 * mlp) * tokens * width
+    block: int = (4 * config.d_model + 2 * (heads + attended) + 4 * mlp) * tokens * width
     words = 1 if config.num_labels else config.vocab_size // split
     chunk = min(config.head_chunk * rows, positions)
-    head = words * (2 * 4 * config.d_model + chunk * (4 + 2 * width))
+    head: int = words * (2 * 4 * config.d_model + chunk * (4 + 2 * width))
     if not head_remat:
         head += words * positions * width
     return held + int(blocks) + max(head, sum(map(measure, params)) + block)

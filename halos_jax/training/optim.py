@@ -3,12 +3,15 @@
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from halos_jax.config import OptimizerConfig
+from halos_jax.types import Params, Tree
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +148,8 @@ def make_optimizer(
 def _clip_parts(policy_norm: float, value_norm: float) -> optax.GradientTransformation:
     """Clip the gradients of the policy and of the value head, each by its own global norm."""
 
-    def update(updates, params=None):
-        clipped = {}
+    def update(updates: Params, params: Params | None = None) -> Params:
+        clipped: Params = {}
         for is_value, norm in ((False, policy_norm), (True, value_norm)):
             own = {name: part for name, part in updates.items() if (name == "value") == is_value}
             clipped |= optax.clip_by_global_norm(norm).update(own, optax.EmptyState())[0]
@@ -155,8 +158,8 @@ def _clip_parts(policy_norm: float, value_norm: float) -> optax.GradientTransfor
     return optax.stateless(update)
 
 
-def _muon_dimensions(params):
-    def find(path, leaf):
+def _muon_dimensions(params: Params) -> Tree:
+    def find(path: tuple[object, ...], leaf: jax.Array) -> Tree:
         names = _names(path)
         if names[:1] != ["layers"]:
             return None
@@ -173,10 +176,10 @@ def _find_adapter_axes(name: str, ndim: int) -> tuple[tuple[int, ...], ...] | No
     return ((1,), tuple(range(2, ndim))) if name.endswith("_lora_b") else None
 
 
-def _choose_decayed(params, config: OptimizerConfig):
+def _choose_decayed(params: Params, config: OptimizerConfig) -> Tree:
     """Return which params decay: all but norms (`decay_norms`) and biases (`decay_biases`)."""
 
-    def find(path, _) -> bool:
+    def find(path: tuple[object, ...], _: jax.Array) -> bool:
         name = _names(path)[-1]
         if "norm" in name:
             return config.decay_norms
@@ -185,33 +188,40 @@ def _choose_decayed(params, config: OptimizerConfig):
     return jax.tree_util.tree_map_with_path(find, params)
 
 
-def _show_decayed(inner: optax.GradientTransformation, mask) -> optax.GradientTransformation:
+def _show_decayed(
+    inner: optax.GradientTransformation, mask: Callable[[Params], Tree]
+) -> optax.GradientTransformation:
     """Show `inner`, which reads params only to decay them, zeros in place of what does not decay.
 
     Muon's mask does not reach its other half, AdamW.
     """
 
-    def update(updates, state, params=None):
+    def update(updates: Params, state: Tree, params: Params | None = None) -> tuple[Params, Tree]:
+        assert params is not None  # optax hands them to whatever decays
         shown = jax.tree.map(lambda p, d: p if d else jnp.zeros_like(p), params, mask(params))
-        return inner.update(updates, state, shown)
+        updated: tuple[Params, Tree] = inner.update(updates, state, shown)
+        return updated
 
     return optax.GradientTransformation(inner.init, update)
 
 
-def _names(path) -> list[str]:
+def _names(path: tuple[object, ...]) -> list[str]:
     return [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
 
 
-def _keep_dtype(inner: optax.GradientTransformation, dtype) -> optax.GradientTransformation:
+def _keep_dtype(
+    inner: optax.GradientTransformation, dtype: DTypeLike
+) -> optax.GradientTransformation:
     """Run `inner` with its state, and all its arithmetic, in `dtype`."""
 
-    def cast(tree):
+    def cast(tree: Tree) -> Tree:
         return jax.tree.map(lambda x: x.astype(dtype), tree)
 
-    def init(params):
+    def init(params: Params) -> Tree:
         return inner.init(cast(params))
 
-    def update(updates, state, params=None):
-        return inner.update(cast(updates), state, cast(params))
+    def update(updates: Params, state: Tree, params: Params | None = None) -> tuple[Params, Tree]:
+        updated: tuple[Params, Tree] = inner.update(cast(updates), state, cast(params))
+        return updated
 
     return optax.GradientTransformation(init, update)

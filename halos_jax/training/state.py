@@ -1,7 +1,7 @@
 """The train state: how it is made, and its abstract form for compilation and restore."""
 
 import math
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.training.followers import NO_FOLLOWERS, Followers, take_policy
-from halos_jax.types import TrainState
+from halos_jax.types import Params, TrainState, Tree
 
 
 def make_abstract_state(
-    params: Any,
+    params: Params,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     followers: Followers = NO_FOLLOWERS,
@@ -27,7 +27,7 @@ def make_abstract_state(
     """
     by_path = traverse_util.flatten_dict(params)
 
-    def place(path, leaf):
+    def place(path: tuple[object, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         # A moment stands in dicts of the params' keys; a factored one (adafactor) has another
         # shape, and is small.
         names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
@@ -43,7 +43,7 @@ def make_abstract_state(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), policy
     )
     return TrainState(
-        step=step,
+        step=cast(jax.Array, step),
         params=params,
         opt_state=opt_state,
         reference=policy if followers.sync_every else None,
@@ -51,19 +51,25 @@ def make_abstract_state(
     )
 
 
-def init_state(params, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, abstract: TrainState
+) -> TrainState:
     """Return the state at step 0 around `params`, which it takes over."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
 
-    def copy(wanted):
+    def copy(wanted: Params) -> Params:
         # Copies, since a step takes the state's buffers over, each of them once.
-        def run(policy):
-            return jax.tree.map(lambda x, like: jnp.copy(x.astype(like.dtype)), policy, wanted)
+        def run(policy: Params) -> Params:
+            made: Params = jax.tree.map(
+                lambda x, like: jnp.copy(x.astype(like.dtype)), policy, wanted
+            )
+            return made
 
         placed = jax.tree.map(lambda like: like.sharding, wanted)
-        return jax.jit(run, out_shardings=placed)(take_policy(params))
+        copied: Params = jax.jit(run, out_shardings=placed)(take_policy(params))
+        return copied
 
     return TrainState(
         step=step,
@@ -74,6 +80,6 @@ def init_state(params, optimizer: optax.GradientTransformation, abstract: TrainS
     )
 
 
-def count_bytes(state: Any) -> int:
+def count_bytes(state: Tree) -> int:
     """Return the size of all arrays of a state, abstract or not, as they stand in a checkpoint."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))

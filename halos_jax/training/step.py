@@ -1,7 +1,8 @@
 """One optimizer step, for every objective: loss and gradient over microbatches, then the update."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import optax
 from jax.sharding import Mesh
 
 from halos_jax import sharding
-from halos_jax.losses import Loss, Statistics, average_metrics
+from halos_jax.losses import Loss, LossInputs, Statistics, average_metrics
+from halos_jax.losses.sequences import Scalar, Sums
 from halos_jax.models.lora import Frozen, fold_microbatch, start_dropout
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.training.followers import (
@@ -20,19 +22,24 @@ from halos_jax.training.followers import (
 )
 from halos_jax.training.inputs import compute_inputs, compute_step_logps
 from halos_jax.training.memory import choose_remat, measure_memory
-from halos_jax.types import Batch, TrainState
+from halos_jax.types import Batch, Params, TrainState
 
-Sums = dict[str, tuple[jax.Array, jax.Array]]
+# What the compiled step makes of the state, the base of an adapter and a batch.
+TrainStep: TypeAlias = Callable[
+    [TrainState, Frozen | None, Batch], tuple[TrainState, dict[str, jax.Array]]
+]
+EvalStep: TypeAlias = Callable[[Params, Frozen | None, Batch], Sums]
+_Carry: TypeAlias = tuple[Scalar, Params, Sums]  # loss, gradient and metrics so far
 
 
 def batch_loss(
-    params: Any,
+    params: Params,
     frozen: Frozen | None,
     batch: Batch,
     loss: Loss,
     config: DecoderConfig,
     statistics: Statistics | None = None,
-) -> tuple[jax.Array, Sums]:
+) -> tuple[Scalar, Sums]:
     """Return one microbatch's share of the step's mean loss, and its metric sums.
 
     Args:
@@ -41,11 +48,11 @@ def batch_loss(
     inputs = compute_inputs(params, frozen, batch, loss, config)
     if statistics is None:
         statistics = loss.measure(inputs, batch)
-    return loss(inputs.replace(statistics=statistics), batch)
+    return loss(dataclasses.replace(inputs, statistics=statistics), batch)
 
 
 def measure_step(
-    params: Any, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
+    params: Params, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
 ) -> Statistics:
     """Return the loss's statistics over all microbatches `[m, rows, ...]`; {} if it has none.
 
@@ -55,18 +62,24 @@ def measure_step(
     if loss.statistics is None:
         return {}
 
-    def measure(numbered):
+    def measure(numbered: tuple[jax.Array, Batch]) -> Statistics:
         number, one = numbered
         inputs = compute_inputs(params, fold_microbatch(frozen, number), one, loss, config)
         return loss.measure(inputs, one)
 
     parts = jax.lax.map(measure, (jnp.arange(batch.tokens.shape[0]), batch))
-    return jax.tree.map(lambda x: x.sum(axis=0), parts)
+    return _sum_microbatches(parts)
+
+
+def _sum_microbatches(parts: dict[str, tuple[jax.Array, jax.Array]]) -> Sums:
+    """Add up (sum, count)s f32[m]."""
+    summed: Sums = jax.tree.map(lambda x: x.sum(axis=0), parts)
+    return summed
 
 
 def loss_and_gradient(
-    params: Any, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
-) -> tuple[jax.Array, Any, Sums]:
+    params: Params, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
+) -> tuple[Scalar, Params, Sums]:
     """Return the step's mean loss f32[], its gradient, and metric sums, over `[m, rows, ...]`.
 
     Numerators are added up over the microbatches and denominators are those of the whole step,
@@ -83,7 +96,7 @@ def loss_and_gradient(
 
     statistics = measure_step(params, frozen, batch, loss, config)
 
-    def one(carry, numbered):
+    def one(carry: _Carry, numbered: tuple[jax.Array, Batch]) -> tuple[_Carry, None]:
         number, microbatch = numbered
         (value, sums), gradient = value_and_grad(
             params, fold_microbatch(frozen, number), microbatch, loss, config, statistics
@@ -117,8 +130,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step; return the new state and the step's metrics."""
     if followers.sync_every and loss.reference:
+        assert state.reference is not None  # `make_abstract_state` has placed it there
         logps = compute_step_logps(state.reference, frozen, batch, config)
-        batch = batch.replace(reference_logps=logps)
+        batch = dataclasses.replace(batch, reference_logps=logps)
     frozen = start_dropout(frozen, state.step)
     value, gradient, sums = loss_and_gradient(state.params, frozen, batch, loss, config)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -130,12 +144,13 @@ def train_step(
     }
     if loss.value:
         metrics["grad_norm_value"] = _measure_norm(gradient["value"])
-    after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    after = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
     return move_followers(after, state, followers), metrics
 
 
-def _measure_norm(gradient: Any) -> jax.Array:
-    return optax.global_norm(jax.tree.map(lambda x: x.astype(jnp.float32), gradient))
+def _measure_norm(gradient: Params) -> Scalar:
+    norm: jax.Array = optax.global_norm(jax.tree.map(lambda x: x.astype(jnp.float32), gradient))
+    return norm
 
 
 def compile_train_step(
@@ -146,11 +161,13 @@ def compile_train_step(
     config: DecoderConfig,
     mesh: Mesh,
     followers: Followers = NO_FOLLOWERS,
-) -> Callable[[TrainState, Frozen | None, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> TrainStep:
     """Return the jitted `train_step`; the state's buffers are donated, the frozen ones are not."""
     memory = measure_memory()
 
-    def step(state, frozen, batch):
+    def step(
+        state: TrainState, frozen: Frozen | None, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         return train_step(
             state,
             frozen,
@@ -166,20 +183,21 @@ def compile_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
 
 
-def compile_eval_step(
-    loss: Loss, config: DecoderConfig, mesh: Mesh
-) -> Callable[[Any, Frozen | None, Batch], Sums]:
+def compile_eval_step(loss: Loss, config: DecoderConfig, mesh: Mesh) -> EvalStep:
     """Return the jitted function from params and a batch to metric (sum, count)s."""
 
-    def step(params, frozen, batch):
+    def step(params: Params, frozen: Frozen | None, batch: Batch) -> Sums:
         inputs = jax.lax.map(lambda one: compute_inputs(params, frozen, one, loss, config), batch)
-        statistics = jax.lax.map(lambda both: loss.measure(*both), (inputs, batch))
-        statistics = jax.tree.map(lambda x: x.sum(axis=0), statistics)
-        values, sums = jax.lax.map(
-            lambda both: loss(both[0].replace(statistics=statistics), both[1]), (inputs, batch)
+        statistics = _sum_microbatches(
+            jax.lax.map(lambda both: loss.measure(*both), (inputs, batch))
         )
+
+        def apply(both: tuple[LossInputs, Batch]) -> tuple[Scalar, Sums]:
+            inputs, microbatch = both
+            return loss(dataclasses.replace(inputs, statistics=statistics), microbatch)
+
+        values, sums = jax.lax.map(apply, (inputs, batch))
         total = (batch.num_tokens if loss.per == "token" else batch.num_examples)[0]
-        sums = jax.tree.map(lambda x: x.sum(axis=0), sums)
-        return {**sums, "loss": (values.sum() * total, total)}
+        return {**_sum_microbatches(sums), "loss": (values.sum() * total, total)}
 
     return jax.jit(step, out_shardings=sharding.replicated(mesh))

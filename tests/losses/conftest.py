@@ -25,8 +25,7 @@ class Packed:
     def place(self, values: Tokens, padding: float = 0.0) -> np.ndarray:
         """Put token values where the batch has their tokens: f32[rows, P]."""
         placed = build_batch(self.items, self.plan, 0, reference_logps=values).reference_logps[0]
-        real = self.batch.sequence < self.batch.sequences.role.shape[-1]
-        return np.where(real, placed, np.float32(padding))
+        return np.where(self.batch.is_response, placed, np.float32(padding))
 
     def split(self, array) -> Tokens:
         """Undo `place`."""

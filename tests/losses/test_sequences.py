@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from halos_jax.losses.sequences import (
     average_metrics,
@@ -147,3 +148,18 @@ def test_metrics_are_averaged_and_a_margin_is_one_of_classes(numbers):
     none = average_metrics(sums | {"rewards/rejected": (0.0, 0.0)}, numbers)
     assert none["rewards/rejected"] == 0 and np.isnan(none["rewards/margins"])
     assert average_metrics({"loss": (0.0, 0.0)}, numbers) == {"loss": 0.0}
+
+
+def test_values_of_tokens_and_of_sequences_are_not_mixed_up(pack):
+    batch = pack(PAIR).batch
+    by_token, by_sequence = jnp.ones(batch.sequence.shape), jnp.ones(batch.sequences.role.shape)
+    assert by_token.shape != by_sequence.shape
+    for function, given, other in (
+        (sum_by_sequence, by_token, by_sequence),
+        (mean_by_sequence, by_token, by_sequence),
+        (spread_to_tokens, by_sequence, by_token),
+        (take_partner, by_sequence, by_token),
+    ):
+        function(given, batch)
+        with pytest.raises(TypeCheckError, match="parameter 'values'"):
+            function(other, batch)

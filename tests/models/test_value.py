@@ -22,10 +22,10 @@ WIDTH, ROWS, POSITIONS = 64, 2, 5
 
 def make_batch(noise=None):
     """Return a batch of which the head reads only what is a sequence's, and the noise."""
-    sequence = np.array([[0, 0, 1, 2, 2], [0, 1, 1, 1, 2]])  # 2: padding
+    sequence = np.array([[0, 0, 1, 2, 2], [0, 1, 1, 1, 2]], np.int32)  # 2: padding
     fields = {field.name: None for field in dataclasses.fields(Batch)}
     names = [field.name for field in dataclasses.fields(Sequences)]
-    sequences = Sequences(**(dict.fromkeys(names) | {"role": np.zeros((ROWS, 2))}))
+    sequences = Sequences(**(dict.fromkeys(names) | {"role": np.zeros((ROWS, 2), np.int32)}))
     return Batch(**(fields | {"sequence": sequence, "sequences": sequences, "noise": noise}))
 
 

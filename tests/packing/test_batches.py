@@ -340,7 +340,7 @@ def test_rounding_does_not_lead_past_the_longest_row():
 )
 def test_items_that_cannot_be_packed_are_one_clear_error(items, message):
     made = [
-        Item(np.ones(prompt, np.int32), tuple(map(np.ones, sizes)), (MEMBER,) * len(sizes))
+        Item(np.ones(prompt, int), tuple(np.ones(n, int) for n in sizes), (MEMBER,) * len(sizes))
         for prompt, sizes in items
     ]
     with pytest.raises(ValueError, match=message):
