@@ -89,6 +89,10 @@ class Program:
         Options (see fork_server.py): `signals` and `faults` map events to what happens there,
         `trace` is the file to which all events are written; `file_limit`, `environment`.
         """
+        return self.run_with(self.arguments(workdir, *overrides), workdir, **options)
+
+    def run_with(self, arguments: Sequence[str], workdir: Path, **options) -> tuple[int, str, str]:
+        """Run any arguments in a fork of the server, as `run` does."""
         defaults = {
             "signals": {},
             "faults": {},
@@ -102,7 +106,7 @@ class Program:
         request = {
             **defaults,
             **options,
-            "arguments": self.arguments(workdir, *overrides),
+            "arguments": list(arguments),
             "workdir": str(workdir),
             "stdout": str(logs[0]),
             "stderr": str(logs[1]),

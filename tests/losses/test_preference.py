@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from halos_jax.losses import LossInputs, check_loss, get_loss, list_losses
+from halos_jax.losses import LossInputs, check_loss, get_loss, list_losses, preference, registry
 from halos_jax.types import CHOSEN, REJECTED
 
 PAIR = (CHOSEN, REJECTED)
@@ -204,6 +206,24 @@ def test_values_and_gradients_equal_the_formula(pack, draw_logps, compare, name,
     assert sum(metrics[name][0] for name in names) == (inside & real).sum()
     assert sum(metrics[name][1] for name in names) == real.sum()
     assert 0 < metrics[names[0]][0] < metrics[names[0]][1]
+
+
+def test_the_loss_that_is_documented_equals_its_documented_formula(
+    pack, draw_logps, compare, monkeypatch
+):
+    # halos_jax/losses/README.md
+    document = Path(preference.__file__).with_name("README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+    loss, formula = (block for block in blocks if "cal_dpo" in block)
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    formulas = {}
+    exec(loss, dict(vars(preference)))
+    exec(formula, {**globals(), "FORMULAS": formulas})
+    monkeypatch.setitem(FORMULAS, "cal_dpo", formulas["cal_dpo"])
+    packed = pack(PAIR, num_rows=3, weights=True)
+    tokens = {"policy": draw_logps(packed, 1), "reference": draw_logps(packed, 2)}
+    expected = with_formula("cal_dpo", packed, tokens["reference"], humanline=False)
+    compare(packed, {"name": "cal_dpo", **FORMULAS["cal_dpo"][0]}, tokens, expected)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
