@@ -59,6 +59,8 @@ NAMES = {
     "shp@train": "pairs.jsonl",
     "shp@test": "eval_pairs.jsonl",
     "ultrabin@train": "pairs.jsonl",
+    "runs/sample/samples.jsonl": "samples.jsonl",
+    "runs/label/feedback.jsonl": "pairs.jsonl",
     "runs/first": "policy",
     "runs/sft": "policy",
     "runs/reward": "reward",
@@ -100,6 +102,12 @@ def make_stand_ins(inputs: Path, folder: Path) -> Path:
     for name, source in (("train", "pairs"), ("test", "eval_pairs")):
         packed = gzip.compress((inputs / f"{source}.jsonl").read_bytes())
         (folder / f"feedback_{name}.jsonl.gz").write_bytes(packed)
+    samples = [
+        {"prompt_id": str(i), "sample_id": j, "prompt": turns, "output": "abc"[j:]}
+        for i, turns in enumerate(letters[:4])
+        for j in range(2)
+    ]
+    _write(folder / "samples.jsonl", samples)
     shutil.copy(folder / "prompts.jsonl", folder / "prompts_train.jsonl")
     shutil.copy(folder / "held_out.jsonl", folder / "prompts_test.jsonl")
     return folder

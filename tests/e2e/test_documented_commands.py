@@ -65,14 +65,9 @@ def judge():
 
 
 @pytest.fixture(scope="module")
-def stand_ins(inputs, finished, tmp_path_factory):
-    """Return the folder of the stand-ins, with runs/ as the commands of others have left it."""
-    folder = make_stand_ins(inputs, tmp_path_factory.mktemp("stand_ins") / "files")
-    round = finished[0] / "rounds" / "0001"
-    for run, name in (("sample", "samples.jsonl"), ("label", "feedback.jsonl")):
-        (folder / "runs" / run).mkdir(parents=True)
-        (folder / "runs" / run / name).write_bytes((round / name).read_bytes())
-    return folder
+def stand_ins(inputs, tmp_path_factory):
+    """Return the folder of the stand-ins."""
+    return make_stand_ins(inputs, tmp_path_factory.mktemp("stand_ins") / "files")
 
 
 def run(program, prepared, *more: str) -> str:
