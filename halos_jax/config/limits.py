@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from halos_jax.config import field_names
+from halos_jax.config.kinds import FEEDBACK_TYPES, REWARD_KINDS
 from halos_jax.config.tasks import TASKS, load
 
 # Path of a field that a task may need -> what it is.
@@ -246,8 +247,8 @@ def check_online(values: Mapping[str, Any]) -> Iterable[str]:
     for path, (unused, reason) in _OFFLINE.items():
         if values[path] != unused:
             yield f"{path}: got {values[path]}, allowed with task='online': {unused}; {reason}"
-    kind, is_group = values["feedback.type"], values.get("loss.name") != "ppo"
-    compares = kind == "pairwise" or (kind == "scalar" and is_group)
+    feedback = FEEDBACK_TYPES[values["feedback.type"]]
+    compares = feedback.compares and values.get("loss.name") not in feedback.single_losses
     if values["sampling.num_samples_per_prompt"] == 1 and compares:
         yield (
             "sampling.num_samples_per_prompt: got 1, allowed: 2 or more, since "
@@ -273,8 +274,8 @@ def check_sample(values: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _check_threshold(values: Mapping[str, Any]) -> Iterable[str]:
-    kind_of_feedback, threshold = values["feedback.type"], values["feedback.threshold"]
-    if kind_of_feedback == "pairwise" and threshold != "auto":
+    threshold = values["feedback.threshold"]
+    if FEEDBACK_TYPES[values["feedback.type"]].pairs and threshold != "auto":
         if isinstance(threshold, str):
             yield (
                 f"feedback.threshold: got {threshold!r}, allowed: 'auto' or a number of 0 or more, "
@@ -288,7 +289,7 @@ def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:
     """Refuse lengths that would cut a sample before it is scored or trained on."""
     longest = values["sampling.max_prompt_length"] + values["sampling.max_tokens"]
     uses = {"train.max_length": "trained"} if TASKS[values["task"]].trains else {}
-    if values["reward.kind"] == "model" and not _has_parts(values):
+    if REWARD_KINDS[values["reward.kind"]].by_tokens and not _has_parts(values):
         uses["reward.max_length"] = "scored"
     for path, use in uses.items():
         if longest > values[path]:
@@ -301,8 +302,7 @@ def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:
 
 def _check_reward(values: Mapping[str, Any]) -> Iterable[str]:
     kind = values["reward.kind"]
-    needs = {"model": "path", "function": "function", "judge": "judge.model"}
-    wanted = f"reward.{needs[kind]}"
+    wanted = f"reward.{REWARD_KINDS[kind].needs}"
     # What each part of a sum needs is for `rewards.parts` to say.
     if not values[wanted] and not _has_parts(values):
         yield f"{wanted}: got '', but reward.kind={kind!r} needs it; set --config.{wanted}=..."

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from halos_jax.config.kinds import RewardKind
 from halos_jax.config.roles import aside, members, place
 
 
@@ -38,7 +39,7 @@ class PartConfig:
     weight: float = 1.0
     # Before it is weighted: mean 0 and deviation 1 over the file, or over each prompt's samples.
     normalise: Literal["none", "file", "prompt"] = "none"
-    kind: Literal["model", "function", "judge"] = "model"
+    kind: RewardKind = "model"
     path: str = place("", "model")
     read_at: Literal["auto", "template_end", "end_of_turn"] = "auto"
     chat_template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -52,7 +53,7 @@ class PartConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    kind: Literal["model", "function", "judge"] = "model"
+    kind: RewardKind = "model"
     path: str = place("", "model")  # sequence classifier in Hugging Face format
     # The token at which a model's score is read: the last that its template writes, as transformers
     # does; the answer's end marker, or last token if it was cut; "auto": where task=reward_model

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from halos_jax.config.execution import Execution
+from halos_jax.config.kinds import FeedbackType
 from halos_jax.config.roles import aside, execution, growing, place, tuning
 
 
@@ -122,7 +123,7 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FeedbackConfig:
-    type: Literal["pairwise", "binary", "scalar"] = "pairwise"
+    type: FeedbackType = "pairwise"
     mode: Literal["random", "max", "min", "all"] = "max"  # of "pairwise"
     # Of "pairwise" a pair's rewards differ by more than this (mode "min": by as much); of "binary"
     # it is the least reward that is desirable, or an average of them: rewards equal to that go into

@@ -4,27 +4,20 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
+from halos_jax.config.kinds import ITEM_KINDS, ItemKind
+from halos_jax.config.tasks import load
 from halos_jax.data import datasets
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.chat.template_door import make_shown
-from halos_jax.data.conversations import make_target_items
 from halos_jax.data.datasets import ALL, Selection
 from halos_jax.data.lengths import Cuts, Lengths
 from halos_jax.data.records.fields import RecordError, shorten
 from halos_jax.data.records.reading import OnBad
 from halos_jax.data.records.unread import Skips
 from halos_jax.data.token_ids import Feedback, check_ids
-from halos_jax.data.tokenize import (
-    make_answer_items,
-    make_controlled_items,
-    make_pair_items,
-    make_scored_items,
-    make_unpaired_items,
-)
-from halos_jax.losses.registry import Items
 from halos_jax.types import Completion, Demonstration, Item, Judgement, Preference, Sample
 
 logger = logging.getLogger(__name__)
@@ -37,7 +30,7 @@ _LOOKS = 32  # outputs whose tokens are looked at
 
 
 def load_items(
-    kind: Items,
+    kind: ItemKind,
     source: str,
     renderer: Renderer,
     lengths: Lengths,
@@ -58,9 +51,14 @@ def load_items(
       RecordError: for a bad record, one that does not suit the kind, or tokens of another model.
       ConfigError: where a prompt leaves no room for a response.
     """
-    scored = kind == "answer" and datasets.has_scores(source, selection)
+    spec = ITEM_KINDS[kind]
+    scored = bool(spec.scored_as) and datasets.has_scores(source, selection)
+    reader = ITEM_KINDS[spec.scored_as] if scored else spec
+    make = load(reader.make)
+    if reader.has_control:
+        make = functools.partial(make, control=control)
     loading = _Loading(source, renderer, lengths, selection, control, check_tokens)
-    return _KINDS["group" if scored else kind](loading)
+    return loading.make(load(reader.load), make)
 
 
 class _Make(Protocol[_Given]):
@@ -105,19 +103,6 @@ class _Loading:
         counting.report(source)
         skips.report(source, len(items), "items")
         return items
-
-
-# Kind -> what is loaded for it, and what makes items of that.
-_KINDS: Mapping[Items, Callable[[_Loading], list[Item]]] = {
-    "target": lambda one: one.make(datasets.load_demonstrations, make_target_items),
-    "pair": lambda one: one.make(datasets.load_preferences, make_pair_items),
-    "group": lambda one: one.make(datasets.load_scored, make_scored_items),
-    "answer": lambda one: one.make(datasets.load_judgements, make_answer_items),
-    "controlled": lambda one: one.make(
-        datasets.load_judgements, functools.partial(make_controlled_items, control=one.control)
-    ),
-    "unpaired": lambda one: one.make(datasets.load_judgements, make_unpaired_items),
-}
 
 
 def _check_tokens(records: Iterable[Feedback], source: str, renderer: Renderer) -> None:

@@ -18,20 +18,11 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 
+from halos_jax.config.kinds import ITEM_KINDS, ItemKind
 from halos_jax.losses.sequences import Scalar, Sums, count_examples
 from halos_jax.losses.terms import LossInputs, LossTerms, Measure, Objective, Statistics
 from halos_jax.types import Batch
 
-Items = Literal["pair", "target", "controlled", "unpaired", "group", "answer"]
-
-# Which feedback can become the items of a loss.
-FEEDBACK_FOR: dict[str, tuple[str, ...]] = {
-    "pair": ("pairwise",),
-    "controlled": ("pairwise", "binary"),
-    "unpaired": ("binary", "pairwise"),
-    "group": ("scalar",),
-    "answer": ("scalar", "binary", "pairwise"),
-}
 _HUMANLINE = {"humanline": False, "log_epsilon_P": -1.0, "log_epsilon_R": 1.5}
 
 
@@ -47,7 +38,7 @@ class Loss:
     needs: Literal["logps", "scores"]
     reference: bool
     per: Literal["example", "token"]
-    items: Items
+    items: ItemKind
     old: bool = False
     value: bool = False
     statistics: Measure | None = None
@@ -97,7 +88,7 @@ def register(
     old: bool = False,
     value: bool = False,
     per: Literal["example", "token"] = "example",
-    items: Items = "pair",
+    items: ItemKind = "pair",
     statistics: Callable[..., Statistics] | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Callable[[_Objective], _Objective]:
@@ -211,9 +202,9 @@ def check_feedback(
     if check_loss(settings):
         return []
     loss = get_loss(settings)
-    allowed = FEEDBACK_FOR.get(loss.items, ())
+    allowed = ITEM_KINDS[loss.items].feedback
     if loss.needs == "scores" or not allowed:
-        able = [name for name in list_losses() if _REGISTRY[name].items in FEEDBACK_FOR]
+        able = [name for name in list_losses() if ITEM_KINDS[_REGISTRY[name].items].feedback]
         return [
             f"loss.name: got {loss.name!r}, which does not train a policy on feedback; allowed: "
             f"{', '.join(name for name in able if _REGISTRY[name].needs == 'logps')}"
@@ -228,7 +219,7 @@ def check_feedback(
         return []
     return [
         f"feedback.type: got {feedback!r}, but loss {loss.name!r} trains on "
-        f"{_ITEM_WORDS[loss.items]}; allowed: {', '.join(map(repr, allowed))}; set "
+        f"{ITEM_KINDS[loss.items].words}; allowed: {', '.join(map(repr, allowed))}; set "
         f"--config.feedback.type={allowed[0]}, or another loss"
     ]
 
@@ -265,15 +256,6 @@ def check_evaluation(settings: Mapping[str, Any]) -> list[str]:
         f"loss.name: got {settings['name']!r}, which is measured with its value head, and that is "
         "no part of a model; allowed for eval.on='feedback': a loss without one"
     ]
-
-
-_ITEM_WORDS = {
-    "pair": "pairs of a better and a worse answer",
-    "controlled": "answers that are better or worse",
-    "unpaired": "single answers, desirable or not",
-    "group": "all samples of a prompt with their rewards",
-    "answer": "answers with a reward",
-}
 
 
 def _check(settings: Mapping[str, Any], path: str) -> list[str]:

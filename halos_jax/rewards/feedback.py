@@ -7,10 +7,13 @@ import logging
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from halos_jax.config import Config
+from halos_jax.config.kinds import FEEDBACK_TYPES
+from halos_jax.config.tasks import load
 from halos_jax.data.items import SMALLEST_CLASS
+from halos_jax.data.records import formats
 from halos_jax.data.records.formats import digest
 from halos_jax.types import FINISH_LENGTH, Completion, Judgement, Preference, Sample, Turn
 
@@ -278,6 +281,38 @@ def _make_completion(sample: Sample) -> Completion:
     )
 
 
+# --------------------------------------------------------------------------- types of feedback
+
+Rows = tuple[list[dict[str, Any]], dict[str, int]]  # records, and what was counted
+
+
+def make_pairwise(config: Config, scored: Sequence[Sample], round: int) -> Rows:
+    """Return the records of preferences."""
+    settings, seed = config.feedback, config.seed
+    # A name can only be "auto" here.
+    threshold = 0.0 if isinstance(settings.threshold, str) else settings.threshold
+    result = make_preferences(
+        scored, mode=settings.mode, threshold=threshold, seed=seed, round=round
+    )
+    rows = [formats.preference_to_record(one, seed=seed, round=round) for one in result.preferences]
+    return rows, result.counts
+
+
+def make_binary(config: Config, scored: Sequence[Sample], round: int) -> Rows:
+    """Return the records of answers that are desirable or not."""
+    settings = config.feedback
+    asked = settings.threshold
+    threshold: float | Literal["mean", "median"] = "median" if asked == "auto" else asked
+    judgements, counts = make_judgements(scored, threshold=threshold, scope=settings.scope)
+    return [formats.judgement_to_record(one) for one in judgements], counts
+
+
+def make_scalar(config: Config, scored: Sequence[Sample], round: int) -> Rows:
+    """Return the records of samples with their rewards."""
+    groups, counts = make_groups(scored)
+    return [formats.sample_to_record(one, type="scalar_feedback") for one in groups], counts
+
+
 # --------------------------------------------------------------------------- what is said of it
 
 
@@ -296,12 +331,7 @@ def report_feedback(
     rewards = [one.reward for one in samples if one.reward is not None]
     if not rewards:
         return
-    if settings.type == "pairwise":
-        warning = _warn_of_pairs(counts, settings.threshold)
-    elif settings.type == "binary":
-        warning = _warn_of_classes(counts)
-    else:  # PPO learns of a reward alone, the others of its difference from those of its group
-        warning = "" if config.loss["name"] == "ppo" else _warn_of_groups(counts)
+    warning = load(FEEDBACK_TYPES[settings.type].warn)(config, counts)
     if warning:
         logger.warning(
             "%s: %s; the rewards go from %g to %g, their median is %g",
@@ -313,9 +343,11 @@ def report_feedback(
         )
 
 
-def _warn_of_pairs(counts: Mapping[str, int], threshold: float | str) -> str:
+def warn_of_pairs(config: Config, counts: Mapping[str, int]) -> str:
+    """Return what is wrong where there is no pair."""
     if counts["pairs"]:
         return ""
+    threshold = config.feedback.threshold
     least = 0 if threshold == "auto" else threshold
     return (
         f"no pair of {counts['prompts']} prompts: {counts['single']} have fewer than two rewards, "
@@ -323,14 +355,16 @@ def _warn_of_pairs(counts: Mapping[str, int], threshold: float | str) -> str:
     )
 
 
-def _warn_of_groups(counts: Mapping[str, int]) -> str:
-    groups = counts["examples"]
-    if counts["equal"] + counts["single"] < groups:
+def warn_of_groups(config: Config, counts: Mapping[str, int]) -> str:
+    """Return what is wrong where no group has rewards that differ, and the loss needs that."""
+    groups, losses = counts["examples"], FEEDBACK_TYPES[config.feedback.type].single_losses
+    if config.loss["name"] in losses or counts["equal"] + counts["single"] < groups:
         return ""
     return f"each of {groups} groups has equal rewards: none says which of its answers is better"
 
 
-def _warn_of_classes(counts: Mapping[str, int]) -> str:
+def warn_of_classes(config: Config, counts: Mapping[str, int]) -> str:
+    """Return what is wrong where one class has no answer, or few."""
     labels, desirable = counts["examples"], counts["desirable"]
     advice = (
         "set feedback.threshold to the least reward that is desirable, or to 'median' or 'mean' "

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from halos_jax.config import ConfigError
+from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.config.rewards import RewardConfig
 from halos_jax.data.records.fields import shorten
 from halos_jax.data.records.turns import turns_to_record
@@ -128,7 +129,7 @@ def check_records(
     loaded = [
         _load(one.function, one.arguments, one.completions, "reward.function")
         for one in singles
-        if one.kind == "function"
+        if REWARD_KINDS[one.kind].function
     ]
     loaded += [_load(name, {}, reward.completions, "reward.rules") for name in reward.rules]
     skips, kept = Skips(allowed=skip), prompts

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config import Config, ConfigError
-from halos_jax.config.tasks import TASKS
+from halos_jax.config.kinds import REWARD_KINDS
+from halos_jax.config.tasks import TASKS, load
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.lengths import Tally, report_positions
 from halos_jax.data.tokenize import make_group_items
@@ -59,16 +60,14 @@ def make_scorer(
             alone = dataclasses.replace(config, reward=part_to_reward(part, config.reward))
             try:
                 single = _make_single_scorer(
-                    alone, mesh, renderer, check=check, layouts=layouts, name=f"reward {name}"
+                    alone, mesh, renderer, layouts, f"reward {name}", check
                 )
                 scorers[name] = (part, single)
             except (ConfigError, RewardError) as error:
                 raise type(error)(f"reward.parts.{name}: {error}") from error
         scorer = make_sum_scorer(scorers)
     else:
-        scorer = _make_single_scorer(
-            config, mesh, renderer, check=check, layouts=layouts, name="reward"
-        )
+        scorer = _make_single_scorer(config, mesh, renderer, layouts, "reward", check)
     if not config.reward.cut_at_sentence:
         return scorer
     known = _require(renderer)
@@ -88,21 +87,42 @@ def _make_single_scorer(
     config: Config,
     mesh: Mesh,
     renderer: Renderer | None,
-    *,
-    check: Callable[[], None],
     layouts: LayoutMemory | None,
     name: str,
+    check: Callable[[], None],
 ) -> Scorer:
-    if config.reward.kind == "function":
-        reward = config.reward
-        return make_function_scorer(
-            reward.function, reward.arguments, form=reward.completions, check=check
-        )
-    if config.reward.kind == "judge":
-        # What is there to be labelled is asked about at once; samples come after hours.
-        is_known = TASKS[config.task].samples and probe_judge(config)
-        return make_judge_scorer(config, check, is_known=is_known)
-    return make_model_scorer(config, mesh, renderer, layouts, name, check)
+    make = load(REWARD_KINDS[config.reward.kind].make)
+    scorer: Scorer = make(config, mesh, renderer, layouts, name, check)
+    return scorer
+
+
+def make_user_scorer(
+    config: Config,
+    mesh: Mesh,
+    renderer: Renderer | None,
+    layouts: LayoutMemory | None,
+    name: str,
+    check: Callable[[], None],
+) -> Scorer:
+    """Return the scorer by the user's function, `reward.function`."""
+    reward = config.reward
+    return make_function_scorer(
+        reward.function, reward.arguments, form=reward.completions, check=check
+    )
+
+
+def make_asking_scorer(
+    config: Config,
+    mesh: Mesh,
+    renderer: Renderer | None,
+    layouts: LayoutMemory | None,
+    name: str,
+    check: Callable[[], None],
+) -> Scorer:
+    """Return the scorer that asks a judge, as `reward.judge` says."""
+    # What is there to be labelled is asked about at once; samples come after hours.
+    is_known = TASKS[config.task].samples and probe_judge(config)
+    return make_judge_scorer(config, check, is_known=is_known)
 
 
 def cut_at_sentence(sample: Sample, renderer: Renderer) -> Sample:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from halos_jax.config import FeedbackConfig
-from halos_jax.losses.registry import Items
+from halos_jax.config.kinds import FEEDBACK_TYPES, ITEM_KINDS, ItemKind
 from halos_jax.packing.batches import count_steps
 
 
@@ -87,19 +87,15 @@ class Budget:
 
 
 def expect_examples(
-    num_prompts: int, num_samples: int, feedback: FeedbackConfig, items: Items
+    num_prompts: int, num_samples: int, feedback: FeedbackConfig, items: ItemKind
 ) -> int:
     """Return how many training examples `num_samples` samples of each prompt can give.
 
     What learning rate schedules are laid out for; ties and unlabelled samples may make it fewer.
     """
-    if feedback.type == "binary":
-        return num_prompts * num_samples
-    if feedback.type == "scalar":
-        return num_prompts
-    pairs = {"random": num_samples // 2, "all": num_samples * (num_samples - 1) // 2}
-    halves = 2 if items in ("unpaired", "controlled", "answer") else 1
-    return num_prompts * pairs.get(feedback.mode, 1) * halves
+    spec = FEEDBACK_TYPES[feedback.type]
+    count = spec.count(num_prompts, num_samples, feedback.mode)
+    return count * ITEM_KINDS[items].per_pair if spec.pairs else count
 
 
 def expect_steps(

@@ -7,13 +7,15 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from halos_jax import sharding
 from halos_jax.checkpoints.position import Position
 from halos_jax.config import Config
+from halos_jax.config.kinds import FEEDBACK_TYPES, ITEM_KINDS
+from halos_jax.config.tasks import load
 from halos_jax.data.items import load_items
 from halos_jax.data.records import formats as records
 from halos_jax.data.records import reading
@@ -21,9 +23,6 @@ from halos_jax.devices import explain_memory
 from halos_jax.metrics import make_progress
 from halos_jax.models.decoder import Params
 from halos_jax.rewards.feedback import (
-    make_groups,
-    make_judgements,
-    make_preferences,
     report_feedback,
 )
 from halos_jax.rewards.labels import (
@@ -161,7 +160,7 @@ def train_stage(
         started with; they are freed when what is needed of them is known.
     """
     items = load_feedback_items(run, folder)
-    what = "pairs" if run.trainer.loss.items == "pair" else "examples"
+    what = ITEM_KINDS[run.trainer.loss.items].noun
     first_step = int(state.step) - start
     if not items:
         logger.warning("round %d has no %s to train on: the policy stays as it is", round, what)
@@ -268,7 +267,7 @@ def load_feedback_items(run: Run, folder: Path) -> list[Item]:
         return []
     kind, control = run.trainer.loss.items, run.config.data.control
     items = load_items(kind, str(path), run.policy.renderer, run.lengths, control=control)
-    if kind == "unpaired":
+    if ITEM_KINDS[kind].is_weighed:
         report_balance(items, run.config.loss)
     return items
 
@@ -304,23 +303,8 @@ def make_feedback(
     config: Config, scored: Sequence[Sample], round: int
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return the records of the feedback that `config.feedback` asks for, and its counts."""
-    settings, seed = config.feedback, config.seed
-    asked = settings.threshold
-    if settings.type == "pairwise":
-        limit = 0.0 if isinstance(asked, str) else asked  # a name can only be "auto" here
-        result = make_preferences(
-            scored, mode=settings.mode, threshold=limit, seed=seed, round=round
-        )
-        rows = [
-            records.preference_to_record(one, seed=seed, round=round) for one in result.preferences
-        ]
-        return rows, result.counts
-    if settings.type == "binary":
-        threshold: float | Literal["mean", "median"] = "median" if asked == "auto" else asked
-        judgements, counts = make_judgements(scored, threshold=threshold, scope=settings.scope)
-        return [records.judgement_to_record(one) for one in judgements], counts
-    groups, counts = make_groups(scored)
-    return [records.sample_to_record(one, type="scalar_feedback") for one in groups], counts
+    rows, counts = load(FEEDBACK_TYPES[config.feedback.type].make)(config, scored, round)
+    return rows, counts
 
 
 def write_rows(workspace: Workspace, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from halos_jax import processes, storage
 from halos_jax.config import Config, ConfigError, places, roles
+from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.config.rewards import PartConfig, RewardConfig
 from halos_jax.config.tasks import TASKS, is_scored
 from halos_jax.data.records.fields import RecordError
@@ -215,9 +216,8 @@ def _is_of_part(field: str, config: Config) -> bool:
     """Tell whether a place of the reward is one that its kind reads."""
     for prefix, one in _list_rewards(config).items():
         for start in ("reward.", prefix):  # a part has the reward's own where it sets none
-            if field == f"{start}path" and one.kind == "model":
-                return True
-            if field.startswith(f"{start}judge.") and one.kind == "judge":
+            names = [f"{start}{name}" for name in REWARD_KINDS[one.kind].reads]
+            if any(field == name or field.startswith(f"{name}.") for name in names):
                 return True
     return False
 
@@ -277,7 +277,7 @@ def _list_code(config: Config) -> dict[str, list[tuple[str, Path]]]:
     named = {}
     if is_scored(config):
         for prefix, one in _list_rewards(config).items():
-            named[f"{prefix}function"] = [one.function] if one.kind == "function" else []
+            named[f"{prefix}function"] = [one.function] if REWARD_KINDS[one.kind].function else []
         named["reward.rules"] = list(config.reward.rules)
     found = {}
     for field, functions in named.items():

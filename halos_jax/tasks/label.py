@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 
 from halos_jax.config import Config, ConfigError
+from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.data.chat.loading import load_policy_renderer
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.chat.template_door import keep_shown, make_shown
@@ -144,7 +145,7 @@ def _find_renderer(config: Config) -> Renderer | None:
     """Return the renderer of who wrote the samples, else that of who reads them."""
     if _knows_writer(config):
         return load_policy_renderer(config.model, config.data.control)
-    alone = config.reward.kind == "model" and not config.reward.parts
+    alone = REWARD_KINDS[config.reward.kind].by_tokens and not config.reward.parts
     return load_reward_renderer(config.reward) if alone else None
 
 
@@ -165,8 +166,8 @@ def _check_tokenizer(config: Config) -> None:
     reward = config.reward
     if _knows_writer(config):
         return
-    by_model = any(part.kind == "model" for part in list_parts(reward).values())
-    if by_model or (reward.cut_at_sentence and reward.kind != "model"):
+    by_model = any(REWARD_KINDS[part.kind].by_tokens for part in list_parts(reward).values())
+    if by_model or (reward.cut_at_sentence and not REWARD_KINDS[reward.kind].by_tokens):
         reason = "a model in reward.parts" if by_model else "reward.cut_at_sentence"
         raise ConfigError(
             f"model.path: got '', but {reason} needs the tokenizer of the samples; set "

@@ -13,7 +13,7 @@ from typing import Any
 
 from halos_jax import config as config_lib
 from halos_jax.config import Config, ConfigError, SamplingConfig
-from halos_jax.config.rewards import RewardConfig
+from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.config.tasks import TASKS, is_scored, load
 from halos_jax.data import datasets
 from halos_jax.data.chat.loading import load_renderer
@@ -144,16 +144,27 @@ def _require_writable(field: str, path: Path, *, is_folder: bool) -> None:
 def _check_reward(config: Config, made: Sequence[Path]) -> None:
     parts = [part_to_reward(part, config.reward) for part in list_parts(config.reward).values()]
     for reward in parts or [config.reward]:
-        if reward.kind == "function":
-            make_function_scorer(reward.function, reward.arguments, form=reward.completions)
-        elif reward.kind == "judge":
-            probe_judge(dataclasses.replace(config, reward=reward))
-        elif not is_made(reward.path, made):
-            _check_reward_model(reward)
+        alone = dataclasses.replace(config, reward=reward)
+        load(REWARD_KINDS[reward.kind].check)(alone, made)
     make_rules(config.reward)
 
 
-def _check_reward_model(reward: RewardConfig) -> None:
+def check_reward_function(config: Config, made: Sequence[Path]) -> None:
+    """Import the user's function, and look at its parameters."""
+    reward = config.reward
+    make_function_scorer(reward.function, reward.arguments, form=reward.completions)
+
+
+def check_reward_judge(config: Config, made: Sequence[Path]) -> None:
+    """Ask the judge's service whether it knows the model."""
+    probe_judge(config)
+
+
+def check_reward_model(config: Config, made: Sequence[Path]) -> None:
+    """Read a reward model's config and tokenizer, unless a stage before makes it."""
+    reward = config.reward
+    if is_made(reward.path, made):
+        return
     path = source.find_model("reward.path", reward.path)
     if not hf.load_decoder_config(path).num_labels:
         raise ModelError(

@@ -13,6 +13,7 @@ from halos_jax.checkpoints.position import Position
 from halos_jax.checkpoints.saver import Saver
 from halos_jax.checkpoints.store import Checkpoints, open_checkpoints
 from halos_jax.config import Config
+from halos_jax.config.kinds import ITEM_KINDS
 from halos_jax.config.tasks import TASKS
 from halos_jax.data.chat.closing import close_items
 from halos_jax.data.chat.renderer import Renderer
@@ -143,9 +144,10 @@ def _load_items(config: Config, loss: Loss, policy: Policy) -> Sequence[Item]:
     warn_of_benchmarks(data.train)
     chosen = select_train(data, config.seed)
     items = load_fixed_items(config, loss, policy.renderer, data.train, chosen, positions=positions)
-    if loss.items in ("unpaired", "controlled"):
+    kind = ITEM_KINDS[loss.items]
+    if kind.has_classes:
         warn_of_classes(items, data.train)
-    if loss.items == "unpaired":
+    if kind.is_weighed:
         report_balance(items, config.loss)
     return items
 
