@@ -53,7 +53,9 @@ def make_record(
         "sums": dict(sums),
         "ledger": ledger,
     }
-    return json.loads(json.dumps(record | {"sha256": _hash(record)}, allow_nan=False))
+    text = json.dumps(record | {"sha256": _hash(record)}, allow_nan=False)
+    made: dict[str, Any] = json.loads(text)
+    return made
 
 
 def read_record(path: Path) -> Saved:

@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from halos_jax.checkpoints import saved
@@ -93,7 +94,7 @@ class Shelf:
             self.ledger.note_gone(self.path(save_id))
             self.path(save_id).rename(self.folder / f"{save_id:08d}.damaged")
 
-    def forget(self, gone: list[int]) -> None:
+    def forget(self, gone: Sequence[int]) -> None:
         """Say that checkpoints are missing, and expect them no longer."""
         for save_id in gone:
             logger.warning("%s is missing", self.path(save_id))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from halos_jax import processes, storage
-from halos_jax.config import Config, ConfigError, places, roles
+from halos_jax.config import Config, ConfigError, places, roles, schema
 from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.config.rewards import PartConfig, RewardConfig
 from halos_jax.config.tasks import TASKS, is_scored
@@ -31,6 +31,7 @@ from halos_jax.policies import source
 from halos_jax.rewards.parts import list_parts
 from halos_jax.storage import WorkdirError
 from halos_jax.workdir import fingerprints
+from halos_jax.workdir.changes import FILE, read_plain
 from halos_jax.workdir.fingerprints import Verdict
 from halos_jax.workdir.intact import FINAL, INPUTS
 from halos_jax.workdir.ledger import Ledger
@@ -47,11 +48,14 @@ Files = Mapping[str, list[tuple[str, Path]]]  # field -> (name, path) of its fil
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A file that is not what it was when the run was started; "new" is one that was not there."""
+    """A file that is not what it was when the run was started.
+
+    "new" is one that was not there, "inserted" data that are longer, but not at their end alone.
+    """
 
     field: str
     path: Path
-    verdict: Verdict | Literal["new"]
+    verdict: Verdict | Literal["new", "inserted"]
 
     def __str__(self) -> str:
         said = {
@@ -59,6 +63,7 @@ class Change:
             "grown": "has grown",
             "new": "was not there",
             "changed": "holds something else than it did",
+            "inserted": "is longer, but does not begin with all that it held",
         }
         return f"{self.field}: {self.path} {said[self.verdict]}"
 
@@ -107,9 +112,9 @@ def _check(
     files, code = list_inputs(config), _list_code(config)
     if policy is not None:
         files["model.path"] = [("", policy)]
-    found = compare_inputs(known, files)
+    found = compare_inputs(known, files, _count_sources(ledger.workdir))
     grown = [one for one in found if one.field in may_grow and one.verdict in ("grown", "new")]
-    _refuse([one for one in found if one not in grown], ledger.workdir)
+    _refuse([one for one in found if one not in grown], ledger.workdir, may_grow)
     edited = compare_inputs(known, code)
     for one in edited:
         logger.warning("%s when the run was started; from here on that counts", one)
@@ -138,10 +143,17 @@ def list_inputs(config: Config) -> dict[str, list[tuple[str, Path]]]:
     return found
 
 
-def compare_inputs(known: Mapping[str, list[Mapping[str, Any]]], files: Files) -> list[Change]:
+def compare_inputs(
+    known: Mapping[str, list[Mapping[str, Any]]],
+    files: Files,
+    counts: Mapping[str, int] | None = None,
+) -> list[Change]:
     """Return what of the files is not as their fingerprints in `known` say.
 
     A field that is not known is another field's spelling, and has nothing to be compared with.
+
+    Args:
+      counts: how many sources the fields of data had at the start before, where that is known.
     """
     pairs, changes = [], []
     for field, entries in known.items():
@@ -156,14 +168,19 @@ def compare_inputs(known: Mapping[str, list[Mapping[str, Any]]], files: Files) -
                 pairs.append((field, path, entry))
         # A version that did not look at data sets of the hub has recorded no file of theirs.
         sources = {_number_source(entry["name"]) for entry in entries}
+        count = (counts or {}).get(field)
         changes += [
             Change(field, path, "new")
             for name, path in now.items()
-            if not field.startswith("data.") or _number_source(name) in sources
+            if not field.startswith("data.")
+            or (number := _number_source(name)) in sources
+            or (count is not None and int(number) >= count)
         ]
     verdicts = fingerprints.compare_all([(path, entry) for _, path, entry in pairs])
-    for (field, path, _), verdict in zip(pairs, verdicts, strict=True):
-        if verdict != "same":
+    for (field, path, entry), verdict in zip(pairs, verdicts, strict=True):
+        if verdict == "changed" and field.startswith("data.") and _is_longer(path, entry):
+            changes.append(Change(field, path, "inserted"))
+        elif verdict != "same":
             changes.append(Change(field, path, verdict))
     return changes
 
@@ -173,6 +190,18 @@ def _number_source(name: str) -> str:
     return name.partition(":")[0]
 
 
+def _count_sources(workdir: Path) -> dict[str, int]:
+    """Return how many sources the fields of data had when the run was last started."""
+    if not (workdir / FILE).exists():
+        return {}
+    before = schema.flatten(read_plain(workdir / FILE).get("data", {}))
+    return {
+        f"data.{name}": len(places.split_names(text, "source"))
+        for name, text in before
+        if isinstance(text, str)
+    }
+
+
 def _lacks(known: Mapping[str, list[Mapping[str, Any]]], files: Files) -> bool:
     """Tell whether some file is not recorded."""
     return any(
@@ -180,6 +209,10 @@ def _lacks(known: Mapping[str, list[Mapping[str, Any]]], files: Files) -> bool:
         for field, named in files.items()
         for name, _ in named
     )
+
+
+def _is_longer(path: Path, entry: Mapping[str, Any]) -> bool:
+    return bool(path.stat().st_size > entry["size"])
 
 
 def _drop_unread(known: Mapping[str, list[Any]], config: Config) -> dict[str, list[Any]]:
@@ -321,10 +354,16 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
         raise WorkdirError(f"{path} cannot be read ({error}); check the disk") from error
 
 
-def _refuse(changes: list[Change], workdir: Path) -> None:
+def _refuse(changes: list[Change], workdir: Path, may_grow: Collection[str]) -> None:
     if changes:
+        advice = "put the files back as they were"
+        if any(one.verdict == "inserted" and one.field in may_grow for one in changes):
+            advice += (
+                ", move records that were added elsewhere to the end of their file or into a file "
+                "of their own (the run goes on with those)"
+            )
         listed = "\n".join(f"  - {one}" for one in changes)
         raise ConfigError(
             f"what the run in {workdir} was started with has changed:\n{listed}\n"
-            "put the files back as they were, or start a new run with --config.workdir=DIR"
+            f"{advice}, or start a new run with --config.workdir=DIR"
         )

@@ -9,9 +9,9 @@ first bytes of a file that has grown is that of the file before.
 
 import concurrent.futures
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import xxhash
 
@@ -23,6 +23,8 @@ _READERS = 16  # reads under way at one time: of a network file system most of o
 _CHUNK = 1 << 22
 
 Print = Mapping[str, Any]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 Verdict = Literal["same", "grown", "changed", "missing"]
 
 
@@ -50,10 +52,12 @@ def fingerprint_all(
     """
     paths = list(paths)
     sizes = [os.stat(path).st_size for path in paths]
-    limits, left = [whole_limit] * len(paths), total_limit
-    for index in sorted(range(len(paths)), key=sizes.__getitem__) if left is not None else ():
-        left -= sizes[index]
-        limits[index] = whole_limit if left >= 0 else 0
+    limits = [whole_limit] * len(paths)
+    if total_limit is not None:
+        left = total_limit
+        for index in sorted(range(len(paths)), key=sizes.__getitem__):
+            left -= sizes[index]
+            limits[index] = whole_limit if left >= 0 else 0
     return _map(
         lambda both: fingerprint(both[0], whole_limit=both[1]),
         list(zip(paths, limits, strict=True)),
@@ -113,6 +117,6 @@ def _hash_blocks(stream: BinaryIO, size: int) -> str:
     return digest.hexdigest()
 
 
-def _map(function, items: Sequence) -> list:
+def _map(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(function, items))

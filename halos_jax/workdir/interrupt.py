@@ -31,6 +31,10 @@ class Interrupted(UserError, RuntimeError):
     exit_code = EXIT_CODE
 
 
+# Takes the signal's number and the frame that was interrupted.
+Handler = Callable[..., None]
+
+
 class StopSignal:
     """Remembers that a signal to stop came; made by `catch_signals`.
 
@@ -41,7 +45,7 @@ class StopSignal:
         self.place = ""
         self._signal: int | None = None
 
-    def handle(self, number: int = signal.SIGTERM, *_) -> None:
+    def handle(self, number: int = signal.SIGTERM, *_: object) -> None:
         """Take note of a signal; the first one is what the run is stopped by."""
         if self._signal is None:
             self._signal = number
@@ -88,12 +92,12 @@ def catch_signals() -> Iterator[StopSignal]:
     stop = StopSignal()
     alone = jax.process_count() == 1
 
-    def forward(number: int, *_) -> None:
+    def forward(number: int, *_: object) -> None:
         stop.handle(number)
         os.kill(os.getpid(), signal.SIGTERM)
 
     handle = stop.handle if alone else forward
-    handlers: dict[int, Callable] = {
+    handlers: dict[int, Handler] = {
         signal.SIGINT: handle,
         signal.SIGHUP: _outlive_terminal(handle),
     }
@@ -111,16 +115,16 @@ def catch_signals() -> Iterator[StopSignal]:
                 signal.signal(number, before[number])
 
 
-def _outlive_terminal(handle: Callable) -> Callable:
+def _outlive_terminal(handle: Handler) -> Handler:
     """Return a handler of SIGHUP after which the output goes nowhere: its terminal is gone."""
     terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
-    def outlive(*arguments) -> None:
+    def outlive(number: int, *frame: object) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for descriptor in terminals:
             os.dup2(nowhere, descriptor)
         os.close(nowhere)
-        handle(*arguments)
+        handle(number, *frame)
 
     return outlive
 

@@ -146,6 +146,42 @@ def test_what_may_grow_is_returned_and_recorded(folder):
         start(config, may_grow=("data.train",))
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda lines: ["{}", *lines],
+        lambda lines: [lines[0], "{}", *lines[1:]],
+        lambda lines: [lines[0] + " ", *lines[1:]],
+    ],
+    ids=["at the start", "between", "in a line"],
+)
+def test_records_added_elsewhere_than_at_the_end_are_refused_with_a_way_on(folder, edit):
+    config, file = make_config(folder), folder / "train.jsonl"
+    start(config, is_begun=False)
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(edit(lines)) + "\n")
+    with pytest.raises(ConfigError) as error:
+        start(config, may_grow=("data.train",))
+    assert f"data.train: {file} is longer, but does not begin with all that it held" in str(
+        error.value
+    )
+    assert "to the end of their file or into a file of their own" in str(error.value)
+    with pytest.raises(ConfigError) as error:  # a task whose data may not grow
+        start(config)
+    assert "does not begin with all that it held" in str(error.value)
+    assert "file of their own" not in str(error.value)
+    file.write_text("\n".join(lines) + "\n")
+    (folder / "more.jsonl").write_text("{}\n")  # the way on
+    plain = {"task": "online", "workdir": "run", "data": {"train": str(file)}}
+    (folder / "run" / "config.json").write_text(json.dumps(plain))
+    both = DataConfig(train=f"{file},{folder / 'more.jsonl'}", eval=config.data.eval)
+    more = make_config(folder, data=both)
+    with pytest.raises(ConfigError, match=r"more\.jsonl was not there"):
+        start(more)  # of a task whose data may not grow
+    (grown,) = start(more, may_grow=("data.train",))
+    assert (grown.path, grown.verdict) == (folder / "more.jsonl", "new")
+
+
 def test_sources_of_several_files_and_folders(folder):
     (folder / "many").mkdir()
     for name in ("x.jsonl", "y.jsonl"):
