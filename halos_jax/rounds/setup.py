@@ -21,7 +21,7 @@ from halos_jax.rounds.rewind import rewind
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Trainer
-from halos_jax.training.optim import warn_of_rounding
+from halos_jax.training.rounding import warn_of_rounding
 from halos_jax.training.state import count_bytes
 from halos_jax.workdir.workspace import Workspace
 

@@ -33,7 +33,8 @@ from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
 from halos_jax.training.followers import take_exported
 from halos_jax.training.loop import Dataset, Trainer
-from halos_jax.training.optim import keep_warmup, warn_of_rounding
+from halos_jax.training.optim import keep_warmup
+from halos_jax.training.rounding import warn_of_rounding
 from halos_jax.training.state import count_bytes
 from halos_jax.types import Item, TrainState
 from halos_jax.workdir import state as states

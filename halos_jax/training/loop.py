@@ -22,6 +22,7 @@ from halos_jax.packing.layout import LayoutMemory
 from halos_jax.packing.token_values import Collected, TokenValues
 from halos_jax.training import inputs, optim, step
 from halos_jax.training.followers import Followers, take_averaged
+from halos_jax.training.rounding import MovedWatch, choose_watched
 from halos_jax.training.state import init_state, make_abstract_state
 from halos_jax.types import Batch, Item, Params, TrainState
 
@@ -43,6 +44,7 @@ class Trainer:
     frozen: Frozen | None = None  # the base of an adapter; None: all params are trained
     # Called between two batches where there is nothing to save; what it raises stops the run.
     check: Callable[[], None] = lambda: None
+    watched: range = range(0)  # steps of the run whose `moved_params` are looked at
     layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)
 
 
@@ -94,6 +96,7 @@ def make_trainer(
         logps=inputs.compile_logps(plain, mesh),
         collect=inputs.compile_collect(plain, mesh),
         frozen=frozen,
+        watched=choose_watched(config.optimizer, total_steps),
     )
 
 
@@ -253,7 +256,7 @@ def run_steps(
     bar = make_progress(total, label, enabled=config.progress)
     bar.update(start)
     seen = sum(len(row) for step_rows in dataset.plan.steps[:start] for row in step_rows)
-    clock = _StepClock()
+    clock, watch = _StepClock(), MovedWatch(trainer.watched)
     for number, batch in enumerate(stream_batches(trainer.mesh, dataset, start=start), start):
         state, metrics = trainer.train_step(state, trainer.frozen, batch)
         taken = first_step + number + 1
@@ -265,6 +268,7 @@ def run_steps(
         named |= {"counters/updates": taken, "counters/stage_examples": seen}
         named |= clock.rate
         writer.write(taken, named)
+        watch.see(taken, metrics)
         clock.tick(examples)
         due = config.train.eval_every and taken % config.train.eval_every == 0
         if held_out and (due or number + 1 == total):
@@ -272,6 +276,7 @@ def run_steps(
             clock = _StepClock()
         on_step(state, number + 1)
         bar.update(1)
+    watch.finish()
     bar.close()
     return state
 

@@ -15,10 +15,6 @@ from halos_jax.types import Params, Tree
 
 logger = logging.getLogger(__name__)
 
-# Below this rate bfloat16 keeps few updates: it rounds away what is less than about 1/256 of a
-# weight, and a step moves a weight by about the rate (not with SGD, whose steps have any size).
-_COARSE_RATE = 1e-5
-
 # Weights of a layer that Muon orthogonalises: name -> (reduction axes, output axes) of [L, ...].
 _MUON_AXES = {
     **dict.fromkeys(("q", "k", "v"), ((1,), (2, 3))),
@@ -82,19 +78,6 @@ def _make_stable_decay(peak: float, steps: int, decay: int) -> optax.Schedule:
     decay = min(max(decay, 1), steps)
     fall = optax.linear_schedule(peak, 0.0, decay)
     return optax.join_schedules([optax.constant_schedule(peak), fall], [steps - decay])
-
-
-def warn_of_rounding(config: OptimizerConfig, params_dtype: str) -> None:
-    """Say where most updates of a model's weights are too small for `params_dtype` to hold."""
-    if params_dtype == "bfloat16" and config.name != "sgd" and config.learning_rate < _COARSE_RATE:
-        logger.warning(
-            "model.params_dtype=bfloat16 with optimizer.learning_rate=%g: a step moves a weight by "
-            "about that much, and bfloat16 rounds away what is less than about 1/256 of it, so "
-            "that most weights will stay as they are; set --config.model.params_dtype=float32, or "
-            "a rate of %g or more",
-            config.learning_rate,
-            _COARSE_RATE,
-        )
 
 
 def make_optimizer(

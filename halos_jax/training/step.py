@@ -22,6 +22,7 @@ from halos_jax.training.followers import (
 )
 from halos_jax.training.inputs import compute_inputs, compute_step_logps
 from halos_jax.training.memory import choose_remat, measure_memory
+from halos_jax.training.rounding import measure_moved
 from halos_jax.types import Batch, Params, TrainState
 
 # What the compiled step makes of the state, the base of an adapter and a batch.
@@ -144,6 +145,9 @@ def train_step(
     }
     if loss.value:
         metrics["grad_norm_value"] = _measure_norm(gradient["value"])
+    moved = measure_moved(state.params, params)
+    if moved is not None:
+        metrics["moved_params"] = moved
     after = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
     return move_followers(after, state, followers), metrics
 

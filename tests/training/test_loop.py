@@ -355,3 +355,20 @@ def test_a_pass_before_the_first_step_may_be_stopped(trainer, start, data):
     # Between steps it is the callback that stops: it has something to save.
     loop.run_steps(stopping, start, train, held_out=None, writer=recorder)
     assert len(recorder.records) == 5
+
+
+def test_what_a_stage_moves_is_watched(trainer, data, caplog):
+    shares = iter([0.5, 0.03, 0.01, 0.5, 0.5])
+
+    def step(state, *_):
+        return state, {"loss": np.float32(0), "moved_params": np.float32(next(shares))}
+
+    fake = dataclasses.replace(trainer, train_step=step, watched=range(9, 11))
+    writer = Recorder()
+    state = TrainState(7, {}, None)
+    loop.run_steps(fake, state, data[0], held_out=None, writer=writer, first_step=7)
+    assert [metrics["moved_params"] for _, metrics in writer.records][1:3] == [
+        np.float32(0.03),
+        np.float32(0.01),
+    ]
+    assert caplog.text.count("changed 2 % of the weights on average over steps 9 to 10") == 1

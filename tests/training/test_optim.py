@@ -51,21 +51,6 @@ def test_decays_go_to_zero_at_the_end_of_the_run():
     assert make_schedule(OptimizerConfig(), 100)(10_000) == np.float32(2e-6)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "options", "said"),
-    [
-        ("bfloat16", {"learning_rate": 5e-7}, True),
-        ("bfloat16", {"learning_rate": 9e-6, "name": "lion"}, True),
-        ("bfloat16", {"learning_rate": 1e-5}, False),
-        ("bfloat16", {"learning_rate": 5e-7, "name": "sgd"}, False),
-        ("float32", {"learning_rate": 5e-7}, False),
-    ],
-)
-def test_updates_that_bfloat16_rounds_away_are_said(caplog, dtype, options, said):
-    optim.warn_of_rounding(OptimizerConfig(**options), dtype)
-    assert ("most weights will stay as they are" in caplog.text) == said
-
-
 # --------------------------------------------------------------------------- optimizer
 
 CONFIG = OptimizerConfig(

@@ -1,0 +1,96 @@
+"""Weights that stay as they are because the type they are stored in rounds their updates away."""
+
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from halos_jax.config import OptimizerConfig
+from halos_jax.losses.sequences import Scalar
+from halos_jax.training.optim import count_warmup
+from halos_jax.types import Params
+
+logger = logging.getLogger(__name__)
+
+# Below this rate bfloat16 keeps few updates: it rounds away what is less than about 1/256 of a
+# weight, and a step moves a weight by about the rate (not with SGD, whose steps have any size).
+_COARSE_RATE = 1e-5
+
+_STEPS = 10  # of a run, behind its warm-up, over which the share of moved weights is averaged
+_FEW = 0.1  # the share below which it is said
+
+
+def warn_of_rounding(config: OptimizerConfig, params_dtype: str) -> None:
+    """Say where most updates of a model's weights are too small for `params_dtype` to hold."""
+    if params_dtype == "bfloat16" and config.name != "sgd" and config.learning_rate < _COARSE_RATE:
+        logger.warning(
+            "model.params_dtype=bfloat16 with optimizer.learning_rate=%g: a step moves a weight by "
+            "about that much, and bfloat16 rounds away what is less than about 1/256 of it, so "
+            "that most weights will stay as they are; set --config.model.params_dtype=float32, or "
+            "a rate of %g or more",
+            config.learning_rate,
+            _COARSE_RATE,
+        )
+
+
+def measure_moved(before: Params, after: Params) -> Scalar | None:
+    """Return the share of the weights narrower than float32 whose stored value is another after a
+    step; None if all weights are float32."""
+    leaves = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    narrow = [(x, y) for x, y in leaves if x.dtype.itemsize < 4]
+    if not narrow:
+        return None
+    total = sum(math.prod(x.shape) for x, _ in narrow)
+    share: jax.Array = sum(_count_moved(x, y) for x, y in narrow) / total
+    return share
+
+
+def _count_moved(before: jax.Array, after: jax.Array) -> Scalar:
+    # Whole numbers along the first axis: in float32 a long sum of ones would stop at 2^24.
+    inner = tuple(range(1, before.ndim))
+    return jnp.sum(jnp.sum(before != after, axis=inner, dtype=jnp.int32).astype(jnp.float32))
+
+
+def choose_watched(config: OptimizerConfig, total_steps: int) -> range:
+    """Return the first steps (from 1) of a run that are taken at the full rate."""
+    warmup = count_warmup(config, total_steps)
+    return range(warmup + 1, min(warmup + _STEPS, total_steps) + 1)
+
+
+class MovedWatch:
+    """Says once, when the watched steps are done, that they moved few of the weights.
+
+    A stage that goes on in the middle of them says it of what is left.
+    """
+
+    def __init__(self, steps: range) -> None:
+        self._steps = steps
+        self._shares: list[jax.Array] = []
+        self._is_over = False
+
+    def see(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Take note of the step's `moved_params`, without waiting for it."""
+        if step in self._steps and "moved_params" in metrics:
+            self._shares.append(metrics["moved_params"])
+            self._is_over = step == self._steps[-1]
+        elif self._is_over:
+            self.finish()
+
+    def finish(self) -> None:
+        """Say what there is to say, if the last of the steps has been seen."""
+        if not (self._is_over and self._shares):
+            return
+        count, share = len(self._shares), float(np.mean([float(x) for x in self._shares]))
+        self._shares.clear()
+        if share < _FEW:
+            logger.warning(
+                "moved_params: a step changed %.2g %% of the weights on average over steps %d to "
+                "%d; the others stayed as they are, since model.params_dtype=bfloat16 rounds away "
+                "an update of less than about 1/256 of its weight; start again with "
+                "--config.model.params_dtype=float32, or with a larger optimizer.learning_rate",
+                100 * share,
+                self._steps[-1] - count + 1,
+                self._steps[-1],
+            )
