@@ -24,11 +24,12 @@ _SIZES = {
 
 def read_architecture(hf_config: HFConfig, errors: list[str]) -> dict[str, Any]:
     """Return the fields of DecoderConfig that are named alike in all families."""
+    std = hf_config.get("initializer_range")
     return {
         **_read_sizes(hf_config, errors),
         "norm_eps": hf_config.get("rms_norm_eps", 1e-6),
         "tie_embeddings": bool(hf_config.get("tie_word_embeddings", False)),
-        "init_std": hf_config.get("initializer_range", 0.02),
+        "init_std": 0.02 if std is None else std,
         "qkv_bias": bool(hf_config.get("attention_bias", False)),
         "out_bias": bool(hf_config.get("attention_bias", False)),
         "mlp_bias": bool(hf_config.get("mlp_bias", False)),

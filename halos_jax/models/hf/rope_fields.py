@@ -130,10 +130,10 @@ def _fill_lengths(rope: Mapping[str, Any], kind: str, hf_config: HFConfig) -> di
     """Return `rope` with the lengths that transformers takes from the config around it."""
     original, model = "original_max_position_embeddings", "max_position_embeddings"
     filled = {**rope, model: hf_config.get(model)}
-    if kind == "longrope" and hf_config.get(original) is not None:
-        filled[original] = hf_config[original]
-    elif kind in ("yarn", "longrope"):
-        filled.setdefault(original, hf_config.get(model))
+    if kind in ("llama3", "yarn", "longrope"):
+        # What the config says counts before what its rope does, and null for nothing.
+        said = (hf_config.get(original), rope.get(original), hf_config.get(model))
+        filled[original] = next((length for length in said if length is not None), None)
     return filled
 
 

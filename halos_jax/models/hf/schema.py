@@ -66,7 +66,7 @@ FIELDS: dict[str, Kind] = {
     "num_hidden_layers": _LAYERS,
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "rotary_pct"), _SHARE),
     "partial_rotary_factor": _or_null(_SHARE),
-    "initializer_range": _number(-1e-12, 100),
+    "initializer_range": _or_null(_number(-1e-12, 100)),
     **dict.fromkeys(("hidden_act", "hidden_activation"), _or_null(_TEXT)),
     **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings"), _FLAG),
     **dict.fromkeys(("norm_topk_prob", "use_parallel_residual", "use_sliding_window"), _FLAG),
@@ -105,6 +105,29 @@ ROPE: dict[str, Kind] = {
 }
 _LAYER_TYPES = ("sliding_attention", "full_attention")
 
+_MIXTURES, _GEMMAS = ("mixtral", "qwen3_moe", "gpt_oss"), ("gemma2", "gemma3_text")
+_SWITCHED = ("qwen2", "qwen3", "qwen3_moe", "smollm3")  # have `use_sliding_window`
+# Of the fields that not every family reads, the families that do.
+READERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), _MIXTURES),
+    **dict.fromkeys(("moe_intermediate_size", "norm_topk_prob"), ("qwen3_moe",)),
+    **dict.fromkeys(("mlp_only_layers", "decoder_sparse_step"), ("qwen3_moe",)),
+    **dict.fromkeys(("layer_norm_eps", "rotary_pct", "rotary_emb_base"), ("gpt_neox",)),
+    "use_parallel_residual": ("gpt_neox",),
+    **dict.fromkeys(("query_pre_attn_scalar", "sliding_window_pattern"), _GEMMAS),
+    **dict.fromkeys(("hidden_activation", "use_bidirectional_attention"), _GEMMAS),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), _GEMMAS),
+    "rope_local_base_freq": ("gemma3_text", "olmo3"),
+    **dict.fromkeys(("swiglu_alpha", "swiglu_limit"), ("gpt_oss",)),
+    **dict.fromkeys(("no_rope_layers", "no_rope_layer_interval"), ("smollm3",)),
+    **dict.fromkeys(("num_objectives", "gating_hidden_dim", "gating_n_hidden"), ("llama",)),
+    **dict.fromkeys(("gating_temperature", "gating_token_pattern"), ("llama",)),
+    "use_sliding_window": _SWITCHED,
+    "max_window_layers": ("qwen2", "qwen3"),
+    "sliding_window": (*_SWITCHED, *_GEMMAS, "mistral", "mixtral", "olmo3", "gpt_oss", "phi3"),
+    "layer_types": ("qwen2", "qwen3", *_GEMMAS, "olmo3", "gpt_oss", "smollm3"),
+}
+
 # What a config says beside: of generation, of training elsewhere, of files. None of it changes what
 # a forward pass computes.
 _BESIDE = _split_words(
@@ -127,21 +150,38 @@ _BESIDE = _split_words(
 # What changes training elsewhere where it is above 0, and is not done here.
 _NOISE = _split_words("attention_dropout hidden_dropout resid_pdrop embd_pdrop router_jitter_noise")
 # What a family's config may say and transformers does not do.
-_UNREAD_OF = {"gemma3_text": ("attn_logit_softcapping",)}
+_UNREAD_OF: dict[str, tuple[str, ...]] = {"gemma3_text": ("attn_logit_softcapping",)}
 
 
 def check_fields(hf_config: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
-    """Return the config without the fields of a wrong type, of which `errors` gets a line each."""
+    """Return the config without the fields of a wrong type, of which `errors` gets a line each.
+
+    A field that the model's family does not read may have any value.
+    """
     faulty = set()
     for name, value in hf_config.items():
         if name in FIELDS and not FIELDS[name].fits(value):
-            errors.append(_describe(name, value, FIELDS[name]))
             faulty.add(name)
+            if not is_read(name, hf_config):
+                continue
+            errors.append(_describe(name, value, FIELDS[name]))
         elif name in ("rope_parameters", "rope_scaling") and value:
             found = [_describe(*one) for one in _check_rope(name, value)]
             errors += found
             faulty |= {name} if found else set()
     return {name: value for name, value in hf_config.items() if name not in faulty}
+
+
+def is_read(name: str, hf_config: Mapping[str, Any]) -> bool:
+    """Return whether the family of a config reads the field `name` of it."""
+    family, readers = hf_config.get("model_type"), READERS.get(name)
+    if readers is None or not isinstance(family, str):
+        return True
+    if name in ("sliding_window", "max_window_layers") and family in _SWITCHED:
+        types = hf_config.get("layer_types")
+        named = isinstance(types, list | tuple) and _LAYER_TYPES[0] in types
+        return family in readers and bool(hf_config.get("use_sliding_window") or named)
+    return family in readers
 
 
 def _describe(name: str, value: Any, kind: Kind) -> str:
@@ -164,17 +204,20 @@ def _check_rope(path: str, rope: Mapping[str, Any]) -> Iterator[tuple[str, Any, 
 
 def list_unread(hf_config: Mapping[str, Any]) -> list[str]:
     """Return what a config has that is not read here, as "name = value"."""
-    found = [
-        (name, value)
-        for name, value in hf_config.items()
-        if name not in FIELDS and name not in _BESIDE and (name not in _NOISE or value)
-    ]
-    for name in _UNREAD_OF.get(hf_config.get("model_type"), ()):
+    family = str(hf_config.get("model_type"))
+    found = [(name, value) for name, value in hf_config.items() if _is_unread(name, value, family)]
+    for name in _UNREAD_OF.get(family, ()):
         found += [(name, hf_config[name])] if hf_config.get(name) else []
     for name in ("rope_parameters", "rope_scaling"):
         found += _list_unread_rope(name, hf_config.get(name) or {})
     shown = ((name, repr(value)) for name, value in found)
     return [f"{name} = {text if len(text) <= 40 else text[:37] + '...'}" for name, text in shown]
+
+
+def _is_unread(name: str, value: Any, family: str) -> bool:
+    if name in FIELDS:
+        return bool(value) and family not in READERS.get(name, (family,))
+    return name not in _BESIDE and (name not in _NOISE or bool(value))
 
 
 def _list_unread_rope(path: str, rope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

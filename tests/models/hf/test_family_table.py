@@ -58,7 +58,8 @@ CASES = {
         scaled("yarn", **ORIGINAL) | {"attention_bias": True, "mlp_bias": True},
         scaled(
             "yarn", beta_fast=8.0, beta_slow=2.0, attention_factor=0.7, truncate=False, **ORIGINAL
-        ),
+        )
+        | {"original_max_position_embeddings": 32},  # counts before the rope's
         GROUPED | scaled("dynamic"),
     ],
     "mistral": [

@@ -141,6 +141,21 @@ def test_one_for_all_layers_and_one_a_type_of_layer_are_not_taken_for_each_other
     ]
 
 
+@pytest.mark.parametrize("kind", ["llama3", "yarn"])
+def test_the_original_length_is_that_of_the_config_then_of_the_rope_then_the_models(kind):
+    rope = {"rope_type": kind, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    original = "original_max_position_embeddings"
+    for said, config, expected in (
+        ({original: 16}, {original: 32}, 32),
+        ({original: 16}, {original: None}, 16),
+        ({original: None}, {}, 64),
+        ({}, {}, 64),
+    ):
+        config |= {"max_position_embeddings": 64, "rope_scaling": rope | said}
+        got, errors = read(read_rope, config)
+        assert errors == [] and got.original_max_length == expected
+
+
 # --------------------------------------------------------------------------- up to a length
 
 LONG = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 30.0]}

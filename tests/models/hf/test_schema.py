@@ -11,13 +11,12 @@ from halos_jax.models.hf import families, rope_fields
 from halos_jax.models.hf import family_table as table
 from halos_jax.models.hf import fields as hf_fields
 from halos_jax.models.hf.families import ModelError, make_decoder_config
-from halos_jax.models.hf.schema import FIELDS, ROPE, check_fields, list_unread
+from halos_jax.models.hf.schema import FIELDS, READERS, ROPE, check_fields, is_read, list_unread
 
 SIZES = {
     "vocab_size": 61,
     "hidden_size": 256,
     "intermediate_size": 40,
-    "moe_intermediate_size": 12,
     "num_hidden_layers": 2,
     "num_attention_heads": 32,
 }
@@ -30,7 +29,8 @@ LENGTHS = ("max_position_embeddings", "original_max_position_embeddings")
 
 def make(family, **fields):
     name = table.FAMILIES[family].language_model
-    return {"model_type": family, "architectures": [name], **SIZES, **fields}
+    more = {"moe_intermediate_size": 12} if family == "qwen3_moe" else {}
+    return {"model_type": family, "architectures": [name], **SIZES, **more, **fields}
 
 
 def find_names(module):
@@ -55,7 +55,8 @@ def test_every_field_that_a_reader_reads_has_its_kind():
     of_rope = {name for kind in rope_fields.ROPE_FIELDS.values() for name, _ in kind.values()}
     assert of_rope - {LENGTHS[0]} <= ROPE.keys()
     defaults = {name for family in table.FAMILIES.values() for name in family.defaults}
-    assert defaults <= FIELDS.keys()
+    assert defaults | READERS.keys() <= FIELDS.keys()
+    assert {family for readers in READERS.values() for family in readers} <= table.FAMILIES.keys()
 
 
 @pytest.mark.parametrize("family", table.FAMILIES)
@@ -72,7 +73,29 @@ def test_wrong_values_are_named_and_never_a_traceback(family):
             except ModelError as error:
                 accepted = False
                 assert kind.fits(value) or f"{name}: got " in str(error)
-            assert not accepted or kind.fits(value), (name, value)
+            read = is_read(name, make(family) | {name: value})
+            assert not accepted or kind.fits(value) or not read, (name, value)
+
+
+@pytest.mark.parametrize("family", table.FAMILIES)
+def test_what_a_family_does_not_read_may_be_anything_and_is_named(family):
+    for name in READERS:
+        if is_read(name, make(family)):
+            continue
+        for value in (None, 0, "x", -1.5, [None], 8):
+            config = make(family) | {name: value}
+            assert make_decoder_config(config) == make_decoder_config(make(family)), (name, value)
+            named = value and family not in READERS[name]
+            assert list_unread(config) == ([f"{name} = {value!r}"] if named else [])
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "smollm3"])
+def test_a_window_that_is_not_used_may_be_anything(family):
+    unused = {"use_sliding_window": False, "sliding_window": 0, "max_window_layers": None}
+    assert make_decoder_config(make(family) | unused) == make_decoder_config(make(family))
+    assert list_unread(make("qwen2") | unused) == []
+    with pytest.raises(ModelError, match="sliding_window: got 0, allowed: an integer from 1"):
+        make_decoder_config(make(family) | unused | {"use_sliding_window": True})
 
 
 @pytest.mark.parametrize("kind", rope_fields.ROPE_FIELDS)
@@ -95,7 +118,7 @@ def test_wrong_values_of_a_rope_are_named(kind):
 
 
 def test_messages_say_what_is_allowed_and_come_together():
-    config = make("llama", hidden_size=True, rope_theta=math.nan, rms_norm_eps=-1)
+    config = make("qwen2", hidden_size=True, rope_theta=math.nan, rms_norm_eps=-1)
     config |= {"tie_word_embeddings": "no", "layer_types": [1], "vocab_size": 10**30}
     with pytest.raises(ModelError) as caught:
         make_decoder_config(config)
@@ -129,8 +152,6 @@ def test_what_is_not_read_is_listed():
 def test_defaults_are_those_of_transformers(family):
     transformers = pytest.importorskip("transformers")
     sizes = make(family)
-    if family not in ("qwen3_moe",):
-        del sizes["moe_intermediate_size"]
     rest = {name: value for name, value in sizes.items() if name != "model_type"}
     theirs = transformers.AutoConfig.for_model(family, **rest).to_dict()
     assert make_decoder_config(theirs) == make_decoder_config(sizes)
