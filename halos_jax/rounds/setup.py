@@ -3,7 +3,8 @@
 import dataclasses
 import logging
 
-from halos_jax import sharding, storage
+from halos_jax import sharding
+from halos_jax.checkpoints.space import require_room
 from halos_jax.checkpoints.store import open_checkpoints
 from halos_jax.losses import get_loss
 from halos_jax.models.hf.positions import refuse_longer
@@ -22,7 +23,6 @@ from halos_jax.sampling.sampler import make_sampler
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Trainer
 from halos_jax.training.rounding import warn_of_rounding
-from halos_jax.training.state import count_bytes
 from halos_jax.workdir.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
         sharding.describe(workspace.mesh),
     )
     progress = restore_progress(trainer, policy, checkpoints)
+    is_trained = progress.round >= budget.count_rounds(len(prompts))
+    require_room(workdir, trainer.abstract_state, is_trained=is_trained)
     rewind(workdir, workspace.ledger, progress.round, has_checkpoint=progress.is_restored)
     layouts = LayoutMemory()
     run = Run(
@@ -90,7 +92,6 @@ def _make_trainer(workspace: Workspace, policy: Policy, steps: int) -> Trainer:
     trainer = training.make_trainer(
         config, decoder, get_loss(config.loss), mesh, total_steps=steps, frozen=frozen
     )
-    storage.require_space(workspace.workdir, count_bytes(trainer.abstract_state), "a checkpoint")
     return dataclasses.replace(trainer, check=workspace.stop.check)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from halos_jax import sharding, storage
+from halos_jax import sharding
 from halos_jax.checkpoints.position import Position
 from halos_jax.checkpoints.saver import Saver
+from halos_jax.checkpoints.space import require_room
 from halos_jax.checkpoints.store import Checkpoints, open_checkpoints
 from halos_jax.config import Config
 from halos_jax.config.kinds import ITEM_KINDS
@@ -35,7 +36,6 @@ from halos_jax.training.followers import take_exported
 from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.training.optim import keep_warmup
 from halos_jax.training.rounding import warn_of_rounding
-from halos_jax.training.state import count_bytes
 from halos_jax.types import Item, TrainState
 from halos_jax.workdir import state as states
 from halos_jax.workdir.interrupt import StopSignal
@@ -91,6 +91,8 @@ def _train(workspace: Workspace, checkpoints: Checkpoints) -> None:
         max_items=config.data.n_examples,
         cuts=cuts,
     )
+    is_trained = start >= len(dataset.plan)
+    require_room(workspace.workdir, trainer.abstract_state, is_trained=is_trained)
     logger.info(
         "%d examples, %d steps, packed fill %.0f %%; mesh %s",
         len(items),
@@ -174,8 +176,6 @@ def _make_trainer(workspace: Workspace, policy: Policy, loss: Loss, steps: int) 
     if frozen is None:  # an adapter starts at zero, where no update is too small
         warn_of_rounding(config.optimizer, decoder.params_dtype)
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
-    size = count_bytes(trainer.abstract_state.params)
-    storage.require_space(workspace.workdir, size, "the result")
     return dataclasses.replace(trainer, check=workspace.stop.check)
 
 

@@ -1,5 +1,7 @@
 """What a run is made of; whole runs are in tests/tasks and tests/e2e."""
 
+import pytest
+
 from halos_jax.config import RoundsConfig, TrainConfig
 from halos_jax.rounds import setup
 from halos_jax.workdir import workspace as workspaces
@@ -7,7 +9,10 @@ from halos_jax.workdir.interrupt import StopSignal
 from tests.tasks.test_online import make_config
 
 
-def test_a_run_is_made_of_what_the_config_and_its_position_say(toy, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("rounds_done", "is_trained"), [(1, False), (2, True)])
+def test_a_run_is_made_of_what_the_config_and_its_position_say(
+    toy, tmp_path, monkeypatch, rounds_done, is_trained
+):
     seen = {}
 
     def spy(module, name):
@@ -22,6 +27,7 @@ def test_a_run_is_made_of_what_the_config_and_its_position_say(toy, tmp_path, mo
     for module, name in (
         (setup.training, "make_trainer"),
         (setup, "make_scorer"),
+        (setup, "require_room"),
         (workspaces, "MetricWriter"),
     ):
         spy(module, name)
@@ -29,10 +35,11 @@ def test_a_run_is_made_of_what_the_config_and_its_position_say(toy, tmp_path, mo
 
     def restore_progress(*given):
         found = restore(*given)
-        found.state = found.state.replace(step=7)
+        found.state, found.round = found.state.replace(step=7), rounds_done
         return found
 
     monkeypatch.setattr(setup, "restore_progress", restore_progress)
+    monkeypatch.setattr(setup, "rewind", lambda *given, **options: None)
     config = make_config(
         toy,
         tmp_path,
@@ -48,5 +55,9 @@ def test_a_run_is_made_of_what_the_config_and_its_position_say(toy, tmp_path, mo
     assert seen["make_trainer"][1]["total_steps"] == 2 * 2 * 2
     assert seen["make_scorer"][0][3:] == (stop.check, run.layouts)
     assert seen["MetricWriter"][1]["resume_step"] == progress.state.step == 7
+    assert seen["require_room"] == (
+        (tmp_path, run.trainer.abstract_state),
+        {"is_trained": is_trained},
+    )
     budget = run.budget
     assert (budget.total_prompts, budget.prompts_per_round, budget.num_skip) == (6, 3, 2)
