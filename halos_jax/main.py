@@ -8,6 +8,7 @@ from typing import NoReturn
 from absl import app, flags
 
 from halos_jax.cli.command_line import refuse_arguments, take_check
+from halos_jax.cli.help import make_help, takes_help
 from halos_jax.cli.logs import start_logging
 from halos_jax.cli.overrides import apply_overrides, split_overrides
 from halos_jax.cli.presets import explain_absent, load_preset
@@ -39,6 +40,9 @@ def run() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     argv, overrides = split_overrides(sys.argv)
     try:
+        if takes_help(argv[1:]):
+            print(make_help(argv[1:], overrides))
+            return
         argv, overrides = take_check(argv, overrides)
         refuse_arguments(argv[1:], list(flags.FLAGS))
         app.run(lambda _: main(overrides), argv=argv)

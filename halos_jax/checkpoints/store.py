@@ -69,8 +69,6 @@ class Checkpoints:
         ledger: Ledger | None = None,
         read_only: bool = False,
     ) -> None:
-        if keep < 1:
-            raise ValueError(f"checkpoint.keep: got {keep}, allowed: 1 or more")
         self._folder = Path(folder).absolute()
         self._ledger = ledger or no_ledger(self._folder)
         self._pending: int | None = None

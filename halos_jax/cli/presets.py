@@ -10,7 +10,7 @@ from halos_jax.config import ConfigError
 from halos_jax.errors import UserError
 from halos_jax.user_code import describe_raised
 
-_FOLDER = Path(__file__).parents[2] / "configs"
+FOLDER = Path(__file__).parents[2] / "configs"
 _ALLOWED = "a Python file with a function get_config() that returns a ConfigDict"
 
 
@@ -47,7 +47,7 @@ def load_preset(given: str) -> ConfigDict:
     return config
 
 
-def list_presets(folder: Path = _FOLDER) -> list[str]:
+def list_presets(folder: Path = FOLDER) -> list[str]:
     """Return the names of the presets in a folder."""
     return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
 
@@ -61,7 +61,7 @@ def explain_absent() -> str:
 
 
 def _explain_missing(path: Path, file: str) -> str:
-    near = path.parent if path.parent.is_dir() and list_presets(path.parent) else _FOLDER
+    near = path.parent if path.parent.is_dir() and list_presets(path.parent) else FOLDER
     names = list_presets(near)
     close = difflib.get_close_matches(path.stem.replace("_", ""), names, n=1, cutoff=0.5)
     hint = f"did you mean {str(near / f'{close[0]}.py')!r}? " if close else ""

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from halos_jax.config.bounds import PositiveInt
 from halos_jax.config.roles import execution
 
 Dtype = Literal["float32", "bfloat16"]
@@ -17,7 +18,8 @@ class Execution:
     """
 
     params_dtype: Dtype = "float32"  # the master weights
-    compute_dtype: Dtype = "bfloat16"
+    compute_dtype: Dtype = "bfloat16"  # activations, and weights as they are used
+    # Who computes attention: XLA, cuDNN (GPU) or splash (TPU); "auto": the fastest that can
     attention: Literal["auto", "xla", "cudnn", "splash"] = execution("auto")
     # What of a block is kept for the backward pass: all, nothing, attention's inputs and outputs,
     # these and the MLP's gate, or all large matrix products; "auto": the fastest that memory holds.
@@ -27,4 +29,4 @@ class Execution:
     # Faster by some per cent; compiles longer, takes more memory
     unroll_layers: bool = execution(False)
     # Response positions whose logits exist at one time, in float32
-    head_chunk: int = execution(4096)
+    head_chunk: PositiveInt = execution(4096)

@@ -1,4 +1,4 @@
-"""What the types of the config cannot say: limits of single fields, impossible combinations.
+"""What the types of the config cannot say: forms of texts, and combinations that cannot be.
 
 A config comes here flat, as path -> value, so that this file knows names and numbers alone.
 """
@@ -19,91 +19,13 @@ _NEEDED = {
     "data.eval": ("a file or hub data set", "FILE"),
 }
 
-# Least value -> the fields that must not be below it.
-_AT_LEAST = {
-    -1: ("optimizer.warmup_steps",),
-    0: (
-        "bench.examples",
-        "checkpoint.every",
-        "data.max_eval",
-        "data.max_prompt_count",
-        "data.max_train",
-        "data.n_examples",
-        "lora.alpha",
-        "lora.rank",
-        "optimizer.weight_decay",
-        "reward.judge.max_tokens",
-        "reward.judge.repeats",
-        "reward.judge.requests_per_minute",
-        "reward.judge.retries",
-        "reward.missing_eos_penalty",
-        "rounds.num_skip",
-        "sampling.num_prompts",
-        "sampling.round",
-        "sampling.temperature",
-        "sampling.top_k",
-        "toy.num_pairs",
-        "toy.num_prompts",
-        "train.eval_every",
-    ),
-    1: (
-        "bench.steps",
-        "checkpoint.keep",
-        "model.head_chunk",
-        "model.pad_vocab_to",
-        "reward.judge.concurrency",
-        "reward.max_length",
-        "rounds.prompts_per_round",
-        "rounds.sync_every",
-        "rounds.total_prompts",
-        "sampling.chunk",
-        "sampling.max_prompt_length",
-        "sampling.max_tokens",
-        "sampling.num_samples_per_prompt",
-        "sampling.shard_prompts",
-        "sampling.slots",
-        "toy.min_letters",
-        "toy.num_eval",
-        "toy.num_sft",
-        "train.batch_size",
-        "train.epochs",
-        "train.max_length",
-        "train.log_every",
-        "train.row_multiple",
-        "train.tokens_per_device",
-    ),
-}
-_ABOVE_ZERO = (
-    "optimizer.learning_rate",
-    "optimizer.eps",
-    "optimizer.max_grad_norm",
-    "optimizer.value_max_grad_norm",
-    "reward.judge.timeout",
-)
-_FRACTIONS = (
-    "data.frac_unique_desirable",
-    "data.frac_unique_undesirable",
-    "optimizer.decay_fraction",
-    "optimizer.warmup_fraction",
-    "optimizer.warmup_start",
-    "reward.max_unlabelled",
-    "toy.mistakes",
-)
-_BELOW_ONE = (
-    "lora.dropout",
-    "optimizer.beta1",
-    "optimizer.beta2",
-    "train.ema_decay",
-)
-
 
 def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
-    """Yield an error line for each value or combination that cannot be.
+    """Yield an error line for each text or combination that cannot be; `bounds` has the numbers.
 
     Args:
       values: path -> value of every field, well typed.
     """
-    yield from _check_numbers(values)
     yield from _check_mesh(values)
     yield from _check_names(values)
     yield from _check_data(values)
@@ -121,24 +43,6 @@ def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
         yield from _check_threshold(values)
     if task.limits:
         yield from load(task.limits)(values)
-
-
-def _check_numbers(values: Mapping[str, Any]) -> Iterable[str]:
-    for least, paths in _AT_LEAST.items():
-        for path in paths:
-            if values[path] < least:
-                yield f"{path}: got {values[path]}, allowed: {least} or more"
-    for path in _ABOVE_ZERO:
-        if values[path] <= 0:
-            yield f"{path}: got {values[path]}, allowed: greater than 0"
-    for path in _FRACTIONS:
-        if not 0 <= values[path] <= 1:
-            yield f"{path}: got {values[path]}, allowed: 0 to 1"
-    for path in _BELOW_ONE:
-        if not 0 <= values[path] < 1:
-            yield f"{path}: got {values[path]}, allowed: 0 or more, less than 1"
-    if not 0 < values["sampling.top_p"] <= 1:
-        yield f"sampling.top_p: got {values['sampling.top_p']}, allowed: above 0, 1 at most"
 
 
 def _check_mesh(values: Mapping[str, Any]) -> Iterable[str]:

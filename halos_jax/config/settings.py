@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from halos_jax.config import limits, places, schema
+from halos_jax.config import bounds, limits, places, schema
 from halos_jax.config.rewards import RewardConfig
 from halos_jax.config.roles import aside
 from halos_jax.config.sections import (
@@ -44,11 +44,13 @@ class ConfigError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    task: Task = "online"
+    """All that a run is asked to do."""
+
+    task: Task = "online"  # what is computed
     # "check": look for what is wrong as a start does, without reading weights; nothing is written
     mode: Mode = aside("run")
-    workdir: str = aside("runs/default", "path")
-    seed: int = 0
+    workdir: str = aside("runs/default", "path")  # folder of the run: results and checkpoints
+    seed: int = 0  # of all random numbers: orders, samples, new weights, dropout
     progress: bool = aside(True)  # progress bars on the console
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
@@ -57,6 +59,7 @@ class Config:
     rounds: RoundsConfig = RoundsConfig()
     sampling: SamplingConfig = SamplingConfig()
     feedback: FeedbackConfig = FeedbackConfig()
+    # `name`, and the keyword arguments of that loss; of "sum" a section for each loss
     loss: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "dpo"})
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -157,6 +160,7 @@ def _merge(plain: dict[str, Any], override: Mapping[str, Any], workdir: str) -> 
 
 def _check(config: Config) -> Iterable[str]:
     values = dict(schema.flatten(schema.to_plain(config)))
+    yield from bounds.find_violations(config)
     yield from limits.find_violations(values)
     yield from places.find_violations(config)
     tasks = config.pipeline.tasks

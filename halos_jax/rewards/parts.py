@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from halos_jax.config import Config, ConfigError, limits, schema
+from halos_jax.config import Config, ConfigError, bounds, limits, schema
 from halos_jax.config.rewards import PartConfig, RewardConfig
 from halos_jax.rewards.labels import Labels, RewardError, Scorer
 from halos_jax.types import Sample
@@ -44,7 +44,8 @@ def check_parts(config: Config) -> list[str]:
             continue
         # What a reward must be alone, it must be as a part.
         alone = dataclasses.replace(config, reward=part_to_reward(part, config.reward))
-        lines = limits.find_violations(dict(schema.flatten(schema.to_plain(alone))))
+        values = dict(schema.flatten(schema.to_plain(alone)))
+        lines = [*bounds.find_violations(alone), *limits.find_violations(values)]
         own = [line for line in lines if line.startswith("reward.")]
         errors += [line.replace("reward.", f"{path}.") for line in own]
     return errors

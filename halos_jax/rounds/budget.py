@@ -35,21 +35,12 @@ class Budget:
     `num_skip` prompts at the start of the order are left out: another run has consumed them.
     `opened` are the ranges of the rounds that have been begun, which stay what they are: where the
     budget or the prompts have grown since, the next round begins where the last of these ended.
-
-    Raises:
-      ValueError: where a number is impossible.
     """
 
     total_prompts: int
     prompts_per_round: int
     num_skip: int = 0
     opened: tuple[tuple[int, int], ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, least in (("total_prompts", 1), ("prompts_per_round", 1), ("num_skip", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"rounds.{name}: got {value}, allowed: {least} or more")
 
     @property
     def num_rounds(self) -> int:

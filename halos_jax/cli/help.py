@@ -1,0 +1,103 @@
+"""What `--help` shows: the program on one screen or, with a preset, every field of its config."""
+
+import ast
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from halos_jax.cli.overrides import apply_overrides
+from halos_jax.cli.presets import FOLDER, list_presets, load_preset
+from halos_jax.config import Config, ConfigError, docs, schema
+from halos_jax.config.tasks import MODES, TASKS
+
+_FLAGS = {"help", "helpshort", "helpfull", "h", "?"}
+_WIDTH = 100
+
+
+def takes_help(arguments: Sequence[str]) -> bool:
+    """Tell whether the arguments of a command line ask for help."""
+    return any(one.startswith("-") and one.lstrip("-") in _FLAGS for one in arguments)
+
+
+def make_help(arguments: Sequence[str], overrides: Sequence[tuple[str, str | None]]) -> str:
+    """Return the help that a command line asks for.
+
+    Args:
+      arguments: those behind the program's name, without `--config.field=value`.
+      overrides: the latter, as `overrides.split_overrides` gives them.
+
+    Raises:
+      ConfigError: where the preset cannot be read, or an override is wrong.
+    """
+    name = ""
+    for argument, behind in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if flag == "config":
+            name = value if equals else behind
+    if not name:
+        return describe_program()
+    preset = load_preset(name)
+    errors = apply_overrides(preset, overrides)
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return describe_fields(preset.to_dict())
+
+
+def describe_program(folder: Path = FOLDER) -> str:
+    """Return the help of a command line without a preset: one screen."""
+    presets = {name: read_summary(folder / f"{name}.py") for name in list_presets(folder)}
+    return "\n".join(
+        [
+            "python -m halos_jax.main --config=configs/PRESET.py --config.FIELD=VALUE ...",
+            "",
+            "Presets, --config=configs/PRESET.py:",
+            *_list_rows(presets),
+            "Tasks, --config.task=TASK:",
+            *_list_rows({name: task.summary for name, task in TASKS.items()}),
+            "Modes, --config.mode=MODE:",
+            *_list_rows({name: mode.summary for name, mode in MODES.items()}),
+            "Every field, with its default and what it allows: --config=configs/PRESET.py --help",
+            "More: README.md, and the README of each folder of halos_jax/",
+        ]
+    )
+
+
+def describe_fields(preset: Mapping[str, Any]) -> str:
+    """Return the help of a command line with a preset: every field, what it allows and says."""
+    values = dict(schema.flatten(preset))
+    lines = ["Fields are set as --config.FIELD=VALUE; 'here' is the value that this preset gives."]
+    for one in docs.list_docs(Config):
+        head = f"{one.path}: {one.allowed}"
+        if one.default:
+            head += f"; default {one.default}"
+            head += _describe_set(values.get(one.path), one.default)
+        else:
+            own = f"{one.path}."
+            given = {path: value for path, value in values.items() if path.startswith(own)}
+            head += "".join(f"; here {path}={value!r}" for path, value in given.items())
+        lines += ["", head, *_wrap(one.text, "    ")]
+    return "\n".join(lines)
+
+
+def read_summary(file: Path) -> str:
+    """Return the first line of a Python file's docstring, without running it; "" if none."""
+    try:
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, SyntaxError):
+        text = None
+    return text.splitlines()[0] if text else ""
+
+
+def _describe_set(value: object, default: str) -> str:
+    shown = repr(tuple(value) if isinstance(value, list) else value)
+    return "" if shown == default else f"; here {shown}"
+
+
+def _list_rows(rows: Mapping[str, str]) -> list[str]:
+    width = max(map(len, rows), default=0)
+    return [*(f"  {name:{width}}  {text}" for name, text in rows.items()), ""]
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)

@@ -1,0 +1,69 @@
+"""Bounds of numbers, which stand in the types of the fields that have them."""
+
+import dataclasses
+import typing
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
+
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+FractionBelowOne = Annotated[float, Interval(ge=0, lt=1)]
+FractionAboveZero = Annotated[float, Interval(gt=0, le=1)]
+
+
+def find_violations(section: Any, prefix: str = "") -> Iterable[str]:
+    """Yield an error line for each number in nested dataclasses that is out of its bounds.
+
+    Args:
+      section: a dataclass; of a mapping the values that are dataclasses are looked at, too.
+      prefix: what the paths of its fields begin with, "train.".
+    """
+    if isinstance(section, typing.Mapping):
+        members = section.items()
+    else:
+        hints = typing.get_type_hints(type(section), include_extras=True)
+        members = [(name, getattr(section, name)) for name in hints]
+        for name, value in members:
+            bounds = list_bounds(hints[name])
+            if not all(_allows(bound, value) for bound in bounds):
+                yield f"{prefix}{name}: got {value}, allowed: {describe(bounds)}"
+    for name, value in members:
+        if dataclasses.is_dataclass(value) or isinstance(value, typing.Mapping):
+            yield from find_violations(value, f"{prefix}{name}.")
+
+
+def list_bounds(annotation: Any) -> list[Ge | Gt | Le | Lt]:
+    """Return the bounds in a type, such as `Annotated[int, Ge(1)]`; none in another one."""
+    found: list[Ge | Gt | Le | Lt] = []
+    for one in getattr(annotation, "__metadata__", ()):
+        found += list(one) if isinstance(one, Interval) else [one]
+    return found
+
+
+def describe(bounds: Iterable[Ge | Gt | Le | Lt]) -> str:
+    """Say in words which numbers are within bounds; empty where there are none."""
+    at = {type(bound): getattr(bound, type(bound).__name__.lower()) for bound in bounds}
+    if Ge in at and Le in at:
+        return f"{at[Ge]} to {at[Le]}"
+    if Gt in at and Le in at:
+        return f"above {at[Gt]}, {at[Le]} at most"
+    if Ge in at and Lt in at:
+        return f"{at[Ge]} or more, less than {at[Lt]}"
+    if Ge in at:
+        return f"{at[Ge]} or more"
+    return f"greater than {at[Gt]}" if Gt in at else ""
+
+
+def _allows(bound: Ge | Gt | Le | Lt, value: Any) -> bool:
+    if isinstance(bound, Ge):
+        return bool(value >= bound.ge)
+    if isinstance(bound, Gt):
+        return bool(value > bound.gt)
+    if isinstance(bound, Le):
+        return bool(value <= bound.le)
+    return bool(value < bound.lt)
