@@ -1,6 +1,5 @@
 """The device mesh and the one table from logical array axes to mesh axes."""
 
-import dataclasses
 import functools
 import logging
 import math
@@ -13,6 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from halos_jax.config import ConfigError, MeshConfig
+from halos_jax.integers import round_up
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def check_divisible(mesh: Mesh, **sizes: int) -> list[str]:
     lines = []
     for name, size in sizes.items():
         if size % shards:
-            path, upper = name.replace("__", "."), -(-size // shards) * shards
+            path, upper = name.replace("__", "."), round_up(size, shards)
             lines.append(
                 f"{path}: got {size}, but mesh.data * mesh.fsdp = {shards}; allowed: multiples of "
                 f"{shards}; set --config.{path}={upper}, or a smaller mesh"
@@ -218,8 +218,3 @@ def wait_for_all(what: str) -> None:
 def describe(mesh: Mesh) -> str:
     """Return the mesh in one line for logs."""
     return ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-
-
-def config_of(mesh: Mesh) -> MeshConfig:
-    """Return the MeshConfig with every size spelled out."""
-    return dataclasses.replace(MeshConfig(), **{axis: mesh.shape[axis] for axis in MESH_AXES})

@@ -9,7 +9,7 @@ PACKAGE = "halos_jax"
 
 # A module imports only from lower levels, or from its own subpackage.
 LEVELS = (
-    {"errors", "json_text"},
+    {"errors", "integers", "json_text"},
     {"storage"},
     {"config"},
     {"types"},

@@ -16,6 +16,7 @@ from halos_jax.bench.training import draw_params
 from halos_jax.bench.workloads import Case, make_decoder
 from halos_jax.config import Config
 from halos_jax.data.chat.renderer import Renderer
+from halos_jax.integers import divide_up
 from halos_jax.models.decoder import Params
 from halos_jax.sampling import decode
 from halos_jax.sampling.sampler import Sampler, make_sampler, sample_shard
@@ -129,7 +130,7 @@ def _time_decoding(sampler: Sampler, weights: Params, slots: int, prompt_length:
         state = sampler.admit(state, keys, values, admission, np.zeros(slots, bool))
         jax.block_until_ready(state)
         start = time.perf_counter()
-        for _ in range(-(-settings.max_tokens // settings.chunk)):
+        for _ in range(divide_up(settings.max_tokens, settings.chunk)):
             state, output = sampler.decode_chunk(weights, state)
         jax.block_until_ready(output)
     return time.perf_counter() - start

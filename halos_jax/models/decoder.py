@@ -203,7 +203,7 @@ def _mask_padding(values: jax.Array, batch: Batch) -> jax.Array:
 
 
 def compute_scores(params: Params, batch: Batch, config: DecoderConfig) -> jax.Array:
-    """Return a sequence classifier's scores f32[rows, N], read at each sequence's last token.
+    """Return a sequence classifier's scores f32[rows, sequences], read at their last tokens.
 
     With one label the score is its logit, with two the logit of label 1; for a head of several
     objectives see `models.gating`.

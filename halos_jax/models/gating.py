@@ -56,7 +56,7 @@ def list_gating_tensors(gating: GatingConfig) -> dict[str, Tensor]:
 def compute_gated_scores(
     params: dict[str, Any], hidden: jax.Array, batch: Batch, gating: GatingConfig
 ) -> jax.Array:
-    """Return the scores f32[rows, N]: rewards, decorrelated and weighed, summed over objectives."""
+    """Return the scores f32[rows, sequences]: rewards, decorrelated, weighed and summed."""
     rewards, weights = compute_objectives(params, hidden, batch, gating)
     transformed = jnp.einsum(
         "rno,op->rnp", rewards, params["transform"], preferred_element_type=jnp.float32
@@ -67,7 +67,7 @@ def compute_gated_scores(
 def compute_objectives(
     params: dict[str, Any], hidden: jax.Array, batch: Batch, gating: GatingConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the rewards and the gate's weights f32[rows, N, O] of each sequence.
+    """Return the rewards and the gate's weights f32[rows, sequences, objectives].
 
     Args:
       hidden: `[rows, T, D]`, the batch's states.
@@ -85,7 +85,7 @@ def compute_objectives(
 
 
 def _find_prompt_ends(batch: Batch) -> jax.Array:
-    """Return the position i32[rows, N] of the last token of each sequence's prompt in its row."""
+    """Return where in its row each sequence's prompt ends: i32[rows, sequences]."""
     count = batch.sequences.last.shape[-1]
 
     def find(source: jax.Array, sequence: jax.Array) -> jax.Array:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from halos_jax import sharding
+from halos_jax.integers import divide_up
+from halos_jax.models.lookup import find_specs, index_in_shard
 
 
 def compute_token_logps(
@@ -71,7 +73,8 @@ def _token_logps(hidden, head, targets, chunk, softcap, entropy, keep):
 
 
 def _forward(hidden, head, targets, chunk, softcap, entropy, keep):
-    rows, vocab, vocab_axis, _ = _specs(targets, head)
+    rows, vocab = find_specs(targets, head)
+    vocab_axis = vocab[0]
     run = functools.partial(
         _forward_shard,
         chunk=chunk,
@@ -91,7 +94,8 @@ def _forward(hidden, head, targets, chunk, softcap, entropy, keep):
 def _backward(chunk, softcap, entropy, keep, residuals, gradient):
     gradient = gradient[0] if entropy else gradient
     hidden, head, targets, kept = residuals
-    rows, vocab, vocab_axis, row_axes = _specs(targets, head)
+    rows, vocab = find_specs(targets, head)
+    vocab_axis, row_axes = vocab[0], rows[0] or ()
     split = sharding.mesh_spec(("vocab", "embed" if row_axes else None), head.shape)
     sum_parts = functools.partial(sharding.sum_parts, row_axes=row_axes, spec=split)
     kept_spec = rows
@@ -126,7 +130,7 @@ def _forward_shard(hidden, head, targets, *, chunk, softcap, vocab_axis, entropy
         total = _reduce(jnp.sum(jnp.exp(shifted), axis=-1), jax.lax.psum, vocab_axis)
         normalizer = peak + jnp.log(total)
         # Each target lies in one vocabulary shard; the others add zero.
-        index = _local_targets(targets, head, vocab_axis)
+        index = index_in_shard(targets, head.shape[0], vocab_axis)
         here = (index >= 0) & (index < head.shape[0])
         picked = jnp.take_along_axis(logits, jnp.where(here, index, 0)[..., None], axis=-1)
         picked = _reduce(jnp.where(here, picked[..., 0], 0.0), jax.lax.psum, vocab_axis)
@@ -160,7 +164,7 @@ def _backward_shard(
     def one(head_gradient, xs):
         hidden, targets, normalizers, gradient = xs
         logits = project_logits(hidden, head, softcap)
-        index = _local_targets(targets, head, vocab_axis)
+        index = index_in_shard(targets, head.shape[0], vocab_axis)
         slopes = _differentiate(logits, normalizers, index, softcap)
         logits_gradient = (slopes * gradient[..., None]).astype(hidden.dtype)
         head_gradient += jnp.einsum(
@@ -192,28 +196,17 @@ def _backward_kept(hidden, head, targets, slopes, gradient, *, vocab_axis, sum_p
     return hidden_gradient, sum_parts(head_gradient).astype(head.dtype)
 
 
-def _local_targets(targets: jax.Array, head: jax.Array, vocab_axis: str | None) -> jax.Array:
-    return targets - jax.lax.axis_index(vocab_axis) * head.shape[0] if vocab_axis else targets
-
-
 def _reduce(x: jax.Array, how, axes) -> jax.Array:
     return how(x, axes) if axes else x
 
 
 def _split(x: jax.Array, chunk: int) -> jax.Array:
     """`[rows, P, ...]` -> `[chunks, rows, P / chunks, ...]`, padded at the end."""
-    count = -(-x.shape[1] // chunk)
-    size = -(-x.shape[1] // count)
+    count = divide_up(x.shape[1], chunk)
+    size = divide_up(x.shape[1], count)
     x = jnp.pad(x, [(0, 0), (0, count * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
     return x.reshape(x.shape[0], count, size, *x.shape[2:]).swapaxes(0, 1)
 
 
 def _join(x: jax.Array, positions: int) -> jax.Array:
     return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :positions]
-
-
-def _specs(targets: jax.Array, head: jax.Array):
-    """Return the specs of rows and vocabulary, and the mesh axes that each is split over."""
-    rows = sharding.mesh_spec(("rows",), targets.shape[:1])
-    vocab = sharding.mesh_spec(("vocab", None), head.shape)
-    return rows, vocab, vocab[0], rows[0] or ()

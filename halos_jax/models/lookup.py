@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from halos_jax import sharding
 
@@ -25,7 +26,7 @@ def look_up_tokens(table: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def _tokens_forward(table, tokens):
-    rows, vocab = _specs(tokens, table)
+    rows, vocab = find_specs(tokens, table)
     run = functools.partial(_look_up_shard, vocab_axis=vocab[0])
     found = sharding.run_on_mesh(run, in_specs=(vocab, rows), out_specs=rows)(table, tokens)
     return found, (tokens, table)
@@ -33,18 +34,18 @@ def _tokens_forward(table, tokens):
 
 def _tokens_backward(residuals, gradient):
     tokens, table = residuals
-    rows, vocab = _specs(tokens, table)
+    rows, vocab = find_specs(tokens, table)
     row_axes = rows[0] or ()
     spec = sharding.mesh_spec(("vocab", "embed" if row_axes else None), table.shape)
 
     def run(tokens, gradient):
         size = table.shape[0] // (jax.lax.axis_size(vocab[0]) if vocab[0] else 1)
-        index = _local_index(tokens.reshape(-1), size, vocab[0])
+        index = index_in_shard(tokens.reshape(-1), size, vocab[0])
         part = sum_by_index(gradient.reshape(-1, gradient.shape[-1]), index, size)
         return sharding.sum_parts(part.astype(table.dtype), row_axes, spec)
 
     run = sharding.run_on_mesh(run, in_specs=(rows, rows), out_specs=spec)
-    return run(tokens, gradient), _no_gradient(tokens)
+    return run(tokens, gradient), no_gradient(tokens)
 
 
 look_up_tokens.defvjp(_tokens_forward, _tokens_backward)
@@ -62,14 +63,14 @@ def _take_forward(hidden, positions):
 
 def _take_backward(residuals, gradient):
     positions, hidden = residuals
-    rows, _ = _specs(positions, hidden)
+    rows, _ = find_specs(positions, hidden)
 
     def run(positions, gradient):
         add = functools.partial(sum_by_index, size=hidden.shape[1])
         return jax.vmap(add)(gradient, positions).astype(hidden.dtype)
 
     run = sharding.run_on_mesh(run, in_specs=(rows, rows), out_specs=rows)
-    return run(positions, gradient), _no_gradient(positions)
+    return run(positions, gradient), no_gradient(positions)
 
 
 take_positions.defvjp(_take_forward, _take_backward)
@@ -104,20 +105,22 @@ def _look_up_shard(table, tokens, *, vocab_axis):
     if vocab_axis is None:
         return table[tokens]
     # Each token lies in one vocabulary shard; the others add zero.
-    index = _local_index(tokens, table.shape[0], vocab_axis)
+    index = index_in_shard(tokens, table.shape[0], vocab_axis)
     found = table.at[index].get(mode="fill", fill_value=0, wrap_negative_indices=False)
     return jax.lax.psum(found, vocab_axis)
 
 
-def _local_index(tokens: jax.Array, size: int, vocab_axis: str | None) -> jax.Array:
+def index_in_shard(tokens: jax.Array, size: int, vocab_axis: str | None) -> jax.Array:
+    """Return the rows of `tokens` in a device's shard of `size` words; others are outside of it."""
     return tokens - jax.lax.axis_index(vocab_axis) * size if vocab_axis else tokens
 
 
-def _specs(index: jax.Array, table: jax.Array):
+def find_specs(index: jax.Array, table: jax.Array) -> tuple[PartitionSpec, PartitionSpec]:
     """Return the specs of the rows of `index` and of a table `[V, D]` gathered over "fsdp"."""
     rows = sharding.mesh_spec(("rows",), index.shape[:1])
     return rows, sharding.mesh_spec(("vocab", None), table.shape[:2])
 
 
-def _no_gradient(index: jax.Array) -> np.ndarray:
+def no_gradient(index: jax.Array) -> np.ndarray:
+    """Return the cotangent of whole numbers, as `custom_vjp` wants it."""
     return np.zeros(index.shape, jax.dtypes.float0)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from halos_jax.config import ConfigError
+from halos_jax.integers import divide_up, round_up
 from halos_jax.packing.layout import Layout, assign_sequences, fit_layout, reuse_layout
 from halos_jax.packing.rows import empty_arrays, fill_row
 from halos_jax.packing.token_values import Collected, TokenValues, list_token_values
@@ -81,7 +82,7 @@ def plan_batches(
     batches = _draw_batches(len(items), batch_size, seed, epochs, max_items, sizes, cuts)
     # The number of microbatches is the least with which every step fits.
     most = int(max(sizes[batch].sum() for batch in batches))
-    microbatches = max(1, -(-most // (num_rows * tokens_per_row)))
+    microbatches = max(1, divide_up(most, num_rows * tokens_per_row))
     while True:
         steps = [_spread(batch, sizes, microbatches * num_rows) for batch in batches]
         longest = max(sizes[list(row)].sum() for step in steps for row in step if row)
@@ -92,10 +93,10 @@ def plan_batches(
         items, steps, microbatches, num_rows, row_multiple, recurring=known is not None
     )
     # Rounding must not lead past what the user said that a device can hold.
-    most = max(-(-longest // row_multiple) * row_multiple, tokens_per_row)
+    most = max(round_up(longest, row_multiple), tokens_per_row)
     layout = dataclasses.replace(layout, tokens=int(min(layout.tokens, most)))
     # A run that is carried on with shorter rows has known longer ones.
-    limit = -(-tokens_per_row // row_multiple) * row_multiple
+    limit = round_up(tokens_per_row, row_multiple)
     usable = (one for one in known or () if one.tokens <= limit)
     found = (reuse_layout(items, steps, needed=layout, known=one) for one in usable)
     layout = next((one for one in found if one is not layout), layout)

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from halos_jax.integers import divide_up, round_up
 from halos_jax.types import Item
 
 Buckets: TypeAlias = tuple[tuple[int, int], ...]  # (sequences, length) of each
@@ -146,8 +147,8 @@ def _fit_buckets(
     longest = round_shape(longest, multiple, parts=8)
     choices = []
     for number in (1, 2, 4) if recurring else (1, 2, 4, 8):
-        bounds = (-(-longest * part // number) for part in range(1, number + 1))
-        lengths = sorted({-(-bound // multiple) * multiple for bound in bounds})
+        bounds = (divide_up(longest * part, number) for part in range(1, number + 1))
+        lengths = sorted({round_up(bound, multiple) for bound in bounds})
         empty, longer = [(0, length) for length in lengths], _count_longer(rows, lengths)
         buckets = _grow_buckets(empty, longer, recurring=recurring)
         used = tuple(bucket for bucket in buckets if bucket[0])
@@ -194,9 +195,9 @@ def round_shape(size: int, multiple: int, *, parts: int) -> int:
     grid, the oftener; so the cheaper axes get the coarser grid: all matrix products see every
     token of a row, the head every position, attention alone the sequences.
     """
-    units = max(-(-size // multiple), 1)
+    units = max(divide_up(size, multiple), 1)
     grid = max((1 << (units.bit_length() - 1)) // parts, 1)
-    return -(-units // grid) * grid * multiple
+    return round_up(units, grid) * multiple
 
 
 def _longest(item: Item) -> int:

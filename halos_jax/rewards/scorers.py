@@ -17,6 +17,7 @@ from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.lengths import Tally, report_positions
 from halos_jax.data.tokenize import make_group_items
 from halos_jax.devices import explain_memory
+from halos_jax.integers import divide_up
 from halos_jax.metrics import make_progress
 from halos_jax.models import decoder
 from halos_jax.models.files import hf, vocab
@@ -238,7 +239,9 @@ def _score_items(
     most = max(int(0.9 * rows * tokens / mean), 1)
     plan = plan_batches(
         items,
-        batch_size=-(-len(items) // -(-len(items) // most)),  # as few batches, and no leftover
+        batch_size=divide_up(
+            len(items), divide_up(len(items), most)
+        ),  # as few batches, and no leftover
         num_rows=rows,
         tokens_per_row=tokens,
         row_multiple=config.train.row_multiple,

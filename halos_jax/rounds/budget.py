@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from halos_jax.config import FeedbackConfig
 from halos_jax.config.kinds import FEEDBACK_TYPES, ITEM_KINDS, ItemKind
+from halos_jax.integers import divide_up
 from halos_jax.packing.batches import count_steps
 
 
@@ -47,7 +48,7 @@ class Budget:
         """Rounds of the whole run where the prompts suffice, a last partial one included."""
         start = self.opened[-1][1] if self.opened else self.num_skip
         left = max(self.num_skip + self.total_prompts - start, 0)
-        return len(self.opened) + -(-left // self.prompts_per_round)
+        return len(self.opened) + divide_up(left, self.prompts_per_round)
 
     def count_rounds(self, num_available: int) -> int:
         """Return how many of the rounds have prompts where the order has `num_available`."""

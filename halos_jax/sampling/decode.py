@@ -284,8 +284,8 @@ def invert_cumulative(
     uniforms: jax.Array,
     weigh: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Return i32[S, C], the first tokens whose cumulative weight exceeds a uniform's share of the
-    row.
+    """Return i32[S, draws], the first tokens whose cumulative weight exceeds a uniform's share of
+    the row.
 
     One random number a draw: the Gumbel trick would need one for every token of the vocabulary.
     The sum is taken by blocks, then within the block that the number falls into. Weights are formed
@@ -294,7 +294,7 @@ def invert_cumulative(
     Args:
       blocks: f32[S, V / 512, 512], the logits.
       sums: f32[S, V / 512], the sums of their weights.
-      uniforms: f32[S, C], in [0, 1).
+      uniforms: f32[S, draws], in [0, 1).
       weigh: from logits `[S, ..., n]` to weights: 0 or more, not all 0 in a row, 0 of -inf; they
         need not sum to 1.
     """

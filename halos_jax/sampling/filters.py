@@ -63,8 +63,8 @@ def mask_unknown(logits: jax.Array, unknown: tuple[tuple[int, int], ...]) -> jax
 
 
 def sum_above(weights: jax.Array, logits: jax.Array, cutoffs: jax.Array) -> jax.Array:
-    """Return sum(weights where logits > cutoff) f32[S, C], of weights and logits f32[S, V] and
-    cutoffs f32[S, C]."""
+    """Return sum(weights where logits > cutoff) f32[S, cutoffs], of weights and logits f32[S, V]
+    and cutoffs f32[S, cutoffs]."""
     over = (logits > cutoffs[:, one, None] for one in range(cutoffs.shape[1]))
     return jnp.stack(sum_together([jnp.where(mask, weights, 0.0) for mask in over]), axis=-1)
 

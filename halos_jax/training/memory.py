@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config.execution import Remat
+from halos_jax.integers import divide_up
 from halos_jax.models.spec import DecoderConfig, count_params
 from halos_jax.types import Batch, TrainState
 
@@ -78,7 +79,7 @@ def _count_bytes(
     if batch.tokens.shape[0] > 1:  # gradients are added up in float32
         held += sum(measure(leaf, 4) for leaf in params)
 
-    rows = -(-batch.tokens.shape[1] // (mesh.shape["data"] * mesh.shape["fsdp"]))
+    rows = divide_up(batch.tokens.shape[1], mesh.shape["data"] * mesh.shape["fsdp"])
     tokens, positions = (rows * x.shape[-1] for x in (batch.tokens, batch.target))
     attended = config.num_heads * config.head_dim // split
     heads = attended + 2 * config.num_kv_heads * config.head_dim // split

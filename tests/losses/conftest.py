@@ -32,7 +32,7 @@ class Packed:
         return list(dict(sorted(split_logps(self.plan, 0, self.items, np.asarray(array)))).values())
 
     def place_by_role(self, values: dict[tuple[int, int], float]) -> np.ndarray:
-        """Put the value of (item, role) at its sequence: f32[rows, N]."""
+        """Put the value of (item, role) at its sequence: f32[rows, sequences]."""
         role, group = self.batch.sequences.role, self.batch.sequences.group
         placed = np.full(role.shape, 1e3, np.float32)  # what no loss may read
         for row, members in enumerate(self.plan.steps[0]):

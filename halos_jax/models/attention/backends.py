@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from halos_jax import sharding
+from halos_jax.integers import round_up
 from halos_jax.models.attention import view as views
 from halos_jax.models.attention.dense import PLAIN, Scoring, attend_blocks, attend_dense
 from halos_jax.types import View
@@ -273,7 +274,7 @@ def _attend_splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     length, num_heads, head_dim = q.shape[1:]
-    padded = -(-length // 128) * 128
+    padded = round_up(length, 128)
     q, k, v = (jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))) for x in (q, k, v))
     shape = (padded, padded)
     if scoring.window:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from halos_jax.integers import divide_up
+
 
 @struct.dataclass
 class Scoring:
@@ -61,7 +63,7 @@ def attend_blocks(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring) ->
     before it: T x 2 W scores are formed instead of T x T.
     """
     window, length = scoring.window, q.shape[1]
-    count = -(-length // window)
+    count = divide_up(length, window)
 
     def split(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, count * window - length), (0, 0), (0, 0)))

@@ -15,9 +15,9 @@ Rotate = Callable[[jax.Array], jax.Array]
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
-    """Return the angle per position of each pair of rotated dimensions, f32[R/2], in radians.
+    """Return the angle per position of each pair of rotated dimensions, f32[pairs], in radians.
 
-    Pair i turns by theta^(-2i/R) (Su et al. 2021), where R = fraction * H. "linear" divides all
+    Pair i turns by theta^(-2i/n) (Su et al. 2021), where n = fraction * H. "linear" divides all
     frequencies by `factor` (Chen et al. 2023); "llama3" (Llama 3.1) those with less than
     `low_freq_factor` turns in the original context, none with more than `high_freq_factor`, and
     goes linearly from one to the other in between; "yarn" (Peng et al. 2023) does the same
@@ -89,7 +89,7 @@ def apply_rope(
 ) -> jax.Array:
     """Rotate `x [..., heads, H]` by `positions i32[...]`; angles and rotation in float32.
 
-    Of the first R = 2 * len(inverse_frequencies) dimensions, i is paired with i + R/2, and the
+    Of the first n = 2 * len(inverse_frequencies) dimensions, i is paired with i + n/2, and the
     rotated ones are multiplied by `factor`; the others stay as they are. The result has the dtype
     of `x`.
     """

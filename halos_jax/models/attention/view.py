@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from halos_jax.models.lookup import no_gradient
 from halos_jax.types import View
 
 Buckets = tuple[tuple[int, int], ...]
@@ -29,10 +29,6 @@ def _take_buckets(x: jax.Array, indices: jax.Array, buckets: Buckets) -> tuple[j
         parts.append(part.reshape(x.shape[0] * count, length, *x.shape[2:]))
         start += count * length
     return tuple(parts)
-
-
-def _no_gradient(indices: jax.Array) -> np.ndarray:
-    return np.zeros(indices.shape, jax.dtypes.float0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -55,7 +51,7 @@ def _to_view_backward(buckets, residuals, gradients):
     indices, inverse = residuals
     gradient = join_buckets(gradients, rows=indices.shape[0])
     copies = [_take_rows(gradient, inverse[:, copy]) for copy in range(inverse.shape[1])]
-    return sum(copies), _no_gradient(indices), _no_gradient(inverse)
+    return sum(copies), no_gradient(indices), no_gradient(inverse)
 
 
 to_view.defvjp(_to_view_forward, _to_view_backward)
@@ -75,7 +71,7 @@ def _from_view_forward(parts, owner, owned, buckets):
 
 def _from_view_backward(buckets, residuals, gradient):
     owner, owned = residuals
-    return _take_buckets(gradient, owned, buckets), _no_gradient(owner), _no_gradient(owned)
+    return _take_buckets(gradient, owned, buckets), no_gradient(owner), no_gradient(owned)
 
 
 from_view.defvjp(_from_view_forward, _from_view_backward)

@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from halos_jax.integers import divide_up
 from halos_jax.models.hf.families import ModelError
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
@@ -57,7 +58,7 @@ class Packed:
         experts, inputs, outputs = (
             range(*cut.indices(size)) for cut, size in zip(index, self.get_shape(), strict=True)
         )
-        groups = slice(inputs.start // _BLOCK, -(-inputs.stop // _BLOCK))
+        groups = slice(inputs.start // _BLOCK, divide_up(inputs.stop, _BLOCK))
         first = inputs.start - groups.start * _BLOCK
         made = np.empty((len(experts), len(outputs), len(inputs)), ml_dtypes.bfloat16)
         rows = slice(outputs.start, outputs.stop)

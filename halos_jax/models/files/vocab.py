@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from halos_jax.config import ModelConfig
+from halos_jax.integers import round_up
 from halos_jax.models.hf.families import ModelError
 from halos_jax.models.spec import DecoderConfig
 
@@ -54,7 +55,7 @@ def fit_vocab(
     size = config.vocab_size
     if beyond:
         multiple = settings.pad_vocab_to
-        size = -(-(max(beyond.values()) + 1) // multiple) * multiple
+        size = round_up(max(beyond.values()) + 1, multiple)
         logger.info("vocabulary: from %d to %d rows", config.vocab_size, size)
     return dataclasses.replace(
         config,
