@@ -92,6 +92,8 @@ class _Loading:
             skips.require(source, len(found))
         if self.check_tokens and not self.selection.collapse:
             _check_tokens(found, source, renderer)
+        if self.check_tokens:
+            _warn_of_answers(found, source)
         counting = dataclasses.replace(self.lengths, cuts=Cuts())
         items = make_shown(
             lambda records: make(records, renderer, counting, on_bad=skips.add),
@@ -103,6 +105,36 @@ class _Loading:
         counting.report(source)
         skips.report(source, len(items), "items")
         return items
+
+
+def _warn_of_answers(records: Sequence[Feedback], source: str) -> None:
+    """Warn of answers without any text, and of pairs of two equal answers."""
+    empty = sum(not text for record in records for text in _list_texts(record))
+    pairs = [one for one in records if isinstance(one, Preference)]
+    equal = sum(one.chosen.turns == one.rejected.turns for one in pairs)
+    if empty:
+        logger.warning(
+            "%s: %d answers have no text: a model that learns one learns to end at once; "
+            "data.map=module:function can leave records out",
+            source,
+            empty,
+        )
+    if equal:
+        logger.warning(
+            "%s: %d of %d pairs have two equal answers, which say nothing of what is better",
+            source,
+            equal,
+            len(pairs),
+        )
+
+
+def _list_texts(record: Feedback) -> Iterator[str]:
+    """Yield all that each answer of a record says, in its text or by calls and thoughts."""
+    if isinstance(record, Sample):
+        yield record.output
+        return
+    for one in _list_completions(record):
+        yield "".join(turn.content + turn.further for turn in one.turns).strip()
 
 
 def _check_tokens(records: Iterable[Feedback], source: str, renderer: Renderer) -> None:
@@ -134,12 +166,14 @@ def _list_outputs(record: Feedback) -> Iterator[tuple[Sequence[int], str]]:
     if isinstance(record, Sample):
         yield record.response_ids, record.output
         return
-    if isinstance(record, Preference):
-        completions: tuple[Completion, ...] = (record.chosen, record.rejected)
-    else:
-        completions = (record.completion,)
-    for one in completions:
+    for one in _list_completions(record):
         yield one.ids, "".join(turn.content for turn in one.turns)
+
+
+def _list_completions(record: Demonstration | Preference | Judgement) -> tuple[Completion, ...]:
+    if isinstance(record, Preference):
+        return record.chosen, record.rejected
+    return (record.completion,)
 
 
 def warn_of_classes(items: Sequence[Item], source: str) -> None:

@@ -180,6 +180,18 @@ class KnowingRenderer(LetterRenderer):
         return "".join(map(chr, ids))
 
 
+def test_answers_that_say_nothing_are_said(save, caplog):
+    records = [PAIRS[0], PAIRS[1] | {"chosen": " "}, PAIRS[2] | {"chosen": "a", "rejected": "a"}]
+    source = save(records)
+    arguments = ("pair", source, KnowingRenderer(), Lengths(16, 32))
+    assert len(load_items(*arguments, check_tokens=True)) == 3
+    assert f"{source}: 1 answers have no text: a model that learns one learns to end" in caplog.text
+    assert f"{source}: 1 of 3 pairs have two equal answers, which say nothing" in caplog.text
+    caplog.clear()
+    load_items(*arguments)  # of a run's own samples, its reward decides
+    assert not caplog.messages
+
+
 IDS = {"type": "sample", "prompt_id": "p", "sample_id": 0, "prompt": "q", "output": "ab"}
 GOOD_IDS = IDS | {"response_ids": [97, 98]}
 

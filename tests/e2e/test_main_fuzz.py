@@ -38,28 +38,46 @@ def copy_policy(inputs, folder):
     return folder / "model"
 
 
-def list_kinds(inputs, folder):
-    """Yield (kind, {file: how it is changed}, arguments) of every kind of file."""
-    model = copy_policy(inputs, folder)
-    check = ("mode=check", "data.eval=", f"model.path={model}")
+def prepare_records(inputs, folder):
     records = folder / "records.jsonl"
     records.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
-    sft = ("task=sft", "data.eval=", f"data.train={records}")
-    yield "records", {records: change_records}, (*sft, "mode=check")
-    yield "config.json", {model / "config.json": change_json}, check
-    tokenizer = {
-        model / "tokenizer.json": change_json,
-        model / "tokenizer_config.json": change_json,
-    }
-    tokenizer |= {model / "chat_template.jinja": change_bytes}
-    yield "tokenizer", {file: how for file, how in tokenizer.items() if file.exists()}, check
-    export = ("task=export", f"model.path={model}")
-    yield "safetensors", {model / SINGLE: change_safetensors}, export
-    yield "index", {split_weights(model): change_json}, export
+    arguments = ("mode=check", "task=sft", "data.eval=", f"data.train={records}")
+    return {records: change_records}, arguments
+
+
+def prepare_config(inputs, folder):
+    model = copy_policy(inputs, folder)
+    arguments = ("mode=check", "data.eval=", f"model.path={model}")
+    return {model / "config.json": change_json}, arguments
+
+
+def prepare_tokenizer(inputs, folder):
+    model = copy_policy(inputs, folder)
+    files = {model / f"{name}.json": change_json for name in ("tokenizer", "tokenizer_config")}
+    files |= {model / "chat_template.jinja": change_bytes}
+    arguments = ("mode=check", "data.eval=", f"model.path={model}")
+    return {file: how for file, how in files.items() if file.exists()}, arguments
+
+
+def prepare_safetensors(inputs, folder):
+    model = copy_policy(inputs, folder)
+    return {model / SINGLE: change_safetensors}, ("task=export", f"model.path={model}")
+
+
+def prepare_index(inputs, folder):
+    model = copy_policy(inputs, folder)
+    return {split_weights(model): change_json}, ("task=export", f"model.path={model}")
+
+
+def prepare_adapter(inputs, folder):
     adapter = write_adapter(folder / "adapter")
     files = {adapter / peft.CONFIG: change_json, adapter / peft.WEIGHTS: change_safetensors}
     sft = ("task=sft", "data.eval=", "data.max_train=2", f"data.train={inputs / 'sft.jsonl'}")
-    yield "adapter", files, (*sft, f"lora.path={adapter}", "checkpoint.every=0")
+    return files, (*sft, f"lora.path={adapter}", "checkpoint.every=0")
+
+
+KINDS = [prepare_records, prepare_config, prepare_tokenizer, prepare_safetensors, prepare_index]
+KINDS += [prepare_adapter]
 
 
 def split_weights(model):
@@ -110,20 +128,20 @@ def try_change(program, file, data, arguments, workdir):
 
 
 @pytest.mark.slow
-def test_a_changed_file_is_read_or_refused_by_one_message(program, inputs, tmp_path, capsys):
-    rng, counts = random.Random(5), {}
-    for kind, files, arguments in list_kinds(inputs, tmp_path):
-        whole = {file: file.read_bytes() for file in files}
-        first, run = next(iter(files)), tmp_path / "run"
-        assert try_change(program, first, b"", arguments, run) == "accepted"
-        counts[kind] = Counter()
-        for number in range(CHANGES):
-            file = list(files)[number % len(files)]
-            data = files[file](whole[file], rng)
-            file.write_bytes(data)
-            counts[kind][try_change(program, file, data, arguments, run)] += 1
-            file.write_bytes(whole[file])
-        with capsys.disabled():
-            print(f"\n{kind}: {dict(counts[kind])}, 0 tracebacks", flush=True)
-    for kind, found in counts.items():
-        assert found["accepted"] and found["refused"] and found.total() == CHANGES, kind
+@pytest.mark.parametrize("prepare", KINDS)
+def test_a_changed_file_is_read_or_refused_by_one_message(
+    program, inputs, tmp_path, capsys, prepare
+):
+    rng, counts, run = random.Random(5), Counter(), tmp_path / "run"
+    files, arguments = prepare(inputs, tmp_path)
+    whole = {file: file.read_bytes() for file in files}
+    assert try_change(program, next(iter(files)), b"", arguments, run) == "accepted"
+    for number in range(CHANGES):
+        file = list(files)[number % len(files)]
+        data = files[file](whole[file], rng)
+        file.write_bytes(data)
+        counts[try_change(program, file, data, arguments, run)] += 1
+        file.write_bytes(whole[file])
+    with capsys.disabled():
+        print(f"\n{prepare.__name__}: {dict(counts)}, 0 tracebacks", flush=True)
+    assert counts["accepted"] and counts["refused"] and counts.total() == CHANGES

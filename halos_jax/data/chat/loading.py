@@ -112,6 +112,8 @@ def _make_renderer(tokenizer: Any, path: str, answers: Collection[str] = ()) -> 
             f"and its answer ({error}); allowed: one that can; set "
             "--config.model.chat_template=FILE"
         ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{error} (of the tokenizer in {tokenizer.name_or_path!r})") from error
 
 
 def apply_options(

@@ -5,12 +5,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from halos_jax.config.field_names import KNOWN
 from halos_jax.data.records.json_door import parse_json
 from halos_jax.errors import UserError
 from halos_jax.json_text import is_unicode
 
 _LARGEST, _VOCABULARY = 2**63 - 1, 2**31
 _FLOAT32 = 3.4028234e38
+_SHOWN = 8  # names of fields in an error
 _HEAD = re.compile(r"[^.\[]+")
 
 
@@ -95,8 +97,17 @@ class Fields:
     def error(self, field: str, got: Any, allowed: str) -> RecordError:
         """Make (not raise) the error of a field, or of what is inside of it ("turns[1].role")."""
         shown = "nothing" if got is None else shorten(got)
+        absent = got is None and field in KNOWN and not self.has(field)
         field = _HEAD.sub(lambda head: self.name_of(head[0]), field, count=1)
+        if absent:
+            allowed = f"{allowed}; the record has {self._list_names()}"
         return RecordError(f"{self.place}: field {field!r}: got {shown}, allowed: {allowed}")
+
+    def _list_names(self) -> str:
+        """Return the names of the record's fields that hold something, for an error."""
+        names = [name for name, value in self.record.items() if value is not None]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        return f"{', '.join(map(shorten, names[:_SHOWN]))}{more}" if names else "no fields"
 
     def peek(self, name: str) -> Any:
         """Return a field of any type, None where it is absent; it does not count as read."""

@@ -92,9 +92,9 @@ def load_set(source: str, allowed: str) -> Any:
     try:
         return datasets.load_dataset(**arguments)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).partition("\n")[0]
+        reasons = [str(one).partition("\n")[0] for one in (error, error.__cause__) if one]
         raise RecordError(
-            f"{source}: cannot load the data set: {reason}; allowed: {allowed}"
+            f"{source}: cannot load the data set: {': '.join(reasons)}; allowed: {allowed}"
         ) from error
 
 

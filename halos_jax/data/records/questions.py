@@ -78,9 +78,10 @@ def make_prompt(fields: Fields, turns: tuple[Turn, ...], *, identified: bool = F
     turns = merge_turns(fields, add_system(fields, turns))
     if not turns or turns[-1].role not in ASKING:
         roles = [turn.role for turn in turns]
-        raise fields.error(
-            name_prompt(fields), roles, "turns of which the last is the user's, or a tool's"
-        )
+        allowed = "turns of which the last is the user's, or a tool's"
+        if not turns:
+            allowed = f"{allowed}, before the answer; or one of {', '.join(PROMPTS)} beside it"
+        raise fields.error(name_prompt(fields), roles, allowed)
     if turns[-1].role == "user" and not turns[-1].content.strip():
         raise fields.error(name_prompt(fields), turns[-1].content, "a last turn with some text")
     if fields.has("prompt_ids") and (turns != plain or fields.edits.template):

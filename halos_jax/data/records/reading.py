@@ -1,5 +1,6 @@
 """Files of JSON records, plain or compressed: one pass, in order, each record with its line."""
 
+import codecs
 import contextlib
 import gzip
 import io
@@ -66,10 +67,20 @@ def read_records(
 
 @contextlib.contextmanager
 def open_file(file: str) -> Iterator[BinaryIO]:
-    """Open a file to read its bytes, decompressed where they are compressed."""
+    """Open a file to read its bytes, decompressed where they are compressed.
+
+    Raises:
+      RecordError: for what begins as an archive, or as text that is not UTF-8.
+    """
     with contextlib.ExitStack() as stack:
         raw = stack.enter_context(open(file, "rb"))
         start = raw.peek(6)[:6]
+        if start[:4] == b"PK\x03\x04":
+            raise RecordError(f"{file}: got a zip archive, allowed: the files in it; unpack it")
+        if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise RecordError(
+                f"{file}: got text in UTF-16, allowed: UTF-8; convert it (iconv -f UTF-16 -t UTF-8)"
+            )
         if start[:2] == b"\x1f\x8b":
             yield stack.enter_context(gzip.open(raw, "rb"))
         elif start[:4] == b"\x28\xb5\x2f\xfd":
@@ -114,6 +125,8 @@ def _load(file: str, number: int, line: bytes) -> Record:
         return _require_object(file, number, record)
     except JsonFault as fault:
         raise _name_fault(file, number, fault) from fault
+    except RecordError:
+        raise
     except ValueError as error:
         got = shorten(line.decode(errors="replace").strip())
         raise RecordError(

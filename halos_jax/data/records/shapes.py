@@ -135,15 +135,28 @@ def read_scored(fields: Fields) -> Sample:
 def read_judgement(fields: Fields) -> Judgement:
     """Return the judgement of a binary_feedback record, or of TRL's with completion and label."""
     _refuse_weight(fields)
-    target = _find_target(fields)
+    target, chat = _find_target(fields), find_field(fields, CHATS)
+    if target is None and chat:
+        return _judge_chat(fields, chat)
     if target is None:
-        raise fields.error("completion", None, f"one of {', '.join(TARGETS)}, chosen")
+        raise fields.error("completion", None, f"one of {', '.join((*TARGETS, 'chosen', *CHATS))}")
     _, turns, _ = read_question(fields)
     prompt = make_prompt(fields, turns)
     if fields.peek("type") == "binary_feedback":
         return read_binary(fields, prompt)
     answer = _read_answer(fields, target, turns)
     return Judgement(prompt, Completion((answer,)), fields.label())
+
+
+def _judge_chat(fields: Fields, name: str) -> Judgement:
+    """Return the judgement of a conversation's last turn."""
+    turns = merge_turns(fields, read_turns(fields, name, "user"))
+    if fields.edits.template or turns[-1].role != "assistant":
+        roles = [turn.role for turn in turns]
+        raise fields.error(name, roles, "turns of which the last is the assistant's, and judged")
+    refuse_unlearned(fields, name, turns[-1])
+    prompt = make_prompt(fields, turns[:-1])
+    return Judgement(prompt, Completion(turns[-1:]), fields.label())
 
 
 def _find_target(fields: Fields) -> str | None:

@@ -39,6 +39,13 @@ def read_csv(file: str, *, on_bad: OnBad = raise_error) -> Rows:
                     f"{file} line 1: got the header {names}, allowed: a name for each column, none "
                     "of them twice"
                 )
+            signs = [one for one in ";\t|," if one != delimiter and one in "".join(names)]
+            if len(names) == 1 and signs:
+                between = "a tab" if delimiter != "," else "commas"
+                raise RecordError(
+                    f"{file} line 1: got one column, {names[0]!r}, allowed: columns with {between} "
+                    f"between them, not {signs[0]!r}; a file with tabs is named .tsv"
+                )
             start = reader.line_num + 1
             for cells in reader:
                 line, start = start, reader.line_num + 1

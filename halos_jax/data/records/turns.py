@@ -40,6 +40,8 @@ _ROLES = {
     "tool_response": "tool",
 }
 _CALLS = ("function_call", "tool_call")
+# A list of turns that is no JSON, though it looks like it.
+_PRINTED = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 
 
 def pack(keys: Mapping[str, Any]) -> str:
@@ -193,6 +195,13 @@ def read_turns(fields: Fields, name: str, text_role: str) -> tuple[Turn, ...]:
         listed = _parse(value)  # as tables hold them
         value = listed if _is_list_of_turns(listed) else value
     if isinstance(value, str):
+        if (name in CHATS or fields.texts) and _PRINTED.match(value):
+            raise fields.error(
+                name,
+                value,
+                "turns, or their JSON text: this is a list as Python prints it; write it with "
+                "json.dumps, or keep the table as Parquet or JSON Lines",
+            )
         return (Turn(text_role, fields.text(name)),)
     if isinstance(value, dict):  # LlamaFactory's pairs hold one turn that is in no list
         return (_read_turn(fields, name, value),)
@@ -308,9 +317,10 @@ def _read_context(
 
 
 def _check_calls(fields: Fields, at: str, calls: Any) -> list[dict[str, Any]]:
+    given = calls
     calls = _parse(calls) if isinstance(calls, str) else calls
     if not isinstance(calls, list) or not calls:
-        raise fields.error(at, calls, "a list of calls, or its JSON text")
+        raise fields.error(at, given, "a list of calls, or its JSON text")
     for index, call in enumerate(calls):
         inner = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):

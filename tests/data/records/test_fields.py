@@ -81,3 +81,16 @@ def test_long_values_are_shortened():
     assert len(shorten("a" * 1000)) == 80
     error = Fields({"x": "a" * 1000}).error("x", "a" * 1000, "less")
     assert len(str(error)) < 150
+
+
+def test_an_absent_field_is_named_with_those_that_there_are():
+    fields = Fields({"Prompt": "a", "none": None}, "f", 3)
+    assert str(fields.error("prompt", None, "a text")) == (
+        "f line 3: field 'prompt': got nothing, allowed: a text; the record has 'Prompt'"
+    )
+    many = Fields({f"n{number}": 1 for number in range(10)})
+    assert str(many.error("chosen", None, "x")).endswith("'n6', 'n7' and 2 more")
+    assert str(Fields({}).error("label", None, "x")).endswith("the record has no fields")
+    # What is there and is no field's name of ours says nothing of other fields.
+    assert str(fields.error("none", None, "x")).endswith("allowed: x")
+    assert str(fields.error("messages[0].role", None, "x")).endswith("allowed: x")

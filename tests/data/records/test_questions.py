@@ -234,3 +234,9 @@ def test_what_is_ignored_is_not_read():
     record = {"instruction": "a", "input": "b", "history": [["c", "d"]], "system": "e"}
     edits = Edits(ignored=frozenset({"input", "history", "system"}))
     assert read(read_prompt, record, edits).turns == make("user:a")
+
+
+def test_answers_without_a_question_are_no_pair():
+    record = {"chosen": "Human: a Assistant: x", "rejected": "Human: a Assistant: y"}
+    with pytest.raises(RecordError, match=r"got \[\], .*before the answer; or one of prompt"):
+        read_preference(Fields(record, "f", 1))

@@ -135,3 +135,29 @@ def test_bad_records_can_be_left_out(tmp_path):
     data = b'[{"a":1},\n{"a":1e999},\n{"a":NaN, "b": "]"}\n,3,{"a":2}]'
     found = list(read_records(write(tmp_path / "y", data), on_bad=errors.append))
     assert found == [(1, {"a": 1}), (4, {"a": 2})] and len(errors) == 3
+
+
+def test_a_value_that_is_no_object_is_named_once(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('"only text"')
+    with pytest.raises(RecordError) as caught:
+        list(read_records(path))
+    assert str(caught.value) == (
+        f"{path} line 1: got 'only text', allowed: one JSON object a line, or one array of objects"
+    )
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"PK\x03\x04rest", "got a zip archive, allowed: the files in it; unpack it"),
+        ('{"prompt": "a"}'.encode("utf-16"), "got text in UTF-16, allowed: UTF-8; convert it"),
+        (b"\xfe\xff\x00{", "got text in UTF-16"),
+    ],
+)
+def test_archives_and_other_encodings_are_named(tmp_path, data, message):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(RecordError) as caught:
+        list(read_records(path))
+    assert str(caught.value).startswith(f"{path}: {message}")

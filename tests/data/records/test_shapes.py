@@ -373,3 +373,18 @@ def test_one_of_two_rewards_is_no_zero():
 def test_an_answer_of_weight_0_that_a_record_is_there_for_is_refused(reader, record, field):
     with pytest.raises(RecordError, match=rf"{field}\[\].weight': got 0"):
         read(reader, record)
+
+
+def test_the_last_answer_of_a_conversation_is_judged():
+    chat = [
+        {"role": role, "content": text}
+        for role, text in (("user", "a"), ("assistant", "x"), ("user", "b"), ("assistant", "y"))
+    ]
+    found = read_judgement(Fields({"messages": chat, "label": False}, "f", 1))
+    assert [turn.content for turn in found.prompt.turns] == ["a", "x", "b"]
+    assert found.completion.turns == (Turn("assistant", "y"),) and not found.desirable
+    with pytest.raises(RecordError, match=r"field 'messages': got .*last is the assistant's, and"):
+        read_judgement(Fields({"messages": chat[:3], "label": False}, "f", 1))
+    with pytest.raises(RecordError, match=r"messages\[\]\.weight"):
+        unlearned = [*chat[:3], chat[3] | {"weight": 0}]
+        read_judgement(Fields({"messages": unlearned, "label": False}, "f", 1))

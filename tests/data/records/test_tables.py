@@ -159,3 +159,19 @@ def test_a_saved_format_changes_no_value_and_hides_no_column(tmp_path, form):
     rows.set_format(**form)
     rows.save_to_disk(str(tmp_path / "one"))
     assert list(read_saved(str(tmp_path / "one"), "")) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("x.csv", "prompt;answer\na;b\n", "columns with commas between them, not ';'"),
+        ("x.csv", "prompt\tanswer\na\tb\n", r"columns with commas between them, not '\\t'; a file"),
+        ("x.tsv", "prompt,answer\na,b\n", "columns with a tab between them, not ','"),
+    ],
+)
+def test_columns_with_another_sign_between_them_are_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RecordError, match=rf"{name} line 1: got one column, 'prompt.*{message}"):
+        list(read_csv(str(tmp_path / name)))
+    (tmp_path / "one.csv").write_text('"a,b"\nx\n')
+    assert list(read_csv(str(tmp_path / "one.csv"))) == [(2, {"a,b": "x"})]

@@ -308,3 +308,29 @@ def test_special_tokens_in_tools_and_calls_are_text():
     ids = renderer.render_prompt(turns, 1000)
     start = renderer.tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert ids.count(start) == 5  # system with the tools, three turns, the header
+
+
+@pytest.mark.parametrize("texts", [False, True])
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "[{'role': 'user', 'content': 'a'}]",
+        " [ {'from': 'human', 'value': 'a'}]",
+        "[{'content': 'a', 'role': 'user'}\n {'content': 'b', 'role': 'assistant'}]",
+        "array([{'role': 'user', 'content': 'a'}], dtype=object)",
+        '[{"role": "user", "content": "a"},]',
+    ],
+)
+def test_turns_as_python_prints_them_are_refused(printed, texts):
+    fields = Fields({"messages": printed, "prompt": printed}, "f", 2, texts=texts)
+    for name in ("messages", "prompt") if texts else ("messages",):
+        with pytest.raises(RecordError, match=rf"f line 2: field '{name}': got .*as Python prints"):
+            read_turns(fields, name, "user")
+    if not texts:  # a text that is there to be a text
+        assert read_turns(fields, "prompt", "user") == (Turn("user", printed),)
+
+
+def test_calls_that_are_no_calls_are_shown_as_they_stand():
+    turn = {"role": "assistant", "content": "", "tool_calls": "f(x)"}
+    with pytest.raises(RecordError, match=r"tool_calls': got 'f\(x\)', allowed: a list of calls"):
+        read_turns(Fields({"messages": [turn]}), "messages", "user")
