@@ -57,7 +57,7 @@ def load_items(
     make = load(reader.make)
     if reader.has_control:
         make = functools.partial(make, control=control)
-    loading = _Loading(source, renderer, lengths, selection, control, check_tokens)
+    loading = _Loading(source, renderer, lengths, selection, check_tokens)
     return loading.make(load(reader.load), make)
 
 
@@ -77,7 +77,6 @@ class _Loading:
     renderer: Renderer
     lengths: Lengths
     selection: Selection
-    control: tuple[str, str]
     check_tokens: bool
 
     def make(
