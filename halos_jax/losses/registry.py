@@ -13,7 +13,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,9 @@ from halos_jax.losses.sequences import Scalar, Sums, count_examples
 from halos_jax.losses.terms import LossInputs, LossTerms, Measure, Objective, Statistics
 from halos_jax.types import Batch
 
+Settings: TypeAlias = Mapping[str, Any]  # `config.loss`, as the user has written it
+
 _HUMANLINE = {"humanline": False, "log_epsilon_P": -1.0, "log_epsilon_R": 1.5}
-
-
 _Objective = TypeVar("_Objective", bound=Objective)
 
 
@@ -117,7 +117,7 @@ def register(
     return add
 
 
-def get_loss(settings: Mapping[str, Any]) -> Loss:
+def get_loss(settings: Settings) -> Loss:
     """Return the loss `settings["name"]` with the other settings bound to it.
 
     Raises:
@@ -148,7 +148,7 @@ def _bind_known(function: Measure | None, arguments: Mapping[str, Any]) -> Measu
     )
 
 
-def _make_sum(settings: Mapping[str, Any]) -> Loss:
+def _make_sum(settings: Settings) -> Loss:
     """Make the sum of the losses named by the other keys, each times its `weight`."""
     parts = []
     for name, part in settings.items():
@@ -184,14 +184,12 @@ def _make_sum(settings: Mapping[str, Any]) -> Loss:
     )
 
 
-def check_loss(settings: Mapping[str, Any]) -> list[str]:
+def check_loss(settings: Settings) -> list[str]:
     """Return error lines: an unknown loss, an unknown hyperparameter, a value that will not do."""
     return _check(settings, "loss")
 
 
-def check_feedback(
-    settings: Mapping[str, Any], feedback: str, *, keep_logps: bool = True
-) -> list[str]:
+def check_feedback(settings: Settings, feedback: str, *, keep_logps: bool = True) -> list[str]:
     """Return error lines where an online run's feedback is not what the loss trains on.
 
     Args:
@@ -224,7 +222,7 @@ def check_feedback(
     ]
 
 
-def check_reference(settings: Mapping[str, Any], reference: str, *, task: str) -> list[str]:
+def check_reference(settings: Settings, reference: str, *, task: str) -> list[str]:
     """Return error lines where a moving reference has no meaning.
 
     Args:
@@ -248,7 +246,7 @@ def check_reference(settings: Mapping[str, Any], reference: str, *, task: str) -
     return []
 
 
-def check_evaluation(settings: Mapping[str, Any]) -> list[str]:
+def check_evaluation(settings: Settings) -> list[str]:
     """Return error lines where a loss cannot be measured of a model alone."""
     if check_loss(settings) or not get_loss(settings).value:
         return []
@@ -258,7 +256,7 @@ def check_evaluation(settings: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _check(settings: Mapping[str, Any], path: str) -> list[str]:
+def _check(settings: Settings, path: str) -> list[str]:
     name = settings.get("name")
     if name == "sum" and path == "loss":
         return _check_sum(settings)
@@ -291,7 +289,7 @@ def _check(settings: Mapping[str, Any], path: str) -> list[str]:
     return errors
 
 
-def _check_sum(settings: Mapping[str, Any]) -> list[str]:
+def _check_sum(settings: Settings) -> list[str]:
     parts = {name: part for name, part in settings.items() if name != "name"}
     errors = [] if parts else ["loss: 'sum' got no losses to add; set loss.dpo.weight=1, say"]
     for name, part in parts.items():

@@ -40,7 +40,9 @@ class LayoutMemory:
     """The layouts that a run's programs are compiled for, by the name of what is planned.
 
     A plan made with it depends on the plans made before. So it is state of the run: whoever goes
-    on from a checkpoint must go on from the memory as it was then.
+    on must go on from the memory as it was then. An online run has two, which are saved with what
+    they belong to: the trainer's in a checkpoint's position, as of its step, and that of a reward
+    model in the round's manifest, as of its last stage. A run may stop between the two.
     """
 
     _KEPT = 4  # layouts under one name: training, say, and a held-out set that is smaller

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from halos_jax import sharding
 from halos_jax.config import SamplingConfig
 from halos_jax.data.chat.renderer import Renderer
+from halos_jax.integers import round_up
 from halos_jax.metrics import NonFiniteError
 from halos_jax.models.decoder import Params
 from halos_jax.models.files import vocab
@@ -33,7 +34,6 @@ from halos_jax.sampling.schedule import (
     is_busy,
     plan_waves,
     release_slots,
-    round_up,
 )
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample
 

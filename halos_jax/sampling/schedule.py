@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from halos_jax.integers import round_up
 from halos_jax.types import Prompt
 
 # Below so many slots, fewer do not make a step any cheaper.
@@ -134,8 +135,3 @@ def _choose_size(size: int, busy: int, factor: int, row_shards: int) -> int:
             break
         size = fewer
     return size
-
-
-def round_up(size: int, multiple: int) -> int:
-    """Return the least multiple that is not below `size`."""
-    return -(-size // multiple) * multiple

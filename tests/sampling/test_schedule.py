@@ -11,7 +11,6 @@ from halos_jax.sampling.schedule import (
     is_busy,
     plan_waves,
     release_slots,
-    round_up,
 )
 from halos_jax.types import FINISH_STOP, Prompt, Turn
 
@@ -95,7 +94,3 @@ def test_fewer_slots_are_kept_the_busy_ones_first(slots, busy, factor, row_shard
         assert found[: len(busy)] == busy
     else:
         assert found == list(range(slots))
-
-
-def test_rounding_up_goes_to_the_next_multiple():
-    assert [round_up(size, 4) for size in (0, 1, 4, 5)] == [0, 4, 4, 8]
