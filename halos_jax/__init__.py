@@ -1,3 +1,71 @@
-"""Online iterative alignment of language models in JAX."""
+"""Online iterative alignment of language models in JAX.
+
+`run` does what the command line does; `load_policy`, `sample`, `score`, `make_feedback`, `train`,
+`evaluate` and `export` are its stages by hand. See `halos_jax/api.py`.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+# Name -> its module, imported when the name is asked for: jax takes a second, and a reader of the
+# configuration alone needs none.
+_EXPORTS = {
+    **dict.fromkeys(
+        (
+            "LoadedPolicy",
+            "Trained",
+            "default_config",
+            "evaluate",
+            "export",
+            "format_rounds",
+            "load_policy",
+            "load_preset",
+            "load_prompts",
+            "load_renderer",
+            "make_feedback",
+            "run",
+            "sample",
+            "score",
+            "start_logging",
+            "train",
+        ),
+        "api",
+    ),
+    **dict.fromkeys(
+        (
+            "CheckpointConfig",
+            "Config",
+            "DataConfig",
+            "FeedbackConfig",
+            "LoraConfig",
+            "MeshConfig",
+            "ModelConfig",
+            "OptimizerConfig",
+            "RewardConfig",
+            "RoundsConfig",
+            "SamplingConfig",
+            "TrainConfig",
+        ),
+        "config",
+    ),
+    **dict.fromkeys(("Judgement", "Preference", "Prompt", "Sample", "Turn"), "types"),
+    "Interrupted": "workdir.interrupt",
+    "UserError": "errors",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what `__all__` names when it is first asked for."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

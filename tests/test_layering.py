@@ -1,4 +1,4 @@
-"""The shape of the package: who may import whom, and how long a file may be."""
+"""The shape of the package: who may import whom, how long a file or function may be."""
 
 import ast
 import graphlib
@@ -23,7 +23,7 @@ LEVELS = (
     {"rounds"},
     {"tasks"},
     {"bench"},
-    {"main"},
+    {"api", "main"},
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 
@@ -42,8 +42,11 @@ CONFINED = {
     "torch": set(),
     "pickle": set(),
 }
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
 MAX_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_FILES = 14  # of a folder
 
 
 def imported_modules(tree: ast.AST, package: str) -> set[str]:
@@ -75,9 +78,32 @@ def find_violations(root: Path) -> list[str]:
         imports = imported_modules(ast.parse(text), package)
         graph[module] = imports
         lines += check_names(path, text)
+        lines += check_functions(path, ast.parse(text))
         lines += check_confined(path, imports)
         lines += check_levels(path, parts[1], imports, root.name)
-    return lines + check_cycles(graph)
+    return lines + check_folders(root) + check_cycles(graph)
+
+
+def check_functions(path: Path, tree: ast.AST) -> list[str]:
+    lines = []
+    for one in ast.walk(tree):
+        if isinstance(one, FUNCTIONS):
+            length = one.end_lineno - one.lineno + 1
+            if length > MAX_FUNCTION_LINES:
+                lines.append(
+                    f"{path}:{one.lineno} {one.name}: {length} lines, more than "
+                    f"{MAX_FUNCTION_LINES}"
+                )
+    return lines
+
+
+def check_folders(root: Path) -> list[str]:
+    counts = {folder: len(list(folder.glob("*.py"))) for folder in (root, *root.rglob("*/"))}
+    return [
+        f"{folder.relative_to(root)}: {count} files, more than {MAX_FILES}"
+        for folder, count in counts.items()
+        if count > MAX_FILES
+    ]
 
 
 def check_names(path: Path, text: str) -> list[str]:
@@ -210,6 +236,8 @@ def test_confined_packages_names_and_lengths_are_found(tmp_path):
         models__decoder="import transformers\nfrom ml_collections import ConfigDict\n",
         data__utils="",
         data__long="x = 1\n" * (MAX_LINES + 1),
+        data__deep="def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES,
+        **{f"rewards__r{number}": "" for number in range(MAX_FILES + 1)},
         extra="",
     )
     found = "\n".join(find_violations(package))
@@ -220,7 +248,9 @@ def test_confined_packages_names_and_lengths_are_found(tmp_path):
         "models/decoder.py: imports transformers",
         "data/utils.py: 'utils' names no topic",
         f"data/long.py: {MAX_LINES + 1} lines",
+        f"data/deep.py:1 f: {MAX_FUNCTION_LINES + 1} lines",
+        f"rewards: {MAX_FILES + 1} files",
         "extra.py: 'extra' has no level",
     ):
         assert expected in found
-    assert len(found.splitlines()) == 7
+    assert len(found.splitlines()) == 9

@@ -9,11 +9,11 @@ import jax
 
 from halos_jax.config import ModelConfig
 from halos_jax.data.chat.renderer import Renderer
-from halos_jax.models.decoder import Params
 from halos_jax.models.files import export, folders, hf, peft
 from halos_jax.models.lora import Frozen, merge_adapter
 from halos_jax.policies import serving
 from halos_jax.policies.policy import Policy
+from halos_jax.types import Params
 from halos_jax.workdir.intact import FINAL, find_damage
 from halos_jax.workdir.ledger import Ledger
 

@@ -22,7 +22,6 @@ from halos_jax.config.tasks import TASKS
 from halos_jax.data.chat.loading import load_policy_renderer
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.models import lora
-from halos_jax.models.decoder import Params
 from halos_jax.models.files import hf, peft, vocab
 from halos_jax.models.hf import families
 from halos_jax.models.hf.families import ModelError
@@ -31,6 +30,7 @@ from halos_jax.models.lora import Frozen
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.policies import source as sources
 from halos_jax.policies.source import Source
+from halos_jax.types import Params
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from halos_jax.integers import divide_up
 from halos_jax.metrics import make_progress
 from halos_jax.models import decoder
 from halos_jax.models.files import hf, vocab
+from halos_jax.models.hf.families import ModelError
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.packing.batches import build_batch, plan_batches, split_scores
@@ -30,7 +31,7 @@ from halos_jax.rewards.judge.scorer import make_judge_scorer, probe_judge
 from halos_jax.rewards.labels import RewardError, Scorer
 from halos_jax.rewards.parts import list_parts, make_sum_scorer, part_to_reward
 from halos_jax.rewards.read_at import load_reward_renderer, make_preparer
-from halos_jax.types import FINISH_STOP, Sample
+from halos_jax.types import FINISH_STOP, Batch, Params, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -163,14 +164,14 @@ def make_model_scorer(
     prepare = make_preparer(config, _require(renderer), load_reward_renderer(config.reward))
     compute = _compile_scores(spec, mesh)
 
-    def run(params, batch):
+    def run(params: Params, batch: Batch) -> jax.Array:
         check()
         return compute(params, batch)
 
-    def score(samples: Sequence[Sample]) -> list[float]:
+    def score(samples: Sequence[Sample]) -> list[float | None]:
         samples = _cut_all(prepare(samples), config.reward.max_length)
         _report_positions(samples, spec.max_positions)
-        distinct: dict[tuple, Sample] = {}
+        distinct: dict[tuple[tuple[int, ...], tuple[int, ...]], Sample] = {}
         for sample in samples:
             distinct.setdefault((sample.prompt_ids, sample.response_ids), sample)
         # A look-up beyond the embedding would silently take another row.
@@ -203,7 +204,7 @@ def _read_classifier(config: Config) -> DecoderConfig:
     )
     spec = hf.load_decoder_config(config.reward.path, settings)
     if not spec.num_labels:
-        raise hf.ModelError(
+        raise ModelError(
             f"reward.path: got {config.reward.path!r}, a model without a classification head; "
             "allowed: a *ForSequenceClassification model with 1 or 2 labels"
         )
@@ -223,15 +224,26 @@ def _check_prompt_ends(samples: Iterable[Sample], end: tuple[int, ...], path: st
             )
 
 
-def _compile_scores(spec: DecoderConfig, mesh: Mesh):
-    def run(params, batch):
-        return jax.lax.map(lambda one: decoder.compute_scores(params, one, spec), batch)
+def _compile_scores(spec: DecoderConfig, mesh: Mesh) -> Callable[[Params, Batch], jax.Array]:
+    def run(params: Params, batch: Batch) -> jax.Array:
+        scores: jax.Array = jax.lax.map(
+            lambda one: decoder.compute_scores(params, one, spec), batch
+        )
+        return scores
 
-    return jax.jit(run, out_shardings=sharding.replicated(mesh))
+    compiled: Callable[[Params, Batch], jax.Array] = jax.jit(
+        run, out_shardings=sharding.replicated(mesh)
+    )
+    return compiled
 
 
 def _score_items(
-    run, params, samples, config: Config, mesh: Mesh, known: Sequence[Layout] | None
+    run: Callable[[Params, Batch], jax.Array],
+    params: Params,
+    samples: Sequence[Sample],
+    config: Config,
+    mesh: Mesh,
+    known: Sequence[Layout] | None,
 ) -> tuple[list[float], Layout]:
     rows, tokens = sharding.num_row_shards(mesh), config.train.tokens_per_device
     items, members = make_group_items(samples, max_tokens=tokens)

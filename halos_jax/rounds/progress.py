@@ -7,14 +7,13 @@ from collections.abc import Callable
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.checkpoints.position import Position
 from halos_jax.checkpoints.store import Checkpoints
-from halos_jax.models.decoder import Params
 from halos_jax.policies.policy import Policy, load_start
 from halos_jax.rounds.context import Run
 from halos_jax.rounds.pending import PendingRound, commit_round
 from halos_jax.rounds.report import report_round
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Trainer
-from halos_jax.types import TrainState
+from halos_jax.types import Params, TrainState
 from halos_jax.workdir.state import Manifest
 
 logger = logging.getLogger(__name__)

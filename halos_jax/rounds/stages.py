@@ -21,10 +21,7 @@ from halos_jax.data.records import formats as records
 from halos_jax.data.records import reading
 from halos_jax.devices import explain_memory
 from halos_jax.metrics import make_progress
-from halos_jax.models.decoder import Params
-from halos_jax.rewards.feedback import (
-    report_feedback,
-)
+from halos_jax.rewards.feedback import report_feedback
 from halos_jax.rewards.labels import (
     average_rewards,
     label_samples,
@@ -39,7 +36,13 @@ from halos_jax.sampling.sampler import sample_shard
 from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
 from halos_jax.training.loop import Dataset
-from halos_jax.types import Item, Prompt, Sample, TrainState
+from halos_jax.types import (
+    Item,
+    Params,
+    Prompt,
+    Sample,
+    TrainState,
+)
 from halos_jax.workdir.state import Manifest, round_folder
 from halos_jax.workdir.workspace import Workspace
 

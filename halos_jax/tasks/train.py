@@ -24,7 +24,6 @@ from halos_jax.data.lengths import make_lengths
 from halos_jax.devices import explain_memory
 from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import read_metrics
-from halos_jax.models.decoder import Params
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.packing.batches import count_steps
 from halos_jax.policies import final, source
@@ -36,7 +35,7 @@ from halos_jax.training.followers import take_exported
 from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.training.optim import keep_warmup
 from halos_jax.training.rounding import warn_of_rounding
-from halos_jax.types import Item, TrainState
+from halos_jax.types import Item, Params, TrainState
 from halos_jax.workdir import state as states
 from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.workspace import Workspace, open_workspace
@@ -105,7 +104,7 @@ def _train(workspace: Workspace, checkpoints: Checkpoints) -> None:
         start_params = functools.partial(
             _load_start_params, trainer, policy, state if start == 0 else None
         )
-        dataset, held_out = _add_fixed(trainer, dataset, held_out, start_params)
+        dataset, held_out = add_fixed(trainer, dataset, held_out, start_params)
         writer = workspace.open_metrics(resume_step=start)
         saver = Saver(checkpoints, writer, workspace.stop, config.checkpoint.every)
         state = training.run_steps(
@@ -214,7 +213,7 @@ def _lay_out(workspace: Workspace, count: int, cuts: Sequence[int]) -> tuple[Con
     return dataclasses.replace(config, optimizer=optimizer), steps
 
 
-def _add_fixed(
+def add_fixed(
     trainer: Trainer,
     dataset: Dataset,
     held_out: Dataset | None,

@@ -1,0 +1,384 @@
+"""The package from Python: what the command line does, and each stage of a round by hand.
+
+    import halos_jax
+    from halos_jax import FeedbackConfig, RewardConfig, SamplingConfig
+
+    config = halos_jax.load_preset("configs/online_dpo.py")
+    config.model.path, config.workdir = "runs/sft", "runs/first"
+    metrics = halos_jax.run(config)
+
+    policy = halos_jax.load_policy("runs/sft")
+    samples = halos_jax.sample(policy, prompts, SamplingConfig(num_samples_per_prompt=4))
+    scored = halos_jax.score(samples, RewardConfig(path="runs/reward"), policy)
+    feedback = halos_jax.make_feedback(scored, FeedbackConfig(type="pairwise"))
+    trained = halos_jax.train(policy, feedback, halos_jax.Config(loss={"name": "dpo", "beta": 0.1}))
+    halos_jax.export(trained.policy, "my_model")
+
+What is wrong with an argument is raised as a UserError that says what to change. `run` keeps what
+it has done in its workdir and carries on there; the stages by hand keep nothing.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from halos_jax import config as config_lib
+from halos_jax import devices, sharding
+from halos_jax.cli.logs import start_logging
+from halos_jax.cli.presets import load_preset
+from halos_jax.config import (
+    Config,
+    ConfigError,
+    FeedbackConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    RewardConfig,
+    SamplingConfig,
+)
+from halos_jax.config import default as default_config
+from halos_jax.data.chat.loading import load_renderer
+from halos_jax.data.datasets import load_prompts
+from halos_jax.data.items import load_items
+from halos_jax.data.lengths import make_lengths
+from halos_jax.data.records import formats as records
+from halos_jax.data.records.fields import RecordError
+from halos_jax.devices import explain_memory
+from halos_jax.losses import check_loss, get_loss
+from halos_jax.metrics import MetricWriter, read_metrics
+from halos_jax.models.hf.positions import refuse_longer
+from halos_jax.models.lora import Frozen, merge_adapter
+from halos_jax.packing.batches import count_steps
+from halos_jax.policies import final
+from halos_jax.policies.policy import (
+    Policy,
+    find_policy,
+    load_frozen,
+    load_start,
+    load_trained,
+)
+from halos_jax.policies.source import use_final
+from halos_jax.rewards.feedback import report_feedback
+from halos_jax.rewards.labels import Scorer, average_rewards, label_samples
+from halos_jax.rewards.scorers import make_scorer
+from halos_jax.rounds import cuts, stages
+from halos_jax.rounds.report import format_rounds
+from halos_jax.sampling.sampler import make_sampler, sample_shard
+from halos_jax.tasks.launch import freeze_checked, launch
+from halos_jax.tasks.train import add_fixed
+from halos_jax.training import loop as training
+from halos_jax.training.followers import take_exported
+from halos_jax.types import Judgement, Params, Preference, Prompt, Sample, Turn
+
+# Of "pairwise", of "binary", of "scalar": the samples with their rewards.
+Feedback = Sequence[Preference] | Sequence[Judgement] | Sequence[Sample]
+
+__all__ = [
+    "LoadedPolicy",
+    "Trained",
+    "default_config",
+    "evaluate",
+    "export",
+    "format_rounds",
+    "load_policy",
+    "load_preset",
+    "load_prompts",
+    "load_renderer",
+    "make_feedback",
+    "run",
+    "sample",
+    "score",
+    "start_logging",
+    "train",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedPolicy:
+    """A policy with its weights on the devices.
+
+    Attributes:
+      policy: its files, architecture, tokenizer and chat template.
+      params: what is trained of it: all, or an adapter.
+      frozen: the base of that adapter; None where there is none.
+      mesh: the devices that hold it.
+    """
+
+    policy: Policy
+    params: Params
+    frozen: Frozen | None
+    mesh: Mesh
+
+
+class Trained(NamedTuple):
+    """What `train` gives: the new policy, and its metrics, a line a step as in metrics.jsonl."""
+
+    policy: LoadedPolicy
+    history: list[dict[str, float]]
+
+
+def run(config: config_lib.Settings | Config) -> dict[str, float]:
+    """Do what `python -m halos_jax.main` does with a config; return the task's last metrics.
+
+    The same checks are made, and the same files written. SIGTERM and the first Ctrl-C let the run
+    end where it can be carried on; a second Ctrl-C ends the whole process at once.
+
+    Args:
+      config: of `load_preset` or `default_config`, plain dicts, or a Config.
+
+    Raises:
+      UserError: for what the user can mend; Interrupted, one of them, where the run was stopped:
+        call it again to carry on.
+    """
+    return launch(freeze_checked(config))
+
+
+def load_policy(
+    path: str,
+    *,
+    lora: LoraConfig | None = None,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    **settings: Any,
+) -> LoadedPolicy:
+    """Load a policy: a folder or hub id in Hugging Face format, or the workdir of a run.
+
+    Args:
+      lora: the adapter to train on it; None: all its params are trained.
+      seed: of weights that no file holds.
+      mesh: all devices in one group by default, as `sharding.make_mesh` makes it.
+      settings: fields of `config.model`: `checkpoint=7`, `compute_dtype="float32"`.
+
+    Raises:
+      ConfigError, ModelError, CheckpointError: where there is no such policy, or a field is wrong.
+    """
+    known = {field.name for field in dataclasses.fields(ModelConfig)} - {"path"}
+    if unknown := sorted(settings.keys() - known):
+        raise ConfigError(f"model: got {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
+    devices.find_devices()
+    mesh = mesh if mesh is not None else sharding.make_mesh(MeshConfig())
+    policy = find_policy(ModelConfig(path=path, **settings), seed=seed)
+    policy.refuse_classifier(path)
+    with jax.set_mesh(mesh):
+        if lora is None:
+            return LoadedPolicy(policy, *load_trained(policy, mesh), mesh)
+        if policy.source.checkpoint is not None:
+            raise ConfigError(
+                f"lora: got an adapter for a checkpoint of {path!r}; allowed: for a model in "
+                "Hugging Face format, such as the run's final/, or what export leaves"
+            )
+        policy = dataclasses.replace(policy, lora=lora)
+        frozen = load_frozen(policy, mesh)
+        return LoadedPolicy(policy, load_start(policy, mesh, frozen), frozen, mesh)
+
+
+def sample(
+    policy: LoadedPolicy,
+    prompts: Sequence[Prompt | str],
+    settings: SamplingConfig = SamplingConfig(),
+    *,
+    seed: int = 0,
+    round: int = 1,
+) -> list[Sample]:
+    """Sample `settings.num_samples_per_prompt` completions of each prompt, in their order.
+
+    They are, bit for bit, those of `task=sample` with the same prompts, seed and round.
+
+    Args:
+      prompts: of `load_prompts`, or texts that a user has said.
+
+    Raises:
+      RecordError: where a prompt is given twice, or the chat template refuses one.
+    """
+    asked = [one if isinstance(one, Prompt) else _make_prompt(one) for one in prompts]
+    if len({one.prompt_id for one in asked}) < len(asked):
+        raise RecordError("prompts: got one of them twice; allowed: each once, with its own id")
+    generator = settings.generator or policy.policy.source.path
+    config = Config(sampling=settings, model=policy.policy.settings)
+    sampler = make_sampler(settings, policy.policy.renderer, policy.policy.decoder, policy.mesh)
+    cuts.check_prompts(sampler, ("prompts", asked))
+    samples: list[Sample] = []
+    with jax.set_mesh(policy.mesh), explain_memory("sample", "sampling", config):
+        weights = sampler.unstack(merge_adapter(policy.params, policy.frozen))
+        for start in range(0, len(asked), settings.shard_prompts):
+            shard = asked[start : start + settings.shard_prompts]
+            samples += sample_shard(
+                sampler, weights, shard, seed=seed, round=round, generator=generator
+            )
+    return samples
+
+
+def score(
+    samples: Sequence[Sample],
+    reward: RewardConfig | Scorer,
+    policy: LoadedPolicy | None = None,
+) -> list[Sample]:
+    """Return the samples with their rewards; None where one could not be labelled.
+
+    Args:
+      reward: a reward model, function or judge, as `config.reward` describes it; or a function from
+        the samples to their rewards.
+      policy: who wrote the samples. A reward model needs it.
+
+    Raises:
+      RewardError: where more samples than `reward.max_unlabelled` get no reward.
+    """
+    if not isinstance(reward, RewardConfig):
+        labels = label_samples(reward, samples, RewardConfig())
+    else:
+        model = policy.policy.settings if policy else ModelConfig()
+        config = use_final(Config(task="label", reward=reward, model=model))
+        mesh = policy.mesh if policy else sharding.make_mesh(MeshConfig())
+        renderer = policy.policy.renderer if policy else None
+        with jax.set_mesh(mesh):
+            labels = label_samples(make_scorer(config, mesh, renderer), samples, reward)
+    return [
+        dataclasses.replace(one, reward=found)
+        for one, found in zip(samples, labels.rewards, strict=True)
+    ]
+
+
+def make_feedback(
+    scored: Sequence[Sample],
+    settings: FeedbackConfig = FeedbackConfig(),
+    *,
+    seed: int = 0,
+    round: int = 1,
+) -> Feedback:
+    """Return the feedback that the rewards of samples make, as `config.feedback` describes it.
+
+    Returns:
+      Preferences of "pairwise", Judgements of "binary", the samples themselves of "scalar". What is
+      left out (ties, samples without a reward) is counted in the log.
+
+    Raises:
+      RecordError: where it cannot be made of these samples.
+    """
+    config = Config(feedback=settings, seed=seed)
+    try:
+        rows, counts = stages.make_feedback(config, scored, round)
+    except ValueError as error:
+        raise RecordError(f"samples: {error}") from error
+    report_feedback("samples", counts, scored, config)
+    if settings.type == "pairwise":
+        return [records.preference_from_record(row) for row in rows]
+    if settings.type == "binary":
+        return [records.judgement_from_record(row) for row in rows]
+    return [records.sample_from_record(row) for row in rows]
+
+
+def train(
+    policy: LoadedPolicy,
+    feedback: Feedback,
+    config: Config = Config(),
+    *,
+    held_out: Feedback = (),
+) -> Trained:
+    """Train a policy on feedback with `config.loss`, as `task=align` does; it stays as it is.
+
+    The reference is the policy itself. Of `config` the loss, the optimizer, the sections `train`,
+    `rounds.reference`, the token limits and the seed are read.
+
+    Args:
+      held_out: feedback that is evaluated before, while and after training.
+
+    Raises:
+      ConfigError: where the loss is not one, or there is no feedback.
+      RecordError: where the feedback is not what the loss trains on.
+    """
+    errors = check_loss(config.loss)
+    if errors or not feedback:
+        lines = [*errors, *([] if feedback else ["feedback: got none, allowed: one or more"])]
+        raise ConfigError("\n".join(lines))
+    loss, decoder = get_loss(config.loss), policy.policy.decoder
+    if loss.needs == "scores":
+        raise ConfigError(
+            f"loss.name: got {loss.name!r}, which trains a reward model; allowed: run(config) with "
+            "config.task='reward_model'"
+        )
+    refuse_longer(decoder, {"train.max_length": config.train.max_length})
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        jax.set_mesh(policy.mesh),
+        explain_memory("train", "training", config),
+    ):
+        items, others = (
+            _make_items(policy, config, one, Path(folder) / name)
+            for name, one in (("feedback.jsonl", feedback), ("held_out.jsonl", held_out))
+        )
+        size, epochs = config.train.batch_size, config.train.epochs
+        steps = count_steps(len(items), batch_size=size, epochs=epochs)
+        trainer = training.make_trainer(
+            config, decoder, loss, policy.mesh, total_steps=steps, frozen=policy.frozen
+        )
+        # A step takes its state's buffers over, and the policy is still the caller's.
+        state = training.start_state(trainer, jax.tree.map(jnp.copy, policy.params))
+        dataset = training.make_dataset(trainer, items, seed=config.seed, epochs=epochs)
+        evaluated = training.make_dataset(trainer, others, seed=None) if others else None
+        dataset, evaluated = add_fixed(trainer, dataset, evaluated, lambda: state.params)
+        writer = MetricWriter(Path(folder) / "metrics.jsonl")
+        state = training.run_steps(trainer, state, dataset, held_out=evaluated, writer=writer)
+        writer.close()
+        history = read_metrics(Path(folder) / "metrics.jsonl")
+    return Trained(dataclasses.replace(policy, params=take_exported(state)), history)
+
+
+def evaluate(
+    policy: LoadedPolicy,
+    prompts: Sequence[Prompt | str],
+    reward: RewardConfig | Scorer,
+    settings: SamplingConfig = SamplingConfig(),
+    *,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return the mean reward of a policy's samples, drawn with the keys of every evaluation."""
+    scored = score(sample(policy, prompts, settings, seed=seed, round=0), reward, policy)
+    tokens = [len(one.response_ids) for one in scored]
+    return {
+        "reward_eval": average_rewards([one.reward for one in scored]),
+        "response_tokens_eval": sum(tokens) / len(tokens),
+    }
+
+
+def export(policy: LoadedPolicy, folder: str | Path, *, dtype: str | None = None) -> Path:
+    """Write a policy as a new model folder in Hugging Face format, with its tokenizer.
+
+    Args:
+      dtype: of the stored weights, "bfloat16" say; None: that of the params.
+
+    Raises:
+      ModelError: where the folder is taken, or a weight is not finite.
+    """
+    with jax.set_mesh(policy.mesh):
+        return final.export_policy(
+            policy.params, policy.policy, Path(folder), frozen=policy.frozen, dtype=dtype
+        )
+
+
+def _make_prompt(text: str) -> Prompt:
+    turns = (Turn("user", text),)
+    return Prompt(records.make_prompt_id(turns), turns)
+
+
+def _make_items(policy: LoadedPolicy, config: Config, feedback: Feedback, path: Path) -> list[Any]:
+    """Return the items of the loss, made of records as those of a round are."""
+    if not feedback:
+        return []
+    records.write_records(path, [_to_record(one, config.seed) for one in feedback])
+    lengths = make_lengths(config, policy.policy.decoder.max_positions)
+    kind, control = get_loss(config.loss).items, config.data.control
+    return list(load_items(kind, str(path), policy.policy.renderer, lengths, control=control))
+
+
+def _to_record(one: Preference | Judgement | Sample, seed: int) -> dict[str, Any]:
+    if isinstance(one, Preference):
+        return records.preference_to_record(one, seed=seed, round=0)
+    if isinstance(one, Judgement):
+        return records.judgement_to_record(one)
+    return records.sample_to_record(one, type="scalar_feedback")
