@@ -301,7 +301,8 @@ def test_the_driver_keeps_order_and_counts_what_is_truncated(caplog):
         yield items[number]
         yield None if number else items[number]
 
-    items = [Item(np.ones(1), (np.ones(1),), (TARGET,), weight=number) for number in range(4)]
+    ones = np.ones(1, np.int32)
+    items = [Item(ones, (ones,), (TARGET,), weight=float(number)) for number in range(4)]
     errors = []
     with caplog.at_level(logging.INFO):
         found = make_each(range(4), make, "pairs", errors.append)
