@@ -15,14 +15,16 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str | N
     They are parsed here rather than by the flag library so that a typo is reported together
     with all other errors. A value that is missing comes as None.
     """
-    rest, overrides = [], []
+    rest: list[str] = []
+    overrides: list[tuple[str, str | None]] = []
     remaining = list(argv)
     while remaining:
         argument = remaining.pop(0)
-        name, equals, value = argument.partition("=")
+        name, equals, given = argument.partition("=")
+        value: str | None = given
         if not name.startswith(("-config.", "--config.")):
-            if name in ("-config", "--config") and value.startswith("~"):  # no shell expands it
-                argument = f"{name}={os.path.expanduser(value)}"
+            if name in ("-config", "--config") and given.startswith("~"):  # no shell expands it
+                argument = f"{name}={os.path.expanduser(given)}"
             rest.append(argument)
             continue
         if not equals:  # a negative number has one dash, the next flag two

@@ -26,7 +26,7 @@ def load_preset(given: str) -> ConfigDict:
         raise ConfigError(_explain_missing(path, file))
     try:
         module_spec = importlib.util.spec_from_file_location(f"preset_{path.stem}", path)
-        if module_spec is None:
+        if module_spec is None or module_spec.loader is None:
             raise ImportError("its name does not end with .py")
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)

@@ -125,7 +125,7 @@ def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):
     assert not list((tmp_path / "run" / "rounds" / "0001").iterdir())
     # What it was started with is looked at before it goes on.
     prompts.write_bytes((toy / "eval.jsonl").read_bytes())
-    with pytest.raises(ConfigError, match=r"data\.train: .*prompts.jsonl holds something else"):
+    with pytest.raises(ConfigError, match=r"data\.train: .*prompts.jsonl is longer, but does"):
         loop.run_online(config, StopSignal())
     prompts.write_bytes((toy / "prompts.jsonl").read_bytes())
     metrics = loop.run_online(config, StopSignal())
