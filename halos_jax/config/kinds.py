@@ -132,7 +132,7 @@ class ItemSpec:
     feedback: tuple[FeedbackType, ...] = ()
     noun: str = "examples"
     per_pair: int = 1
-    scored_as: str = ""
+    scored_as: ItemKind | Literal[""] = ""
     has_control: bool = False
     has_classes: bool = False
     is_weighed: bool = False

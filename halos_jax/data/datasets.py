@@ -322,7 +322,7 @@ def choose(items: Sequence[_Item], count: int, seed: int) -> list[_Item]:
 def _limit_pairs(pairs: list[Preference], source: str, selection: Selection) -> list[Preference]:
     if not selection.per_prompt:
         return pairs
-    by_prompt: dict[tuple, list[int]] = {}
+    by_prompt: dict[tuple[object, ...], list[int]] = {}
     for number, pair in enumerate(pairs):
         by_prompt.setdefault(pair.prompt.key, []).append(number)
     kept = set()
@@ -339,7 +339,7 @@ def _thin_out(found: list[Judgement], source: str, selection: Selection) -> list
     shares = {True: selection.keep_desirable, False: selection.keep_undesirable}
     if min(shares.values()) == 1:
         return found
-    kept: set[tuple] = set()
+    kept: set[tuple[object, ...]] = set()
     for desirable, share in shares.items():
         names = [_answer_key(one) for one in found if one.desirable == desirable]
         names = list(dict.fromkeys(names))
@@ -350,7 +350,7 @@ def _thin_out(found: list[Judgement], source: str, selection: Selection) -> list
     return thinned
 
 
-def _answer_key(one: Judgement) -> tuple:
+def _answer_key(one: Judgement) -> tuple[object, ...]:
     return one.prompt.key, one.completion.turns, one.completion.ids, one.desirable
 
 
@@ -367,7 +367,7 @@ def _collapse(record: Any, selection: Selection, completions: Iterable[str]) -> 
     """Return a record with its text collapsed, if asked for, in its prompt and `completions`."""
     if not selection.collapse:
         return record
-    changed = {"prompt": _collapse_prompt(record.prompt, selection)}
+    changed: dict[str, Any] = {"prompt": _collapse_prompt(record.prompt, selection)}
     for name in completions:
         completion: Completion = getattr(record, name)
         changed[name] = dataclasses.replace(completion, turns=_collapse_turns(completion.turns))

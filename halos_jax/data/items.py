@@ -23,7 +23,7 @@ from halos_jax.types import Completion, Demonstration, Item, Judgement, Preferen
 logger = logging.getLogger(__name__)
 
 _Record = TypeVar("_Record", Demonstration, Preference, Judgement, Sample)
-_Given = TypeVar("_Given", contravariant=True)
+_Given = TypeVar("_Given")
 
 SMALLEST_CLASS = 0.05  # share of the answers below which a class is too small to learn from
 _LOOKS = 32  # outputs whose tokens are looked at
@@ -52,13 +52,13 @@ def load_items(
       ConfigError: where a prompt leaves no room for a response.
     """
     spec = ITEM_KINDS[kind]
-    scored = bool(spec.scored_as) and datasets.has_scores(source, selection)
-    reader = ITEM_KINDS[spec.scored_as] if scored else spec
-    make = load(reader.make)
-    if reader.has_control:
+    if spec.scored_as and datasets.has_scores(source, selection):
+        spec = ITEM_KINDS[spec.scored_as]
+    make = load(spec.make)
+    if spec.has_control:
         make = functools.partial(make, control=control)
     loading = _Loading(source, renderer, lengths, selection, check_tokens)
-    return loading.make(load(reader.load), make)
+    return loading.make(load(spec.load), make)
 
 
 class _Make(Protocol[_Given]):

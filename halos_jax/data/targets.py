@@ -32,7 +32,7 @@ class Targets:
     def __init__(self, *, best_only: bool):
         self.left_out = 0
         self._best_only = best_only
-        self._outputs: dict[tuple, dict[tuple, _Output]] = {}
+        self._outputs: dict[tuple[object, ...], dict[tuple[object, ...], _Output]] = {}
 
     def add_preference(self, preference: Preference) -> None:
         for completion, won in ((preference.chosen, True), (preference.rejected, False)):

@@ -9,7 +9,7 @@ import json
 import random
 import shutil
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,8 @@ def make_tokenizer(alphabet: str) -> Any:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
+    make: Callable[..., Any] = PreTrainedTokenizerFast  # the library has no types for it
+    return make(
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=END,
@@ -191,7 +192,7 @@ def _write_base(folder: Path, alphabet: str) -> None:
 
 def _draw_prompts(rng: random.Random, toy: ToyConfig, count: int) -> Iterator[str]:
     """Yield `count` distinct prompts: letters of the alphabet, none twice, not sorted yet."""
-    seen = set()
+    seen: set[str] = set()
     for _ in range(100 * count):
         if len(seen) == count:
             return

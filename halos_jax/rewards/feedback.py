@@ -117,16 +117,19 @@ def make_judgements(
         )
     groups = _group_by_prompt(samples)
     scored = [[one for one in group if one.reward is not None] for group in groups.values()]
-    everything = [one.reward for group in scored for one in group]
-    judgements = []
+    everything = [_get_reward(one) for group in scored for one in group]
+    judgements: list[Judgement] = []
     for group in scored:
-        among = [one.reward for one in group] if scope == "prompt" else everything
+        among = [_get_reward(one) for one in group] if scope == "prompt" else everything
         is_desirable = _make_test(threshold, among)
         if is_desirable is None:
             continue
         judgements += [
             Judgement(
-                one.prompt, _make_completion(one), is_desirable(one.reward), tuple(one.prompt_ids)
+                one.prompt,
+                _make_completion(one),
+                is_desirable(_get_reward(one)),
+                tuple(one.prompt_ids),
             )
             for one in group
         ]
@@ -141,8 +144,8 @@ def make_judgements(
 
 def _make_test(threshold: float | str, rewards: Sequence[float]) -> Callable[[float], bool] | None:
     """Return what says of a reward whether it is desirable; None where nothing can."""
-    if threshold not in _AVERAGES:
-        return lambda reward: reward >= threshold
+    if not isinstance(threshold, str):
+        return _test_from(threshold)
     if len(set(rewards)) < 2:
         return None
     limit = _AVERAGES[threshold](rewards)
@@ -150,6 +153,10 @@ def _make_test(threshold: float | str, rewards: Sequence[float]) -> Callable[[fl
     # The difference of the two classes, where what is equal to the limit is in the one or other.
     if abs(2 * above - len(rewards)) < abs(2 * least - len(rewards)):
         return lambda reward: reward > limit
+    return _test_from(limit)
+
+
+def _test_from(limit: float) -> Callable[[float], bool]:
     return lambda reward: reward >= limit
 
 
@@ -176,7 +183,17 @@ def make_groups(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, int]
     return list(itertools.chain.from_iterable(scored)), counts | _count_samples(samples)
 
 
-_AVERAGES = {"mean": statistics.fmean, "median": statistics.median}
+_AVERAGES: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "mean": statistics.fmean,
+    "median": statistics.median,
+}
+
+
+def _get_reward(sample: Sample) -> float:
+    """Return the reward of a sample that has one."""
+    if sample.reward is None:
+        raise ValueError(f"sample {sample.sample_id} of {sample.prompt.prompt_id} has no reward")
+    return sample.reward
 
 
 def _is_number(value: float | str) -> bool:
@@ -191,7 +208,8 @@ def _count_samples(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def _pair_neighbours(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair], int]:
-    pairs = [_rank(pair) for pair in zip(shuffled[::2], shuffled[1::2], strict=False)]
+    halves = zip(shuffled[::2], shuffled[1::2], strict=False)
+    pairs = [(better, worse) for better, worse in map(_rank, halves)]
     kept = [pair for pair in pairs if _difference(pair) > threshold + _EPSILON]
     return kept, len(pairs) - len(kept)
 
@@ -231,11 +249,11 @@ _PAIRINGS = {
 
 def _rank(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     """Sort from best to worst, equal rewards by sample id."""
-    return tuple(sorted(samples, key=lambda sample: (-sample.reward, sample.sample_id)))
+    return tuple(sorted(samples, key=lambda sample: (-_get_reward(sample), sample.sample_id)))
 
 
 def _difference(pair: _Pair) -> float:
-    return pair[0].reward - pair[1].reward
+    return _get_reward(pair[0]) - _get_reward(pair[1])
 
 
 def _group_by_prompt(samples: Sequence[Sample]) -> dict[str, list[Sample]]:

@@ -40,7 +40,7 @@ _FILLED_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KE
 class _Function:
     """A function of the user's with what the config says of it; `field` is the config's."""
 
-    call: Callable
+    call: Callable[..., Any]
     name: str
     field: str
     arguments: Mapping[str, Any]
@@ -211,7 +211,7 @@ def _read_reward(function: _Function, reward: Any, where: str) -> float | None:
     number = read_number(reward)
     if number is None:
         hint = ""
-        if isinstance(reward, (list, tuple)) or getattr(reward, "ndim", 0):
+        if isinstance(reward, (list, tuple)) or getattr(reward, "ndim", 0) > 0:
             hint = f"; {_CALLS}"
         elif inspect.isawaitable(reward):
             hint = "; an async function is not waited for"
@@ -317,7 +317,8 @@ def _load(name: str, arguments: Mapping[str, Any], form: str, field: str) -> _Fu
         _check_batched(function)
     else:
         _check_single(function)
-    lines = getattr(call, "check_arguments", lambda **_: [])(**arguments)
+    check: Callable[..., list[str]] | None = getattr(call, functions.CHECK, None)
+    lines = check(**arguments) if check is not None else []
     if lines:
         raise ConfigError("\n".join(f"reward.arguments.{line}" for line in lines))
     return function
@@ -330,7 +331,7 @@ def _read_form(parameter: inspect.Parameter) -> str:
 
 
 def _check_single(function: _Function) -> None:
-    extra = {"record": {}} if "record" in function.parameters else {}
+    extra: dict[str, Any] = {"record": {}} if "record" in function.parameters else {}
     signature = inspect.signature(function.call)
     try:
         signature.bind([], "", **extra)

@@ -5,12 +5,11 @@ answer is needed, the other fields of the prompt's record; its further parameter
 `reward.arguments`. All of them give a number that depends on nothing else.
 """
 
-import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from halos_jax.rewards.numbers import find_answer, read_reference
 
@@ -29,15 +28,19 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+CHECK = "check_arguments"  # the attribute of a function that holds the check of its arguments
+_Reward = TypeVar("_Reward", bound=Callable[..., float])
+
+
 class ReferenceAnswerError(ValueError):
     """A prompt's record has no usable reference answer."""
 
 
-def checked_by(check: Callable[..., list[str]]) -> Callable:
+def checked_by(check: Callable[..., list[str]]) -> Callable[[_Reward], _Reward]:
     """Decorate a reward function with the check of its arguments, which gives lines of errors."""
 
-    def add(function: Callable) -> Callable:
-        function.check_arguments = check
+    def add(function: _Reward) -> _Reward:
+        setattr(function, CHECK, check)
         return function
 
     return add
@@ -74,7 +77,7 @@ def exact_answer(
     return float(fold(response.strip()) in {fold(one.strip()) for one in references})
 
 
-def _check_tolerance(*, tolerance: float = 0.0, **_) -> list[str]:
+def _check_tolerance(*, tolerance: float = 0.0, **_: object) -> list[str]:
     known = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
     if not (known and 0 <= tolerance < float("inf")):
         return [f"tolerance: got {tolerance!r}, allowed: a number of 0 or more"]
@@ -111,7 +114,7 @@ def numeric_answer(
     if found is None:
         return 0.0
     # As fractions: a number of 400 digits is more than a float holds.
-    return float(abs(found - wanted) <= Fraction(tolerance) * max(1, abs(wanted)))
+    return float(abs(found - wanted) <= Fraction(tolerance) * max(Fraction(1), abs(wanted)))
 
 
 def _check_length(*, target: int = 0, limit: int = 0, unit: str = "characters") -> list[str]:
@@ -147,7 +150,7 @@ def length(
     return reward - (max(size - limit, 0) / limit if limit else 0.0)
 
 
-def _check_pattern(*, pattern: str, **_) -> list[str]:
+def _check_pattern(*, pattern: str, **_: object) -> list[str]:
     try:
         re.compile(pattern)
     except (re.error, TypeError) as error:
@@ -165,7 +168,7 @@ def regular_expression(prompt: Turns, response: str, *, pattern: str, whole: boo
     return float(bool((compiled.fullmatch if whole else compiled.search)(response)))
 
 
-def _check_json(*, keys: Any = (), **_) -> list[str]:
+def _check_json(*, keys: Any = (), **_: object) -> list[str]:
     if isinstance(keys, Mapping):
         return [
             f"keys.{key}: got {kind!r}, allowed: {', '.join(_JSON_TYPES)}"
@@ -218,11 +221,9 @@ def _refuse_constant(name: str) -> None:
 
 
 def _get_field(record: Mapping[str, Any], field: str) -> Any:
-    value = functools.reduce(
-        lambda inner, name: inner.get(name) if isinstance(inner, Mapping) else None,
-        field.split("."),
-        record,
-    )
+    value: Any = record
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
     if value is None:
         known = ", ".join(map(repr, sorted(record))) or "no other fields"
         raise ReferenceAnswerError(

@@ -107,7 +107,7 @@ def _clean(text: str) -> str:
     return _FRACTION.sub(lambda m: f"{(m[1] or m[2]).strip()}/{(m[3] or m[4]).strip()}", text)
 
 
-def _read_number(match: re.Match) -> Fraction | None:
+def _read_number(match: re.Match[str]) -> Fraction | None:
     try:
         whole, top, bottom = (
             Fraction((match[name] or default).replace(",", ""))

@@ -50,25 +50,28 @@ class Guard:
         return self._hide(content, self._allowed)
 
     def _hide(self, content: str, allowed: Collection[str]) -> str:
-        def replace(found: re.Match) -> str:
-            if found[0] in allowed:
-                return found[0]
+        def replace(found: re.Match[str]) -> str:
+            token: str = found[0]
+            if token in allowed:
+                return token
             if not self._warned:
                 self._warned = True
                 logger.warning(
                     "a text spells the special token %r; it and others like it are read as plain "
                     "text",
-                    found[0],
+                    token,
                 )
-            return f"{_OPEN}{self._numbers[found[0]]}{_CLOSE}"
+            return f"{_OPEN}{self._numbers[token]}{_CLOSE}"
 
         return self._pattern.sub(replace, content)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a rendered text: its special tokens as such, hidden ones as text."""
+        ids: list[int]
         if not _PLACEHOLDER.search(text):
-            return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids: list[int] = []
+            ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            return ids
+        ids = []
         start, strip = 0, False
         for found in self._pattern.finditer(text):
             token = self._tokens[found[0]]
@@ -91,14 +94,14 @@ class Guard:
     def _encode_many(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        encoded = self._tokenizer(
+        found: list[list[int]] = self._tokenizer(
             texts,
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
-        )
-        return encoded["input_ids"]
+        )["input_ids"]
+        return found
 
     def _encode_plain(self, text: str, *, left: bool, right: bool) -> list[int]:
         """Encode a piece between two special tokens, which may take the space beside them."""
@@ -109,6 +112,7 @@ class Guard:
         # What a text has of the placeholders' characters by itself is text, too.
         names = dict(enumerate(self._tokens))
         text = _PLACEHOLDER.sub(lambda found: names.get(int(found[1]), found[0]), text)
-        return self._tokenizer(
+        ids: list[int] = self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         )["input_ids"]
+        return ids

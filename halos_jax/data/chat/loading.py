@@ -132,7 +132,7 @@ def apply_options(
     tokenizer.chat_template = set_options(template, options, field)
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     for count in (1, 2):
-        chat = {"messages": turns[:count], "add_generation_prompt": count == 1}
+        chat: dict[str, Any] = {"messages": turns[:count], "add_generation_prompt": count == 1}
         try:
             passed = apply_template(tokenizer, **chat, chat_template=template, **options)
             found = apply_template(tokenizer, **chat)

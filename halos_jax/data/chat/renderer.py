@@ -81,10 +81,10 @@ class Renderer:
 
         A classifier of transformers reads its score at the last token that is not this one.
         """
-        own = (self.tokenizer.pad_token_id, self.tokenizer.bos_token_id)
-        own = [number for number in own if number is not None]
+        known = (self.tokenizer.pad_token_id, self.tokenizer.bos_token_id)
+        own: list[int] = [number for number in known if number is not None]
         # What ends a response is no matter where the template writes more behind it.
-        last = self.end_ids[-1:] if self.closing else own
+        last = list(self.end_ids[-1:]) if self.closing else own
         choices = [*(i for i in own if i not in self.stop_ids), *(i for i in own if i not in last)]
         return next(iter(choices), None)
 
@@ -292,9 +292,10 @@ class Renderer:
         return text
 
     def _decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return self.tokenizer.decode(
+        text: str = self.tokenizer.decode(
             ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
+        return text
 
 
 def _refuse_empty(prompts: Iterable[Sequence[Turn]]) -> Iterator[Sequence[Turn]]:

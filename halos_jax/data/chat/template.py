@@ -54,7 +54,7 @@ def choose_template(tokenizer: Any, name: str = "") -> str:
     Raises:
       ConfigError: where there are several and none of them is the default.
     """
-    found = tokenizer.chat_template or ""
+    found: str | dict[str, str] = tokenizer.chat_template or ""
     if isinstance(found, str):
         return found
     if (name or "default") in found:

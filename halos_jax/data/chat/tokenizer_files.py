@@ -18,8 +18,10 @@ from halos_jax.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
-_SPECIAL += ("mask_token",)
+_SPECIAL = (
+    *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"),
+    "mask_token",
+)
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
@@ -162,7 +164,7 @@ def _find_file(path: str, name: str) -> Path | None:
     if os.path.isdir(path):
         file = Path(path, name)
         return file if file.is_file() else None
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     try:
         found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
@@ -247,7 +249,7 @@ def _read_vocabulary(path: str, read: Mapping[str, Any] | None) -> dict[str, int
         if not all(isinstance(pair, list) and pair and isinstance(pair[0], str) for pair in found):
             raise _fault(path, _TOKENIZER, "model.vocab", found, "pairs of a token and its score")
         found = {pair[0]: number for number, pair in enumerate(found)}
-    if not _is_ids_by_token(found):
+    if not isinstance(found, dict) or not _is_ids_by_token(found):
         raise _fault(path, _TOKENIZER, "model.vocab", found, "an object from tokens to their ids")
     if len(set(found.values())) < len(found):
         by_id: dict[int, str] = {}

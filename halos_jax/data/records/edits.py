@@ -159,8 +159,7 @@ def merge_turns(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
         if turn.role == "user" and waiting:
             turn, waiting = dataclasses.replace(turn, content=_join(waiting, turn.content)), ""
         last = joined[-1] if joined else None
-        alike = last and turn.role == last.role and turn.learned == last.learned
-        if alike and turn.role in ("user", "assistant") and not (turn.further or last.further):
+        if last is not None and _can_join(last, turn):
             joined[-1] = dataclasses.replace(last, content=_join(last.content, turn.content))
         else:
             joined.append(turn)
@@ -170,6 +169,11 @@ def merge_turns(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
             "data.merge_turns: one that can be joined to the user's"
         )
     return add_context(joined, context)
+
+
+def _can_join(last: Turn, turn: Turn) -> bool:
+    alike = turn.role == last.role and turn.learned == last.learned
+    return alike and turn.role in ("user", "assistant") and not (turn.further or last.further)
 
 
 def _join(first: str, second: str) -> str:

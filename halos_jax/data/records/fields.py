@@ -199,9 +199,10 @@ class Fields:
 
     def choice(self, name: str, allowed: Sequence[str], default: str) -> str:
         value = self.get(name, default)
-        if value not in allowed:
-            raise self.error(name, value, ", ".join(map(repr, allowed)))
-        return value
+        for one in allowed:
+            if value == one:
+                return one
+        raise self.error(name, value, ", ".join(map(repr, allowed)))
 
     def mapping(self, name: str) -> dict[str, Any]:
         """Return an object field, or {} where it is absent."""

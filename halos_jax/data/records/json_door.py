@@ -117,7 +117,8 @@ def _find_deep(text: str, at: int) -> str:
         if depth > MAX_DEPTH:
             break
     try:
-        return json.loads(name)
+        field: str = json.loads(name)
+        return field
     except ValueError:  # the text is a list, or no JSON at all
         return ""
 

@@ -1,6 +1,7 @@
 """The prompt of a record, however it is spelled: a text, turns, an instruction with its input."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from halos_jax.config.field_names import CHATS, PROMPTS
 from halos_jax.data.records.edits import add_system, fill_template, merge_turns
@@ -18,6 +19,13 @@ from halos_jax.types import Prompt, Turn
 
 # What of a conversation is no part of the prompt, where the answer stands in another field.
 _BEHIND = "{}[behind-the-question]"
+
+
+# What a question is about may stand in a field of its own, by the field of the question.
+_FURTHER: Mapping[str, tuple[str, ...]] = {
+    "instruction": ("input", "context"),
+    "question": ("context",),
+}
 
 
 def read_prompt(fields: Fields) -> Prompt:
@@ -54,8 +62,7 @@ def read_question(fields: Fields) -> tuple[str, tuple[Turn, ...], bool]:
             fields.leave([_BEHIND.format(fields.name_of(field))])
         return field, turns[: last + 1], last + 1 == len(turns)
     if turns == (Turn("user", fields.peek(field)),):  # a text, and no turns in the text of a table
-        further = ("input", "context") if field == "instruction" else ()
-        further = ("context",) if field == "question" else further
+        further = _FURTHER.get(field, ())
         texts = [turns[0].content, *(_read_further(fields, name) for name in further)]
         question = Turn("user", "\n\n".join(text for text in texts if text))
         turns = (*read_history(fields), question)

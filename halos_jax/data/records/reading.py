@@ -10,7 +10,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from halos_jax.data.records.fields import RecordError, shorten
 from halos_jax.data.records.json_door import JsonFault, parse_json
@@ -82,18 +82,18 @@ def open_file(file: str) -> Iterator[BinaryIO]:
                 f"{file}: got text in UTF-16, allowed: UTF-8; convert it (iconv -f UTF-16 -t UTF-8)"
             )
         if start[:2] == b"\x1f\x8b":
-            yield stack.enter_context(gzip.open(raw, "rb"))
+            yield cast("BinaryIO", stack.enter_context(gzip.open(raw, "rb")))
         elif start[:4] == b"\x28\xb5\x2f\xfd":
             import pyarrow  # half a second to import, and it has zstd
 
             packed = stack.enter_context(pyarrow.CompressedInputStream(raw, "zstd"))
             yield stack.enter_context(io.BufferedReader(packed))
         elif start == b"\xfd7zXZ\x00":
-            yield stack.enter_context(lzma.open(raw, "rb"))
+            yield cast("BinaryIO", stack.enter_context(lzma.open(raw, "rb")))
         elif start[:3] == b"BZh":
             import bz2
 
-            yield stack.enter_context(bz2.open(raw, "rb"))
+            yield cast("BinaryIO", stack.enter_context(bz2.open(raw, "rb")))
         else:
             yield raw
 
@@ -139,7 +139,7 @@ def _parse_array(file: str, data: bytes, on_bad: OnBad) -> Iterator[tuple[int, R
     number, counted = 1, 0
     try:
         text = data.decode()
-        at = _SPACE.match(text, _SPACE.match(text).end() + 1).end()
+        at = _skip_space(text, _skip_space(text, 0) + 1)
         closed = text[at : at + 1] == "]"
         while not closed:
             number, counted = number + text.count("\n", counted, at), at
@@ -155,12 +155,12 @@ def _parse_array(file: str, data: bytes, on_bad: OnBad) -> Iterator[tuple[int, R
                 on_bad(error)
             else:
                 yield number, record
-            at = _SPACE.match(text, at).end()
+            at = _skip_space(text, at)
             closed = text[at : at + 1] == "]"
             if not closed and text[at : at + 1] != ",":
                 raise json.JSONDecodeError("expected ',' or ']'", text, at)
-            at = at if closed else _SPACE.match(text, at + 1).end()
-        at = _SPACE.match(text, at + 1).end()
+            at = at if closed else _skip_space(text, at + 1)
+        at = _skip_space(text, at + 1)
         if at < len(text):
             raise json.JSONDecodeError("text after the array", text, at)
     except JsonFault as fault:
@@ -170,6 +170,12 @@ def _parse_array(file: str, data: bytes, on_bad: OnBad) -> Iterator[tuple[int, R
     except ValueError as error:
         line = getattr(error, "lineno", number)
         raise RecordError(f"{file} line {line}: broken JSON array: {error}") from error
+
+
+def _skip_space(text: str, at: int) -> int:
+    """Return where white space ends that may begin at a character."""
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
 
 
 def _require_object(file: str, number: int, record: Any) -> Record:

@@ -160,7 +160,7 @@ def _judge_chat(fields: Fields, name: str) -> Judgement:
 
 
 def _find_target(fields: Fields) -> str | None:
-    names = TARGETS
+    names: tuple[str, ...] = TARGETS
     if name_prompt(fields) == "problem":  # of which the answer is the last word of the solution
         names = tuple(sorted(TARGETS, key=lambda name: name == "answer"))
     return find_field(fields, names)
@@ -254,7 +254,8 @@ def _read_text(fields: Fields) -> Demonstration:
 
 def _read_rewards(fields: Fields) -> tuple[float | None, float | None]:
     """Return the rewards of a pair's answers; where a record has a margin alone, (margin, 0)."""
-    found: tuple[float | None, float | None] = (None, None)
+    first: float | None = None
+    second: float | None = None
     for pair in SCORES:
         if not any(map(fields.has, pair)):
             continue
@@ -263,16 +264,18 @@ def _read_rewards(fields: Fields) -> tuple[float | None, float | None]:
                 raise fields.error(
                     name, None, f"a number, as {other!r} has one; or neither of them"
                 )
-        if found == (None, None):
-            found = (fields.number(pair[0]), fields.number(pair[1]))
-    if not fields.has("margin"):
-        return found
+        if first is None:
+            first, second = fields.number(pair[0]), fields.number(pair[1])
     margin = fields.number("margin")
-    if found != (None, None) and abs(found[0] - found[1] - margin) > 1e-4 * max(1, abs(margin)):
+    if margin is None:
+        return first, second
+    if first is None or second is None:
+        return margin, 0.0
+    if abs(first - second - margin) > 1e-4 * max(1, abs(margin)):
         raise fields.error(
-            "margin", margin, f"the difference of the answers' scores, {found[0] - found[1]:g}"
+            "margin", margin, f"the difference of the answers' scores, {first - second:g}"
         )
-    return (margin, 0.0) if found == (None, None) else found
+    return first, second
 
 
 def _refuse_weight(fields: Fields) -> None:

@@ -72,7 +72,7 @@ def add_context(turns: Sequence[Turn], context: Mapping[str, Any]) -> tuple[Turn
     """Return the turns with what holds for all of them (`CONTEXT`), with the first of them."""
     if not context or not turns:
         return tuple(turns)
-    first = dataclasses.replace(turns[0], further=pack(unpack(turns[0]) | context))
+    first = dataclasses.replace(turns[0], further=pack(unpack(turns[0]) | dict(context)))
     return (first, *turns[1:])
 
 

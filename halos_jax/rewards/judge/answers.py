@@ -48,6 +48,9 @@ def parse_score(text: str, *, lowest: float, highest: float) -> float | None:
     return number if lowest <= number <= highest == scale else None
 
 
+_VERDICTS: dict[str, Verdict] = {"a": "A", "b": "B", "tie": "tie"}
+
+
 def parse_verdict(text: str) -> Verdict | None:
     """Return the verdict after the last "Final Verdict:", or the one that is the whole answer."""
     labels = list(_FINAL_VERDICT.finditer(text))
@@ -58,4 +61,4 @@ def parse_verdict(text: str) -> Verdict | None:
     found = _VERDICT.fullmatch(line.rstrip(" ."))
     if not found:
         return None
-    return "tie" if found[1].lower() == "tie" else found[1].upper()
+    return _VERDICTS[found[1].lower()]

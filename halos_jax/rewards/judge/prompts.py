@@ -1,6 +1,6 @@
 """What a judge is asked: Jinja templates of the rubric and the question, and how they are read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def make_question(settings: JudgeConfig) -> Callable[..., Messages]:
     return make_messages
 
 
-def _load_template(field: str, path: str, default: str, known: Sequence[str]) -> jinja2.Template:
+def _load_template(field: str, path: str, default: str, known: Collection[str]) -> jinja2.Template:
     environment = SandboxedEnvironment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
