@@ -2,10 +2,12 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable, Mapping
 
 from halos_jax import sharding
 from halos_jax.checkpoints.space import require_room
-from halos_jax.checkpoints.store import open_checkpoints
+from halos_jax.checkpoints.store import Checkpoints, open_checkpoints
+from halos_jax.config import Config
 from halos_jax.losses import get_loss
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.packing.layout import LayoutMemory
@@ -46,12 +48,16 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     checkpoints = open_checkpoints(
         workdir / "checkpoints", keep=config.checkpoint.keep, ledger=workspace.ledger
     )
+
+    def lay_out_from(place: Mapping[str, int]) -> tuple[Config, int]:
+        history = workspace.plan_segment(grown=order.growth, **place)
+        return lay_out(config, history, budget, len(prompts), order)
+
+    laid_out, trainer, progress = _restore(workspace, policy, checkpoints, lay_out_from)
     workspace.begin_segment(grown=order.growth, **find_place(checkpoints))
+    workspace = laid_out
     if workspace.is_writer:
         save_order(order, workdir, workspace.ledger.note_file)
-    config, steps = lay_out(config, workspace.history, budget, len(prompts), order)
-    workspace = workspace.with_config(config)
-    trainer = _make_trainer(workspace, policy, steps)
     logger.info(
         "%d prompts, %d held out; %d rounds; mesh %s",
         len(prompts),
@@ -59,7 +65,6 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
         budget.count_rounds(len(prompts)),
         sharding.describe(workspace.mesh),
     )
-    progress = restore_progress(trainer, policy, checkpoints)
     is_trained = progress.round >= budget.count_rounds(len(prompts))
     require_room(workdir, trainer.abstract_state, is_trained=is_trained)
     rewind(workdir, workspace.ledger, progress.round, has_checkpoint=progress.is_restored)
@@ -81,6 +86,31 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
         run.rollouts.sampler, (config.data.train, used), (config.data.eval, held_out)
     )
     return run, progress
+
+
+def _restore(
+    workspace: Workspace,
+    policy: Policy,
+    checkpoints: Checkpoints,
+    lay_out_from: Callable[[Mapping[str, int]], tuple[Config, int]],
+) -> tuple[Workspace, Trainer, Progress]:
+    """Return the workspace and the trainer of what lies ahead, and how far the run is.
+
+    What lies ahead depends on where the run goes on, which a damaged checkpoint may move back: only
+    after the restore it is known, and what has changed since the last start is recorded.
+    """
+    place = find_place(checkpoints)
+    config, steps = lay_out_from(place)
+    laid_out = workspace.with_config(config)
+    trainer = _make_trainer(laid_out, policy, steps)
+    progress = restore_progress(trainer, policy, checkpoints)
+    found = find_place(checkpoints)
+    if found != place:
+        config, steps = lay_out_from(found)
+        laid_out = workspace.with_config(config)
+        again = _make_trainer(laid_out, policy, steps)
+        trainer = dataclasses.replace(again, layouts=trainer.layouts)
+    return laid_out, trainer, progress
 
 
 def _make_trainer(workspace: Workspace, policy: Policy, steps: int) -> Trainer:

@@ -63,7 +63,7 @@ class Change:
             "grown": "has grown",
             "new": "was not there",
             "changed": "holds something else than it did",
-            "inserted": "is longer, but does not begin with all that it held",
+            "inserted": "holds something else than it did, with more: not at its end alone",
         }
         return f"{self.field}: {self.path} {said[self.verdict]}"
 

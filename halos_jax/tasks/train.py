@@ -75,13 +75,13 @@ def _train(workspace: Workspace, checkpoints: Checkpoints) -> None:
     config, loss = workspace.config, choose_loss(workspace.config)
     policy = _start_policy(config, loss)
     items = _load_items(config, loss, policy)
-    workspace.begin_segment(step=_find_step(checkpoints))
     values = workspace.history.list_values("data.n_examples")
     cuts = [count for count in values[:-1] if count]
     config, steps = _lay_out(workspace, len(items), cuts)
     workspace = workspace.with_config(config)
     trainer = _make_trainer(workspace, policy, loss, steps)
     state, start = _restore(trainer, policy, checkpoints)
+    workspace.begin_segment(step=start)
     dataset = training.make_dataset(
         trainer,
         items,
@@ -176,13 +176,6 @@ def _make_trainer(workspace: Workspace, policy: Policy, loss: Loss, steps: int) 
         warn_of_rounding(config.optimizer, decoder.params_dtype)
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
     return dataclasses.replace(trainer, check=workspace.stop.check)
-
-
-def _find_step(checkpoints: Checkpoints) -> int:
-    """Return the step that the run goes on after."""
-    if checkpoints.latest() is None:
-        return 0
-    return Position.from_dict(checkpoints.read_round_state()).stage_step
 
 
 def _lay_out(workspace: Workspace, count: int, cuts: Sequence[int]) -> tuple[Config, int]:

@@ -13,7 +13,7 @@ from halos_jax import sharding, storage
 from halos_jax.config import Config
 from halos_jax.metrics import MetricWriter
 from halos_jax.workdir import state as states
-from halos_jax.workdir.changes import History
+from halos_jax.workdir.changes import History, record_changes
 from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.ledger import Ledger
 from halos_jax.workdir.state import RunInfo
@@ -58,6 +58,10 @@ class Workspace:
     def with_config(self, config: Config) -> "Workspace":
         """Return the same workspace with another config."""
         return dataclasses.replace(self, config=config)
+
+    def plan_segment(self, *, grown: Mapping[str, Any] | None = None, **where: Any) -> History:
+        """Return what the history will be once `begin_segment` is called with the same."""
+        return record_changes(self.history, grown or {}, **where)
 
     def begin_segment(self, *, grown: Mapping[str, Any] | None = None, **where: Any) -> None:
         """Record what has changed in the config since the last start; see `begin_segment`."""

@@ -88,6 +88,28 @@ def test_a_run_goes_on_on_other_devices_and_with_less_memory(program, finished, 
         np.testing.assert_allclose(found[name], array, atol=2e-3)
 
 
+def test_a_change_holds_from_the_checkpoint_that_is_whole(program, finished, tmp_path):
+    """The newest checkpoint is damaged in its arrays, which only the restore finds."""
+    workdir = tmp_path / "run"
+    kill = {"2 train: after train_step 6": signal.SIGKILL}
+    assert program.run(workdir, signals=kill)[0] == -signal.SIGKILL
+    before, *_, newest = sorted(
+        path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()
+    )
+    for path in newest.glob("state/**/d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    step = json.loads((before / "round" / "metadata").read_text())["round_state"]["step"]
+    code, output, errors = program.run(workdir, "sampling.slots=4")
+    assert (code, errors) == (0, "")
+    assert f"{newest} is incomplete or corrupt" in output
+    (segment,) = read_config(workdir)["segments"]
+    assert segment["changed"] == {"sampling.slots": [8, 4]}
+    assert (segment["round"], segment["step"]) == (2, step)
+    manifest = json.loads((workdir / "rounds" / "0002" / "manifest.json").read_text())
+    assert manifest["segments"] == [segment]
+    assert read_final(workdir) == read_final(finished[0])
+
+
 def test_after_a_loss_that_is_not_finite_a_smaller_rate_goes_on(program, finished, tmp_path):
     workdir, every = tmp_path / "run", "checkpoint.every=0"
     kill = {"2 train: before train_step 4": signal.SIGKILL}

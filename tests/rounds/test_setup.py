@@ -1,5 +1,8 @@
 """What a run is made of; whole runs are in tests/tasks and tests/e2e."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 
 from halos_jax.config import RoundsConfig, TrainConfig
@@ -61,3 +64,34 @@ def test_a_run_is_made_of_what_the_config_and_its_position_say(
     )
     budget = run.budget
     assert (budget.total_prompts, budget.prompts_per_round, budget.num_skip) == (6, 3, 2)
+
+
+@pytest.mark.parametrize("newest_is_whole", [True, False])
+def test_what_lies_ahead_is_laid_out_from_where_the_run_really_goes_on(
+    monkeypatch, newest_is_whole
+):
+    places = {"restored": False}
+
+    def find_place(_):
+        behind = places["restored"] and not newest_is_whole
+        return {"round": 2, "step": 3} if behind else {"round": 3, "step": 6}
+
+    def restore_progress(trainer, *_):
+        trainer.layouts.append("restored")
+        places["restored"] = True
+        return SimpleNamespace(round=1 if not newest_is_whole else 2)
+
+    def make_trainer(workspace, policy, steps):
+        return loop_like(steps=steps, layouts=[])
+
+    loop_like = dataclasses.make_dataclass("Trainer", ["steps", "layouts"])
+    monkeypatch.setattr(setup, "find_place", find_place)
+    monkeypatch.setattr(setup, "restore_progress", restore_progress)
+    monkeypatch.setattr(setup, "_make_trainer", make_trainer)
+    workspace = SimpleNamespace(with_config=lambda config: SimpleNamespace(config=config))
+    laid_out, trainer, _ = setup._restore(
+        workspace, None, None, lambda place: (f"from {place['round']}", 100 * place["round"])
+    )
+    assert laid_out.config == ("from 3" if newest_is_whole else "from 2")
+    assert trainer.steps == (300 if newest_is_whole else 200)
+    assert trainer.layouts == ["restored"], "what the checkpoint holds of the shapes is kept"

@@ -162,13 +162,14 @@ def test_records_added_elsewhere_than_at_the_end_are_refused_with_a_way_on(folde
     file.write_text("\n".join(edit(lines)) + "\n")
     with pytest.raises(ConfigError) as error:
         start(config, may_grow=("data.train",))
-    assert f"data.train: {file} is longer, but does not begin with all that it held" in str(
-        error.value
+    assert (
+        f"data.train: {file} holds something else than it did, with more: not at its end alone"
+        in str(error.value)
     )
     assert "to the end of their file or into a file of their own" in str(error.value)
     with pytest.raises(ConfigError) as error:  # a task whose data may not grow
         start(config)
-    assert "does not begin with all that it held" in str(error.value)
+    assert "not at its end alone" in str(error.value)
     assert "file of their own" not in str(error.value)
     file.write_text("\n".join(lines) + "\n")
     (folder / "more.jsonl").write_text("{}\n")  # the way on

@@ -54,3 +54,20 @@ def test_metrics_go_on_after_the_step_of_the_checkpoint(tmp_path):
         lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["loss/train"] for line in lines] == [0.5, 0.3]
         assert found.ledger.find(tmp_path / "run" / "metrics.jsonl") is not None
+
+
+def test_a_segment_is_planned_without_a_trace_and_then_begun(tmp_path):
+    first = Config(workdir=str(tmp_path / "run"))
+    with open_workspace(first, StopSignal()):
+        (tmp_path / "run" / "metrics.jsonl").touch()
+    changed = dataclasses.replace(first, train=TrainConfig(tokens_per_device=64))
+    with open_workspace(changed, StopSignal()) as found:
+        planned = found.plan_segment(round=2, step=5)
+        assert found.history.changes and not found.history.segments
+        recorded = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert recorded["train"]["tokens_per_device"] == 16384 and "segments" not in recorded
+        found.begin_segment(round=2, step=5)
+        assert found.history == planned
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert recorded["segments"] == [dict(planned.segments[0])]
+    assert (recorded["segments"][0]["round"], recorded["segments"][0]["step"]) == (2, 5)

@@ -15,11 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 class AnswerCache:
-    """A file of JSON Lines that only grows: {"key", "text", "finish_reason", "model"}.
+    """A file of JSON Lines that only grows: {"key", "text", "finish_reason", "model", "sha256"}.
 
-    A line is synced before its answer is used. A line that a kill cut short is passed over when the
-    file is read, and the next one starts on a line of its own. Several threads, and several jobs on
-    one file system, may append: a line is one write.
+    A line is synced before its answer is used. A line that a kill cut short, or that is not as it
+    was written by the hash of the rest in it, is passed over when the file is read: it is said, and
+    asked once more. The next one starts on a line of its own. Several threads, and several jobs on
+    one file system, may append: a line is one write. Lines of a version without hashes are taken.
     """
 
     def __init__(self, path: str | Path):
@@ -43,7 +44,12 @@ class AnswerCache:
                 else:
                     self._answers[answer["key"]] = answer
             if broken > self._broken:
-                logger.warning("%s: passed over %d broken lines", self.path, broken)
+                logger.warning(
+                    "%s: passed over %d broken lines, cut short or changed; what they answered is "
+                    "asked again",
+                    self.path,
+                    broken,
+                )
             self._broken = broken
 
     def __len__(self) -> int:
@@ -57,7 +63,7 @@ class AnswerCache:
 
     def put(self, key: str, answer: Mapping[str, Any]) -> None:
         """Add an answer; when this returns, it is on disk."""
-        line = json.dumps({"key": key, **answer}).encode() + b"\n"
+        line = json.dumps(_seal({"key": key, **answer})).encode() + b"\n"
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Other jobs may append too, so half a line cannot be taken back.
@@ -85,4 +91,15 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
     if not isinstance(answer, dict):
         return None
     names = ("key", "text", "finish_reason")
-    return answer if all(isinstance(answer.get(name), str) for name in names) else None
+    if not all(isinstance(answer.get(name), str) for name in names):
+        return None
+    if "sha256" in answer:
+        found = answer.pop("sha256")
+        return answer if found == _seal(answer)["sha256"] else None
+    # One of an older version, which had these names and no other.
+    return answer if answer.keys() <= {*names, "model"} else None
+
+
+def _seal(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an answer with the hash of all that it says."""
+    return {**answer, "sha256": digest("answer", sorted(answer.items()))}

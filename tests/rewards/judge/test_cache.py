@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import threading
 
 import pytest
@@ -39,6 +40,39 @@ def test_a_torn_line_loses_that_answer_alone(tmp_path, caplog):
         last.load()
         assert last.get("one") and last.get("three") and last.get("two") is None
     assert "passed over 1 broken lines" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_answer_that_was_changed_is_asked_again(tmp_path, caplog, seed):
+    """Whatever letter of a line is another one: the other lines stand, and that one is said."""
+    path, rng = tmp_path / "judge.jsonl", random.Random(seed)
+    cache = AnswerCache(path)
+    for name in ("one", "two", "three"):
+        cache.put(name, ANSWER)
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    for at in rng.sample(range(len(second) - 1), 60):
+        other = bytes([second[at] ^ (1 << rng.randrange(7))])
+        if other in b"\n\r":
+            continue
+        path.write_bytes(first + second[:at] + other + second[at + 1 :] + third)
+        again = AnswerCache(path)
+        again.load()
+        if second[at : at + 1].lower() != other.lower():  # two spellings of a code point
+            assert again.get("two") is None and len(again) == 2, (at, other)
+        assert again.get("two") in (None, cache.get("two"))
+    assert "1 broken lines, cut short or changed; what they answered is asked again" in caplog.text
+
+
+def test_answers_of_a_version_without_hashes_are_taken(tmp_path):
+    path = tmp_path / "judge.jsonl"
+    path.write_text(json.dumps({"key": "one", **ANSWER}) + "\n")
+    cache = AnswerCache(path)
+    cache.load()
+    assert cache.get("one") == {"key": "one", **ANSWER}
+    cache.put("two", ANSWER)
+    again = AnswerCache(path)
+    again.load()
+    assert again.get("two") == {"key": "two", **ANSWER} and len(again) == 2
 
 
 def test_what_is_no_answer_is_passed_over(tmp_path):
