@@ -28,7 +28,8 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str | N
             rest.append(argument)
             continue
         if not equals:  # a negative number has one dash, the next flag two
-            value = None if not remaining or remaining[0].startswith("--") else remaining.pop(0)
+            is_missing = not remaining or remaining[0].startswith("--")
+            value = None if is_missing else remaining.pop(0)
         overrides.append((name.lstrip("-").removeprefix("config."), value))
     return rest, overrides
 
@@ -38,10 +39,13 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) ->
     errors, leaves, free = [], schema.leaf_types(Config), schema.free_sections(Config)
     for path, value in overrides:
         annotation = leaves.get(path)
+        member = schema.split_member(Config, path)
+        if member is not None:
+            annotation = schema.leaf_types(member[1]).get(member[2])
         inside = [section for section in free if path.startswith(f"{section}.")]
         if value is None:
             errors.append(f"{path}: got no value; write --config.{path}=VALUE")
-        elif inside:
+        elif inside and annotation is None:
             _set_free(
                 config, path, schema.parse_literal(value) if isinstance(value, str) else value
             )
@@ -50,7 +54,11 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) ->
         else:
             try:
                 reader = schema.parse if isinstance(value, str) else schema.convert
-                config.update_from_flattened_dict({path: reader(value, annotation)})
+                read = reader(value, annotation)
+                if inside:
+                    _set_free(config, path, read)
+                else:
+                    config.update_from_flattened_dict({path: read})
             except ValueError:
                 errors.append(schema.explain_value(path, value, annotation))
     return errors

@@ -26,21 +26,24 @@ class FieldDoc:
 
 
 def list_docs(cls: type, prefix: str = "") -> list[FieldDoc]:
-    """Return what there is to say of each field of a schema, in order; a free section is one."""
+    """Return what there is to say of each field of a schema, in order; a free section is one.
+
+    Those of members follow as "reward.parts.NAME.weight".
+    """
     found: list[FieldDoc] = []
     hints, texts = typing.get_type_hints(cls, include_extras=True), read_comments(cls)
-    for field in sorted(
-        dataclasses.fields(cls), key=lambda one: one.kw_only
-    ):  # inherited ones last
-        path, annotation = f"{prefix}{field.name}", typing.get_type_hints(cls)[field.name]
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    for name, annotation in schema.list_hints(cls).items():
+        path, member = f"{prefix}{name}", schema.member_of(annotation)
         if dataclasses.is_dataclass(annotation):
             found += list_docs(typing.cast(type, annotation), f"{path}.")
         elif schema.is_free(annotation):
-            found.append(FieldDoc(path, "a section of any names", "", texts[field.name]))
+            found.append(FieldDoc(path, "a section of any names", "", texts[name]))
+            found += list_docs(member, f"{path}.NAME.") if member is not None else []
         else:
-            limits = bounds.describe(bounds.list_bounds(hints[field.name]))
+            limits = bounds.describe(bounds.list_bounds(hints[name]))
             words = ", ".join(filter(None, [schema.describe(annotation), limits]))
-            found.append(FieldDoc(path, words, repr(field.default), texts[field.name]))
+            found.append(FieldDoc(path, words, repr(defaults[name]), texts[name]))
     return found
 
 

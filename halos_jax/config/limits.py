@@ -29,14 +29,16 @@ def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
     yield from _check_mesh(values)
     yield from _check_names(values)
     yield from _check_data(values)
-    yield from _check_judge(values)
+    yield from _check_judge(values, "reward")
     yield from _check_lora(values)
+    yield from _check_parts(values)
     task = TASKS[values["task"]]
     if values["mode"] not in task.modes:
         allowed = ", ".join(map(repr, task.modes))
         yield f"mode: got {values['mode']!r}, allowed with task={values['task']!r}: {allowed}"
     if task.is_scored(values.__getitem__):
-        yield from _check_reward(values)
+        if not _list_parts(values):
+            yield from _check_reward(values, "reward")
         if task.samples:
             yield from _check_lengths(values)
     if task.makes_feedback:
@@ -193,8 +195,9 @@ def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:
     """Refuse lengths that would cut a sample before it is scored or trained on."""
     longest = values["sampling.max_prompt_length"] + values["sampling.max_tokens"]
     uses = {"train.max_length": "trained"} if TASKS[values["task"]].trains else {}
-    if REWARD_KINDS[values["reward.kind"]].by_tokens and not _has_parts(values):
-        uses["reward.max_length"] = "scored"
+    for path in _list_parts(values) or ["reward"]:
+        if REWARD_KINDS[values[f"{path}.kind"]].by_tokens:
+            uses[f"{path}.max_length"] = "scored"
     for path, use in uses.items():
         if longest > values[path]:
             yield (
@@ -204,34 +207,48 @@ def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:
             )
 
 
-def _check_reward(values: Mapping[str, Any]) -> Iterable[str]:
-    kind = values["reward.kind"]
-    wanted = f"reward.{REWARD_KINDS[kind].needs}"
-    # What each part of a sum needs is for `rewards.parts` to say.
-    if not values[wanted] and not _has_parts(values):
-        yield f"{wanted}: got '', but reward.kind={kind!r} needs it; set --config.{wanted}=..."
+def _list_parts(values: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the reward's parts."""
+    found = [re.fullmatch(r"(reward\.parts\..*)\.weight", path) for path in values]
+    return [match[1] for match in found if match]
 
 
-def _has_parts(values: Mapping[str, Any]) -> bool:
-    return any(path.startswith("reward.parts.") for path in values)
+def _check_parts(values: Mapping[str, Any]) -> Iterable[str]:
+    rules = {name.rpartition(":")[2] for name in values["reward.rules"]}
+    for path in _list_parts(values):
+        name = path.removeprefix("reward.parts.")
+        if name in rules or name == "unpenalised":
+            yield f"{path}: a metric has this name already; choose another"
+        if not values[f"{path}.weight"]:
+            yield f"{path}.weight: got 0, allowed: another number; or leave the part out"
+        yield from _check_judge(values, path)
+        if TASKS[values["task"]].is_scored(values.__getitem__):
+            yield from _check_reward(values, path)
 
 
-def _check_judge(values: Mapping[str, Any]) -> Iterable[str]:
-    variable, url = values["reward.judge.key_variable"], values["reward.judge.url"]
+def _check_reward(values: Mapping[str, Any], path: str) -> Iterable[str]:
+    kind = values[f"{path}.kind"]
+    wanted = f"{path}.{REWARD_KINDS[kind].needs}"
+    if not values[wanted]:
+        yield f"{wanted}: got '', but {path}.kind={kind!r} needs it; set --config.{wanted}=..."
+
+
+def _check_judge(values: Mapping[str, Any], path: str) -> Iterable[str]:
+    variable, url = values[f"{path}.judge.key_variable"], values[f"{path}.judge.url"]
     if variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
         # It may be the key itself, so it is not repeated.
         yield (
-            "reward.judge.key_variable: got what is no name of an environment variable; allowed: "
+            f"{path}.judge.key_variable: got what is no name of an environment variable; allowed: "
             "the name of the one that holds the key, such as OPENAI_API_KEY, never the key"
         )
     if not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", url):
         yield (
-            "reward.judge.url: got what is no plain address; allowed: http(s)://HOST[:PORT]/PATH, "
+            f"{path}.judge.url: got what is no plain address; allowed: http(s)://HOST[:PORT]/PATH, "
             "without a user, a password or a key in it (see reward.judge.key_variable)"
         )
-    lowest, highest = values["reward.judge.lowest"], values["reward.judge.highest"]
+    lowest, highest = values[f"{path}.judge.lowest"], values[f"{path}.judge.highest"]
     if not lowest < highest:
-        yield f"reward.judge.lowest: got {lowest}, allowed: less than .highest, which is {highest}"
+        yield f"{path}.judge.lowest: got {lowest}, allowed: less than .highest, which is {highest}"
 
 
 def check_toy(values: Mapping[str, Any]) -> Iterable[str]:

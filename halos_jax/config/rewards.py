@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from halos_jax.config import schema
 from halos_jax.config.bounds import (
     Fraction,
     NonNegativeFloat,
@@ -12,7 +13,7 @@ from halos_jax.config.bounds import (
     PositiveInt,
 )
 from halos_jax.config.kinds import RewardKind
-from halos_jax.config.roles import aside, members, place
+from halos_jax.config.roles import aside, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class RewardConfig:
     judge: JudgeConfig = JudgeConfig()
     # A weighted sum of several rewards instead of one: name -> fields of a PartConfig. Those that
     # a part does not set are those of the reward.
-    parts: Mapping[str, Any] = members(PartConfig)
+    parts: Mapping[str, PartConfig] = dataclasses.field(default_factory=dict)
     rules: tuple[str, ...] = ()  # further functions that score the held-out samples, for metrics
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a model
     max_length: PositiveInt = 2048  # tokens of prompt and response that a model scores
@@ -93,3 +94,16 @@ class RewardConfig:
     # Taken off the reward of a sample cut by the token limit
     missing_eos_penalty: NonNegativeFloat = 0.0
     cut_at_sentence: bool = False  # score the output up to its last ".", "!" or "?", as HALOs does
+
+
+def with_parts(reward: RewardConfig, parts: Mapping[str, Mapping[str, Any]]) -> RewardConfig:
+    """Return a reward with these parts, name -> the fields of a PartConfig that it sets itself.
+
+    Raises:
+      ValueError: with a line for each unknown field and bad value.
+    """
+    errors: list[str] = []
+    made = schema.build_members(reward, "parts", parts, "reward.parts", errors)
+    if errors:
+        raise ValueError("\n".join(errors))
+    return dataclasses.replace(reward, parts=made)

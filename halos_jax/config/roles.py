@@ -8,7 +8,9 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from halos_jax.config import schema
 
 # "result": decides what is computed; fixed for the life of a run.
 # "execution": says how it is computed: it may change, and then the last bits may differ.
@@ -41,8 +43,9 @@ class Mark:
         return self.elsewhere if self.role == "growing" and task not in self.tasks else self.role
 
 
+_Config = TypeVar("_Config")
 RESULT = Mark()
-_MARK, _MEMBERS = "mark", "members"
+_MARK = "mark"
 
 
 def execution(default: Any) -> Any:
@@ -71,48 +74,51 @@ def place(default: str, kind: Place) -> Any:
     return _field(default, Mark(place=kind))
 
 
-def members(of: type) -> Any:
-    """Declare a free section, name -> some fields of the schema `of`, whose marks hold there."""
-    return dataclasses.field(default_factory=dict, metadata={_MEMBERS: of})
-
-
 def _field(default: Any, mark: Mark) -> Any:
     return dataclasses.field(default=default, metadata={_MARK: mark})
 
 
-def find_mark(schema: type, path: str) -> Mark:
+def find_mark(cls: type, path: str) -> Mark:
     """Return the mark of the field at `path` ("train.epochs") of a schema; RESULT if unknown."""
     name, _, rest = path.partition(".")
-    field = next((one for one in dataclasses.fields(schema) if one.name == name), None)
-    if field is None:
+    annotation = schema.list_hints(cls).get(name)
+    if annotation is None:
         return RESULT
-    annotation = typing.get_type_hints(schema)[name]
+    member = schema.member_of(annotation)
+    if member is not None:
+        return find_mark(member, rest.partition(".")[2])
     if dataclasses.is_dataclass(annotation):
-        return find_mark(annotation, rest)
-    if _MEMBERS in field.metadata:
-        return find_mark(field.metadata[_MEMBERS], rest.partition(".")[2])
-    return field.metadata.get(_MARK, RESULT)
+        return find_mark(typing.cast(type, annotation), rest)
+    return _find_own(cls, name)
 
 
-def list_fields(schema: type, role: Role) -> list[str]:
+def _find_own(cls: type, name: str) -> Mark:
+    marks = {field.name: field.metadata.get(_MARK, RESULT) for field in dataclasses.fields(cls)}
+    return typing.cast(Mark, marks[name])
+
+
+def list_fields(cls: type, role: Role) -> list[str]:
     """List the paths of a schema's fields of a role, in their order; free sections are left out."""
-    found = []
-    for field in dataclasses.fields(schema):
-        annotation = typing.get_type_hints(schema)[field.name]
+    found: list[str] = []
+    for name, annotation in schema.list_hints(cls).items():
         if dataclasses.is_dataclass(annotation):
-            found += [f"{field.name}.{path}" for path in list_fields(annotation, role)]
-        elif find_mark(schema, field.name).role == role and _MEMBERS not in field.metadata:
-            found.append(field.name)
+            inner = list_fields(typing.cast(type, annotation), role)
+            found += [f"{name}.{path}" for path in inner]
+        elif schema.member_of(annotation) is None and find_mark(cls, name).role == role:
+            found.append(name)
     return found
 
 
-def map_places(config: Any, change: Callable[[str, str, Place], str]) -> Any:
+def map_places(config: _Config, change: Callable[[str, str, Place], str]) -> _Config:
     """Return a config with `change(path of the field, its text, its kind)` in every place.
 
+    Places that are empty stay so. What a member has of its section becomes what that has.
+
     Args:
-      config: nested dataclasses. Places that are empty stay so.
+      config: nested dataclasses.
     """
-    return dataclasses.replace(config, **_map(type(config), _as_mapping(config), change, ""))
+    mapped: _Config = _map_section(config, change, "", {})
+    return mapped
 
 
 def list_places(config: Any) -> list[tuple[str, str, Place]]:
@@ -127,37 +133,38 @@ def list_places(config: Any) -> list[tuple[str, str, Place]]:
     return found
 
 
-def _map(schema: type, values: Mapping[str, Any], change: Callable, prefix: str) -> dict[str, Any]:
-    mapped = {}
-    for field in dataclasses.fields(schema):
-        if field.name not in values:
-            continue
-        path, value = f"{prefix}{field.name}", values[field.name]
-        annotation = typing.get_type_hints(schema)[field.name]
-        mark = field.metadata.get(_MARK, RESULT)
-        if dataclasses.is_dataclass(annotation):
-            mapped[field.name] = _map_section(annotation, value, change, f"{path}.")
-        elif _MEMBERS in field.metadata:
-            of = field.metadata[_MEMBERS]
-            mapped[field.name] = types.MappingProxyType(
-                {
-                    name: _map_section(of, one, change, f"{path}.{name}.")
-                    for name, one in value.items()
-                }
-            )
-        elif mark.place and isinstance(value, str) and value:
-            mapped[field.name] = change(path, value, mark.place)
-    return mapped
+def _map_section(
+    section: Any,
+    change: Callable[[str, str, Place], str],
+    prefix: str,
+    shared: Mapping[str, tuple[Any, Any]],
+) -> Any:
+    """Map the places of a section; `shared` are fields of the one around it, before and after."""
+    mapped: dict[str, Any] = {}
+    hints = schema.list_hints(type(section))
+    for name in hints:
+        path, value = f"{prefix}{name}", getattr(section, name)
+        before, after = shared.get(name, (None, None))
+        place = _find_own(type(section), name).place
+        if name in shared and before == value:
+            mapped[name] = after
+        elif dataclasses.is_dataclass(value):
+            inner = _pair(before, after) if name in shared else {}
+            mapped[name] = _map_section(value, change, f"{path}.", inner)
+        elif place and isinstance(value, str) and value:
+            mapped[name] = change(path, value, place)
+    done = dataclasses.replace(section, **mapped)
+    for name, annotation in hints.items():
+        if schema.member_of(annotation) is not None:
+            pairs, members = _pair(section, done), getattr(section, name)
+            made = {
+                key: _map_section(one, change, f"{prefix}{name}.{key}.", pairs)
+                for key, one in members.items()
+            }
+            done = dataclasses.replace(done, **{name: types.MappingProxyType(made)})
+    return done
 
 
-def _map_section(schema: type, value: Any, change: Callable, prefix: str) -> Any:
-    mapped = _map(schema, _as_mapping(value), change, prefix)
-    if dataclasses.is_dataclass(value):
-        return dataclasses.replace(value, **mapped)
-    return types.MappingProxyType({**value, **mapped}) if isinstance(value, Mapping) else value
-
-
-def _as_mapping(value: Any) -> Mapping[str, Any]:
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return value if isinstance(value, Mapping) else {}
+def _pair(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
+    names = schema.list_hints(type(before))
+    return {name: (getattr(before, name), getattr(after, name)) for name in names}

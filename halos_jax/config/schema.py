@@ -2,7 +2,9 @@
 
 A schema is a dataclass whose fields are other such dataclasses (*sections*), leaves of the types
 bool, int, float, str, `tuple[str, ...]`, a `Literal` of strings or a union of these, or a Mapping:
-a *free* section, whose keys are not fixed. A field is named by its path, "train.batch_size".
+a *free* section, whose keys are not fixed. A mapping to dataclasses has *members* of any names: a
+field that a member does not set has the value of the field of that name in the section around it.
+A field is named by its path, "train.batch_size".
 Nothing here raises for a bad value: errors are collected as lines that say what, got and allowed.
 """
 
@@ -11,6 +13,7 @@ import collections.abc
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -20,15 +23,56 @@ from typing import Any, Literal
 from halos_jax.config.aliases import find_alias
 
 
+@functools.cache
+def list_hints(cls: Any) -> Mapping[str, Any]:
+    """Return the types of a dataclass's fields, without bounds; inherited fields come last."""
+    hints = typing.get_type_hints(cls)
+    ordered = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only)
+    return {field.name: hints[field.name] for field in ordered}
+
+
 def to_plain(value: Any) -> Any:
-    """Return dataclasses and mappings, at any depth, as plain dicts."""
-    if dataclasses.is_dataclass(value):
-        return {
-            field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
+    """Return dataclasses and mappings, at any depth, as plain dicts.
+
+    Of members only what differs from the section around them is written.
+
+    What `build` makes of the result is equal to `value`.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = list_hints(type(value))
+        plain = {name: to_plain(getattr(value, name)) for name in names}
+        return drop_shared(type(value), plain)
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     return value
+
+
+def drop_shared(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain section without what its members, at any depth, have in common with theirs."""
+    result = dict(plain)
+    for name, annotation in list_hints(cls).items():
+        value = result.get(name)
+        if not isinstance(value, Mapping):
+            continue
+        if dataclasses.is_dataclass(annotation):
+            result[name] = drop_shared(typing.cast(type, annotation), value)
+        elif member_of(annotation) is not None:
+            cls_of = typing.cast(type, member_of(annotation))
+            result[name] = {key: _differ(cls_of, one, plain) for key, one in value.items()}
+    return result
+
+
+def _differ(cls: type, member: Any, section: Mapping[str, Any]) -> Any:
+    """Return the fields of a plain member that differ from its section's, or from defaults."""
+    if not isinstance(member, Mapping):
+        return member
+    hints, own = list_hints(cls), {}
+    around = {field.name: field.default for field in dataclasses.fields(cls)} | dict(section)
+    for name, value in member.items():
+        if name not in around or value != around[name]:
+            is_section = dataclasses.is_dataclass(hints.get(name)) and name in section
+            own[name] = _differ(hints[name], value, section[name]) if is_section else value
+    return own
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -42,21 +86,21 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 def leaf_types(cls: type, prefix: str = "") -> dict[str, Any]:
     """Map the path of every leaf of the schema `cls` to its type."""
-    leaves = {}
-    for name, annotation in typing.get_type_hints(cls).items():
+    leaves: dict[str, Any] = {}
+    for name, annotation in list_hints(cls).items():
         if dataclasses.is_dataclass(annotation):
-            leaves |= leaf_types(annotation, f"{prefix}{name}.")
+            leaves |= leaf_types(typing.cast(type, annotation), f"{prefix}{name}.")
         elif not is_free(annotation):
             leaves[f"{prefix}{name}"] = annotation
     return leaves
 
 
 def free_sections(cls: type, prefix: str = "") -> list[str]:
-    """List the paths of the free sections of the schema `cls`."""
-    paths = []
-    for name, annotation in typing.get_type_hints(cls).items():
+    """List the paths of the free sections of the schema `cls`, those with members too."""
+    paths: list[str] = []
+    for name, annotation in list_hints(cls).items():
         if dataclasses.is_dataclass(annotation):
-            paths += free_sections(annotation, f"{prefix}{name}.")
+            paths += free_sections(typing.cast(type, annotation), f"{prefix}{name}.")
         elif is_free(annotation):
             paths.append(f"{prefix}{name}")
     return paths
@@ -65,6 +109,25 @@ def free_sections(cls: type, prefix: str = "") -> list[str]:
 def is_free(annotation: Any) -> bool:
     """Say whether a field of this type is a free section."""
     return typing.get_origin(annotation) is collections.abc.Mapping
+
+
+def member_of(annotation: Any) -> type | None:
+    """Return the schema of the members of a field of this type; None where it has none."""
+    values = typing.get_args(annotation)[1:] if is_free(annotation) else ()
+    return values[0] if values and dataclasses.is_dataclass(values[0]) else None
+
+
+def split_member(cls: type, path: str) -> tuple[str, type, str] | None:
+    """Split the path of a member's field: ("reward.parts.a", its schema, "weight"); None if it is
+    none."""
+    name, _, rest = path.partition(".")
+    annotation = list_hints(cls).get(name)
+    member = member_of(annotation)
+    if member is not None:
+        key, _, field = rest.partition(".")
+        return (f"{name}.{key}", member, field) if key else None
+    found = split_member(annotation, rest) if dataclasses.is_dataclass(annotation) else None
+    return found and (f"{name}.{found[0]}", *found[1:])
 
 
 def explain_unknown(path: str, cls: type) -> str:
@@ -100,13 +163,32 @@ def _has(cls: type, path: str) -> bool:
 
 def build(cls: type, plain: Mapping[str, Any], errors: list[str]) -> Any:
     """Build the schema `cls` from nested mappings; a bad field keeps its default, with an error."""
-    return _build(cls, plain, "", cls, errors)
+    return _build(cls(), plain, "", cls, errors)
 
 
-def _build(cls: type, plain: Mapping[str, Any], prefix: str, root: type, errors: list[str]) -> Any:
-    hints = typing.get_type_hints(cls)
+def build_members(
+    section: Any, name: str, given: Mapping[str, Any], path: str, errors: list[str]
+) -> Mapping[str, Any]:
+    """Build the members of the field `name` of a section from nested mappings, as `build` does."""
+    cls = member_of(list_hints(type(section))[name])
+    assert cls is not None, name
+    shared = list_hints(type(section)).keys() & list_hints(cls).keys()
+    start, members = cls(**{one: getattr(section, one) for one in shared}), {}
+    for key, plain in given.items():
+        if not isinstance(plain, Mapping):
+            errors.append(f"{path}.{key}: got {plain!r}, allowed: a section of fields")
+            continue
+        lines: list[str] = []
+        members[key] = _build(start, plain, "", cls, lines)
+        errors += [f"{path}.{key}.{line}" for line in lines]
+    return types.MappingProxyType(members)
+
+
+def _build(start: Any, plain: Mapping[str, Any], prefix: str, root: type, errors: list[str]) -> Any:
+    hints = list_hints(type(start))
     errors += [explain_unknown(f"{prefix}{name}", root) for name in plain if name not in hints]
-    values = {}
+    values: dict[str, Any] = {}
+    members: dict[str, Mapping[str, Any]] = {}
     for name, annotation in hints.items():
         if name not in plain:
             continue
@@ -115,7 +197,9 @@ def _build(cls: type, plain: Mapping[str, Any], prefix: str, root: type, errors:
         if (section or is_free(annotation)) and not isinstance(value, Mapping):
             errors.append(f"{path}: got {value!r}, allowed: a section of fields")
         elif section:
-            values[name] = _build(annotation, value, f"{path}.", root, errors)
+            values[name] = _build(getattr(start, name), value, f"{path}.", root, errors)
+        elif member_of(annotation) is not None:
+            members[name] = value
         elif is_free(annotation):
             values[name] = make_immutable(value)
         else:
@@ -123,7 +207,12 @@ def _build(cls: type, plain: Mapping[str, Any], prefix: str, root: type, errors:
                 values[name] = convert(value, annotation)
             except ValueError:
                 errors.append(explain_value(path, value, annotation))
-    return cls(**values)
+    built = dataclasses.replace(start, **values)
+    made = {
+        name: build_members(built, name, given, f"{prefix}{name}", errors)
+        for name, given in members.items()
+    }
+    return dataclasses.replace(built, **made)
 
 
 def make_immutable(value: Any) -> Any:

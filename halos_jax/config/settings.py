@@ -106,11 +106,18 @@ def freeze(
     found, checks = list(errors), (_check, *checks)
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     frozen = places.expand_homes(schema.build(Config, plain, found))
-    # A field whose value is already known to be bad has its default now: say nothing of that, and
-    # nothing at all where the task is unknown, since most limits depend on it.
+    # A field whose value is already known to be bad has its default now: say nothing of that, nor
+    # of the part of a reward that it stands in, and nothing at all where the task is unknown, since
+    # most limits depend on it.
     bad = {line.partition(":")[0] for line in found}
+    members = [schema.split_member(Config, path) for path in bad]
+    hidden = tuple(f"{one[0]}." for one in members if one)
     if "task" not in bad:
-        found += [line for line in _run(checks, frozen) if line.partition(":")[0] not in bad]
+        found += [
+            line
+            for line in _run(checks, frozen)
+            if line.partition(":")[0] not in bad and not line.startswith(hidden)
+        ]
     for stage, plain in _pipeline_stages(frozen):
         lines = []
         built = places.expand_homes(schema.build(Config, plain, lines))
@@ -160,6 +167,9 @@ def _merge(plain: dict[str, Any], override: Mapping[str, Any], workdir: str) -> 
 
 def _check(config: Config) -> Iterable[str]:
     values = dict(schema.flatten(schema.to_plain(config)))
+    for name, part in config.reward.parts.items():
+        whole = schema.flatten(schema.to_plain(part), f"reward.parts.{name}.")
+        values |= dict(whole)
     yield from bounds.find_violations(config)
     yield from limits.find_violations(values)
     yield from places.find_violations(config)

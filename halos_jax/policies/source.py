@@ -80,13 +80,16 @@ def use_final(config: Config) -> Config:
         path=find_model("model.path", config.model.path),
         tokenizer=find_model("model.tokenizer", config.model.tokenizer),
     )
+    path = find_model("reward.path", config.reward.path)
     parts = {
-        name: {**part, "path": find_model(f"reward.parts.{name}.path", part["path"])}
-        if part.get("path")
-        else part
+        name: dataclasses.replace(
+            part,
+            path=path
+            if part.path == config.reward.path
+            else find_model(f"reward.parts.{name}.path", part.path),
+        )
         for name, part in config.reward.parts.items()
     }
-    path = find_model("reward.path", config.reward.path)
     reward = dataclasses.replace(config.reward, path=path, parts=parts)
     return dataclasses.replace(config, model=model, reward=reward)
 

@@ -18,7 +18,7 @@ from halos_jax.data.records.unread import Skips
 from halos_jax.rewards import functions
 from halos_jax.rewards.functions import ReferenceAnswerError
 from halos_jax.rewards.labels import RewardError, Scorer
-from halos_jax.rewards.parts import list_parts, part_to_reward
+from halos_jax.rewards.parts import part_to_reward
 from halos_jax.types import Prompt, Sample
 from halos_jax.user_code import explain_errors, import_function
 
@@ -125,7 +125,7 @@ def check_records(
         where no record has a field that a function needs.
     """
     prompts = list(prompts)
-    singles = [part_to_reward(part, reward) for part in list_parts(reward).values()] or [reward]
+    singles = [part_to_reward(part, reward) for part in reward.parts.values()] or [reward]
     loaded = [
         _load(one.function, one.arguments, one.completions, "reward.function")
         for one in singles

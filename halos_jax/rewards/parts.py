@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from halos_jax.config import Config, ConfigError, bounds, limits, schema
 from halos_jax.config.rewards import PartConfig, RewardConfig
 from halos_jax.rewards.labels import Labels, RewardError, Scorer
 from halos_jax.types import Sample
@@ -14,41 +13,6 @@ from halos_jax.types import Sample
 _OWN = ("weight", "normalise")
 # A field of the reward in a message; not the end of a path or of a file's name.
 _OF_REWARD = re.compile(r"(?<![\w./-])reward\.(?!py\b)")
-
-
-def list_parts(reward: RewardConfig) -> dict[str, PartConfig]:
-    """Return the parts of a reward by name, with the fields that they do not set filled in.
-
-    Raises:
-      ConfigError: where a part has an unknown field or a bad value.
-    """
-    errors: list[str] = []
-    parts = _build_parts(reward, errors)
-    if errors:
-        raise ConfigError("\n".join(errors))
-    return parts
-
-
-def check_parts(config: Config) -> list[str]:
-    """Return an error line for each part of `config.reward` that cannot be."""
-    errors: list[str] = []
-    parts = _build_parts(config.reward, errors)
-    rules = {name.rpartition(":")[2] for name in config.reward.rules}
-    for name, part in parts.items():
-        path = f"reward.parts.{name}"
-        if name in rules or name == "unpenalised":
-            errors.append(f"{path}: a metric has this name already; choose another")
-        if not part.weight:
-            errors.append(f"{path}.weight: got 0, allowed: another number; or leave the part out")
-        if any(line.startswith(f"{path}.") for line in errors):
-            continue
-        # What a reward must be alone, it must be as a part.
-        alone = dataclasses.replace(config, reward=part_to_reward(part, config.reward))
-        values = dict(schema.flatten(schema.to_plain(alone)))
-        lines = [*bounds.find_violations(alone), *limits.find_violations(values)]
-        own = [line for line in lines if line.startswith("reward.")]
-        errors += [line.replace("reward.", f"{path}.") for line in own]
-    return errors
 
 
 def part_to_reward(part: PartConfig, reward: RewardConfig) -> RewardConfig:
@@ -113,22 +77,3 @@ def normalise_scores(
         for index, value in zip(members, (values - values.mean()) / spread, strict=True):
             result[index] = float(value) if values.max() > values.min() else 0.0
     return result
-
-
-def _build_parts(reward: RewardConfig, errors: list[str]) -> dict[str, PartConfig]:
-    names = {field.name for field in dataclasses.fields(PartConfig)} - set(_OWN)
-    defaults = {name: value for name, value in schema.to_plain(reward).items() if name in names}
-    parts = {}
-    for name, given in reward.parts.items():
-        path = f"reward.parts.{name}"
-        if not isinstance(given, Mapping):
-            errors.append(f"{path}: got {given!r}, allowed: a section: kind, weight, ...")
-            continue
-        plain = defaults | schema.to_plain(given)
-        judge = given.get("judge")
-        if isinstance(judge, Mapping):
-            plain["judge"] = defaults["judge"] | schema.to_plain(judge)
-        lines: list[str] = []
-        parts[name] = schema.build(PartConfig, plain, lines)
-        errors += [f"{path}.{line}" for line in lines]
-    return parts

@@ -29,7 +29,7 @@ from halos_jax.packing.layout import Layout, LayoutMemory
 from halos_jax.rewards.function_scorer import make_function_scorer
 from halos_jax.rewards.judge.scorer import make_judge_scorer, probe_judge
 from halos_jax.rewards.labels import RewardError, Scorer
-from halos_jax.rewards.parts import list_parts, make_sum_scorer, part_to_reward
+from halos_jax.rewards.parts import make_sum_scorer, part_to_reward
 from halos_jax.rewards.read_at import load_reward_renderer, make_preparer
 from halos_jax.types import FINISH_STOP, Batch, Params, Sample
 
@@ -58,7 +58,7 @@ def make_scorer(
     """
     if config.reward.parts:
         scorers = {}
-        for name, part in list_parts(config.reward).items():
+        for name, part in config.reward.parts.items():
             alone = dataclasses.replace(config, reward=part_to_reward(part, config.reward))
             try:
                 single = _make_single_scorer(

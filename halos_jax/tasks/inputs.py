@@ -28,7 +28,6 @@ from halos_jax.data.records.sources import find_folder, is_taken, list_set_files
 from halos_jax.models.files import hf
 from halos_jax.models.hf.families import ModelError
 from halos_jax.policies import source
-from halos_jax.rewards.parts import list_parts
 from halos_jax.storage import WorkdirError
 from halos_jax.workdir import fingerprints
 from halos_jax.workdir.changes import FILE, read_plain
@@ -257,7 +256,7 @@ def _is_of_part(field: str, config: Config) -> bool:
 
 def _list_rewards(config: Config) -> dict[str, RewardConfig | PartConfig]:
     """Return the reward, or its parts, by what the names of its fields begin with."""
-    parts = list_parts(config.reward)
+    parts = config.reward.parts
     return {f"reward.parts.{name}.": one for name, one in parts.items()} or {
         "reward.": config.reward
     }

@@ -24,7 +24,6 @@ from halos_jax.policies import source
 from halos_jax.rewards.feedback import report_feedback
 from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.labels import read_scores
-from halos_jax.rewards.parts import list_parts
 from halos_jax.rewards.read_at import load_reward_renderer
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
@@ -166,7 +165,7 @@ def _check_tokenizer(config: Config) -> None:
     reward = config.reward
     if _knows_writer(config):
         return
-    by_model = any(REWARD_KINDS[part.kind].by_tokens for part in list_parts(reward).values())
+    by_model = any(REWARD_KINDS[part.kind].by_tokens for part in reward.parts.values())
     if by_model or (reward.cut_at_sentence and not REWARD_KINDS[reward.kind].by_tokens):
         reason = "a model in reward.parts" if by_model else "reward.cut_at_sentence"
         raise ConfigError(

@@ -15,7 +15,6 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.config.tasks import MODES, TASKS, Task, load
 from halos_jax.devices import explain_memory
 from halos_jax.losses import check_evaluation, check_feedback, check_loss, check_reference
-from halos_jax.rewards.parts import check_parts
 from halos_jax.workdir.interrupt import StopSignal, catch_signals
 
 logger = logging.getLogger("halos_jax")
@@ -84,7 +83,7 @@ def _find_task(name: Task) -> Callable[[Config, StopSignal], dict[str, float]]:
 
 
 def _check_objective(config: Config) -> list[str]:
-    errors = check_loss(config.loss) + check_parts(config)
+    errors = check_loss(config.loss)
     task = TASKS[config.task]
     if task.samples and task.makes_feedback:
         keep_logps = config.sampling.keep_logps

@@ -34,7 +34,7 @@ from halos_jax.rewards.function_scorer import (
     make_rules,
 )
 from halos_jax.rewards.judge.scorer import probe_judge
-from halos_jax.rewards.parts import list_parts, part_to_reward
+from halos_jax.rewards.parts import part_to_reward
 from halos_jax.rounds import cuts
 from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.outlook import refuse_no_rounds
@@ -142,7 +142,7 @@ def _require_writable(field: str, path: Path, *, is_folder: bool) -> None:
 
 
 def _check_reward(config: Config, made: Sequence[Path]) -> None:
-    parts = [part_to_reward(part, config.reward) for part in list_parts(config.reward).values()]
+    parts = [part_to_reward(part, config.reward) for part in config.reward.parts.values()]
     for reward in parts or [config.reward]:
         alone = dataclasses.replace(config, reward=reward)
         load(REWARD_KINDS[reward.kind].check)(alone, made)

@@ -148,7 +148,7 @@ def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]
 
     A field that a run of an older version does not have had its default.
     """
-    before, after = dict(schema.flatten(old)), dict(schema.flatten(new))
+    before, after = (dict(schema.flatten(schema.drop_shared(Config, one))) for one in (old, new))
     fixed = schema.leaf_types(Config)
     defaults = schema.flatten(schema.to_plain(Config()))
     before = {path: value for path, value in defaults if path in fixed} | before

@@ -3,6 +3,7 @@ import typing
 import pytest
 
 from halos_jax.config import Config, Task, limits, schema
+from halos_jax.config.rewards import PartConfig
 
 # A config of each task that is right; each case below breaks it in one way.
 RIGHT = {
@@ -124,7 +125,9 @@ def test_a_reward_function_needs_no_reward_length():
 
 def test_what_the_parts_of_a_reward_need_is_not_asked_of_the_sum():
     values = dict(schema.flatten(schema.to_plain(Config()))) | RIGHT
-    values |= {"reward.path": "", "reward.max_length": 1, "reward.parts.a.path": "reward"}
+    part = PartConfig(path="reward", max_length=2560)
+    values |= {"reward.path": "", "reward.max_length": 1}
+    values |= dict(schema.flatten(schema.to_plain(part), "reward.parts.a."))
     assert list(limits.find_violations(values)) == []
 
 

@@ -14,7 +14,7 @@ from halos_jax.config import (
     freeze,
 )
 from halos_jax.config.places import expand_homes, find_violations, split_names
-from halos_jax.config.rewards import JudgeConfig
+from halos_jax.config.rewards import JudgeConfig, with_parts
 
 
 @pytest.fixture
@@ -30,7 +30,9 @@ def test_a_tilde_is_home_wherever_a_path_stands(home):
             workdir="~/runs/x",
             model=ModelConfig(path="~/m", tokenizer="~/t", chat_template="~/t.jinja"),
             data=DataConfig(train="~/a.jsonl, b.jsonl,~/c.jsonl", eval="shp@test"),
-            reward=RewardConfig(path="~/r", judge=judge, parts={"a": {"path": "~/q"}}),
+            reward=with_parts(
+                RewardConfig(path="~/r", judge=judge), {"a": {"path": "~/q"}, "b": {}}
+            ),
             sampling=SamplingConfig(output="~/s.json"),
             export=ExportConfig(output="~/e"),
         )
@@ -40,7 +42,8 @@ def test_a_tilde_is_home_wherever_a_path_stands(home):
     assert found.model.chat_template == f"{home}/t.jinja"
     assert found.data.train == f"{home}/a.jsonl,b.jsonl,{home}/c.jsonl"
     assert found.data.eval == "shp@test"
-    assert (found.reward.path, found.reward.parts["a"]["path"]) == (f"{home}/r", f"{home}/q")
+    assert (found.reward.path, found.reward.parts["a"].path) == (f"{home}/r", f"{home}/q")
+    assert found.reward.parts["b"].path == f"{home}/r"
     judge = found.reward.judge
     assert (judge.rubric, judge.prompt) == (f"{home}/r.j2", f"{home}/p.j2")
     assert (judge.cache, found.export.output) == (f"{home}/c.jsonl", f"{home}/e")
@@ -99,7 +102,7 @@ def test_a_comma_in_the_name_of_a_file_splits_nothing(tmp_path):
         ({"sampling": SamplingConfig(output="gs://b/o.json")}, "sampling.output: got"),
         ({"export": ExportConfig(output="s3://b/o")}, "export.output: got"),
         (
-            {"reward": RewardConfig(parts={"a": {"judge": {"cache": "gs://b/c"}}})},
+            {"reward": with_parts(RewardConfig(), {"a": {"judge": {"cache": "gs://b/c"}}})},
             "reward.parts.a.judge.cache: got 'gs://b/c'",
         ),
     ],

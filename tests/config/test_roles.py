@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from halos_jax.config import Config, DataConfig, ModelConfig, RewardConfig, roles, schema
+from halos_jax.config.rewards import PartConfig, with_parts
 from halos_jax.config.roles import find_mark, list_fields, list_places, map_places
 
 PACKAGE = Path(roles.__file__).parent
@@ -75,7 +76,7 @@ def test_places_are_found_wherever_they_stand():
     config = Config(
         model=ModelConfig(path="m"),
         data=DataConfig(train="x,y"),
-        reward=RewardConfig(parts=parts),
+        reward=with_parts(RewardConfig(), parts),
     )
     assert list_places(config) == [
         ("workdir", "runs/default", "path"),
@@ -86,8 +87,9 @@ def test_places_are_found_wherever_they_stand():
     ]
     changed = map_places(config, lambda path, text, kind: f"{text}!")
     assert (changed.model.path, changed.data.train, changed.data.eval) == ("m!", "x,y!", "")
-    assert changed.reward.parts["a"] == {"path": "p!", "weight": 2.0, "judge": {"cache": "c!"}}
-    assert changed.reward.parts["b"] == {"kind": "function"}
+    a, b = changed.reward.parts["a"], changed.reward.parts["b"]
+    assert (a.path, a.weight, a.judge.cache) == ("p!", 2.0, "c!")
+    assert b == PartConfig(kind="function")
     assert map_places(config, lambda path, text, kind: text) == config
     assert map_places(Config(), lambda path, text, kind: text) == Config()
 

@@ -10,6 +10,7 @@ import pytest
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.checkpoints.store import open_checkpoints
 from halos_jax.config import Config, ConfigError, ModelConfig, RewardConfig, to_dict
+from halos_jax.config.rewards import with_parts
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.models import spec
 from halos_jax.models.files import hf
@@ -58,9 +59,10 @@ def test_training_starts_from_the_final_model_of_a_run(toy, tmp_path, caplog):
     assert f"model.path: {run} is the workdir of a run: using {run / 'final'}" in caplog.text
     assert source.use_final(found) == found
     parts = {"helpful": {"path": str(run), "weight": 2.0}, "short": {"kind": "function"}}
-    found = source.use_final(Config(reward=RewardConfig(path="org/reward", parts=parts)))
-    expected = parts | {"helpful": {"path": str(run / "final"), "weight": 2.0}}
-    assert found.reward.parts == expected
+    found = source.use_final(Config(reward=with_parts(RewardConfig(path="org/reward"), parts)))
+    helpful, short = found.reward.parts["helpful"], found.reward.parts["short"]
+    assert (helpful.path, helpful.weight) == (str(run / "final"), 2.0)
+    assert (short.path, short.kind) == ("org/reward", "function")
 
 
 def test_a_checkpoint_is_chosen_by_id_or_is_the_newest(toy, tmp_path, params, mesh1):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from halos_jax.config import ConfigError, RewardConfig
+from halos_jax.config.rewards import with_parts
 from halos_jax.data.records.fields import RecordError
 from halos_jax.rewards.function_scorer import (
     check_records,
@@ -310,7 +311,7 @@ def test_what_the_records_lack_is_found_before_anything_is_sampled(in_parts):
     def make(name):
         single = {"kind": "function", "function": name}
         parts = {"right": single, "own": {"kind": "function", "function": "grader:crash"}}
-        return RewardConfig(parts=parts) if in_parts else RewardConfig(**single)
+        return with_parts(RewardConfig(), parts) if in_parts else RewardConfig(**single)
 
     asked = [
         Prompt("p", (Turn("user", "1+1?"),), {"answer": "2"}),

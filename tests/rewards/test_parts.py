@@ -5,12 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from halos_jax.config import Config, ConfigError
-from halos_jax.config.rewards import JudgeConfig, PartConfig, RewardConfig
+from halos_jax.config import Config, ConfigError, freeze, to_dict
+from halos_jax.config.rewards import JudgeConfig, PartConfig, RewardConfig, with_parts
 from halos_jax.rewards.labels import Labels, RewardError
 from halos_jax.rewards.parts import (
-    check_parts,
-    list_parts,
     make_sum_scorer,
     normalise_scores,
     part_to_reward,
@@ -88,12 +86,15 @@ def test_a_part_has_the_rewards_fields_but_for_its_own():
         max_length=99,
         missing_eos_penalty=2.0,
         judge=JudgeConfig(model="big", timeout=3.0),
-        parts={
-            "one": {"weight": 2, "arguments": {"x": 1}},
-            "two": {"kind": "judge", "judge": {"rubric": "r.jinja"}, "normalise": "file"},
-        },
     )
-    parts = list_parts(reward)
+    given = {
+        "one": {"weight": 2, "arguments": {"x": 1}},
+        "two": {"kind": "judge", "judge": {"rubric": "r.jinja"}, "normalise": "file"},
+    }
+    reward = with_parts(reward, given)
+    # What a part has of the reward is not written down twice.
+    assert to_dict(Config(reward=reward))["reward"]["parts"] == given
+    parts = reward.parts
     assert list(parts) == ["one", "two"] and parts["one"].weight == 2.0
     assert parts["one"].function == "m:f" and parts["one"].arguments == {"x": 1}
     alone = part_to_reward(parts["two"], reward)
@@ -115,8 +116,10 @@ def test_bad_parts_are_all_named():
         "rule": {"path": "x"},
     }
     # The default length, 2048, is less than what a prompt and a response may have together.
-    reward = RewardConfig(parts=parts, rules=("m:rule",), max_length=4096)
-    lines = check_parts(Config(workdir="w", reward=reward))
+    plain = {"parts": parts, "rules": ("m:rule",), "max_length": 4096}
+    with pytest.raises(ConfigError) as caught:
+        freeze({"workdir": "w", "reward": plain})
+    lines = [line[4:] for line in str(caught.value).splitlines() if line[4:].startswith("reward")]
     starts = [
         "reward.parts.a: got 3, allowed: a section",
         "reward.parts.b.wait: unknown field",
@@ -131,5 +134,5 @@ def test_bad_parts_are_all_named():
     assert len(lines) == len(starts) and "hidden" not in "".join(lines)
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(start), line
-    with pytest.raises(ConfigError, match=r"reward\.parts\.a"):
-        list_parts(reward)
+    with pytest.raises(ValueError, match=r"reward\.parts\.b\.wait: unknown field"):
+        with_parts(RewardConfig(), {"b": {"wait": 2}})

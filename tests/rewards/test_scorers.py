@@ -21,7 +21,7 @@ from halos_jax.config import (
     ToyConfig,
     TrainConfig,
 )
-from halos_jax.config.rewards import JudgeConfig
+from halos_jax.config.rewards import JudgeConfig, with_parts
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.toy import make_toy_data
 from halos_jax.devices import DeviceError
@@ -212,7 +212,8 @@ def test_another_template_gets_the_turns_that_the_policy_saw(folder, renderer, o
 def test_batches_of_a_reward_model_keep_the_shapes_that_are_known(folder, renderer, one_device):
     samples, layouts = make_samples(renderer), LayoutMemory()
     part = {"kind": "model", "path": str(folder / "reward")}
-    config = make_config(folder, parts={"a": part, "b": part})
+    config = make_config(folder)
+    config = dataclasses.replace(config, reward=with_parts(config.reward, {"a": part, "b": part}))
     score = make_scorer(config, one_device, renderer, layouts=layouts)
     score(samples)
     first = layouts.to_record()
@@ -327,7 +328,7 @@ def test_parts_are_made_and_added(renderer, functions):
         "long": {"function": "judge:length", "weight": 2.0},
         "level": {"function": "judge:level", "normalise": "file"},
     }
-    reward = RewardConfig(kind="function", parts=parts)
+    reward = with_parts(RewardConfig(kind="function"), parts)
     samples = make_samples(renderer, answers=("abc", "b", "a"))
     labels = make_scorer(Config(reward=reward), None, renderer)(samples)
     assert labels.parts["long"] == [3.0, 1.0, 1.0, 1.0, 1.0, 1.0]
@@ -336,7 +337,7 @@ def test_parts_are_made_and_added(renderer, functions):
     np.testing.assert_allclose(labels.rewards, expected, rtol=1e-12)
     parts["level"] = {"function": "judge:level", "arguments": {"x": 1}}
     with pytest.raises(ConfigError, match=r"reward\.parts\.level: reward\.arguments: got {'x': 1}"):
-        make_scorer(Config(reward=dataclasses.replace(reward, parts=parts)), None, renderer)
+        make_scorer(Config(reward=with_parts(reward, parts)), None, renderer)
 
 
 def test_a_judge_is_a_scorer_like_any_other(renderer, functions, server, tmp_path):
@@ -350,7 +351,7 @@ def test_a_judge_is_a_scorer_like_any_other(renderer, functions, server, tmp_pat
     expected = [1.0, 2.0, 0.0, 2.0, 0.0, 0.0]
     assert make_scorer(config, None, renderer)(samples) == expected
     parts = {"b": {"weight": 2.0}, "long": {"kind": "function", "function": "judge:length"}}
-    config = dataclasses.replace(config, reward=dataclasses.replace(reward, parts=parts))
+    config = dataclasses.replace(config, reward=with_parts(reward, parts))
     labels = make_scorer(config, None, renderer)(samples)
     assert labels.rewards == [5.0, 6.0, 1.0, 6.0, 1.0, 1.0] and labels.parts["b"] == expected
     # One a text, in the first run and never again, and a probe of each.
@@ -360,7 +361,9 @@ def test_a_judge_is_a_scorer_like_any_other(renderer, functions, server, tmp_pat
 def test_an_error_inside_a_function_names_its_part_and_not_its_file(renderer, functions, tmp_path):
     (tmp_path / "my_reward.py").write_text("def broken(prompt, response): raise KeyError('mine')\n")
     parts = {"own": {"function": "my_reward:broken"}}
-    scorer = make_scorer(Config(reward=RewardConfig(kind="function", parts=parts)), None, renderer)
+    scorer = make_scorer(
+        Config(reward=with_parts(RewardConfig(kind="function"), parts)), None, renderer
+    )
     with pytest.raises(RewardError) as caught:
         scorer(make_samples(renderer))
     message = str(caught.value)

@@ -9,7 +9,7 @@ import pytest
 
 from halos_jax import storage
 from halos_jax.config import Config, ConfigError, DataConfig, LoraConfig, ModelConfig
-from halos_jax.config.rewards import JudgeConfig, RewardConfig
+from halos_jax.config.rewards import JudgeConfig, RewardConfig, with_parts
 from halos_jax.config.sections import EvalConfig, SamplingConfig
 from halos_jax.tasks import inputs
 from halos_jax.workdir.ledger import open_ledger, read_ledger
@@ -314,7 +314,7 @@ def test_a_judges_templates_are_read_where_a_judge_is_asked(folder):
     parts = {"one": {"kind": "judge", "judge": {"rubric": str(folder / "rubric.jinja")}}}
     for reward, field in (
         (RewardConfig(kind="judge", judge=judge), "reward.judge.rubric"),
-        (RewardConfig(parts=parts), "reward.parts.one.judge.rubric"),
+        (with_parts(RewardConfig(), parts), "reward.parts.one.judge.rubric"),
     ):
         found = inputs.list_inputs(make_config(folder, reward=reward))
         assert found[field] == [("", folder / "rubric.jinja")]

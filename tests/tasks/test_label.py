@@ -16,6 +16,7 @@ from halos_jax.config import (
     RewardConfig,
     SamplingConfig,
 )
+from halos_jax.config.rewards import with_parts
 from halos_jax.data import datasets
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.records import formats as records
@@ -232,9 +233,10 @@ def test_what_needs_a_tokenizer_says_so(samples, tmp_path):
         ({"cut_at_sentence": True}, r"reward\.cut_at_sentence"),
         ({"parts": {"a": {"path": "m"}, "b": {"kind": "function"}}}, r"a model in reward\.parts"),
     ):
-        reward = dataclasses.replace(config.reward, kind="judge", **changes)
         if "parts" in changes:
-            reward = dataclasses.replace(reward, kind="model")
+            reward = with_parts(dataclasses.replace(config.reward, kind="model"), changes["parts"])
+        else:
+            reward = dataclasses.replace(config.reward, kind="judge", **changes)
         with pytest.raises(ConfigError, match=rf"model\.path: got '', but {reason} needs the tok"):
             run_labelling(dataclasses.replace(config, reward=reward), StopSignal())
 

@@ -18,6 +18,7 @@ from halos_jax.config import (
     SamplingConfig,
     TrainConfig,
 )
+from halos_jax.config.rewards import with_parts
 from halos_jax.policies import source
 from halos_jax.storage import WorkdirError
 from halos_jax.workdir import changes
@@ -167,11 +168,11 @@ def test_a_path_is_what_it_is_however_it_is_spelled(tmp_path, monkeypatch):
         (tmp_path / name).touch()
 
     def make(model, data="a.jsonl,b.jsonl"):
-        parts = {"x": {"path": model}}
+        parts = {"x": {"path": model, "weight": 2.0}, "y": {"path": "other"}}
         return Config(
             model=ModelConfig(path=model),
             data=DataConfig(train=data),
-            reward=RewardConfig(path=model, parts=parts),
+            reward=with_parts(RewardConfig(path=model), parts),
         )
 
     workdir = tmp_path / "run"
@@ -181,7 +182,7 @@ def test_a_path_is_what_it_is_however_it_is_spelled(tmp_path, monkeypatch):
         info = start(workdir, make(model), step=1)
         # What names the model in the records is what it was, too.
         assert info.config.model.path == "M/chat" and info.config.reward.path == "M/chat"
-        assert info.config.reward.parts["x"]["path"] == "M/chat"
+        assert info.config.reward.parts["x"].path == "M/chat"
     start(workdir, make("~/M/chat", f"{tmp_path}/a.jsonl, ./b.jsonl"), step=1)
     assert recorded(workdir) == before
     (tmp_path / "M" / "other").mkdir()
@@ -271,3 +272,16 @@ def test_what_is_kept_of_a_stage_is_said_where_it_depends_on_what_changed(tmp_pa
     assert describe(slots, []) == describe(Config(), shards) == ""
     assert describe(Config(optimizer=OptimizerConfig(learning_rate=1.0)), shards) == ""
     assert describe(Config(sampling=SamplingConfig(slots=4, shard_prompts=2)), shards) == ""
+
+
+def test_a_part_that_says_what_the_reward_says_is_as_one_that_leaves_it_out():
+    full = {"kind": "model", "path": "m", "weight": 1.0, "judge": {"timeout": 120.0}}
+    reward = with_parts(RewardConfig(path="m"), {"a": full, "b": {"weight": 2}})
+    new = config_lib.to_dict(Config(reward=reward))
+    old = config_lib.to_dict(Config(reward=RewardConfig(path="m")))
+    old["reward"]["parts"] = {"a": full, "b": {"weight": 2}}  # as it was written before
+    assert changes.find_changes(old, new) == []
+    old["reward"]["parts"]["b"]["weight"] = 3.0
+    assert [str(one) for one in changes.find_changes(old, new)] == [
+        "reward.parts.b.weight: 3.0 -> 2.0"
+    ]
