@@ -39,7 +39,7 @@ from tests import shapes
 
 # Before the package is imported: the arrays of these modules are checked at every call.
 install_import_hook(
-    ["halos_jax.types", "halos_jax.losses", "halos_jax.training"],
+    ["halos_jax.types", "halos_jax.losses", "halos_jax.training", "halos_jax.sampling"],
     f"{shapes.__name__}.check_arrays",
 )
 

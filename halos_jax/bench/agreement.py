@@ -17,12 +17,11 @@ from halos_jax.bench.workloads import Case, make_decoder, make_items
 from halos_jax.config import Config
 from halos_jax.losses import get_loss
 from halos_jax.models import decoder as decoders
-from halos_jax.models.decoder import Params
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.packing.batches import build_batch, plan_batches, split_logps
 from halos_jax.sampling.sampler import make_sampler, sample_shard
 from halos_jax.training.step import loss_and_gradient
-from halos_jax.types import TARGET, Batch, Item
+from halos_jax.types import TARGET, Batch, Item, Params
 
 _LAYERS = 2
 _FAST: dict[str, Any] = {"remat": "matmuls", "head_remat": False}

@@ -17,10 +17,9 @@ from halos_jax.bench.workloads import Case, make_decoder
 from halos_jax.config import Config
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.integers import divide_up
-from halos_jax.models.decoder import Params
 from halos_jax.sampling import decode
 from halos_jax.sampling.sampler import Sampler, make_sampler, sample_shard
-from halos_jax.types import Prompt, Sample, Turn
+from halos_jax.types import Params, Prompt, Sample, Turn
 
 
 class _TokenRenderer:

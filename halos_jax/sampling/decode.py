@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import NamedSharding
+from jaxtyping import Bool, Float32, Int32, UInt32
 
 from halos_jax.models import cache as caches
-from halos_jax.models.decoder import Params
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.sampling.filters import find_kept, mask_unknown, sum_above, sum_together
 from halos_jax.sharding import constrain
+from halos_jax.types import Array, Params
 
 # Tokens whose weights are summed, block by block, to find the one that is drawn: a cumulative sum
 # costs by its length squared on some backends.
@@ -27,7 +28,7 @@ _UNIFORM_BITS = 24  # of a float32 uniform; what is rarer than 2^-24 no draw can
 
 # Made on the host, traced on the device.
 Rows = jax.Array | np.ndarray
-# Keys or values of prompts, one [G, T, K, H] a layer.
+# Keys or values of prompts, one [prompts, T, K, H] a layer.
 Prompts = tuple[jax.Array, ...]
 
 
@@ -46,35 +47,35 @@ class DecodeSettings:
 
 @struct.dataclass
 class Slots:
-    """The state of all slots, [S] each; an idle slot has `done` set."""
+    """The state of all slots; an idle slot has `done` set."""
 
     cache: caches.Cache
-    token: jax.Array  # i32, the next token to feed
-    position: jax.Array  # i32, where it stands
-    generated: jax.Array  # i32, response tokens drawn so far
-    done: jax.Array  # bool
-    key: jax.Array  # u32[S, 2], key data of the sample
+    token: Int32[Array, " S"]  # the next token to feed
+    position: Int32[Array, " S"]  # where it stands
+    generated: Int32[Array, " S"]  # response tokens drawn so far
+    done: Bool[Array, " S"]
+    key: UInt32[Array, "S 2"]  # key data of the sample
 
 
 @struct.dataclass
 class ChunkOutput:
     """What one chunk drew: `count[s]` leading entries of row s are real."""
 
-    tokens: jax.Array  # i32[S, chunk]
-    logps: jax.Array  # f32[S, chunk], of the unfiltered policy at temperature 1
-    count: jax.Array  # i32[S]
-    done: jax.Array  # bool[S]
+    tokens: Int32[Array, "S chunk"]
+    logps: Float32[Array, "S chunk"]  # of the unfiltered policy at temperature 1
+    count: Int32[Array, " S"]
+    done: Bool[Array, " S"]
 
 
 @struct.dataclass
 class Admission:
-    """Samples that enter slots, [A] each; a slot number of S or more is padding."""
+    """Samples that enter slots; a slot number of S or more is padding."""
 
-    slot: Rows  # i32
-    source: Rows  # i32, row of the prefilled prompts
-    token: Rows  # i32, last token of the prompt
-    position: Rows  # i32, its position
-    key: Rows  # u32[A, 2]
+    slot: Int32[Rows, " admitted"]
+    source: Int32[Rows, " admitted"]  # row of the prefilled prompts
+    token: Int32[Rows, " admitted"]  # last token of the prompt
+    position: Int32[Rows, " admitted"]  # its position
+    key: UInt32[Rows, "admitted 2"]
 
 
 def init_slots(config: DecoderConfig, *, slots: int, length: int) -> Slots:
@@ -107,8 +108,10 @@ def _split_slots(slots: Slots) -> Slots:
     )
 
 
-def derive_keys(seed: int, round: int, prompts: Sequence[int], samples: Sequence[int]) -> jax.Array:
-    """Return key data u32[A, 2] of samples: a function of (seed, round, prompt, sample) alone.
+def derive_keys(
+    seed: int, round: int, prompts: Sequence[int], samples: Sequence[int]
+) -> UInt32[Array, "samples 2"]:
+    """Return the key data of samples: a function of (seed, round, prompt, sample) alone.
 
     `prompts` are 64-bit numbers that stand for the prompt ids.
     """
@@ -130,9 +133,9 @@ def admit(
     prompt_keys: Prompts,
     prompt_values: Prompts,
     admission: Admission,
-    cancelled: Rows,
+    cancelled: Bool[Rows, " S"],
 ) -> Slots:
-    """Fork prefilled prompts into slots, and idle the slots in `cancelled bool[S]`.
+    """Fork prefilled prompts into slots, and idle the slots in `cancelled`.
 
     The prompt's last token is not in the prefill: feeding it is the slot's first decode step, so
     every response token, the first too, is drawn in one place.
@@ -155,8 +158,8 @@ def admit(
     return _split_slots(admitted)
 
 
-def select_slots(slots: Slots, kept: jax.Array) -> Slots:
-    """Return the slots of the numbers `kept` i32[S'] alone, in that order."""
+def select_slots(slots: Slots, kept: Int32[Array, " kept"]) -> Slots:
+    """Return the slots of the numbers `kept` alone, in that order."""
     chosen = jax.tree.map(lambda x: x[kept], slots)
     return _split_slots(dataclasses.replace(chosen, cache=caches.constrain_cache(chosen.cache)))
 
@@ -205,11 +208,14 @@ def decode_chunk(
 
 
 def draw_tokens(
-    logits: jax.Array, keys: jax.Array, generated: jax.Array, settings: DecodeSettings
-) -> tuple[jax.Array, jax.Array]:
-    """Draw one token a slot from f32[S, V]; the randomness is (sample's key, response position).
+    logits: Float32[Array, "S V"],
+    keys: UInt32[Array, "S 2"],
+    generated: Int32[Array, " S"],
+    settings: DecodeSettings,
+) -> tuple[Int32[Array, " S"], Float32[Array, " S"]]:
+    """Draw one token a slot; the randomness is (sample's key, response position).
 
-    Also return the tokens' log-probabilities f32[S] at temperature 1, unfiltered: ids that no token
+    Also return the tokens' log-probabilities at temperature 1, unfiltered: ids that no token
     has are never drawn, but they count as the trainer counts them.
 
     Top-p needs no cutoff: candidates are drawn from the whole distribution, and the first one that
@@ -279,22 +285,22 @@ def _split_blocks(logits: jax.Array) -> jax.Array:
 
 
 def invert_cumulative(
-    blocks: jax.Array,
-    sums: jax.Array,
-    uniforms: jax.Array,
+    blocks: Float32[Array, "S blocks block"],
+    sums: Float32[Array, "S blocks"],
+    uniforms: Float32[Array, "S candidates"],
     weigh: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-    """Return i32[S, draws], the first tokens whose cumulative weight exceeds a uniform's share of
-    the row.
+) -> Int32[Array, "S candidates"]:
+    """Return the first tokens whose cumulative weight exceeds a uniform's share of the
+    row.
 
     One random number a draw: the Gumbel trick would need one for every token of the vocabulary.
     The sum is taken by blocks, then within the block that the number falls into. Weights are formed
     where they are needed: written down, they would be one more pass over the vocabulary.
 
     Args:
-      blocks: f32[S, V / 512, 512], the logits.
-      sums: f32[S, V / 512], the sums of their weights.
-      uniforms: f32[S, draws], in [0, 1).
+      blocks: the logits, in blocks of 512.
+      sums: the sums of their weights.
+      uniforms: in [0, 1).
       weigh: from logits `[S, ..., n]` to weights: 0 or more, not all 0 in a row, 0 of -inf; they
         need not sum to 1.
     """

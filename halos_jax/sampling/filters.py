@@ -14,17 +14,19 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float32
+
+from halos_jax.types import Array
 
 _BITS = 30  # of the patterns of [0, 1]
 
 
 def filter_logits(
-    logits: jax.Array, *, temperature: float, top_k: int = 0, top_p: float = 1.0
-) -> jax.Array:
+    logits: Float32[Array, "S V"], *, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> Float32[Array, "S V"]:
     """Return `logits / temperature` with the tokens that may not be drawn at -inf.
 
     Args:
-      logits: f32[S, V].
       temperature: must be greater than 0 (greedy decoding takes the argmax instead).
       top_k: keep the k likeliest tokens (Fan et al. 2018); 0 keeps all. Ties with the k-th stay.
       top_p: keep the smallest set of likeliest tokens whose probability reaches p (Holtzman et al.
@@ -34,8 +36,8 @@ def filter_logits(
     return jnp.where(find_kept(logits, top_k=top_k, top_p=top_p), logits, -jnp.inf)
 
 
-def find_kept(logits: jax.Array, *, top_k: int, top_p: float) -> jax.Array:
-    """Return bool[S, V], the tokens that may be drawn; arguments as of `filter_logits`, with the
+def find_kept(logits: Float32[Array, "S V"], *, top_k: int, top_p: float) -> Bool[Array, "S V"]:
+    """Return the tokens that may be drawn; arguments as of `filter_logits`, with the
     temperature applied."""
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     # Formed once: rounded otherwise when formed again, the last token kept could be lost.
@@ -51,8 +53,10 @@ def find_kept(logits: jax.Array, *, top_k: int, top_p: float) -> jax.Array:
     return kept
 
 
-def mask_unknown(logits: jax.Array, unknown: tuple[tuple[int, int], ...]) -> jax.Array:
-    """Return the logits f32[S, V] with -inf in the ranges `unknown`; the very same if none."""
+def mask_unknown(
+    logits: Float32[Array, "S V"], unknown: tuple[tuple[int, int], ...]
+) -> Float32[Array, "S V"]:
+    """Return the logits with -inf in the ranges `unknown`; the very same if none."""
     if not unknown:
         return logits
     # A table and no comparisons: a vocabulary may have holes by the thousand.
@@ -62,9 +66,12 @@ def mask_unknown(logits: jax.Array, unknown: tuple[tuple[int, int], ...]) -> jax
     return jnp.where(masked, -jnp.inf, logits)
 
 
-def sum_above(weights: jax.Array, logits: jax.Array, cutoffs: jax.Array) -> jax.Array:
-    """Return sum(weights where logits > cutoff) f32[S, cutoffs], of weights and logits f32[S, V]
-    and cutoffs f32[S, cutoffs]."""
+def sum_above(
+    weights: Float32[Array, "S V"],
+    logits: Float32[Array, "S V"],
+    cutoffs: Float32[Array, "S candidates"],
+) -> Float32[Array, "S candidates"]:
+    """Return sum(weights where logits > cutoff) of each cutoff."""
     over = (logits > cutoffs[:, one, None] for one in range(cutoffs.shape[1]))
     return jnp.stack(sum_together([jnp.where(mask, weights, 0.0) for mask in over]), axis=-1)
 

@@ -18,7 +18,6 @@ from halos_jax.config import SamplingConfig
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.integers import round_up
 from halos_jax.metrics import NonFiniteError
-from halos_jax.models.decoder import Params
 from halos_jax.models.files import vocab
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.spec import DecoderConfig
@@ -35,7 +34,7 @@ from halos_jax.sampling.schedule import (
     plan_waves,
     release_slots,
 )
-from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample
+from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Params, Prompt, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +172,7 @@ def render_prefix(settings: SamplingConfig, renderer: Renderer) -> tuple[int, ..
 
 @dataclasses.dataclass(frozen=True)
 class _Prefilled:
-    """A wave whose prompts have their keys and values, [G, T, K, H] a layer."""
+    """A wave whose prompts have their keys and values, [prompts, T, K, H] a layer."""
 
     wave: Wave
     keys: tuple[jax.Array, ...]

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Int32, UInt32
 
 from halos_jax.integers import round_up
 from halos_jax.types import Prompt
@@ -33,7 +34,7 @@ class Draft:
     prompt_ids: tuple[int, ...]
     sample_id: int
     prompt_number: int  # within the shard
-    key: np.ndarray  # u32[2], key data
+    key: UInt32[np.ndarray, "2"]  # key data
     ids: list[int] = dataclasses.field(default_factory=list)
     logps: list[float] = dataclasses.field(default_factory=list)
     finish_reason: str = ""
@@ -54,8 +55,8 @@ class Wave:
     """
 
     first: int  # number of the wave's first prompt within the shard
-    tokens: np.ndarray  # i32[G, T]
-    lengths: np.ndarray  # i32[G]
+    tokens: Int32[np.ndarray, "prompts T"]
+    lengths: Int32[np.ndarray, " prompts"]
     waiting: collections.deque[Draft]
 
 
@@ -79,11 +80,11 @@ def plan_waves(drafts: Sequence[Draft], *, size: int, length: int) -> list[Wave]
     return waves
 
 
-def release_slots(owners: Owners, max_tokens: int) -> np.ndarray:
+def release_slots(owners: Owners, max_tokens: int) -> Bool[np.ndarray, " S"]:
     """Idle the slots of drafts that are finished, or have had all of their steps.
 
     Returns:
-      bool[S], the slots that the device may still hold for busy: those of drafts whose tokens have
+      the slots that the device may still hold for busy: those of drafts whose tokens have
       been read and end before the limit (at a stop string, say).
     """
     cancelled = np.array([draft is not None and bool(draft.finish_reason) for draft in owners])
