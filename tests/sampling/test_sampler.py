@@ -280,9 +280,9 @@ def test_a_stop_string_is_found_across_chunks(chunk):
             drawn = tokens[start : start + chunk]
             padding = [0] * (chunk - len(drawn))
             output = decode.ChunkOutput(
-                tokens=np.array([[*drawn, *padding]]),
+                tokens=np.array([[*drawn, *padding]], np.int32),
                 logps=-np.array([[*range(start, start + len(drawn)), *padding]], np.float32),
-                count=np.array([len(drawn)]),
+                count=np.array([len(drawn)], np.int32),
                 done=np.array([start + chunk >= len(tokens)]),
             )
             sampling._collect(sampler, sampling._Chunk(output, [draft]), lambda count: None)
