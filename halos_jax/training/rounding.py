@@ -1,7 +1,6 @@
 """Weights that stay as they are because the type they are stored in rounds their updates away."""
 
 import logging
-import math
 
 import jax
 import jax.numpy as jnp
@@ -35,22 +34,25 @@ def warn_of_rounding(config: OptimizerConfig, params_dtype: str) -> None:
         )
 
 
-def measure_moved(before: Params, after: Params) -> Scalar | None:
-    """Return the share of the weights narrower than float32 whose stored value is another after a
-    step; None if all weights are float32."""
-    leaves = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    narrow = [(x, y) for x, y in leaves if x.dtype.itemsize < 4]
+def measure_moved(before: Params, after: Params, gradient: Params) -> Scalar | None:
+    """Return the share of weights whose stored value is another after a step.
+
+    Of those narrower than float32 that have a gradient: embeddings of words that do not occur, say,
+    have none. It is 1 where no weight has a gradient, None where all weights are float32.
+    """
+    parts = map(jax.tree.leaves, (before, after, gradient))
+    narrow = [part for part in zip(*parts, strict=True) if part[0].dtype.itemsize < 4]
     if not narrow:
         return None
-    total = sum(math.prod(x.shape) for x, _ in narrow)
-    share: jax.Array = sum(_count_moved(x, y) for x, y in narrow) / total
-    return share
+    moved = sum(_count((x != y) & (g != 0)) for x, y, g in narrow)
+    total = jnp.asarray(sum(_count(g != 0) for *_, g in narrow))
+    return jnp.where(total > 0, moved / jnp.maximum(total, 1.0), 1.0)
 
 
-def _count_moved(before: jax.Array, after: jax.Array) -> Scalar:
+def _count(mask: jax.Array) -> Scalar:
     # Whole numbers along the first axis: in float32 a long sum of ones would stop at 2^24.
-    inner = tuple(range(1, before.ndim))
-    return jnp.sum(jnp.sum(before != after, axis=inner, dtype=jnp.int32).astype(jnp.float32))
+    inner = tuple(range(1, mask.ndim))
+    return jnp.sum(jnp.sum(mask, axis=inner, dtype=jnp.int32).astype(jnp.float32))
 
 
 def choose_watched(config: OptimizerConfig, total_steps: int) -> range:
@@ -86,10 +88,11 @@ class MovedWatch:
         self._shares.clear()
         if share < _FEW:
             logger.warning(
-                "moved_params: a step changed %.2g %% of the weights on average over steps %d to "
-                "%d; the others stayed as they are, since model.params_dtype=bfloat16 rounds away "
-                "an update of less than about 1/256 of its weight; start again with "
-                "--config.model.params_dtype=float32, or with a larger optimizer.learning_rate",
+                "moved_params: a step changed %.2g %% of the weights with a gradient, on average "
+                "over steps %d to %d; the others stayed as they are, since "
+                "model.params_dtype=bfloat16 rounds away an update of less than about 1/256 of "
+                "its weight; start again with --config.model.params_dtype=float32, or with a "
+                "larger optimizer.learning_rate",
                 100 * share,
                 self._steps[-1] - count + 1,
                 self._steps[-1],

@@ -145,7 +145,7 @@ def train_step(
     }
     if loss.value:
         metrics["grad_norm_value"] = _measure_norm(gradient["value"])
-    moved = measure_moved(state.params, params)
+    moved = measure_moved(state.params, params, gradient)
     if moved is not None:
         metrics["moved_params"] = moved
     after = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)

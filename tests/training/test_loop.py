@@ -371,4 +371,6 @@ def test_what_a_stage_moves_is_watched(trainer, data, caplog):
         np.float32(0.03),
         np.float32(0.01),
     ]
-    assert caplog.text.count("changed 2 % of the weights on average over steps 9 to 10") == 1
+    assert (
+        caplog.text.count("2 % of the weights with a gradient, on average over steps 9 to 10") == 1
+    )
