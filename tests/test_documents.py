@@ -1,7 +1,9 @@
 """What documents name exists: links, files, fields of the config, cases; and they stay short."""
 
 import re
-import tomllib
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -168,6 +170,10 @@ def test_blocks_and_code_of_a_document(tmp_path):
         documents.read_blocks("README.md", tmp_path)
 
 
-def test_the_spelling_check_reads_its_settings():
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["codespell"]
-    assert set(settings) <= {"skip", "ignore-words-list", "check-filenames"}
+def test_the_spelling_is_checked(tmp_path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    check = [sys.executable, "-m", "codespell_lib"]
+    assert subprocess.run([*check, *DOCUMENTS, "configs", "launch"], cwd=ROOT).returncode == 0
+    (tmp_path / "a.md").write_text("a " + "mis" + "take is " + "mispel" + "led\n")
+    found = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode and "a.md:1: mispel" in found.stdout

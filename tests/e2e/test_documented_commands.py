@@ -101,9 +101,14 @@ def test_documented_commands_run_one_after_the_other(document, program, stand_in
     commands = dict.fromkeys(one.words for one in ALL if one.is_main and one.document == document)
     for words in commands:
         prepared = prepare(words, stand_ins, tmp_path / "runs", judge)
-        if not prepared.is_elsewhere:
+        if prepared.is_elsewhere:
+            continue
+        if "configs/bench.py" in words[3]:  # it compiles steps itself, which a fork observes
+            process = program.start_with(*prepared.arguments)
+            assert process.communicate()[1] == "" and process.returncode == 0
+        else:
             run(program, prepared)
-            assert list(prepared.workdir.iterdir()), words
+        assert list(prepared.workdir.iterdir()), words
 
 
 def test_a_name_without_a_stand_in_is_an_error(stand_ins, judge):
