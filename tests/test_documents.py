@@ -17,7 +17,7 @@ MOST_LINES = {"README.md": 200, ".github/CHANGELOG.md": 1000, ".github/CONTRIBUT
 MOST_LINES_OF_A_ROOM = 120
 SECTIONS = {path.partition(".")[0] for path in schema.leaf_types(Config) if "." in path}
 # Names of files that a document gives as an example, and those of models and of runs.
-EXAMPLES = {"tests/a/test_b.py", "halos_jax/a/b.py", "FILE.py", "DIR/", "FINAL/"}
+EXAMPLES = {"tests/a/test_b.py", "halos_jax/a/b.py", "FILE.py", "configs/NAME.py", "DIR/", "FINAL/"}
 OF_RUNS = ("final/", "rounds/", "runs/", "checkpoints/", "adapter/", "compilation_cache/", "base/")
 EXAMPLES_OF_FIELDS = {"field", "section.field"}
 FILE = re.compile(r"(?<![\w*./-])[\w./-]+?(?:\.(?:py|sh|md|toml|ipynb)\b|/(?=$| ))")
