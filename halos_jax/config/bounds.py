@@ -24,7 +24,7 @@ def find_violations(section: Any, prefix: str = "") -> Iterable[str]:
       prefix: what the paths of its fields begin with, "train.".
     """
     if isinstance(section, typing.Mapping):
-        members = section.items()
+        members = list(section.items())
     else:
         hints = typing.get_type_hints(type(section), include_extras=True)
         members = [(name, getattr(section, name)) for name in hints]
@@ -39,10 +39,10 @@ def find_violations(section: Any, prefix: str = "") -> Iterable[str]:
 
 def list_bounds(annotation: Any) -> list[Ge | Gt | Le | Lt]:
     """Return the bounds in a type, such as `Annotated[int, Ge(1)]`; none in another one."""
-    found: list[Ge | Gt | Le | Lt] = []
+    found: list[Any] = []
     for one in getattr(annotation, "__metadata__", ()):
         found += list(one) if isinstance(one, Interval) else [one]
-    return found
+    return [one for one in found if isinstance(one, (Ge, Gt, Le, Lt))]
 
 
 def describe(bounds: Iterable[Ge | Gt | Le | Lt]) -> str:

@@ -23,11 +23,15 @@ from typing import Any, Literal
 from halos_jax.config.aliases import find_alias
 
 
-@functools.cache
 def list_hints(cls: Any) -> Mapping[str, Any]:
     """Return the types of a dataclass's fields, without bounds; inherited fields come last."""
+    return _list_hints(cls)
+
+
+@functools.cache
+def _list_hints(cls: Any) -> Mapping[str, Any]:
     hints = typing.get_type_hints(cls)
-    ordered = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only)
+    ordered = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
     return {field.name: hints[field.name] for field in ordered}
 
 
@@ -114,7 +118,8 @@ def is_free(annotation: Any) -> bool:
 def member_of(annotation: Any) -> type | None:
     """Return the schema of the members of a field of this type; None where it has none."""
     values = typing.get_args(annotation)[1:] if is_free(annotation) else ()
-    return values[0] if values and dataclasses.is_dataclass(values[0]) else None
+    is_member = bool(values) and dataclasses.is_dataclass(values[0])
+    return typing.cast(type, values[0]) if is_member else None
 
 
 def split_member(cls: type, path: str) -> tuple[str, type, str] | None:
@@ -126,7 +131,9 @@ def split_member(cls: type, path: str) -> tuple[str, type, str] | None:
     if member is not None:
         key, _, field = rest.partition(".")
         return (f"{name}.{key}", member, field) if key else None
-    found = split_member(annotation, rest) if dataclasses.is_dataclass(annotation) else None
+    if not dataclasses.is_dataclass(annotation):
+        return None
+    found = split_member(typing.cast(type, annotation), rest)
     return found and (f"{name}.{found[0]}", *found[1:])
 
 

@@ -8,7 +8,7 @@ errors of a config and raises them together.
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
@@ -32,10 +32,11 @@ from halos_jax.config.sections import (
     ToyConfig,
     TrainConfig,
 )
-from halos_jax.config.tasks import STAGES, Mode, Task
+from halos_jax.config.tasks import STAGES, Mode
+from halos_jax.config.tasks import Task as Task
 from halos_jax.errors import UserError
 
-Settings = ConfigDict | Mapping[str, Any]  # what a preset returns, before `freeze`
+Settings: TypeAlias = ConfigDict | Mapping[str, Any]  # what a preset returns, before `freeze`
 
 
 class ConfigError(UserError, ValueError):
@@ -80,7 +81,8 @@ def default() -> ConfigDict:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Return `config` as plain nested dicts and lists, fit for JSON."""
-    return json.loads(json.dumps(schema.to_plain(config)))
+    plain: dict[str, Any] = json.loads(json.dumps(schema.to_plain(config)))
+    return plain
 
 
 def freeze(
@@ -105,7 +107,7 @@ def freeze(
     """
     found, checks = list(errors), (_check, *checks)
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    frozen = places.expand_homes(schema.build(Config, plain, found))
+    frozen: Config = places.expand_homes(schema.build(Config, plain, found))
     # A field whose value is already known to be bad has its default now: say nothing of that, nor
     # of the part of a reward that it stands in, and nothing at all where the task is unknown, since
     # most limits depend on it.
@@ -119,7 +121,7 @@ def freeze(
             if line.partition(":")[0] not in bad and not line.startswith(hidden)
         ]
     for stage, plain in _pipeline_stages(frozen):
-        lines = []
+        lines: list[str] = []
         built = places.expand_homes(schema.build(Config, plain, lines))
         lines += _run(checks, built)
         found += [f"pipeline.overrides.{stage}: {line}" for line in lines if line not in found]
@@ -189,7 +191,7 @@ def _check(config: Config) -> Iterable[str]:
 
 
 def _run(checks: Iterable[Callable[[Config], Iterable[str]]], config: Config) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for check in checks:
         try:
             lines += check(config)
