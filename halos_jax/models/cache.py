@@ -19,6 +19,7 @@ from halos_jax.models.head import project_logits
 from halos_jax.models.lora import take_layer
 from halos_jax.models.spec import DecoderConfig, list_layer_kinds, make_spec
 from halos_jax.sharding import constrain
+from halos_jax.types import Params
 
 
 @struct.dataclass
@@ -46,7 +47,7 @@ def init_cache(config: DecoderConfig, *, slots: int, length: int) -> Cache:
     return Cache(arrays(), arrays())
 
 
-def unstack_layers(params: dict[str, Any], config: DecoderConfig) -> dict[str, Any]:
+def unstack_layers(params: Params, config: DecoderConfig) -> dict[str, Any]:
     """Return params in the compute dtype with `layers` as a tuple of one dict a layer.
 
     They are gathered over "fsdp" here, once: a decode step is too short to gather them in it. An
@@ -110,7 +111,8 @@ def prefill(
 
 def constrain_cache(cache: Cache) -> Cache:
     """Constrain every array of `cache` to its sharding."""
-    return jax.tree.map(_constrain_cache, cache)
+    constrained: Cache = jax.tree.map(_constrain_cache, cache)
+    return constrained
 
 
 def insert_prompts(
@@ -156,7 +158,9 @@ def decode_step(
     rows = jnp.arange(tokens.shape[0])
     x = decoder.embed_tokens(weights, tokens, config)
 
-    def attend(q, k, v, *, layer: int, **settings) -> jax.Array:
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, *, layer: int, **settings: Any
+    ) -> jax.Array:
         write = functools.partial(_write_row, rows=rows, positions=positions)
         keys[layer], values[layer] = write(keys[layer], k), write(values[layer], v)
         return attend_cache(q, keys[layer], values[layer], positions, **settings)
@@ -175,7 +179,9 @@ def decode_step(
     return logits, Cache(tuple(keys), tuple(values))
 
 
-def _write_row(old: jax.Array, new: jax.Array, *, rows: jax.Array, positions: jax.Array):
+def _write_row(
+    old: jax.Array, new: jax.Array, *, rows: jax.Array, positions: jax.Array
+) -> jax.Array:
     updated = old.at[rows, positions].set(new, unique_indices=True, indices_are_sorted=True)
     return _constrain_cache(updated)
 

@@ -21,9 +21,8 @@ from halos_jax.models.lookup import look_up_tokens, take_positions
 from halos_jax.models.quantized import Quantized, dequantize
 from halos_jax.models.spec import DecoderConfig, LayerKind, list_layer_kinds
 from halos_jax.sharding import constrain
-from halos_jax.types import Batch
+from halos_jax.types import Batch, Params
 
-Params = dict[str, Any]
 # Of queries, keys, values and the heads' sinks [N] (None where a family has none).
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
@@ -45,7 +44,8 @@ def cast_params(params: Params, config: DecoderConfig) -> Params:
             return x
         return dequantize(x, config.compute_dtype)
 
-    return jax.tree.map(cast, params, is_leaf=lambda x: isinstance(x, Quantized))
+    made: Params = jax.tree.map(cast, params, is_leaf=lambda x: isinstance(x, Quantized))
+    return made
 
 
 def embed_tokens(params: Params, tokens: jax.Array, config: DecoderConfig) -> jax.Array:
@@ -94,7 +94,7 @@ def make_attend(run: Callable[..., jax.Array], config: DecoderConfig, kind: Laye
         config.attention, config.head_dim, config.compute_dtype, softcap, sinks=config.sinks
     )
 
-    def attend(q, k, v, sinks):
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array | None) -> jax.Array:
         scoring = Scoring(config.attention_scale, softcap, kind.window, sinks)
         return run(q, k, v, backend=backend, scoring=scoring)
 
@@ -125,7 +125,7 @@ def run_layers(
     branches = [make_attend(run_attention, config, kind) for kind in kinds]
     rotation_of = make_rotations(config, positions)
 
-    def block(x, scanned):
+    def block(x: jax.Array, scanned: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
         weights, kind = scanned
         weights = cast_params(weights, config)
         rotate, attend_kind = rotation_of(0), branches[0]

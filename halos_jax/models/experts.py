@@ -43,8 +43,10 @@ def run_experts(
     by_expert = {name: sharding.mesh_spec(_AXES[name], leaf.shape) for name, leaf in own.items()}
     by_number, _, by_width = by_expert["expert_gate"]
 
-    def run(x, chosen, shares, own):
-        first = 0
+    def run(
+        x: jax.Array, chosen: jax.Array, shares: jax.Array, own: dict[str, jax.Array]
+    ) -> jax.Array:
+        first: int | jax.Array = 0
         if by_number:
             first = jax.lax.axis_index(by_number) * own["expert_gate"].shape[0]
         elif by_width and "expert_down_bias" in own:
@@ -55,8 +57,11 @@ def run_experts(
         axis = by_number or by_width
         return jax.lax.psum(out, axis) if axis else out
 
-    run = sharding.run_on_mesh(run, in_specs=(rows, rows, rows, by_expert), out_specs=rows)
-    return run(x, chosen, shares, own)
+    specs = (rows, rows, rows, by_expert)
+    out: jax.Array = sharding.run_on_mesh(run, in_specs=specs, out_specs=rows)(
+        x, chosen, shares, own
+    )
+    return out
 
 
 def route_tokens(
@@ -125,11 +130,15 @@ def _permute(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
     return x[order]
 
 
-def _permute_forward(x, order, inverse):
+def _permute_forward(
+    x: jax.Array, order: jax.Array, inverse: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return x[order], (order, inverse)
 
 
-def _permute_backward(residuals, gradient):
+def _permute_backward(
+    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, np.ndarray, np.ndarray]:
     order, inverse = residuals
     nothing = np.zeros(order.shape, jax.dtypes.float0)
     return gradient[inverse], nothing, nothing

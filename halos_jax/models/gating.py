@@ -14,7 +14,7 @@ from halos_jax.models.hf.family_table import Family
 from halos_jax.models.hf.layouts import MATRIX, TRANSPOSED, VECTOR, Tensor
 from halos_jax.models.lookup import take_positions
 from halos_jax.models.spec import GatingConfig
-from halos_jax.types import Batch
+from halos_jax.types import Batch, Params
 
 # "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n" of Llama 3: the end of every prompt.
 _LLAMA3_PROMPT_END = (128009, 128006, 78191, 128007, 271)
@@ -54,7 +54,7 @@ def list_gating_tensors(gating: GatingConfig) -> dict[str, Tensor]:
 
 
 def compute_gated_scores(
-    params: dict[str, Any], hidden: jax.Array, batch: Batch, gating: GatingConfig
+    params: Params, hidden: jax.Array, batch: Batch, gating: GatingConfig
 ) -> jax.Array:
     """Return the scores f32[rows, sequences]: rewards, decorrelated, weighed and summed."""
     rewards, weights = compute_objectives(params, hidden, batch, gating)
@@ -65,7 +65,7 @@ def compute_gated_scores(
 
 
 def compute_objectives(
-    params: dict[str, Any], hidden: jax.Array, batch: Batch, gating: GatingConfig
+    params: Params, hidden: jax.Array, batch: Batch, gating: GatingConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Return the rewards and the gate's weights f32[rows, sequences, objectives].
 

@@ -7,6 +7,8 @@ where they are and the vocabulary may be split over "tensor": every collective i
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,10 @@ from jax.sharding import PartitionSpec
 from halos_jax import sharding
 from halos_jax.integers import divide_up
 from halos_jax.models.lookup import find_specs, index_in_shard
+
+_Found = Any  # log-probs, or these and entropies: f32[rows, P] each
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+_Chunk = tuple[tuple[jax.Array, ...], jax.Array | None]  # results, slopes
 
 
 def compute_token_logps(
@@ -39,7 +45,8 @@ def compute_token_logps(
     Returns:
       f32[rows, P], in nats.
     """
-    return _token_logps(hidden, head, targets, chunk, softcap, False, keep)
+    logps: jax.Array = _token_logps(hidden, head, targets, chunk, softcap, False, keep)
+    return logps
 
 
 def compute_token_statistics(
@@ -55,7 +62,10 @@ def compute_token_statistics(
 
     The entropies are for metrics: they have no gradient.
     """
-    return _token_logps(hidden, head, targets, chunk, softcap, True, keep)
+    found: tuple[jax.Array, jax.Array] = _token_logps(
+        hidden, head, targets, chunk, softcap, True, keep
+    )
+    return found
 
 
 def project_logits(hidden: jax.Array, head: jax.Array, softcap: float = 0.0) -> jax.Array:
@@ -68,11 +78,27 @@ def project_logits(hidden: jax.Array, head: jax.Array, softcap: float = 0.0) -> 
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _token_logps(hidden, head, targets, chunk, softcap, entropy, keep):
+def _token_logps(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    chunk: int,
+    softcap: float,
+    entropy: bool,
+    keep: bool,
+) -> _Found:
     return _forward(hidden, head, targets, chunk, softcap, entropy, False)[0]
 
 
-def _forward(hidden, head, targets, chunk, softcap, entropy, keep):
+def _forward(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    chunk: int,
+    softcap: float,
+    entropy: bool,
+    keep: bool,
+) -> tuple[_Found, _Residuals]:
     rows, vocab = find_specs(targets, head)
     vocab_axis = vocab[0]
     run = functools.partial(
@@ -85,14 +111,21 @@ def _forward(hidden, head, targets, chunk, softcap, entropy, keep):
     )
     slopes = PartitionSpec(None, rows[0], None, vocab_axis)
     out_specs = (rows,) * (3 if entropy else 2) + ((slopes,) if keep else ())
-    run = sharding.run_on_mesh(run, in_specs=(rows, vocab, rows), out_specs=out_specs)
-    logps, normalizers, *others = run(hidden, head, targets)
+    on_mesh = sharding.run_on_mesh(run, in_specs=(rows, vocab, rows), out_specs=out_specs)
+    logps, normalizers, *others = on_mesh(hidden, head, targets)
     kept = others.pop() if keep else normalizers
     return (logps, *others) if entropy else logps, (hidden, head, targets, kept)
 
 
-def _backward(chunk, softcap, entropy, keep, residuals, gradient):
-    gradient = gradient[0] if entropy else gradient
+def _backward(
+    chunk: int,
+    softcap: float,
+    entropy: bool,
+    keep: bool,
+    residuals: _Residuals,
+    gradients: _Found,
+) -> tuple[jax.Array, jax.Array, None]:
+    gradient = gradients[0] if entropy else gradients
     hidden, head, targets, kept = residuals
     rows, vocab = find_specs(targets, head)
     vocab_axis, row_axes = vocab[0], rows[0] or ()
@@ -111,18 +144,28 @@ def _backward(chunk, softcap, entropy, keep, residuals, gradient):
             sum_parts=sum_parts,
         )
     in_specs = (rows, vocab, rows, kept_spec, rows)
-    run = sharding.run_on_mesh(run, in_specs=in_specs, out_specs=(rows, split))
-    return *run(hidden, head, targets, kept, gradient), None
+    on_mesh = sharding.run_on_mesh(run, in_specs=in_specs, out_specs=(rows, split))
+    return *on_mesh(hidden, head, targets, kept, gradient), None
 
 
 _token_logps.defvjp(_forward, _backward)
 
 
-def _forward_shard(hidden, head, targets, *, chunk, softcap, vocab_axis, entropy, keep):
+def _forward_shard(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int,
+    softcap: float,
+    vocab_axis: str | None,
+    entropy: bool,
+    keep: bool,
+) -> tuple[jax.Array, ...]:
     """Return log-probs, log-normalizers and, if asked for, entropies f32[rows, P] of one device's
     rows, and the slopes of the log-probs `[chunks, rows, P / chunks, V]`."""
 
-    def one(_, xs):
+    def one(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, _Chunk]:
         hidden, targets = xs
         logits = project_logits(hidden, head, softcap)
         peak = _reduce(jnp.max(logits, axis=-1), jax.lax.pmax, vocab_axis)
@@ -134,7 +177,7 @@ def _forward_shard(hidden, head, targets, *, chunk, softcap, vocab_axis, entropy
         here = (index >= 0) & (index < head.shape[0])
         picked = jnp.take_along_axis(logits, jnp.where(here, index, 0)[..., None], axis=-1)
         picked = _reduce(jnp.where(here, picked[..., 0], 0.0), jax.lax.psum, vocab_axis)
-        found = (picked - normalizer, normalizer)
+        found: tuple[jax.Array, ...] = (picked - normalizer, normalizer)
         if entropy:
             moment = jnp.sum(jnp.exp(shifted) * shifted, axis=-1)
             found += (jnp.log(total) - _reduce(moment, jax.lax.psum, vocab_axis) / total,)
@@ -146,10 +189,12 @@ def _forward_shard(hidden, head, targets, *, chunk, softcap, vocab_axis, entropy
     xs = tuple(_split(x, chunk) for x in (hidden, targets))
     _, (found, slopes) = jax.lax.scan(one, None, xs)
     found = tuple(_join(x, targets.shape[1]) for x in found)
-    return (*found, slopes) if keep else found
+    return found if slopes is None else (*found, slopes)
 
 
-def _differentiate(logits, normalizers, index, softcap):
+def _differentiate(
+    logits: jax.Array, normalizers: jax.Array, index: jax.Array, softcap: float
+) -> jax.Array:
     """Return the derivatives of the targets' log-probs by the logits before the soft cap."""
     hits = index[..., None] == jnp.arange(logits.shape[-1])
     slopes = hits - jnp.exp(logits - normalizers[..., None])
@@ -157,11 +202,20 @@ def _differentiate(logits, normalizers, index, softcap):
 
 
 def _backward_shard(
-    hidden, head, targets, normalizers, gradient, *, chunk, softcap, vocab_axis, sum_parts
-):
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    normalizers: jax.Array,
+    gradient: jax.Array,
+    *,
+    chunk: int,
+    softcap: float,
+    vocab_axis: str | None,
+    sum_parts: Callable[[jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
     """Return the gradients of `hidden` and `head`; one sum over the row shards at the end."""
 
-    def one(head_gradient, xs):
+    def one(head_gradient: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         hidden, targets, normalizers, gradient = xs
         logits = project_logits(hidden, head, softcap)
         index = index_in_shard(targets, head.shape[0], vocab_axis)
@@ -181,7 +235,16 @@ def _backward_shard(
     return _join(hidden_gradient, targets.shape[1]), sum_parts(head_gradient).astype(head.dtype)
 
 
-def _backward_kept(hidden, head, targets, slopes, gradient, *, vocab_axis, sum_parts):
+def _backward_kept(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    slopes: jax.Array,
+    gradient: jax.Array,
+    *,
+    vocab_axis: str | None,
+    sum_parts: Callable[[jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
     """Return what `_backward_shard` does, from the slopes: no pass over positions and words but
     the two matrix products. What a position's log-prob weighs is put on its hidden state."""
     chunk = slopes.shape[2]
@@ -196,8 +259,10 @@ def _backward_kept(hidden, head, targets, slopes, gradient, *, vocab_axis, sum_p
     return hidden_gradient, sum_parts(head_gradient).astype(head.dtype)
 
 
-def _reduce(x: jax.Array, how, axes) -> jax.Array:
-    return how(x, axes) if axes else x
+def _reduce(
+    x: jax.Array, how: Callable[[jax.Array, str], jax.Array], axis: str | None
+) -> jax.Array:
+    return how(x, axis) if axis else x
 
 
 def _split(x: jax.Array, chunk: int) -> jax.Array:

@@ -79,8 +79,11 @@ def run_mlp(x: jax.Array, weights: Weights, config: DecoderConfig) -> jax.Array:
         return run_experts(x, weights, config.experts, _make_gating(config))
 
     def project_in(name: str) -> jax.Array:
-        return checkpoint_name(project("...d,df->...f", x, weights, name), name)
+        named: jax.Array = checkpoint_name(project("...d,df->...f", x, weights, name), name)
+        return named
 
+    gate: jax.Array | None
+    up: jax.Array
     if "gate_up" in weights:
         gate, up = jnp.split(project_in("gate_up"), 2, axis=-1)
     else:
@@ -96,12 +99,15 @@ def _make_gating(config: DecoderConfig) -> Callable[[jax.Array, jax.Array], jax.
     """Return what makes a gated MLP's hidden layer of `gate` and `up`, both `[..., F]`."""
     activate, clamped = ACTIVATIONS[config.activation], config.clamped_gate
 
+    if clamped is None:
+        return lambda gate, up: activate(gate) * up
+
     def gate_clamped(gate: jax.Array, up: jax.Array) -> jax.Array:
         gate = jnp.minimum(gate, clamped.limit)
         up = jnp.clip(up, -clamped.limit, clamped.limit)
         return (up + 1) * (gate * jax.nn.sigmoid(clamped.alpha * gate))
 
-    return (lambda gate, up: activate(gate) * up) if clamped is None else gate_clamped
+    return gate_clamped
 
 
 @struct.dataclass

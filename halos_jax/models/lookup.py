@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec
 
 from halos_jax import sharding
 
+_Residuals = tuple[jax.Array, jax.Array]
+
 
 @jax.custom_vjp
 def look_up_tokens(table: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -25,27 +27,29 @@ def look_up_tokens(table: jax.Array, tokens: jax.Array) -> jax.Array:
     return _tokens_forward(table, tokens)[0]
 
 
-def _tokens_forward(table, tokens):
+def _tokens_forward(table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, _Residuals]:
     rows, vocab = find_specs(tokens, table)
     run = functools.partial(_look_up_shard, vocab_axis=vocab[0])
-    found = sharding.run_on_mesh(run, in_specs=(vocab, rows), out_specs=rows)(table, tokens)
+    found: jax.Array = sharding.run_on_mesh(run, in_specs=(vocab, rows), out_specs=rows)(
+        table, tokens
+    )
     return found, (tokens, table)
 
 
-def _tokens_backward(residuals, gradient):
+def _tokens_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Array, np.ndarray]:
     tokens, table = residuals
     rows, vocab = find_specs(tokens, table)
     row_axes = rows[0] or ()
     spec = sharding.mesh_spec(("vocab", "embed" if row_axes else None), table.shape)
 
-    def run(tokens, gradient):
+    def run(tokens: jax.Array, gradient: jax.Array) -> jax.Array:
         size = table.shape[0] // (jax.lax.axis_size(vocab[0]) if vocab[0] else 1)
         index = index_in_shard(tokens.reshape(-1), size, vocab[0])
         part = sum_by_index(gradient.reshape(-1, gradient.shape[-1]), index, size)
         return sharding.sum_parts(part.astype(table.dtype), row_axes, spec)
 
-    run = sharding.run_on_mesh(run, in_specs=(rows, rows), out_specs=spec)
-    return run(tokens, gradient), no_gradient(tokens)
+    summed = sharding.run_on_mesh(run, in_specs=(rows, rows), out_specs=spec)
+    return summed(tokens, gradient), no_gradient(tokens)
 
 
 look_up_tokens.defvjp(_tokens_forward, _tokens_backward)
@@ -57,20 +61,20 @@ def take_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
 
-def _take_forward(hidden, positions):
+def _take_forward(hidden: jax.Array, positions: jax.Array) -> tuple[jax.Array, _Residuals]:
     return take_positions(hidden, positions), (positions, hidden)
 
 
-def _take_backward(residuals, gradient):
+def _take_backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Array, np.ndarray]:
     positions, hidden = residuals
     rows, _ = find_specs(positions, hidden)
 
-    def run(positions, gradient):
+    def run(positions: jax.Array, gradient: jax.Array) -> jax.Array:
         add = functools.partial(sum_by_index, size=hidden.shape[1])
         return jax.vmap(add)(gradient, positions).astype(hidden.dtype)
 
-    run = sharding.run_on_mesh(run, in_specs=(rows, rows), out_specs=rows)
-    return run(positions, gradient), no_gradient(positions)
+    summed = sharding.run_on_mesh(run, in_specs=(rows, rows), out_specs=rows)
+    return summed(positions, gradient), no_gradient(positions)
 
 
 take_positions.defvjp(_take_forward, _take_backward)
@@ -87,7 +91,7 @@ def sum_by_index(values: jax.Array, index: jax.Array, size: int) -> jax.Array:
     count = len(order)
     here = jnp.arange(count)
 
-    def add(round, sums):
+    def add(round: jax.Array, sums: jax.Array) -> jax.Array:
         before = here - (1 << round)
         same = (before >= 0) & (index[before] == index)
         return sums + jnp.where(same[:, None], sums[before], 0.0)
@@ -101,13 +105,14 @@ def sum_by_index(values: jax.Array, index: jax.Array, size: int) -> jax.Array:
     return zeros.at[target].set(sums, mode="drop", unique_indices=True)
 
 
-def _look_up_shard(table, tokens, *, vocab_axis):
+def _look_up_shard(table: jax.Array, tokens: jax.Array, *, vocab_axis: str | None) -> jax.Array:
     if vocab_axis is None:
         return table[tokens]
     # Each token lies in one vocabulary shard; the others add zero.
     index = index_in_shard(tokens, table.shape[0], vocab_axis)
     found = table.at[index].get(mode="fill", fill_value=0, wrap_negative_indices=False)
-    return jax.lax.psum(found, vocab_axis)
+    summed: jax.Array = jax.lax.psum(found, vocab_axis)
+    return summed
 
 
 def index_in_shard(tokens: jax.Array, size: int, vocab_axis: str | None) -> jax.Array:

@@ -18,15 +18,14 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from halos_jax import sharding
 from halos_jax.config import LoraConfig
 from halos_jax.models import spec
-from halos_jax.models.hf.families import Family, ModelError, list_tensors
+from halos_jax.models.hf.families import ModelError, list_tensors
+from halos_jax.models.hf.family_table import Family
 from halos_jax.models.layers import Dropout
 from halos_jax.models.quantized import Quantized, dequantize, quantize
 from halos_jax.models.spec import DecoderConfig, ParamSpec
-
-Params = dict[str, Any]
+from halos_jax.types import Params
 
 ALL_LINEAR = "all-linear"
 # The linear layers of a block -> the number of leading axes of theirs (after L) that are inputs.
@@ -150,15 +149,7 @@ def abstract_trained(config: DecoderConfig, mesh: Mesh, adapter: Adapter | None)
     """Return what is trained, the adapter or (None) all params, as sharded ShapeDtypeStructs."""
     if adapter is None:
         return spec.abstract_params(config, mesh)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape,
-            jnp.dtype(config.params_dtype),
-            sharding=sharding.named_sharding(leaf.axes, leaf.shape, mesh),
-        ),
-        make_spec(adapter, config),
-        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
-    )
+    return spec.abstract_arrays(make_spec(adapter, config), mesh, config.params_dtype)
 
 
 def init_adapter(seed: int, frozen: Frozen, config: DecoderConfig, mesh: Mesh) -> Params:
@@ -175,7 +166,8 @@ def init_adapter(seed: int, frozen: Frozen, config: DecoderConfig, mesh: Mesh) -
         # Drawn flat, and the factor held apart, for the reasons given in `spec.init_params`.
         values = jax.random.uniform(key, (math.prod(leaf.shape),), jnp.float32, -1.0, 1.0)
         values = jax.lax.optimization_barrier(values.reshape(leaf.shape))
-        return (values * bound).astype(leaf.dtype)
+        drawn: jax.Array = (values * bound).astype(leaf.dtype)
+        return drawn
 
     def init(key: jax.Array) -> Params:
         layers = {
@@ -186,7 +178,7 @@ def init_adapter(seed: int, frozen: Frozen, config: DecoderConfig, mesh: Mesh) -
 
     with jax.set_mesh(mesh):
         shardings = {"layers": {name: leaf.sharding for name, leaf in wanted["layers"].items()}}
-        made = jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+        made: Params = jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
     return made | take_whole(frozen.base, config)
 
 
@@ -204,6 +196,7 @@ def quantize_base(base: Params, kind: str) -> Params:
 
     Embedding, head, norms and routers stay as they are. See `models.quantized`.
     """
+    inputs_of: dict[str, Sequence[int]]
     inputs_of = {name: range(1, 1 + count) for name, count in _NUM_INPUTS.items()}
     inputs_of |= dict.fromkeys(_EXPERTS, (2,))
     layers = base["layers"]
@@ -244,14 +237,15 @@ def start_dropout(frozen: Frozen | None, step: jax.Array) -> Frozen | None:
     if frozen is None or not frozen.adapter.dropout:
         return frozen
     key = jax.random.key(frozen.adapter.seed)
-    return frozen.replace(dropout_key=jax.random.fold_in(key, step))
+    return dataclasses.replace(frozen, dropout_key=jax.random.fold_in(key, step))
 
 
 def fold_microbatch(frozen: Frozen | None, number: jax.Array | int) -> Frozen | None:
     """Return `frozen` with the dropout of one microbatch of the step."""
     if frozen is None or frozen.dropout_key is None:
         return frozen
-    return frozen.replace(dropout_key=jax.random.fold_in(frozen.dropout_key, number))
+    key = jax.random.fold_in(frozen.dropout_key, number)
+    return dataclasses.replace(frozen, dropout_key=key)
 
 
 # --------------------------------------------------------------------------- merged
@@ -274,7 +268,7 @@ def merge_adapter(params: Params, frozen: Frozen | None) -> Params:
     """
     if frozen is None:
         return params
-    attached = attach_adapter(params, frozen.replace(dropout_key=None))
+    attached = attach_adapter(params, dataclasses.replace(frozen, dropout_key=None))
     layers = dict(frozen.base["layers"])
     for path in (path for module in frozen.adapter.modules for path in module.paths):
         a, b = (attached["layers"][f"{path}_lora_{end}"] for end in "ab")

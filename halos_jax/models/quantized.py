@@ -6,6 +6,7 @@ time, where a forward pass or a merge needs them. It never gets a gradient.
 
 import math
 from collections.abc import Collection
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -50,17 +51,19 @@ def quantize(weight: jax.Array, kind: str, inputs: Collection[int]) -> Quantized
         placed = jax.lax.with_sharding_constraint(made.qvalue, sharding)
         return Quantized(made.replace(qvalue=placed))
 
-    return jax.jit(run)(weight)
+    made: Quantized = jax.jit(run)(weight)
+    return made
 
 
 def dequantize(weight: jax.Array | Quantized, dtype: Any) -> jax.Array:
     """Return the numbers of a weight, quantized or not, as `dtype`; made in float32."""
     if isinstance(weight, Quantized):
-        weight = _import_qwix().dequantize(weight.array)
+        numbers: jax.Array = _import_qwix().dequantize(weight.array)
+        return numbers.astype(dtype)
     return weight.astype(dtype)
 
 
-def _import_qwix():
+def _import_qwix() -> ModuleType:
     try:
         import qwix
     except ImportError as error:
@@ -68,4 +71,5 @@ def _import_qwix():
             "lora.base: 'int8' and 'nf4' need the library qwix, which is not installed; install it "
             "with pip install 'halos_jax[qlora]', or set --config.lora.base=compute"
         ) from error
-    return qwix
+    module: ModuleType = qwix
+    return module

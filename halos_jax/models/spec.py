@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config.execution import Dtype, Execution, Remat
+from halos_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,12 +172,12 @@ def make_spec(config: DecoderConfig) -> dict[str, Any]:
     of the forward pass: this is the one place that reads those switches.
     """
     c = config
-    layers = {}
-    for part, spec in {"attention": _attention_spec(c), "mlp": _mlp_spec(c)}.items():
+    layers: dict[str, ParamSpec] = {}
+    for part, leaves in {"attention": _attention_spec(c), "mlp": _mlp_spec(c)}.items():
         layers |= _norm_spec(c, f"{part}_norm") if c.pre_norm else {}
-        layers |= spec
+        layers |= leaves
         layers |= _norm_spec(c, f"{part}_post_norm") if c.post_norm else {}
-    spec = {
+    spec: dict[str, Any] = {
         "embed": ParamSpec((c.vocab_size, c.d_model), ("vocab", "embed")),
         "layers": {
             name: ParamSpec((c.num_layers, *leaf.shape), (None, *leaf.axes), leaf.init)
@@ -256,13 +257,13 @@ def _mlp_spec(c: DecoderConfig) -> dict[str, ParamSpec]:
 
 
 def _experts_spec(experts: ExpertsConfig, d_model: int) -> dict[str, ParamSpec]:
-    shape, axes = (experts.num_experts, d_model, experts.d_mlp), ("experts", "embed", "mlp")
-    back = [(x[0], x[2], x[1]) for x in (shape, axes)]
+    shape = (experts.num_experts, d_model, experts.d_mlp)
+    axes, back = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
     spec = {
         "router": ParamSpec(shape[1::-1], ("embed", None)),
         "expert_gate": ParamSpec(shape, axes),
         "expert_up": ParamSpec(shape, axes),
-        "expert_down": ParamSpec(*back, "scaled_normal"),
+        "expert_down": ParamSpec((shape[0], *shape[:0:-1]), back, "scaled_normal"),
     }
     if experts.bias:
         biases = {
@@ -275,7 +276,7 @@ def _experts_spec(experts: ExpertsConfig, d_model: int) -> dict[str, ParamSpec]:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def init_params(key: jax.Array, config: DecoderConfig) -> dict[str, Any]:
+def init_params(key: jax.Array, config: DecoderConfig) -> Params:
     """Draw the params of `config`; each array depends only on (key, its path).
 
     Matrices are normal with `init_std`; the two that write into the residual stream are scaled by
@@ -294,30 +295,36 @@ def init_params(key: jax.Array, config: DecoderConfig) -> dict[str, Any]:
         # The barrier keeps XLA from merging the factors, in one way on one mesh and not on another.
         values = jax.lax.optimization_barrier(values.reshape(leaf.shape))
         values = values * (config.init_std * scale)
-        return values.astype(config.params_dtype)
+        drawn: jax.Array = values.astype(config.params_dtype)
+        return drawn
 
     names = sorted(flat)
-    return traverse_util.unflatten_dict(
+    params: Params = traverse_util.unflatten_dict(
         {name: draw(index, flat[name]) for index, name in enumerate(names)}, sep="/"
     )
+    return params
 
 
-def abstract_params(config: DecoderConfig, mesh: Mesh) -> dict[str, Any]:
+def abstract_arrays(spec: Params, mesh: Mesh, dtype: str) -> Params:
+    """Return a spec tree as `jax.ShapeDtypeStruct`s of `dtype` that carry their shardings."""
+
+    def make(leaf: ParamSpec) -> jax.ShapeDtypeStruct:
+        placed = sharding.named_sharding(leaf.axes, leaf.shape, mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=placed)
+
+    made: Params = jax.tree.map(make, spec, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
+    return made
+
+
+def abstract_params(config: DecoderConfig, mesh: Mesh) -> Params:
     """Return the params as `jax.ShapeDtypeStruct`s that carry their shardings."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape,
-            jnp.dtype(config.params_dtype),
-            sharding=sharding.named_sharding(leaf.axes, leaf.shape, mesh),
-        ),
-        make_spec(config),
-        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
-    )
+    return abstract_arrays(make_spec(config), mesh, config.params_dtype)
 
 
-def params_shardings(config: DecoderConfig, mesh: Mesh) -> dict[str, Any]:
+def params_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
     """Return the tree of NamedShardings of the params."""
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
+    shardings: Params = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
+    return shardings
 
 
 def list_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

@@ -5,15 +5,13 @@ do not train. The head's params are no part of the model: they stand beside the 
 `params["value"]` and are never exported.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from halos_jax import sharding
-from halos_jax.models.spec import ParamSpec
-from halos_jax.types import Batch
+from halos_jax.models.spec import ParamSpec, abstract_arrays
+from halos_jax.types import Batch, Params
 
 DROPOUT = 0.1  # of the hidden states, in training
 
@@ -29,14 +27,7 @@ def make_value_spec(width: int) -> dict[str, ParamSpec]:
 
 def abstract_value_params(width: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the head's params as `jax.ShapeDtypeStruct`s that carry their shardings."""
-    return {
-        name: jax.ShapeDtypeStruct(
-            leaf.shape,
-            jnp.float32,
-            sharding=sharding.named_sharding(leaf.axes, leaf.shape, mesh),
-        )
-        for name, leaf in make_value_spec(width).items()
-    }
+    return abstract_arrays(make_value_spec(width), mesh, "float32")
 
 
 def init_value_params(key: jax.Array, width: int) -> dict[str, jax.Array]:
@@ -51,7 +42,7 @@ def init_value_params(key: jax.Array, width: int) -> dict[str, jax.Array]:
     return params
 
 
-def compute_values(params: Any, hidden: jax.Array, batch: Batch) -> jax.Array:
+def compute_values(params: Params, hidden: jax.Array, batch: Batch) -> jax.Array:
     """Return V f32[rows, P], before each response token; 0 at padding.
 
     Where `batch.noise` is there, a share of the hidden states is dropped: the mask of a token

@@ -1,5 +1,6 @@
 """Causal attention by named backend, over packed views, padded rows and the decoding cache."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -80,7 +81,7 @@ def attend_causal(
     if backend == "cudnn" and scoring.sinks is None:
         return _attend_cudnn(q, k, v, lengths, scale=scoring.scale, local=local)
     if backend == "splash":
-        return _attend_splash(q, k, v, lengths, scoring.replace(window=window))
+        return _attend_splash(q, k, v, lengths, dataclasses.replace(scoring, window=window))
     # Padding stands to the right, so causality alone keeps it out of every real token's sight.
     if scoring.sinks is not None and window and 2 * window < q.shape[1]:
         return attend_blocks(q, k, v, scoring)
@@ -141,6 +142,7 @@ def attend_sink_key(
     of two numbers, so that bfloat16 does not round it.
     """
     scale = q.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+    assert scoring.sinks is not None
     wanted = scoring.sinks.astype(jnp.float32) / scale
     high = wanted.astype(q.dtype)
     low = jax.lax.stop_gradient(wanted - high.astype(jnp.float32)).astype(q.dtype)
@@ -170,18 +172,20 @@ def attend_view(
     their device.
     """
 
-    def attend_rows(q, k, v, view, scoring):
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, view: View, scoring: Scoring) -> jax.Array:
         slots = [views.to_view(x, view.indices, view.inverse, view.buckets) for x in (q, k, v)]
         outputs = tuple(
-            attend_causal(*parts, lengths, backend=backend, scoring=scoring)
-            for *parts, lengths in zip(*slots, views.split_lengths(view), strict=True)
+            attend_causal(*parts, backend=backend, scoring=scoring)
+            for parts in zip(*slots, views.split_lengths(view), strict=True)
         )
-        return views.from_view(outputs, view.owner, view.owned, view.buckets)
+        joined: jax.Array = views.from_view(outputs, view.owner, view.owned, view.buckets)
+        return joined
 
     heads, by_row, by_head = _attention_specs(k)
     specs = (heads, heads, heads, by_row, by_head)
-    run = sharding.run_on_mesh(attend_rows, in_specs=specs, out_specs=heads)
-    return run(q, k, v, view, scoring)
+    run = sharding.run_on_mesh(attend, in_specs=specs, out_specs=heads)
+    out: jax.Array = run(q, k, v, view, scoring)
+    return out
 
 
 def attend_rows(
@@ -195,13 +199,16 @@ def attend_rows(
 ) -> jax.Array:
     """Attention of one right-padded sequence a row, `[rows, T, heads, H]`, on the mesh."""
 
-    def attend(q, k, v, lengths, scoring):
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, scoring: Scoring
+    ) -> jax.Array:
         return attend_causal(q, k, v, lengths, backend=backend, scoring=scoring)
 
     heads, by_row, by_head = _attention_specs(k)
     specs = (heads, heads, heads, by_row, by_head)
     run = sharding.run_on_mesh(attend, in_specs=specs, out_specs=heads)
-    return run(q, k, v, lengths, scoring)
+    out: jax.Array = run(q, k, v, lengths, scoring)
+    return out
 
 
 def _attention_specs(k: jax.Array) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
@@ -237,10 +244,19 @@ def attend_cache(
     new = PartitionSpec(heads[0], heads[2], None)
     specs = (new, heads, heads, by_row, by_head)
     run = sharding.run_on_mesh(attend, in_specs=specs, out_specs=new)
-    return run(q, keys, values, positions, scoring)
+    out: jax.Array = run(q, keys, values, positions, scoring)
+    return out
 
 
-def _attend_slots(q, keys, values, positions, scoring: Scoring, *, backend: str) -> jax.Array:
+def _attend_slots(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    positions: jax.Array,
+    scoring: Scoring,
+    *,
+    backend: str,
+) -> jax.Array:
     window = scoring.window if scoring.window < keys.shape[1] else 0
     # cuDNN has no sinks; its window is one of causality, which a query against a cache has not.
     if backend == "cudnn" and not window and scoring.sinks is None:
@@ -277,6 +293,7 @@ def _attend_splash(
     padded = round_up(length, 128)
     q, k, v = (jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))) for x in (q, k, v))
     shape = (padded, padded)
+    of_head: masks.Mask
     if scoring.window:
         of_head = masks.LocalMask(shape, window_size=(scoring.window - 1, 0), offset=0)
     else:
@@ -292,9 +309,11 @@ def _attend_splash(
     # Padding is a segment of its own; it attends to itself, which keeps its softmax finite.
     segments = (jnp.arange(padded) < lengths[:, None]).astype(jnp.int32)
 
-    def one(q, k, v, segment):
+    def one(q: jax.Array, k: jax.Array, v: jax.Array, segment: jax.Array) -> jax.Array:
         heads_first = (x.swapaxes(0, 1) for x in (q * scale, k, v))
         segments = kernel.SegmentIds(segment, segment)
-        return attend(*heads_first, segment_ids=segments, sinks=scoring.sinks).swapaxes(0, 1)
+        out: jax.Array = attend(*heads_first, segment_ids=segments, sinks=scoring.sinks)
+        return out.swapaxes(0, 1)
 
-    return jax.vmap(one)(q, k, v, segments)[:, :length].astype(q.dtype)
+    out: jax.Array = jax.vmap(one)(q, k, v, segments)
+    return out[:, :length].astype(q.dtype)

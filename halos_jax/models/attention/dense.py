@@ -78,6 +78,8 @@ def attend_blocks(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring) ->
     # Before the first block there is nothing.
     exists = (jnp.arange(count)[:, None] > 0) | (jnp.arange(2 * window) >= window)
     visible = jnp.tile(visible & exists[:, None], (q.shape[0], 1, 1))[:, None, None]
-    flat = (x.reshape(-1, *x.shape[2:]) for x in (split(q), *map(add_before, map(split, (k, v)))))
-    out = attend_dense(*flat, visible, scoring)
+    own, keys, values = (
+        x.reshape(-1, *x.shape[2:]) for x in (split(q), add_before(split(k)), add_before(split(v)))
+    )
+    out = attend_dense(own, keys, values, visible, scoring)
     return out.reshape(q.shape[0], count * window, *q.shape[2:])[:, :length]

@@ -58,7 +58,9 @@ def _yarn_bounds(rope: RopeConfig, size: int) -> tuple[float, float]:
     return low, high if high != low else high + 0.001
 
 
-def make_rotations(config: DecoderConfig, positions: jax.Array) -> Callable[[jax.Array], Rotate]:
+def make_rotations(
+    config: DecoderConfig, positions: jax.Array
+) -> Callable[[int | jax.Array], Rotate]:
     """Return a function from the number of a layer's kind to the rotation of its heads.
 
     The number may be traced: the tables of all kinds are then looked up in.
@@ -97,8 +99,8 @@ def apply_rope(
     angles = positions[..., None, None].astype(jnp.float32) * inverse_frequencies
     cos, sin = jnp.cos(angles) * factor, jnp.sin(angles) * factor
     first, second = jnp.split(x[..., :size].astype(jnp.float32), 2, axis=-1)
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    rotated = jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    rotated = jnp.concatenate(turned, axis=-1).astype(x.dtype)
     if size == x.shape[-1]:
         return rotated
     return jnp.concatenate([rotated, x[..., size:]], axis=-1)

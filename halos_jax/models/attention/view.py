@@ -10,16 +10,23 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from halos_jax.models.lookup import no_gradient
 from halos_jax.types import View
 
 Buckets = tuple[tuple[int, int], ...]
+_Indices = tuple[jax.Array, jax.Array]
 
 
 def _take_rows(x: jax.Array, indices: jax.Array) -> jax.Array:
     """Gather `x [rows, A, ...]` at `indices i32[rows, B]`; an index outside gives zeros."""
-    return jax.vmap(lambda row, index: row.at[index].get(mode="fill", fill_value=0))(x, indices)
+
+    def take(row: jax.Array, index: jax.Array) -> jax.Array:
+        return row.at[index].get(mode="fill", fill_value=0)
+
+    taken: jax.Array = jax.vmap(take)(x, indices)
+    return taken
 
 
 def _take_buckets(x: jax.Array, indices: jax.Array, buckets: Buckets) -> tuple[jax.Array, ...]:
@@ -43,11 +50,15 @@ def to_view(
     return _take_buckets(x, indices, buckets)
 
 
-def _to_view_forward(x, indices, inverse, buckets):
+def _to_view_forward(
+    x: jax.Array, indices: jax.Array, inverse: jax.Array, buckets: Buckets
+) -> tuple[tuple[jax.Array, ...], _Indices]:
     return to_view(x, indices, inverse, buckets), (indices, inverse)
 
 
-def _to_view_backward(buckets, residuals, gradients):
+def _to_view_backward(
+    buckets: Buckets, residuals: _Indices, gradients: tuple[jax.Array, ...]
+) -> tuple[jax.Array | int, np.ndarray, np.ndarray]:
     indices, inverse = residuals
     gradient = join_buckets(gradients, rows=indices.shape[0])
     copies = [_take_rows(gradient, inverse[:, copy]) for copy in range(inverse.shape[1])]
@@ -65,11 +76,15 @@ def from_view(
     return _take_rows(join_buckets(parts, owner.shape[0]), owner)
 
 
-def _from_view_forward(parts, owner, owned, buckets):
+def _from_view_forward(
+    parts: tuple[jax.Array, ...], owner: jax.Array, owned: jax.Array, buckets: Buckets
+) -> tuple[jax.Array, _Indices]:
     return from_view(parts, owner, owned, buckets), (owner, owned)
 
 
-def _from_view_backward(buckets, residuals, gradient):
+def _from_view_backward(
+    buckets: Buckets, residuals: _Indices, gradient: jax.Array
+) -> tuple[tuple[jax.Array, ...], np.ndarray, np.ndarray]:
     owner, owned = residuals
     return _take_buckets(gradient, owned, buckets), no_gradient(owner), no_gradient(owned)
 

@@ -9,7 +9,7 @@ from typing import Any
 from halos_jax.models.hf.schema import Kind
 
 # Values that turn a variant off, by their types too: 0 is not False here.
-_OFF = (None, False, {}, [])
+_OFF: tuple[Any, ...] = (None, False, {}, [])
 
 
 def _one_of(*allowed: Any) -> Kind:

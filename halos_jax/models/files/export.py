@@ -19,10 +19,11 @@ from halos_jax.models import spec
 from halos_jax.models.files import hf
 from halos_jax.models.files.folders import replace_folder, write_json
 from halos_jax.models.hf import families
-from halos_jax.models.hf.families import ModelError, Tensor
-from halos_jax.models.hf.layouts import join_parts
+from halos_jax.models.hf.families import ModelError
+from halos_jax.models.hf.layouts import Tensor, join_parts
 from halos_jax.models.lora import Adapted, take_layer
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.types import Params
 
 # Files of a model folder, besides weights and config, that travel with the model.
 _TOKENIZER_FILES = (
@@ -41,7 +42,7 @@ _TYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def save_model(
-    params: dict[str, Any],
+    params: Params,
     config: DecoderConfig,
     folder: str | Path,
     *,
@@ -82,7 +83,7 @@ def save_model(
 
 
 def write_model(
-    params: dict[str, Any],
+    params: Params,
     config: DecoderConfig,
     folder: Path,
     *,
@@ -152,7 +153,8 @@ def _plan_tensors(config: DecoderConfig, table: dict[str, Tensor]) -> list[_Plan
     inner = [path for path in shapes if path.startswith("layers/")]
     outer = [path for path in shapes if path not in inner]
     layers = [(path, (layer,)) for layer in range(config.num_layers) for path in inner]
-    planned = {}
+    planned: dict[str, _Planned] = {}
+    above: tuple[int, ...]
     for path, above in [(outer[0], ()), *layers, *((path, ()) for path in outer[1:])]:
         tensor, shape = table[path], shapes[path]
         for below in np.ndindex(shape[len(above) : tensor.num_stacked]):
@@ -165,7 +167,7 @@ def _plan_tensors(config: DecoderConfig, table: dict[str, Tensor]) -> list[_Plan
 
 
 def _write_tensors(
-    params: dict[str, Any],
+    params: Params,
     table: dict[str, Tensor],
     plan: list[_Planned],
     folder: Path,
@@ -175,7 +177,8 @@ def _write_tensors(
     """Write the planned tensors as one safetensors file, or as several and their index."""
     flat = traverse_util.flatten_dict(params, sep="/")
     shards = _split_shards(plan, dtype.itemsize, max_shard_bytes)
-    weight_map, writes = {}, jax.process_index() == 0
+    weight_map: dict[str, str] = {}
+    writes = jax.process_index() == 0
     # The tensors of a layer's experts come one after the other: they are fetched once.
     fetch_experts = functools.lru_cache(1)(
         lambda path, layer: fetch_array(flat[path], layer, dtype, f"{path} of layer {layer}")
@@ -184,7 +187,8 @@ def _write_tensors(
     def fetch(path: str, planned: _Planned) -> np.ndarray:
         index = planned.index
         if len(index) > 1:
-            return fetch_experts(path, index[0])[index[1:]]
+            expert: np.ndarray = fetch_experts(path, index[0])[index[1:]]
+            return expert
         return fetch_array(flat[path], index[0] if index else None, dtype, planned.name)
 
     for number, shard in enumerate(shards, 1):
@@ -214,7 +218,8 @@ def _split_shards(
     plan: list[_Planned], itemsize: int, max_shard_bytes: int
 ) -> list[list[_Planned]]:
     """Split the plan, in order, into shards of at most `max_shard_bytes` (or of one tensor)."""
-    shards, size = [[]], 0
+    shards: list[list[_Planned]] = [[]]
+    size = 0
     for entry in plan:
         size += _num_bytes(entry, itemsize)
         if shards[-1] and size > max_shard_bytes:
@@ -230,7 +235,8 @@ def _write_header(file: BinaryIO, shard: list[_Planned], dtype: np.dtype) -> Non
     `safetensors.numpy.save_file` would need all tensors of the file in memory at once; with the
     header first they can follow one by one.
     """
-    header, start = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
     for entry in shard:
         stop = start + _num_bytes(entry, dtype.itemsize)
         header[entry.name] = {
@@ -265,7 +271,8 @@ def fetch_array(
             "float16 is too narrow"
         )
     if not part.is_fully_addressable:
-        return multihost_utils.process_allgather(part, tiled=True)
+        gathered: np.ndarray = multihost_utils.process_allgather(part, tiled=True)
+        return gathered
     return np.asarray(part)
 
 

@@ -144,4 +144,4 @@ def _exchange(one: Path, other: Path) -> bool:
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
     names = (os.fsencode(path.absolute()) for path in (one, other))
     first, second = names
-    return libc.renameat2(here, first, here, second, exchange) == 0
+    return bool(libc.renameat2(here, first, here, second, exchange) == 0)

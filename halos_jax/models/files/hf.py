@@ -38,15 +38,17 @@ from halos_jax.models.files.weight_files import (
     read_json,
 )
 from halos_jax.models.hf import families
-from halos_jax.models.hf.families import ModelError, Tensor
+from halos_jax.models.hf.families import ModelError
+from halos_jax.models.hf.layouts import Tensor
 from halos_jax.models.hf.positions import find_max_positions
 from halos_jax.models.hf.schema import list_unread
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.types import Params
 
 logger = logging.getLogger(__name__)
 
 # What a model needs of a hub repository; never code, pickles or subfolders with other formats.
-_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt")
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
 _READERS = min(os.cpu_count() or 1, 8)  # tensors that are read, and held, at one time
 _HELD_BYTES = 2**32  # that they may have, where this is less: all experts may be one tensor
 
@@ -174,7 +176,7 @@ def load_params(
     if new:
         logger.info("%s: drawing %s, which the checkpoint lacks", folder, ", ".join(new))
         flat |= _draw(0, config, mesh, {name: wanted[name] for name in new})
-    return traverse_util.unflatten_dict({name: flat[name] for name in wanted}, sep="/")
+    return _unflatten({name: flat[name] for name in wanted})
 
 
 def load_or_init_params(
@@ -189,7 +191,7 @@ def load_or_init_params(
     if not settings.random_init:
         return load_params(settings.path, config, mesh, allow_new=allow_new)
     wanted = traverse_util.flatten_dict(spec.abstract_params(config, mesh), sep="/")
-    return traverse_util.unflatten_dict(_draw(seed, config, mesh, wanted), sep="/")
+    return _unflatten(_draw(seed, config, mesh, wanted))
 
 
 def _draw(
@@ -203,7 +205,13 @@ def _draw(
 
     shardings = {name: leaf.sharding for name, leaf in wanted.items()}
     with jax.set_mesh(mesh):
-        return jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))
+        drawn: dict[str, jax.Array] = jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))
+    return drawn
+
+
+def _unflatten(flat: Mapping[str, jax.Array]) -> Params:
+    params: Params = traverse_util.unflatten_dict(flat, sep="/")
+    return params
 
 
 # --------------------------------------------------------------------------- checks

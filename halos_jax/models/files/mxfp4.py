@@ -28,7 +28,8 @@ def _make_table() -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):  # the largest scales stand for no number
         factors = np.ldexp(np.float32(1), np.arange(256) - _BIAS)
         values = (factors[:, None, None] * _PAIRS).astype(ml_dtypes.bfloat16)
-    return values.view(np.uint32).reshape(-1)
+    table: np.ndarray = values.view(np.uint32).reshape(-1)
+    return table
 
 
 _TABLE = _make_table()
@@ -73,7 +74,8 @@ class Packed:
 def unpack(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Return the numbers bf16[..., G * 32] of `blocks u8[..., G, 16]` and `scales u8[..., G]`."""
     index = (scales.astype(np.uint16) << 8)[..., None] | blocks
-    return _TABLE[index].view(ml_dtypes.bfloat16).reshape(*scales.shape[:-1], -1)
+    numbers: np.ndarray = _TABLE[index].view(ml_dtypes.bfloat16)
+    return numbers.reshape(*scales.shape[:-1], -1)
 
 
 def unpack_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:

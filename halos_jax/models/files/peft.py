@@ -26,10 +26,12 @@ from halos_jax.models.files.weight_files import (
     read_json,
 )
 from halos_jax.models.hf import families
-from halos_jax.models.hf.families import Family, ModelError
+from halos_jax.models.hf.families import ModelError
+from halos_jax.models.hf.family_table import Family
 from halos_jax.models.hf.layouts import Tensor, join_parts
 from halos_jax.models.lora import Adapter, Frozen, Module
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.types import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -115,12 +117,12 @@ def load_adapter(
     with contextlib.ExitStack() as stack:
         tensors = open_file(folder / WEIGHTS, stack)
         flat = {key: _load(leaf, table[key], tensors) for key, leaf in wanted.items()}
-    loaded = traverse_util.unflatten_dict(flat, sep="/")
+    loaded: Params = traverse_util.unflatten_dict(flat, sep="/")
     return lora.take_whole(frozen.base, config) | loaded
 
 
 def write_adapter(
-    params: dict[str, Any], frozen: Frozen, config: DecoderConfig, folder: Path, *, base: str
+    params: Params, frozen: Frozen, config: DecoderConfig, folder: Path, *, base: str
 ) -> None:
     """Write the adapter `params` of `frozen` into the new folder `folder`.
 

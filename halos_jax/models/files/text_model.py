@@ -53,9 +53,11 @@ COMPOSITES = {
 }
 INSIDE = "model.language_model."  # the text model's "model." as a part of any of these
 # What stands beside the text model's config and holds for it; there it counts first.
-_OUTSIDE = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "num_labels")
-_OUTSIDE += ("id2label", "label2id", "tie_word_embeddings", "quantization_config")
-_OUTSIDE += ("transformers_version",)
+_OUTSIDE = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "num_labels"),
+    *("id2label", "label2id", "tie_word_embeddings", "quantization_config"),
+    "transformers_version",
+)
 
 
 def find_composite(hf_config: Mapping[str, Any]) -> Composite | None:

@@ -29,7 +29,7 @@ def has_own_head(tensors: Tensors, family: Family) -> bool:
 def _differ(one: Any, other: Any) -> bool:
     if one.dtype != other.dtype:
         one, other = (part.astype(np.float64) for part in (one, other))
-    return one.tobytes() != other.tobytes()  # by its bits: a NaN is equal to itself here
+    return bool(one.tobytes() != other.tobytes())  # by its bits: a NaN is equal to itself here
 
 
 def share_embedding(tensors: Tensors, family: Family) -> Tensors:

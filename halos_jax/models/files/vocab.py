@@ -125,4 +125,5 @@ class _Grown:
         for start in range(0, known, _TILE):
             tile = self._tensor[start : min(start + _TILE, known)]
             total += tile.astype(np.float64).sum(axis=0)
-        return total / known
+        mean: np.ndarray = total / known
+        return mean

@@ -141,7 +141,7 @@ def _check_equal(config: DecoderConfig, found: DecoderConfig) -> None:
 
 def _read_num_labels(hf_config: HFConfig, family: Family, errors: list[str]) -> int:
     names = hf_config.get("architectures") or [family.language_model]
-    allowed = (family.language_model, family.classifier)
+    allowed: tuple[str, ...] = (family.language_model, family.classifier)
     if len(names) != 1 or names[0] not in allowed:
         allowed += (family.gated_classifier,) if family.gated_classifier else ()
         errors.append(f"architectures: got {list(names)}, allowed: one of {', '.join(allowed)}")

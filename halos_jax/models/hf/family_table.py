@@ -79,7 +79,7 @@ def _read_qwen2(hf_config: HFConfig, errors: list[str]) -> Fields:
 def _read_qwen3(hf_config: HFConfig, errors: list[str]) -> Fields:
     windowed = hf_config.get("use_sliding_window") and hf_config.get("sliding_window")
     first = hf_config["max_window_layers"] if windowed else 0
-    layer_types = get_layer_types(hf_config, lambda layer: windowed and layer >= first)
+    layer_types = get_layer_types(hf_config, lambda layer: bool(windowed and layer >= first))
     windows = read_windows(hf_config, errors, layer_types)
     return {**read_architecture(hf_config, errors), "windows": windows, "qk_norm": "head"}
 
@@ -173,7 +173,7 @@ def _read_gpt_oss(hf_config: HFConfig, errors: list[str]) -> Fields:
 def _read_smollm3(hf_config: HFConfig, errors: list[str]) -> Fields:
     unrotated = read_unrotated(hf_config, errors)
     windowed = hf_config.get("use_sliding_window") and hf_config.get("sliding_window")
-    layer_types = get_layer_types(hf_config, lambda layer: windowed and unrotated[layer])
+    layer_types = get_layer_types(hf_config, lambda layer: bool(windowed and unrotated[layer]))
     windows = read_windows(hf_config, errors, layer_types)
     architecture = read_architecture(hf_config, errors)
     return {**architecture, "windows": windows, "unrotated": unrotated}

@@ -55,7 +55,8 @@ def read_experts(hf_config: HFConfig, errors: list[str], d_mlp: str) -> ExpertsC
     if found:
         errors += found
         return None
-    return ExpertsConfig(*sizes.values(), normalize=bool(hf_config.get("norm_topk_prob")))
+    number, per_token, size = sizes.values()
+    return ExpertsConfig(number, per_token, size, bool(hf_config.get("norm_topk_prob")))
 
 
 def read_clamped_gate(hf_config: HFConfig, errors: list[str]) -> ClampedGate | None:
@@ -67,7 +68,7 @@ def read_clamped_gate(hf_config: HFConfig, errors: list[str]) -> ClampedGate | N
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
     ]
     errors += found
-    return None if found else ClampedGate(*map(float, values.values()))
+    return None if found else ClampedGate(*(float(value or 0) for value in values.values()))
 
 
 def _read_sizes(hf_config: HFConfig, errors: list[str]) -> dict[str, int]:

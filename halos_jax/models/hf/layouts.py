@@ -148,9 +148,10 @@ def join_parts(parts: Sequence[tuple[Tensor, np.ndarray]]) -> np.ndarray:
     if len(parts) == 1:
         ((tensor, array),) = parts
         return tensor.to_theirs(array)
-    ordered = sorted(parts, key=lambda part: part[0].rows.start)
-    axis = ordered[0][0].fused_axis
-    blocks = ordered[0][0].rows.blocks
-    theirs = [tensor.to_theirs(array) for tensor, array in ordered]
+    bound = [(tensor.rows, tensor, array) for tensor, array in parts if tensor.rows is not None]
+    ordered = sorted(bound, key=lambda part: part[0].start)
+    rows, first, _ = ordered[0]
+    axis, blocks = first.fused_axis, rows.blocks
+    theirs = [tensor.to_theirs(array) for _, tensor, array in ordered]
     split = [_split_axis(part, axis, part.shape[axis] // blocks) for part in theirs]
     return _merge_axis(np.concatenate(split, axis=axis + 1), axis)

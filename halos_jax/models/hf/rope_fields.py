@@ -12,7 +12,7 @@ from typing import Any
 from halos_jax.models.spec import RopeConfig
 
 # RopeConfig field -> name in config.json, for each kind of scaling; True where it must be there.
-ROPE_FIELDS = {
+ROPE_FIELDS: dict[str, dict[str, tuple[str, bool]]] = {
     "default": {},
     "linear": {"factor": ("factor", True)},
     "llama3": {
@@ -57,7 +57,8 @@ def read_rope(
     for name, rope in written.items():
         if nested := [key for key in (FULL, WINDOWED) if key in rope]:
             found.append(f"{name}: got {nested[0]!r} in it, allowed: one embedding for all layers")
-    ropes = [_make_rope(rope, hf_config, found, renamed or {}) for rope in written.values() or [{}]]
+    said: list[Mapping[str, Any]] = [*written.values()] or [{}]
+    ropes = [_make_rope(rope, hf_config, found, renamed or {}) for rope in said]
     errors += dict.fromkeys(found)
     if len(set(ropes)) > 1 and not found:
         errors.append(f"rope_scaling: got another one than rope_parameters, allowed: {_CONFLICT}")
