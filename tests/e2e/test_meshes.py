@@ -92,17 +92,36 @@ GEMMA = {"norm": "rms_offset", "post_norm": True, "windows": (5, 0), "attention_
 GEMMA |= {"logit_softcap": 10.0, "tie_embeddings": True, "scale_embeddings": True}
 GPT_OSS = {"sinks": True, "clamped_gate": ClampedGate(1.7, 7.0), "windows": (5, 0)}
 GPT_OSS |= {"qkv_bias": True, "out_bias": True}
+QUANTIZED = {"family": "llama", "base": "int8"}
+# What each kind of loss is tried on.
+MODELS = {
+    "plain": {},
+    "adapter": {"family": "llama"},
+    "adapter on int8": QUANTIZED,
+    "adapter on nf4": QUANTIZED | {"base": "nf4"},
+    "experts": {"experts": EXPERTS},
+    "sinks": GPT_OSS,
+    "sinks, experts with biases": GPT_OSS | {"experts": dataclasses.replace(EXPERTS, bias=True)},
+    "layers without rotary embedding": {"unrotated": (True, False), "tie_embeddings": True},
+}
+KINDS = {
+    "pairs": of("dpo"),
+    "value head": of("ppo"),
+    "scores": of("bradley-terry", num_labels=1),
+}
 CASES = {
+    f"{kind}, {model}": of(*case.losses, **dict(case.changes), **changes)
+    for kind, case in KINDS.items()
+    for model, changes in MODELS.items()
+} | {
     "every loss of log-probabilities": of(
         *(name for name, loss in LOSSES.items() if loss.needs == "logps" and not loss.value)
     ),
-    "value head": of("ppo"),
+    "every loss of scores": of(
+        *(name for name, loss in LOSSES.items() if loss.needs == "scores"), num_labels=1
+    ),
     "value head, microbatches": of("ppo", microbatches=2),
     "value head, remat": of("ppo", remat="full"),
-    "value head on experts": of("ppo", experts=EXPERTS),
-    "value head on an adapter": of("ppo", family="llama"),
-    "scores": of(*(name for name, loss in LOSSES.items() if loss.needs == "scores"), num_labels=1),
-    "scores of an adapter": of("bradley-terry", num_labels=1, family="llama"),
     "gated scores": of("bradley-terry", num_labels=1, gating=GATING),
     "layer norm, biases, no gate, parallel": of(**NEOX),
     "norms behind, windows, soft caps": of(**GEMMA),
@@ -110,16 +129,11 @@ CASES = {
     "remat, unrolled": of(remat="attention", unroll_layers=True),
     "microbatches": of(microbatches=2),
     "bfloat16": of("dpo", compute_dtype="bfloat16", tolerance=5e-2),
-    "adapter": of(family="llama"),
     "adapter of fused weights": of(family="phi3"),
     "adapter, no gate": of(family="gpt_neox", **NEOX),
-    "adapter on int8": of(family="llama", base="int8"),
-    "adapter on nf4": of(family="llama", base="nf4"),
-    "experts": of(experts=EXPERTS),
     "experts that do not divide": of(
         experts=ExpertsConfig(num_experts=3, per_token=2, d_mlp=WIDTH, normalize=False)
     ),
-    "sinks, experts with biases": of(experts=dataclasses.replace(EXPERTS, bias=True), **GPT_OSS),
     "experts with biases that do not divide": of(
         experts=dataclasses.replace(EXPERTS, num_experts=3, bias=True), **GPT_OSS
     ),
@@ -127,7 +141,6 @@ CASES = {
     "adapter on experts with biases in nf4": of(
         family="gpt_oss", base="nf4", experts=dataclasses.replace(EXPERTS, bias=True), **GPT_OSS
     ),
-    "layers without rotary embedding": of(unrotated=(True, False), tie_embeddings=True),
 }
 
 
@@ -276,17 +289,12 @@ def test_loss_and_gradient_are_those_of_one_device(name, mesh, count, choose):
 
 
 SAMPLED = [
-    "microbatches",
-    "experts",
+    *(f"pairs, {model}" for model in MODELS if model != "sinks"),
     "experts that do not divide",
-    "sinks, experts with biases",
     "experts with biases that do not divide",
     "layer norm, biases, no gate, parallel",
     "norms behind, windows, soft caps",
     "few key heads, a wide MLP",
-    "adapter",
-    "adapter on int8",
-    "adapter on nf4",
     "adapter on experts in int8",
     "adapter on experts with biases in nf4",
 ]
