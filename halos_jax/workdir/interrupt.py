@@ -3,8 +3,10 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any, TextIO, cast
 
 import jax
 from jax.experimental import multihost_utils
@@ -105,7 +107,7 @@ def catch_signals() -> Iterator[StopSignal]:
         handlers[signal.SIGTERM] = handle
     before = {number: signal.getsignal(number) for number in handlers}
     caught = [number for number in handlers if before[number] is not signal.SIG_IGN]
-    with _watch_keyboard(enabled=signal.SIGINT in caught):
+    with _watch_keyboard(enabled=signal.SIGINT in caught), _survive_lost_terminal():
         try:
             for number in caught:
                 signal.signal(number, handlers[number])
@@ -127,6 +129,39 @@ def _outlive_terminal(handle: Handler) -> Handler:
         handle(number, *frame)
 
     return outlive
+
+
+class _Lenient:
+    """An output stream whose terminal may vanish: what cannot be written then is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _survive_lost_terminal() -> Iterator[None]:
+    # Writing to a closed terminal fails at once, which may be before the handler of its SIGHUP has
+    # run: a line of progress must not end a run that is about to be saved.
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (
+        cast(TextIO, _Lenient(stream)) if stream.isatty() else stream for stream in before
+    )
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 @contextlib.contextmanager
