@@ -1,7 +1,7 @@
 """Online iterative alignment of language models in JAX.
 
 `run` does what the command line does; `load_policy`, `sample`, `score`, `make_feedback`, `train`,
-`evaluate` and `export` are its stages by hand. See `halos_jax/api.py`.
+`evaluate` and `export` are the stages of a run, to be called by hand. See `halos_jax/api.py`.
 """
 
 import importlib
@@ -9,8 +9,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Name -> its module, imported when the name is asked for: jax takes a second, and a reader of the
-# configuration alone needs none.
+# Name -> the module that has it, imported at the first use of the name: importing jax takes a
+# second, and somebody who only reads configs does not need it.
 _EXPORTS = {
     **dict.fromkeys(
         (
@@ -59,7 +59,7 @@ __all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    """Import what `__all__` names when it is first asked for."""
+    """Import a name of `__all__` at its first use."""
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)

@@ -14,8 +14,8 @@
     trained = halos_jax.train(policy, feedback, halos_jax.Config(loss={"name": "dpo", "beta": 0.1}))
     halos_jax.export(trained.policy, "my_model")
 
-What is wrong with an argument is raised as a UserError that says what to change. `run` keeps what
-it has done in its workdir and carries on there; the stages by hand keep nothing.
+A bad argument raises a UserError that says what to change. `run` saves its progress in its workdir
+and resumes from there; the stages by hand save nothing.
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported
 from halos_jax.types import Judgement, Params, Preference, Prompt, Sample, Turn
 
-# Of "pairwise", of "binary", of "scalar": the samples with their rewards.
+# For "pairwise", for "binary", and for "scalar" (the samples with their rewards).
 Feedback = Sequence[Preference] | Sequence[Judgement] | Sequence[Sample]
 
 __all__ = [
@@ -105,8 +105,8 @@ class LoadedPolicy:
 
     Attributes:
       policy: its files, architecture, tokenizer and chat template.
-      params: what is trained of it: all, or an adapter.
-      frozen: the base of that adapter; None where there is none.
+      params: the trainable params: all of the model's, or an adapter's.
+      frozen: the base of that adapter; None without an adapter.
       mesh: the devices that hold it.
     """
 
@@ -117,7 +117,7 @@ class LoadedPolicy:
 
 
 class Trained(NamedTuple):
-    """What `train` gives: the new policy, and its metrics, a line a step as in metrics.jsonl."""
+    """What `train` returns: the new policy, and metrics per step, as in metrics.jsonl."""
 
     policy: LoadedPolicy
     history: list[dict[str, float]]
@@ -126,15 +126,15 @@ class Trained(NamedTuple):
 def run(config: config_lib.Settings | Config) -> dict[str, float]:
     """Do what `python -m halos_jax.main` does with a config; return the task's last metrics.
 
-    The same checks are made, and the same files written. SIGTERM and the first Ctrl-C let the run
-    end where it can be carried on; a second Ctrl-C ends the whole process at once.
+    It makes the same checks and writes the same files. After SIGTERM or the first Ctrl-C the run
+    stops at the next point from which it can be resumed; a second Ctrl-C ends the process at once.
 
     Args:
-      config: of `load_preset` or `default_config`, plain dicts, or a Config.
+      config: from `load_preset` or `default_config`; or plain dicts, or a Config.
 
     Raises:
-      UserError: for what the user can mend; Interrupted, one of them, where the run was stopped:
-        call it again to carry on.
+      UserError: for anything that the user can fix. Its subclass Interrupted means that the run was
+        stopped: call `run` again to resume it.
     """
     return launch(freeze_checked(config))
 
@@ -150,13 +150,13 @@ def load_policy(
     """Load a policy: a folder or hub id in Hugging Face format, or the workdir of a run.
 
     Args:
-      lora: the adapter to train on it; None: all its params are trained.
-      seed: of weights that no file holds.
-      mesh: all devices in one group by default, as `sharding.make_mesh` makes it.
-      settings: fields of `config.model`: `checkpoint=7`, `compute_dtype="float32"`.
+      lora: the adapter to train on top of it; None: train all params.
+      seed: for weights that are in no file and so are drawn.
+      mesh: by default that of `sharding.make_mesh`, with all devices in one group.
+      settings: fields of `config.model`, such as `checkpoint=7` or `compute_dtype="float32"`.
 
     Raises:
-      ConfigError, ModelError, CheckpointError: where there is no such policy, or a field is wrong.
+      ConfigError, ModelError, CheckpointError: if there is no such policy, or a field is wrong.
     """
     known = {field.name for field in dataclasses.fields(ModelConfig)} - {"path"}
     if unknown := sorted(settings.keys() - known):
@@ -186,15 +186,15 @@ def sample(
     seed: int = 0,
     round: int = 1,
 ) -> list[Sample]:
-    """Sample `settings.num_samples_per_prompt` completions of each prompt, in their order.
+    """Draw `settings.num_samples_per_prompt` samples for each prompt, in the order of the prompts.
 
     They are, bit for bit, those of `task=sample` with the same prompts, seed and round.
 
     Args:
-      prompts: of `load_prompts`, or texts that a user has said.
+      prompts: from `load_prompts`, or texts, each taken as a user's turn.
 
     Raises:
-      RecordError: where a prompt is given twice, or the chat template refuses one.
+      RecordError: if a prompt is given twice, or the chat template refuses one.
     """
     asked = [one if isinstance(one, Prompt) else _make_prompt(one) for one in prompts]
     if len({one.prompt_id for one in asked}) < len(asked):
@@ -219,15 +219,15 @@ def score(
     reward: RewardConfig | Scorer,
     policy: LoadedPolicy | None = None,
 ) -> list[Sample]:
-    """Return the samples with their rewards; None where one could not be labelled.
+    """Return the samples with their rewards; None for a sample that could not be labelled.
 
     Args:
-      reward: a reward model, function or judge, as `config.reward` describes it; or a function from
-        the samples to their rewards.
-      policy: who wrote the samples. A reward model needs it.
+      reward: a reward model, function or judge, described as in `config.reward`; or a function
+        that maps the samples to their rewards.
+      policy: the policy that wrote the samples. A reward model needs it.
 
     Raises:
-      RewardError: where more samples than `reward.max_unlabelled` get no reward.
+      RewardError: if more samples than `reward.max_unlabelled` get no reward.
     """
     if not isinstance(reward, RewardConfig):
         labels = label_samples(reward, samples, RewardConfig())
@@ -251,14 +251,14 @@ def make_feedback(
     seed: int = 0,
     round: int = 1,
 ) -> Feedback:
-    """Return the feedback that the rewards of samples make, as `config.feedback` describes it.
+    """Turn the rewards of samples into feedback, as `config.feedback` describes it.
 
     Returns:
-      Preferences of "pairwise", Judgements of "binary", the samples themselves of "scalar". What is
-      left out (ties, samples without a reward) is counted in the log.
+      Preferences for "pairwise", Judgements for "binary", the samples themselves for "scalar". The
+      log says how many are left out (ties, samples without a reward).
 
     Raises:
-      RecordError: where it cannot be made of these samples.
+      RecordError: if these samples cannot be turned into such feedback.
     """
     config = Config(feedback=settings, seed=seed)
     try:
@@ -280,17 +280,17 @@ def train(
     *,
     held_out: Feedback = (),
 ) -> Trained:
-    """Train a policy on feedback with `config.loss`, as `task=align` does; it stays as it is.
+    """Train a copy of a policy on feedback with `config.loss`, as `task=align` does.
 
-    The reference is the policy itself. Of `config` the loss, the optimizer, the sections `train`,
-    `rounds.reference`, the token limits and the seed are read.
+    The reference is `policy` itself, which is left unchanged. Only these fields of `config` are
+    read: `loss`, `optimizer`, `train`, `rounds.reference`, the token limits and the seed.
 
     Args:
-      held_out: feedback that is evaluated before, while and after training.
+      held_out: feedback to evaluate on before, during and after training.
 
     Raises:
-      ConfigError: where the loss is not one, or there is no feedback.
-      RecordError: where the feedback is not what the loss trains on.
+      ConfigError: if the loss cannot be used here, or there is no feedback.
+      RecordError: if the feedback is not of the type that the loss trains on.
     """
     errors = check_loss(config.loss)
     if errors or not feedback:
@@ -317,7 +317,7 @@ def train(
         trainer = training.make_trainer(
             config, decoder, loss, policy.mesh, total_steps=steps, frozen=policy.frozen
         )
-        # A step takes its state's buffers over, and the policy is still the caller's.
+        # A step donates the buffers of its state, but the policy's belong to the caller.
         state = training.start_state(trainer, jax.tree.map(jnp.copy, policy.params))
         dataset = training.make_dataset(trainer, items, seed=config.seed, epochs=epochs)
         evaluated = training.make_dataset(trainer, others, seed=None) if others else None
@@ -337,7 +337,7 @@ def evaluate(
     *,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return the mean reward of a policy's samples, drawn with the keys of every evaluation."""
+    """Return the mean reward of a policy's samples, drawn with the keys of all evaluations."""
     scored = score(sample(policy, prompts, settings, seed=seed, round=0), reward, policy)
     tokens = [len(one.response_ids) for one in scored]
     return {
@@ -350,10 +350,10 @@ def export(policy: LoadedPolicy, folder: str | Path, *, dtype: str | None = None
     """Write a policy as a new model folder in Hugging Face format, with its tokenizer.
 
     Args:
-      dtype: of the stored weights, "bfloat16" say; None: that of the params.
+      dtype: of the stored weights, such as "bfloat16"; None: that of the params.
 
     Raises:
-      ModelError: where the folder is taken, or a weight is not finite.
+      ModelError: if the folder exists already, or a weight is not finite.
     """
     with jax.set_mesh(policy.mesh):
         return final.export_policy(
@@ -367,7 +367,7 @@ def _make_prompt(text: str) -> Prompt:
 
 
 def _make_items(policy: LoadedPolicy, config: Config, feedback: Feedback, path: Path) -> list[Any]:
-    """Return the items of the loss, made of records as those of a round are."""
+    """Return items for the loss, made from records just as in a round."""
     if not feedback:
         return []
     records.write_records(path, [_to_record(one, config.seed) for one in feedback])

@@ -19,24 +19,25 @@ _CONFIG = flags.DEFINE_string("config", None, "A preset, e.g. configs/quickstart
 
 
 def main(overrides: Sequence[tuple[str, str | None]]) -> None:
-    """Read the preset and its overrides, and do what they say."""
+    """Read the preset and its overrides, and run the task that they describe."""
     if not _CONFIG.value:
         raise ConfigError(explain_absent())
     start_logging()
     config = load_preset(_CONFIG.value)
     errors = apply_overrides(config, overrides)
-    from halos_jax.tasks import launch  # jax, which takes a second, is imported when it is needed
+    from halos_jax.tasks import launch  # imports jax, which takes a second: only when needed
 
     launch.launch(launch.freeze_checked(config, errors))
 
 
 def run() -> None:
-    """Run the command line: errors that a user can mend come without a traceback.
+    """Run the command line; print errors that a user can fix without a traceback.
 
-    Exit codes: 0 done, 1 error, 75 run me again, 130 stopped by Ctrl-C with nothing to save.
+    Exit codes: 0 done, 1 error, 75 stopped (run the same command again to resume), 130 stopped by
+    Ctrl-C with nothing to save.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Transformers, of which only tokenizers are used, misses PyTorch on every start without it.
+    # Silence the warning of transformers that PyTorch is missing: only its tokenizers are used.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     argv, overrides = split_overrides(sys.argv)
     try:
@@ -64,7 +65,7 @@ def run() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """End with a message and an exit code; a job of several processes does not wait for others."""
+    """Exit with a message and a code; in a job of several processes, without waiting for others."""
     print(message, file=sys.stderr, flush=True)
     if "jax" in sys.modules:
         from halos_jax import processes

@@ -37,9 +37,9 @@ RESULT = "result.json"
 def run_evaluation(config: Config, stop: StopSignal) -> dict[str, float]:
     """Evaluate the policy of `config.model` on `data.eval`; return the metrics.
 
-    With `eval.on="samples"` it answers the prompts, with the keys of every evaluation of an online
-    run, and the answers are scored by `reward` and its rules. With "feedback" the metrics are
-    those of `loss` on held-out feedback; its reference is `eval.reference`.
+    With `eval.on="samples"` the policy answers the held-out prompts, drawing with the same keys as
+    the evaluations of an online run, and `reward` and its rules score the answers. With "feedback"
+    the metrics are those of `loss` on held-out feedback, compared with `eval.reference`.
     """
     with open_job(config, stop) as job:
         if not job.is_complete:

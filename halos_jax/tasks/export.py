@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 def run_export(config: Config, stop: StopSignal) -> dict[str, float]:
     """Export the policy that `config.model` names, in `export.dtype`; return its size.
 
-    Of a run's workdir that is checkpoint `model.checkpoint`; by default the model that the run has
-    exported itself, or its newest checkpoint where it is not finished. The folder is
-    `export.output`, or `final/` in the workdir of this job, so that the job's workdir may be the
-    `model.path` of another. It appears whole or not at all.
+    Where `model.path` is the workdir of a run, this exports checkpoint `model.checkpoint`. The
+    default is the model that a finished run has exported, and the newest checkpoint of an
+    unfinished one. The folder is `export.output`, or else `final/` in this job's workdir, which
+    can then serve as the `model.path` of another task. It appears whole or not at all.
     """
     with open_job(config, stop) as job:
         if not job.is_complete:

@@ -3,8 +3,8 @@
     {"data.train": [{"name": "", "size": 812, "whole": "..."}],
      "model.path": [{"name": "config.json", ...}, {"name": "model.safetensors", ...}]}
 
-Names are those inside of a folder. A resume compares, in a second or two for any size: small files
-whole, large ones by fixed blocks.
+A name is relative to the folder that holds the file. A resumed run compares the fingerprints, which
+takes a second or two at any size: small files are read whole, large ones in fixed blocks.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ from halos_jax.workdir.trees import is_read
 
 logger = logging.getLogger(__name__)
 
-# Bytes read whole at a start: of each file of a model, and of all data together. The data are read
-# whole anyway a moment later.
+# How many bytes are read whole at a start: per model file, and over all data files together. The
+# data are about to be read in full anyway.
 _MODEL_LIMIT, _DATA_LIMIT = 1 << 24, 1 << 29
 
 Files = Mapping[str, list[tuple[str, Path]]]  # field -> (name, path) of its files
@@ -49,7 +49,8 @@ Files = Mapping[str, list[tuple[str, Path]]]  # field -> (name, path) of its fil
 class Change:
     """A file that is not what it was when the run was started.
 
-    "new" is one that was not there, "inserted" data that are longer, but not at their end alone.
+    The verdict "new" means that the file was not there, "inserted" that the data are longer, and
+    not only at their end.
     """
 
     field: str
@@ -75,22 +76,21 @@ def check_inputs(
     may_grow: Collection[str] = (),
     policy: Path | None = None,
 ) -> list[Change]:
-    """Record the fingerprints of what a run reads or, when it goes on, compare them.
+    """Record the fingerprints of a new run's inputs, or compare those of a resumed one.
 
-    To be called before any of it is read, by every process; the others wait for process 0.
+    Every process calls this before it reads any input; the others wait for process 0.
 
     Args:
-      config: with the models in place of the workdirs of runs.
-      is_begun: whether the run has left anything that depends on its inputs.
-      may_grow: fields whose files may have grown; they are then recorded as they are now.
-      policy: a file that stands for the policy, where that is a checkpoint of a run.
+      config: its model paths lead to models; workdirs of runs are resolved already.
+      is_begun: whether the run has written anything that depends on its inputs.
+      may_grow: fields whose files may have grown; these are recorded again as they are now.
+      policy: the file to fingerprint in place of the policy, if that is a run's checkpoint.
 
     Returns:
-      What has grown, on process 0. The user's own code may change too: that is said.
+      The files that have grown, on process 0. A change in the user's own code is only logged.
 
     Raises:
-      ConfigError: listing every file that is not what it was; or where the workdir lies among the
-        data.
+      ConfigError: listing every file that has changed; or if the workdir lies in a data folder.
     """
 
     def check() -> list[Change]:
@@ -124,9 +124,9 @@ def _check(
 
 
 def list_inputs(config: Config) -> dict[str, list[tuple[str, Path]]]:
-    """Return the files of every field of a config that the task reads, with their names.
+    """Return the files, with their names, behind each config field that the task reads.
 
-    A data set of the hub is the files that `datasets` keeps it in.
+    A hub data set is listed as the files in which `datasets` caches it.
     """
     found = {}
     for field, text, kind in roles.list_places(config):
@@ -147,12 +147,12 @@ def compare_inputs(
     files: Files,
     counts: Mapping[str, int] | None = None,
 ) -> list[Change]:
-    """Return what of the files is not as their fingerprints in `known` say.
+    """Return the files that differ from their fingerprints in `known`.
 
-    A field that is not known is another field's spelling, and has nothing to be compared with.
+    A field that is missing from `known` is skipped: there is nothing to compare it with.
 
     Args:
-      counts: how many sources the fields of data had at the start before, where that is known.
+      counts: how many sources each data field had at the last start, where that is known.
     """
     pairs, changes = [], []
     for field, entries in known.items():
@@ -165,7 +165,7 @@ def compare_inputs(
                 changes.append(Change(field, Path(entry["path"]), "missing"))
             else:
                 pairs.append((field, path, entry))
-        # A version that did not look at data sets of the hub has recorded no file of theirs.
+        # Older versions did not fingerprint hub data sets and so recorded no files for them.
         sources = {_number_source(entry["name"]) for entry in entries}
         count = (counts or {}).get(field)
         changes += [
@@ -185,12 +185,12 @@ def compare_inputs(
 
 
 def _number_source(name: str) -> str:
-    """Return which source of a field a file is of, by the name that it is recorded under."""
+    """Return the number of the source that a file belongs to, read from its recorded name."""
     return name.partition(":")[0]
 
 
 def _count_sources(workdir: Path) -> dict[str, int]:
-    """Return how many sources the fields of data had when the run was last started."""
+    """Return how many sources each data field had when the run was last started."""
     if not (workdir / FILE).exists():
         return {}
     before = schema.flatten(read_plain(workdir / FILE).get("data", {}))
@@ -202,7 +202,7 @@ def _count_sources(workdir: Path) -> dict[str, int]:
 
 
 def _lacks(known: Mapping[str, list[Mapping[str, Any]]], files: Files) -> bool:
-    """Tell whether some file is not recorded."""
+    """Tell whether any file has no recorded fingerprint."""
     return any(
         name not in {entry["name"] for entry in known.get(field, [])}
         for field, named in files.items()
@@ -215,7 +215,7 @@ def _is_longer(path: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def _drop_unread(known: Mapping[str, list[Any]], config: Config) -> dict[str, list[Any]]:
-    """Return what is known without the files that a version which took all of a folder recorded."""
+    """Return `known` without files that are not read: older versions recorded whole folders."""
     kept = dict(known)
     for field, text, kind in roles.list_places(config):
         names = places.split_names(text, "source") if kind == "source" else []
@@ -239,15 +239,15 @@ def _is_read(field: str, config: Config) -> bool:
         return False
     if field.startswith("reward."):
         return is_scored(config) and _is_of_part(field, config)
-    # All other fields are another task's of a pipeline.
+    # Any other field belongs to another task of the pipeline.
     names = TASKS[config.task].reads
     return any(field == name or field.startswith(f"{name}.") for name in names)
 
 
 def _is_of_part(field: str, config: Config) -> bool:
-    """Tell whether a place of the reward is one that its kind reads."""
+    """Tell whether the kind of this reward (or part of it) reads the field."""
     for prefix, one in _list_rewards(config).items():
-        for start in ("reward.", prefix):  # a part has the reward's own where it sets none
+        for start in ("reward.", prefix):  # a part falls back on the reward's own field
             names = [f"{start}{name}" for name in REWARD_KINDS[one.kind].reads]
             if any(field == name or field.startswith(f"{name}.") for name in names):
                 return True
@@ -255,7 +255,7 @@ def _is_of_part(field: str, config: Config) -> bool:
 
 
 def _list_rewards(config: Config) -> dict[str, RewardConfig | PartConfig]:
-    """Return the reward, or its parts, by what the names of its fields begin with."""
+    """Map the prefix of the field names ("reward.", say) to the reward, or to each of its parts."""
     parts = config.reward.parts
     return {f"reward.parts.{name}.": one for name, one in parts.items()} or {
         "reward.": config.reward
@@ -263,7 +263,7 @@ def _list_rewards(config: Config) -> dict[str, RewardConfig | PartConfig]:
 
 
 def _list_data(field: str, text: str, workdir: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the files of a source; of a folder those that its reader takes."""
+    """Yield the files of a source; for a folder, only those that its reader takes."""
     for number, name in enumerate(places.split_names(text, "source")):
         before = f"{number}:"
         folder = find_folder(name)
@@ -287,7 +287,7 @@ def _list_data(field: str, text: str, workdir: Path) -> Iterator[tuple[str, Path
                 if os.path.isfile(matched):
                     yield f"{before}{os.path.basename(matched)}", Path(matched)
         else:
-            with contextlib.suppress(RecordError):  # who reads it says what is wrong
+            with contextlib.suppress(RecordError):  # the reader reports what is wrong
                 for stored in list_set_files(name):
                     yield f"{before}{os.path.basename(stored)}", Path(stored)
 
@@ -297,7 +297,7 @@ def _list_model(text: str, *, weights: bool) -> Iterator[tuple[str, Path]]:
         is_run = source.is_workdir(text)
         folder = Path(text) / FINAL if is_run else hf.resolve_model(text)
     except ModelError:
-        return  # who reads it says what is wrong
+        return  # the reader reports what is wrong
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         is_wanted = is_read(path.name) and (weights or path.suffix != ".safetensors")
         if path.is_file() and is_wanted:
@@ -305,7 +305,7 @@ def _list_model(text: str, *, weights: bool) -> Iterator[tuple[str, Path]]:
 
 
 def _list_code(config: Config) -> dict[str, list[tuple[str, Path]]]:
-    """Return the files of the user's functions, by the field that names them."""
+    """Map each field that names functions of the user's own to the files that hold them."""
     named = {}
     if is_scored(config):
         for prefix, one in _list_rewards(config).items():
@@ -320,10 +320,10 @@ def _list_code(config: Config) -> dict[str, list[tuple[str, Path]]]:
 
 def _find_module(name: str) -> Path | None:
     if name.partition(".")[0] == __name__.partition(".")[0]:
-        return None  # of this package
+        return None  # this package itself
     try:
         spec = importlib.util.find_spec(name)
-    except Exception:  # what is wrong with it is said when it is imported
+    except Exception:  # the import itself reports what is wrong
         return None
     origin = spec.origin if spec is not None else None
     return Path(origin) if origin is not None and os.path.isfile(origin) else None
@@ -349,7 +349,7 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         known: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
         return known
-    except (OSError, ValueError) as error:  # the ledger has seen it a moment ago
+    except (OSError, ValueError) as error:  # unlikely: the ledger has just verified it
         raise WorkdirError(f"{path} cannot be read ({error}); check the disk") from error
 
 

@@ -1,10 +1,10 @@
-"""A task that stands alone: its workdir, what it was started on, and how far it has come.
+"""A standalone task (no rounds): its workdir, its inputs, and which of its stages are done.
 
-    workdir/config.json      as of every run
+    workdir/config.json      as in every run
     workdir/manifest.json    the task's inputs, the stages that are done, the files' hashes
 
-The manifest is there before any result is, so that a job which is carried on cannot mix the results
-of two inputs or two policies.
+The manifest is written before any result, so a resumed job cannot mix the results of two inputs or
+two policies.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def next_stage(self) -> str | None:
-        """The first stage of a begun job that is not done, or None where all are."""
+        """The first stage that is not done yet, or None if all are. The job must have begun."""
         return self._begun.next_stage
 
     @property
@@ -63,14 +63,14 @@ class Job:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every stage is done; that there is nothing to do is logged."""
+        """Whether every stage is done; if so, log that there is nothing to do."""
         complete = self.manifest is not None and self.manifest.next_stage is None
         if complete:
             logger.info("%s is complete: nothing to do", self.workdir)
         return complete
 
     def find_policy(self) -> Policy:
-        """Return the policy that the job is about; a job that is carried on keeps its own."""
+        """Return the policy that the job works on; a resumed job keeps the one it began with."""
         config, recorded = self.config, self.manifest.policy if self.manifest else ""
         control = config.data.control
         return find_policy(config.model, control=control, recorded=recorded, seed=config.seed)
@@ -88,16 +88,16 @@ class Job:
         output: Path | None = None,
         field: str = "",
     ) -> None:
-        """Write down what the job works on, or check that it still does.
+        """Record what the job works on or, on resume, check that it is still the same.
 
         Args:
-          inputs: identity of the input records.
+          inputs: a hash that identifies the input records.
           policy: where the policy comes from, if the job has one.
-          output: what the job will leave outside of the workdir; it must not be there before.
-          field: the config's field that names `output`.
+          output: the result's path outside the workdir, if any; it must not exist yet.
+          field: the config field that names `output`.
 
         Raises:
-          ConfigError: where the inputs have changed, or a model, or `output` is taken.
+          ConfigError: if the inputs or a model have changed, or `output` exists already.
         """
         reads, record = self.config, None
         if policy is not None:
@@ -118,7 +118,7 @@ class Job:
                 f"{field}: {output} exists already; allowed: a new name; move it away, or set "
                 f"--config.{field}=PATH"
             )
-        sharding.wait_for_all("begin the job")  # every process has looked before one writes
+        sharding.wait_for_all("begin the job")  # every process must have looked before any writes
         name = policy.name if policy is not None else ""
         self.manifest = Manifest(
             round=0, seed=self.config.seed, prompts=inputs, policy=name, task=self.config.task
@@ -127,7 +127,7 @@ class Job:
             states.save_manifest(self.workdir, self.manifest, self.workspace.ledger)
 
     def commit(self, stage: str, done: StageResult = NOTHING) -> None:
-        """Record that a stage is done; as `states.commit_stage`."""
+        """Record that a stage is done; see `states.commit_stage`."""
         self.manifest = states.commit_stage(
             self.workdir,
             self._begun,
@@ -141,11 +141,11 @@ class Job:
 
 @contextlib.contextmanager
 def open_job(config: Config, stop: StopSignal) -> Iterator[Job]:
-    """Open the job in `config.workdir`, new or to be carried on, with its mesh the current one.
+    """Open a new or resumed job in `config.workdir`, and make its mesh the current one.
 
     Raises:
       WorkdirError: as `open_workspace`.
-      ManifestError: where its manifest, or a file that it names, has changed.
+      ManifestError: if its manifest, or a file that the manifest names, has changed.
     """
     stop.place = f"task {config.task}"
     with open_workspace(config, stop) as workspace:
@@ -154,7 +154,7 @@ def open_job(config: Config, stop: StopSignal) -> Iterator[Job]:
             states.verify_files(workspace.workdir, manifest)
         if manifest is None or manifest.next_stage is not None:
             workspace.begin_segment(stages=list(manifest.stages) if manifest else [])
-        sharding.wait_for_all("open the job")  # before a process begins it
+        sharding.wait_for_all("open the job")  # all must have opened it before any begins
         yield Job(workspace, manifest)
 
 

@@ -1,8 +1,8 @@
-"""`task=label`: rewards for a file of samples, and the feedback that they make.
+"""`task=label`: rewards for a file of samples, and the feedback made from them.
 
-workdir/scores.jsonl     a reward for each sample; null where it could not be labelled
+workdir/scores.jsonl     a reward for each sample; null if it could not be labelled
 workdir/scored.jsonl     the samples with their rewards
-workdir/feedback.jsonl   what `feedback` says: pairs, labels or scored samples, to train on
+workdir/feedback.jsonl   what `feedback.type` asks for: pairs, judgements or scored samples
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ logger = logging.getLogger(__name__)
 
 
 def run_labelling(config: Config, stop: StopSignal) -> dict[str, float]:
-    """Label, or carry on labelling, the samples of `data.train`; return counts and means.
+    """Label the samples of `data.train`, or resume doing so; return counts and means.
 
-    A sample's own reward, if its record has one, is not looked at. What cannot be labelled is left
-    out of the feedback and counted. With a reward model the samples' own tokens are scored where
-    `model.path` says whose they are, else their text is rendered by the reward model's renderer.
+    A reward that a record has already is ignored. Samples that cannot be labelled are left out of
+    the feedback and counted. A reward model scores the samples' own tokens if `model.path` names
+    the model that wrote them; otherwise the text is rendered by the reward model's renderer.
     """
     _check_tokenizer(config)
     with open_job(config, stop) as job:
@@ -55,7 +55,7 @@ def _label(job: Job) -> None:
     samples = read_all_samples(data.train, data.train_split, make_edits(data))
     unscored = job.manifest is None or job.manifest.next_stage == "score"
     config, renderer = job.config, None
-    if unscored or data.skip_bad:  # what is wrong with records is said before the job begins
+    if unscored or data.skip_bad:  # report bad records before the job begins
         samples = _keep_answered(config, samples)
         config = source.use_final(config)
         renderer = _find_renderer(config)
@@ -75,7 +75,7 @@ def _label(job: Job) -> None:
 
 
 def _keep_answered(config: Config, samples: list[Sample]) -> list[Sample]:
-    """Return the samples whose records have what the reward needs, see `check_records`."""
+    """Return the samples whose records hold what the reward needs; see `check_records`."""
     prompts = [one.prompt for one in samples]
     kept = {id(one) for one in check_records(config.reward, prompts, skip=config.data.skip_bad)}
     return [one for one in samples if id(one.prompt) in kept]
@@ -84,11 +84,11 @@ def _keep_answered(config: Config, samples: list[Sample]) -> list[Sample]:
 def _keep_rendered(
     config: Config, samples: list[Sample], renderer: Renderer | None
 ) -> list[Sample]:
-    """Return the samples whose tokens the tokenizer has, and whose prompts the template shows.
+    """Return the samples whose tokens the tokenizer knows and whose prompts the template accepts.
 
     Raises:
-      RecordError: for the first with other tokens, unless bad records are left out; what the
-        template refuses is left to the rendering then.
+      RecordError: for the first sample with unknown tokens, unless bad records are left out. If
+        they are not, a prompt that the template refuses fails later, when it is rendered.
     """
     path, skip = config.data.train, config.data.skip_bad
     if renderer is None:
@@ -102,11 +102,11 @@ def _keep_rendered(
 
 
 def read_all_samples(path: str, split: str = "", edits: Edits = NO_EDITS) -> list[Sample]:
-    """Read the samples of a source, see `data/records/sources.py`; of `split` where that is given.
+    """Read the samples of a source (see `data/records/sources.py`), or of one `split` of it.
 
     Raises:
-      RecordError: for a bad record, where a prompt has two samples of one id, and where two prompts
-        have one id; unless bad records are left out, those that come later of these.
+      RecordError: for a bad record, for two samples of a prompt with the same id, and for two
+        prompts with the same id. If bad records are left out, the later of the two is dropped.
     """
     seen: set[tuple[str, int]] = set()
     turns: dict[str, tuple[Turn, ...]] = {}
@@ -136,12 +136,12 @@ def read_all_samples(path: str, split: str = "", edits: Edits = NO_EDITS) -> lis
 
 
 def _knows_writer(config: Config) -> bool:
-    """Tell whether the config says whose tokens the samples hold."""
+    """Tell whether the config names the model that wrote the samples' tokens."""
     return bool(config.model.path or config.model.tokenizer)
 
 
 def _find_renderer(config: Config) -> Renderer | None:
-    """Return the renderer of who wrote the samples, else that of who reads them."""
+    """Return the renderer of the model that wrote the samples, else that of the reward model."""
     if _knows_writer(config):
         return load_policy_renderer(config.model, config.data.control)
     alone = REWARD_KINDS[config.reward.kind].by_tokens and not config.reward.parts
@@ -149,7 +149,7 @@ def _find_renderer(config: Config) -> Renderer | None:
 
 
 def _render(samples: list[Sample], renderer: Renderer, config: Config) -> list[Sample]:
-    """Return the samples with the tokens that are scored, and say which prompts are cut."""
+    """Return the samples with the tokens to score; log how many prompts were cut."""
     tokens, known = config.sampling.max_prompt_length, _knows_writer(config)
     rendered = [one.prompt for one in samples if not (known and one.prompt_ids)]
     cuts.count_cut(renderer, rendered, tokens, config.data.train)
@@ -161,7 +161,7 @@ def _render(samples: list[Sample], renderer: Renderer, config: Config) -> list[S
 
 
 def _check_tokenizer(config: Config) -> None:
-    """Refuse a reward that needs the samples' tokens where nobody knows whose they are."""
+    """Refuse a reward that needs the samples' tokens if the config names no tokenizer for them."""
     reward = config.reward
     if _knows_writer(config):
         return
@@ -175,7 +175,7 @@ def _check_tokenizer(config: Config) -> None:
 
 
 def _with_ids(sample: Sample, renderer: Renderer, tokens: int, config: Config) -> Sample:
-    """Return the sample with the tokens that are scored: its own, if their writer is known."""
+    """Return the sample with the tokens to score: its own, if the model that wrote it is known."""
     known = _knows_writer(config)
     prompt_ids = sample.prompt_ids if known else ()
     response_ids = sample.response_ids if known else ()

@@ -24,32 +24,33 @@ def freeze_checked(config: config_lib.Settings | Config, errors: Iterable[str] =
     """Return the frozen config, with every check that needs no data and no device.
 
     Args:
-      errors: lines that are raised together with those found here.
+      errors: further error lines, to be raised together with the errors found here.
 
     Raises:
-      ConfigError: with one line an error.
+      ConfigError: with one line per error.
     """
     plain = config_lib.to_dict(config) if isinstance(config, Config) else config
     return config_lib.freeze(plain, errors=errors, checks=[_check_objective])
 
 
 def launch(config: Config) -> dict[str, float]:
-    """Do with a frozen config what its mode says; return the last metrics of its task.
+    """Run a frozen config, or only check it, as its mode says; return its task's last metrics.
 
     Raises:
-      UserError: for what the user can mend; `Interrupted`, a kind of it, after SIGTERM or Ctrl-C.
+      UserError: for anything that the user can fix; its subclass `Interrupted` after SIGTERM or
+        Ctrl-C.
     """
     start_jax(config)
     if config.mode != "run":
         load(MODES[config.mode].run)(config)
         return {}
     if config.task == "pipeline":
-        from halos_jax.tasks.preflight import check_start  # and with it all other tasks
+        from halos_jax.tasks.preflight import check_start  # imports all other tasks too
 
         check_start(config, with_data=False)
     with _listen() as stop:
         metrics = run_task(config, stop)
-    sharding.wait_for_all("end the job")  # who leaves first takes what connects the others with it
+    sharding.wait_for_all("end the job")  # the first to leave would disconnect the others
     if metrics:
         logger.info("finished: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items())))
     return metrics
@@ -57,7 +58,7 @@ def launch(config: Config) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _listen() -> Iterator[StopSignal]:
-    """Catch the signals to stop; only the main thread of a program may."""
+    """Catch the signals to stop; outside a program's main thread Python does not allow it."""
     if threading.current_thread() is threading.main_thread():
         with catch_signals() as stop:
             yield stop
@@ -73,7 +74,7 @@ def run_task(config: Config, stop: StopSignal) -> dict[str, float]:
             logger.info("pipeline: %s in %s", step.task, step.workdir)
             metrics = run_task(step, stop)
         return metrics
-    # What a stage does not say by itself: models are read, or made ready, when it happens.
+    # For memory errors that no stage explains itself: they come up while models are loaded.
     with explain_memory("load", f"task {config.task}", config):
         return _find_task(config.task)(config, stop)
 
@@ -96,19 +97,20 @@ def _check_objective(config: Config) -> list[str]:
 
 
 def start_jax(config: Config) -> None:
-    """Join the other processes of the job, and keep compiled programs in the workdir."""
+    """Connect to the other processes of the job, and cache compiled programs in the workdir."""
     if config.mesh.distributed:
         devices.join_processes()
     platform = devices.find_devices()
     if jax.process_index():
         logging.getLogger().setLevel(logging.WARNING)
     if platform != "cpu" and config.mode == "run":  # no other mode writes into the workdir
-        # With the autotuner's choices in it: a resumed run must be the same program, bit for bit.
+        # The cache includes the autotuner's choices, so that a resumed run executes the very same
+        # program and stays the same bit for bit.
         cache = Path(config.workdir).absolute() / "compilation_cache"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        # Not its cache of kernels: with that, programs of another process have run into illegal
-        # instructions (H200, jax 0.11.2).
+        # XLA's kernel cache stays off: with it, programs compiled by another process have failed
+        # with illegal instructions (H200, jax 0.11.2).
         caches = "xla_gpu_per_fusion_autotune_cache_dir"
         jax.config.update("jax_persistent_cache_enable_xla_caches", caches)
     errors = _check_devices(config)

@@ -1,4 +1,7 @@
-"""The online loop: rounds of sample -> score -> feedback -> train -> evaluate, resumed anywhere."""
+"""The online loop: rounds of sample -> score -> feedback -> train -> evaluate.
+
+A run can be stopped and resumed at any point.
+"""
 
 import functools
 import logging
@@ -34,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
-    """Run, or carry on, online alignment; return the held-out metrics of the last round.
+    """Run or resume online alignment; return the held-out metrics of the last round.
 
     Everything is under `config.workdir`; the last policy is exported to `workdir/final`.
     """
@@ -55,16 +58,16 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
             states.end_segments(info)
             return metrics
         except Interrupted:
-            commit_pending(run, progress)  # what is done of the round before counts
+            commit_pending(run, progress)  # the round before is done: keep it
             raise
         finally:
             run.checkpoints.close()
 
 
 def run_rounds(run: Run, progress: Progress) -> dict[str, float]:
-    """Do all rounds that are not done, and export the last policy; return its metrics.
+    """Do all remaining rounds and export the last policy; return its metrics.
 
-    Round 0 only evaluates the SFT policy, and so makes the held-out feedback.
+    Round 0 only evaluates the SFT policy; that also produces the held-out feedback.
     """
     held_out: Dataset | None = None
     for round in range(run.num_rounds + 1):
@@ -89,10 +92,10 @@ def run_rounds(run: Run, progress: Progress) -> dict[str, float]:
 def run_round(
     run: Run, progress: Progress, manifest: Manifest, held_out: Dataset | None
 ) -> Manifest:
-    """Do the stages of a round that its manifest does not name; return its manifest.
+    """Do the remaining stages of a round; return its manifest.
 
-    The checkpoint of the round's training is written while the held-out prompts and those of the
-    next round are sampled. Until it is on disk the round is `progress.pending`.
+    The checkpoint of the round is written in the background, while the held-out prompts and those
+    of the next round are sampled. Until it is on disk, the round is `progress.pending`.
     """
     round, folder = manifest.round, round_folder(run.workdir, manifest.round)
     if manifest.next_stage == "sample":
@@ -119,7 +122,7 @@ def run_round(
         explained = explain_memory("train", f"training of round {round}", run.config)
         with open_stage(run, round, "train") as write_time, explained:
             progress.state = _train(run, progress, round, held_out)
-            write_time()  # when the save is done, nobody knows it any more
+            write_time()  # before the save: after it the stage is never repeated
             stages.save_round(run, progress.state, round)
         progress.round, progress.stage_step = round, 0
     if manifest.next_stage not in ("train", "evaluate"):
@@ -153,7 +156,7 @@ def _train(run: Run, progress: Progress, round: int, held_out: Dataset | None) -
 
 
 def _load_held_out(run: Run, progress: Progress) -> Dataset | None:
-    """Return the held-out feedback, fixed for the run, with the reference's log-probs."""
+    """Return the held-out feedback, which is fixed for the run, with the reference's log-probs."""
     if not run.held_out:
         return None
     items = stages.load_feedback_items(run, round_folder(run.workdir, 0))
@@ -168,7 +171,7 @@ def _load_held_out(run: Run, progress: Progress) -> Dataset | None:
 
 
 def _export_round(run: Run, progress: Progress, round: int) -> None:
-    """Export the policy of a round to `rounds/0003/model`, while it still is the one at hand."""
+    """Export the policy of a round to `rounds/0003/model`, before the next round trains it."""
     model = round_folder(run.workdir, round) / "model"
     at_its_end = progress.round == round and not progress.stage_step
     if not at_its_end or model.is_dir():
@@ -199,7 +202,7 @@ def _export_final(run: Run, progress: Progress) -> None:
 
 
 def _report_complete(workspace: Workspace) -> dict[str, float]:
-    """Check a run that is complete, say so, and return the metrics of its last round."""
+    """Verify a complete run, log that it is complete, and return the metrics of its last round."""
     states.verify_run(workspace.workdir)
     for change in workspace.history.pick("growing"):
         logger.info("%s; for rounds not trained yet, of which there are none", change)

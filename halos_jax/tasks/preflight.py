@@ -1,7 +1,7 @@
-"""What can be known of a run before it begins, without reading weights or writing anything.
+"""Checks that are possible before a run begins, without reading weights or writing anything.
 
-A task finds most of this as it starts. It is looked for here before the first stage of a pipeline,
-whose last stage would find it hours later, and where only a check is asked for.
+A task makes most of these checks itself when it starts. They are made here before the first stage
+of a pipeline, because its last stage would fail hours later, and for `mode=check`.
 """
 
 import dataclasses
@@ -49,21 +49,21 @@ logger = logging.getLogger(__name__)
 
 
 def run_check(config: Config) -> None:
-    """Do what `mode=check` says: raise all that is wrong together, or say that nothing is."""
+    """Check a run for `mode=check`: raise all errors together, or log that there are none."""
     check_start(config, with_data=True)
     logger.info("checked: nothing to mend; the weights were not read, and nothing was written")
 
 
 def check_start(config: Config, *, with_data: bool) -> None:
-    """Check a run, or each stage of a pipeline, and raise all that is wrong together.
+    """Check a run, or each stage of a pipeline, and raise all errors together.
 
-    What a stage before leaves (its `final/`, its files) is taken for granted.
+    The output of earlier stages (their `final/`, their files) is assumed to be there.
 
     Args:
-      with_data: also read the data and render them.
+      with_data: also read and render the data.
 
     Raises:
-      ConfigError: with one line an error.
+      ConfigError: with one line per error.
     """
     is_pipeline = config.task == "pipeline"
     stages = config_lib.expand_pipeline(config) if is_pipeline else [config]
@@ -81,7 +81,7 @@ def check_start(config: Config, *, with_data: bool) -> None:
 
 
 def _find_errors(config: Config, made: Sequence[Path], with_data: bool) -> Iterable[str]:
-    """Yield an error line for each thing that is wrong with a run of one task."""
+    """Yield a line for each error in a run of one task."""
     if not TASKS[config.task].on_mesh:
         return
     found: list[Any] = []
@@ -104,15 +104,15 @@ def _find_errors(config: Config, made: Sequence[Path], with_data: bool) -> Itera
 
 
 def is_made(path: str, made: Sequence[Path]) -> bool:
-    """Tell whether a path lies in a folder that does not exist before the run."""
+    """Tell whether a path lies in a folder that the run itself will make."""
     return bool(path) and any(Path(path).absolute().is_relative_to(folder) for folder in made)
 
 
-# --------------------------------------------------------------------------- each of its own
+# --------------------------------------------------------------------------- the single checks
 
 
 def _check_places(config: Config) -> None:
-    """Raise WorkdirError where the run cannot write, or may not go on with this config."""
+    """Raise WorkdirError if the run cannot write somewhere, or may not resume with this config."""
     for field, path in (
         ("workdir", config.workdir),
         ("sampling.output", config.sampling.output),
@@ -150,7 +150,7 @@ def _check_reward(config: Config, made: Sequence[Path]) -> None:
 
 
 def check_reward_function(config: Config, made: Sequence[Path]) -> None:
-    """Import the user's function, and look at its parameters."""
+    """Import the user's function and check its parameters."""
     reward = config.reward
     make_function_scorer(reward.function, reward.arguments, form=reward.completions)
 
@@ -161,7 +161,7 @@ def check_reward_judge(config: Config, made: Sequence[Path]) -> None:
 
 
 def check_reward_model(config: Config, made: Sequence[Path]) -> None:
-    """Read a reward model's config and tokenizer, unless a stage before makes it."""
+    """Read a reward model's config and tokenizer, unless an earlier stage will make it."""
     reward = config.reward
     if is_made(reward.path, made):
         return
@@ -175,7 +175,7 @@ def check_reward_model(config: Config, made: Sequence[Path]) -> None:
 
 
 def _find_policy(config: Config) -> Policy:
-    """Return the policy, of the kind that the task needs."""
+    """Return the policy; refuse a model of a kind that the task cannot use."""
     task, model = TASKS[config.task], config.model
     if task.trains:
         path = source.find_model("model.path", model.path)
@@ -194,7 +194,7 @@ def _find_policy(config: Config) -> Policy:
 
 
 def _check_data(config: Config, policy: Policy, made: Sequence[Path]) -> None:
-    """Read and render the data as the task does, unless a stage before makes them."""
+    """Read and render the data as the task does, unless an earlier stage will make them."""
     data, check = config.data, TASKS[config.task].check_data
     if any(is_made(path, made) for path in (*data.train.split(","), *data.eval.split(","))):
         return
@@ -203,7 +203,7 @@ def _check_data(config: Config, policy: Policy, made: Sequence[Path]) -> None:
 
 
 def check_online_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
-    """Check the prompts of all rounds, and the held-out ones."""
+    """Check the prompts of all rounds and the held-out prompts."""
     data = config.data
     prompts = _order_prompts(config, renderer, config.rounds.total_prompts)
     others = _take_held_out(config, renderer) if data.eval else []
@@ -218,7 +218,7 @@ def check_online_data(config: Config, decoder: DecoderConfig, renderer: Renderer
 
 
 def check_sampled_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
-    """Check the prompts that are sampled."""
+    """Check the prompts that the task samples from."""
     ordered = _order_prompts(config, renderer, config.sampling.num_prompts)
     prompts = sample_task.select_prompts(config, ordered)
     cuts.check_prompts(_Limits(config.sampling, decoder, renderer), (config.data.train, prompts))
@@ -228,7 +228,7 @@ def check_sampled_data(config: Config, decoder: DecoderConfig, renderer: Rendere
 
 
 def check_held_out_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
-    """Check the held-out prompts, or feedback."""
+    """Check the held-out prompts or the held-out feedback."""
     if config.eval.on == "feedback":
         check_fixed_data(config, decoder, renderer)
         return
@@ -238,7 +238,7 @@ def check_held_out_data(config: Config, decoder: DecoderConfig, renderer: Render
 
 
 def check_labelled_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
-    """Check the samples that are labelled."""
+    """Check the samples that the task labels."""
     data = config.data
     edits = datasets.select_train(data, config.seed).edits
     samples = label_task.read_all_samples(data.train, data.train_split, edits)
@@ -246,7 +246,7 @@ def check_labelled_data(config: Config, decoder: DecoderConfig, renderer: Render
 
 
 def check_fixed_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
-    """Check the records that the loss is computed on: of training, and held-out ones."""
+    """Check the records that the loss is computed on, for training and held-out."""
     data, trains = config.data, TASKS[config.task].trains
     loss = single.choose_loss(config) if trains else get_loss(config.loss)
     sources = [(data.eval, datasets.select_eval(data))] if data.eval else []
@@ -260,7 +260,7 @@ def check_fixed_data(config: Config, decoder: DecoderConfig, renderer: Renderer)
 
 @dataclasses.dataclass(frozen=True)
 class _Limits:
-    """What limits the tokens of a sampler, without a sampler (`cuts.Limited`)."""
+    """The token limits of a sampler without the sampler itself; implements `cuts.Limited`."""
 
     settings: SamplingConfig
     decoder: DecoderConfig
@@ -268,7 +268,10 @@ class _Limits:
 
 
 def _order_prompts(config: Config, renderer: Renderer, count: int) -> list[Prompt]:
-    """Return those of `data.train`, of which `count` behind `num_skip` are sampled; 0: all."""
+    """Return the prompts of `data.train` in order, the first `num_skip` + `count` rendered.
+
+    With `count` 0 all of them are rendered.
+    """
     data = config.data
     if config.task == "sample":
         ordered = sample_task.load_ordered(config)

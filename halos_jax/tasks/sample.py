@@ -1,11 +1,11 @@
-"""`task=sample`: answers of a policy to a file of prompts, for `label`, for people, for AlpacaEval.
+"""`task=sample`: a policy's answers to a file of prompts, for `label`, AlpacaEval or people.
 
     workdir/samples.jsonl      every sample, with its tokens, as in a round of `online`
-    workdir/scores.jsonl       their rewards, where the best is to be kept (`sampling.best_of`)
+    workdir/scores.jsonl       their rewards, if only the best are kept (`sampling.best_of`)
     workdir/best.jsonl         the best sample of each prompt
     workdir/alpacaeval.json    what `alpaca_eval --model_outputs` reads (`sampling.format`)
 
-The last two, or a copy of the samples, stand at `sampling.output` where that is given.
+If `sampling.output` is set, the result (one of the last two, or the samples) is written there.
 """
 
 import dataclasses
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 
 def run_sampling(config: Config, stop: StopSignal) -> dict[str, float]:
-    """Sample, or carry on sampling, the prompts of `data.train`; return counts and means.
+    """Sample from the prompts of `data.train`, or resume doing so; return counts and means.
 
-    The prompts are taken in the order of an online run with the same seed: after
-    `rounds.num_skip` of them, `sampling.num_prompts`. What is drawn is what round
-    `sampling.round` of that run would draw, bit for bit where policy and prompts are the same.
+    The prompts are taken in the order of an online run with the same seed:
+    `sampling.num_prompts` of them, after the first `rounds.num_skip`. With the same policy and
+    prompts the samples are, bit for bit, those that round `sampling.round` of that run would draw.
     """
     with open_job(config, stop) as job:
         if not job.is_complete:
@@ -57,7 +57,7 @@ def _run(job: Job) -> None:
     prompts = select_prompts(job.config, ordered)
     output = output_path(job.config, job.workdir)
     check_instructions(job.config, prompts)  # before hours of sampling
-    # What is wrong with the policy or the reward is said before the job begins.
+    # Errors in the policy or the reward must be raised before the job begins.
     policy = job.find_policy()
     rollouts = make_rollouts(job, policy)
     config, renderer = rollouts.config, rollouts.sampler.renderer
@@ -92,10 +92,10 @@ def _run(job: Job) -> None:
 
 
 def select_prompts(config: Config, ordered: list[Prompt]) -> list[Prompt]:
-    """Return those prompts that the task samples, of all in the order of an online run.
+    """Return the prompts that the task samples from, given all prompts in an online run's order.
 
     Raises:
-      RecordError: where `rounds.num_skip` leaves none.
+      RecordError: if `rounds.num_skip` leaves none.
     """
     start, count = config.rounds.num_skip, config.sampling.num_prompts
     chosen = ordered[start : start + count if count else None]
@@ -116,7 +116,7 @@ def load_listed(config: Config) -> list[Prompt]:
 def load_ordered(config: Config) -> list[Prompt]:
     """Return the prompts of `data.train` in the order of an online run.
 
-    Where bad records are left out, these are what the reward and the format can be used with.
+    If bad records are left out, so are prompts that the reward or the format cannot be used with.
     """
     ordered = datasets.order_prompts(load_listed(config), config.seed)
     if config.data.skip_bad:
@@ -129,10 +129,11 @@ def load_ordered(config: Config) -> list[Prompt]:
 def check_instructions(
     config: Config, prompts: list[Prompt], *, skip: bool = False
 ) -> list[Prompt]:
-    """Return the prompts that the format of the output can name, see `read_instruction`.
+    """Return the prompts that the output format can represent; see `read_instruction`.
 
     Raises:
-      RecordError: for the first other one, unless `skip` leaves them out, counted in the log.
+      RecordError: for the first prompt that it cannot, unless `skip`: then such prompts are left
+        out, and the log says how many.
     """
     if config.sampling.format != "alpacaeval":
         return prompts
@@ -150,9 +151,9 @@ def check_instructions(
 
 
 def make_rollouts(job: Job, policy: Policy) -> Rollouts:
-    """Return the sampler of the job's policy, with the settings that belong to that.
+    """Return the sampler of the job's policy, with the policy's own model settings.
 
-    The records name the policy by the path that the user gave, or by `sampling.generator`.
+    In the records the policy is called by the path that the user gave, or `sampling.generator`.
     """
     policy.refuse_classifier(job.config.model.path)
     generator = job.config.sampling.generator or job.config.model.path
@@ -165,7 +166,7 @@ def make_rollouts(job: Job, policy: Policy) -> Rollouts:
 
 
 def output_path(config: Config, workdir: Path) -> Path | None:
-    """Return where the result goes besides samples.jsonl; None where that is the result."""
+    """Return the file that gets the result; None if samples.jsonl itself is the result."""
     settings = config.sampling
     if settings.output:
         output = Path(settings.output).expanduser().absolute()
@@ -181,9 +182,9 @@ def output_path(config: Config, workdir: Path) -> Path | None:
 
 
 def choose_best(samples: Sequence[Sample]) -> list[Sample]:
-    """Return of each prompt the sample with the highest reward, of equal ones the first.
+    """Return the sample with the highest reward for each prompt; in a tie, the first.
 
-    A prompt none of whose samples has a reward is left out.
+    A prompt without any rewarded sample is left out.
     """
     best: dict[str, Sample] = {}
     for sample in samples:
@@ -207,10 +208,10 @@ def make_alpacaeval_record(sample: Sample, dataset: str) -> dict[str, Any]:
 
 
 def read_instruction(prompt: Prompt) -> str:
-    """Return the text by which AlpacaEval knows a prompt: its one turn of the user.
+    """Return the instruction by which AlpacaEval identifies a prompt: its only user turn.
 
     Raises:
-      RecordError: where there are more turns than that and a system prompt.
+      RecordError: if there are further turns, other than a system prompt.
     """
     turns = [turn for turn in prompt.turns if turn.role != "system"]
     if len(turns) != 1:
@@ -248,7 +249,7 @@ def _write_output(job: Job, output: Path | None) -> None:
         if job.workspace.is_writer:
             output.parent.mkdir(parents=True, exist_ok=True)
         if settings.format == "alpacaeval":
-            # In the order of the prompts' file: alpaca_eval's max_instances counts on it.
+            # Keep the order of the prompts' file: alpaca_eval's max_instances relies on it.
             places = {one.prompt_id: at for at, one in enumerate(load_listed(job.config))}
             samples.sort(key=lambda sample: places[sample.prompt.prompt_id])
             dataset = name_dataset(job.config.data.train)
@@ -263,5 +264,5 @@ def _write_output(job: Job, output: Path | None) -> None:
 
 
 def name_dataset(path: str) -> str:
-    """Name the data set of a source: a hub data set by itself, a file without its endings."""
+    """Name the data set of a source: the id of a hub data set, a file's name without suffixes."""
     return path if "@" in path else Path(path).name.partition(".")[0]

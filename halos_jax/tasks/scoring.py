@@ -1,4 +1,4 @@
-"""Scores for samples from a file, durable shard by shard, as the samples themselves are."""
+"""Scores for samples from a file; like the samples themselves, they are saved shard by shard."""
 
 import logging
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def write_scores(workspace: Workspace, scorer: Scorer, samples: Sequence[Sample]
     """Score `samples` into the workdir's scores.jsonl; return the rewards' mean and counts.
 
     Raises:
-      RewardError: as `label_samples`; the scores that were found are kept in shards.
+      RewardError: as `label_samples`; the scores up to then are kept in shards.
     """
 
     def score(asked: Sequence[Sample]) -> list[float | None] | Labels:
@@ -50,11 +50,11 @@ def write_scores(workspace: Workspace, scorer: Scorer, samples: Sequence[Sample]
 def score_in_shards(
     workspace: Workspace, scorer: Scorer, samples: Sequence[Sample]
 ) -> list[float | None]:
-    """Return what the scorer says of each sample; a shard on disk is taken as it is.
+    """Return the scorer's result for each sample; shards that are on disk are not scored again.
 
-    A shard holds all samples of `sampling.shard_prompts` prompts, so that equal samples of a prompt
-    are scored in one go and stay a tie. Shards stand in the workdir as `scores.shard-0000.jsonl`
-    until the stage is committed.
+    A shard holds all samples of `sampling.shard_prompts` prompts, so equal samples of one prompt
+    are scored together and remain a tie. Until the stage is committed, the shards are kept in the
+    workdir as `scores.shard-0000.jsonl`.
     """
     rewards: list[float | None] = [None] * len(samples)
     for number, members in enumerate(_split(samples, workspace.config.sampling.shard_prompts)):
@@ -62,7 +62,7 @@ def score_in_shards(
         path = workspace.workdir / f"{_LABEL}.shard-{number:04d}.jsonl"
         shard = [samples[index] for index in members]
         is_scored = path.exists() and _is_of(path, shard)
-        # No process may write it before all have looked, or they would part ways here.
+        # No process may write the file until all have looked for it: they must all agree.
         sharding.wait_for_all(f"looked for {path.name}")
         if not is_scored:
             write_shard(
@@ -74,7 +74,7 @@ def score_in_shards(
 
 
 def _is_of(path: Path, shard: Sequence[Sample]) -> bool:
-    """Tell whether a file scores these samples: the size of shards may have changed since."""
+    """Tell whether a file holds scores of these samples: shards may have had another size."""
     found = [(one.get("prompt_id"), one.get("sample_id")) for _, one in read_records(path)]
     if found == [(one.prompt.prompt_id, one.sample_id) for one in shard]:
         return True
@@ -83,12 +83,12 @@ def _is_of(path: Path, shard: Sequence[Sample]) -> bool:
 
 
 def remove_score_shards(folder: Path) -> None:
-    """Delete the shards of scores that are committed."""
+    """Delete the score shards, once the scores are committed."""
     remove_shards(folder, _LABEL)
 
 
 def _scores_one_by_one(settings: RewardConfig) -> bool:
-    """Tell whether a sample's score depends on that sample alone, so that files may be split."""
+    """Tell whether each score depends on its sample alone, so that samples may be split."""
     return settings.kind in ("model", "function") and not settings.parts
 
 

@@ -1,4 +1,4 @@
-"""The tasks that train once, on fixed data: SFT, a reward model, offline alignment."""
+"""The tasks that train once, on fixed data: SFT, reward modelling, offline alignment."""
 
 import dataclasses
 import functools
@@ -44,12 +44,12 @@ logger = logging.getLogger(__name__)
 
 
 def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
-    """Run, or carry on, one of the tasks "sft", "reward_model" and "align".
+    """Run or resume one of the tasks "sft", "reward_model" and "align".
 
     The trained model is exported to `config.workdir/final`.
 
     Returns:
-      The last evaluation's metrics, or the last training step's where there is no held-out set.
+      The last evaluation's metrics; without a held-out set, the last training step's.
     """
     with open_workspace(config, stop) as workspace:
         if states.is_complete(workspace.info):
@@ -130,7 +130,7 @@ def _train(workspace: Workspace, checkpoints: Checkpoints) -> None:
 
 
 def _start_policy(config: Config, loss: Loss) -> Policy:
-    """Return what the run starts from; where the loss is one of scores, with a head for them."""
+    """Return the policy that the run starts from, with a score head if the loss needs scores."""
     policy = start_policy(config)
     if loss.needs == "scores":
         policy = policy.with_head()
@@ -141,7 +141,7 @@ def _start_policy(config: Config, loss: Loss) -> Policy:
 
 
 def _load_items(config: Config, loss: Loss, policy: Policy) -> Sequence[Item]:
-    """Load what is trained on, and say what of it is doubtful."""
+    """Load the training items, and warn about doubtful ones."""
     data, positions = config.data, policy.decoder.max_positions
     warn_of_benchmarks(data.train)
     chosen = select_train(data, config.seed)
@@ -169,17 +169,17 @@ def _load_held_out(config: Config, trainer: Trainer, policy: Policy) -> Dataset 
 
 
 def _make_trainer(workspace: Workspace, policy: Policy, loss: Loss, steps: int) -> Trainer:
-    """Return the trainer of a run of `steps` optimizer steps, which a request to stop reaches."""
+    """Return the trainer for a run of `steps` optimizer steps; it heeds a request to stop."""
     config, mesh, decoder = workspace.config, workspace.mesh, policy.decoder
     frozen = load_frozen(policy, mesh)
-    if frozen is None:  # an adapter starts at zero, where no update is too small
+    if frozen is None:  # an adapter starts at 0: no update is rounded away
         warn_of_rounding(config.optimizer, decoder.params_dtype)
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
     return dataclasses.replace(trainer, check=workspace.stop.check)
 
 
 def _lay_out(workspace: Workspace, count: int, cuts: Sequence[int]) -> tuple[Config, int]:
-    """Return the config with the warm-up of the run's start, and its steps over `count` items."""
+    """Return the config, with the warm-up of the first start, and the steps over `count` items."""
     config, values = workspace.config, workspace.history.list_values
     size = config.train.batch_size
     first = count_steps(
@@ -212,9 +212,9 @@ def add_fixed(
     held_out: Dataset | None,
     load_params: Callable[[], Params],
 ) -> tuple[Dataset, Dataset | None]:
-    """Add what the policy that the run starts with says of the data, where the loss needs it.
+    """Add the starting policy's log-probs or values to the data, if the loss needs them.
 
-    `load_params` returns that policy's params.
+    `load_params` returns the params of that policy.
     """
     config, loss = trainer.config, trainer.loss
     moving = config.rounds.reference == "previous_step"
@@ -233,7 +233,7 @@ def add_fixed(
 
 
 def _load_start_params(trainer: Trainer, policy: Policy, state: TrainState | None) -> Params:
-    """Return the params that the run starts with: those of `state`, if no step is taken yet."""
+    """Return the params that the run started with: those of `state` if it has taken no step."""
     if state is not None:
         params: Params = state.params
         return params
@@ -243,19 +243,19 @@ def _load_start_params(trainer: Trainer, policy: Policy, state: TrainState | Non
 
 
 def choose_loss(config: Config) -> Loss:
-    """Return the loss of the task: that of the config, unless the task has one of its own.
+    """Return the task's loss: its own if it has a fixed one, else that of the config.
 
-    Then the config's hyperparameters are used where they are those of that loss. In a pipeline
-    they may be those of a later stage.
+    A task with a fixed loss uses the config's hyperparameters only if `loss.name` is that loss: in
+    a pipeline they may be meant for a later stage.
     """
     name = TASKS[config.task].loss or config.loss["name"]
     return get_loss(config.loss if config.loss["name"] == name else {"name": name})
 
 
 def _save(saver: Saver, state: TrainState, done: int, *, total: int) -> None:
-    """Save after step `done` where that is due, and after the last step.
+    """Save after step `done` if a checkpoint is due, and always after the last step.
 
-    From the last checkpoint the exported model can be made again.
+    The exported model can be made again from the last checkpoint.
     """
 
     def locate() -> Position:
@@ -276,10 +276,10 @@ def load_fixed_items(
     *,
     positions: int = 0,
 ) -> Sequence[Item]:
-    """Return the items of the loss that are in a file, cut to the config's lengths.
+    """Return a file's items for the loss, cut to the config's lengths.
 
-    `positions` is what the model was made for, 0 for unknown: longer items are said. Answers that
-    are to be scored end where `reward.read_at` says that the score is read.
+    `positions` is how many positions the model was made for (0: unknown); longer items are
+    reported. Answers to be scored end at the token where the score is read (`reward.read_at`).
     """
     lengths = make_lengths(config, positions)
     control = config.data.control
@@ -293,7 +293,7 @@ def load_fixed_items(
 
 
 def _wants_margins(loss: Loss) -> bool:
-    """Say whether the scores of a pair shall differ as the rewards in its record do."""
+    """Tell whether the margin between a pair's scores should be that of its record's rewards."""
     arguments = getattr(loss.function, "keywords", {})
     return loss.needs == "scores" and bool(arguments.get("margin"))
 
