@@ -1,1 +1,1 @@
-"""Policies: found, loaded, used as a reference, exported."""
+"""Policies: finding, loading and exporting them, and using them as a reference."""

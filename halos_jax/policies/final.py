@@ -19,7 +19,7 @@ from halos_jax.workdir.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
-ADAPTER = "adapter"  # inside of `workdir/final`
+ADAPTER = "adapter"  # in `workdir/final`
 
 
 def export_final(
@@ -31,9 +31,9 @@ def export_final(
     frozen: Frozen | None = None,
     read_at: str = "",
 ) -> Path:
-    """Export the params at the end of a run to `workdir/final`; as `export_policy`.
+    """Export the params at the end of a run to `workdir/final`; see `export_policy`.
 
-    An export that stands there and is not as it was written is kept under another name.
+    An export that is there already, but is not as it was written, is kept under another name.
     """
     folder = workdir / FINAL
     if ledger is not None and ledger.is_writer and folder.is_dir() and find_damage(folder, ledger):
@@ -59,22 +59,24 @@ def export_policy(
 ) -> Path:
     """Export `params` with the tokenizer and chat template that they were trained with.
 
-    The former are the files of `model.path` as they are, unless the policy's settings name a
-    tokenizer or tokens of its own; what ends an answer, and the template where that is not the
-    files' own, are written beside (`serving`). A classifier gets a padding token, so that
-    transformers can score batches. Of an adapter of `frozen` the merged model is exported, and the
-    adapter itself, in PEFT's format, in a folder `adapter/` in it. Every process of the job calls
-    this. Returns the
-    folder, which appears whole or not at all.
+    The tokenizer's files are copied from `model.path` unchanged, unless the policy's settings name
+    another tokenizer or additional tokens. `serving` adds the tokens that end an answer, and the
+    chat template if it differs from that of the files. A classifier gets a padding token, so that
+    transformers can score batches. With an adapter (`frozen`), the merged model is exported, and
+    its subfolder `adapter/` gets the adapter itself in PEFT's format. Every process of the job
+    calls this.
 
     Args:
       dtype: of the stored weights; None: that of the params.
-      read_at: `reward.read_at` of the run that has trained a classifier; "": none has.
+      read_at: `reward.read_at` of the run that trained a classifier; "" if no run did.
       ledger: where the folder is recorded.
 
+    Returns:
+      The folder, which appears whole or not at all.
+
     Raises:
-      ModelError: where the folder is taken, the model is another than its source's, or a weight is
-        not finite.
+      ModelError: if the folder exists already, the model's architecture is not that of its source,
+        or a weight is not finite.
     """
     decoder, settings, renderer = policy.decoder, policy.settings, policy.renderer
     with folders.replace_folder(folder) as partial:
@@ -100,10 +102,11 @@ def export_policy(
 def _write_tokenizer(
     folder: Path, settings: ModelConfig, renderer: Renderer, pad_id: int | None
 ) -> None:
-    """Write the run's own tokenizer or template in place of the source's, where it had one."""
+    """Replace the source's tokenizer or template by the run's own, if it has one."""
     tokenizer, own = renderer.tokenizer, bool(settings.tokenizer or settings.added_tokens)
     if pad_id is not None and pad_id != tokenizer.pad_token_id:
-        # Model and tokenizer must agree on it; the run's own tokenizer stays as it is.
+        # Model and tokenizer must agree on the padding token. The run's own tokenizer stays as it
+        # is, so a copy is changed.
         tokenizer, own = copy.deepcopy(tokenizer), True
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     if own:

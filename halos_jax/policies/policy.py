@@ -1,12 +1,12 @@
-"""A policy as a value: all about it but its weights, which are loaded when they are needed.
+"""A policy as a value: everything except its weights, which are loaded when they are needed.
 
-    find_policy      what `config.model` names: a model, a finished run, a checkpoint of a run
-    start_policy     what training starts from, with the adapter of `config.lora`
-    load_trained     the weights of a policy as it is; `load_params` merges an adapter's
-    load_start       the weights that training starts from, which are the reference "sft" of a run
+    find_policy      the policy that `config.model` names: a model, a finished run, a checkpoint
+    start_policy     the policy that training starts from, with the adapter of `config.lora`
+    load_trained     the weights of a policy; `load_params` merges an adapter into its base
+    load_start       the weights that training starts from, which are a run's reference "sft"
     load_reference   the weights that an evaluation compares a policy with
 
-`final.export_policy` writes one.
+`final.export_policy` writes a policy to disk.
 """
 
 import dataclasses
@@ -37,15 +37,15 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A policy on paper.
+    """A policy without its weights.
 
     Attributes:
-      source: where it comes from, with its files and how it is computed and rendered.
-      decoder: its architecture, with a row for each token of `renderer`.
+      source: where it comes from: its files, and the settings of its computation and rendering.
+      decoder: its architecture, with an embedding row for each token of `renderer`.
       renderer: its tokenizer and chat template.
-      lora: the adapter that is trained on it; rank 0 and no path: all its params are.
-      seed: of weights that no file holds.
-      base_dtype: what the frozen base of an adapter is held in; None: what it is computed in.
+      lora: the adapter to train on top of it; with rank 0 and no path, all its params are trained.
+      seed: for weights that are in no file and so are drawn.
+      base_dtype: the dtype that an adapter's frozen base is held in; None: the compute dtype.
     """
 
     source: Source
@@ -57,11 +57,11 @@ class Policy:
 
     @property
     def settings(self) -> ModelConfig:
-        """The model's files, and how it is computed and rendered."""
+        """The model's files, and the settings of its computation and rendering."""
         return self.source.settings
 
     def refuse_classifier(self, path: str) -> None:
-        """Raise ConfigError, which names `path`, where it gives scores and no text."""
+        """Raise ConfigError, naming `path`, if the policy is a classifier and writes no text."""
         if self.decoder.num_labels:
             raise ConfigError(
                 f"model.path: got {path!r}, a model that scores texts and writes none; allowed: a "
@@ -69,7 +69,7 @@ class Policy:
             )
 
     def with_head(self) -> "Policy":
-        """Return the policy with a head for scores, new unless it has one."""
+        """Return the policy with a score head: its own, or a new one if it has none."""
         labels = self.decoder.num_labels or 1
         return dataclasses.replace(
             self, decoder=dataclasses.replace(self.decoder, num_labels=labels)
@@ -79,38 +79,38 @@ class Policy:
 def find_policy(
     settings: ModelConfig, *, control: Collection[str] = (), recorded: str = "", seed: int = 0
 ) -> Policy:
-    """Find the policy that `settings` name, in Hugging Face format or as a run's workdir.
+    """Find the policy that `settings` name, in Hugging Face format or in a run's workdir.
 
     Args:
-      control: further tokens, as of `loading.load_policy_renderer`; those of the run that trained
-        the policy are known.
-      recorded: as of `source.find_source`.
-      seed: of weights that are drawn (`model.random_init`).
+      control: additional tokens, as in `loading.load_policy_renderer`; those of the run that
+        trained the policy are added by themselves.
+      recorded: as in `source.find_source`.
+      seed: for weights that are drawn (`model.random_init`).
 
     Raises:
-      ConfigError, CheckpointError: where there is no such policy.
-      ModelError: where it cannot be read.
+      ConfigError, CheckpointError: if there is no such policy.
+      ModelError: if it cannot be read.
     """
     return _describe(sources.find_source(settings, recorded=recorded), control, seed)
 
 
 def start_policy(config: Config) -> Policy:
-    """Return the policy that the training of `config` starts from; its model must be a model."""
+    """Return the policy that training starts from; `model.path` must not be a run's workdir."""
     decoder, renderer = _read_model(config.model, config.data.control)
     source = Source(config.model.path, config.model)
     return Policy(source, decoder, renderer, config.lora, config.seed)
 
 
 def load_params(policy: Policy, mesh: Mesh) -> Params:
-    """Load the params of a policy for sampling; those of an adapter are merged with its base."""
+    """Load the params of a policy for sampling, with an adapter merged into its base."""
     return lora.merge_adapter(*load_trained(policy, mesh))
 
 
 def load_trained(policy: Policy, mesh: Mesh) -> tuple[Params, Frozen | None]:
-    """Load what is trained of a policy and, of an adapter's checkpoint, the frozen rest.
+    """Load a policy's trainable params and, if it is a checkpoint of an adapter, the frozen base.
 
     Raises:
-      ModelError, CheckpointError: where they cannot be read.
+      ModelError, CheckpointError: if they cannot be read.
     """
     found, decoder = policy.source, policy.decoder
     if found.workdir is None or found.checkpoint is None:
@@ -125,13 +125,13 @@ def load_trained(policy: Policy, mesh: Mesh) -> tuple[Params, Frozen | None]:
 
 
 def load_frozen(policy: Policy, mesh: Mesh) -> Frozen | None:
-    """Load the base that the policy's adapter is trained on; None where it has none.
+    """Load the base that the policy's adapter is trained on; None if it has no adapter.
 
-    It is held in the compute dtype, or in fewer bits, as `lora.base` says: a forward pass reads it
-    as nothing else, and no update that needs more precision is made to it.
+    The base is held in the compute dtype, or in fewer bits if `lora.base` says so. It needs no more
+    precision: it is only read in forward passes, and never updated.
 
     Raises:
-      ModelError: where the targets are not the model's, or `lora.path` is no adapter for it.
+      ModelError: if the model lacks the target modules, or `lora.path` is no adapter for it.
     """
     settings, decoder = policy.lora, policy.decoder
     if not (settings.rank or settings.path):
@@ -158,13 +158,13 @@ def load_frozen(policy: Policy, mesh: Mesh) -> Frozen | None:
 
 
 def load_start(policy: Policy, mesh: Mesh, frozen: Frozen | None) -> Params:
-    """Load the params that training starts from, and that are the reference "sft" of the run.
+    """Load the params that training starts from, which are also the run's reference "sft".
 
-    That is the policy's model, or with LoRA the adapter at `lora.path`, else a fresh one, which
-    adds exactly nothing to the model. Every call gives the same.
+    They are the policy's model or, with LoRA, the adapter at `lora.path`. Without a path it is a
+    new adapter, which adds exactly 0 to the model. Every call returns the same params.
 
     Args:
-      frozen: what `load_frozen` gives for the policy.
+      frozen: the result of `load_frozen` for the policy.
     """
     if frozen is None:
         return _load_model(policy, policy.decoder, mesh)
@@ -176,12 +176,11 @@ def load_start(policy: Policy, mesh: Mesh, frozen: Frozen | None) -> Params:
 def load_reference(
     policy: Policy, mesh: Mesh, *, path: str, run: Config | None
 ) -> tuple[Params, Frozen | None]:
-    """Load what a policy is compared with, in its own architecture; as `load_trained`.
+    """Load the reference of a policy, in the policy's architecture; returns as `load_trained`.
 
     Args:
-      path: of the reference.
-      run: the run that trained the policy; where `path` is empty, what it started from is the
-        reference.
+      path: of the reference; "": the model that `run` started from.
+      run: the run that trained the policy.
     """
     if path or run is None:
         logger.info("reference: %s", path)
@@ -192,7 +191,7 @@ def load_reference(
         return load_trained(dataclasses.replace(found, decoder=policy.decoder), mesh)
     run = sources.use_final(run)
     own = start_policy(run)
-    # The rows of new tokens were made when the run began, and its base is held as it held it.
+    # As in the run: new tokens have the rows that it started with, the base has its dtype.
     decoder = dataclasses.replace(
         policy.decoder,
         new_rows=own.decoder.new_rows,
@@ -205,14 +204,14 @@ def load_reference(
 
 
 def _describe(found: Source, control: Collection[str], seed: int) -> Policy:
-    """Return the policy of a source; a checkpoint is read as its run wrote it."""
+    """Return the policy of a source; for a checkpoint, with the settings of its run."""
     run = found.run
     own = run.data.control if run is not None else ()
     decoder, renderer = _read_model(found.settings, {*control, *own})
     policy = Policy(found, decoder, renderer, seed=seed)
     if run is None or found.checkpoint is None:
         return policy
-    # The base as the run itself holds it, whatever this job computes in.
+    # The base has the dtype that the run holds it in, whatever this job computes in.
     policy = dataclasses.replace(
         policy, lora=run.lora, seed=run.seed, base_dtype=run.model.compute_dtype
     )
@@ -220,13 +219,13 @@ def _describe(found: Source, control: Collection[str], seed: int) -> Policy:
 
 
 def _read_model(settings: ModelConfig, control: Collection[str]) -> tuple[DecoderConfig, Renderer]:
-    """Read a model's architecture and renderer, with a row for each of the latter's tokens.
+    """Read a model's architecture and renderer; each of the renderer's tokens gets a row.
 
-    The params of the former, `hf.load_or_init_params` of it, have the rows of new tokens filled.
+    `hf.load_or_init_params` for that architecture fills the rows of new tokens.
 
     Raises:
-      ConfigError: where there is no usable tokenizer.
-      ModelError: where there is no usable model, or it and the tokenizer do not fit.
+      ConfigError: if there is no usable tokenizer.
+      ModelError: if there is no usable model, or the tokenizer does not fit it.
     """
     decoder = hf.load_decoder_config(settings.path, settings)
     if decoder.gating is not None:

@@ -1,8 +1,8 @@
-"""What a server reads of a model beside its weights, so that it runs elsewhere as it ran here.
+"""Files beside an exported model's weights with which servers run it exactly as it was trained.
 
-generation_config.json    the tokens that end an answer, and texts that do where no token does
-config.json               the same tokens, for who reads only that
-chat_template.jinja       the template that the model was trained with, the default one too
+generation_config.json    the tokens that end an answer, or the texts if no token does
+config.json               the same tokens, for programs that read only this file
+chat_template.jinja       the template that the model was trained with, even if it is the default
 """
 
 import json
@@ -22,10 +22,10 @@ GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
 
 
 def write_stops(folder: Path, renderer: Renderer) -> None:
-    """Write what ends an answer of `renderer` into the model folder.
+    """Write the tokens or texts that end an answer of `renderer` into the model folder.
 
-    What the folder's files say already stays, in their order: their ids first. Without a
-    generation_config.json transformers reads config.json, so a new one takes its tokens over.
+    Ids that are in the folder's files already stay there, first and in their order. Without a
+    generation_config.json transformers reads config.json, so a new file copies its tokens.
     """
     config = _read_config(folder)
     generation = _read_object(folder / GENERATION)
@@ -60,10 +60,10 @@ def write_stops(folder: Path, renderer: Renderer) -> None:
 
 
 def write_place(folder: Path, renderer: Renderer, read_at: str) -> None:
-    """Write down where a classifier that was trained here is to be read.
+    """Record the token at which a classifier that was trained here has its score.
 
     Args:
-      read_at: `reward.read_at` of its run.
+      read_at: `reward.read_at` of the run that trained it.
     """
     config = _read_config(folder)
     closed = len(renderer.end_ids) > 1 and read_at != "end_of_turn"
@@ -82,7 +82,7 @@ def write_place(folder: Path, renderer: Renderer, read_at: str) -> None:
 
 
 def write_template(folder: Path, template: str) -> None:
-    """Write the chat template into every file of the folder that has one."""
+    """Write the chat template into every file of the folder that holds a chat template."""
     (folder / TEMPLATE).write_text(template, encoding="utf-8")
     older = folder / "chat_template.json"
     if older.exists():
@@ -94,9 +94,10 @@ def write_template(folder: Path, template: str) -> None:
 
 
 def copy_to_adapter(folder: Path, adapter: Path) -> None:
-    """Copy what a server of base and adapter would else have from the base, which lacks it.
+    """Copy the generation config and chat template into the adapter's folder.
 
-    The tokenizer is not among it: PEFT would cut the base's vocabulary to that.
+    A server of base and adapter would otherwise take them from the base, which lacks them. The
+    tokenizer is not copied: PEFT would shrink the base's vocabulary to it.
     """
     for name in (GENERATION, TEMPLATE):
         if (folder / name).exists():
@@ -104,7 +105,7 @@ def copy_to_adapter(folder: Path, adapter: Path) -> None:
 
 
 def _take_tokens(config: dict[str, Any], renderer: Renderer) -> dict[str, Any]:
-    """Return the further tokens that transformers would generate with if there were no file."""
+    """Return the other special tokens that transformers would take from config.json."""
     taken = {}
     for name in ("bos_token_id", "pad_token_id"):
         value = config.get(name)
@@ -121,7 +122,7 @@ def _list_ids(value: Sequence[int] | int | None) -> list[int]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Return the config.json of a model that was just written."""
+    """Return the config.json of a model that has just been written."""
     config = _read_object(folder / "config.json")
     if config is None:
         raise RuntimeError(f"{folder / 'config.json'} is not what the export has written")
@@ -129,7 +130,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_object(file: Path) -> dict[str, Any] | None:
-    """Return what a JSON file of the folder holds; None where there is none, or no object."""
+    """Return the object in a JSON file; None if there is no such file, or it holds none."""
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Which model a path stands for: a Hugging Face folder or id, or the workdir of a run.
+"""Find the model that a path stands for: a Hugging Face folder or id, or the workdir of a run.
 
-Of a workdir its exported model, `final/`, is used; where a task may start from a run that is not
-finished, or asks for a certain checkpoint, that checkpoint's params are.
+A workdir stands for its exported model, `final/`. If a task asks for a certain checkpoint, or may
+start from an unfinished run, the workdir stands for that checkpoint, or for the newest one.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ _CHECKPOINT = "checkpoint "
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A policy that exists: `settings.path` in Hugging Face format, or a checkpoint of a run.
+    """A policy on disk: a model in Hugging Face format at `settings.path`, or a run's checkpoint.
 
-    `path` is where the user has found it. `settings` are the config's own, with the path, tokenizer
-    and template that belong to the policy; `run` is the config of the run and `workdir` its folder
-    where it has one.
+    `path` is the path that the user gave. `settings` are those of the config, with the path,
+    tokenizer and template that belong to the policy. If the policy comes from a run, `run` is that
+    run's config and `workdir` its folder.
     """
 
     path: str
@@ -41,26 +41,26 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Which model of its place it is, for manifests: "model", "final" or "checkpoint 7"."""
+        """Which model at `path` it is, for manifests: "model", "final" or "checkpoint 7"."""
         if self.checkpoint is not None:
             return f"{_CHECKPOINT}{self.checkpoint}"
         return "final" if self.workdir else "model"
 
     @property
     def record(self) -> Path | None:
-        """The file that says what is in the policy's checkpoint, where it is one."""
+        """The file with the checkpoint's record; None if the policy is no checkpoint."""
         if self.checkpoint is None or self.workdir is None:
             return None
         return find_record(self.workdir / "checkpoints", self.checkpoint)
 
     @property
     def read_at(self) -> str:
-        """`reward.read_at` of the run whose checkpoint it is; "" where it is none."""
+        """`reward.read_at` of the run whose checkpoint it is; "" if it is no checkpoint."""
         return self.run.reward.read_at if self.run and self.checkpoint is not None else ""
 
 
 def is_workdir(path: str) -> bool:
-    """Tell whether `path` is the workdir of a run, by the config that a run writes into it."""
+    """Tell whether `path` is the workdir of a run, by the config.json in it."""
     file = Path(path).expanduser() / "config.json"
     try:
         plain = json.loads(file.read_text(encoding="utf-8")) if path else None
@@ -70,10 +70,10 @@ def is_workdir(path: str) -> bool:
 
 
 def use_final(config: Config) -> Config:
-    """Return `config` with the exported model in place of every path that is a run's workdir.
+    """Return `config` with every path to a run's workdir replaced by that of its exported model.
 
     Raises:
-      ConfigError: where the run has exported none yet.
+      ConfigError: if the run has not exported a model yet.
     """
     model = dataclasses.replace(
         config.model,
@@ -98,12 +98,13 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
     """Find the policy that `settings` name.
 
     Args:
-      recorded: the `name` that an earlier process of the same job has found: a run that goes on
-        meanwhile does not change what the job is about.
+      recorded: the `name` that this job found when it began, so that a resumed job keeps its
+        policy even if the policy's run has gone on since.
 
     Raises:
-      ConfigError: where a checkpoint is asked for of what is no workdir, or there is none yet.
-      CheckpointError: where there is no such checkpoint.
+      ConfigError: if `settings` ask for a checkpoint but the path is not a workdir, or if the
+        workdir holds no model yet.
+      CheckpointError: if there is no such checkpoint.
     """
     path, wanted = settings.path, settings.checkpoint
     if not is_workdir(path):
@@ -142,7 +143,10 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
 
 
 def find_origin(source: Source) -> Config | None:
-    """Return the config of the run that trained the policy, past any exports; None if unknown."""
+    """Return the config of the run that trained the policy, however often it was exported since.
+
+    None if that run is not known.
+    """
     run = source.run
     while run is not None and not TASKS[run.task].trains:
         path = run.model.path
@@ -151,7 +155,7 @@ def find_origin(source: Source) -> Config | None:
 
 
 def read_config(workdir: Path) -> Config:
-    """Return the config of the run in `workdir`; ConfigError where this program cannot read it."""
+    """Return the config of the run in `workdir`; ConfigError if this version cannot read it."""
     plain = changes.drop_segments(changes.read_plain(workdir / changes.FILE))
     errors: list[str] = []
     config: Config = schema.build(Config, plain, errors)
@@ -164,9 +168,9 @@ def read_config(workdir: Path) -> Config:
 
 
 def _settings_of(settings: ModelConfig, run: Config) -> ModelConfig:
-    """Return the run's own settings, with what `settings` say of how to compute and render."""
+    """Return the run's settings, but compute and render as `settings` say."""
     own = use_final(run).model
-    # The params are what they are: the run has said how they are held.
+    # The dtype of the params is fixed: it is the one that the run stored them in.
     execution = [name for name in families.EXECUTION if name != "params_dtype"]
     return dataclasses.replace(
         own,
@@ -178,10 +182,10 @@ def _settings_of(settings: ModelConfig, run: Config) -> ModelConfig:
 
 
 def _has_final(field: str, workdir: Path) -> bool:
-    """Tell whether the run in `workdir` has exported its model, which may be under way.
+    """Tell whether the run in `workdir`, which may still be going on, has exported its model.
 
     Raises:
-      ConfigError: where the export is not as the run has written it.
+      ConfigError: if the export is not as the run wrote it.
     """
     folder = workdir / FINAL
     wrong = find_damage(folder, read_ledger(workdir))
@@ -195,10 +199,12 @@ def _has_final(field: str, workdir: Path) -> bool:
 
 
 def find_model(field: str, path: str) -> str:
-    """Return a path, and of a run's workdir its exported model; `field` is the config's.
+    """Return `path`, or the exported model's path if it is a run's workdir.
+
+    `field` is the config field that holds `path`, for messages.
 
     Raises:
-      ConfigError: where the run has exported none yet.
+      ConfigError: if the run has not exported a model yet.
     """
     if not is_workdir(path):
         return path

@@ -1,4 +1,4 @@
-"""Read everything that a workdir's ledger and manifests name, whole, and list what is wrong."""
+"""Read every file that a workdir's ledger and manifests name in full, and list what is wrong."""
 
 from pathlib import Path
 
@@ -10,20 +10,20 @@ from halos_jax.workdir.state import ManifestError
 
 
 def audit_workdir(workdir: Path) -> list[str]:
-    """Return a line for each file that is not as it was written; nothing is changed.
+    """Return a line for each file that is not as it was written; change nothing.
 
-    Exported models are read whole, however large. Of checkpoints the records are read; their arrays
-    are checked by who restores them.
+    Exported models are read in full, however large. Only the records of checkpoints are read;
+    their arrays are checked when they are restored.
 
     Raises:
-      WorkdirError: where the ledger itself is not as it was written.
+      WorkdirError: if the ledger itself is not as it was written.
     """
     ledger = ledgers.read_ledger(workdir)
     wrong = []
     for name, entry in ledger.entries.items():
         if "files" in entry:
             wrong += trees.find_wrong(workdir / name, entry["files"], whole=True)
-        elif ".shard-" not in name or (workdir / name).exists():  # those of a stage that is done
+        elif ".shard-" not in name or (workdir / name).exists():  # or a shard, now gone
             wrong += filter(None, [ledgers.check_entry(workdir, name, entry)])
     for path in intact.find_manifests(workdir):
         try:

@@ -33,9 +33,9 @@ class RoundPlan:
 class Budget:
     """How many prompts the run may use, `prompts_per_round` at a time.
 
-    `num_skip` prompts at the start of the order are left out: another run has consumed them.
-    `opened` are the ranges of the rounds that have been begun, which stay what they are: where the
-    budget or the prompts have grown since, the next round begins where the last of these ended.
+    The first `num_skip` prompts of the order are left out: another run has consumed them. `opened`
+    holds the ranges of the rounds that have begun. These never change: if the budget or the number
+    of prompts has grown since, the next round starts where the last of them ends.
     """
 
     total_prompts: int
@@ -45,24 +45,25 @@ class Budget:
 
     @property
     def num_rounds(self) -> int:
-        """Rounds of the whole run where the prompts suffice, a last partial one included."""
+        """Rounds of the whole run if there are enough prompts, including a partial last round."""
         start = self.opened[-1][1] if self.opened else self.num_skip
         left = max(self.num_skip + self.total_prompts - start, 0)
         return len(self.opened) + divide_up(left, self.prompts_per_round)
 
     def count_rounds(self, num_available: int) -> int:
-        """Return how many of the rounds have prompts where the order has `num_available`."""
+        """Return how many rounds get prompts from an order of `num_available`."""
         rounds = range(1, self.num_rounds + 1)
         return sum(not self.plan_round(round, num_available).is_empty for round in rounds)
 
     def plan_round(self, round: int, num_available: int) -> RoundPlan:
-        """Return the prompts of `round` (counted from 1) where the order has `num_available`.
+        """Return the prompts of `round` (counted from 1), given an order of `num_available`.
 
-        The plan depends on its arguments alone, so a resumed run plans the same rounds. It is
-        partial where the budget or the prompts end inside the round, and empty past that.
+        The plan depends only on the budget and the arguments, so a resumed run plans the same
+        rounds. It is partial if the budget or the prompts run out in the round, and empty after
+        that.
 
         Raises:
-          ValueError: where `round` is less than 1 or `num_available` is negative.
+          ValueError: if `round` is less than 1 or `num_available` is negative.
         """
         if round < 1 or num_available < 0:
             raise ValueError(
@@ -81,9 +82,9 @@ class Budget:
 def expect_examples(
     num_prompts: int, num_samples: int, feedback: FeedbackConfig, items: ItemKind
 ) -> int:
-    """Return how many training examples `num_samples` samples of each prompt can give.
+    """Return the most training examples that prompts with `num_samples` samples each can give.
 
-    What learning rate schedules are laid out for; ties and unlabelled samples may make it fewer.
+    Learning rate schedules are laid out for this number; ties and unlabelled samples reduce it.
     """
     spec = FEEDBACK_TYPES[feedback.type]
     count = spec.count(num_prompts, num_samples, feedback.mode)
@@ -100,12 +101,12 @@ def expect_steps(
 ) -> int:
     """Return how many optimizer steps the rounds that have prompts will take.
 
-    What learning rate schedules are laid out for, as far as it is known at the start.
+    Learning rate schedules are laid out for this number, the best estimate before the run.
 
     Args:
-      num_available: prompts of the order.
-      examples: how many examples so many prompts give at most (`expect_examples`).
-      epochs: how many passes over them a round, given by its number, makes.
+      num_available: how many prompts the order has.
+      examples: maps a number of prompts to the most examples it can give (`expect_examples`).
+      epochs: maps the number of a round to how many epochs it trains.
     """
     steps = 0
     for round in range(1, budget.count_rounds(num_available) + 1):
@@ -115,7 +116,7 @@ def expect_steps(
 
 
 def describe_shortage(budget: Budget, num_available: int) -> str | None:
-    """Return the line that says that there are fewer prompts than the budget, if that is so."""
+    """Return a line that says so if there are fewer prompts than the budget allows, else None."""
     usable = max(num_available - budget.num_skip, 0)
     if usable >= budget.total_prompts:
         return None

@@ -25,7 +25,7 @@ from halos_jax.workdir.workspace import Workspace
 
 
 class StageResult(NamedTuple):
-    """What a stage leaves: the number of records of each file, and metrics for people.
+    """What a stage returns: the number of records in each file, and metrics for people.
 
     Example:
       StageResult({"feedback.jsonl": 512}, {"feedback_pairs": 512, "feedback_ties": 3})
@@ -39,15 +39,15 @@ NOTHING = StageResult({}, {})
 
 
 def refuse_scores(samples: Sequence[Sample]) -> Labels:
-    """Stand for the scorer of a task that only samples."""
+    """Stand in for the scorer in a task that only samples: raise RuntimeError."""
     raise RuntimeError(f"no reward was made to score {len(samples)} samples")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-    """What draws samples from a policy and scores them, in a round and in a task of its own.
+    """What draws samples from a policy and scores them, in a round or in a standalone task.
 
-    `rules` are further scorers of held-out samples, by name.
+    `rules` are additional scorers, by name, for held-out samples.
     """
 
     workspace: Workspace
@@ -70,13 +70,13 @@ class Run:
 
     workspace: Workspace
     rollouts: Rollouts
-    policy: Policy  # what the run starts from
+    policy: Policy  # that the run starts from
     trainer: Trainer
     checkpoints: Checkpoints
     writer: MetricWriter
     prompts: Sequence[Prompt]
     held_out: Sequence[Prompt]
-    layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)  # a reward model's
+    layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)  # reward model
     budget: Budget = Budget(1, 1)
 
     @property

@@ -1,4 +1,4 @@
-"""What token limits do to prompts and samples, said before and after they are sampled."""
+"""Report how many prompts, before sampling, and samples, after it, the token limits cut."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Limited(Protocol):
-    """What is asked of a sampler here."""
+    """The part of a sampler that this module needs."""
 
     @property
     def settings(self) -> SamplingConfig: ...
@@ -29,14 +29,14 @@ class Limited(Protocol):
 
 
 def check_prompts(sampler: Limited, *sources: tuple[str, Iterable[Prompt]]) -> None:
-    """Render prompts as the sampler will, before hours of sampling; say what limits will cut.
+    """Render prompts as the sampler will, before hours of sampling; log how many will be cut.
 
     Args:
-      sources: pairs of a name and prompts.
+      sources: (name, prompts) pairs; the log calls the prompts by that name.
 
     Raises:
-      RecordError: where the chat template refuses one.
-      ConfigError: where the template alone is longer than `sampling.max_prompt_length`.
+      RecordError: if the chat template refuses a prompt.
+      ConfigError: if the template alone is longer than `sampling.max_prompt_length`.
     """
     settings, renderer = sampler.settings, sampler.renderer
     prefix, positions = len(render_prefix(settings, renderer)), sampler.decoder.max_positions
@@ -55,7 +55,7 @@ def check_prompts(sampler: Limited, *sources: tuple[str, Iterable[Prompt]]) -> N
 def count_cut(
     renderer: Renderer, prompts: Iterable[Prompt], limit: int, label: str, *, prefix: int = 0
 ) -> None:
-    """Render prompts and say how many are longer than `limit`, with `prefix` tokens behind each."""
+    """Render prompts and log how many exceed `limit` tokens, with `prefix` more after each."""
     turns, tally = list(dict.fromkeys(prompt.turns for prompt in prompts)), Tally()
     for one, ids in zip(turns, renderer.render_prompts(turns, sys.maxsize), strict=True):
         tally.add(prefix + len(ids), limit)
@@ -65,7 +65,7 @@ def count_cut(
 
 
 def report_samples(sampler: Limited, samples: Sequence[Sample], label: str) -> None:
-    """Say how many samples the token limit has cut, and how many are too long for the model."""
+    """Log how many samples the token limit has cut, and how many are too long for the model."""
     cut = sum(sample.finish_reason == FINISH_LENGTH for sample in samples)
     limit, positions = sampler.settings.max_tokens, sampler.decoder.max_positions
     if cut and cut == len(samples):

@@ -1,7 +1,7 @@
-"""The order in which an online run takes its prompts: fixed at its start, longer when more come.
+"""The order in which an online run takes its prompts: fixed at the start, extended by new prompts.
 
-workdir/prompts.json    id and hash of each prompt, in the order of the run: those of the start,
-                        and behind them, group by group, those that have come since
+workdir/prompts.json    id and hash of each prompt in the order of the run: first those that it
+                        was started with, then those added later, one group per addition
 """
 
 import dataclasses
@@ -19,15 +19,18 @@ from halos_jax.workdir.intact import PROMPTS
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The prompts of a run; `groups` says how many came with the start and each time since."""
+    """The ordered prompts of a run.
+
+    `groups` holds how many there were at the start and how many each later addition brought.
+    """
 
     prompts: list[Prompt]
     groups: tuple[int, ...]
-    is_new: bool  # not yet what the file says
+    is_new: bool  # whether prompts.json does not hold this order yet
 
     @property
     def growth(self) -> dict[str, list[str]]:
-        """What has come since the start before, as `states.begin_segment` takes it."""
+        """How the prompts have grown since the last start, in the form of `begin_segment`."""
         if not self.is_new or len(self.groups) == 1:
             return {}
         before, after = sum(self.groups[:-1]), sum(self.groups)
@@ -40,20 +43,20 @@ class Order:
 
 
 def load_order(config: Config, workdir: Path) -> Order:
-    """Load the prompts of `data.train` in the order of the run in `workdir`, new or under way.
+    """Load the prompts of `data.train` in the order of the new or resumed run in `workdir`.
 
-    The order of those that the run has known stays, and what has been added comes behind it, in an
-    order of its own: so the rounds that are done have the prompts that they have had.
+    Known prompts keep their order, and added ones are shuffled among themselves and appended. So
+    the rounds that are done keep their prompts.
 
     Raises:
-      ConfigError: where a prompt that the run has known is gone or has another text.
+      ConfigError: if a known prompt is gone or its text has changed.
     """
     selection = datasets.select_train(config.data, config.seed)
     known = _read(workdir / PROMPTS)
     if known is None:
         prompts = datasets.load_prompts(config.data.train, selection)
         return Order(datasets.order_prompts(prompts, config.seed), (len(prompts),), is_new=True)
-    # A limit is kept by choosing among those that are new, not by losing some that are known.
+    # Apply a limit (`data.max_train`) by choosing among the new prompts: no known one may be lost.
     found = datasets.load_prompts(config.data.train, dataclasses.replace(selection, limit=0))
     by_id = {prompt.prompt_id: prompt for prompt in found}
     ids = {prompt_id for group in known for prompt_id, _ in group}
@@ -70,7 +73,7 @@ def load_order(config: Config, workdir: Path) -> Order:
 
 
 def save_order(order: Order, workdir: Path, note: Note | None = None) -> None:
-    """Write the order down, if the file does not say it already."""
+    """Write prompts.json, unless it holds this order already."""
     if not order.is_new:
         return
     groups, start = [], 0
@@ -82,7 +85,7 @@ def save_order(order: Order, workdir: Path, note: Note | None = None) -> None:
 
 
 def count_known(workdir: Path) -> int | None:
-    """Return how many prompts the run in `workdir` has known; None where it has none yet."""
+    """Return how many prompts the order of the run in `workdir` has; None if there is none yet."""
     known = _read(workdir / PROMPTS)
     return None if known is None else sum(map(len, known))
 

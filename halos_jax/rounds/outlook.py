@@ -1,4 +1,4 @@
-"""What lies ahead of an online run: its rounds, its steps, and whether it has been given more."""
+"""What an online run has still to do: its rounds, its steps, and prompts that have been added."""
 
 import dataclasses
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_budget(config: Config, workdir: Path) -> Budget:
-    """Return the budget of the run in `workdir`, with the rounds that have been begun."""
+    """Return the budget of the run in `workdir`, with the ranges of the rounds that have begun."""
     rounds, opened = config.rounds, list[tuple[int, int]]()
     while manifest := states.load_manifest(states.round_folder(workdir, len(opened) + 1)):
         opened.append((manifest.start, manifest.stop))
@@ -28,19 +28,19 @@ def make_budget(config: Config, workdir: Path) -> Budget:
 
 
 def has_new_prompts(config: Config, workdir: Path) -> bool:
-    """Tell whether a run that is complete, for want of prompts, has been given some since."""
+    """Tell whether prompts were added to a complete run that had ended for lack of them."""
     known, rounds = count_known(workdir), config.rounds
     if known is None or known >= rounds.num_skip + rounds.total_prompts:
         return False
     try:
         return load_order(config, workdir).is_new
-    except UserError as error:  # a run that is complete needs its data no more
+    except UserError as error:  # a complete run no longer needs its data
         logger.info("%s", error)
         return False
 
 
 def find_place(checkpoints: Checkpoints) -> dict[str, int]:
-    """Return the round and the step that a run goes on with."""
+    """Return the round that a run resumes in, and its optimizer steps so far."""
     if checkpoints.latest() is None:
         return {"round": 1, "step": 0}
     position = Position.from_dict(checkpoints.read_round_state())
@@ -48,7 +48,7 @@ def find_place(checkpoints: Checkpoints) -> dict[str, int]:
 
 
 def refuse_no_rounds(budget: Budget, num_prompts: int) -> None:
-    """Raise ConfigError where an order of so many prompts has none for any round."""
+    """Raise ConfigError if an order of `num_prompts` leaves none for any round."""
     if not budget.count_rounds(num_prompts):
         raise ConfigError(
             f"rounds.num_skip: got {budget.num_skip}, but data.train has {num_prompts} prompts, so "
@@ -59,14 +59,14 @@ def refuse_no_rounds(budget: Budget, num_prompts: int) -> None:
 def lay_out(
     config: Config, history: History, budget: Budget, num_prompts: int, order: Order
 ) -> tuple[Config, int]:
-    """Return the config with the warm-up of the run's start, and the steps that it will take.
+    """Return the config, with the warm-up of the first start, and the run's total of steps.
 
     Args:
-      num_prompts: in the order of the run.
-      order: which says how many of them came after the start.
+      num_prompts: how many prompts of the order can be used.
+      order: tells how many prompts were added after the first start.
 
     Raises:
-      ConfigError: where there is no prompt for any round.
+      ConfigError: if there is no prompt for any round.
     """
     refuse_no_rounds(budget, num_prompts)
     shortage = describe_shortage(budget, num_prompts)

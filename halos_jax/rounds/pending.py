@@ -1,4 +1,4 @@
-"""How a round's stages become part of the run: one manifest, replaced after each of them."""
+"""Commit the stages of a round: each round has one manifest, replaced after every stage."""
 
 import contextlib
 import dataclasses
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class PendingRound:
-    """A round that is trained and evaluated, whose checkpoint may still be on its way to disk.
+    """A round that is trained and evaluated, while its checkpoint may not be on disk yet.
 
     Attributes:
-      manifest: the round as its manifest on disk says it is: up to its feedback.
-      evaluation: what its evaluation has left.
+      manifest: the round's manifest as it is on disk: it names the stages up to feedback.
+      evaluation: the result of the round's evaluation.
     """
 
     manifest: Manifest
@@ -32,7 +32,7 @@ class PendingRound:
 
 
 def open_round(run: Run, round: int, plan: RoundPlan) -> Manifest:
-    """Return the round's manifest as it stands on disk, checked, or a new one."""
+    """Return the round's manifest: the one on disk, after checks, or else a new one."""
     folder = round_folder(run.workdir, round)
     if run.workspace.is_writer:
         with storage.explain_os_errors(folder):
@@ -67,9 +67,9 @@ def open_round(run: Run, round: int, plan: RoundPlan) -> Manifest:
 
 @contextlib.contextmanager
 def open_stage(run: Run, round: int, stage: str) -> Iterator[Callable[[], None]]:
-    """Name the stage for a stop inside the block, and measure how long the block takes.
+    """Time the block as `stage`; if the run is stopped inside it, the message names the stage.
 
-    Yields what writes the time down before the block ends; see `time_stage`.
+    Yields a function that records the time before the end of the block; see `time_stage`.
     """
     run.stop.place = f"round {round}, stage {stage}"
     with time_stage(run.workspace.ledger, round, stage) as write_time:
@@ -91,7 +91,7 @@ def commit_stage(run: Run, manifest: Manifest, stage: str, done: StageResult = N
 
 
 def commit_round(run: Run, pending: PendingRound) -> Manifest:
-    """Wait until the round's checkpoint is on disk, then record its last two stages."""
+    """Wait until the round's checkpoint is on disk, then commit the round's last two stages."""
     manifest = pending.manifest
     if manifest.next_stage == "train":
         run.checkpoints.finish()

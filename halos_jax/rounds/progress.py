@@ -1,4 +1,4 @@
-"""How far a run is: the policy at hand, and those that it still compares with."""
+"""How far a run is: the current policy, and the earlier policies that losses compare it with."""
 
 import dataclasses
 import logging
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is: the one thing that changes while its rounds go by.
+    """How far a run is: the only mutable state of the loop of rounds.
 
     Attributes:
-      state: the policy at hand.
-      round: the last round whose training it has seen whole.
-      stage_step: steps that it has taken in the round after that.
-      pending: the round that is trained and evaluated, and not committed yet.
+      state: the current policy with its optimizer.
+      round: the last round whose training is complete.
+      stage_step: optimizer steps taken in the next round.
+      pending: a round that is trained and evaluated but not committed yet.
       is_restored: whether the policy came from a checkpoint.
     """
 
@@ -39,7 +39,7 @@ class Progress:
 
 
 def restore_progress(trainer: Trainer, policy: Policy, checkpoints: Checkpoints) -> Progress:
-    """Return the policy of the newest checkpoint, or the SFT checkpoint where there is none."""
+    """Restore the newest checkpoint, or start from the SFT checkpoint if there is none."""
     found = checkpoints.restore_newest(trainer.abstract_state)
     if found is None:
         params = load_start(policy, trainer.mesh, trainer.frozen)
@@ -55,7 +55,7 @@ def restore_progress(trainer: Trainer, policy: Policy, checkpoints: Checkpoints)
 
 
 def commit_pending(run: Run, progress: Progress) -> Manifest | None:
-    """Commit and report the round that is trained, if that is still to be done."""
+    """Commit and report the pending round, if there is one; return its manifest."""
     if progress.pending is None:
         return None
     pending, progress.pending = progress.pending, None
@@ -65,17 +65,17 @@ def commit_pending(run: Run, progress: Progress) -> Manifest | None:
 
 
 def sft_loader(run: Run, progress: Progress) -> Callable[[], Params]:
-    """Return what loads the SFT params; before the first step the policy is a copy of them."""
+    """Return a function that gives the SFT params: before the first step, those of the policy."""
     if int(progress.state.step) == 0:
         return lambda: _params(progress)
     return lambda: load_start(run.policy, run.mesh, run.trainer.frozen)
 
 
 def load_round_start(run: Run, progress: Progress, round: int) -> Params:
-    """Return the params with which `round` has started to train, wherever in it the run stands.
+    """Return the params that `round` started training with, even in the middle of the round.
 
-    A checkpoint inside of the round stands beside the one at the end of the round before, which
-    goes only when this round is complete; before the first round there is the SFT checkpoint.
+    They are in the checkpoint at the end of the previous round, which is kept until this round is
+    complete; round 1 starts from the SFT checkpoint.
     """
     if progress.stage_step == 0:
         return _params(progress)

@@ -1,4 +1,4 @@
-"""The prompts of an online run: those that it samples, in their order, and those held out."""
+"""The prompts of an online run: those to sample from, in order, and the held-out prompts."""
 
 from halos_jax.config import Config
 from halos_jax.data import datasets
@@ -15,13 +15,13 @@ def load_prompts(
     """Return the prompts of `data.train`, in the order of the run, and those of `data.eval`.
 
     Args:
-      renderer: of the policy, whose chat template must show them.
-      order: that of the run.
-      needed: how many of the first are looked at; the run uses no more.
+      renderer: the policy's; its chat template must accept every prompt.
+      order: the order of the run.
+      needed: how many prompts, from the first on, to render; the run uses no more.
 
     Raises:
       RecordError: for a bad record, or a prompt that the chat template refuses.
-      ConfigError: where a prompt is in both.
+      ConfigError: if a prompt is in both.
     """
     data = config.data
     datasets.warn_of_benchmarks(data.train)

@@ -1,4 +1,4 @@
-"""What people read of an online run: a line a round, and the table of all rounds."""
+"""Reports of an online run for people: a line per round, and a table of all rounds."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def report_round(workdir: Path, manifest: Manifest, num_rounds: int) -> None:
-    """Log the held-out metrics of a round that is done, and how long its stages took."""
+    """Log the held-out metrics of a finished round, and how long its stages took."""
     metrics = {name: value for name, value in manifest.metrics.items() if "eval" in name}
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     logger.info("round %d of %d done: %s", manifest.round, num_rounds, shown or "no evaluation")
@@ -44,4 +44,4 @@ def format_rounds(workdir: Path) -> str:
 def last_round(workdir: Path) -> int:
     """Return the number of the newest round in `workdir`."""
     names = [path.name for path in (workdir / "rounds").iterdir()]
-    return max(int(name) for name in names if name.isdigit())  # a desktop leaves files of its own
+    return max(int(name) for name in names if name.isdigit())  # skip files like .DS_Store

@@ -1,4 +1,4 @@
-"""Go back to the round that a run has a checkpoint of: what came after it is done again."""
+"""Go back to the last round that a run has a checkpoint of; later rounds are done again."""
 
 import dataclasses
 import logging
@@ -15,22 +15,22 @@ from halos_jax.workdir.state import Manifest, ManifestError, round_folder
 
 logger = logging.getLogger(__name__)
 
-# What of a round does not depend on its own training: stage -> its file.
+# The stages of a round that do not depend on its training: stage -> its file.
 _BEFORE = {"sample": "samples.jsonl", "score": "scores.jsonl", "feedback": "feedback.jsonl"}
 
 
 def rewind(workdir: Path, ledger: Ledger, trained: int, *, has_checkpoint: bool) -> None:
-    """Take back what the manifests say of rounds whose training no checkpoint holds any more.
+    """Undo the rounds whose training is in no checkpoint any more, and log which they are.
 
-    The round after `trained` keeps what was sampled for it, by a policy that is at hand; what comes
-    later is deleted. That is said. In the usual case there is nothing to do.
+    The round after `trained` keeps its samples and feedback, since the current policy is the one
+    that drew them; anything later is deleted. Usually there is nothing to do.
 
     Args:
-      trained: the last round whose training the policy at hand has seen.
-      has_checkpoint: whether it comes from one.
+      trained: the last round that the current policy was trained in.
+      has_checkpoint: whether that policy was restored from a checkpoint.
 
     Raises:
-      CheckpointError: where it comes from none: then all rounds would have to be done again.
+      CheckpointError: if it was not: then all rounds would have to be done again.
     """
     manifests = processes.run_on_all(lambda: _load_manifests(workdir), ManifestError)
     lost = [m.round for m in manifests if m.round > trained and "train" in m.stages]
@@ -49,7 +49,7 @@ def rewind(workdir: Path, ledger: Ledger, trained: int, *, has_checkpoint: bool)
 
 
 def _remove_lost(workdir: Path, ledger: Ledger, first: int, manifests: Sequence[Manifest]) -> None:
-    # From the last one down: killed in between, the next process finds the rest.
+    # From the last round down: if this process is killed, the next one finds the rest.
     for folder in reversed(_list_folders(workdir)):
         if int(folder.name) > first:
             _remove(folder, ledger)
@@ -69,7 +69,7 @@ def _load_manifests(workdir: Path) -> list[Manifest]:
 
 
 def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
-    """Leave of a round what it was before its training."""
+    """Restore a round to what it was before its training."""
     kept = {name: record for name, record in manifest.files.items() if name in _BEFORE.values()}
     metrics = {name: one for name, one in manifest.metrics.items() if "eval" not in name}
     before = dataclasses.replace(manifest, stages=tuple(_BEFORE), files=kept, metrics=metrics)
@@ -91,5 +91,5 @@ def _remove(folder: Path, ledger: Ledger) -> None:
 def _remove_model(folder: Path, ledger: Ledger) -> None:
     ledger.note_gone(folder)
     if folder.is_dir():
-        # Renamed first: half a model would neither be what was written nor be gone.
+        # Rename it first: a half-deleted model would count as damaged.
         shutil.rmtree(folder.rename(folder.with_name(f"{folder.name}.partial")))

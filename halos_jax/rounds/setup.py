@@ -1,4 +1,4 @@
-"""What an online run is made of, from its config and from what its workdir holds already."""
+"""Set up an online run from its config and from the current contents of its workdir."""
 
 import dataclasses
 import logging
@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 
 
 def make_run(workspace: Workspace) -> tuple[Run, Progress]:
-    """Load what the run of an open workspace consists of, and how far it is.
+    """Load the parts of the run in an open workspace, and how far it is.
 
     Raises:
-      ConfigError, ModelError, RecordError: where config, model and data do not fit.
-      CheckpointError: where the rounds that are done have left no checkpoint.
+      ConfigError, ModelError, RecordError: if config, model and data do not fit together.
+      CheckpointError: if rounds are done but no checkpoint is left.
     """
     config, workdir = workspace.config, workspace.workdir
     policy = start_policy(config)
@@ -94,10 +94,11 @@ def _restore(
     checkpoints: Checkpoints,
     lay_out_from: Callable[[Mapping[str, int]], tuple[Config, int]],
 ) -> tuple[Workspace, Trainer, Progress]:
-    """Return the workspace and the trainer of what lies ahead, and how far the run is.
+    """Return the workspace and trainer for the rest of the run, and how far the run is.
 
-    What lies ahead depends on where the run goes on, which a damaged checkpoint may move back: only
-    after the restore it is known, and what has changed since the last start is recorded.
+    The schedule depends on where the run resumes. If the newest checkpoint is damaged, that is
+    earlier than expected, so it is known only after the restore; until then, changes since the
+    last start are not recorded.
     """
     place = find_place(checkpoints)
     config, steps = lay_out_from(place)
@@ -114,10 +115,10 @@ def _restore(
 
 
 def _make_trainer(workspace: Workspace, policy: Policy, steps: int) -> Trainer:
-    """Return the trainer of a run of `steps` optimizer steps, which a request to stop reaches."""
+    """Return the trainer for a run of `steps` optimizer steps; it heeds a request to stop."""
     config, mesh, decoder = workspace.config, workspace.mesh, policy.decoder
     frozen = load_frozen(policy, mesh)
-    if frozen is None:  # an adapter starts at zero, where no update is too small
+    if frozen is None:  # an adapter starts at 0: no update is rounded away
         warn_of_rounding(config.optimizer, decoder.params_dtype)
     trainer = training.make_trainer(
         config, decoder, get_loss(config.loss), mesh, total_steps=steps, frozen=frozen

@@ -1,4 +1,4 @@
-"""The stages of a round. Each reads what the stage before left on disk and leaves its own file."""
+"""The stages of a round. Each reads the files of the stages before it and writes its own file."""
 
 import dataclasses
 import functools
@@ -58,9 +58,9 @@ def sample_prompts(
     round: int,
     label: str,
 ) -> list[Sample]:
-    """Sample `prompts` shard by shard; a shard on disk is taken as it is.
+    """Sample from `prompts` shard by shard; shards that are on disk are not sampled again.
 
-    Shard files stand in `folder` as `LABEL.shard-0000.jsonl` until the stage is committed.
+    The shards are kept in `folder` as `LABEL.shard-0000.jsonl` until the stage is committed.
     """
     size = run.config.sampling.shard_prompts
     per_prompt = run.config.sampling.num_samples_per_prompt
@@ -79,11 +79,11 @@ def sample_prompts(
         if shard is not None and not _answers(shard, asked, per_prompt):
             logger.info("%s: holds samples of other prompts by now; sampled again", path)
             shard = None
-        # No process may write it before all have looked, or they would part ways here.
+        # No process may write the file until all have looked for it: they must all agree.
         sharding.wait_for_all(f"looked for {path.name}")
         if shard is None:
             with explain_memory("sample", f"sampling ({label}, round {round})", run.config):
-                # One copy of the weights in the sampler's layout, when the first shard needs it.
+                # Made once, for the first shard: a copy of the weights in the sampler's layout.
                 weights = run.sampler.unstack(params) if weights is None else weights
                 shard = sample_shard(
                     run.sampler,
@@ -103,7 +103,7 @@ def sample_prompts(
 
 
 def _answers(shard: Sequence[Sample], prompts: Sequence[Prompt], per_prompt: int) -> bool:
-    """Tell whether a shard holds the samples of these prompts: its size may have changed since."""
+    """Tell whether a shard holds samples of these prompts: shards may have had another size."""
     found = [(sample.prompt.prompt_id, sample.sample_id) for sample in shard]
     return found == [(one.prompt_id, number) for one in prompts for number in range(per_prompt)]
 
@@ -111,7 +111,7 @@ def _answers(shard: Sequence[Sample], prompts: Sequence[Prompt], per_prompt: int
 def sample_stage(
     run: Rollouts, params: Params, prompts: Sequence[Prompt], folder: Path, round: int
 ) -> StageResult:
-    """Write samples.jsonl; return its record count and counts of the samples."""
+    """Write samples.jsonl; return its number of records, and metrics of the samples."""
     samples = sample_prompts(run, params, prompts, folder, round=round, label="samples")
     report_samples(run.sampler, samples, f"round {round}" if round else "samples")
     write_rows(run.workspace, folder / "samples.jsonl", map(records.sample_to_record, samples))
@@ -126,7 +126,7 @@ def sample_stage(
 
 
 def score_stage(run: Rollouts, folder: Path) -> StageResult:
-    """Write scores.jsonl, one reward a sample; null where it could not be labelled."""
+    """Write scores.jsonl, a reward per sample; null for samples that could not be labelled."""
     samples = read_samples(folder / "samples.jsonl")
     labels = label_samples(run.scorer, samples, run.config.reward)
     rows = make_score_rows(samples, labels)
@@ -156,11 +156,11 @@ def train_stage(
     load_sft: Callable[[], Params],
     load_round_start: Callable[[], Params],
 ) -> TrainState:
-    """Train on the round's feedback from its step `start` on.
+    """Train on the round's feedback, starting at step `start` of the round.
 
     Args:
-      load_sft, load_round_start: return the params of the policy that the run, or the round, has
-        started with; they are freed when what is needed of them is known.
+      load_sft, load_round_start: return the params that the run, or the round, started with. They
+        are freed as soon as their log-probs or values have been computed.
     """
     items = load_feedback_items(run, folder)
     what = ITEM_KINDS[run.trainer.loss.items].noun
@@ -206,12 +206,12 @@ def train_stage(
 
 
 def save_round(run: Run, state: TrainState, round: int) -> None:
-    """Start to save the policy at the end of a round's training."""
+    """Start to save the train state at the end of a round's training."""
     run.saver.save(state, _locate(run, state, round))
 
 
 def after_step(run: Run, state: TrainState, done: int, *, round: int, total: int) -> None:
-    """Save inside a stage where it is due, or because the run must stop."""
+    """Save within the train stage if a checkpoint is due or the run must stop."""
     run.saver.after_step(
         state, done, total, lambda: _locate(run, state, round, in_stage=True, stage_step=done)
     )
@@ -225,10 +225,10 @@ def _locate(
 
 
 def evaluate_stage(run: Run, params: Params, folder: Path, *, round: int, step: int) -> StageResult:
-    """Sample and score the held-out prompts; write eval.jsonl, in round 0 their feedback too.
+    """Sample and score the held-out prompts; write eval.jsonl and, in round 0, feedback.jsonl.
 
-    Every evaluation draws with the same keys (those of round 0), so that two rounds differ by
-    their policies and not by their luck.
+    Every evaluation draws with the same keys (those of round 0), so that rounds differ only in
+    their policies, not in their random draws.
     """
     scored, metrics = evaluate_prompts(run.rollouts, params, run.held_out, folder)
     write_rows(run.workspace, folder / "eval.jsonl", map(records.sample_to_record, scored))
@@ -246,7 +246,7 @@ def evaluate_stage(run: Run, params: Params, folder: Path, *, round: int, step: 
 def evaluate_prompts(
     run: Rollouts, params: Params, prompts: Sequence[Prompt], folder: Path
 ) -> tuple[list[Sample], dict[str, float]]:
-    """Sample and score held-out prompts with the keys of round 0; return the samples and means."""
+    """Sample and score held-out prompts with the keys of round 0; return samples and metrics."""
     samples = sample_prompts(run, params, prompts, folder, round=0, label="eval")
     report_samples(run.sampler, samples, "held-out prompts")
     labels = label_samples(run.scorer, samples, run.config.reward)
@@ -263,8 +263,10 @@ def evaluate_prompts(
 
 
 def load_feedback_items(run: Run, folder: Path) -> list[Item]:
-    """Return what the loss trains on of a round's feedback; of round 0 that is the held-out set,
-    the SFT policy's samples of the held-out prompts, labelled."""
+    """Return the training items of a round's feedback.
+
+    In round 0 they are the held-out items: the SFT policy's labelled samples of held-out prompts.
+    """
     path = folder / "feedback.jsonl"
     if not path.stat().st_size:  # a round of ties alone
         return []
@@ -276,26 +278,28 @@ def load_feedback_items(run: Run, folder: Path) -> list[Item]:
 
 
 def remove_shards(folder: Path, label: str) -> None:
-    """Delete the shard files of a stage that is committed."""
+    """Delete the shards of a committed stage."""
     for path in folder.glob(f"{label}.shard-*.jsonl"):
         path.unlink()
 
 
 def remove_sample_shards(run: Run, manifest: Manifest) -> None:
-    """Delete the shards of the round's samples once these are committed."""
+    """Delete the shards of the round's samples, once the sample stage is committed."""
     if "sample" in manifest.stages and run.workspace.is_writer:
         remove_shards(round_folder(run.workdir, manifest.round), "samples")
 
 
 def remove_eval_shards(run: Run, folder: Path) -> None:
-    """Delete the shards of an evaluation that is committed."""
+    """Delete the shards of a committed evaluation."""
     if run.workspace.is_writer:
         remove_shards(folder, "eval")
 
 
 def forget_samples(run: Run, round: int) -> None:
-    """Delete what the policy of a round has sampled before, if that is about to be trained once
-    more: on some devices it comes out a little different."""
+    """Delete what the policy of a round has sampled already, before that round is trained again.
+
+    On some devices training again gives a slightly different policy.
+    """
     remove_eval_shards(run, round_folder(run.workdir, round))
     if run.workspace.is_writer:
         shutil.rmtree(round_folder(run.workdir, round + 1), ignore_errors=True)
@@ -305,27 +309,27 @@ def forget_samples(run: Run, round: int) -> None:
 def make_feedback(
     config: Config, scored: Sequence[Sample], round: int
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return the records of the feedback that `config.feedback` asks for, and its counts."""
+    """Return the feedback records that `config.feedback` asks for, and counts of them."""
     rows, counts = load(FEEDBACK_TYPES[config.feedback.type].make)(config, scored, round)
     return rows, counts
 
 
 def write_rows(workspace: Workspace, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a stage's file on process 0; the others wait until it is there."""
+    """Write a stage's file on process 0; the other processes wait until it is there."""
     if workspace.is_writer:
         records.write_records(path, rows)
     sharding.wait_for_all(f"wrote {path.name}")
 
 
 def write_shard(workspace: Workspace, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a part of a stage's file, as `write_rows`; the ledger knows it until it is removed."""
+    """Write a shard of a stage's file, as `write_rows`; the ledger lists it until it is removed."""
     if workspace.is_writer:
         records.write_records(path, rows, note=workspace.ledger.note_file)
     sharding.wait_for_all(f"wrote {path.name}")
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Read the samples of a file that `write_rows` has written."""
+    """Read samples from a file that `write_rows` has written."""
     return [
         records.sample_from_record(record, file=str(path), line=line)
         for line, record in reading.read_records(path)
