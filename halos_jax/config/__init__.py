@@ -1,4 +1,4 @@
-"""The configuration: every field with its default and bounds, and the door that it passes."""
+"""The configuration: every field with its default and bounds, and the check of a whole config."""
 
 from halos_jax.config.rewards import RewardConfig
 from halos_jax.config.sections import (

@@ -1,6 +1,6 @@
-"""What fields of the config are called elsewhere: by TRL, transformers, PEFT, vLLM and HALOs."""
+"""Names that TRL, transformers, PEFT, vLLM and HALOs give to fields of the config."""
 
-# Last part of a name, without dashes and in lower case -> the field.
+# Last part of the other name, in lower case and with underscores for dashes -> the field here.
 ALIASES = {
     # optimizer
     "lr": "optimizer.learning_rate",
@@ -103,7 +103,7 @@ ALIASES = {
     "label_prompt": "reward.judge.prompt",
     "feedback_type": "feedback.type",
     "feedback_mode": "feedback.mode",
-    # loss, a section whose keys are those of its function
+    # loss, whose keys are the keyword arguments of the loss function
     "beta": "loss.beta",
     "humanline": "loss.humanline",
     "loss_type": "loss.name",
@@ -121,6 +121,6 @@ ALIASES = {
 
 
 def find_alias(name: str) -> str | None:
-    """Return the field that another program calls `name` ("optimizer.lr", "--lr", "LR")."""
+    """Return the field that another program calls `name` ("--lr", "optimizer.lr"), or None."""
     leaf = name.lstrip("-+").rpartition(".")[2].replace("-", "_").lower()
     return ALIASES.get(leaf)

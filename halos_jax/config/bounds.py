@@ -1,4 +1,4 @@
-"""Bounds of numbers, which stand in the types of the fields that have them."""
+"""Bounds of numbers, as part of the types of fields."""
 
 import dataclasses
 import typing
@@ -17,11 +17,11 @@ FractionAboveZero = Annotated[float, Interval(gt=0, le=1)]
 
 
 def find_violations(section: Any, prefix: str = "") -> Iterable[str]:
-    """Yield an error line for each number in nested dataclasses that is out of its bounds.
+    """Yield an error line for each number in nested dataclasses that is out of bounds.
 
     Args:
-      section: a dataclass; of a mapping the values that are dataclasses are looked at, too.
-      prefix: what the paths of its fields begin with, "train.".
+      section: a dataclass, or a mapping whose values may be dataclasses.
+      prefix: the start of the paths of its fields, such as "train.".
     """
     if isinstance(section, typing.Mapping):
         members = list(section.items())
@@ -38,7 +38,7 @@ def find_violations(section: Any, prefix: str = "") -> Iterable[str]:
 
 
 def list_bounds(annotation: Any) -> list[Ge | Gt | Le | Lt]:
-    """Return the bounds in a type, such as `Annotated[int, Ge(1)]`; none in another one."""
+    """Return the bounds in a type such as `Annotated[int, Ge(1)]`; an empty list if it has none."""
     found: list[Any] = []
     for one in getattr(annotation, "__metadata__", ()):
         found += list(one) if isinstance(one, Interval) else [one]
@@ -46,7 +46,7 @@ def list_bounds(annotation: Any) -> list[Ge | Gt | Le | Lt]:
 
 
 def describe(bounds: Iterable[Ge | Gt | Le | Lt]) -> str:
-    """Say in words which numbers are within bounds; empty where there are none."""
+    """Describe in words which numbers the bounds allow; empty if there are no bounds."""
     at = {type(bound): getattr(bound, type(bound).__name__.lower()) for bound in bounds}
     if Ge in at and Le in at:
         return f"{at[Ge]} to {at[Le]}"

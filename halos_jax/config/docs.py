@@ -1,6 +1,6 @@
-"""What every field says of itself: the comment above it, or beside it, read from the source.
+"""The documentation of fields: the comment above or beside each one, read from the source.
 
-An empty line ends a comment: what stands before it belongs to no field.
+An empty line ends a comment: what comes before it documents no field.
 """
 
 import ast
@@ -17,7 +17,7 @@ from halos_jax.config import bounds, schema
 
 @dataclasses.dataclass(frozen=True)
 class FieldDoc:
-    """A field for people: its path, what it allows and its default in words, what it says."""
+    """The documentation of a field: its path, allowed values and default in words, its comment."""
 
     path: str
     allowed: str
@@ -26,9 +26,10 @@ class FieldDoc:
 
 
 def list_docs(cls: type, prefix: str = "") -> list[FieldDoc]:
-    """Return what there is to say of each field of a schema, in order; a free section is one.
+    """Return the documentation of each field of a schema, in order.
 
-    Those of members follow as "reward.parts.NAME.weight".
+    A free section counts as one field; the fields of its members, if it has any, follow it with
+    paths such as "reward.parts.NAME.weight".
     """
     found: list[FieldDoc] = []
     hints, texts = typing.get_type_hints(cls, include_extras=True), read_comments(cls)
@@ -49,9 +50,9 @@ def list_docs(cls: type, prefix: str = "") -> list[FieldDoc]:
 
 @functools.cache
 def read_comments(cls: type) -> dict[str, str]:
-    """Return the comment of each field of a dataclass as one line; empty where it has none."""
+    """Return the comment of each field of a dataclass as one line; empty if it has none."""
     comments = {field.name: "" for field in dataclasses.fields(cls)}
-    for one in reversed(cls.__mro__):  # those of a class that it extends, too
+    for one in reversed(cls.__mro__):  # inherited fields, too
         if dataclasses.is_dataclass(one):
             comments |= _read_own(one)
     return comments

@@ -1,14 +1,14 @@
-"""The names that fields of records have here, and how the config speaks of fields.
+"""Our names for the fields of records, and the config fields in which users name fields.
 
-`data.fields` maps our names to those of somebody else's records, `data.prompt_template` makes a
-prompt of fields, `data.ignore_fields` names those that are left unread on purpose.
+`data.fields` maps our names to those in the user's records, `data.prompt_template` builds a prompt
+from fields, and `data.ignore_fields` names fields to leave unread on purpose.
 """
 
 import string
 
-# Lists of turns; what may stand in them besides text is known to `data/records/turns.py`.
+# Lists of turns; `data/records/turns.py` knows what turns may hold besides text.
 CHATS = ("messages", "conversations", "conversation")
-# What a prompt may be called, the first that is there counts.
+# Names that a prompt may have; the first one in a record counts.
 PROMPTS = ("prompt", *CHATS, "instruction", "question", "problem", "query", "input")
 TARGETS = ("completion", "output", "response", "answer", "solution")
 PAIR = ("chosen", "rejected")
@@ -23,7 +23,7 @@ SCORES = tuple(
         (f"chosen{joint}{kind}", f"rejected{joint}{kind}"),
     )
 )
-# What a record that this package or HALOs has written says besides its texts, by its `type`.
+# Fields of the records that this package and HALOs write, by the record's `type`.
 _ALWAYS = {"type", "prompt", "prompt_id", "prompt_ids", "instruction", "extra", "dataset", "split"}
 _OUTPUT = ("output", "reward", "generator", "finish_reason", "sample_id")
 _SAMPLE = frozenset({*_ALWAYS, *_OUTPUT, "response_ids", "logps"})
@@ -47,15 +47,15 @@ KNOWN = tuple(
 
 
 def split_names(text: str) -> list[str]:
-    """Return names that are separated by commas."""
+    """Split a text at its commas into names."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def parse_names(text: str) -> dict[str, str]:
-    """Return our name -> the records' name, of "prompt=problem,completion=solution".
+    """Parse "prompt=problem,completion=solution" into {our name: the records' name}.
 
     Raises:
-      ValueError: for what is no such list, a name of ours that means nothing, or one given twice.
+      ValueError: for text of another form, an unknown name of ours, or one that is given twice.
     """
     names: dict[str, str] = {}
     for part in split_names(text):
@@ -74,7 +74,7 @@ def parse_names(text: str) -> dict[str, str]:
 
 
 def parse_template(text: str) -> list[tuple[str, str]]:
-    """Return (text, field behind it or "") for each part of "Solve: {question}".
+    """Split a template such as "Solve: {question}" into pairs (text, field after it or "").
 
     Raises:
       ValueError: for braces that name no field, and for a text without any field.
@@ -100,5 +100,5 @@ def parse_template(text: str) -> list[tuple[str, str]]:
 
 
 def list_format(kind: object) -> frozenset[str]:
-    """Return the names that a record of some `type` has by its format; none, where it is no own."""
+    """Return the fields of the record format `kind`; none if it is not a format of ours."""
     return FORMAT.get(kind, frozenset()) if isinstance(kind, str) else frozenset()

@@ -1,7 +1,7 @@
 """The kinds of rewards, of feedback, and of the items that losses train on: one row each.
 
-A new kind is a row here and, where it does something new, a module of its own. Functions are named
-as text, "module:function", since they stand on higher levels; `tasks.load` imports them.
+A new kind is a row here and, if it does something new, a module of its own. Functions are named as
+text, "module:function", because they live on higher levels; `tasks.load` imports them.
 """
 
 import dataclasses
@@ -15,17 +15,16 @@ ItemKind = Literal["pair", "target", "controlled", "unpaired", "group", "answer"
 
 @dataclasses.dataclass(frozen=True)
 class RewardSpec:
-    """Where a score comes from.
+    """A kind of reward.
 
     Attributes:
       needs: the field of the reward that must not be empty.
-      make: the scorer's maker, called with (config, mesh, renderer, layouts, name, check) as
-        `rewards.scorers.make_model_scorer` is.
-      check: called with the reward's config, and the folders that earlier stages of a pipeline
-        make, to raise what is wrong before the run.
-      reads: the fields, or sections, of the reward that name the files it reads.
-      function: whether it calls the user's function.
-      by_tokens: whether it scores tokens, up to `reward.max_length` of them, and not text.
+      make: makes the scorer; called with the arguments of `rewards.scorers.make_model_scorer`.
+      check: raises an error for a reward that cannot work, before the run; called with the reward's
+        config and the folders that earlier stages of a pipeline will have made.
+      reads: the fields or sections of the reward that name the files it reads.
+      function: whether it calls a function of the user.
+      by_tokens: whether it scores tokens, at most `reward.max_length` of them, rather than text.
     """
 
     needs: str
@@ -66,15 +65,16 @@ def _count_pairs(num_prompts: int, num_samples: int, mode: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class FeedbackSpec:
-    """What rewards are turned into.
+    """A type of feedback, which rewards are turned into.
 
     Attributes:
       make: called with (config, scored samples, round); returns the records and their counts.
-      warn: called with (config, counts); returns what is wrong with feedback that teaches little.
-      count: the most examples of (prompts, samples a prompt, `feedback.mode`).
-      pairs: whether an example is two samples, and the threshold the least difference of theirs.
-      compares: whether it says nothing of a prompt's only sample.
-      single_losses: the losses that learn from a single sample none the less.
+      warn: called with (config, counts); returns a warning if the feedback teaches little.
+      count: called with (prompts, samples per prompt, `feedback.mode`); returns the largest number
+        of examples that these can give.
+      pairs: whether an example is a pair, and the threshold the least difference of its rewards.
+      compares: whether a prompt needs two samples or more, because they are compared.
+      single_losses: losses that can learn from a prompt's only sample even so.
     """
 
     make: str
@@ -98,7 +98,7 @@ FEEDBACK_TYPES: Mapping[FeedbackType, FeedbackSpec] = {
         warn="halos_jax.rewards.feedback:warn_of_classes",
         count=lambda num_prompts, num_samples, mode: num_prompts * num_samples,
     ),
-    # PPO learns of a reward alone, the others of its difference from those of its group.
+    # PPO learns from a reward by itself, other losses from its difference to those of its group.
     "scalar": FeedbackSpec(
         make="halos_jax.rewards.feedback:make_scalar",
         warn="halos_jax.rewards.feedback:warn_of_groups",
@@ -111,19 +111,20 @@ FEEDBACK_TYPES: Mapping[FeedbackType, FeedbackSpec] = {
 
 @dataclasses.dataclass(frozen=True)
 class ItemSpec:
-    """What an example of a loss is.
+    """A kind of item, which is what a loss calls an example.
 
     Attributes:
-      words: for people.
-      load: reads the records of a source, called with (source, selection).
-      make: makes the items of records, called with (records, renderer, lengths).
+      words: a description for messages.
+      load: reads the records of a source; called with (source, selection).
+      make: turns records into items; called with (records, renderer, lengths).
       feedback: the types of feedback that can become these items; the first one suits best.
-      noun: what training counts.
-      per_pair: the examples that a pair makes.
-      scored_as: the kind whose functions read records that have scores, where that is another.
-      has_control: whether `make` is given `data.control`, too.
-      has_classes: whether each is desirable or not, of which there should be enough of both.
-      is_weighed: whether the loss has a weight for each of these classes.
+      noun: what to call examples in messages.
+      per_pair: how many examples one pair becomes.
+      scored_as: another kind, whose functions read the source if its records have scores.
+      has_control: whether `make` also gets `data.control`.
+      has_classes: whether each item is desirable or undesirable; the data should have enough of
+        both.
+      is_weighed: whether the loss has a weight for each of the two classes.
     """
 
     words: str

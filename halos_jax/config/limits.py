@@ -1,6 +1,6 @@
-"""What the types of the config cannot say: forms of texts, and combinations that cannot be.
+"""Checks that types cannot express: the form of texts, and combinations that make no sense.
 
-A config comes here flat, as path -> value, so that this file knows names and numbers alone.
+They get the config flat, as path -> value, and so need none of its classes.
 """
 
 import math
@@ -12,7 +12,7 @@ from halos_jax.config import field_names
 from halos_jax.config.kinds import FEEDBACK_TYPES, REWARD_KINDS
 from halos_jax.config.tasks import TASKS, load
 
-# Path of a field that a task may need -> what it is.
+# Path of a field that a task may need -> (what it must be, an example).
 _NEEDED = {
     "model.path": ("a folder or hub id", "DIR"),
     "data.train": ("a file or hub data set", "FILE"),
@@ -21,10 +21,10 @@ _NEEDED = {
 
 
 def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
-    """Yield an error line for each text or combination that cannot be; `bounds` has the numbers.
+    """Yield an error line for each bad text or combination; `bounds` checks single numbers.
 
     Args:
-      values: path -> value of every field, well typed.
+      values: path -> value of every field, each of the right type.
     """
     yield from _check_mesh(values)
     yield from _check_names(values)
@@ -84,7 +84,7 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
         yield "sampling.stop: got an empty string, which would end every sample at once"
 
 
-# What changes prompts, which those of samples that are labelled cannot be.
+# Fields that change prompts, which tasks that keep the prompts of samples refuse.
 _CHANGE_PROMPTS = ("data.prompt_template", "data.system_prompt", "data.merge_turns")
 
 
@@ -105,7 +105,7 @@ def _check_data(values: Mapping[str, Any]) -> Iterable[str]:
             )
 
 
-# What says nothing without an adapter -> its default.
+# Field that has no effect without an adapter -> its default.
 _WITHOUT_LORA = {"alpha": 0.0, "dropout": 0.05, "rslora": False, "targets": ["all-linear"]}
 
 
@@ -139,7 +139,7 @@ def _check_lora(values: Mapping[str, Any]) -> Iterable[str]:
         yield "lora.targets: got (), allowed: 'all-linear', or names of linear layers (q_proj)"
 
 
-# Fields of fixed data -> their value where they are not used.
+# Field that applies to fixed data alone -> (its default, why an online run does not use it).
 _OFFLINE = {
     "data.n_examples": (0, "rounds.total_prompts bounds an online run"),
     "data.max_prompt_count": (0, "feedback.mode says which pairs an online run makes of a prompt"),
@@ -149,7 +149,7 @@ _OFFLINE = {
 
 
 def check_online(values: Mapping[str, Any]) -> Iterable[str]:
-    """Yield what an online run has no use for, or too little of."""
+    """Yield an error line for each field that an online run does not use or that is too small."""
     for path, (unused, reason) in _OFFLINE.items():
         if values[path] != unused:
             yield f"{path}: got {values[path]}, allowed with task='online': {unused}; {reason}"
@@ -163,7 +163,7 @@ def check_online(values: Mapping[str, Any]) -> Iterable[str]:
 
 
 def check_sample(values: Mapping[str, Any]) -> Iterable[str]:
-    """Yield what is wrong with the output of a sampling task."""
+    """Yield an error line for each bad setting of the output of task=sample."""
     if values["sampling.format"] == "samples":
         return
     output, samples = values["sampling.output"], values["sampling.num_samples_per_prompt"]
@@ -208,7 +208,7 @@ def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _list_parts(values: Mapping[str, Any]) -> list[str]:
-    """Return the paths of the reward's parts."""
+    """List the paths of the reward's parts."""
     found = [re.fullmatch(r"(reward\.parts\..*)\.weight", path) for path in values]
     return [match[1] for match in found if match]
 
@@ -236,7 +236,7 @@ def _check_reward(values: Mapping[str, Any], path: str) -> Iterable[str]:
 def _check_judge(values: Mapping[str, Any], path: str) -> Iterable[str]:
     variable, url = values[f"{path}.judge.key_variable"], values[f"{path}.judge.url"]
     if variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
-        # It may be the key itself, so it is not repeated.
+        # The value may be the key itself, so the message does not show it.
         yield (
             f"{path}.judge.key_variable: got what is no name of an environment variable; allowed: "
             "the name of the one that holds the key, such as OPENAI_API_KEY, never the key"
@@ -252,7 +252,7 @@ def _check_judge(values: Mapping[str, Any], path: str) -> Iterable[str]:
 
 
 def check_toy(values: Mapping[str, Any]) -> Iterable[str]:
-    """Yield what is wrong with the toy problem."""
+    """Yield an error line for each bad setting of the toy problem."""
     alphabet = values["toy.alphabet"]
     shortest, longest = max(values["toy.min_letters"], 2), values["toy.max_letters"]
     if not alphabet.isalpha() or len(set(alphabet)) < max(len(alphabet), 2):
@@ -264,7 +264,7 @@ def check_toy(values: Mapping[str, Any]) -> Iterable[str]:
             f"{len(alphabet)} (the letters of toy.alphabet)"
         )
         return
-    # A prompt is letters of the alphabet, none twice, that are not sorted yet.
+    # A prompt is a sequence of distinct letters that is not sorted.
     lengths = range(shortest, longest + 1)
     exist = sum(math.perm(len(alphabet), n) - math.comb(len(alphabet), n) for n in lengths)
     names = ("num_sft", "num_pairs", "num_prompts", "num_eval")

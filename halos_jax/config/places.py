@@ -1,4 +1,4 @@
-"""Paths of the config: `~` is home, and what no file system of this machine has is refused."""
+"""Paths in the config: expand `~`, and refuse addresses that are no path of this machine."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import Any
 from halos_jax.config import roles
 from halos_jax.config.roles import Place
 
-# Any scheme with "//"; the known ones with one slash too, as pathlib leaves them.
+# Any scheme with "//"; known ones also with one slash, which is what pathlib makes of two.
 _SCHEME = re.compile(
     r"([A-Za-z][A-Za-z0-9+.-]+)://|"
     r"(abfss?|adl|az|dbfs|file|ftp|gcs|gs|hdfs|hf|https?|memory|r2|s3[an]?|ssh|wasbs?):/"
@@ -17,18 +17,18 @@ _MOUNT = "mount it (gcsfuse, s3fs, ...) or copy it, and give the folder of this 
 
 
 def expand_homes(config: Any) -> Any:
-    """Return a config with the home folder in place of a leading `~` or `~user`, everywhere."""
+    """Return a config with a leading `~` or `~user` of every path replaced by the home folder."""
     return roles.map_places(config, lambda _, text, kind: _expand(text, kind))
 
 
 def find_violations(config: Any) -> Iterable[str]:
-    """Yield an error line for each place of a config that is no path of this machine."""
+    """Yield an error line for each path in a config that is no path of this machine."""
     for path, text, kind in roles.list_places(config):
         for name in split_names(text, kind):
             found = _SCHEME.match(name)
             if found:
                 yield _refuse_scheme(path, name, (found[1] or found[2]).lower(), kind)
-            elif re.match(r"~[^/]*/", name):  # what stands there still, after `expand_homes`
+            elif re.match(r"~[^/]*/", name):  # `expand_homes` could not expand it
                 user = name.partition("/")[0]
                 yield (
                     f"{path}: got {name!r}, but there is no user {user[1:]!r} whose home that "
@@ -37,7 +37,7 @@ def find_violations(config: Any) -> Iterable[str]:
 
 
 def split_names(text: str, kind: Place) -> list[str]:
-    """Return the paths in a place: several of a source may stand there, with commas between."""
+    """Return the paths in a field: a "source" may be several paths, separated by commas."""
     if kind != "source" or os.path.exists(text):  # a file name may have a comma in it
         return [text]
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,4 +1,4 @@
-"""The config's section of rewards: a model, a function, a judge, or a weighted sum of these."""
+"""The `reward` section: a model, a function, a judge, or a weighted sum of these."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,36 +20,39 @@ from halos_jax.config.roles import aside, place
 class JudgeConfig:
     """A language model behind an API that scores samples, or compares them."""
 
-    # Of an API with OpenAI's /chat/completions
+    # Base address of an API with OpenAI's /chat/completions
     url: str = aside("https://api.openai.com/v1")
-    model: str = ""  # as the API names it
-    # Environment variable with the key; empty: none is sent
+    model: str = ""  # the judge's name at the API
+    # Environment variable that holds the API key; empty: send no key
     key_variable: str = aside("OPENAI_API_KEY")
-    mode: Literal["score", "compare"] = "score"  # each sample alone, or two samples of a prompt
-    pairs: Literal["all", "neighbours"] = "all"  # of a prompt's samples, in mode "compare"
-    # Jinja file of the system message; empty: that of rewards/judge/prompts.py
+    # "score": rate each sample by itself; "compare": pick the better of two samples of a prompt
+    mode: Literal["score", "compare"] = "score"
+    # Which of a prompt's samples mode "compare" compares: every pair, or each with the next
+    pairs: Literal["all", "neighbours"] = "all"
+    # Jinja file of the system message; empty: the one in rewards/judge/prompts.py
     rubric: str = place("", "path")
-    # Jinja file of the user message; empty: that of rewards/judge/prompts.py
+    # Jinja file of the user message; empty: the one in rewards/judge/prompts.py
     prompt: str = place("", "path")
-    lowest: float = 0.0  # scores outside of [lowest, highest] are no answer
-    highest: float = 10.0  # the highest score
-    max_tokens: NonNegativeInt = 1024  # of an answer; 0: not sent
-    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more of the request
-    concurrency: PositiveInt = aside(16)  # requests under way at one time
-    requests_per_minute: NonNegativeInt = aside(0)  # 0: no limit
-    timeout: PositiveFloat = aside(120.0)  # seconds without a byte after which a request has failed
-    # Of a request that failed for a time: no connection, 429, 5xx
+    lowest: float = 0.0  # lowest valid score; an answer with a lower one has no score
+    highest: float = 10.0  # highest valid score; an answer with a higher one has no score
+    max_tokens: NonNegativeInt = 1024  # longest answer, in tokens; 0: send no limit
+    # Further fields of each request
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    concurrency: PositiveInt = aside(16)  # most requests in flight at the same time
+    requests_per_minute: NonNegativeInt = aside(0)  # most requests per minute; 0: no limit
+    timeout: PositiveFloat = aside(120.0)  # seconds of silence after which a request has failed
+    # Times to retry a request after a temporary failure: no connection, 429, 5xx
     retries: NonNegativeInt = aside(6)
-    repeats: NonNegativeInt = aside(2)  # of a question whose answer has no score
+    repeats: NonNegativeInt = aside(2)  # times to ask again when an answer has no score
     cache: str = aside("", "path")  # file of all answers; empty: judge.jsonl in the workdir
 
 
 @dataclasses.dataclass(frozen=True)
 class PartConfig:
-    """One of several rewards; a field that is not set is that of `reward`."""
+    """One of several rewards; fields that it does not set are taken from `reward`."""
 
-    weight: float = 1.0  # what its score is multiplied by in the sum
-    # Before it is weighted: mean 0 and deviation 1 over the file, or over each prompt's samples.
+    weight: float = 1.0  # factor of its score in the sum
+    # Scale its scores to mean 0 and deviation 1 first, over the file or over each prompt's samples
     normalise: Literal["none", "file", "prompt"] = "none"
     kind: RewardKind = "model"  # as reward.kind
     path: str = place("", "model")  # as reward.path
@@ -66,41 +69,46 @@ class PartConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """What scores samples."""
+    """How samples are scored."""
 
-    kind: RewardKind = "model"  # what gives the scores
-    path: str = place("", "model")  # sequence classifier in Hugging Face format: a folder or hub id
-    # The token at which a model's score is read: the last that its template writes, as transformers
-    # does; the answer's end marker, or last token if it was cut; "auto": where task=reward_model
-    # has trained it, and of any other model the template's end
+    # What scores the samples: a reward model, a function of yours, or a judge
+    kind: RewardKind = "model"
+    # Reward model: folder or hub id of a sequence classifier in Hugging Face format
+    path: str = place("", "model")
+    # Token at which a reward model's score is read. "template_end": the last one that its chat
+    # template writes, as in transformers; "end_of_turn": the answer's end marker, or its last token
+    # if it was cut; "auto": as trained by task=reward_model, "template_end" for any other model
     read_at: Literal["auto", "template_end", "end_of_turn"] = "auto"
-    # What the model's chat template is given besides the conversation, as for the policy's
+    # Variables for the reward model's chat template besides the conversation; the policy's
+    # (model.chat_template_options) do not apply to it
     chat_template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # "package.module:function", called with (prompt turns, response text), or where it has a
-    # parameter `completions` once a batch, as TRL calls it
+    # "package.module:function", called with the prompt's turns and the response for each sample; a
+    # function with a parameter `completions` is called once a batch, as TRL calls it
     function: str = ""
-    # Of such a batch: texts, or lists of turns; "auto": what its annotation says, else texts
+    # What a function's `completions` are: texts or lists of turns; "auto": as annotated, else texts
     completions: Literal["auto", "text", "turns"] = "auto"
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the function
+    # Further arguments of the function, name -> value
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     judge: JudgeConfig = JudgeConfig()
-    # A weighted sum of several rewards instead of one: name -> fields of a PartConfig. Those that
-    # a part does not set are those of the reward.
+    # Several rewards, added with weights: name -> fields of the part. Fields that a part does not
+    # set are taken from `reward`.
     parts: Mapping[str, PartConfig] = dataclasses.field(default_factory=dict)
-    rules: tuple[str, ...] = ()  # further functions that score the held-out samples, for metrics
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of a model
-    max_length: PositiveInt = 2048  # tokens of prompt and response that a model scores
-    # Stop where a larger fraction of the samples has no reward
+    rules: tuple[str, ...] = ()  # more functions that score held-out samples, for metrics alone
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # dtype a reward model computes in
+    # Tokens of prompt + response that a reward model reads; the rest of a longer one is not scored
+    max_length: PositiveInt = 2048
+    # Stop the run if a larger fraction of the samples gets no reward
     max_unlabelled: Fraction = aside(0.1)
-    # Taken off the reward of a sample cut by the token limit
+    # Subtracted from the reward of a sample that the token limit has cut
     missing_eos_penalty: NonNegativeFloat = 0.0
-    cut_at_sentence: bool = False  # score the output up to its last ".", "!" or "?", as HALOs does
+    cut_at_sentence: bool = False  # score the text up to its last ".", "!" or "?", as HALOs does
 
 
 def with_parts(reward: RewardConfig, parts: Mapping[str, Mapping[str, Any]]) -> RewardConfig:
-    """Return a reward with these parts, name -> the fields of a PartConfig that it sets itself.
+    """Return `reward` with these parts: name -> the fields that the part sets itself.
 
     Raises:
-      ValueError: with a line for each unknown field and bad value.
+      ValueError: with one line for each unknown field or bad value.
     """
     errors: list[str] = []
     made = schema.build_members(reward, "parts", parts, "reward.parts", errors)

@@ -1,7 +1,7 @@
-"""What a field of the config is to a run that is carried on: one mark a field, set where it stands.
+"""The role of each field of the config when a run is resumed: one mark at the field's declaration.
 
-Every list of such fields is derived from the marks: what may change on a resume, how a decoder is
-run, where a path stands. A field without a mark decides what is computed, and is fixed.
+Every list of fields is derived from these marks: which may change on a resume, which say how a
+decoder is run, which hold paths. A field without a mark decides what is computed, and is fixed.
 """
 
 import dataclasses
@@ -13,23 +13,23 @@ from typing import Any, Literal, TypeVar
 from halos_jax.config import schema
 
 # "result": decides what is computed; fixed for the life of a run.
-# "execution": says how it is computed: it may change, and then the last bits may differ.
-# "aside": no result depends on it: logs, what is kept, how a service is reached.
-# "tuning": of the optimizer: it may change, and holds from the next step on.
-# "growing": how much is computed: it may grow, and the run goes on.
+# "execution": decides how it is computed; may change, and results may then differ in the last bits.
+# "aside": no result depends on it (logs, what is kept, how to reach a service); may change.
+# "tuning": belongs to the optimizer; may change, with effect from the next step on.
+# "growing": decides how much is computed; may be raised, and the run goes on.
 Role = Literal["result", "execution", "aside", "tuning", "growing"]
 
-# Of a field that holds a path: what may stand there besides a file or folder ("path"). "model": a
-# hub id too; "source": a source of `data/records/sources.py`, or several with commas between.
+# What a field that holds a path may name. "path": a file or folder; "model": also a hub id;
+# "source": a source of `data/records/sources.py`, or several separated by commas. "": no path.
 Place = Literal["", "path", "model", "source"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """What a field is; see `Role` and `Place`.
+    """The role of a field and the kind of path it holds; see `Role` and `Place`.
 
-    Of a growing field `tasks` are those that may go on with more of it; for all others it is what
-    `elsewhere` says. With `zero_is_all` 0 is the largest value.
+    A growing field grows in `tasks` alone and has the role `elsewhere` in all other tasks. With
+    `zero_is_all`, 0 is its largest value.
     """
 
     role: Role = "result"
@@ -49,28 +49,28 @@ _MARK = "mark"
 
 
 def execution(default: Any) -> Any:
-    """Declare a field that says how something is computed."""
+    """Declare a field with the role "execution"."""
     return _field(default, Mark("execution"))
 
 
 def aside(default: Any, place: Place = "") -> Any:
-    """Declare a field that no result depends on."""
+    """Declare a field with the role "aside"."""
     return _field(default, Mark("aside", place))
 
 
 def tuning(default: Any) -> Any:
-    """Declare a field of the optimizer that holds from the next step on."""
+    """Declare a field with the role "tuning"."""
     return _field(default, Mark("tuning"))
 
 
 def growing(default: int, *tasks: str, elsewhere: Role = "aside", zero_is_all: bool = False) -> Any:
-    """Declare a field that says how much is computed."""
+    """Declare a field with the role "growing"."""
     mark = Mark("growing", tasks=tasks, elsewhere=elsewhere, zero_is_all=zero_is_all)
     return _field(default, mark)
 
 
 def place(default: str, kind: Place) -> Any:
-    """Declare a field that holds a path, of what decides what is computed."""
+    """Declare a field with the role "result" that holds a path."""
     return _field(default, Mark(place=kind))
 
 
@@ -98,7 +98,7 @@ def _find_own(cls: type, name: str) -> Mark:
 
 
 def list_fields(cls: type, role: Role) -> list[str]:
-    """List the paths of a schema's fields of a role, in their order; free sections are left out."""
+    """List the paths of the fields with a role, in their order and without free sections."""
     found: list[str] = []
     for name, annotation in schema.list_hints(cls).items():
         if dataclasses.is_dataclass(annotation):
@@ -110,9 +110,9 @@ def list_fields(cls: type, role: Role) -> list[str]:
 
 
 def map_places(config: _Config, change: Callable[[str, str, Place], str]) -> _Config:
-    """Return a config with `change(path of the field, its text, its kind)` in every place.
+    """Return a config with every path replaced by `change(path of the field, its text, its kind)`.
 
-    Places that are empty stay so. What a member has of its section becomes what that has.
+    Empty paths stay empty. Where a member has its section's value, it gets the section's new value.
 
     Args:
       config: nested dataclasses.
@@ -122,7 +122,7 @@ def map_places(config: _Config, change: Callable[[str, str, Place], str]) -> _Co
 
 
 def list_places(config: Any) -> list[tuple[str, str, Place]]:
-    """List (path of the field, its text, its kind) of every place in a config that is not empty."""
+    """List (path of the field, its text, its kind) for every path in a config that is not empty."""
     found: list[tuple[str, str, Place]] = []
 
     def note(path: str, text: str, kind: Place) -> str:
@@ -139,7 +139,11 @@ def _map_section(
     prefix: str,
     shared: Mapping[str, tuple[Any, Any]],
 ) -> Any:
-    """Map the places of a section; `shared` are fields of the one around it, before and after."""
+    """Map the paths in a section.
+
+    `shared` maps the fields that it shares with the section around it to the values that they have
+    there, before and after mapping.
+    """
     mapped: dict[str, Any] = {}
     hints = schema.list_hints(type(section))
     for name in hints:

@@ -1,11 +1,13 @@
 """Nested frozen dataclasses as a schema: build them from plain dicts, parse text by their types.
 
-A schema is a dataclass whose fields are other such dataclasses (*sections*), leaves of the types
-bool, int, float, str, `tuple[str, ...]`, a `Literal` of strings or a union of these, or a Mapping:
-a *free* section, whose keys are not fixed. A mapping to dataclasses has *members* of any names: a
-field that a member does not set has the value of the field of that name in the section around it.
-A field is named by its path, "train.batch_size".
-Nothing here raises for a bad value: errors are collected as lines that say what, got and allowed.
+A field of a schema is one of:
+  a *section*: another such dataclass;
+  a leaf: bool, int, float, str, `tuple[str, ...]`, a `Literal` of strings, or a union of these;
+  a *free section*: a Mapping, whose keys are not fixed. If its values are dataclasses, they are its
+    *members*; fields that a member does not set are taken from the section around it, which has
+    fields of the same names.
+A field is named by its path, such as "train.batch_size".
+Bad values raise nothing here: errors are collected as lines that say what, got and allowed.
 """
 
 import ast
@@ -36,11 +38,9 @@ def _list_hints(cls: Any) -> Mapping[str, Any]:
 
 
 def to_plain(value: Any) -> Any:
-    """Return dataclasses and mappings, at any depth, as plain dicts.
+    """Return nested dataclasses and mappings as plain dicts, from which `build` makes equal ones.
 
-    Of members only what differs from the section around them is written.
-
-    What `build` makes of the result is equal to `value`.
+    Members have only those fields that differ from the section around them.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = list_hints(type(value))
@@ -52,7 +52,7 @@ def to_plain(value: Any) -> Any:
 
 
 def drop_shared(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plain section without what its members, at any depth, have in common with theirs."""
+    """Return a plain section without the fields of members, at any depth, that equal its own."""
     result = dict(plain)
     for name, annotation in list_hints(cls).items():
         value = result.get(name)
@@ -67,7 +67,7 @@ def drop_shared(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differ(cls: type, member: Any, section: Mapping[str, Any]) -> Any:
-    """Return the fields of a plain member that differ from its section's, or from defaults."""
+    """Return the fields of a plain member that differ from the section's, else from the default."""
     if not isinstance(member, Mapping):
         return member
     hints, own = list_hints(cls), {}
@@ -80,7 +80,7 @@ def _differ(cls: type, member: Any, section: Mapping[str, Any]) -> Any:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield (path, leaf) of a nested mapping; tuples come as lists, as they do from JSON."""
+    """Yield (path, leaf) for a nested mapping; tuples become lists, as in JSON."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -100,7 +100,7 @@ def leaf_types(cls: type, prefix: str = "") -> dict[str, Any]:
 
 
 def free_sections(cls: type, prefix: str = "") -> list[str]:
-    """List the paths of the free sections of the schema `cls`, those with members too."""
+    """List the paths of the free sections of the schema `cls`, including those with members."""
     paths: list[str] = []
     for name, annotation in list_hints(cls).items():
         if dataclasses.is_dataclass(annotation):
@@ -116,7 +116,7 @@ def is_free(annotation: Any) -> bool:
 
 
 def member_of(annotation: Any) -> type | None:
-    """Return the schema of the members of a field of this type; None where it has none."""
+    """Return the schema of the members of a field of this type; None if it has no members."""
     values = typing.get_args(annotation)[1:] if is_free(annotation) else ()
     is_member = bool(values) and dataclasses.is_dataclass(values[0])
     return typing.cast(type, values[0]) if is_member else None
@@ -169,7 +169,8 @@ def _has(cls: type, path: str) -> bool:
 
 
 def build(cls: type, plain: Mapping[str, Any], errors: list[str]) -> Any:
-    """Build the schema `cls` from nested mappings; a bad field keeps its default, with an error."""
+    """Build the schema `cls` from nested mappings; where a value is bad, add an error and use the
+    default."""
     return _build(cls(), plain, "", cls, errors)
 
 
@@ -283,12 +284,12 @@ def parse_literal(text: str) -> Any:
 
 
 def explain_value(path: str, value: Any, annotation: Any) -> str:
-    """Return the error line of a value that does not fit its field."""
+    """Return the error line for a value that does not fit its field."""
     return f"{path}: got {value!r}, allowed: {describe(annotation)}"
 
 
 def describe(annotation: Any) -> str:
-    """Say in words what values a leaf type allows."""
+    """Describe in words the values that a leaf type allows."""
     if _is_union(annotation):
         return ", ".join(describe(choice) for choice in typing.get_args(annotation))
     if typing.get_origin(annotation) is Literal:

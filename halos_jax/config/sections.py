@@ -1,6 +1,6 @@
-"""The sections of the configuration: every field with its default, its bounds and what it says.
+"""The sections of the configuration: every field with its default, its bounds and a comment.
 
-The comment above a field, or beside it, is its documentation, which `--help` shows: see `docs`.
+The comment above or beside a field is its documentation, which `--help` shows: see `docs`.
 """
 
 import dataclasses
@@ -29,202 +29,217 @@ class ModelConfig(Execution):
 
     # Folder or hub id in Hugging Face format, or the workdir of a run
     path: str = place("", "model")
-    # Which of a workdir's checkpoints sample, eval and export take; "auto": final/, else the newest
+    # Checkpoint of a workdir that sample, eval and export load; "auto": final/, else the newest
     checkpoint: int | Literal["auto"] = "auto"
     tokenizer: str = place("", "model")  # folder or hub id; empty: the model's own
-    # Jinja file, or the name of one of the tokenizer's templates; empty: its default, else ChatML
+    # Jinja file, or name of one of the tokenizer's templates; empty: its default one, else ChatML
     chat_template: str = place("", "path")
-    # What the template is given besides the conversation: enable_thinking, tools, date_string, ...
+    # Variables for the template besides the conversation: enable_thinking, tools, date_string, ...
     chat_template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    random_init: bool = False  # take only the architecture from `path`, draw the weights
-    # Tokens for the tokenizer to have, new ones or not: tokens in answers, and special ones where
-    # the chat template has them; of csft, data.good_token and data.bad_token are special, too
+    random_init: bool = False  # take only the architecture from `path`; initialise the weights
+    # Tokens to add to the tokenizer unless it has them. Those that the chat template writes, and
+    # csft's data.good_token and data.bad_token, become special tokens, all others ordinary ones
     added_tokens: tuple[str, ...] = ()
-    added_tokens_init: Literal["mean", "random"] = "mean"  # new tokens' embedding and head rows
-    pad_vocab_to: PositiveInt = 1  # a vocabulary that grows does so to a multiple of this
+    added_tokens_init: Literal["mean", "random"] = "mean"  # embedding and head rows of new tokens
+    pad_vocab_to: PositiveInt = 1  # a vocabulary that grows is padded to a multiple of this
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Train a low-rank adapter on the frozen model of `model.path`."""
 
-    rank: NonNegativeInt = 0  # 0: off, all params are trained (HALOs' own: 64)
-    alpha: NonNegativeFloat = 0.0  # the adapter is scaled by alpha / rank; 0: 4 x rank
-    dropout: FractionBelowOne = 0.05  # of what enters the adapter, in training
-    targets: tuple[str, ...] = ("all-linear",)  # or Hugging Face module names: q_proj, ...
-    rslora: bool = False  # scale by alpha / sqrt(rank)
-    # How the frozen base is held: in `compute_dtype`, or its blocks' linear layers in 8 or 4 bits
+    rank: NonNegativeInt = 0  # rank of the adapter; 0: no adapter, all params are trained
+    alpha: NonNegativeFloat = 0.0  # the adapter is scaled by alpha / rank; 0 means 4 x rank
+    dropout: FractionBelowOne = 0.05  # dropout on the adapter's input, in training
+    # Layers with an adapter: "all-linear", or Hugging Face module names (q_proj, ...)
+    targets: tuple[str, ...] = ("all-linear",)
+    rslora: bool = False  # scale the adapter by alpha / sqrt(rank) instead
+    # How the frozen base is stored: in `compute_dtype`, or its linear layers in 8 or 4 bits
     base: Literal["compute", "int8", "nf4"] = "compute"
-    # An adapter in PEFT format to start from; rank, alpha, targets and rslora are then its own.
+    # An adapter in PEFT format to start from; it has its own rank, alpha, targets and rslora
     path: str = place("", "model")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The records: where they are, what is taken of them, and what is added to them."""
+    """The records: where they are, which of them are used, and what is added to them."""
 
-    # A file (JSON, JSON Lines, CSV, TSV, Parquet, Arrow; compressed), a folder of them, a pattern
-    # ("DIR/*.jsonl"), a folder of `save_to_disk` or of a data set as "DIR@split", a data set of
-    # data/records/hub.py as "name@split", any other of the hub as "id@split" or
-    # "id:config@split", or several of these with commas between.
+    # Training data: a file (JSON, JSON Lines, CSV, TSV, Parquet, Arrow; may be compressed), a
+    # folder of files, a pattern ("DIR/*.jsonl"), one split of a folder ("DIR@split"), a data set
+    # with a name in data/records/hub.py ("name@split"), any other one of the hub ("id@split" or
+    # "id:config@split"), or several of these separated by commas
     train: str = place("", "source")
-    eval: str = place("", "source")  # the held-out set; empty: no evaluation
-    # Take only records of `train` whose field `split` has this value; empty: all
+    eval: str = place("", "source")  # held-out data, given like `train`; empty: no evaluation
+    # Use only records of `train` whose field `split` has this value; empty: all
     train_split: str = ""
-    eval_split: str = ""  # the same of the records of `eval`
+    eval_split: str = ""  # the same for `eval`
 
     # What is added to the records of `train` and `eval`, in this order:
 
-    map: str = ""  # "package.module:function": a record -> a record, or None to leave it out
-    fields: str = ""  # "prompt=problem,completion=solution": our name=the records' name
-    prompt_template: str = ""  # "Solve: {question}": the user's turn, made of the record's fields
-    system_prompt: str = ""  # put before every conversation that has no system turn
-    # Join system turns to the user's next one, and neighbours of one role, as templates want that
-    # refuse system turns or let users and assistants alternate.
+    # "package.module:function" that maps a record to a record, or to None to leave it out
+    map: str = ""
+    # Names of fields: "prompt=problem,completion=solution" maps our names to the records' names
+    fields: str = ""
+    prompt_template: str = ""  # makes the user's turn from the record's fields: "Solve: {question}"
+    system_prompt: str = ""  # system turn for conversations that have none
+    # Join system turns to the next user turn, and adjacent turns of one role, for templates that
+    # refuse system turns or insist that user and assistant alternate
     merge_turns: bool = False
-    skip_bad: bool = False  # leave out bad records, counted, instead of ending with the first one
-    ignore_fields: str = ""  # "id,meta": fields, and keys of turns, left unread on purpose
-    # Training records: a random subset, fixed by the seed; 0: all
+    skip_bad: bool = False  # skip and count bad records instead of stopping at the first one
+    ignore_fields: str = ""  # fields, and keys of turns, to leave unread on purpose: "id,meta"
+    # Training records to use, a random subset that depends on the seed; 0: all
     max_train: NonNegativeInt = growing(0, "online", elsewhere="result", zero_is_all=True)
-    max_eval: NonNegativeInt = 0  # held-out records: the same subset for every seed; 0: all
-    # Examples to train on over all epochs; 0: train.epochs alone decides
+    max_eval: NonNegativeInt = 0  # held-out records to use, the same for every seed; 0: all
+    # Examples to train on, counted over all epochs; 0: as many as train.epochs makes
     n_examples: NonNegativeInt = growing(0, "sft", "reward_model", "align", zero_is_all=True)
-    max_prompt_count: NonNegativeInt = 0  # pairs of a prompt; 0: all
-    frac_unique_desirable: Fraction = 1.0  # desirable answers to keep, for "unpaired" losses
-    frac_unique_undesirable: Fraction = 1.0  # undesirable answers to keep, for the same losses
-    collapse_whitespace: bool = False  # runs of spaces and tabs become one space; spoils code
-    learn_turns: Literal["all", "last"] = "all"  # of the assistant, in conversations (SFT)
-    # Of feedback SFT learns the best output of each prompt, or every preferred or desirable one.
+    max_prompt_count: NonNegativeInt = 0  # most pairs to keep for each prompt; 0: all
+    # Share of the distinct desirable answers to keep, for losses on single answers
+    frac_unique_desirable: Fraction = 1.0
+    # Share of the distinct undesirable answers to keep, for losses on single answers
+    frac_unique_undesirable: Fraction = 1.0
+    # Turn runs of spaces and tabs into one space, as HALOs does; this spoils code
+    collapse_whitespace: bool = False
+    learn_turns: Literal["all", "last"] = "all"  # assistant turns of a conversation that SFT learns
+    # What SFT learns from feedback: each prompt's best output, or all preferred or desirable ones
     learn_outputs: Literal["best", "preferred"] = "best"
-    good_token: str = "<|good|>"  # of the loss "csft": what begins a desirable answer
-    bad_token: str = "<|bad|>"  # of the loss "csft": what begins any other answer
+    good_token: str = "<|good|>"  # control token before desirable answers, for the loss "csft"
+    bad_token: str = "<|bad|>"  # control token before all other answers, for the loss "csft"
 
     @property
     def control(self) -> tuple[str, str]:
-        """What begins a desirable answer, and any other, of "csft"."""
+        """The control tokens of "csft": before desirable answers, and before all others."""
         return self.good_token, self.bad_token
 
 
 @dataclasses.dataclass(frozen=True)
 class RoundsConfig:
-    """Of task=online: how many prompts it uses, and what the loss compares with."""
+    """The rounds of task=online: how many prompts they use, and what the loss compares with."""
 
-    total_prompts: PositiveInt = growing(2048, "online")  # prompts of the whole run
-    prompts_per_round: PositiveInt = 512  # prompts that a round samples completions of
-    num_skip: NonNegativeInt = 0  # prompts to leave out at the start of the order
-    # The policy that the loss compares with: the SFT checkpoint, the policy at the start of the
-    # round, or the one of 1 to `sync_every` optimizer steps ago.
+    total_prompts: PositiveInt = growing(2048, "online")  # prompts that the whole run may use
+    prompts_per_round: PositiveInt = 512  # prompts of one round
+    num_skip: NonNegativeInt = 0  # prompts to skip at the start of the run's order
+    # Reference of the loss: the SFT checkpoint, the policy as it was at the start of the round, or
+    # as it was 1 to `sync_every` optimizer steps ago
     reference: Literal["sft", "round_start", "previous_step"] = "sft"
-    # Of the reference "previous_step": optimizer steps between two copies of the policy
+    # With reference="previous_step": optimizer steps between two updates of the reference
     sync_every: PositiveInt = 1
-    export_each: bool = aside(False)  # leave each round's policy in rounds/0003/model
+    export_each: bool = aside(False)  # export the policy of each round (rounds/0003/model)
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How completions are sampled, and what becomes of them in task=sample."""
+    """How responses are sampled, and what task=sample writes."""
 
-    num_samples_per_prompt: PositiveInt = 4  # completions of each prompt
-    temperature: NonNegativeFloat = 0.7  # logits are divided by it; 0: greedy
-    top_p: FractionAboveZero = 0.95  # sample of the likeliest tokens of this probability; 1: of all
-    top_k: NonNegativeInt = 0  # sample of so many likeliest tokens; 0: off
-    max_tokens: PositiveInt = 2048  # of a response
-    max_prompt_length: PositiveInt = 512  # tokens of a prompt; a longer one is cut
-    prefix: str = ""  # begins every answer, as a part of the prompt: csft's good token, say
+    num_samples_per_prompt: PositiveInt = 4  # samples to draw for each prompt
+    temperature: NonNegativeFloat = 0.7  # the logits are divided by it; 0: greedy decoding
+    # Sample from the likeliest tokens whose probabilities add up to this; 1: from all tokens
+    top_p: FractionAboveZero = 0.95
+    top_k: NonNegativeInt = 0  # sample from this many of the likeliest tokens; 0: no limit
+    max_tokens: PositiveInt = 2048  # longest response, in tokens
+    max_prompt_length: PositiveInt = 512  # longest prompt, in tokens; longer ones are cut
+    # Text that begins every answer but is part of the prompt, such as csft's good token
+    prefix: str = ""
     stop: tuple[str, ...] = ()  # stop strings, besides the end-of-sequence tokens
-    slots: PositiveInt = execution(256)  # sequences decoded side by side, over all devices
-    chunk: PositiveInt = execution(8)  # decode steps between two looks at what has finished
-    # Go on with 1/shrink of the slots once no more are busy; 0: never
+    slots: PositiveInt = execution(256)  # samples decoded at the same time, over all devices
+    chunk: PositiveInt = execution(8)  # decode steps between two checks for finished samples
+    # When no samples are waiting, divide the number of slots by this once the busy ones still fit;
+    # 0: never
     shrink: int = execution(2)
-    shard_prompts: PositiveInt = execution(128)  # prompts of the unit of durable sampling
-    keep_logps: bool = False  # write the token log-probabilities into samples.jsonl
-    generator: str = ""  # the policy's name in the records; empty: model.path
+    # Prompts in a shard, which is either on disk whole or sampled again
+    shard_prompts: PositiveInt = execution(128)
+    keep_logps: bool = False  # write the log-probability of each token into samples.jsonl
+    generator: str = ""  # name of the policy in the records; empty: model.path
 
-    # Of task=sample alone:
+    # For task=sample alone:
 
-    # Prompts of the run's order, after rounds.num_skip; 0: all
+    # Prompts to sample, in the run's order and after rounds.num_skip; 0: all
     num_prompts: NonNegativeInt = 0
-    round: NonNegativeInt = 1  # draw what this round of an online run would draw
-    best_of: bool = False  # keep of a prompt's samples the one with the highest reward
-    # Records of this package, or what alpaca_eval reads
+    round: NonNegativeInt = 1  # draw the samples that this round of an online run would draw
+    best_of: bool = False  # keep only the sample with the highest reward for each prompt
+    # "samples": records of this package; "alpacaeval": the file that alpaca_eval reads
     format: Literal["samples", "alpacaeval"] = "samples"
-    output: str = place("", "path")  # file of the result; empty: in the workdir
+    output: str = place("", "path")  # file to write; empty: one in the workdir
 
 
 @dataclasses.dataclass(frozen=True)
 class FeedbackConfig:
-    """What the rewards of a round's samples are turned into, for the loss to train on."""
+    """The feedback that the rewards of a round's samples are turned into."""
 
-    # Pairs of a better and a worse sample, samples that are desirable or not, or their rewards
+    # "pairwise": pairs of a better and a worse sample; "binary": samples that are desirable or
+    # not; "scalar": all samples of a prompt with their rewards
     type: FeedbackType = "pairwise"
-    # Of "pairwise": shuffled neighbours, the best and the worst, the closest ones, or every pair
+    # Pairs that "pairwise" makes of a prompt's samples. "random": neighbours in a random order;
+    # "max": the best and the worst; "min": those with the closest rewards; "all": every pair
     mode: Literal["random", "max", "min", "all"] = "max"
-    # Of "pairwise" a pair's rewards differ by more than this (mode "min": by as much); of "binary"
-    # it is the least reward that is desirable, or an average of them: rewards equal to that go into
-    # the class that makes both more even. "auto" is 0 for the former, "median" for the latter.
+    # For "pairwise", the difference of rewards that a pair must exceed (in mode "min": reach). For
+    # "binary", the lowest desirable reward: a number, or the mean or median of the rewards; rewards
+    # equal to that average all join the class that makes the two more even. "auto" is 0 for
+    # "pairwise" and "median" for "binary".
     threshold: float | Literal["auto", "mean", "median"] = "auto"
-    scope: Literal["file", "prompt"] = "file"  # of which rewards "binary" takes mean or median
+    # Whether "binary" takes the mean or median over all rewards or over those of one prompt
+    scope: Literal["file", "prompt"] = "file"
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer and the schedule of its learning rate."""
+    """The optimizer and its learning-rate schedule."""
 
-    # Which one; all but "sgd" keep moments, "adafactor" factored ones
+    # The optimizer; "adafactor" keeps factored moments, "sgd" none
     name: Literal["adamw", "adafactor", "lion", "sgd", "muon"] = "adamw"
-    # The peak. 2e-6 is what preference losses on all weights took well: see configs/online_dpo.py.
+    # Peak learning rate; 2e-6 suits preference losses on all weights (see configs/online_dpo.py)
     learning_rate: PositiveFloat = tuning(2e-6)
     beta1: FractionBelowOne = tuning(0.9)  # decay of the first moment
     beta2: FractionBelowOne = tuning(0.999)  # decay of the second moment
     eps: PositiveFloat = tuning(1e-8)  # added to the root of the second moment
-    # Decay of matrices; HALOs', torch's own, decays all params alike
+    # Weight decay of matrices; HALOs, like torch by default, decays all params
     weight_decay: NonNegativeFloat = tuning(0.01)
-    decay_biases: bool = tuning(True)  # decay biases, too
-    decay_norms: bool = tuning(False)  # decay the scales and biases of norms, too
-    max_grad_norm: PositiveFloat = tuning(1.0)  # a longer gradient is scaled down to this norm
-    # Of a value head (PPO), which is clipped by itself
+    decay_biases: bool = tuning(True)  # apply weight decay to biases, too
+    decay_norms: bool = tuning(False)  # apply weight decay to scales and biases of norms, too
+    max_grad_norm: PositiveFloat = tuning(1.0)  # gradients are clipped to this norm
+    # PPO: the gradient of the value head is clipped separately, to this norm
     value_max_grad_norm: PositiveFloat = tuning(0.1)
-    # The learning rate's course after the warm-up; "wsd" is constant, then decays
+    # Learning rate after the warm-up; "wsd" (warmup-stable-decay) is constant, then decays
     schedule: Literal["constant", "linear", "cosine", "wsd"] = tuning("constant")
-    decay_fraction: Fraction = tuning(0.2)  # of "wsd": share of the steps that decay
-    warmup_fraction: Fraction = tuning(0.1)  # share of the expected steps that warm up
-    # Steps that warm up; -1: warmup_fraction of the expected steps
+    decay_fraction: Fraction = tuning(0.2)  # share of all steps in which "wsd" decays
+    warmup_fraction: Fraction = tuning(0.1)  # share of the expected steps spent on warm-up
+    # Steps of warm-up; -1: warmup_fraction of the expected steps
     warmup_steps: Annotated[int, Ge(-1)] = tuning(-1)
     warmup_start: Fraction = tuning(0.1)  # first learning rate, as a fraction of the peak
-    moments_dtype: Literal["float32", "bfloat16"] = "float32"  # how the moments are held
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"  # dtype of the moments
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Batches, lengths and epochs of training."""
 
-    # Examples (pairs, answers, groups, conversations) per optimizer step: n of them make
-    # max(1, round(n / batch_size)) steps of equal size, or one more or less in each.
+    # Examples (pairs, answers, groups, conversations) per optimizer step. They are spread evenly:
+    # n examples make max(1, round(n / batch_size)) steps, whose sizes differ by one at most
     batch_size: PositiveInt = 32
-    max_length: PositiveInt = 1250  # prompt + response; a longer response is cut
-    # Passes over the examples, of an online run over those of each round
+    max_length: PositiveInt = 1250  # tokens of prompt + response; a longer response is cut
+    # Passes over the examples; in an online run, over those of each round
     epochs: PositiveInt = growing(1, "online", "sft", "reward_model", "align")
-    # Optimizer steps between evaluations; 0: only at start and end
+    # Optimizer steps between evaluations; 0: only at the start and the end
     eval_every: NonNegativeInt = aside(32)
-    # Optimizer steps between console lines; metrics.jsonl has every step
+    # Optimizer steps between lines on the console; metrics.jsonl has every step
     log_every: PositiveInt = aside(1)
-    # Largest packed row; longer batches become microbatches
+    # Most tokens in a packed row; larger batches are split into microbatches
     tokens_per_device: PositiveInt = execution(16384)
-    # Of a moving average of the policy, to evaluate and export; 0: none
+    # Decay of a moving average of the policy, which is evaluated and exported; 0: no average
     ema_decay: FractionBelowOne = 0.0
     row_multiple: PositiveInt = execution(128)  # row lengths are rounded up to a multiple of this
-    mask_truncated: bool = False  # no loss on a response that was cut by a token limit
+    mask_truncated: bool = False  # compute no loss on responses that a token limit has cut
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """How many devices each axis of the mesh has."""
 
-    # Devices over which batches are split; -1 (one axis at most): all that the other axes leave
+    # Devices over which batches are split; -1 (for one axis at most): all that the others leave
     data: int = execution(-1)
     fsdp: int = execution(1)  # devices over which batches and params are split
-    tensor: int = execution(1)  # devices over which heads, hidden layers and the vocabulary are
-    # Join the other processes of the job (TPU VMs, SLURM, GKE)
+    # Devices over which attention heads, MLP layers and the vocabulary are split
+    tensor: int = execution(1)
+    # Join the other processes of a job on several hosts (TPU VMs, SLURM, GKE)
     distributed: bool = execution(False)
 
 
@@ -232,58 +247,60 @@ class MeshConfig:
 class CheckpointConfig:
     """How often a run is saved, and what is kept."""
 
-    keep: PositiveInt = aside(1)  # round checkpoints kept
-    # Optimizer steps between checkpoints inside a stage; 0: at its end
+    keep: PositiveInt = aside(1)  # number of round checkpoints to keep
+    # Optimizer steps between checkpoints during training; 0: only at its end
     every: NonNegativeInt = aside(0)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Of task=eval: what `data.eval` holds and is used for."""
+    """What task=eval measures on `data.eval`."""
 
-    # "samples": prompts, to be answered and scored; "feedback": what the loss is computed on
+    # "samples": draw samples for its prompts and score them; "feedback": compute the loss on it
     on: Literal["samples", "feedback"] = "samples"
-    # Of the loss; empty: the model that the run at model.path started from
+    # Reference of the loss; empty: the model that the run at model.path started from
     reference: str = place("", "model")
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Of task=export: what becomes of the policy at `model.path`."""
+    """Where and how task=export writes the policy at `model.path`."""
 
-    output: str = place("", "path")  # folder; empty: final/ in the workdir
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # "auto": that of the params
+    output: str = place("", "path")  # folder to write; empty: final/ in the workdir
+    # dtype of the weights in the export; "auto": that of the params
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig:
-    """Of task=toy_data: sorting letters, with prompts that all differ."""
+    """The data of task=toy_data: prompts that ask to sort letters, no two alike."""
 
     num_sft: PositiveInt = 6000  # demonstrations for SFT
     num_pairs: NonNegativeInt = 6000  # pairs for a reward model
     num_prompts: NonNegativeInt = 2048  # prompts for an online run
     num_eval: PositiveInt = 128  # held-out prompts
     mistakes: Fraction = 0.5  # share of the demonstrations that are wrong on purpose
-    alphabet: str = "abcdefghij"  # the letters of prompts, each of them once
-    min_letters: PositiveInt = 4  # of a prompt
-    max_letters: int = 6  # of a prompt
+    alphabet: str = "abcdefghij"  # letters that prompts are made of, each once
+    min_letters: PositiveInt = 4  # fewest letters in a prompt
+    max_letters: int = 6  # most letters in a prompt
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
-    """Of task=bench: what is timed."""
+    """What task=bench times."""
 
-    cases: tuple[str, ...] = ()  # see halos_jax/bench/workloads.py
+    cases: tuple[str, ...] = ()  # names of cases in halos_jax/bench/workloads.py
     steps: PositiveInt = 10  # timed steps of a training or scoring case
-    # Examples of a step, or prompts that are sampled; 0: the case's own
+    # Examples per step, or prompts to sample; 0: the case's own number
     examples: NonNegativeInt = 0
-    tiny: bool = False  # everything at a size for a CPU
+    tiny: bool = False  # shrink models and batches so that a CPU can run them
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
     """Several tasks as one run; see `expand_pipeline`."""
 
-    tasks: tuple[str, ...] = ()  # run one after the other, each in workdir/<task>
-    # task -> section -> field -> value; "{workdir}" in a string is the pipeline's workdir
+    tasks: tuple[str, ...] = ()  # tasks to run one after the other, each in workdir/<task>
+    # Fields for one of the tasks, task -> section -> field -> value; "{workdir}" in a string is
+    # the pipeline's workdir
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)

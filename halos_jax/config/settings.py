@@ -1,8 +1,8 @@
-"""The configuration: one frozen schema, its defaults, and the door that every config passes.
+"""The configuration: one frozen schema, its defaults, and the check that every config must pass.
 
 Presets (`configs/*.py`) return an `ml_collections.ConfigDict` made by `default()`. The rest of the
-package sees only the frozen dataclasses that `freeze()` makes of it; `freeze()` collects all
-errors of a config and raises them together.
+package sees only the frozen dataclasses that `freeze()` makes from it. `freeze()` collects all
+errors in a config and raises them together.
 """
 
 import dataclasses
@@ -36,23 +36,24 @@ from halos_jax.config.tasks import STAGES, Mode
 from halos_jax.config.tasks import Task as Task
 from halos_jax.errors import UserError
 
-Settings: TypeAlias = ConfigDict | Mapping[str, Any]  # what a preset returns, before `freeze`
+Settings: TypeAlias = ConfigDict | Mapping[str, Any]  # a config as a preset returns it
 
 
 class ConfigError(UserError, ValueError):
-    """All errors of a config in one message."""
+    """All errors in a config, as one message."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All that a run is asked to do."""
+    """Everything that a run is asked to do."""
 
-    task: Task = "online"  # what is computed
-    # "check": look for what is wrong as a start does, without reading weights; nothing is written
+    task: Task = "online"  # what to compute
+    # "run": run the task; "check": make the checks of a start, without reading weights or writing
+    # anything
     mode: Mode = aside("run")
-    workdir: str = aside("runs/default", "path")  # folder of the run: results and checkpoints
-    seed: int = 0  # of all random numbers: orders, samples, new weights, dropout
-    progress: bool = aside(True)  # progress bars on the console
+    workdir: str = aside("runs/default", "path")  # folder for the run's results and checkpoints
+    seed: int = 0  # seed of everything random: orders, samples, new weights, dropout
+    progress: bool = aside(True)  # show progress bars on the console
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     reward: RewardConfig = RewardConfig()
@@ -60,7 +61,7 @@ class Config:
     rounds: RoundsConfig = RoundsConfig()
     sampling: SamplingConfig = SamplingConfig()
     feedback: FeedbackConfig = FeedbackConfig()
-    # `name`, and the keyword arguments of that loss; of "sum" a section for each loss
+    # The loss: its `name` and its keyword arguments; for name="sum", a section for each loss
     loss: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "dpo"})
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -75,12 +76,12 @@ class Config:
 
 def default() -> ConfigDict:
     """Return the default configuration as a ConfigDict, for presets to change."""
-    # Types are for `freeze()` to check, which knows which fields take a number or a word.
+    # `freeze()` checks the types: it knows which fields take either a number or a word.
     return ConfigDict(schema.to_plain(Config()), type_safe=False)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Return `config` as plain nested dicts and lists, fit for JSON."""
+    """Return `config` as plain nested dicts and lists that JSON can hold."""
     plain: dict[str, Any] = json.loads(json.dumps(schema.to_plain(config)))
     return plain
 
@@ -91,26 +92,25 @@ def freeze(
     errors: Iterable[str] = (),
     checks: Iterable[Callable[[Config], Iterable[str]]] = (),
 ) -> Config:
-    """Make the frozen `Config` of `config`, or raise every error found.
+    """Turn `config` into a frozen `Config`, or raise all of its errors.
 
-    The stages of a pipeline are checked as well, so that the last one cannot die of a typo after
-    the first ones have run.
+    The stages of a pipeline are checked as well, so that a typo in the last one does not come to
+    light only after the others have run.
 
     Args:
       config: what a preset returned, after command-line overrides.
-      errors: errors already found (by `apply_overrides`, say), to be raised with the others.
-      checks: further checks, each a function from a Config to error lines. A field with a bad
-        value has its default when they run.
+      errors: errors found earlier (for example by `apply_overrides`), to be raised with the others.
+      checks: further checks, each a function from a Config to error lines. While they run, fields
+        with a bad value have their defaults.
 
     Raises:
-      ConfigError: with one line an error: what, got, allowed, what to change.
+      ConfigError: with one line for each error: what, got, allowed, what to change.
     """
     found, checks = list(errors), (_check, *checks)
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     frozen: Config = places.expand_homes(schema.build(Config, plain, found))
-    # A field whose value is already known to be bad has its default now: say nothing of that, nor
-    # of the part of a reward that it stands in, and nothing at all where the task is unknown, since
-    # most limits depend on it.
+    # Fields with a bad value have their defaults now, so further errors about them, or about a part
+    # of the reward that has one, would mislead. If the task is unknown, so would most checks.
     bad = {line.partition(":")[0] for line in found}
     members = [schema.split_member(Config, path) for path in bad]
     hidden = tuple(f"{one[0]}." for one in members if one)
@@ -135,16 +135,16 @@ def freeze(
 def expand_pipeline(config: Config) -> list[Config]:
     """Return the config of each stage of a frozen pipeline, in the order of its tasks.
 
-    A stage is the pipeline's config with its own task, the workdir `workdir/<task>` and the
-    overrides of that task. An override of the loss replaces the whole loss: the hyperparameters
-    of one mean nothing to another.
+    A stage has the pipeline's config with its own task, the workdir `workdir/<task>` and the
+    overrides for that task. An override of the loss replaces the whole loss, since one loss's
+    hyperparameters mean nothing to another.
     """
     built = (schema.build(Config, plain, []) for _, plain in _pipeline_stages(config))
     return [places.expand_homes(stage) for stage in built]
 
 
 def _pipeline_stages(config: Config) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Yield (task, plain config) of each stage; nothing where the task is another."""
+    """Yield (task, plain config) for each stage; nothing if the task is not "pipeline"."""
     if config.task != "pipeline":
         return
     for task in config.pipeline.tasks:

@@ -1,7 +1,7 @@
-"""The tasks and the modes: one row each, which everything else that depends on them reads.
+"""The tasks and the modes: one row each, read by all code that depends on the task or mode.
 
 A new task is a row here and a module of its own. Functions are named as text, "module:function",
-since they stand on higher levels; `load` imports them.
+because they live on higher levels; `load` imports them.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ Mode = Literal["run", "check"]
 
 @dataclasses.dataclass(frozen=True)
 class ModeSpec:
-    """What is done with a config.
+    """A mode: what to do with a config.
 
     Attributes:
-      summary: one line for people.
-      run: called with the config in place of the task. It takes no lock, and writes nothing into
-        the workdir but a report of its own. Empty: the task itself is run.
+      summary: one line for --help.
+      run: called with the config instead of the task. It takes no lock, and writes nothing into
+        the workdir except a report of its own. Empty: the task itself is run.
     """
 
     summary: str
@@ -41,9 +41,9 @@ class ModeSpec:
 
 
 MODES: Mapping[Mode, ModeSpec] = {
-    "run": ModeSpec("run the task, or carry it on"),
+    "run": ModeSpec("run the task, or resume it"),
     "check": ModeSpec(
-        "look for what is wrong as a start does, without reading weights or writing anything",
+        "make the checks of a start, without reading weights or writing anything",
         run="halos_jax.tasks.preflight:run_check",
     ),
 }
@@ -51,31 +51,33 @@ MODES: Mapping[Mode, ModeSpec] = {
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
-    """What a task does, needs and leaves.
+    """What a task does, what it needs and what it leaves behind.
 
     Attributes:
-      summary: one line for people.
+      summary: one line for --help.
       run: called with the config and the stop signal; returns the last metrics.
-      policy: what of `model.path` it uses: nothing, the tokenizer alone, or a model, which for
-        "language" must not be a classifier and for "classifier" is made one.
-      trains: whether it trains the policy. Otherwise it may start from a run's checkpoint.
-      samples: whether it samples completions of prompts.
-      scored_if: (path of a field, the value) with which it asks for rewards; True: always.
-      makes_feedback: whether it turns rewards into feedback, as `config.feedback` says.
+      policy: what it loads from `model.path`: nothing, the tokenizer alone, or a model, which for
+        "language" must not be a classifier and for "classifier" is turned into one.
+      trains: whether it trains the policy. If not, it may start from a checkpoint of a run.
+      samples: whether it draws samples.
+      scored_if: (path of a field, value): it needs rewards if the field has that value; True:
+        always.
+      makes_feedback: whether it turns rewards into feedback, according to `config.feedback`.
       has_reference: whether its loss is the config's, with the reference of `rounds.reference`.
-      loss: the loss that it always has; empty: that of the config.
+      loss: the loss that it always uses; empty: the config's.
       needs: the fields that must not be empty.
-      reads: the fields, or sections, that name what it reads, whose fingerprints a resume compares.
-      data: the field whose records it works on.
-      keeps_prompts: whether its prompts are those that samples were drawn from already.
-      divides: the fields whose numbers are divided by the devices.
+      reads: the fields or sections that name its inputs; a resume compares their fingerprints.
+      data: the field that names its records.
+      keeps_prompts: whether its records are samples, whose prompts must not change.
+      divides: the fields whose numbers the row shards of the mesh must divide.
       on_mesh: whether it uses the mesh, and may be checked before it begins.
-      stages: of its manifest, in order; none: it has no manifest.
-      first_stages: of round 0, where it has rounds.
-      remakes: the folders of its workdir that it makes again where they are damaged.
-      limits: yields error lines, called with path -> value of every field.
-      check_data: called with (config, decoder, renderer) by mode=check: reads and renders the data.
-      modes: what can be done with it.
+      stages: the stages in its manifest, in order; empty: it has no manifest.
+      first_stages: the stages of round 0, if it has rounds.
+      remakes: folders in its workdir that it makes again if they are damaged.
+      limits: yields error lines; called with path -> value of every field.
+      check_data: reads and renders the data for mode=check; called with (config, decoder,
+        renderer).
+      modes: the modes that it supports.
     """
 
     summary: str
@@ -101,7 +103,7 @@ class TaskSpec:
     modes: tuple[Mode, ...] = ("run", "check")
 
     def is_scored(self, read: Callable[[str], Any]) -> bool:
-        """Tell whether it asks for rewards, where `read` gives the value of a field by its path."""
+        """Tell whether it needs rewards; `read` returns the value of a field from its path."""
         if isinstance(self.scored_if, bool):
             return self.scored_if
         path, value = self.scored_if
@@ -140,7 +142,7 @@ TASKS: Mapping[Task, TaskSpec] = {
         check_data="halos_jax.tasks.preflight:check_fixed_data",
     ),
     "reward_model": TaskSpec(
-        "a reward model of pairs",
+        "a reward model, trained on pairs",
         run="halos_jax.tasks.train:run_training",
         policy="classifier",
         trains=True,
@@ -151,7 +153,7 @@ TASKS: Mapping[Task, TaskSpec] = {
         check_data="halos_jax.tasks.preflight:check_fixed_data",
     ),
     "align": TaskSpec(
-        "alignment on feedback that exists already",
+        "offline alignment, on existing feedback",
         run="halos_jax.tasks.train:run_training",
         policy="language",
         trains=True,
@@ -162,7 +164,7 @@ TASKS: Mapping[Task, TaskSpec] = {
         check_data="halos_jax.tasks.preflight:check_fixed_data",
     ),
     "sample": TaskSpec(
-        "completions of prompts by a policy",
+        "samples of a policy for prompts",
         run="halos_jax.tasks.sample:run_sampling",
         policy="language",
         samples=True,
@@ -175,7 +177,7 @@ TASKS: Mapping[Task, TaskSpec] = {
         check_data="halos_jax.tasks.preflight:check_sampled_data",
     ),
     "label": TaskSpec(
-        "rewards, and the feedback that they make, for samples that exist already",
+        "rewards for existing samples, and the feedback made from them",
         run="halos_jax.tasks.label:run_labelling",
         policy="tokenizer",
         scored_if=True,
@@ -222,16 +224,16 @@ TASKS: Mapping[Task, TaskSpec] = {
     "pipeline": TaskSpec("several tasks, one after the other"),
 }
 
-# What a stage of a pipeline may be.
+# The tasks that can be stages of a pipeline.
 STAGES = tuple(name for name in TASKS if name != "pipeline")
 
 
 def load(name: str) -> Callable[..., Any]:
-    """Return the function that a table names as "module:function"."""
+    """Import the function that a table names as "module:function"."""
     function: Callable[..., Any] = pkgutil.resolve_name(name)
     return function
 
 
 def is_scored(config: Any) -> bool:
-    """Tell whether the task of a `Config` asks for rewards."""
+    """Tell whether the task of a `Config` needs rewards."""
     return TASKS[config.task].is_scored(lambda path: attrgetter(path)(config))
