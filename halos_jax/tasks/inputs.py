@@ -26,6 +26,7 @@ from halos_jax.config.tasks import TASKS, is_scored
 from halos_jax.data.records.fields import RecordError
 from halos_jax.data.records.sources import find_folder, is_taken, list_set_files, may_read
 from halos_jax.models.files import hf
+from halos_jax.models.files.folders import is_read
 from halos_jax.models.hf.families import ModelError
 from halos_jax.policies import source
 from halos_jax.storage import WorkdirError
@@ -34,7 +35,6 @@ from halos_jax.workdir.changes import FILE, read_plain
 from halos_jax.workdir.fingerprints import Verdict
 from halos_jax.workdir.intact import FINAL, INPUTS
 from halos_jax.workdir.ledger import Ledger
-from halos_jax.workdir.trees import is_read
 
 logger = logging.getLogger(__name__)
 

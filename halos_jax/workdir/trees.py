@@ -1,35 +1,14 @@
 """Folders that a run exports: which files are in them, and which are not as they were written."""
 
-import fnmatch
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from halos_jax.models.files.folders import is_read_inside
 from halos_jax.workdir import fingerprints
 
 # Up to this size a file is read whole at every start; larger ones are read by blocks.
 _LIMIT = 1 << 24
-# What readers of a model take from its folder, and of an adapter from `adapter/` in it. Any other
-# file that was added, or lies deeper, is the user's own.
-_READ = (
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "adapter_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "tekken.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
-_FOLDERS = ("", "adapter/")
-
 Files = Mapping[str, Mapping[str, Any]]
 
 
@@ -61,20 +40,8 @@ def find_wrong(folder: Path, files: Files, *, whole: bool = False) -> list[str]:
         if verdict != "same"
     ]
     inside = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))]
-    added = [name for name in inside if name not in files and _is_read_inside(name)]
+    added = [name for name in inside if name not in files and is_read_inside(name)]
     return wrong + [f"{folder.name}/{name} was added" for name in added]
-
-
-def is_read(name: str) -> bool:
-    """Tell whether a file of this name in a model's folder is one that readers of models take."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _READ)
-
-
-def _is_read_inside(name: str) -> bool:
-    folder, slash, file = name.rpartition("/")
-    if folder + slash in ("additional_chat_templates/", "adapter/additional_chat_templates/"):
-        return file.endswith(".jinja")
-    return folder + slash in _FOLDERS and is_read(file)
 
 
 def _choose(known: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:

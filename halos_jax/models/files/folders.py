@@ -6,6 +6,7 @@ somebody else, whatever its name and contents.
 
 import contextlib
 import ctypes
+import fnmatch
 import json
 import logging
 import os
@@ -24,6 +25,26 @@ from halos_jax.models.hf.families import ModelError
 logger = logging.getLogger(__name__)
 
 MARK = "halos_jax.json"
+# What readers of a model take from its folder, and of an adapter from `adapter/` in it. Any other
+# file that was added, or lies deeper, is the user's own.
+_READ = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "adapter_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+_FOLDERS = ("", "adapter/")
 
 
 @contextlib.contextmanager
@@ -32,7 +53,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
     Everything is on disk, readable as the umask says, before the renaming. If the body fails,
     `folder` stays as it was and the new folder is removed; what a killed export has left is removed
-    by the next one. A link is followed. Only process 0 touches the disk; all processes leave
+    by the next one. Files of the user's own in `folder`, which no reader of models takes, are kept
+    in the new folder. A link is followed. Only process 0 touches the disk; all processes leave
     together.
 
     Raises:
@@ -49,6 +71,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         yield partial
         if jax.process_index() == 0:
             _open_to_readers(partial)
+            _keep_users_files(folder, partial)
             storage.sync_tree(partial)
     except BaseException:
         if jax.process_index() == 0:
@@ -66,6 +89,19 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         storage.sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     sharding.wait_for_all(f"export {folder}")
+
+
+def is_read(name: str) -> bool:
+    """Tell whether a file of this name in a model's folder is one that readers of models take."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _READ)
+
+
+def is_read_inside(name: str) -> bool:
+    """Tell the same of a path inside of a model's folder, with its adapter."""
+    folder, slash, file = name.rpartition("/")
+    if folder + slash in ("additional_chat_templates/", "adapter/additional_chat_templates/"):
+        return file.endswith(".jinja")
+    return folder + slash in _FOLDERS and is_read(file)
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -125,6 +161,21 @@ def _refuse_others(folder: Path) -> None:
             f"{folder}: holds files but no {MARK}, so no export of halos_jax made it and none "
             "replaces it; give another folder, or empty this one"
         )
+
+
+def _keep_users_files(folder: Path, partial: Path) -> None:
+    """Copy what somebody has put into an export to the one that takes its place."""
+    kept = []
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() or is_read_inside(name) or (partial / name).exists():
+            continue
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, partial / name, follow_symlinks=False)
+        kept.append(name)
+    if kept:
+        listed = ", ".join(kept[:5]) + (" ..." if len(kept) > 5 else "")
+        logger.info("%s: kept %d file(s) that no export has written: %s", folder, len(kept), listed)
 
 
 def _open_to_readers(partial: Path) -> None:

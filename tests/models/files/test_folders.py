@@ -35,6 +35,22 @@ def test_a_folder_appears_whole_and_replaces_an_older_export(tmp_path, caplog):
     assert list_names(folder.parent) == ["model"]
 
 
+def test_what_users_have_in_an_export_is_kept_by_the_next(tmp_path, caplog):
+    folder = tmp_path / "final"
+    export(folder, "old")
+    (folder / "model-00001-of-00002.safetensors").write_text("of the old one")
+    (folder / "notes").mkdir()
+    for name in ("eval.csv", "notes/run.md", "README.md"):
+        (folder / name).write_text(name)
+    with caplog.at_level(logging.INFO), replace_folder(folder) as partial:
+        (partial / "config.json").write_text("new")
+        (partial / "README.md").write_text("of the export")
+    assert list_names(folder) == ["README.md", "config.json", "eval.csv", MARK, "notes"]
+    assert (folder / "notes" / "run.md").read_text() == "notes/run.md"
+    assert (folder / "README.md").read_text() == "of the export"
+    assert "kept 2 file(s) that no export has written: eval.csv, notes/run.md" in caplog.text
+
+
 def test_a_failure_leaves_what_there_was(tmp_path):
     with pytest.raises(ZeroDivisionError), replace_folder(tmp_path / "model") as partial:
         (partial / "config.json").write_text("half")
