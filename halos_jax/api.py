@@ -20,6 +20,7 @@ and resumes from there; the stages by hand save nothing.
 
 import dataclasses
 import tempfile
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -254,8 +255,9 @@ def make_feedback(
     """Turn the rewards of samples into feedback, as `config.feedback` describes it.
 
     Returns:
-      Preferences for "pairwise", Judgements for "binary", the samples themselves for "scalar". The
-      log says how many are left out (ties, samples without a reward).
+      Preferences for "pairwise", Judgements for "binary", the samples themselves for "scalar", and
+      for any other type what its records are. The log says how many are left out (ties, samples
+      without a reward).
 
     Raises:
       RecordError: if these samples cannot be turned into such feedback.
@@ -266,11 +268,7 @@ def make_feedback(
     except ValueError as error:
         raise RecordError(f"samples: {error}") from error
     report_feedback("samples", counts, scored, config)
-    if settings.type == "pairwise":
-        return [records.preference_from_record(row) for row in rows]
-    if settings.type == "binary":
-        return [records.judgement_from_record(row) for row in rows]
-    return [records.sample_from_record(row) for row in rows]
+    return typing.cast(Feedback, [records.feedback_from_record(row) for row in rows])
 
 
 def train(

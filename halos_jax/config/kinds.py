@@ -18,41 +18,46 @@ class RewardSpec:
     """A kind of reward.
 
     Attributes:
-      needs: the field of the reward that must not be empty.
       make: makes the scorer; called with the arguments of `rewards.scorers.make_model_scorer`.
       check: raises an error for a reward that cannot work, before the run; called with the reward's
         config and the folders that earlier stages of a pipeline will have made.
+      needs: the field of the reward that must not be empty, if there is one.
       reads: the fields or sections of the reward that name the files it reads.
       function: whether it calls a function of the user.
       by_tokens: whether it scores tokens, at most `reward.max_length` of them, rather than text.
+      one_by_one: whether the samples of a prompt may be scored without those of other prompts, so
+        that a file is scored, and saved, in shards.
     """
 
-    needs: str
     make: str
     check: str
+    needs: str = ""
     reads: tuple[str, ...] = ()
     function: bool = False
     by_tokens: bool = False
+    one_by_one: bool = False
 
 
 REWARD_KINDS: Mapping[RewardKind, RewardSpec] = {
     "model": RewardSpec(
-        "path",
         make="halos_jax.rewards.scorers:make_model_scorer",
         check="halos_jax.tasks.preflight:check_reward_model",
+        needs="path",
         reads=("path",),
         by_tokens=True,
+        one_by_one=True,
     ),
     "function": RewardSpec(
-        "function",
         make="halos_jax.rewards.scorers:make_user_scorer",
         check="halos_jax.tasks.preflight:check_reward_function",
+        needs="function",
         function=True,
+        one_by_one=True,
     ),
     "judge": RewardSpec(
-        "judge.model",
         make="halos_jax.rewards.scorers:make_asking_scorer",
         check="halos_jax.tasks.preflight:check_reward_judge",
+        needs="judge.model",
         reads=("judge",),
     ),
 }

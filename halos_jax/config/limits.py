@@ -228,8 +228,9 @@ def _check_parts(values: Mapping[str, Any]) -> Iterable[str]:
 
 def _check_reward(values: Mapping[str, Any], path: str) -> Iterable[str]:
     kind = values[f"{path}.kind"]
-    wanted = f"{path}.{REWARD_KINDS[kind].needs}"
-    if not values[wanted]:
+    needs = REWARD_KINDS[kind].needs
+    wanted = f"{path}.{needs}"
+    if needs and not values[wanted]:
         yield f"{wanted}: got '', but {path}.kind={kind!r} needs it; set --config.{wanted}=..."
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from halos_jax import sharding
 from halos_jax.config import RewardConfig
+from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.data.records.reading import read_records
 from halos_jax.rewards.labels import (
     Labels,
@@ -89,7 +90,7 @@ def remove_score_shards(folder: Path) -> None:
 
 def _scores_one_by_one(settings: RewardConfig) -> bool:
     """Tell whether each score depends on its sample alone, so that samples may be split."""
-    return settings.kind in ("model", "function") and not settings.parts
+    return REWARD_KINDS[settings.kind].one_by_one and not settings.parts
 
 
 def _split(samples: Sequence[Sample], prompts_per_shard: int) -> list[list[int]]:

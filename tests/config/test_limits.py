@@ -3,6 +3,7 @@ import typing
 import pytest
 
 from halos_jax.config import Config, Task, limits, schema
+from halos_jax.config.kinds import REWARD_KINDS, RewardSpec
 from halos_jax.config.rewards import PartConfig
 
 # A config of each task that is right; each case below breaks it in one way.
@@ -21,6 +22,13 @@ def violations(**changes):
     paths = {path.replace("__", "."): value for path, value in changes.items()}
     assert paths.keys() <= values.keys(), "a case must change fields that exist"
     return list(limits.find_violations(values | paths))
+
+
+def test_a_kind_of_reward_may_need_nothing(monkeypatch):
+    row = RewardSpec(make="a:b", check="a:b")
+    monkeypatch.setattr(limits, "REWARD_KINDS", REWARD_KINDS | {"new": row})
+    assert violations(reward__kind="new", reward__path="") == []
+    assert len(violations(reward__kind="model", reward__path="")) == 1
 
 
 TASKS = sorted(set(typing.get_args(Task)) - {"pipeline", "eval"})

@@ -280,6 +280,15 @@ def read_binary(fields: Fields, prompt: Prompt) -> Judgement:
     return Judgement(prompt, completion, fields.label(), fields.ids("prompt_ids"))
 
 
+def feedback_from_record(record: Mapping[str, Any]) -> Preference | Judgement | Sample:
+    """Make what a record of feedback holds, whose "type" says which of the three that is."""
+    if record["type"] == "pairwise_feedback":
+        return preference_from_record(record)
+    if record["type"] == "binary_feedback":
+        return judgement_from_record(record)
+    return sample_from_record(record)
+
+
 def _read_prompt(fields: Fields) -> Prompt:
     name = "prompt" if fields.has("prompt") or not fields.has("instruction") else "instruction"
     turns = add_context(read_turns(fields, name, "user"), read_context(fields))

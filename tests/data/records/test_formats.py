@@ -293,6 +293,16 @@ def test_judgements_survive_the_file(tmp_path, changes):
     assert records.judgement_from_record(record, file="f", line=line) == judgement
 
 
+def test_feedback_is_read_by_the_type_that_its_record_names():
+    sample = make_sample(reward=0.5)
+    for feedback, record in (
+        (make_preference(), preference_to_record(make_preference())),
+        (make_judgement(), records.judgement_to_record(make_judgement())),
+        (sample, sample_to_record(sample, type="scalar_feedback")),
+    ):
+        assert records.feedback_from_record(record) == feedback
+
+
 def test_a_judgement_record_has_the_fields_of_halos():
     record = records.judgement_to_record(make_judgement())
     assert record["type"] == "binary_feedback" and record["label"] == 1
