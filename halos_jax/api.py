@@ -65,7 +65,7 @@ from halos_jax.policies.policy import (
     load_trained,
 )
 from halos_jax.policies.source import use_final
-from halos_jax.rewards.feedback import report_feedback
+from halos_jax.rewards.feedback_report import report_feedback
 from halos_jax.rewards.labels import Scorer, average_rewards, label_samples
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages

@@ -93,20 +93,20 @@ class FeedbackSpec:
 FEEDBACK_TYPES: Mapping[FeedbackType, FeedbackSpec] = {
     "pairwise": FeedbackSpec(
         make="halos_jax.rewards.feedback:make_pairwise",
-        warn="halos_jax.rewards.feedback:warn_of_pairs",
+        warn="halos_jax.rewards.feedback_report:warn_of_pairs",
         count=_count_pairs,
         pairs=True,
         compares=True,
     ),
     "binary": FeedbackSpec(
         make="halos_jax.rewards.feedback:make_binary",
-        warn="halos_jax.rewards.feedback:warn_of_classes",
+        warn="halos_jax.rewards.feedback_report:warn_of_classes",
         count=lambda num_prompts, num_samples, mode: num_prompts * num_samples,
     ),
     # PPO learns from a reward by itself, other losses from its difference to those of its group.
     "scalar": FeedbackSpec(
         make="halos_jax.rewards.feedback:make_scalar",
-        warn="halos_jax.rewards.feedback:warn_of_groups",
+        warn="halos_jax.rewards.feedback_report:warn_of_groups",
         count=lambda num_prompts, num_samples, mode: num_prompts,
         compares=True,
         single_losses=("ppo",),

@@ -3,21 +3,15 @@
 import collections
 import dataclasses
 import itertools
-import logging
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from halos_jax.config import Config
-from halos_jax.config.kinds import FEEDBACK_TYPES
-from halos_jax.config.tasks import load
-from halos_jax.data.items import SMALLEST_CLASS
 from halos_jax.data.records import formats
 from halos_jax.data.records.formats import digest
 from halos_jax.types import FINISH_LENGTH, Completion, Judgement, Preference, Sample, Turn
-
-logger = logging.getLogger(__name__)
 
 Mode = Literal["random", "max", "min", "all"]
 _Pair = tuple[Sample, Sample]  # the better one first
@@ -329,72 +323,3 @@ def make_scalar(config: Config, scored: Sequence[Sample], round: int) -> Rows:
     """Return the records of samples with their rewards."""
     groups, counts = make_groups(scored)
     return [formats.sample_to_record(one, type="scalar_feedback") for one in groups], counts
-
-
-# --------------------------------------------------------------------------- what is said of it
-
-
-def report_feedback(
-    label: str, counts: Mapping[str, int], samples: Sequence[Sample], config: Config
-) -> None:
-    """Log what became of scored samples, and warn where it teaches little or nothing.
-
-    Args:
-      label: of which feedback it is, "round 3".
-      counts: what made it has counted.
-    """
-    settings = config.feedback
-    shown = ", ".join(f"{name} {count}" for name, count in counts.items())
-    logger.info("%s: %s feedback: %s", label, settings.type, shown)
-    rewards = [one.reward for one in samples if one.reward is not None]
-    if not rewards:
-        return
-    warning = load(FEEDBACK_TYPES[settings.type].warn)(config, counts)
-    if warning:
-        logger.warning(
-            "%s: %s; the rewards go from %g to %g, their median is %g",
-            label,
-            warning,
-            min(rewards),
-            max(rewards),
-            statistics.median(rewards),
-        )
-
-
-def warn_of_pairs(config: Config, counts: Mapping[str, int]) -> str:
-    """Return what is wrong where there is no pair."""
-    if counts["pairs"]:
-        return ""
-    threshold = config.feedback.threshold
-    least = 0 if threshold == "auto" else threshold
-    return (
-        f"no pair of {counts['prompts']} prompts: {counts['single']} have fewer than two rewards, "
-        f"and those of the others are equal, or no further apart than feedback.threshold={least:g}"
-    )
-
-
-def warn_of_groups(config: Config, counts: Mapping[str, int]) -> str:
-    """Return what is wrong where no group has rewards that differ, and the loss needs that."""
-    groups, losses = counts["examples"], FEEDBACK_TYPES[config.feedback.type].single_losses
-    if config.loss["name"] in losses or counts["equal"] + counts["single"] < groups:
-        return ""
-    return f"each of {groups} groups has equal rewards: none says which of its answers is better"
-
-
-def warn_of_classes(config: Config, counts: Mapping[str, int]) -> str:
-    """Return what is wrong where one class has no answer, or few."""
-    labels, desirable = counts["examples"], counts["desirable"]
-    advice = (
-        "set feedback.threshold to the least reward that is desirable, or to 'median' or 'mean' "
-        "with feedback.scope='file' or 'prompt'"
-    )
-    if not labels:
-        return f"no answer gets a label, since all rewards are equal; {advice}"
-    fewer = min(desirable, labels - desirable)
-    if fewer >= SMALLEST_CLASS * labels:
-        return ""
-    kind = "desirable" if fewer == desirable else "undesirable"
-    return (
-        f"{fewer} of {labels} answers ({fewer / labels:.1%}) are {kind}, too few to learn from; "
-        f"{advice}"
-    )

@@ -21,7 +21,7 @@ from halos_jax.data.records import formats as records
 from halos_jax.data.records import reading
 from halos_jax.devices import explain_memory
 from halos_jax.metrics import make_progress
-from halos_jax.rewards.feedback import report_feedback
+from halos_jax.rewards.feedback_report import report_feedback
 from halos_jax.rewards.labels import (
     average_rewards,
     label_samples,

@@ -21,7 +21,7 @@ from halos_jax.data.records.fields import NO_EDITS, Edits, RecordError
 from halos_jax.data.records.unread import Skips
 from halos_jax.data.token_ids import check_ids
 from halos_jax.policies import source
-from halos_jax.rewards.feedback import report_feedback
+from halos_jax.rewards.feedback_report import report_feedback
 from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.read_at import load_reward_renderer

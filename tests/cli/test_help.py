@@ -9,6 +9,7 @@ from halos_jax import main
 from halos_jax.cli import help as cli_help
 from halos_jax.cli.presets import list_presets
 from halos_jax.config import Config, ConfigError, schema
+from halos_jax.config.kinds import FEEDBACK_TYPES
 from halos_jax.config.tasks import MODES, TASKS
 
 
@@ -38,7 +39,8 @@ def test_a_presets_help_lists_every_field_with_its_default_and_its_bound(monkeyp
         assert re.search(rf"^{re.escape(path)}: .*; default ", shown, re.MULTILINE), path
     assert "\ntrain.batch_size: an integer, 1 or more; default 32; here 7\n    Examples (" in shown
     assert "\noptimizer.beta1: a finite number, 0 or more, less than 1; default 0.9" in shown
-    assert "\nfeedback.type: 'pairwise', 'binary', 'scalar'; default 'pairwise'" in shown
+    types = ", ".join(map(repr, FEEDBACK_TYPES))
+    assert f"\nfeedback.type: {types}; default 'pairwise'" in shown
     assert "; here loss.name=" in shown
 
 
