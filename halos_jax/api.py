@@ -44,6 +44,7 @@ from halos_jax.config import (
     SamplingConfig,
 )
 from halos_jax.config import default as default_config
+from halos_jax.config.bounds import find_violations
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.datasets import load_prompts
 from halos_jax.data.items import load_items
@@ -51,7 +52,7 @@ from halos_jax.data.lengths import make_lengths
 from halos_jax.data.records import formats as records
 from halos_jax.data.records.fields import RecordError
 from halos_jax.devices import explain_memory
-from halos_jax.losses import check_loss, get_loss
+from halos_jax.losses import check_loss, check_reference, get_loss
 from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.lora import Frozen, merge_adapter
@@ -195,8 +196,13 @@ def sample(
       prompts: from `load_prompts`, or texts, each taken as a user's turn.
 
     Raises:
+      ConfigError: if a setting is out of its bounds.
       RecordError: if a prompt is given twice, or the chat template refuses one.
     """
+    _refuse(
+        *find_violations(settings, "sampling."),
+        *sharding.check_divisible(policy.mesh, sampling__slots=settings.slots),
+    )
     asked = [one if isinstance(one, Prompt) else _make_prompt(one) for one in prompts]
     if len({one.prompt_id for one in asked}) < len(asked):
         raise RecordError("prompts: got one of them twice; allowed: each once, with its own id")
@@ -287,13 +293,17 @@ def train(
       held_out: feedback to evaluate on before, during and after training.
 
     Raises:
-      ConfigError: if the loss cannot be used here, or there is no feedback.
+      ConfigError: if the loss cannot be used here, a field that is read has a value that is not
+        allowed, or there is no feedback.
       RecordError: if the feedback is not of the type that the loss trains on.
     """
-    errors = check_loss(config.loss)
-    if errors or not feedback:
-        lines = [*errors, *([] if feedback else ["feedback: got none, allowed: one or more"])]
-        raise ConfigError("\n".join(lines))
+    _refuse(
+        *check_loss(config.loss),
+        *check_reference(config.loss, config.rounds.reference, task="align"),
+        *find_violations(config),
+        *sharding.check_divisible(policy.mesh, train__batch_size=config.train.batch_size),
+        *([] if feedback else ["feedback: got none, allowed: one or more"]),
+    )
     loss, decoder = get_loss(config.loss), policy.policy.decoder
     if loss.needs == "scores":
         raise ConfigError(
@@ -357,6 +367,12 @@ def export(policy: LoadedPolicy, folder: str | Path, *, dtype: str | None = None
         return final.export_policy(
             policy.params, policy.policy, Path(folder), frozen=policy.frozen, dtype=dtype
         )
+
+
+def _refuse(*lines: str) -> None:
+    """Raise a ConfigError that lists `lines`, if there are any."""
+    if lines:
+        raise ConfigError("\n".join(lines))
 
 
 def _make_prompt(text: str) -> Prompt:

@@ -46,9 +46,13 @@ class DeviceError(UserError, RuntimeError):
 def join_processes() -> None:
     """Join the other processes of the job, as a cluster or three environment variables say.
 
+    A process that has joined them stays with them, however many runs it does.
+
     Raises:
       DeviceError: where neither says who they are, or the first of them does not listen.
     """
+    if jax.distributed.is_initialized():
+        return
     # Found by itself on TPU VMs, SLURM and GKE; elsewhere these variables say it.
     given = {name: os.environ.get(name, "") for name in _VARIABLES}
     address = given["JAX_COORDINATOR_ADDRESS"]

@@ -105,7 +105,8 @@ def take_text(text: str, process: int = 0) -> str:
     """Return the text with which `process` calls this on all processes, which all call it."""
     if jax.process_count() == 1:
         return text
-    data = np.frombuffer(text.encode(), np.uint8)
+    # The name of a file in it may be no UTF-8; one that fails here would leave the others waiting.
+    data = np.frombuffer(text.encode(errors="backslashreplace"), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(data.size))).reshape(-1)
     padded = np.zeros([max(int(sizes.max()), 1)], np.uint8)
     padded[: data.size] = data

@@ -18,6 +18,7 @@ from halos_jax import (
     ModelConfig,
     OptimizerConfig,
     RewardConfig,
+    RoundsConfig,
     SamplingConfig,
     TrainConfig,
     UserError,
@@ -40,6 +41,9 @@ TRAINING = Config(
     sampling=SAMPLING,
     optimizer=OptimizerConfig(learning_rate=1e-2),
     train=TrainConfig(batch_size=8, max_length=16, row_multiple=64, eval_every=0),
+)
+ROUND_START = Config(
+    rounds=RoundsConfig(reference="round_start"), train=TrainConfig(batch_size=7, epochs=0)
 )
 
 
@@ -173,6 +177,14 @@ def test_what_is_wrong_is_said_as_on_the_command_line(policy, scored, tmp_path, 
         (
             lambda: halos_jax.train(policy, scored, Config(loss={"name": "bradley-terry"})),
             "config.task='reward_model'",
+        ),
+        (
+            lambda: halos_jax.sample(policy, ["a"], SamplingConfig(temperature=-1.0, slots=12)),
+            r"sampling\.temperature: got -1\.0, allowed: 0 or more\nsampling\.slots: got 12",
+        ),
+        (
+            lambda: halos_jax.train(policy, scored, ROUND_START),
+            r"reference: .* no rounds; .*\ntrain\.epochs: got 0.*\ntrain\.batch_size: got 7",
         ),
         (lambda: halos_jax.run(Config(task="sft", workdir=str(tmp_path))), "model.path"),
     ):

@@ -72,6 +72,12 @@ def test_a_cluster_is_found_by_itself_or_said_by_variables(monkeypatch):
     assert join(monkeypatch, "a:1", "2", "0") == expected
 
 
+def test_who_has_joined_does_not_join_again(monkeypatch):
+    """A second run of the same process: jax would refuse it."""
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert join(monkeypatch, "a:1", "2", "0") == []
+
+
 @pytest.mark.parametrize(
     "variables, result, expected",
     [

@@ -134,6 +134,8 @@ def test_all_decide_as_the_first(run_both):
     texts = ("", "längst")
     assert run_both(lambda number: take_text(texts[number])) == [""] * 2
     assert run_both(lambda number: take_text(texts[number], 1)) == ["längst"] * 2
+    name = b"\xe9.jsonl".decode(errors="surrogateescape")  # as the system gives a name in latin-1
+    assert run_both(lambda number: take_text(name)) == [r"\udce9.jsonl"] * 2
     found = run_both(lambda number: decide_on_first(raiser_of_one(number), SmallError))
     assert [str(one) for one in found] == ["second"] * 2, "not decided where one cannot"
 

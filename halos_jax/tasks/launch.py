@@ -8,6 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from halos_jax import config as config_lib
 from halos_jax import devices, sharding
@@ -107,6 +108,7 @@ def start_jax(config: Config) -> None:
         # The cache includes the autotuner's choices, so that a resumed run executes the very same
         # program and stays the same bit for bit.
         cache = Path(config.workdir).absolute() / "compilation_cache"
+        compilation_cache.reset_cache()  # jax stays with that of a run before in this process
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         # XLA's kernel cache stays off: with it, programs compiled by another process have failed

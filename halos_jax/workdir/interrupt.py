@@ -156,7 +156,8 @@ def _survive_lost_terminal() -> Iterator[None]:
     # run: a line of progress must not end a run that is about to be saved.
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
-        cast(TextIO, _Lenient(stream)) if stream.isatty() else stream for stream in before
+        cast(TextIO, _Lenient(stream)) if stream and stream.isatty() else stream
+        for stream in before  # None where the program was started without it
     )
     try:
         yield

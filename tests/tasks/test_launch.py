@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from halos_jax import config as config_lib
 from halos_jax import devices, main
@@ -125,6 +126,27 @@ def test_no_mode_but_run_keeps_compiled_programs_in_the_workdir(monkeypatch):
     assert changed == []
     launch.start_jax(Config())
     assert "jax_compilation_cache_dir" in changed
+
+
+def test_a_second_run_of_a_process_has_its_own_compiled_programs(monkeypatch, tmp_path):
+    """jax opens its cache once; a resume of the second run would else not find what it was."""
+    names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs")
+    names = tuple(f"jax_{name}" for name in (*names, "persistent_cache_enable_xla_caches"))
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setattr(devices, "find_devices", lambda: "gpu")
+    monkeypatch.setattr(launch, "_check_devices", lambda config: [])
+    try:
+        for number, name in enumerate(("first", "second")):
+            launch.start_jax(Config(workdir=str(tmp_path / name)))
+            jax.jit(lambda x, number=number: x * 3 + number)(1.0).block_until_ready()
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+    kept = [
+        list((tmp_path / name / "compilation_cache").glob("jit*")) for name in ("first", "second")
+    ]
+    assert all(kept)
 
 
 def test_a_mode_is_done_in_place_of_the_task_and_of_every_stage_of_a_pipeline(monkeypatch):

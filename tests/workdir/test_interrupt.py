@@ -150,3 +150,11 @@ def test_a_run_outlives_its_terminal_to_save(tmp_path):
         time.sleep(0.01)
     assert ended[1] == 0
     assert file.read_text().startswith("stopped by SIGHUP (its terminal was closed); saved")
+
+
+def test_a_program_without_an_output_is_no_error(monkeypatch):
+    """Python has None for a stream that was closed when it started, as a daemon's may be."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with catch_signals() as stop:
+        assert sys.stdout is None and not stop.received(1)
+    assert sys.stdout is None
