@@ -1,4 +1,4 @@
-"""The devices of a job: found, joined with those of other processes, and when their memory ends."""
+"""The devices of a job: finding them, joining other processes, explaining a lack of memory."""
 
 import contextlib
 import logging
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
-_PATIENCE = 300.0  # seconds until the first process must listen, as long as jax itself waits
-# Package -> the platform that it brings.
+_PATIENCE = 300.0  # seconds to wait for the first process to listen, as long as jax itself waits
+# Package -> the platform that it supports.
 _PLUGINS = {"jax_cuda12_plugin": "cuda12", "jax_cuda13_plugin": "cuda13", "libtpu": "tpu"}
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 Work = Literal["load", "sample", "score", "train"]
 
-# What needs less memory: field -> the value to set, or None where it is to be lowered.
+# Kind of work -> settings that need less memory: field -> the value to set; None: lower it.
 _LESS: dict[str, dict[str, str | None]] = {
     "load": {"model.params_dtype": "bfloat16", "lora.base": "int8"},
     "sample": {"sampling.slots": None, "sampling.max_tokens": None},
@@ -40,20 +40,20 @@ _LESS: dict[str, dict[str, str | None]] = {
 
 
 class DeviceError(UserError, RuntimeError):
-    """There is no such device, no such group of processes, or no memory left on a device."""
+    """A device or another process of the job is missing, or a device is out of memory."""
 
 
 def join_processes() -> None:
-    """Join the other processes of the job, as a cluster or three environment variables say.
+    """Join the other processes of the job, found from the cluster or three environment variables.
 
-    A process that has joined them stays with them, however many runs it does.
+    A process that has joined them already, in an earlier run, stays joined.
 
     Raises:
-      DeviceError: where neither says who they are, or the first of them does not listen.
+      DeviceError: if neither tells which processes there are, or the first one does not listen.
     """
     if jax.distributed.is_initialized():
         return
-    # Found by itself on TPU VMs, SLURM and GKE; elsewhere these variables say it.
+    # jax finds the processes by itself on TPU VMs, SLURM and GKE; elsewhere it needs the variables.
     given = {name: os.environ.get(name, "") for name in _VARIABLES}
     address = given["JAX_COORDINATOR_ADDRESS"]
     count, number = (_read_count(name, given[name]) for name in _VARIABLES[1:])
@@ -61,7 +61,7 @@ def join_processes() -> None:
         _check_address(address)
         logger.info("waiting for all of %s processes at %s", count or "the", address)
     if address and number:
-        # Where nobody listens there jax would end the program with a page of C++ frames.
+        # If nothing listened there, jax would end the program with a page of C++ frames.
         _wait_for(address, _PATIENCE)
     try:
         jax.distributed.initialize(address or None, num_processes=count, process_id=number)
@@ -75,12 +75,12 @@ def join_processes() -> None:
 
 
 def find_devices() -> str:
-    """Return the platform of this job's devices; it starts jax.
+    """Return the platform of this job's devices; this initialises jax.
 
     Raises:
-      DeviceError: where the platform that was asked for is not there.
+      DeviceError: if the platform that was asked for is not available.
     """
-    # jax adds its options as it is imported.
+    # jax adds its options at import, where the type checker cannot see them.
     asked = str(jax.config.jax_platforms or "")  # type: ignore[attr-defined]
     try:
         found = jax.default_backend()
@@ -100,11 +100,11 @@ def find_devices() -> str:
 
 @contextlib.contextmanager
 def explain_memory(work: Work, what: str, config: Config) -> Iterator[None]:
-    """Turn the end of a device's memory, anywhere inside the block, into one message.
+    """Turn an out-of-memory error of a device, anywhere inside the block, into a DeviceError.
 
     Args:
-      work: what kind of work it is, which decides what can be lowered.
-      what: the same in words, "training of round 3".
+      work: the kind of work, which decides what settings the message suggests.
+      what: the work in words, such as "training of round 3".
     """
     try:
         yield
@@ -119,7 +119,7 @@ def explain_memory(work: Work, what: str, config: Config) -> Iterator[None]:
 
 
 def _describe_wanted(text: str) -> str:
-    """Return what is known of how much was missing, to stand behind a word."""
+    """Return how much memory was wanted, as far as the error says, to be put after the work."""
     stats = jax.local_devices()[0].memory_stats() or {}
     limit = stats.get("bytes_limit", 0)
     of_all = f" of {_format_bytes(limit)} a device" if limit else ""

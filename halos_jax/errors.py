@@ -1,10 +1,10 @@
-"""The errors that a user can mend: one family, whose message says all that there is to say."""
+"""The base class of all errors that a user can fix."""
 
 
 class UserError(Exception):
-    """What a user can mend: the message says what, what was got, what is allowed, what to change.
+    """An error that a user can fix; its message says what, got, allowed, and what to change.
 
-    The command line shows the message alone, without a traceback, and exits with `exit_code`.
+    The command line shows the message without a traceback and exits with `exit_code`.
     """
 
     exit_code = 1

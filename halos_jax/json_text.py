@@ -1,25 +1,25 @@
-"""JSON of somebody else's making, read strictly: what is ambiguous or cannot be written is refused.
+"""A strict reader for other people's JSON: it refuses what is ambiguous or cannot be written back.
 
-The parser of the standard library takes the last of two equal keys, passes halves of characters on
-that no file can hold, and dies of deep nesting far from where it was given.
+The standard library's parser takes the last of two equal keys, accepts lone surrogates, which no
+UTF-8 file can hold, and hits the recursion limit on deep nesting.
 """
 
 import json
 import re
 from typing import Any
 
-MAX_DEPTH = 64  # of lists and objects in one another; files of models and records have below 10
+MAX_DEPTH = 64  # of nested lists and objects; files of models and records have less than 10
 
-# The escape of one half of a pair: only then can a text hold a half without the other.
+# The escape of a surrogate: without one, text decoded from UTF-8 cannot hold a lone surrogate.
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text holds; numbers may be NaN or infinite, as Python writes them.
+    """Parse JSON text; numbers may be NaN or infinite, as Python writes them.
 
     Raises:
-      ValueError: where it is no JSON, is nested too deeply, has a key twice in one object with
-        different values, holds half of a surrogate pair, or a number of thousands of digits.
+      ValueError: if it is not JSON, is nested too deeply, has a key twice in one object with
+        different values, or has a lone surrogate or a number of thousands of digits.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8")  # UnicodeDecodeError is a ValueError
@@ -35,15 +35,17 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         for key, value in pairs:
-            # By their text: NaN is no different from NaN, but 1 is from True.
+            # Compare by repr: NaN equals itself then, and 1 differs from True.
             if repr(made[key]) != repr(value):
                 raise ValueError(f"the key {key!r} stands twice in one object, with two values")
     return made
 
 
 def _check_values(value: Any, *, halves: bool) -> None:
-    """Check the depth and, where there may be `halves` of characters, all strings; level by level,
-    without recursion."""
+    """Check the depth and, if there may be `halves` of surrogate pairs, all strings.
+
+    It goes level by level, without recursion.
+    """
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         for one in level if halves else ():
@@ -60,9 +62,9 @@ def _check_values(value: Any, *, halves: bool) -> None:
 
 
 def is_unicode(text: str) -> bool:
-    """Say whether a text has no half of a surrogate pair, which no tokenizer or file can take."""
+    """Tell whether a text has no lone surrogate, which no tokenizer or file accepts."""
     try:
-        text.encode()  # many times as fast as a look at each character
+        text.encode()  # many times as fast as testing each character
     except UnicodeEncodeError:
         return False
     return True

@@ -1,8 +1,8 @@
 """Metrics, read one step late and handed to sinks (a JSON Lines file, the console); progress bars.
 
 Names are those of HALOs ("loss/train", "rewards_train/margins", "counters/lr"); values are JSON
-numbers. A compiled step returns before the device has run it; reading its metrics at once would
-make the host wait. So `MetricWriter` holds them until the next step has been started.
+numbers. A compiled step returns before the device has run it, so reading its metrics at once would
+block the host. `MetricWriter` therefore holds them until the next step has been started.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from halos_jax import processes
 from halos_jax.errors import UserError
 from halos_jax.storage import Note, WorkdirError, write_bytes_atomic
 
-# A run whose loss or gradient is not finite is over: it stops instead of writing noise.
+# A run cannot recover from a loss or gradient that is not finite, so it stops.
 MUST_BE_FINITE = ("loss/train", "grad_norm")
 
 _Key = tuple[int, float | None, frozenset[str]]
@@ -36,14 +36,14 @@ class NonFiniteError(UserError, FloatingPointError):
 
 
 class MetricsError(UserError, ValueError):
-    """A metrics file holds what is no record."""
+    """A metrics file has a line that is not a record."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
     """The metrics of one step, as sinks get them.
 
-    `wall_time` (seconds since 1970) is when they were handed to the writer, which is about when
+    `wall_time` (seconds since 1970) is the time at which the writer got them, which is about when
     the step was started. Values may be NaN or infinite.
 
     Example: `Record(7, {"loss/train": 0.69, "counters/examples": 64}, wall_time=1764141234.5)`.
@@ -55,7 +55,7 @@ class Record:
 
     @property
     def key(self) -> _Key:
-        """What tells a record from others: a run that is resumed may repeat an evaluation."""
+        """The record's identity: a resumed run may repeat an evaluation."""
         return self.step, self.values.get("round"), frozenset(self.values)
 
 
@@ -63,29 +63,29 @@ class Sink(Protocol):
     """Where records go: a file, a console, a service. See `SINKS`."""
 
     def resume(self, step: int | None) -> Sequence[Record]:
-        """Make ready for a run that goes on from `step`; called once, before all else.
+        """Prepare for a run that goes on from `step`; called once, before all else.
 
-        What the sink has of later steps is to be forgotten, because they are taken again: nothing
-        where `step` is None, everything where it is -1.
+        The sink must forget the records of later steps, which will be taken again: none if `step`
+        is None, all if it is -1.
 
         Returns:
-          the records of the last step that stay, which will not be written again; none where the
-          sink does not know them.
+          the records of the last step that it keeps, which will not be written again; empty if the
+          sink cannot tell.
         """
 
     def write(self, record: Record) -> None:
-        """Take a record; records come in the order of their steps."""
+        """Write a record; records come in the order of their steps."""
 
     def flush(self) -> None:
-        """Make durable what was written; a checkpoint is saved next."""
+        """Make everything written so far durable, since a checkpoint is saved next."""
 
     def close(self) -> None:
-        """Let go of files and connections; called once, whatever went wrong before."""
+        """Close files and connections; called once, even after an error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a sink may need to know of the run; arguments as of `MetricWriter`."""
+    """What a sink may need to know about the run; see the arguments of `MetricWriter`."""
 
     path: Path | None
     console: bool = False
@@ -94,7 +94,7 @@ class Target:
 
 
 class _JsonLines:
-    """Appends `{"step": k, name: value, ...}` to a file, which at any instant can be read."""
+    """Appends `{"step": k, name: value, ...}` to a file, which can be read at any time."""
 
     def __init__(self, path: Path, note: Note | None) -> None:
         self._path, self._note = path, note
@@ -111,7 +111,7 @@ class _JsonLines:
     def write(self, record: Record) -> None:
         assert self._file is not None, "resume comes first"
         values = {"step": record.step, **record.values}
-        # JSON has no NaN; what is not finite becomes null, and read_metrics turns it back.
+        # JSON has no NaN: values that are not finite become null, which read_metrics reads as NaN.
         line = json.dumps({k: v if math.isfinite(v) else None for k, v in values.items()})
         self._file.write(line.encode() + b"\n")
         self._file.flush()
@@ -152,8 +152,8 @@ class _Console:
         pass
 
 
-# Name -> what makes the sink of a run, or None where it wants none. A sink of another kind is a
-# class and a line here.
+# Name -> function that makes the sink, or returns None if the run does not want it. A new kind of
+# sink is a class and a line here.
 SINKS: dict[str, Callable[[Target], Sink | None]] = {
     "jsonl": lambda target: _JsonLines(target.path, target.note) if target.path else None,
     "console": lambda target: _Console(target.console_every) if target.console else None,
@@ -163,8 +163,8 @@ SINKS: dict[str, Callable[[Target], Sink | None]] = {
 class MetricWriter:
     """Hands records to the sinks, one step late, and stops the run at a loss that is not finite.
 
-    A record is known by its step, its "round" where it has one, and its names: a resumed run that
-    repeats an evaluation at the step of its checkpoint does not write it twice.
+    A record is identified by its step, its "round" if it has one, and its names, so that a resumed
+    run that repeats the evaluation at its checkpoint does not write it twice.
     """
 
     def __init__(
@@ -176,20 +176,20 @@ class MetricWriter:
         resume_step: int | None = None,
         note: Note | None = None,
     ) -> None:
-        """Open the sinks; all processes of a job do it together.
+        """Open the sinks; all processes of a job must do so together.
 
         Args:
-          path: the JSON Lines file; None (on processes other than 0) writes none. A torn last
+          path: the JSON Lines file; None (on processes other than 0): no file. An incomplete last
             line, left by a killed writer, is removed.
-          console: also print records, one a line.
-          console_every: of the training steps, print each such one.
+          console: also print records, one per line.
+          console_every: print one in this many training steps.
           resume_step: the step that the run goes on from; later records are removed (-1: all).
-          note: called with the file, its size and the SHA-256 of its bytes at each flush, when
-            they are on disk.
+          note: called at each flush, once the file is on disk, with its path, its size and the
+            SHA-256 of its bytes.
 
         Raises:
-          MetricsError: where the file holds what is no record.
-          WorkdirError: where it cannot be written.
+          MetricsError: if the file has a line that is not a record.
+          WorkdirError: if it cannot be written.
         """
         self._held: Record | None = None
         self._known: set[_Key] = set()
@@ -197,7 +197,7 @@ class MetricWriter:
         target = Target(None if path is None else Path(path), console, console_every, note)
         made = [make(target) for make in SINKS.values()]
         self._sinks = [sink for sink in made if sink is not None]
-        # Else the other processes would wait at the first step for one that cannot read its file.
+        # Together, since the others would wait at the first step for one that cannot read its file.
         processes.run_on_all(lambda: self._resume(resume_step), MetricsError, WorkdirError)
 
     def _resume(self, step: int | None) -> None:
@@ -207,10 +207,10 @@ class MetricWriter:
                 self._known.add(record.key)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Hold `metrics` (scalars, on the device or not) of `step`; write those held before.
+        """Hold the `metrics` (scalars, on the device or not) of `step`; write those held before.
 
         Raises:
-          NonFiniteError: where the loss or gradient norm of the step *before* is not finite.
+          NonFiniteError: if the loss or gradient norm of the *previous* step is not finite.
         """
         for value in metrics.values():
             if isinstance(value, jax.Array):
@@ -220,10 +220,10 @@ class MetricWriter:
             self._write_now(previous)
 
     def flush(self) -> None:
-        """Write what is held, waiting for it; call it before a checkpoint and at the end.
+        """Wait for the metrics held and write them; call it before a checkpoint and at the end.
 
         Raises:
-          NonFiniteError: as `write`.
+          NonFiniteError: as `write`, for the step that was held.
         """
         held, self._held = self._held, None
         if held is not None:
@@ -263,19 +263,19 @@ class MetricWriter:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Return the records of a metrics file in order; a torn last line is left out.
+    """Return the records of a metrics file in order, without an incomplete last line.
 
     Raises:
-      MetricsError: naming file and line of a record that is not one.
+      MetricsError: with file and line, for a line that is not a record.
     """
     return _read_lines(Path(path))[0]
 
 
 def make_progress(work: Iterable[Any] | int, description: str, *, enabled: bool) -> tqdm:
-    """Return a progress bar over an iterable, or over a total to be counted by `update(n)`.
+    """Return a progress bar over an iterable, or over a total that `update(n)` counts up to.
 
-    It is silent where not `enabled` and on processes other than 0. Where stderr is no terminal (a
-    log file), it prints a plain line every ten seconds instead of redrawing one.
+    It is silent unless `enabled`, and on processes other than 0. If stderr is not a terminal (but a
+    log file, for example), it prints a line every ten seconds instead of redrawing one.
     """
     total = work if isinstance(work, int) else None
     settings: dict[str, Any] = {
@@ -291,7 +291,7 @@ def make_progress(work: Iterable[Any] | int, description: str, *, enabled: bool)
 
 
 class _LineStream:
-    """Turns tqdm's redrawing of one line into plain lines."""
+    """Turns the one line that tqdm redraws into separate lines."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -323,7 +323,7 @@ def _format_line(record: Record) -> str:
 
 
 def _trim(path: Path, resume_step: int | None, note: Note | None) -> list[Record]:
-    """Cut `path` back to whole records of steps up to `resume_step`; return the last step's."""
+    """Cut `path` back to whole records of steps up to `resume_step`; return those of the last."""
     if not path.exists():
         return []
     records, lines, is_torn = _read_lines(path)
@@ -345,14 +345,14 @@ def _trim(path: Path, resume_step: int | None, note: Note | None) -> list[Record
 
 def _make_record(line: Mapping[str, float]) -> Record:
     values = {name: value for name, value in line.items() if name != "step"}
-    return Record(int(line["step"]), values, wall_time=math.nan)  # which the file does not keep
+    return Record(int(line["step"]), values, wall_time=math.nan)  # the file has no times
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, float]], list[str], bool]:
-    """Return `(records, their lines, whether the last line is torn)`."""
+    """Return `(records, their lines, whether the last line is incomplete)`."""
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = text.split("\n")
-    # The newline is written last: what stands behind the last one was cut off.
+    # A line's newline is written last, so anything after the last newline is incomplete.
     is_torn = lines.pop() != ""
     records = []
     for number, line in enumerate(lines, 1):

@@ -1,4 +1,4 @@
-"""Several processes of one job: what they do and decide together, and how they leave."""
+"""The processes of one job: how they act, decide and fail together."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ from halos_jax.errors import UserError
 
 _Result = TypeVar("_Result")
 
-# Of the errors with which jax says that another process is not there any more.
+# Parts of the messages with which jax reports that another process is gone.
 _LOST = (
     "Gloo",
     "coordination service",
@@ -25,18 +25,18 @@ _LOST = (
     "remote process exited",
     "NCCL",
 )
-_PATIENCE = 10.0  # seconds in which processes that fail for one reason all do
+_PATIENCE = 10.0  # seconds within which all processes fail if they fail for the same reason
 
 
 class OtherProcessError(UserError, RuntimeError):
-    """Another process of the job has failed, and has said why in its own log."""
+    """Another process of the job has failed; its own log says why."""
 
 
 def run_on_first(action: Callable[[], _Result]) -> _Result | None:
-    """Return what `action` gives on the first process, None on the others, which wait for it.
+    """Run `action` on the first process while the others wait; return its result, None on others.
 
     Raises:
-      UserError: of the action; on the other processes an OtherProcessError.
+      UserError: the error of the action; on the other processes an OtherProcessError.
     """
     result, error = None, None
     if jax.process_index() == 0:
@@ -53,11 +53,11 @@ def run_on_first(action: Callable[[], _Result]) -> _Result | None:
 
 
 def run_on_all(action: Callable[[], _Result], *kinds: type[UserError]) -> _Result:
-    """Return what `action` gives on every process; where it fails on one, it fails on all.
+    """Run `action` on every process and return its result; if it fails on one, fail on all.
 
-    To be called by all of them, for what each does by itself and one may fail at: no process then
-    waits for another that has given up, and all go on from the same error. `action` must not wait
-    for other processes itself.
+    All processes call this, for work that each does by itself and that may fail on some of them.
+    So none waits for another that has given up, and all raise the same error. `action` itself must
+    not wait for other processes.
 
     Raises:
       as `fail_together`.
@@ -72,15 +72,17 @@ def run_on_all(action: Callable[[], _Result], *kinds: type[UserError]) -> _Resul
 
 
 def fail_together(error: Exception | None, *kinds: type[UserError]) -> None:
-    """Raise one error on all processes of the job, if one of them calls this with one.
+    """Raise an error on all processes of the job if any of them calls this with one.
+
+    All processes call this, with None if they have no error.
 
     Args:
-      kinds: errors that all raise alike, the worst last. Any other is worse, and is raised where
-        it has happened.
+      kinds: types of errors that every process can raise, the worst last. An error of another type
+        is worse than these, and is raised only on the process where it happened.
 
     Raises:
-      The worst error, and of several the one of the first process; in the place of one that is not
-      of `kinds`, an OtherProcessError on the other processes.
+      The worst error; if several are equally bad, that of the first such process. For an error not
+      of `kinds`, the other processes raise an OtherProcessError.
     """
     if jax.process_count() == 1:
         if error is not None:
@@ -102,7 +104,7 @@ def fail_together(error: Exception | None, *kinds: type[UserError]) -> None:
 
 
 def take_text(text: str, process: int = 0) -> str:
-    """Return the text with which `process` calls this on all processes, which all call it."""
+    """Return, on all processes, the text that `process` passes; all of them must call this."""
     if jax.process_count() == 1:
         return text
     # The name of a file in it may be no UTF-8; one that fails here would leave the others waiting.
@@ -115,9 +117,9 @@ def take_text(text: str, process: int = 0) -> str:
 
 
 def decide_on_first(action: Callable[[], Any], *kinds: type[UserError]) -> Any:
-    """Return the JSON value that `action` gives on the first process, on all of them.
+    """Return, on all processes, the JSON value that `action` returns on the first one.
 
-    All call this, and `action` runs on each, so that one which cannot do it is heard of.
+    All processes call this, and `action` runs on each, so that a failure on any is noticed.
 
     Raises:
       as `run_on_all`.
@@ -126,10 +128,10 @@ def decide_on_first(action: Callable[[], Any], *kinds: type[UserError]) -> Any:
 
 
 def leave(seconds: float = _PATIENCE) -> bool:
-    """Leave the job together with its other processes; tell whether they came in time.
+    """Shut down together with the other processes of the job; tell whether they came in time.
 
-    To be called by a process that fails. Where the others do not come, they are at work and will
-    not come: this one should go without them, at once.
+    A process that fails calls this. If the others have not come in time, they are at work and will
+    not come, so this process should exit without them, at once.
     """
     if not jax.distributed.is_initialized():
         return True
@@ -140,7 +142,7 @@ def leave(seconds: float = _PATIENCE) -> bool:
 
 
 def explain_loss(error: BaseException) -> str | None:
-    """Return the line that says that another process was lost, if that is what an error means."""
+    """Return a message if an error means that another process was lost; else None."""
     if not jax.distributed.is_initialized() or not isinstance(error, jax.errors.JaxRuntimeError):
         return None
     text = " ".join(str(error).split())

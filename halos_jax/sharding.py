@@ -21,13 +21,13 @@ _Run = TypeVar("_Run", bound=Callable[..., Any])
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> mesh axis (or axes). What is not named here is replicated.
+# Logical axis -> mesh axis (or axes). All other axes are replicated.
 RULES: dict[str, str | tuple[str, ...]] = {
     "rows": ("data", "fsdp"),  # packed rows of a batch, and sampler slots
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
-    "experts": "tensor",  # comes before "mlp", which gets the axis where they do not divide
+    "experts": "tensor",  # before "mlp", which gets the axis if experts do not divide evenly
     "mlp": "tensor",
     "vocab": "tensor",
 }
@@ -37,7 +37,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """Make the `("data", "fsdp", "tensor")` mesh over all devices; one size may be -1.
 
     Raises:
-      ConfigError: where the sizes do not multiply to the number of devices.
+      ConfigError: if the product of the sizes is not the number of devices.
     """
     sizes = [getattr(config, axis) for axis in MESH_AXES]
     count = jax.device_count()
@@ -53,12 +53,16 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 
 def num_row_shards(mesh: Mesh) -> int:
-    """Return over how many device groups the rows of a batch are spread."""
+    """Return the number of device groups that the rows of a batch are split over."""
     return int(mesh.shape["data"]) * int(mesh.shape["fsdp"])
 
 
 def check_divisible(mesh: Mesh, **sizes: int) -> list[str]:
-    """Return an error line for each size (config path with "__" for ".") that rows cannot share."""
+    """Return an error line for each size that is no multiple of the number of row shards.
+
+    Args:
+      sizes: by path in the config, with "__" for ".".
+    """
     shards = num_row_shards(mesh)
     lines = []
     for name, size in sizes.items():
@@ -76,8 +80,8 @@ def partition_spec(
 ) -> PartitionSpec:
     """Return the PartitionSpec of an array with the logical `axes`.
 
-    A dimension that does not divide by its mesh axes is replicated, and this is logged once. A
-    mesh axis that two dimensions ask for goes to the first.
+    A dimension that its mesh axes do not divide is replicated, which is logged once. If two
+    dimensions want the same mesh axis, the first one gets it.
     """
     entries: list[str | tuple[str, ...] | None] = []
     used: set[str] = set()
@@ -124,11 +128,12 @@ def batch_shardings(batch: Any, mesh: Mesh, *, leading: int = 0) -> Any:
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrain `x`, and its gradient, to the sharding of its logical `axes`; no-op on one device.
 
-    Needed between two layers that both split their outputs over "tensor": where all three axes of
-    a mesh are split, XLA's partitioner (of jax 0.10 and 0.12 at least) mixes up the rows of a
-    product that sums over "tensor", reads a weight split over "fsdp" and whose result is to lie
-    over "tensor" again, which the gradient of what stands between the two is. It does so only at
-    sizes at which moving the rows seems cheaper than gathering the weight.
+    This is needed between two layers that both split their outputs over "tensor". On meshes with
+    more than one device along all three axes, XLA's partitioner (at least in jax 0.10 and 0.12)
+    mixes up the rows of a product that sums over "tensor", uses a weight split over "fsdp", and
+    whose result is to be split over "tensor" again. The gradient of an activation between two such
+    layers is such a product. It goes wrong only at sizes at which the partitioner deems it cheaper
+    to move the rows than to gather the weight.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -154,7 +159,7 @@ def mesh_spec(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec
 
 
 def run_on_mesh(run: _Run, *, in_specs: Any, out_specs: Any) -> _Run:
-    """Return `run` under `shard_map` on the current mesh, or itself where there is one device."""
+    """Return `run` under `shard_map` on the current mesh, or `run` itself on one device."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return run
@@ -162,10 +167,10 @@ def run_on_mesh(run: _Run, *, in_specs: Any, out_specs: Any) -> _Run:
 
 
 def sum_parts(part: jax.Array, row_axes: Sequence[str], spec: PartitionSpec) -> jax.Array:
-    """Sum what each row shard found of a gradient, inside of `run_on_mesh`.
+    """Sum a gradient's parts over the row shards, inside `run_on_mesh`.
 
-    A dimension that `spec` splits over one of `row_axes` is left split: each device gets the sum
-    of its own part only, at half the traffic of a sum that all of them get.
+    A dimension that `spec` splits over one of `row_axes` stays split: each device gets the sum of
+    its own part only, at half the traffic of an all-reduce.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -187,7 +192,7 @@ def _log_replicated(axis: str, size: int, parts: int) -> None:
 
 
 def put_batch(batch: _Tree, mesh: Mesh, *, leading: int = 0) -> _Tree:
-    """Place a host batch (equal on every process) on the devices that own its rows."""
+    """Place a host batch (the same on every process) on the devices that hold its rows."""
     shardings = batch_shardings(batch, mesh, leading=leading)
     if jax.process_count() == 1:
         placed: _Tree = jax.device_put(batch, shardings)
@@ -203,14 +208,14 @@ def put_batch(batch: _Tree, mesh: Mesh, *, leading: int = 0) -> _Tree:
 
 
 def take_from_first(value: int) -> int:
-    """Return what the first process calls this with, below 2^31, on all of them."""
+    """Return, on all processes, the number (below 2^31) that the first one passes."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def wait_for_all(what: str) -> None:
-    """Wait until every process of the job is at `what`, so that process 0's files can be read."""
+    """Wait until all processes reach `what`, so that the files of process 0 can be read."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 

@@ -1,4 +1,4 @@
-"""What a run needs of a disk: errors that say what to do, and files that are whole or absent."""
+"""Files on disk: written whole or not at all, with errors that say what to do."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ _ADVICE = {
 }
 
 
-# What says that a disk is full or broken, whatever was being written.
+# Error codes that mean a full or broken disk, whatever was being written.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _STORAGE_ERRORS = (*_FULL, errno.EROFS, errno.EFBIG, errno.EIO)
 
@@ -38,7 +38,7 @@ Note = Callable[[Path, int, str], None]
 
 
 class WorkdirError(UserError, RuntimeError):
-    """The workdir cannot be used: unwritable, full, locked, or of another configuration."""
+    """The workdir cannot be used: it is unwritable, full, locked, or of another configuration."""
 
 
 @contextlib.contextmanager
@@ -54,9 +54,9 @@ def explain_os_errors(path: str | Path) -> Iterator[None]:
 def explain_run_errors(workdir: str | Path) -> Iterator[None]:
     """Turn an OSError about the workdir, from anywhere inside the block, into a WorkdirError.
 
-    About the workdir is what names a path inside it and what says that a disk is full or broken:
-    a write to an open file names no path. Other errors, those of a user's reward function say,
-    pass through.
+    An error is about the workdir if it names a path inside it, or says that a disk is full or
+    broken, since a failed write to an open file names no path. All others, such as those of a
+    user's reward function, pass through.
     """
     try:
         yield
@@ -69,7 +69,7 @@ def explain_run_errors(workdir: str | Path) -> Iterator[None]:
 
 def _is_inside(path: object, folder: str | Path) -> bool:
     if not isinstance(path, (str, os.PathLike)):
-        return False  # a descriptor, or bytes
+        return False  # a file descriptor, or bytes
     return Path(path).absolute().is_relative_to(Path(folder).absolute())
 
 
@@ -92,9 +92,9 @@ def _has_parent(path: object) -> bool:
 
 
 def says_full(error: BaseException) -> bool:
-    """Tell whether an error, or what it came from, says that there is no space left on a disk.
+    """Tell whether an error, or one that caused it, says that a disk is full.
 
-    Libraries in C++ hide the code of the system's error in a text.
+    C++ libraries give the system's error as text, without its code.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -107,15 +107,16 @@ def says_full(error: BaseException) -> bool:
 
 
 def describe_free(path: str | Path) -> str:
-    """Return "0.2 GiB free", of the disk that holds `path` or its nearest ancestor."""
+    """Return "0.2 GiB free" for the disk that holds `path` or its nearest existing ancestor."""
     return f"{format_size(_measure_free(path))} free"
 
 
 def describe_full(folder: str | Path, size: int, kept: str) -> str:
-    """Return the message of a disk that became full as `size` bytes were written beside others.
+    """Return the message for a disk that became full while a checkpoint was written.
 
     Args:
-      kept: what is safe, "checkpoint 7".
+      size: bytes of the checkpoint.
+      kept: what is safe, such as "checkpoint 7".
     """
     return (
         f"the disk of {str(folder)!r} is full: {describe_free(folder)}, a checkpoint takes "
@@ -125,10 +126,10 @@ def describe_full(folder: str | Path, size: int, kept: str) -> str:
 
 
 def require_space(folder: str | Path, size: int, what: str) -> None:
-    """Raise WorkdirError where the disk of `folder` has no room for `size` bytes.
+    """Raise WorkdirError if the disk of `folder` has no room for `size` bytes.
 
     Args:
-      what: what takes them, "a checkpoint".
+      what: what needs them, such as "a checkpoint".
     """
     free = _measure_free(folder)
     if free < size:
@@ -139,7 +140,7 @@ def require_space(folder: str | Path, size: int, what: str) -> None:
 
 
 def format_size(size: int) -> str:
-    """Return a number of bytes for people: "5.9 GiB"."""
+    """Return a number of bytes in readable form: "5.9 GiB"."""
     left = float(size)
     for unit in ("B", "KiB", "MiB"):
         if left < 1024:
@@ -164,13 +165,13 @@ def remove_partials(folder: str | Path) -> None:
 
 
 def write_json_atomic(path: str | Path, obj: Any, *, note: Note | None = None) -> None:
-    """Replace `path` with `obj` as JSON; as `write_bytes_atomic`."""
+    """Replace `path` with `obj` as JSON; see `write_bytes_atomic`."""
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes_atomic(path, text.encode("utf-8"), note=note)
 
 
 def write_bytes_atomic(path: str | Path, data: bytes, *, note: Note | None = None) -> None:
-    """Replace `path` with `data`, making its folder where there is none; as `replace_file`.
+    """Replace `path` with `data`, creating its folder if needed; see `replace_file`.
 
     Raises:
       WorkdirError: where the file cannot be written.
@@ -183,7 +184,7 @@ def write_bytes_atomic(path: str | Path, data: bytes, *, note: Note | None = Non
 
 
 class NewFile:
-    """A file that is being written, with the size and the SHA-256 of what it has so far."""
+    """A file that is being written, with the size and the SHA-256 of its contents so far."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.size = 0
@@ -201,13 +202,13 @@ class NewFile:
 
 @contextlib.contextmanager
 def replace_file(path: str | Path, *, note: Note | None = None) -> Iterator[NewFile]:
-    """Yield a file that takes the name `path` at the end: readers, and a crash, see old or new.
+    """Yield a file that replaces `path` at the end, so that `path` is always the old or the new.
 
-    It is written as `path.partial` and synced; then `note` is called, and the file is renamed. If
+    It is written as `path.partial` and synced; then `note` is called and the file is renamed. If
     the body fails, `path` stays as it was.
 
     Raises:
-      OSError: where it cannot be written.
+      OSError: if it cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
@@ -229,7 +230,7 @@ def replace_file(path: str | Path, *, note: Note | None = None) -> Iterator[NewF
 
 @contextlib.contextmanager
 def open_append(path: str | Path) -> Iterator[int]:
-    """Yield a descriptor that appends to `path`; what was written is on disk at the end."""
+    """Yield a file descriptor that appends to `path`; at the end, the data is synced to disk."""
     path = Path(path)
     is_new = not path.exists()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -243,10 +244,10 @@ def open_append(path: str | Path) -> Iterator[int]:
 
 
 def append_whole(path: str | Path, data: bytes) -> None:
-    """Append `data` to a file of which this process is the only writer: all of it, or nothing.
+    """Append all of `data`, or nothing, to a file that no other process writes to.
 
     Raises:
-      OSError: where it cannot be written whole.
+      OSError: if it cannot be written whole.
     """
     with open_append(path) as descriptor:
         start = os.fstat(descriptor).st_size
@@ -276,7 +277,7 @@ def hash_start(path: str | Path, size: int) -> str:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make all that is in `folder` durable: files, and the names in it and in its folders."""
+    """Sync everything in `folder` to disk: all files, and the names in all folders."""
     for path in (*folder.rglob("*"), folder):
         if path.is_dir():
             sync_folder(path)
@@ -285,7 +286,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_file(path: str | Path) -> None:
-    """Make the contents of a file durable."""
+    """Sync the contents of a file to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -294,10 +295,10 @@ def sync_file(path: str | Path) -> None:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Make the names in `folder` durable: a rename is on disk only after its folder is."""
+    """Sync the names in `folder` to disk: a rename is durable only once its folder is synced."""
     try:
         sync_file(folder)
     except OSError as error:
-        # Some network file systems have no folder to sync; the rename is then theirs to keep.
+        # Some network file systems cannot sync folders; there, durability is up to them.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise

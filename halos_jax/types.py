@@ -1,20 +1,20 @@
-"""Every record and pytree that crosses a stage of the pipeline.
+"""Every record and pytree that one stage of a run hands to another.
 
-Two kinds of types live here. *Records* (plain frozen dataclasses) are what stands in files and
-on the host: prompts, samples, feedback, training items. *Pytrees* (`flax.struct.dataclass`) are
-what enters a compiled function: the packed training batch and the train state.
+Two kinds of types live here. *Records* (plain frozen dataclasses) are in files and on the host:
+prompts, samples, feedback, training items. *Pytrees* (`flax.struct.dataclass`) enter compiled
+functions: the packed training batch and the train state.
 
-Shape legend, used all over the package. Axes that are counted in rows and sequences are spelled
-out, `f32[rows, sequences]`; a letter means one thing everywhere:
+Shape legend for the whole package. Axes of rows and of sequences are spelled out,
+`f32[rows, sequences]`; a letter means the same thing everywhere:
 
     B  attention's batch               L  layers           V  vocabulary
     T  tokens of a row                 D  model            R  LoRA rank
     P  response positions of a row     F  mlp              E  experts
     M  slots of the attention view     N  query heads      S  slots of the sampler
-    m  microbatches of a step          K  key/value heads  C  cache length, keys that are seen
+    m  microbatches of a step          K  key/value heads  C  cache length (visible keys)
                                        H  head dimension
 
-The annotations are checked where functions are called and records made, but in the tests alone
+The tests check the annotations at run time, at every call and for every record made
 (`tests/shapes.py`).
 """
 
@@ -27,15 +27,15 @@ import numpy as np
 from flax import struct
 from jaxtyping import Bool, Float32, Int, Int32, UInt32
 
-# Batches are built on the host as NumPy arrays and are JAX arrays, or tracers of them, ever after.
+# Batches are built on the host as NumPy arrays; from then on they are JAX arrays or tracers.
 if TYPE_CHECKING:
     Array: TypeAlias = jax.Array
 else:
     Array = jax.Array | np.ndarray
 
-# A model's weights: nested dicts of arrays, of what repeats by layer stacked `[L, ...]`.
+# A model's weights: nested dicts of arrays, in which those of all layers are stacked, `[L, ...]`.
 Params: TypeAlias = dict[str, Any]
-# Arrays in a structure that only its maker knows: the state of an optimizer, say.
+# A pytree of arrays whose structure only its maker knows, such as the state of an optimizer.
 Tree: TypeAlias = Any
 
 # Roles of a sequence in a batch (`Sequences.role`).
@@ -51,9 +51,9 @@ FINISH_STOP, FINISH_LENGTH = "stop", "length"
 class Turn:
     """One message of a conversation.
 
-    `further` holds what else it says (calls of tools, a name, its reasoning, and what the first
-    turn says for all of them) as JSON text, so that turns stay hashable (`data/records/turns.py`).
-    `learned` is false for an answer that is only read.
+    `further` holds everything else in it (tool calls, a name, reasoning, and in the first turn what
+    applies to the whole conversation) as JSON text, which keeps turns hashable
+    (`data/records/turns.py`). `learned` is false for an answer that is context only, not a target.
 
     Example:
       >>> question = Turn("user", "What is 2 + 2?")
@@ -71,9 +71,9 @@ class Turn:
 class Prompt:
     """A conversation that ends with a turn to be answered.
 
-    `prompt_id` names the prompt for the whole run; `extra` holds the record's other fields (a
-    reference answer, say), which reward functions may ask for. `place` says for errors where the
-    record stands.
+    `prompt_id` identifies the prompt in the whole run. `extra` holds the record's other fields,
+    such as a reference answer, for reward functions. `place` is the record's file and line, for
+    error messages.
 
     Example:
       >>> prompt = Prompt("7", (Turn("user", "What is 2 + 2?"),), {"answer": "4"}, "math.jsonl:8")
@@ -88,17 +88,17 @@ class Prompt:
 
     @property
     def key(self) -> tuple[str, tuple[Turn, ...]]:
-        """What tells prompts of several files apart, which may number theirs alike (HALOs' do)."""
+        """The prompt's identity across files, which may use the same prompt ids (HALOs' do)."""
         return self.prompt_id, self.turns
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """One sampled completion, with the exact tokens that the policy saw and produced.
+    """One response drawn by the policy, with the exact tokens that the policy saw and produced.
 
-    `response_ids` keeps the end-of-sequence token where `finish_reason` is "stop"; a response cut
-    by the token limit ("length") carries no end marker. `logps` are the policy's log-probabilities
-    (nats, temperature 1, unfiltered) of `response_ids`, where they were kept.
+    If `finish_reason` is "stop", `response_ids` includes the end-of-sequence token; a response cut
+    by the token limit ("length") has no end marker. `logps` are the policy's log-probabilities
+    (nats, temperature 1, unfiltered) of `response_ids`, if they were kept.
 
     Example:
       >>> prompt = Prompt("7", (Turn("user", "What is 2 + 2?"),))
@@ -129,7 +129,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer inside a feedback record; `ids` is empty for feedback that came as text.
+    """One response inside a feedback record; `ids` is empty for feedback that came as text.
 
     Example:
       >>> good = Completion((Turn("assistant", "4"),), ids=(23, 2), reward=1.0, sample_id=0)
@@ -146,7 +146,7 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Preference:
-    """A pair of completions of one prompt of which the first is preferred.
+    """A pair: two completions of one prompt, the chosen one and the rejected one.
 
     Example:
       >>> pair = Preference(
@@ -186,10 +186,10 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A prompt, and what the assistant should answer to it.
+    """A prompt with the answer to learn.
 
-    A conversation goes on in `completion.turns`, of which the assistant's are learned and the
-    others are only read.
+    In a conversation, `completion.turns` holds all turns after the prompt; the assistant's are
+    learned, and the others are context.
 
     Example:
       >>> shown = Demonstration(
@@ -209,12 +209,12 @@ class Demonstration:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """The unit of packing: one prompt and the completions that must share its row.
+    """The unit of packing: one prompt and the responses that must share its row.
 
-    A supervised example has one response, a pair two, a group n. `roles` says what each is.
+    A supervised example has one response, a pair two, a group n; `roles` has the role of each.
     `old_logps` are the log-probabilities (nats) under which the responses were sampled. `masks`
-    say which tokens of the responses are targets: not those of the user inside of a conversation,
-    say. A response without any counts as a member of its group, but not in the loss.
+    mark the response tokens that are targets; a user's turns inside a conversation are not. A
+    response without targets counts as a member of its group but has no part in the loss.
 
     Example:
       >>> pair = Item(
@@ -230,8 +230,8 @@ class Item:
     rewards: tuple[float, ...] = ()
     weight: float = 1.0
     desirable: bool = True
-    old_logps: tuple[Float32[np.ndarray, " _"], ...] = ()  # empty where they are unknown
-    masks: tuple[Bool[np.ndarray, " _"], ...] = ()  # empty where every token is a target
+    old_logps: tuple[Float32[np.ndarray, " _"], ...] = ()  # empty if unknown
+    masks: tuple[Bool[np.ndarray, " _"], ...] = ()  # empty if every token is a target
 
     @property
     def num_targets(self) -> tuple[int, ...]:
@@ -250,13 +250,13 @@ class Item:
 class View:
     """How attention sees a packed row: virtual sequences as indices into the row's tokens.
 
-    The slots of all sequences of a row stand one behind the other, bucket by bucket: `buckets` is
-    a static tuple of (sequences, length), and M = sum of sequences * length.
+    The slots of all sequences of a row are concatenated, bucket by bucket: `buckets` is a static
+    tuple of (sequences, length), and M = sum of sequences * length.
 
     Example: a pair of a prompt of one token, 5, and the answers 6 and 7: the row `[5, 6, 7]`.
       >>> view = View(
       ...     indices=np.array([[0, 1, 0, 2]], np.int32),  # 5 6 and 5 7
-      ...     inverse=np.array([[[0, 1, 3], [2, 4, 4]]], np.int32),  # 5 stands in slots 0 and 2
+      ...     inverse=np.array([[[0, 1, 3], [2, 4, 4]]], np.int32),  # 5 is in slots 0 and 2
       ...     owner=np.array([[0, 1, 3]], np.int32),
       ...     owned=np.array([[0, 1, 3, 2]], np.int32),  # slot 2 owns nothing: 5 is slot 0's
       ...     lengths=np.array([[2, 2]], np.int32),
@@ -266,17 +266,17 @@ class View:
       [5, 6, 5, 7]
     """
 
-    indices: Int32[Array, "*m rows M"]  # token behind a slot; T where the slot is padding
-    inverse: Int32[Array, "*m rows copies T"]  # slots in which a token sits; M where fewer
+    indices: Int32[Array, "*m rows M"]  # the token in each slot; T if the slot is padding
+    inverse: Int32[Array, "*m rows copies T"]  # the slots that hold a token, filled up with M
     owner: Int32[Array, "*m rows T"]  # the slot whose output becomes the token's; M if none
-    owned: Int32[Array, "*m rows M"]  # the token that a slot owns; T where none
-    lengths: Int32[Array, "*m rows sequences"]  # tokens of each; 0 where it is padding
+    owned: Int32[Array, "*m rows M"]  # the token that a slot owns; T if none
+    lengths: Int32[Array, "*m rows sequences"]  # tokens of each sequence; 0 if it is padding
     buckets: tuple[tuple[int, int], ...] = struct.field(pytree_node=False)
 
 
 @struct.dataclass
 class Sequences:
-    """What is known of each virtual sequence of a row.
+    """The properties of each virtual sequence of a row.
 
     Example: the pair of `View`.
       >>> sequences = Sequences(
@@ -293,19 +293,19 @@ class Sequences:
     """
 
     role: Int32[Array, "*m rows sequences"]  # one of the role constants
-    partner: Int32[Array, "*m rows sequences"]  # the other of a pair (itself where there is none)
+    partner: Int32[Array, "*m rows sequences"]  # the other sequence of a pair, else itself
     group: Int32[Array, "*m rows sequences"]  # number of the sequence's item within the row
     last: Int32[Array, "*m rows sequences"]  # index in the row of the sequence's last token
     reward: Float32[Array, "*m rows sequences"]
-    weight: Float32[Array, "*m rows sequences"]  # 0 where the sequence is padding
-    desirable: Bool[Array, "*m rows sequences"]  # of its item; False where it is padding
+    weight: Float32[Array, "*m rows sequences"]  # of its item; 0 if it is padding
+    desirable: Bool[Array, "*m rows sequences"]  # of its item; False if it is padding
 
 
 @struct.dataclass
 class Batch:
-    """Packed rows of whole items: the one batch type of every objective.
+    """Packed rows of whole items: one batch type for all losses.
 
-    A step's batch has its microbatches as the leading axis m; a loss sees one of them.
+    The batch of a step has its microbatches as the leading axis m; a loss sees one of them.
 
     Example: a pair of a prompt of one token, 5, and the answers 6 and 7, both predicted by it.
       >>> from halos_jax.packing.batches import build_batch, plan_batches
@@ -319,32 +319,32 @@ class Batch:
     """
 
     tokens: Int32[Array, "*m rows T"]
-    positions: Int32[Array, "*m rows T"]  # what RoPE sees
+    positions: Int32[Array, "*m rows T"]  # position in the sequence, for RoPE
     view: View
     source: Int32[Array, "*m rows P"]  # token whose hidden state predicts the target
     target: Int32[Array, "*m rows P"]
-    sequence: Int32[Array, "*m rows P"]  # the target's; the number of sequences at padding
-    reference_logps: Float32[Array, "*m rows P"]  # zeros where there is no reference
-    old_logps: Float32[Array, "*m rows P"]  # of the policy that sampled, else the reference's
+    sequence: Int32[Array, "*m rows P"]  # index of the target's sequence; their number at padding
+    reference_logps: Float32[Array, "*m rows P"]  # zeros if there is no reference
+    old_logps: Float32[Array, "*m rows P"]  # of the policy that sampled; else the reference's
     sequences: Sequences
     num_examples: Float32[Array, "*m"]  # total item weight of the whole optimizer step
     num_tokens: Float32[Array, "*m"]  # response tokens (targets) of the whole optimizer step
-    # Of losses with a value head, in training; else None.
-    old_values: Float32[Array, "*m rows P"] | None = None  # when the answers were collected
-    noise: UInt32[Array, "*m rows P"] | None = None  # what a token's dropout is drawn from
+    # For training with a value head; else None.
+    old_values: Float32[Array, "*m rows P"] | None = None  # values when the items were collected
+    noise: UInt32[Array, "*m rows P"] | None = None  # random bits for each token's dropout
 
     @property
     def is_response(self) -> Bool[Array, "*m rows P"]:
-        """Which response positions are real; False at padding."""
+        """Whether each response position is real; False at padding."""
         return self.sequence < self.sequences.role.shape[-1]
 
 
 @struct.dataclass
 class TrainState:
-    """What a training run carries from step to step and from round to round.
+    """The state of training that goes from step to step and from round to round.
 
-    `params` is what is trained: a nested dict of arrays, the policy's and, of a loss with a value
-    head, that one's under "value".
+    `params` are the trained params: a nested dict of the policy's arrays, with those of a value
+    head, if the loss has one, under "value".
 
     Example:
       >>> params = {"embed": np.zeros((97, 8), np.float32)}
@@ -356,5 +356,5 @@ class TrainState:
     step: Int32[Array, ""]  # optimizer steps taken
     params: Params
     opt_state: Tree
-    reference: Params | None = None  # the policy of some steps ago, where it is the reference
-    ema: Params | None = None  # the policy's moving average, f32
+    reference: Params | None = None  # the policy of some steps ago, if that is the reference
+    ema: Params | None = None  # moving average of the policy, f32

@@ -1,4 +1,4 @@
-"""Code of the user's own: found by name, and what goes wrong in it said in one message."""
+"""Functions of the user's own: imported by name, with their errors told in one message."""
 
 import contextlib
 import difflib
@@ -18,23 +18,23 @@ from halos_jax.errors import UserError
 
 _FORM = "'package.module:function'"
 _PACKAGE = str(Path(__file__).parent) + os.sep
-# What is installed is not the user's to mend: the last line outside of it is.
+# Users cannot fix installed packages, so errors name the last line outside of these folders.
 _INSTALLED = tuple(
     {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
-_LONGEST = 500  # characters of somebody else's message
+_LONGEST = 500  # most characters to quote of an error message
 
 
 class UserCodeError(UserError, RuntimeError):
-    """A function of the user has raised an error, or would end the program."""
+    """A function of the user raised an error, or tried to end the program."""
 
 
 def import_function(name: str, field: str) -> Callable[..., Any]:
-    """Return the function that "package.module:function" names, for the config's `field`.
+    """Import the function that "package.module:function" names, for the config's `field`.
 
     Raises:
-      ConfigError: where there is no such module or function, with the line of the module at which
-        its import fails; where it can be called in no way that is known.
+      ConfigError: if there is no such module or function, if the import fails (with the line of
+        the module), or if it is not a plain function.
     """
     module_name, _, attribute = name.partition(":")
     is_file = "/" in name or module_name.endswith(".py")
@@ -57,7 +57,7 @@ def import_function(name: str, field: str) -> Callable[..., Any]:
 
 
 def _find_fault(function: object) -> str:
-    """Return what an object is that cannot be called as a function of the user's; else nothing."""
+    """Describe an object that cannot be used as a user's function; return "" if it can."""
     if not callable(function):
         return f"no function but a value of type {type(function).__name__}"
     if inspect.iscoroutinefunction(function):
@@ -75,16 +75,16 @@ def _find_fault(function: object) -> str:
 def explain_errors(
     what: str, where: str = "", *, advice: str = "", error: type[UserError] = UserCodeError
 ) -> Iterator[None]:
-    """Turn what the user's code raises inside the block into one message with its own line.
+    """Turn errors that the user's code raises inside the block into one message with its own line.
 
-    `sys.exit` counts as an error: a program that ends in a function of the user has not done its
-    work. KeyboardInterrupt and UserErrors pass through.
+    `sys.exit` counts as an error, since it would end the run before its work is done.
+    KeyboardInterrupt and UserErrors pass through.
 
     Args:
-      what: the code, "reward.function 'my_rewards:score'".
-      where: what it was called for, "prompt 0ca1, sample 0".
+      what: the code, such as "reward.function 'my_rewards:score'".
+      where: what it was called for, such as "prompt 0ca1, sample 0".
       advice: what the code may do instead.
-      error: the type to raise.
+      error: the type of error to raise.
     """
     try:
         yield
@@ -97,13 +97,13 @@ def explain_errors(
 
 
 def describe_raised(error: BaseException) -> str:
-    """Return "raised ZeroDivisionError: division by zero at my_rewards.py:12" or what it is."""
+    """Describe an error: "raised ZeroDivisionError: division by zero at my_rewards.py:12"."""
     if isinstance(error, SystemExit):
         found = f"called sys.exit({'' if error.code is None else repr(error.code)})"
     else:
         try:
             text = " ".join(str(error).split())
-        except Exception:  # an exception of the user's own may fail at this too
+        except Exception:  # the __str__ of a user's exception may itself fail
             text = "(its message cannot be shown)"
         text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
         found = f"raised {type(error).__name__}{': ' if text else ''}{text}"
@@ -114,13 +114,13 @@ def describe_raised(error: BaseException) -> str:
 
 
 def _find_line(trace: TracebackType | None) -> str:
-    """Return "file:line" of the last frame that is the user's own; of the last where none is."""
+    """Return "file:line" of the user's last frame; of the last frame if none is the user's."""
     frames = [
         frame
         for frame in traceback.extract_tb(trace)
         if frame.filename != __file__ and not frame.filename.startswith("<frozen")
     ]
-    # The first frames are those of whoever called the user's code.
+    # The first frames belong to this package, which called the user's code.
     foreign = [one for one in frames if not one.filename.startswith(_PACKAGE)]
     own = [one for one in foreign if not one.filename.startswith(_INSTALLED)]
     found = own or foreign or frames
@@ -137,7 +137,7 @@ def _import_module(module_name: str, name: str, field: str) -> ModuleType:
         return importlib.import_module(module_name)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a module that ends the program as it is imported, too
+    except BaseException as error:  # also SystemExit, from a module that ends the program
         missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
         if missing and f"{module_name}.".startswith(f"{missing}."):
             shown = ", ".join(folder or "." for folder in sys.path[:2])

@@ -1,4 +1,4 @@
-"""How the two classes of binary feedback weigh against each other."""
+"""The balance between the two classes of binary feedback."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,13 @@ logger = logging.getLogger(__name__)
 
 
 def report_balance(items: Sequence[Item], settings: Mapping[str, Any]) -> None:
-    """Log how many answers are of each class, and better weights where KTO's do not balance them.
+    """Log how many answers each class has, and better weights if KTO's do not balance them.
 
-    Balanced is `w_D n_D / (w_U n_U)` within [1, 4/3] (Ethayarajh et al. 2024, equation 9).
+    The classes are balanced if `w_D n_D / (w_U n_U)` is in [1, 4/3] (Ethayarajh et al. 2024,
+    equation 9).
 
     Args:
-      items: of the kind "unpaired".
+      items: items of the kind "unpaired".
       settings: `config.loss`.
     """
     desirable = sum(item.desirable for item in items)
@@ -29,7 +30,7 @@ def report_balance(items: Sequence[Item], settings: Mapping[str, Any]) -> None:
     if min(weights) <= 0:  # one class is switched off on purpose
         return
     low, high = suggest_weights(desirable, undesirable)
-    # Counts make fractions: a weight on the very limit may miss it in the last bit.
+    # With a tolerance: rounding may put a weight that lies on a limit just outside.
     if low * (1 - 1e-4) <= weights[0] / weights[1] <= high * (1 + 1e-4):
         return
     middle = 1.0 if low <= 1 <= high else (low * high) ** 0.5

@@ -1,4 +1,4 @@
-"""What follows the policy in the train state: a reference some steps behind, a moving average."""
+"""Followers of the policy in the train state: a reference some steps behind, a moving average."""
 
 import dataclasses
 
@@ -10,14 +10,14 @@ from halos_jax.types import Params, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Followers:
-    """What follows the policy in the train state.
+    """Which followers of the policy the train state has.
 
     Attributes:
-      sync_every: 0, or the reference is in the state: the step whose number (from 0) is a multiple
-        of this ends by making it the policy that the step began with. So at every step it is the
-        policy of 1 to `sync_every` steps ago, with 1 always the one before; at the first step it is
-        the policy itself.
-      ema_decay: 0, or after each step the average becomes `decay * it + (1 - decay) * policy`.
+      sync_every: 0: no reference. Else each step whose number (from 0) is a multiple of this sets
+        the reference, at its end, to the policy that it began with. So at every step but the first,
+        where it is the policy itself, the reference is the policy of 1 to `sync_every` steps ago.
+      ema_decay: 0: no average. Else each step ends with
+        `average = ema_decay * average + (1 - ema_decay) * policy`.
     """
 
     sync_every: int = 0
@@ -28,14 +28,14 @@ NO_FOLLOWERS = Followers()
 
 
 def take_policy(params: Params) -> Params:
-    """Return what is trained of the policy alone, without a value head."""
+    """Return the params of the policy alone, without those of a value head."""
     return {name: part for name, part in params.items() if name != "value"}
 
 
 def take_averaged(state: TrainState) -> Params:
-    """Return the params to be evaluated, those of the average where there is one.
+    """Return the params to evaluate: the average, if there is one, in the dtypes of the params.
 
-    In the params' dtypes, with the value head as it is.
+    A value head is not averaged.
     """
     if state.ema is None:
         return state.params
@@ -46,12 +46,12 @@ def take_averaged(state: TrainState) -> Params:
 
 
 def take_exported(state: TrainState) -> Params:
-    """Return the policy to be exported: `take_averaged` without a value head."""
+    """Return the params of the policy to export: `take_averaged` without a value head."""
     return take_policy(take_averaged(state))
 
 
 def move_followers(after: TrainState, before: TrainState, followers: Followers) -> TrainState:
-    """Return the state `after` a step with what follows the policy moved on from `before` it."""
+    """Return the state `after` a step with its followers updated from the state `before` it."""
     if followers.sync_every:
         due = before.step % followers.sync_every == 0
         policy = take_policy(before.params)

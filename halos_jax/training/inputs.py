@@ -1,4 +1,4 @@
-"""What the models say of a batch: the inputs of a loss, and what is known before any step."""
+"""The inputs of a loss: the log-probabilities, values and scores that models give for a batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,10 +19,10 @@ from halos_jax.types import Array, Batch, Params
 def compute_inputs(
     params: Params, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
 ) -> LossInputs:
-    """Return what the model, and where the loss needs them others, say of a microbatch.
+    """Return the inputs of the loss for a microbatch.
 
-    Here and below `params` are what is trained, `frozen` what they are laid over (None: they are
-    the whole model).
+    Here and below, `params` are the trained params and `frozen` the base of the adapter that they
+    are; None: they are the whole model.
     """
     params = attach_adapter(params, frozen)
     if loss.needs == "scores":
@@ -46,7 +46,7 @@ def compute_inputs(
 def compute_step_logps(
     params: Params, frozen: Frozen | None, batch: Batch, config: DecoderConfig
 ) -> Float32[Array, "m rows P"]:
-    """Return the log-probs f32[m, rows, P] of a step's response tokens; they get no gradient."""
+    """Return the log-probs f32[m, rows, P] of a step's response tokens, without gradient."""
     params = jax.lax.stop_gradient(attach_adapter(params, frozen))
     logps: jax.Array = jax.lax.map(lambda one: decoder.compute_logps(params, one, config), batch)
     return logps
@@ -66,8 +66,8 @@ def compile_logps(
 def compile_collect(
     config: DecoderConfig, mesh: Mesh
 ) -> Callable[[Params, Frozen | None, Batch], tuple[jax.Array, jax.Array]]:
-    """Return the jitted function from params with a value head, and a batch, to the log-probs and
-    the values f32[m, rows, P] of its response tokens."""
+    """Return the jitted function from params with a value head and a batch to the log-probs and
+    the values of its response tokens, both f32[m, rows, P]."""
 
     def run(params: Params, frozen: Frozen | None, batch: Batch) -> tuple[jax.Array, jax.Array]:
         attached = attach_adapter(params, frozen)

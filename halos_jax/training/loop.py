@@ -1,4 +1,4 @@
-"""The training loop: a stage of optimizer steps over planned batches, with evaluation."""
+"""The training loop: optimizer steps over planned batches, with evaluations in between."""
 
 import concurrent.futures
 import dataclasses
@@ -29,7 +29,7 @@ from halos_jax.types import Batch, Item, Params, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """The compiled functions of a run and what they were compiled for."""
+    """The compiled functions of a run, and what they were compiled for."""
 
     config: Config
     decoder: DecoderConfig
@@ -42,22 +42,25 @@ class Trainer:
     logps: Callable[[Params, Frozen | None, Batch], jax.Array]
     collect: Callable[[Params, Frozen | None, Batch], tuple[jax.Array, jax.Array]]
     frozen: Frozen | None = None  # the base of an adapter; None: all params are trained
-    # Called between two batches where there is nothing to save; what it raises stops the run.
+    # Called between batches while there is nothing to save; an error that it raises stops the run.
     check: Callable[[], None] = lambda: None
-    watched: range = range(0)  # steps of the run whose `moved_params` are looked at
+    watched: range = range(0)  # steps of the run whose `moved_params` are averaged and judged
     layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Items with their plan of batches and, where the loss has a reference, its log-probs; where it
-    has a value head, what the policy that collected the items said of them."""
+    """Items with their plan of batches.
+
+    `reference_logps` are there if the loss has a reference; `old`, the log-probs and values when
+    the items were collected, if it has a value head.
+    """
 
     items: Sequence[Item]
     plan: Plan
     reference_logps: TokenValues | None = None
     old: Collected | None = None
-    recurring: str = ""  # the name under which layouts are taken over, see `make_dataset`
+    recurring: str = ""  # name under which its layout is reused, see `make_dataset`
 
 
 def make_trainer(
@@ -69,9 +72,9 @@ def make_trainer(
     total_steps: int,
     frozen: Frozen | None = None,
 ) -> Trainer:
-    """Make the trainer of a run of `total_steps` expected optimizer steps.
+    """Make the trainer of a run that is expected to take `total_steps` optimizer steps.
 
-    With `frozen` what is trained, and everywhere called `params`, is the adapter of that base.
+    With `frozen`, the trained params (`params` everywhere) are an adapter on that base.
     """
     schedule = optim.make_schedule(config.optimizer, total_steps)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
@@ -107,7 +110,7 @@ def start_state(trainer: Trainer, params: Params) -> TrainState:
 
 
 def add_value_head(trainer: Trainer, params: Params) -> Params:
-    """Return the policy's `params` with the value head that the run starts with, if it has one."""
+    """Return the policy's `params` with a newly initialised value head, if the loss has one."""
     if not trainer.loss.value:
         return params
     placed = {name: leaf.sharding for name, leaf in trainer.abstract_state.params["value"].items()}
@@ -127,8 +130,9 @@ def make_dataset(
 ) -> Dataset:
     """Plan the batches of `items`; `seed=None` keeps their order (evaluation).
 
-    What comes again, round after round, with other items is `recurring` under a name: it takes
-    over the shapes that `trainer.layouts` has under that name, and leaves its own.
+    A data set that comes again every round, with other items, has a name, `recurring`. It reuses
+    the layout that `trainer.layouts` holds under that name, so that no step is compiled again, and
+    stores its own there.
     """
     train = trainer.config.train
     plan = plan_batches(
@@ -149,8 +153,11 @@ def make_dataset(
 
 
 def needs_reference(loss: Loss, items: Sequence[Item], *, moving: bool = False) -> bool:
-    """Say whether training needs the reference's log-probs, for itself or for the policy that
-    sampled where nothing is known of that. A reference that is `moving` is in the train state."""
+    """Tell whether training needs a pass for the reference's log-probs.
+
+    The loss needs them for its reference, unless that is `moving` (it is in the train state then),
+    or in place of old log-probs, if the items have none.
+    """
     unknown = loss.old and not loss.value and not all(item.old_logps for item in items)
     return (loss.reference and not moving) or unknown
 
@@ -169,9 +176,9 @@ def add_reference(trainer: Trainer, dataset: Dataset, params: Params, *, label: 
 def add_collected(
     trainer: Trainer, dataset: Dataset, params: Params, *, seed: int, label: str
 ) -> Dataset:
-    """Return `dataset` with what the policy and value head `params` say of its items.
+    """Return `dataset` with the log-probs and values of its items under `params`.
 
-    They stay fixed however often the items are passed over. `seed` is that of the dropout.
+    They stay the same in all epochs. `seed` is the seed of the dropout.
     """
     logps, values = _pass_over(
         trainer,
@@ -185,9 +192,9 @@ def add_collected(
 def _pass_over(
     trainer: Trainer, dataset: Dataset, run: Callable[[Batch], tuple[jax.Array, ...]], *, label: str
 ) -> list[TokenValues]:
-    """Return token values of all items, from what `run` gives for a batch: f32[m, rows, P] each."""
+    """Return the token values of all items; `run` gives them for a batch, f32[m, rows, P] each."""
     recurring = f"{dataset.recurring} pass" if dataset.recurring else ""
-    # The order means nothing here, so it is the one that makes the batches equally large.
+    # The order does not matter here, so items are shuffled to make the batches equally large.
     single = make_dataset(trainer, dataset.items, seed=0, recurring=recurring)
     found: list[dict[int, tuple[np.ndarray, ...]]] = []
     bar = make_progress(len(single.plan), label, enabled=trainer.config.progress)
@@ -203,7 +210,7 @@ def _pass_over(
 
 
 def stream_batches(mesh: Mesh, dataset: Dataset, *, start: int = 0) -> Iterator[Batch]:
-    """Yield the batches from step `start` on, built and transferred ahead on a thread."""
+    """Yield the batches from step `start` on; a thread builds and transfers them ahead of time."""
 
     def make(number: int) -> Batch:
         batch = build_batch(
@@ -242,11 +249,11 @@ def run_steps(
     """Train over `dataset` from its step `start` on; return the state after its last step.
 
     Args:
-      held_out: the fixed evaluation set; evaluated before the run's first step, every
-        `train.eval_every` steps and after the last step; with `train.ema_decay` under the average.
-      first_step: optimizer steps taken before this stage, in the whole run.
-      on_step: called after each step with the state and the steps done in this stage; it may
-        save, and it may raise to stop the run.
+      held_out: the evaluation set, evaluated before the run's first step, every `train.eval_every`
+        steps and after the last step; with `train.ema_decay`, on the moving average.
+      first_step: optimizer steps that the run took before this stage.
+      on_step: called after each step with the state and the number of steps done in this stage; it
+        may save, and it may raise an error to stop the run.
     """
     config = trainer.config
     total = len(dataset.plan)
@@ -282,19 +289,20 @@ def run_steps(
 
 
 class _StepClock:
-    """Times steps by what the writer waits for.
+    """Times steps by when the metric writer returns.
 
-    A step is dispatched long before it has run, but the writer reads the metrics of the step
-    before: when it returns, that step is done. So a step's rate is known two steps later.
+    A step is dispatched long before it has run, but the writer waits for the metrics of the step
+    before it: when the writer returns, that step is done. So a step's rate is known two steps
+    later.
     """
 
     def __init__(self) -> None:
         self.rate: dict[str, float] = {}
-        self._finished: float | None = None  # when the step before the last one was done
-        self._examples = 0  # of the last step
+        self._finished: float | None = None  # when the last step but one was done
+        self._examples = 0  # examples in the last step
 
     def tick(self, examples: int) -> None:
-        """Take note that a step of `examples` was written, and so the one before it is done."""
+        """Note that a step of `examples` was handed to the writer: the step before it is done."""
         now = time.perf_counter()
         if self._finished is not None:
             self.rate = {"examples_per_second": self._examples / (now - self._finished)}
@@ -302,7 +310,7 @@ class _StepClock:
 
 
 def evaluate(trainer: Trainer, params: Params, dataset: Dataset) -> dict[str, float]:
-    """Return the metrics of `dataset` under `params`, each over all its examples."""
+    """Return the metrics of `dataset` under `params`, averaged over all its examples."""
     sums = [
         trainer.eval_step(params, trainer.frozen, batch)
         for batch in stream_batches(trainer.mesh, dataset)
@@ -320,6 +328,6 @@ def _rename(name: str, split: str) -> str:
         return f"loss/{split}"
     section, slash, rest = name.partition("/")
     sections = ["rewards", "logps", "loss"]
-    if split == "eval":  # of training these keep HALOs' names
+    if split == "eval":  # in training these keep HALOs' names
         sections += ["clipfrac", "returns", "val"]
     return f"{section}_{split}/{rest}" if slash and section in sections else name

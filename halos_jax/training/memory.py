@@ -1,4 +1,4 @@
-"""What of the forward pass is kept for the backward pass: as much as the device's memory holds."""
+"""Which activations to keep for the backward pass: as many as fit in the device's memory."""
 
 import dataclasses
 import functools
@@ -18,25 +18,26 @@ from halos_jax.types import Batch, TrainState
 
 logger = logging.getLogger(__name__)
 
-# The fastest first. Without any remat a step is slower than with "matmuls": it writes and reads
-# more than it saves. Of each, to form the logits again is the cheapest to give way.
+# The fastest first. "none" is not among them: a step is slower than with "matmuls", since it spends
+# more time on memory traffic than it saves. For each of them, keeping the logits is tried before
+# recomputing them, which costs less than the next one in the list.
 _REMATS: tuple[Remat, ...] = ("matmuls", "gate", "attention", "full")
-_SHARE = 0.94  # of the memory; the rest is for what the allocator cannot use
+_SHARE = 0.94  # share of the memory to plan for; the allocator cannot use all of it
 
 
 def choose_remat(
     config: DecoderConfig, batch: Batch, state: TrainState, mesh: Mesh, *, limit: int
 ) -> DecoderConfig:
-    """Return `config` with "auto" in `remat` and `head_remat` replaced by what fits best.
+    """Return `config` with "auto" in `remat` and `head_remat` replaced by the fastest that fits.
 
-    Decided by shapes and settings alone, so that a resumed run is the same program. Beside the
-    state there is room for one more model of the policy's size: a reward model or a frozen base.
+    The choice depends on shapes and settings alone, so that a resumed run is the same program. It
+    leaves room for one more model of the policy's size: a reward model or a frozen base.
 
     Args:
-      batch: of a step, `[m, rows, ...]`; arrays or tracers.
+      batch: the batch of a step, `[m, rows, ...]`; arrays or tracers.
       state: the abstract state, with shardings.
-      limit: bytes of a device, of `measure_memory`. Where it is 0 (a CPU) logits are formed again
-        and the results of the blocks' large matrix products are kept.
+      limit: bytes of a device, from `measure_memory`. If it is 0 (on a CPU), "auto" is "matmuls"
+        and the logits are recomputed.
     """
     remats = _REMATS if config.remat == "auto" else (config.remat,)
     again = (False, True) if config.head_remat == "auto" else (config.head_remat,)
@@ -51,7 +52,7 @@ def choose_remat(
 
 
 def measure_memory() -> int:
-    """Return the bytes of a device that may be used, the same on every process; 0 if unknown."""
+    """Return the usable bytes of a device, the same number on every process; 0 if unknown."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return sharding.take_from_first(stats.get("bytes_limit", 0) // 2**20) * 2**20
 
@@ -64,8 +65,11 @@ def _count_bytes(
     remat: str,
     head_remat: bool,
 ) -> int:
-    """Return about how many bytes a device needs: what it holds all the time, what the blocks keep,
-    and the larger of what the head and the backward pass of the blocks need at a time."""
+    """Estimate the bytes that a device needs.
+
+    They are the sum of what it holds all the time, of the activations that the blocks keep, and of
+    the temporary memory of either the head or a block's backward pass, whichever needs more.
+    """
 
     def measure(leaf: jax.ShapeDtypeStruct, width: int = 0) -> int:
         shard: tuple[int, ...] = leaf.sharding.shard_shape(leaf.shape)
@@ -76,7 +80,7 @@ def _count_bytes(
     width: int = jnp.dtype(config.compute_dtype).itemsize
     other = count_params(config) * width // (split * mesh.shape["fsdp"])
     held: int = sum(map(measure, jax.tree.leaves(state))) + other
-    if batch.tokens.shape[0] > 1:  # gradients are added up in float32
+    if batch.tokens.shape[0] > 1:  # gradients are accumulated in float32
         held += sum(measure(leaf, 4) for leaf in params)
 
     rows = divide_up(batch.tokens.shape[1], mesh.shape["data"] * mesh.shape["fsdp"])
@@ -93,7 +97,7 @@ def _count_bytes(
         "matmuls": heads + attended + gates + mlp,
         "none": 2 * (heads + attended) + 4 * mlp + 4 * config.d_model,
     }[remat]
-    # Unrolled, the blocks' buffers are laid out one by one, and less tightly.
+    # Unrolled blocks have separate buffers, which are packed less tightly.
     spread = 1.5 if config.unroll_layers else 1
     blocks = spread * config.num_layers * (config.d_model + kept) * tokens * width
     block: int = (4 * config.d_model + 2 * (heads + attended) + 4 * mlp) * tokens * width

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimizers, from the config, through optax."""
+"""The learning-rate schedule and the optimizer of a config, made with optax."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from halos_jax.types import Params, Tree
 
 logger = logging.getLogger(__name__)
 
-# Weights of a layer that Muon orthogonalises: name -> (reduction axes, output axes) of [L, ...].
+# Weights [L, ...] that Muon orthogonalises: name -> (reduction axes, output axes).
 _MUON_AXES = {
     **dict.fromkeys(("q", "k", "v"), ((1,), (2, 3))),
     "o": ((1, 2), (3,)),
@@ -25,12 +25,12 @@ _MUON_AXES = {
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Return the learning rate as a function of optimizer steps taken before.
+    """Return the learning rate as a function of the number of steps taken so far.
 
-    Linear warm-up from `warmup_start * learning_rate`, then constant, or linear or cosine decay to
-    0 at `total_steps`, or "wsd": constant, with a linear decay to 0 over the last
-    `decay_fraction` of the steps (Hu et al. 2024, MiniCPM). The warm-up is a whole number of steps
-    and ends before the last one, so the peak is reached at any length.
+    It warms up linearly from `warmup_start * learning_rate`. Then it is constant, or decays to 0 at
+    `total_steps`, linearly or as a cosine; with "wsd" it is constant and decays linearly to 0 over
+    the last `decay_fraction` of the steps (Hu et al. 2024, MiniCPM). The warm-up is a whole number
+    of steps and ends before the last step, so that even a short run reaches the peak.
     """
     peak = config.learning_rate
     warmup = count_warmup(config, total_steps)
@@ -48,7 +48,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def count_warmup(config: OptimizerConfig, total_steps: int) -> int:
-    """Return the steps of the warm-up of a run of `total_steps`."""
+    """Return how many steps of a run of `total_steps` are warm-up."""
     warmup = config.warmup_steps
     if warmup < 0:
         warmup = round(config.warmup_fraction * total_steps)
@@ -56,9 +56,9 @@ def count_warmup(config: OptimizerConfig, total_steps: int) -> int:
 
 
 def keep_warmup(config: OptimizerConfig, first_steps: int, total_steps: int) -> OptimizerConfig:
-    """Return the optimizer of a run that was started for `first_steps` and now takes more.
+    """Return the optimizer config of a run that was started for `first_steps` and now takes more.
 
-    The warm-up stays what it was at the start; a decay is laid out for the new number of steps.
+    The warm-up stays as it was at the start; a decay follows the new number of steps.
     """
     if first_steps == total_steps:
         return config
@@ -87,10 +87,11 @@ def make_optimizer(
 
     "adamw" (Loshchilov & Hutter 2019), "adafactor" (Shazeer & Stern 2018), "lion" (Chen et al.
     2023), "sgd" (with momentum `beta1`), or "muon" (Jordan et al. 2024; AdamW for embeddings, head
-    and norms). `_choose_decayed` says what decays. Moments have `moments_dtype` whatever the
-    params' dtype: in bfloat16 the second moment would lose updates smaller than 1/256 of itself.
-    The norm that gradients are clipped by is always float32. Those of a value head
-    (`params["value"]`) are clipped by a norm of their own, to `value_max_grad_norm`.
+    and norms). `_choose_decayed` chooses the params with weight decay. Moments have the dtype
+    `moments_dtype`, whatever the dtype of the params: in bfloat16 the second moment would lose
+    updates smaller than 1/256 of itself. Gradient norms are always computed in float32. The
+    gradient of a value head (`params["value"]`) is clipped by its own norm, to
+    `value_max_grad_norm`.
     """
     mask = functools.partial(_choose_decayed, config=config)
     decayed = {"weight_decay": config.weight_decay, "mask": mask}
@@ -100,7 +101,7 @@ def make_optimizer(
     elif config.name == "lion":
         inner = optax.lion(schedule, **betas, **decayed)
     elif config.name == "adafactor":
-        # Its own decay is per step rather than times the learning rate: ours comes before it.
+        # optax's adafactor does not multiply its own decay by the learning rate, so it is not used.
         inner = optax.chain(
             optax.add_decayed_weights(config.weight_decay, mask),
             optax.adafactor(schedule, multiply_by_parameter_scale=False),
@@ -119,7 +120,7 @@ def make_optimizer(
             adam_b2=config.beta2,
             adam_weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=_muon_dimensions,
-            # Updates of AdamW's size, so that the two halves share a learning rate.
+            # Scale Muon's updates to the size of AdamW's, so that both can share a learning rate.
             consistent_rms=0.2,
         )
         inner = _show_decayed(inner, mask)
@@ -153,14 +154,14 @@ def _muon_dimensions(params: Params) -> Tree:
 
 
 def _find_adapter_axes(name: str, ndim: int) -> tuple[tuple[int, ...], ...] | None:
-    """Return the axes of a LoRA matrix, [L, in..., R] or [L, R, out...]; None of anything else."""
+    """Return the axes of a LoRA matrix, [L, in..., R] or [L, R, out...]; None for other params."""
     if name.endswith("_lora_a"):
         return tuple(range(1, ndim - 1)), (ndim - 1,)
     return ((1,), tuple(range(2, ndim))) if name.endswith("_lora_b") else None
 
 
 def _choose_decayed(params: Params, config: OptimizerConfig) -> Tree:
-    """Return which params decay: all but norms (`decay_norms`) and biases (`decay_biases`)."""
+    """Return which params decay: all, but norms only with `decay_norms`, biases `decay_biases`."""
 
     def find(path: tuple[object, ...], _: jax.Array) -> bool:
         name = _names(path)[-1]
@@ -174,13 +175,14 @@ def _choose_decayed(params: Params, config: OptimizerConfig) -> Tree:
 def _show_decayed(
     inner: optax.GradientTransformation, mask: Callable[[Params], Tree]
 ) -> optax.GradientTransformation:
-    """Show `inner`, which reads params only to decay them, zeros in place of what does not decay.
+    """Run `inner` with zeros in place of the params that should not decay.
 
-    Muon's mask does not reach its other half, AdamW.
+    It reads params only for weight decay. This replaces muon's own mask, which does not apply to
+    the params that it hands to AdamW.
     """
 
     def update(updates: Params, state: Tree, params: Params | None = None) -> tuple[Params, Tree]:
-        assert params is not None  # optax hands them to whatever decays
+        assert params is not None  # optax passes them to transformations with weight decay
         shown = jax.tree.map(lambda p, d: p if d else jnp.zeros_like(p), params, mask(params))
         updated: tuple[Params, Tree] = inner.update(updates, state, shown)
         return updated

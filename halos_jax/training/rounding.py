@@ -1,4 +1,4 @@
-"""Weights that stay as they are because the type they are stored in rounds their updates away."""
+"""Warnings about weights whose updates are lost to rounding, because of the dtype they have."""
 
 import logging
 
@@ -13,16 +13,16 @@ from halos_jax.types import Params
 
 logger = logging.getLogger(__name__)
 
-# Below this rate bfloat16 keeps few updates: it rounds away what is less than about 1/256 of a
-# weight, and a step moves a weight by about the rate (not with SGD, whose steps have any size).
+# Below this learning rate bfloat16 loses most updates: it rounds away what is less than about 1/256
+# of a weight, and a step moves a weight by about the learning rate (with SGD, by any amount).
 _COARSE_RATE = 1e-5
 
-_STEPS = 10  # of a run, behind its warm-up, over which the share of moved weights is averaged
-_FEW = 0.1  # the share below which it is said
+_STEPS = 10  # steps after the warm-up over which the share of moved weights is averaged
+_FEW = 0.1  # share below which there is a warning
 
 
 def warn_of_rounding(config: OptimizerConfig, params_dtype: str) -> None:
-    """Say where most updates of a model's weights are too small for `params_dtype` to hold."""
+    """Warn if most updates of the weights are likely to be too small for `params_dtype`."""
     if params_dtype == "bfloat16" and config.name != "sgd" and config.learning_rate < _COARSE_RATE:
         logger.warning(
             "model.params_dtype=bfloat16 with optimizer.learning_rate=%g: a step moves a weight by "
@@ -35,10 +35,11 @@ def warn_of_rounding(config: OptimizerConfig, params_dtype: str) -> None:
 
 
 def measure_moved(before: Params, after: Params, gradient: Params) -> Scalar | None:
-    """Return the share of weights whose stored value is another after a step.
+    """Return the share of weights whose stored value a step has changed.
 
-    Of those narrower than float32 that have a gradient: embeddings of words that do not occur, say,
-    have none. It is 1 where no weight has a gradient, None where all weights are float32.
+    Only weights narrower than float32 count, and only those whose gradient is not zero (that of the
+    embedding of a token that does not occur is). 1 if there are none; None if all weights are
+    float32.
     """
     parts = map(jax.tree.leaves, (before, after, gradient))
     narrow = [part for part in zip(*parts, strict=True) if part[0].dtype.itemsize < 4]
@@ -50,21 +51,21 @@ def measure_moved(before: Params, after: Params, gradient: Params) -> Scalar | N
 
 
 def _count(mask: jax.Array) -> Scalar:
-    # Whole numbers along the first axis: in float32 a long sum of ones would stop at 2^24.
+    # Integers within each entry of the first axis: a float32 sum of ones would stop at 2^24.
     inner = tuple(range(1, mask.ndim))
     return jnp.sum(jnp.sum(mask, axis=inner, dtype=jnp.int32).astype(jnp.float32))
 
 
 def choose_watched(config: OptimizerConfig, total_steps: int) -> range:
-    """Return the first steps (from 1) of a run that are taken at the full rate."""
+    """Return the first steps of a run (numbered from 1) after its warm-up."""
     warmup = count_warmup(config, total_steps)
     return range(warmup + 1, min(warmup + _STEPS, total_steps) + 1)
 
 
 class MovedWatch:
-    """Says once, when the watched steps are done, that they moved few of the weights.
+    """Warns once, when the watched steps are done, if they moved few of the weights.
 
-    A stage that goes on in the middle of them says it of what is left.
+    In a stage that resumes in the middle of them, it judges by those that remain.
     """
 
     def __init__(self, steps: range) -> None:
@@ -73,7 +74,7 @@ class MovedWatch:
         self._is_over = False
 
     def see(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Take note of the step's `moved_params`, without waiting for it."""
+        """Note the step's `moved_params`, without waiting for its value."""
         if step in self._steps and "moved_params" in metrics:
             self._shares.append(metrics["moved_params"])
             self._is_over = step == self._steps[-1]
@@ -81,7 +82,7 @@ class MovedWatch:
             self.finish()
 
     def finish(self) -> None:
-        """Say what there is to say, if the last of the steps has been seen."""
+        """Warn if the last of the watched steps is done and few weights moved."""
         if not (self._is_over and self._shares):
             return
         count, share = len(self._shares), float(np.mean([float(x) for x in self._shares]))

@@ -1,4 +1,4 @@
-"""The train state: how it is made, and its abstract form for compilation and restore."""
+"""The train state: its initial value, and its abstract form for compilation and restoring."""
 
 import math
 from typing import cast
@@ -20,16 +20,16 @@ def make_abstract_state(
     mesh: Mesh,
     followers: Followers = NO_FOLLOWERS,
 ) -> TrainState:
-    """Return the train state as ShapeDtypeStructs with shardings; moments lie as their params.
+    """Return the train state as ShapeDtypeStructs with shardings; moments have their params'.
 
     Args:
-      params: what is trained, as ShapeDtypeStructs with shardings.
+      params: the trained params, as ShapeDtypeStructs with shardings.
     """
     by_path = traverse_util.flatten_dict(params)
 
     def place(path: tuple[object, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        # A moment stands in dicts of the params' keys; a factored one (adafactor) has another
-        # shape, and is small.
+        # A moment is found under the keys of its param. A factored one (adafactor) has another
+        # shape; it is small, so it is replicated.
         names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
         param = by_path.get(names)
         same = param is not None and param.shape == leaf.shape
@@ -54,13 +54,13 @@ def make_abstract_state(
 def init_state(
     params: Params, optimizer: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
-    """Return the state at step 0 around `params`, which it takes over."""
+    """Return the state at step 0 with `params`, whose buffers it takes over."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
 
     def copy(wanted: Params) -> Params:
-        # Copies, since a step takes the state's buffers over, each of them once.
+        # Copies, because a step donates the state's buffers, and none can be donated twice.
         def run(policy: Params) -> Params:
             made: Params = jax.tree.map(
                 lambda x, like: jnp.copy(x.astype(like.dtype)), policy, wanted
@@ -81,5 +81,5 @@ def init_state(
 
 
 def count_bytes(state: Tree) -> int:
-    """Return the size of all arrays of a state, abstract or not, as they stand in a checkpoint."""
+    """Return the bytes of all arrays in a state, abstract or not, as a checkpoint stores them."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))

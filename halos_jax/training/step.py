@@ -25,7 +25,7 @@ from halos_jax.training.memory import choose_remat, measure_memory
 from halos_jax.training.rounding import measure_moved
 from halos_jax.types import Batch, Params, TrainState
 
-# What the compiled step makes of the state, the base of an adapter and a batch.
+# The compiled step: (state, base of an adapter, batch) -> (new state, metrics).
 TrainStep: TypeAlias = Callable[
     [TrainState, Frozen | None, Batch], tuple[TrainState, dict[str, jax.Array]]
 ]
@@ -44,7 +44,7 @@ def batch_loss(
     """Return one microbatch's share of the step's mean loss, and its metric sums.
 
     Args:
-      statistics: the loss's over the whole step; None where this microbatch is the whole step.
+      statistics: those of the loss over the whole step; None if this microbatch is the whole step.
     """
     inputs = compute_inputs(params, frozen, batch, loss, config)
     if statistics is None:
@@ -57,8 +57,8 @@ def measure_step(
 ) -> Statistics:
     """Return the loss's statistics over all microbatches `[m, rows, ...]`; {} if it has none.
 
-    Costs a forward pass without gradient, only for losses whose mean over the step stands inside
-    of a non-linear function: then microbatches cannot be treated one by one.
+    This costs a forward pass without gradient. Only losses with statistics need it: they apply a
+    non-linear function to a mean over the step, so microbatches cannot be treated one by one.
     """
     if loss.statistics is None:
         return {}
@@ -83,8 +83,8 @@ def loss_and_gradient(
 ) -> tuple[Scalar, Params, Sums]:
     """Return the step's mean loss f32[], its gradient, and metric sums, over `[m, rows, ...]`.
 
-    Numerators are added up over the microbatches and denominators are those of the whole step,
-    so the result does not depend on the number of microbatches.
+    Numerators are summed over the microbatches, and denominators are those of the whole step, so
+    the result does not depend on the number of microbatches.
     """
     value_and_grad = jax.value_and_grad(batch_loss, has_aux=True)
     count = batch.tokens.shape[0]
@@ -166,7 +166,7 @@ def compile_train_step(
     mesh: Mesh,
     followers: Followers = NO_FOLLOWERS,
 ) -> TrainStep:
-    """Return the jitted `train_step`; the state's buffers are donated, the frozen ones are not."""
+    """Return the jitted `train_step`, which takes over the state's buffers but not the base's."""
     memory = measure_memory()
 
     def step(
