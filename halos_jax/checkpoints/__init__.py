@@ -1,1 +1,1 @@
-"""Checkpoints of arrays: written by Orbax, verified, kept and pruned."""
+"""Checkpoints of arrays: written by Orbax, verified, and pruned."""

@@ -1,4 +1,4 @@
-"""The arrays of a checkpoint by name: what there is, and how two sets of them differ."""
+"""The arrays of a checkpoint by name, and how two sets of arrays differ."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 
 
 def name_arrays(tree: Any) -> dict[str, Any]:
-    """Map "params/layers/q"-like names to the leaves of `tree`, in its own order."""
+    """Map names like "params/layers/q" to the leaves of `tree`, in the order of the tree."""
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -18,14 +18,14 @@ def name_arrays(tree: Any) -> dict[str, Any]:
 
 
 def describe_array(leaf: Any) -> tuple[tuple[int, ...], str]:
-    """Return the shape and the dtype's name of an array."""
+    """Return the shape of an array and the name of its dtype."""
     return tuple(leaf.shape), str(jax.numpy.dtype(leaf.dtype))
 
 
 def compare_arrays(
     wanted: Mapping[str, Any], found: Mapping[str, Any], wanted_by: str, found_in: str
 ) -> list[str]:
-    """Return a line for each array that is missing, extra, or of another shape or dtype."""
+    """Return a line for each array that is missing, extra, or has another shape or dtype."""
     lines = []
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:

@@ -1,7 +1,7 @@
-"""Checksums of the arrays of a checkpoint, one for each chunk that is stored, on any mesh.
+"""Checksums of a checkpoint's arrays, one per stored chunk, which can be verified on any mesh.
 
-A chunk is what one device holds of an array; it is known by its bounds in the whole array, so that
-it is found again whatever the mesh on which the array is restored:
+A chunk is the part of an array on one device. It is identified by its bounds in the whole array, so
+it can be found again on whatever mesh the array is restored:
 
     {"params/embed": [[[[0, 16], [0, 8]], "xxh64 of the chunk's bytes, row by row"], ...], ...}
 """
@@ -26,9 +26,9 @@ _THREADS = 8
 
 
 def compute(arrays: Mapping[str, jax.Array]) -> dict[str, list[tuple[Bounds, str]]]:
-    """Return the checksums of all chunks of `arrays`; the same on every process, all of which call.
+    """Return the checksums of all chunks of `arrays`, the same on every process. All must call it.
 
-    Each process reads its own devices; what it reads, a save that follows need not read again.
+    Each process reads from its own devices; a save that follows need not read the arrays again.
     """
     arrays = {
         name: one if isinstance(one, jax.Array) else jnp.asarray(one)
@@ -45,7 +45,7 @@ def compute(arrays: Mapping[str, jax.Array]) -> dict[str, list[tuple[Bounds, str
 def _hash_own(
     arrays: Mapping[str, jax.Array], chunks: Sequence[tuple[str, Bounds]]
 ) -> npt.NDArray[np.uint64]:
-    """Return the checksums of those chunks that this process is to read, 0 for the others."""
+    """Return the checksums of the chunks that this process reads, and 0 for the others."""
     for array in arrays.values():
         for shard in _own_shards(array):
             shard.data.copy_to_host_async()
@@ -63,19 +63,20 @@ def _hash_own(
 
 
 def find_wrong(arrays: Mapping[str, jax.Array | np.ndarray], sums: Sums) -> list[str]:
-    """Return the names of those arrays that have a chunk with another checksum than `sums` say.
+    """Return the names of the arrays with a chunk whose checksum differs from that in `sums`.
 
-    The same on every process, all of which call. A chunk is looked at where a device holds it
-    whole; an array that was cut otherwise is brought together first.
+    The result is the same on every process, and all must call this. A chunk is checked on a device
+    that holds all of it. If no device does, the array was sharded differently when it was saved,
+    and is gathered first.
     """
     names = sorted(arrays.keys() & sums.keys())
     wrong, failure = np.zeros([len(names)], np.uint64), None
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         for index, name in enumerate(names):
-            # One array at a time: each is a copy in the host's memory.
+            # One array at a time, since each is copied to the host's memory.
             array, wanted = arrays[name], _to_wanted(sums[name])
             if isinstance(array, jax.Array) and _is_cut_otherwise(array, wanted):
-                array = _bring_together(array)  # which all processes do, whatever has failed
+                array = _bring_together(array)  # on all processes, even after a failure
             try:
                 checks = [
                     (pool.submit(_hash, chunk), expected)
@@ -93,7 +94,7 @@ def find_wrong(arrays: Mapping[str, jax.Array | np.ndarray], sums: Sums) -> list
 
 
 def _to_wanted(sums: Sequence[tuple[Any, str]]) -> dict[Bounds, int]:
-    """Return the chunks of an array with their checksums, from what a record says of them."""
+    """Return the chunks of an array with their checksums, parsed from a checkpoint's record."""
     return {
         tuple((int(start), int(stop)) for start, stop in bounds): int(text, 16)
         for bounds, text in sums
@@ -120,14 +121,14 @@ def _find_holders(array: jax.Array, wanted: Iterable[Bounds]) -> dict[Bounds, An
 
 
 def _is_cut_otherwise(array: jax.Array, wanted: Iterable[Bounds]) -> bool:
-    """Tell whether some chunk lies on no device whole; the same on every process."""
+    """Tell whether no device holds all of some chunk; the same on every process."""
     return None in _find_holders(array, wanted).values()
 
 
 def _own_chunks(
     array: jax.Array | np.ndarray, wanted: Mapping[Bounds, int]
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield (chunk, its checksum) for the chunks that this process is to look at."""
+    """Yield (chunk, expected checksum) for the chunks that this process checks."""
     if isinstance(array, np.ndarray):
         yield from ((_cut(array, bounds), expected) for bounds, expected in wanted.items())
         return
@@ -159,7 +160,7 @@ def _bring_together(array: jax.Array) -> np.ndarray:
 
 
 def _fetch(array: jax.Array) -> np.ndarray:
-    """Return the host's copy of an array, which the array itself does not keep."""
+    """Return a copy of an array on the host, without caching it in the array itself."""
     try:
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
@@ -177,10 +178,10 @@ def _hash(chunk: np.ndarray) -> int:
 
 
 def _add_over_processes(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Add up what the processes have found, each in places of its own."""
+    """Combine the processes' values; each process has filled in different places."""
     if jax.process_count() == 1:
         return values
-    halves = np.ascontiguousarray(values).view(np.uint32)  # jax has no 64 bits
+    halves = np.ascontiguousarray(values).view(np.uint32)  # jax has no 64-bit types here
     gathered = multihost_utils.process_allgather(halves)
     joined: npt.NDArray[np.uint64] = np.bitwise_or.reduce(np.asarray(gathered), axis=0).view(
         np.uint64

@@ -9,15 +9,15 @@ from halos_jax.errors import UserError
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint is missing, incomplete, unreadable or of another structure."""
+    """A checkpoint is missing, incomplete, unreadable or has a different structure."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint is not as it was written; one before it may do."""
+    """A checkpoint is not as it was written; an earlier one may be intact."""
 
 
 def explain_damage(shelf: Shelf, save_id: int, reason: str) -> DamagedError:
-    """Return the error of a checkpoint that is not as it was written, for `reason`."""
+    """Return the error for a checkpoint that is not as it was written; `reason` says why."""
     others = [f"{other:08d}" for other in shelf.ids() if other != save_id]
     left = f"there are others: {', '.join(others)}" if others else "no other one is left"
     return DamagedError(
@@ -27,7 +27,7 @@ def explain_damage(shelf: Shelf, save_id: int, reason: str) -> DamagedError:
 
 
 def explain_mismatch(path: Path, wrong: Sequence[str]) -> CheckpointError:
-    """Return the error of a checkpoint with other arrays than the run, a line of `wrong` each."""
+    """Return the error for a checkpoint with other arrays than the run; `wrong` lists them."""
     listed = "\n".join(f"  - {line}" for line in wrong)
     return CheckpointError(
         f"{path} does not fit this run: {len(wrong)} array(s) differ:\n{listed}\n"
@@ -36,7 +36,7 @@ def explain_mismatch(path: Path, wrong: Sequence[str]) -> CheckpointError:
 
 
 def explain_write(shelf: Shelf, save_id: int, error: Exception, *, size: int) -> CheckpointError:
-    """Return the error of a checkpoint of `size` bytes that could not be written."""
+    """Return the error for a checkpoint of `size` bytes that could not be written."""
     if storage.says_full(error):
         ids = shelf.ids()
         kept = f"checkpoint {ids[-1]:08d}" if ids else "what is done"
@@ -56,5 +56,5 @@ def is_out_of_memory(error: Exception) -> bool:
 def shorten(text: str) -> str:
     """Return a reason on one line of at most 405 characters."""
     text = " ".join(text.split())
-    # The reason stands at the end, behind paths that may be long.
+    # The reason comes last, after paths that may be long.
     return text if len(text) <= 400 else f"{text[:100]} ... {text[-300:]}"

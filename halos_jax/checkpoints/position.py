@@ -1,4 +1,4 @@
-"""Where in its run a checkpoint was taken: the typed form of its `round_state`."""
+"""The position in a run at which a checkpoint was taken: the typed form of its `round_state`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Position:
-    """The place of a checkpoint in its run.
+    """The position of a checkpoint in its run.
 
     Attributes:
-      step: optimizer steps of the whole run.
+      step: optimizer steps since the start of the run.
       round: the round that is or was trained; None for a task that trains once.
       in_stage: whether the training of `round` is still under way.
-      stage_step: optimizer steps taken in the stage that is under way.
-      layouts: the shapes of the batches that the run has compiled, `LayoutMemory.to_record`.
+      stage_step: optimizer steps taken in the current stage.
+      layouts: the batch shapes that the run has compiled; see `LayoutMemory.to_record`.
 
     Example:
       Position(step=96, round=3, in_stage=True, stage_step=32)
@@ -32,7 +32,7 @@ class Position:
         return (self.round or 0) - self.in_stage
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object that stands in the checkpoint."""
+        """Return the JSON object that is stored in the checkpoint."""
         if self.round is None:
             return {"in_stage": False, "stage_step": self.stage_step, "step": self.step}
         inside = {"stage_step": self.stage_step} if self.in_stage else {}
@@ -41,7 +41,7 @@ class Position:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Position":
-        """Read what `to_dict` gave; KeyError where there is no step."""
+        """Read the JSON object that `to_dict` made; KeyError if it has no step."""
         number = record.get("round")
         return cls(
             step=int(record["step"]),

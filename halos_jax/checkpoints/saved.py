@@ -1,11 +1,11 @@
-"""What a checkpoint says of itself: one JSON object beside the arrays, in the same commit.
+"""The record of a checkpoint: one JSON object beside the arrays, in the same commit.
 
-format        2; 1 is of a version without what stands below
-round_state   where in the run it was taken
+format        2; format 1, of an older version, has only the round state
+round_state   the position in the run at which it was taken
 arrays        name -> shape and dtype
 sums          name -> checksums of the stored chunks, see `checksums.py`
-ledger        the chain of the run's ledger when it was taken
-sha256        of all the rest
+ledger        the chain of the run's ledger at that time
+sha256        the hash of all other fields
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from halos_jax.checkpoints.arrays import describe_array
 
 FORMAT = 2
 _READABLE = (1, 2)
-# What `read_record` raises where a record is not as it was written.
+# The errors that `read_record` raises if a record is not as it was written.
 ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -38,14 +38,14 @@ class Saved:
 
 
 def find_record(folder: str | Path, save_id: int) -> Path:
-    """Return the file of a checkpoint with its record."""
+    """Return the file that holds a checkpoint's record."""
     return Path(folder) / f"{save_id:08d}" / "round" / "metadata"
 
 
 def make_record(
     round_state: Mapping[str, Any], arrays: Mapping[str, Any], sums: Mapping[str, Any], ledger: str
 ) -> dict[str, Any]:
-    """Return the JSON object of a checkpoint of `arrays`; TypeError where it is none."""
+    """Return the record for a checkpoint of `arrays`; TypeError if it would not be JSON."""
     record = {
         "format": FORMAT,
         "round_state": dict(round_state),
@@ -59,8 +59,8 @@ def make_record(
 
 
 def read_record(path: Path) -> Saved:
-    """Read the record of a checkpoint; one of `ERRORS` where it is not as it was written."""
-    # Plain JSON, read without Orbax, which would look at the arrays' metadata too.
+    """Read the record of a checkpoint; raise one of `ERRORS` if it is not as it was written."""
+    # Read it as plain JSON rather than with Orbax, which would also read the arrays' metadata.
     record = json.loads(path.read_text(encoding="utf-8"))
     if record["format"] not in _READABLE:
         raise ValueError(f"its format is {record['format']}, this program reads {_READABLE}")

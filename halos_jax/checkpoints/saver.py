@@ -1,4 +1,4 @@
-"""When a run saves while it trains: every so many steps, and where it is asked to stop."""
+"""When a run saves during training: every few steps, and when it is asked to stop."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,10 +15,10 @@ class Saver:
     """Saves the train state in the course of a stage.
 
     Attributes:
-      every: steps between two saves, counted from the start of the stage; 0: none is due.
-      writer: what it holds back is written before a save, so that no state after a non-finite
-        loss is saved.
-      stop: the request to stop; after the save that it causes the run ends.
+      every: steps between two saves, counted from the start of the stage; 0: only a stop saves.
+      writer: it is flushed before a save. That raises if a loss was not finite, so no state after
+        such a loss is saved.
+      stop: tells whether the run was asked to stop; then it saves and ends.
     """
 
     checkpoints: Checkpoints
@@ -29,15 +29,15 @@ class Saver:
     def after_step(
         self, state: TrainState, done: int, total: int, locate: Callable[[], Position]
     ) -> None:
-        """Save after step `done` of `total` if that is due or the run must stop.
+        """Save after step `done` of `total` if a checkpoint is due or the run must stop.
 
         The end of a stage is not saved here.
 
         Args:
-          locate: returns the place of `state` in the run.
+          locate: returns the position of `state` in the run.
 
         Raises:
-          Interrupted: where the run must stop; it is saved by then.
+          Interrupted: after the save, if the run must stop.
         """
         stopping = self.stop.received(done)
         if done < total and (stopping or (self.every and done % self.every == 0)):
@@ -48,5 +48,5 @@ class Saver:
                 self.stop.interrupt(step=locate().step)
 
     def save(self, state: TrainState, position: Position) -> None:
-        """Start to save `state`, which may be donated as soon as this returns."""
+        """Start saving `state`, which may be donated as soon as this returns."""
         self.checkpoints.save(position.step, state, position.to_dict())

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: which there are, which should be, and which go."""
+"""The folder of a run's checkpoints: which exist, which should exist, and which are deleted."""
 
 import contextlib
 import dataclasses
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 _SAVED = re.compile(r"\d{8}")
 _DAMAGED = re.compile(r"\d{8}\.damaged")
-# A killed save, and a killed deletion: the only other names that are ever removed.
+# Leftovers of a killed save or deletion. Only folders with names of these three forms are deleted.
 _LEFTOVER = re.compile(r"\d{8}\.(orbax-checkpoint-tmp.*|deleting)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Shelf:
-    """Checkpoints by their ids; `keep` round-end ones stay. Only with `is_writer` it is changed."""
+    """Checkpoints by id; the newest `keep` round-end ones stay. Changes require `is_writer`."""
 
     folder: Path
     keep: int
@@ -35,7 +35,7 @@ class Shelf:
         return self.folder / f"{save_id:08d}"
 
     def ids(self) -> list[int]:
-        """Return the ids of all checkpoints that are complete, in order."""
+        """Return the ids of all complete checkpoints, in order."""
         paths = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(
             int(path.name)
@@ -44,17 +44,17 @@ class Shelf:
         )
 
     def next_id(self) -> int:
-        """Return an id that no checkpoint has had, whatever has become of it."""
+        """Return an id that no checkpoint has ever had, including those deleted since."""
         return max([*self.ids(), *self._recorded(), 0]) + 1
 
     def missing(self) -> list[int]:
-        """Return the ids of checkpoints that the ledger knows and that are not there, in order."""
+        """Return the ids of checkpoints that are in the ledger but not on disk, in order."""
         there = self.ids()
         known = [one for one in self._recorded() if self.ledger.find(self.path(one)) is not None]
         return [save_id for save_id in known if save_id not in there]
 
     def clear(self) -> None:
-        """Make the folder, and remove what killed processes have left in it."""
+        """Make the folder if it is missing, and delete the leftovers of killed processes."""
         if self.is_writer:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.iterdir():
@@ -62,20 +62,20 @@ class Shelf:
                     _remove(path)
 
     def sync(self, save_id: int) -> None:
-        """Put a checkpoint that is complete on the disk, against loss of power."""
+        """Sync a complete checkpoint to disk, so that it survives a power failure."""
         if self.is_writer:
-            # Orbax syncs the array files, but not the names and the JSON.
+            # Orbax syncs the array files, but neither the folders nor the JSON file.
             sync_tree(self.path(save_id))
             sync_folder(self.folder)
 
     def note(self, save_id: int) -> None:
-        """Record a checkpoint that is complete."""
+        """Record a complete checkpoint in the ledger."""
         if self.ledger.is_writer:
             record = hash_file(saved.find_record(self.folder, save_id))
             self.ledger.note(self.path(save_id), record=record)
 
     def check(self, save_id: int) -> str | None:
-        """Return why a checkpoint is not the one that this run has written, or None."""
+        """Return why a checkpoint is not the one that this run wrote, or None if it is."""
         try:
             found = hash_file(saved.find_record(self.folder, save_id))
             chain = saved.read_record(saved.find_record(self.folder, save_id)).ledger
@@ -89,19 +89,19 @@ class Shelf:
         return None
 
     def set_aside(self, save_id: int) -> None:
-        """Rename a damaged checkpoint; it goes when the next one is complete."""
+        """Rename a damaged checkpoint; it is deleted when the next one is complete."""
         if self.is_writer:
             self.ledger.note_gone(self.path(save_id))
             self.path(save_id).rename(self.folder / f"{save_id:08d}.damaged")
 
     def forget(self, gone: Sequence[int]) -> None:
-        """Say that checkpoints are missing, and expect them no longer."""
+        """Log that checkpoints are missing, and record that they are gone."""
         for save_id in gone:
             logger.warning("%s is missing", self.path(save_id))
             self.ledger.note_gone(self.path(save_id))
 
     def prune(self, verified: int) -> None:
-        """Delete what need not be kept beside a checkpoint that is whole."""
+        """Delete the checkpoints that are not needed now that `verified` has been verified."""
         if not self.is_writer:
             return
         older = [save_id for save_id in self.ids() if save_id < verified]
@@ -111,7 +111,7 @@ class Shelf:
         for save_id in older:
             if save_id not in kept:
                 self.ledger.note_gone(self.path(save_id))
-                # Renamed first: a deletion that is cut short leaves nothing that looks complete.
+                # Rename it first, so that an interrupted deletion leaves nothing that looks whole.
                 doomed = self.path(save_id).rename(self.folder / f"{save_id:08d}.deleting")
                 shutil.rmtree(doomed)
         for path in self.folder.glob("*.damaged"):
@@ -127,11 +127,11 @@ class Shelf:
         try:
             return saved.read_record(saved.find_record(self.folder, save_id)).is_in_stage
         except saved.ERRORS:
-            return False  # unreadable: keep it as long as any round-end checkpoint
+            return False  # unreadable: treat it as a round-end checkpoint
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder into which threads of a save that has failed may still write."""
+    """Delete a folder, even if threads of a failed save still write into it."""
     for _ in range(20):
         with contextlib.suppress(OSError):
             shutil.rmtree(folder)

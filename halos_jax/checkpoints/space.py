@@ -1,4 +1,4 @@
-"""Room on the disk, asked for before the first step and not when a checkpoint is half written."""
+"""Check for room on the disk before the first step, not when a checkpoint is half written."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from halos_jax.types import TrainState
 
 
 def require_room(workdir: Path, state: TrainState, *, is_trained: bool) -> None:
-    """Refuse to go on where the disk of `workdir` has no room for what a run still writes.
+    """Raise an error if the disk of `workdir` has no room for what the run still has to write.
 
-    Until the run is trained that is a checkpoint, beside those that are there; then it is the
-    exported model alone. All processes of the job call this.
+    That is one more checkpoint or, if the run is trained, only the exported model. All processes
+    of the job call this.
 
     Args:
-      state: abstract or not.
+      state: the train state; abstract arrays will do.
 
     Raises:
       WorkdirError: saying how much is free and how much is needed.

@@ -1,13 +1,13 @@
-"""Checkpoints of a run: Orbax, asynchronous, with the round state inside the same commit.
+"""Checkpoints of a run: written asynchronously by Orbax, with the round state in the same commit.
 
 A checkpoint is the folder `SAVE_ID` (8 digits) with two items: `state`, the train state as nested
 dicts of arrays, and `round`, a JSON object with a checksum of each of their chunks (`saved.py`).
 Save ids count saves, not optimizer steps: a round that trains zero steps is saved too, under a
-newer id and the same step. A save is written beside and renamed, so a folder of digits alone is
-complete; the rest is a leftover, removed on opening.
+newer id and the same step. A save is written under a temporary name and then renamed, so a folder
+whose name has only digits is complete; other folders of saves are leftovers, deleted on opening.
 
-Older checkpoints go only when a newer one has been verified. The `keep` newest round-end ones
-stay; one taken inside a stage (`round_state["in_stage"]` true) goes with the next verified one.
+Older checkpoints are deleted only once a newer one has been verified. The `keep` newest round-end
+ones stay; one taken within a stage (`round_state["in_stage"]` true) is deleted after the next.
 """
 
 import functools
@@ -33,33 +33,36 @@ from halos_jax.workdir.ledger import Ledger, no_ledger
 
 logger = logging.getLogger(__name__)
 
-# How long processes wait for each other's part of a save; Orbax's ten minutes are short for a
-# large model on network storage.
+# How long processes wait for each other's part of a save. Orbax's default of ten minutes is too
+# short for a large model on network storage.
 _TIMEOUT_SECONDS = 3600
 
 
-# What all processes of a job raise alike where one of them fails, the worst last.
+# The errors that all processes of a job raise if one of them does, the worst last.
 _KINDS = (DamagedError, CheckpointError, WorkdirError)
 
 
 def open_checkpoints(
     folder: str | Path, *, keep: int, ledger: Ledger | None = None
 ) -> "Checkpoints":
-    """Open `folder` (made where it is missing) and clear what killed processes left in it.
+    """Open `folder`, made if it is missing, and delete the leftovers of killed processes.
 
-    Every process of a job calls this. The caller holds the lock of the workdir, and the ledger in
-    which each checkpoint is recorded.
+    Every process of a job calls this. The caller must hold the lock of the workdir; each checkpoint
+    is recorded in its ledger.
     """
     return Checkpoints(folder, keep=keep, ledger=ledger)
 
 
 def read_checkpoints(folder: str | Path) -> "Checkpoints":
-    """Open the checkpoints of a run, which may be under way, to read them: nothing is changed."""
+    """Open the checkpoints of a run, which may be under way, for reading only."""
     return Checkpoints(folder, keep=1, read_only=True)
 
 
 class Checkpoints:
-    """The checkpoints in one folder; made by `open_checkpoints`. All processes call all methods."""
+    """The checkpoints in one folder; made by `open_checkpoints`.
+
+    Every method must be called on all processes of the job.
+    """
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class Checkpoints:
             ),
             timeout_secs=_TIMEOUT_SECONDS,
         )
-        # Reads without waiting for the other processes, of which one may fail.
+        # This one reads without waiting for the other processes, since one of them may fail.
         self._reader = ocp.PyTreeCheckpointHandler()
         self._next: int = processes.decide_on_first(self._shelf.next_id, *_KINDS)
 
@@ -101,12 +104,12 @@ class Checkpoints:
             added to it.
 
         Raises:
-          CheckpointError: where the write (or the one before) fails, of a full disk say.
+          CheckpointError: if this save or the previous one fails, for example on a full disk.
         """
         self.finish()
         arrays = name_arrays(state)
         round_state = {**round_state, "step": int(step)}
-        # Here, and not in Orbax's thread, fails what is no JSON.
+        # A round state that is not JSON must fail here, not in Orbax's thread.
         record = saved.make_record(round_state, arrays, {}, self._ledger.head)
         sums = checksums.compute(arrays)
         record = saved.make_record(round_state, arrays, sums, self._ledger.head)
@@ -127,7 +130,7 @@ class Checkpoints:
         """Wait for the save under way, verify it, and only then delete what it replaces.
 
         Raises:
-          CheckpointError: where the save failed or cannot be read back; nothing is deleted then.
+          CheckpointError: if the save failed or cannot be read back; then nothing is deleted.
         """
         if self._pending is None:
             return
@@ -143,8 +146,8 @@ class Checkpoints:
     def verify(self, save_id: int) -> None:
         """Check that a checkpoint is complete and readable.
 
-        Its round state must parse, its arrays must be those (names, shapes, dtypes) that were
-        handed to `save`, and its smallest array is read back through the store's index.
+        Its round state must parse, its arrays must have the names, shapes and dtypes of those
+        passed to `save`, and its smallest array is read back through the store's index.
 
         Raises:
           CheckpointError: saying what is wrong.
@@ -177,7 +180,7 @@ class Checkpoints:
         return ids[-1] if ids else None
 
     def find(self, save_id: int | None = None) -> int:
-        """Return `save_id`, or the newest; CheckpointError, listing what there is, without it."""
+        """Return `save_id` (default: the newest); CheckpointError if there is no such one."""
         ids = self._list_ids()
         if save_id is None and ids:
             return ids[-1]
@@ -189,10 +192,10 @@ class Checkpoints:
         return save_id
 
     def read_round_state(self, save_id: int | None = None) -> dict[str, Any]:
-        """Return the round state of a checkpoint (default: the newest whose record is whole).
+        """Return the round state of a checkpoint (default: the newest with an intact record).
 
         Raises:
-          CheckpointError: where there is no such checkpoint or it is unreadable.
+          CheckpointError: if there is no such checkpoint, or it is unreadable.
         """
         if save_id is None:
             save_id = processes.decide_on_first(self._find_newest_whole, *_KINDS)
@@ -205,12 +208,12 @@ class Checkpoints:
         """Return `(state, round_state)` of a checkpoint (default: the newest).
 
         Args:
-          abstract_state: the state's structure with `jax.ShapeDtypeStruct` leaves that carry
-            shardings, of any mesh: that of the save need not be the same. Arrays will do.
+          abstract_state: the state's structure, with leaves that are arrays or
+            `jax.ShapeDtypeStruct` with a sharding. The mesh may differ from that of the save.
 
         Raises:
-          CheckpointError: where the checkpoint is missing or unreadable (an older one is never
-            taken instead without being asked for) or has other arrays than `abstract_state`.
+          CheckpointError: if the checkpoint is missing or unreadable, or has other arrays than
+            `abstract_state`. An older checkpoint is never restored in its place.
         """
         save_id = self.find(save_id)
         self.verify(save_id)
@@ -228,7 +231,9 @@ class Checkpoints:
         return self._restore_matching(save_id, abstract_params, prefix="params/")
 
     def restore_policy(self, abstract_params: Any, save_id: int | None = None) -> Any:
-        """Return what is exported of a checkpoint: its average, else the params; no value head.
+        """Return the weights that are exported: the average if there is one, else the params.
+
+        They are without the value head.
 
         Raises:
           CheckpointError: as `restore`.
@@ -243,13 +248,14 @@ class Checkpoints:
         return jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), average, abstract_params)
 
     def restore_newest(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Return `(state, round_state)` of the newest checkpoint that is whole; None without one.
+        """Return `(state, round_state)` of the newest intact checkpoint, or None if there is none.
 
-        Newer ones that are damaged or gone are said; the former are set aside, and go when the next
-        checkpoint is complete. All arrays are read, and so all their checksums checked.
+        Newer checkpoints that are damaged or missing are logged. Damaged ones are renamed, and
+        deleted when the next checkpoint is complete. All arrays are read and their checksums
+        verified.
 
         Raises:
-          CheckpointError: where there was a checkpoint and none is whole, or as `restore`.
+          CheckpointError: if there were checkpoints but none is intact; or as `restore`.
         """
         gone, ids = processes.decide_on_first(
             lambda: [self._shelf.missing(), self._shelf.ids()], *_KINDS
@@ -288,7 +294,7 @@ class Checkpoints:
         return chosen
 
     def _list_ids(self) -> list[int]:
-        """Return the ids of all checkpoints, as the first process sees them."""
+        """Return the ids of all checkpoints, as process 0 sees them."""
         return list(processes.decide_on_first(self._shelf.ids, *_KINDS))
 
     def _find_newest_whole(self) -> int | None:
@@ -306,8 +312,8 @@ class Checkpoints:
         gone: Sequence[int] = (),
         damaged: Mapping[int, DamagedError] | None = None,
     ) -> None:
-        """Record a checkpoint that is whole, and let go of those that it stands for."""
-        self._shelf.note(save_id)  # where a process was killed between its end and its line, too
+        """Record an intact checkpoint, and drop those that it replaces."""
+        self._shelf.note(save_id)  # a killed process may have left it without a ledger line
         self._shelf.prune(save_id)
         self._shelf.forget(gone)
         for other, error in (damaged or {}).items():
@@ -352,11 +358,11 @@ class Checkpoints:
 
         arrays, sums = processes.run_on_all(read, *_KINDS)
         self._refuse_changed(save_id, arrays, sums)
-        # The names decide which array goes where, not the order in which Orbax returns them.
+        # Match arrays by name, not by the order in which Orbax returns them.
         return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
 
     def _read_arrays(self, save_id: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Read the named arrays, each placed as its template (numpy: on the host)."""
+        """Read the named arrays, each with the sharding of its template (numpy: on the host)."""
 
         def target(leaf: Any) -> ocp.RestoreArgs:
             if isinstance(leaf, np.ndarray):

@@ -1,1 +1,1 @@
-"""The command line: presets, overrides and what is said of them."""
+"""The command line: presets, overrides, help and error messages."""

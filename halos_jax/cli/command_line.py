@@ -1,4 +1,4 @@
-"""What a command line may hold besides `--config` and `--config.field=value`, explained."""
+"""Error messages for arguments other than `--config` and `--config.field=value`."""
 
 import difflib
 from collections.abc import Container, Iterable, Sequence
@@ -6,8 +6,8 @@ from collections.abc import Container, Iterable, Sequence
 from halos_jax.config import Config, ConfigError, schema
 from halos_jax.config.aliases import find_alias
 
-# Paths of HALOs' own, where the last part of the name does not say which field is meant; "" is what
-# needs no field here.
+# HALOs' config paths whose last part does not tell which field here is meant; "" stands for a path
+# that needs no field here.
 _HALOS = {
     "loss": "loss.name",
     "model": "model.path",
@@ -24,9 +24,9 @@ _DASHES = "\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"
 def take_check(
     argv: Sequence[str], overrides: Sequence[tuple[str, str | None]]
 ) -> tuple[list[str], list[tuple[str, str | None]]]:
-    """Return arguments and overrides with absl's own `--only_check_args` as `mode=check`.
+    """Return arguments and overrides with absl's flag `--only_check_args` as `mode=check`.
 
-    The flag library would look at the flags alone, and find nothing wrong with any config.
+    absl itself would check only the flags, and so accept any config.
     """
     flag = "--only_check_args"
     rest = [one for one in argv if one not in (flag, f"{flag}=true", flag[1:])]
@@ -35,11 +35,11 @@ def take_check(
 
 
 def refuse_arguments(arguments: Sequence[str], flags: Container[str]) -> None:
-    """Raise ConfigError for what is no flag of the program, with the form that it has here.
+    """Raise ConfigError for arguments that are not flags, and suggest what to write instead.
 
     Args:
-      arguments: those behind the program's name, without `--config.field=value`.
-      flags: the names of the flags that there are.
+      arguments: those after the program's name, without `--config.field=value`.
+      flags: the names of all known flags.
     """
     lines, others = [], []
     remaining = list(arguments)
@@ -98,7 +98,7 @@ def _explain_others(arguments: Sequence[str]) -> str:
 
 
 def find_field(name: str) -> str:
-    """Return the field that is meant by a name of somebody else's, or of a flag; "" if unknown."""
+    """Return the field that a flag, or another library's name, probably means; "" if unknown."""
     name = name.removeprefix("configs.").removeprefix("config.").replace("-", "_")
     known = list(schema.leaf_types(Config))
     free = [f"{section}." for section in schema.free_sections(Config)]

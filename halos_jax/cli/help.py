@@ -1,4 +1,4 @@
-"""What `--help` shows: the program on one screen or, with a preset, every field of its config."""
+"""The text of `--help`: the program on one screen or, with a preset, every config field."""
 
 import ast
 import textwrap
@@ -16,7 +16,7 @@ _WIDTH = 100
 
 
 def takes_help(arguments: Sequence[str]) -> bool:
-    """Tell whether the arguments of a command line ask for help."""
+    """Tell whether the command line asks for help."""
     return any(one.startswith("-") and one.lstrip("-") in _FLAGS for one in arguments)
 
 
@@ -24,11 +24,11 @@ def make_help(arguments: Sequence[str], overrides: Sequence[tuple[str, str | Non
     """Return the help that a command line asks for.
 
     Args:
-      arguments: those behind the program's name, without `--config.field=value`.
-      overrides: the latter, as `overrides.split_overrides` gives them.
+      arguments: those after the program's name, without `--config.field=value`.
+      overrides: the `--config.field=value` arguments, from `overrides.split_overrides`.
 
     Raises:
-      ConfigError: where the preset cannot be read, or an override is wrong.
+      ConfigError: if the preset cannot be read, or an override is wrong.
     """
     name = ""
     for argument, behind in zip(arguments, [*arguments[1:], ""], strict=True):
@@ -45,7 +45,7 @@ def make_help(arguments: Sequence[str], overrides: Sequence[tuple[str, str | Non
 
 
 def describe_program(folder: Path = FOLDER) -> str:
-    """Return the help of a command line without a preset: one screen."""
+    """Return the help for a command line without a preset: one screen."""
     presets = {name: read_summary(folder / f"{name}.py") for name in list_presets(folder)}
     return "\n".join(
         [
@@ -64,7 +64,7 @@ def describe_program(folder: Path = FOLDER) -> str:
 
 
 def describe_fields(preset: Mapping[str, Any]) -> str:
-    """Return the help of a command line with a preset: every field, what it allows and says."""
+    """Return the help for a command line with a preset: each field, its values and its meaning."""
     values = dict(schema.flatten(preset))
     lines = ["Fields are set as --config.FIELD=VALUE; 'here' is the value that this preset gives."]
     for one in docs.list_docs(Config):
@@ -81,7 +81,7 @@ def describe_fields(preset: Mapping[str, Any]) -> str:
 
 
 def read_summary(file: Path) -> str:
-    """Return the first line of a Python file's docstring, without running it; "" if none."""
+    """Return the first line of a Python file's docstring ("" if none), without running the file."""
     try:
         text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, SyntaxError):

@@ -1,4 +1,4 @@
-"""What the program says on the console: plain lines on the standard output."""
+"""Logging to the console: plain lines on standard output."""
 
 import logging
 import sys
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def start_logging() -> None:
-    """Log to the console in plain lines; of the libraries only what is worth a warning."""
+    """Log to the console in plain lines; from libraries, only warnings and errors."""
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(kind)s%(message)s",
         datefmt="%H:%M:%S",
         stream=sys.stdout,
-        force=True,  # absl has put its own handler there
+        force=True,  # replace absl's handler
     )
     logging.getLogger().handlers[0].addFilter(_mark_record)
     for noisy in ("absl", "orbax", "jax", "httpx", "httpx2", "datasets"):
@@ -21,9 +21,9 @@ def start_logging() -> None:
 
 
 def _mark_record(record: logging.LogRecord) -> bool:
-    """Give a warning its name; leave out what threads of the storage library say of a failure.
+    """Mark warnings as such; drop the storage library's own messages about failed saves.
 
-    The failure itself is raised where the save is waited for.
+    The failure itself is raised when the run waits for the save.
     """
     record.kind = "warning: " if record.levelno >= logging.WARNING else ""
     text = record.getMessage()
@@ -32,7 +32,7 @@ def _mark_record(record: logging.LogRecord) -> bool:
 
 
 def _print_unraisable(unraisable: Any) -> None:
-    # When a checkpoint cannot be written, the storage library's threads call an event loop that is
-    # closed by then, dozens of times.
+    # When a checkpoint cannot be written, the storage library's threads raise this error dozens of
+    # times.
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

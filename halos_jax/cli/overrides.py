@@ -1,4 +1,4 @@
-"""The command line's `--config.field=value` arguments, parsed by the schema's types."""
+"""Parse the command line's `--config.field=value` arguments by the types of the schema."""
 
 import os
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str | N
     """Take the `--config.path=value` and `--config.path value` arguments out of `argv`.
 
     They are parsed here rather than by the flag library so that a typo is reported together
-    with all other errors. A value that is missing comes as None.
+    with all other errors. A missing value is returned as None.
     """
     rest: list[str] = []
     overrides: list[tuple[str, str | None]] = []
@@ -27,7 +27,7 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str | N
                 argument = f"{name}={os.path.expanduser(given)}"
             rest.append(argument)
             continue
-        if not equals:  # a negative number has one dash, the next flag two
+        if not equals:  # one dash: a negative number; two: the next flag
             is_missing = not remaining or remaining[0].startswith("--")
             value = None if is_missing else remaining.pop(0)
         overrides.append((name.lstrip("-").removeprefix("config."), value))
@@ -35,7 +35,7 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str | N
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) -> list[str]:
-    """Set `path -> value` (text is parsed by the schema's type) in `config`; return the errors."""
+    """Set each path in `config` to its value, with text parsed by its type; return the errors."""
     errors, leaves, free = [], schema.leaf_types(Config), schema.free_sections(Config)
     for path, value in overrides:
         annotation = leaves.get(path)

@@ -15,10 +15,10 @@ _ALLOWED = "a Python file with a function get_config() that returns a ConfigDict
 
 
 def load_preset(given: str) -> ConfigDict:
-    """Return the configuration of a preset, "FILE.py" or "FILE.py:ARGUMENT" of its function.
+    """Return the config of a preset: "FILE.py", or "FILE.py:ARGUMENT" to pass an argument to it.
 
     Raises:
-      ConfigError: where there is no such file, or it fails, with its line.
+      ConfigError: if there is no such file, or it raises an error; the message names the line.
     """
     file, colon, argument = given.partition(":")
     path = Path(file).expanduser()
@@ -33,7 +33,7 @@ def load_preset(given: str) -> ConfigDict:
         config = module.get_config(*([argument] if colon else []))
     except (KeyboardInterrupt, UserError):
         raise
-    except BaseException as error:  # a preset that ends the program, too
+    except BaseException as error:  # also if the preset calls sys.exit
         raise ConfigError(
             f"--config: got {given!r}, which cannot be read as a preset ({describe_raised(error)});"
             f" allowed: {_ALLOWED}"
@@ -53,7 +53,7 @@ def list_presets(folder: Path = FOLDER) -> list[str]:
 
 
 def explain_absent() -> str:
-    """Return the message of a command line without a preset."""
+    """Return the error message for a command line without a preset."""
     return (
         f"--config: got nothing, allowed: {_ALLOWED}; presets here: {', '.join(list_presets())}; "
         "such as --config=configs/quickstart.py"

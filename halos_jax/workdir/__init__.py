@@ -1,1 +1,1 @@
-"""What lasts of a run: its files, their hashes, its manifests and the signals that stop it."""
+"""What a run keeps on disk: files, hashes and manifests; and the signals that stop it."""

@@ -1,10 +1,10 @@
-"""What of the config has changed since a run was started: refused, or said and written down.
+"""Changes to the config of a resumed run: each is refused, or reported and recorded.
 
-    workdir/config.json    the config of the last start; under "segments" what has changed before,
-                           each with the place in the run from which on it holds
+    workdir/config.json    the config of the last start; "segments" lists earlier changes, each
+                           with the place in the run where it took effect
 
-A change counts when it is recorded, which is when the run knows where it stands. Until then the
-file holds the config from before, so a process that dies in between leaves nothing half done.
+A change takes effect when it is recorded, once the run knows where it resumes. Until then the file
+holds the previous config, so a process that dies in between leaves nothing half done.
 """
 
 import dataclasses
@@ -44,15 +44,15 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """The configs that a run was started with.
+    """The configs that a run was started with, now and before.
 
     Attributes:
-      config: that of this start. A place that is spelled otherwise than before, and is the same,
-        has its old spelling: records that name it stay alike.
-      changes: what differs from the start before, and is not recorded yet.
-      segments: what was recorded, oldest first: {"changed": {path: [old, new]}, and where it took
-        effect: "round" and "step"}; with "exported" where there was more to do, which says whether
-        that is done.
+      config: the config of this start. A path that is spelled differently but leads to the same
+        place keeps its old spelling, so that records that contain it stay the same.
+      changes: what differs from the last start and is not recorded yet.
+      segments: the recorded changes, oldest first. Each has "changed", {path: [old, new]}, and the
+        "round" and "step" where it took effect. If it gave the run more to do, "exported" tells
+        whether that is done.
     """
 
     config: Config
@@ -60,18 +60,18 @@ class History:
     segments: tuple[Mapping[str, Any], ...] = ()
 
     def pick(self, *wanted: roles.Role) -> list[Change]:
-        """Return the changes whose fields have one of the roles in this task."""
+        """Return the changes to fields whose role in this task is one of `wanted`."""
         return [one for one in self.changes if one.mark.role_in(self.config.task) in wanted]
 
     @property
     def has_more(self) -> bool:
-        """Whether a run that was complete has been given more to do, and has not done it yet."""
+        """Whether the run has been extended (more prompts, more epochs) and has not done it yet."""
         return bool(_pick_more(self)) or not all(
             segment.get("exported", True) for segment in self.segments
         )
 
     def list_values(self, path: str) -> list[Any]:
-        """Return the values that a field has had, that of the first start first."""
+        """Return all values that a field has had, starting with that of the first start."""
         values = [one["changed"][path] for one in self.segments if path in one["changed"]]
         values += [[one.old, one.new] for one in self.changes if one.path == path]
         if not values:
@@ -79,7 +79,7 @@ class History:
         return [values[0][0], *(new for _, new in values)]
 
     def value_in(self, path: str, round: int) -> Any:
-        """Return the value of a field for a round that is complete or the last one begun."""
+        """Return the value of a field for `round`, which must have begun."""
         found = self.list_values(path)[0]
         for segment in self.segments:
             if path in segment["changed"] and segment["round"] <= round:
@@ -88,10 +88,10 @@ class History:
 
 
 def read_history(workdir: Path, config: Config) -> History:
-    """Return what `config.json` in `workdir` says of the starts before; the file must be there.
+    """Return the history in the `config.json` of `workdir`, which must exist.
 
     Raises:
-      WorkdirError: where it is not what a run writes.
+      WorkdirError: if no run wrote that file.
     """
     recorded = read_plain(workdir / FILE)
     if not is_run(recorded):
@@ -126,17 +126,17 @@ def read_plain(path: Path) -> dict[str, Any]:
 
 
 def is_run(plain: Mapping[str, Any]) -> bool:
-    """Tell whether a config.json is that of a run and not, say, of a model."""
+    """Tell whether a config.json belongs to a run rather than, say, to a model."""
     return {"task", "workdir"} <= plain.keys()
 
 
 def drop_segments(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's config.json without what it says of the starts before."""
+    """Return a run's config.json without the segments."""
     return {name: value for name, value in plain.items() if name != _SEGMENTS}
 
 
 def write_history(workdir: Path, history: History, *, note: Note | None = None) -> None:
-    """Replace config.json by the config of this start and the recorded segments."""
+    """Write the config of this start and the recorded segments to config.json."""
     plain = config_lib.to_dict(history.config)
     if history.segments:
         plain[_SEGMENTS] = list(history.segments)
@@ -146,7 +146,7 @@ def write_history(workdir: Path, history: History, *, note: Note | None = None) 
 def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """List the fields in which two plain configs differ, by path.
 
-    A field that a run of an older version does not have had its default.
+    A field that a config of an older version lacks counts as having had its default.
     """
     before, after = (dict(schema.flatten(schema.drop_shared(Config, one))) for one in (old, new))
     fixed = schema.leaf_types(Config)
@@ -162,7 +162,7 @@ def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]
 
 
 def refuse_changes(workdir: Path, history: History) -> None:
-    """Raise a WorkdirError that lists every change that is not allowed, if there is one."""
+    """Raise a WorkdirError that lists all changes that are not allowed, if there are any."""
     lines = []
     for one in history.changes:
         role = one.mark.role_in(history.config.task)
@@ -180,7 +180,7 @@ def refuse_changes(workdir: Path, history: History) -> None:
 
 
 def describe_allowed(task: str) -> str:
-    """Return which fields may change when a run of `task` is carried on."""
+    """Return a line with the fields that may change when a run of `task` is resumed."""
     growing = [
         path
         for path in roles.list_fields(Config, "growing")
@@ -201,7 +201,7 @@ def describe_allowed(task: str) -> str:
 
 
 def describe_changes(history: History) -> list[str]:
-    """Return a line for people for each change that holds from here on."""
+    """Return a line for the log for each change that takes effect now."""
     lines = []
     for one in history.changes:
         role = one.mark.role_in(history.config.task)
@@ -221,10 +221,10 @@ def describe_changes(history: History) -> list[str]:
 
 
 def describe_kept(history: History, shards: Sequence[Path]) -> str:
-    """Return a line about parts of stages that were made before the changes of this start.
+    """Return a line about shards that were made before the changes of this start and are kept.
 
-    They are kept, and what is still to be made follows the changes. Empty where nothing that they
-    depend on has changed, or where their size has: then who reads them says what becomes of them.
+    The line is "" if nothing that shards depend on has changed. It is "" too if their size has
+    changed: then their reader reports which of them are made again.
     """
     changed = [one.path for one in history.pick("execution")]
     if not (changed and shards) or "sampling.shard_prompts" in changed:
@@ -235,9 +235,9 @@ def describe_kept(history: History, shards: Sequence[Path]) -> str:
 
 
 def list_segments(workdir: Path, round: int) -> tuple[dict[str, Any], ...]:
-    """Return the segments that hold for a round that is under way, or a task, as recorded.
+    """Return the recorded segments that belong to a round that is under way, or to a task.
 
-    One that began when only the evaluation of the round was left bears the number of the next.
+    A segment that began when only the round's evaluation was left has the next round's number.
     """
     if not (workdir / FILE).exists():
         return ()
@@ -250,10 +250,10 @@ def list_segments(workdir: Path, round: int) -> tuple[dict[str, Any], ...]:
 
 
 def record_changes(history: History, grown: Mapping[str, Any], **where: Any) -> History:
-    """Return the history with the changes that matter as a new segment that begins at `where`.
+    """Return the history with a new segment at `where` for the changes that affect results.
 
     Args:
-      grown: what has grown besides the config, as path -> [before, after].
+      grown: what else has grown, such as the data, as path -> [before, after].
     """
     matter = history.pick("execution", "tuning", "growing")
     if not (matter or grown):
@@ -265,7 +265,7 @@ def record_changes(history: History, grown: Mapping[str, Any], **where: Any) -> 
 
 
 def close_segments(history: History) -> History:
-    """Return the history of a run that has done all that there is to do."""
+    """Return the history with every extension of the run marked as done."""
     segments = [
         segment | {"exported": True} if "exported" in segment else segment
         for segment in map(dict, history.segments)
@@ -278,18 +278,18 @@ def _pick_more(history: History) -> list[Change]:
 
 
 def _adds(change: Change, history: History) -> bool:
-    """Tell whether a growing field gives more to do to a run that is complete."""
-    # The rounds of an online run that are trained stay as they are.
+    """Tell whether the growth of a field gives a complete run more to do."""
+    # More epochs of an online run do not: rounds that are trained stay as they are.
     return (history.config.task, change.path) != ("online", "train.epochs")
 
 
 def _draws_by_place(config: Config) -> bool:
-    """Tell whether a step depends on where in a batch an example stands."""
+    """Tell whether a step depends on the position of an example in its batch."""
     return bool((config.lora.rank or config.lora.path) and config.lora.dropout)
 
 
 def _is_known(workdir: Path, path: str) -> bool:
-    """Tell whether the run knows what a place held, by which `inputs.py` judges another one."""
+    """Tell whether inputs.json has fingerprints for a path, to compare another place with."""
     try:
         return bool(json.loads((workdir / INPUTS).read_text(encoding="utf-8")).get(path))
     except (OSError, ValueError, AttributeError):
@@ -306,7 +306,7 @@ def _has_grown(change: Change) -> bool:
 
 
 def is_same_place(old: Any, new: Any, kind: roles.Place) -> bool:
-    """Tell whether two places are one, however they are spelled: links, ~, relative, a slash."""
+    """Tell whether two paths lead to one place, despite links, ~, relative parts or a slash."""
     if not kind or not (isinstance(old, str) and isinstance(new, str)) or not (old and new):
         return False
     pairs = [
@@ -317,7 +317,7 @@ def is_same_place(old: Any, new: Any, kind: roles.Place) -> bool:
 
 
 def _shorten(paths: Sequence[str]) -> list[str]:
-    """Return paths with "SECTION.*" for all fields of a section, where all are there."""
+    """Return the paths, with "SECTION.*" for each section of which all fields are listed."""
     sections: dict[str, int] = {}
     for path in schema.leaf_types(Config):
         section = path.rpartition(".")[0]

@@ -1,10 +1,10 @@
-"""Fingerprints of files: whole for small ones, of fixed blocks for large ones.
+"""Fingerprints of files: of all bytes for small files, of fixed blocks for large ones.
 
     {"size": 812, "whole": "xxh128 of all bytes"}
     {"size": 4976698672, "blocks": "xxh128 of the header and of 64 blocks"}
 
-A fingerprint is of the content alone: neither the time nor the name of a file is in it. That of the
-first bytes of a file that has grown is that of the file before.
+A fingerprint depends on the content alone, not on a file's time or name. If a file has only been
+appended to, its first bytes still have the fingerprint of the old file.
 """
 
 import concurrent.futures
@@ -15,11 +15,11 @@ from typing import Any, BinaryIO, Literal, TypeVar
 
 import xxhash
 
-# What is read of a file that is too large to be read whole at every start.
+# How many blocks are read, and of which size, if a file is too large to read whole at every start.
 BLOCKS, BLOCK_BYTES = 64, 1 << 16
 # A safetensors file begins with the length of its header, 8 bytes, and the header.
 _LONGEST_HEADER = 1 << 24
-_READERS = 16  # reads under way at one time: of a network file system most of one is waiting
+_READERS = 16  # concurrent reads: on a network file system most of a read is waiting
 _CHUNK = 1 << 22
 
 Print = Mapping[str, Any]
@@ -33,7 +33,7 @@ def fingerprint(path: Path, *, whole_limit: int, stop: int | None = None) -> dic
 
     Args:
       whole_limit: the size in bytes up to which a file is read whole.
-      stop: take the file as if it ended after so many bytes.
+      stop: treat the file as if it ended after this many bytes.
     """
     size = os.stat(path).st_size if stop is None else stop
     with open(path, "rb") as stream:
@@ -48,7 +48,7 @@ def fingerprint_all(
     """Return the fingerprints of several files, in their order.
 
     Args:
-      total_limit: how many bytes to read whole of all files together; the smallest come first.
+      total_limit: how many bytes of files to read whole in all, beginning with the smallest files.
     """
     paths = list(paths)
     sizes = [os.stat(path).st_size for path in paths]
@@ -65,9 +65,9 @@ def fingerprint_all(
 
 
 def compare(path: Path, known: Print) -> Verdict:
-    """Return what has become of a file since its fingerprint was taken.
+    """Compare a file with the fingerprint `known`.
 
-    "grown" is a file that begins with all that it held then.
+    The verdict is "grown" if the file is longer but begins with its old content.
     """
     if not path.is_file():
         return "missing"
@@ -83,12 +83,12 @@ def compare(path: Path, known: Print) -> Verdict:
 
 
 def compare_all(pairs: Sequence[tuple[Path, Print]]) -> list[Verdict]:
-    """Return `compare` of several files and their fingerprints, in their order."""
+    """Compare several files with their fingerprints; return the verdicts in the same order."""
     return _map(lambda both: compare(*both), pairs)
 
 
 def hash_all(paths: Sequence[Path]) -> list[str]:
-    """Return the xxh128 of all bytes of several files, however many, in their order."""
+    """Return the xxh128 of all bytes of each file, in order, however large the files are."""
 
     def hash_one(path: Path) -> str:
         with open(path, "rb") as stream:

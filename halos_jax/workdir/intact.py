@@ -1,4 +1,4 @@
-"""Check that a workdir is as its run has left it, before anything of it is read again."""
+"""Check that a workdir is as its run left it, before any of its files are read again."""
 
 import hashlib
 import json
@@ -15,18 +15,18 @@ from halos_jax.workdir.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
-# Lines for people: a run can go on without them.
+# Files of lines for people; a run can go on without them.
 REPORTS = ("metrics.jsonl", "timings.jsonl")
 MANIFEST = "manifest.json"
-INPUTS = "inputs.json"  # what the run was started with, see `inputs.py`
+INPUTS = "inputs.json"  # fingerprints of the run's inputs, see `inputs.py`
 PROMPTS = "prompts.json"  # the order of the prompts, see `order.py`
 FINAL = "final"  # the export at the end of a run
-# The first version of manifests whose run has a ledger.
+# The first version of the manifest format in which runs have a ledger.
 LEDGER_VERSION = 2
 
 
 def open_workdir(workdir: Path, ledger: Ledger, *, remade: Collection[str] = ()) -> None:
-    """Check the workdir of a run that goes on, or take it over from a version without ledgers."""
+    """Check the workdir of a resumed run, or adopt one from a version without ledgers."""
     if ledger.is_empty:
         adopt_workdir(workdir, ledger)
     else:
@@ -34,24 +34,25 @@ def open_workdir(workdir: Path, ledger: Ledger, *, remade: Collection[str] = ())
 
 
 def check_workdir(workdir: Path, ledger: Ledger, *, remade: Collection[str] = ()) -> None:
-    """Check every file and folder that the ledger knows, but not what manifests name.
+    """Check every file and folder in the ledger; files that manifests name are checked elsewhere.
 
-    What a process that was killed has announced and not done is taken back, and what it has added
-    to a report since it last saved is cut off. Shards that are not as they were written are
-    removed, to be made again, and that is said; so is a missing report or exported model.
+    After a killed process, a last ledger line that was written but not acted on is undone, and
+    lines that were added to a report since the last save are cut off. Shards that are not as they
+    were written are deleted, to be made again. A warning is logged for each of these, and for a
+    missing report or exported model.
 
     Args:
-      remade: folders that are left to who makes them again.
+      remade: folders that the task makes again if they are damaged; they are not refused.
 
     Raises:
-      WorkdirError: listing every file that is missing, changed, or not the run's.
+      WorkdirError: listing every file that is missing, changed, or not from this run.
     """
     wrong = []
     for name, entry in list(ledger.entries.items()):
         if _is_shard(name) or _is_checkpoint(name):
             continue
         if name in remade and (workdir / name).exists():
-            ledger.undo(name)  # else what stood there, and is whole, would be taken for damaged
+            ledger.undo(name)  # if it was never replaced, the old folder is whole
             continue
         problem = ledgers.check_entry(workdir, name, entry)
         if problem is None or ledger.undo(name) or name in remade:
@@ -76,10 +77,10 @@ def check_workdir(workdir: Path, ledger: Ledger, *, remade: Collection[str] = ()
 
 
 def adopt_workdir(workdir: Path, ledger: Ledger) -> None:
-    """Take the files of a run that was begun before there were ledgers as they are, and say so.
+    """Accept the files of a run from a version without ledgers as they are, and log that.
 
     Raises:
-      WorkdirError: where the run had a ledger, so that it was taken away.
+      WorkdirError: if the run did have a ledger, which is now missing.
     """
     if _had_ledger(workdir):
         raise WorkdirError(
@@ -105,13 +106,13 @@ def adopt_workdir(workdir: Path, ledger: Ledger) -> None:
 
 
 def find_manifests(workdir: Path) -> list[Path]:
-    """Return the manifests in a workdir: those of its rounds, or that of a task."""
+    """Return the manifests in a workdir: one per round, or that of a standalone task."""
     found = [workdir / MANIFEST, *sorted(workdir.glob(f"rounds/*/{MANIFEST}"))]
     return [path for path in found if path.exists()]
 
 
 def list_shards(workdir: Path) -> list[Path]:
-    """Return the finished parts of stages under way, in order."""
+    """Return the finished shards of stages that are under way, in order."""
     found = [*workdir.glob("*.jsonl"), *workdir.glob("rounds/*/*.jsonl")]
     return [path for path in sorted(found) if _is_shard(path.name)]
 
@@ -136,11 +137,11 @@ def _is_shard(name: str) -> bool:
 
 
 def _is_checkpoint(name: str) -> bool:
-    return name.startswith("checkpoints/")  # checked by those that read them
+    return name.startswith("checkpoints/")  # checked when they are read
 
 
 def _had_ledger(workdir: Path) -> bool:
-    """Tell whether something in the workdir was written by a run with a ledger."""
+    """Tell whether anything in the workdir was written by a run with a ledger."""
     for path in find_manifests(workdir):
         version = _read_field(path, "version")
         if isinstance(version, int) and version >= LEDGER_VERSION:
@@ -150,7 +151,7 @@ def _had_ledger(workdir: Path) -> bool:
 
 
 def _read_field(path: Path, name: str) -> Any:
-    # What cannot be read is for those to report that need it.
+    # If a file cannot be read, the code that needs it will report that.
     try:
         return json.loads(path.read_bytes())[name]
     except (OSError, ValueError, KeyError, TypeError):
@@ -173,11 +174,11 @@ def _changed(workdir: Path, wrong: list[str]) -> WorkdirError:
 def is_complete(workdir: Path, ledger: Ledger) -> bool:
     """Tell whether the run in `workdir` has nothing left to do.
 
-    That is so where its export is as it was written. Where it is not, that is said, and the run
+    That is the case if its export is as it was written. A damaged export is logged, and the run
     makes it again from its last checkpoint.
 
     Raises:
-      WorkdirError: where something else stands in the place of the export.
+      WorkdirError: if something else is in the place of the export.
     """
     folder = workdir / FINAL
     entry = ledger.find(folder)
@@ -186,7 +187,7 @@ def is_complete(workdir: Path, ledger: Ledger) -> bool:
             raise WorkdirError(
                 f"workdir: {folder} is not of this run, which puts its export there; move it away"
             )
-        return folder.is_dir()  # of a run from before ledgers
+        return folder.is_dir()  # a run from before there were ledgers
     wrong = find_damage(folder, ledger)
     for line in wrong:
         logger.warning("%s: %s", workdir, line)
@@ -194,7 +195,7 @@ def is_complete(workdir: Path, ledger: Ledger) -> bool:
 
 
 def find_damage(folder: Path, ledger: Ledger) -> list[str]:
-    """Return what is not as it was written of an export that the ledger knows."""
+    """Return a line for each file of an export that is not as the ledger says."""
     entry = ledger.find(folder)
     if entry is None:
         return []

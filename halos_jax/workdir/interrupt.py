@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP and Ctrl-C: finish the step, save, and exit with a code of its own."""
+"""SIGTERM, SIGHUP and Ctrl-C: finish the step, save, and exit with a special code."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from halos_jax.errors import UserError
 
 # EX_TEMPFAIL of sysexits.h: run the same command again.
 EXIT_CODE = 75
-# As a shell says that Ctrl-C has ended a program.
+# The exit code by which shells report that Ctrl-C ended a program.
 ABORTED = 130
 
 _NAMES = {
@@ -33,14 +33,14 @@ class Interrupted(UserError, RuntimeError):
     exit_code = EXIT_CODE
 
 
-# Takes the signal's number and the frame that was interrupted.
+# Its arguments: the signal's number, and the frame that was interrupted.
 Handler = Callable[..., None]
 
 
 class StopSignal:
-    """Remembers that a signal to stop came; made by `catch_signals`.
+    """Remembers whether a signal to stop has arrived; made by `catch_signals`.
 
-    `place` says for people where the run is: "round 1, stage train".
+    `place` tells people where in the run it stops: "round 1, stage train".
     """
 
     def __init__(self) -> None:
@@ -48,29 +48,30 @@ class StopSignal:
         self._signal: int | None = None
 
     def handle(self, number: int = signal.SIGTERM, *_: object) -> None:
-        """Take note of a signal; the first one is what the run is stopped by."""
+        """Record a signal; messages name the first one as the reason for the stop."""
         if self._signal is None:
             self._signal = number
 
     def received(self, step: int) -> bool:
-        """Tell whether to stop after `step`, the same on every process of the job."""
+        """Tell whether to stop after `step`; the answer is the same on all processes of the job."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._signal is not None
 
     def check(self) -> None:
-        """Stop here, at a point with nothing to save, if this process is alone and was asked to.
+        """Stop at a point with nothing to save, if a signal came and this is the only process.
 
-        Processes of one job must stop at the same place, which only a training step offers.
+        The processes of a larger job must all stop at the same place, and can agree on one only at
+        a training step.
 
         Raises:
-          Interrupted: where a signal came.
+          Interrupted: if a signal came.
         """
         if jax.process_count() == 1 and self._signal is not None:
             self.interrupt()
 
     def interrupt(self, step: int | None = None) -> None:
-        """Stop here, where all is saved, after `step`.
+        """Stop after `step`, when everything is saved.
 
         Raises:
           Interrupted: always.
@@ -86,10 +87,10 @@ class StopSignal:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[StopSignal]:
-    """Catch SIGTERM, SIGHUP and Ctrl-C inside the block; after it all is as it was before.
+    """Catch SIGTERM, SIGHUP and Ctrl-C inside the block, and restore their handlers after it.
 
-    A second Ctrl-C ends the process at once, in the middle of a compilation too, with exit code
-    130. A signal that was ignored before (SIGHUP by `nohup`) stays so.
+    A second Ctrl-C ends the process at once with exit code 130, even in the middle of a
+    compilation. A signal that was ignored before (SIGHUP under `nohup`) is still ignored.
     """
     stop = StopSignal()
     alone = jax.process_count() == 1
@@ -103,7 +104,7 @@ def catch_signals() -> Iterator[StopSignal]:
         signal.SIGINT: handle,
         signal.SIGHUP: _outlive_terminal(handle),
     }
-    if alone:  # else jax.distributed's preemption service listens for it, on all processes at once
+    if alone:  # otherwise jax.distributed's preemption service handles it for all processes
         handlers[signal.SIGTERM] = handle
     before = {number: signal.getsignal(number) for number in handlers}
     caught = [number for number in handlers if before[number] is not signal.SIG_IGN]
@@ -118,7 +119,7 @@ def catch_signals() -> Iterator[StopSignal]:
 
 
 def _outlive_terminal(handle: Handler) -> Handler:
-    """Return a handler of SIGHUP after which the output goes nowhere: its terminal is gone."""
+    """Return a handler of SIGHUP that also discards all further output: the terminal is gone."""
     terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def outlive(number: int, *frame: object) -> None:
@@ -132,7 +133,7 @@ def _outlive_terminal(handle: Handler) -> Handler:
 
 
 class _Lenient:
-    """An output stream whose terminal may vanish: what cannot be written then is dropped."""
+    """An output stream that drops what it cannot write because its terminal has vanished."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -152,8 +153,8 @@ class _Lenient:
 
 @contextlib.contextmanager
 def _survive_lost_terminal() -> Iterator[None]:
-    # Writing to a closed terminal fails at once, which may be before the handler of its SIGHUP has
-    # run: a line of progress must not end a run that is about to be saved.
+    # Writing to a closed terminal fails, possibly before the handler of its SIGHUP has run: a line
+    # of progress must not end a run that is about to be saved.
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
         cast(TextIO, _Lenient(stream)) if stream and stream.isatty() else stream
@@ -167,7 +168,7 @@ def _survive_lost_terminal() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watch_keyboard(*, enabled: bool) -> Iterator[None]:
-    """Answer Ctrl-C on a thread: a handler in Python waits until a compilation is over."""
+    """Answer Ctrl-C on a thread: a Python signal handler would wait for a compilation to end."""
     if not enabled:
         yield
         return

@@ -1,17 +1,19 @@
-"""What a run has written into its workdir: a line of `ledger.jsonl` before each file.
+"""A record of all that a run writes into its workdir: a line in `ledger.jsonl` before each file.
 
     {"path": "rounds/0001/manifest.json", "size": 812, "sha256": "...", "chain": "..."}
     {"path": "metrics.jsonl", "prefix": 4096, "sha256": "...", ...}   the start of a file that grows
     {"path": "final", "files": {"config.json": {...}}, ...}           a folder
     {"path": "checkpoints/00000004", "record": "...", ...}            a checkpoint, by its record
-    {"path": "rounds/0003/manifest.json", "gone": true, ...}          taken away
+    {"path": "rounds/0003/manifest.json", "gone": true, ...}          deleted
 
-A line is synced before the file takes its name. So a file is what the last line about it says or,
-where a process was killed between the two, and then this line is the ledger's last, what the line
-before says. A file that is neither was changed by somebody else. `chain` is a hash of the line and
-of the chain before it, by which a line that is changed, left out, doubled or moved is seen. Lines
-that are missing at the end are seen by the files that they speak of, and by the checkpoints, which
-keep the chain as it stood when they were saved.
+A line is synced to disk before the file gets its final name. So a file matches the last line about
+it. There is one exception: if a process was killed between the two, then that line is the last of
+the ledger and the file matches the line before it. A file that matches neither was changed by
+somebody else.
+
+`chain` is a hash of the line and of the previous line's chain, so a line that is changed, removed,
+repeated or moved is detected. Lines missing at the end are detected through the files that they
+describe, and through checkpoints, which store the chain at the time of the save.
 """
 
 import dataclasses
@@ -36,59 +38,59 @@ Entry = Mapping[str, Any]
 class Ledger:
     """The lines of a workdir's ledger; made by `open_ledger`, `read_ledger` and `no_ledger`.
 
-    `entries` holds the last line of each path, relative to the workdir where it is inside of it.
+    `entries` maps each path to the last line about it. Paths in the workdir are relative to it.
     """
 
     workdir: Path
     is_writer: bool = False
     entries: dict[str, Entry] = dataclasses.field(default_factory=dict)
     chains: dict[str, None] = dataclasses.field(default_factory=dict)  # in order
-    _before: tuple[str, Entry | None] | None = None  # path of the last line, and its line before
+    _before: tuple[str, Entry | None] | None = None  # the last line's path, and its previous line
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is recorded: the run is new, or older than ledgers are."""
+        """Whether nothing is recorded: the run is new, or from a version without ledgers."""
         return not self.chains
 
     @property
     def head(self) -> str:
-        """The chain of the last line, by which a checkpoint knows what was written before it."""
+        """The chain of the last line; a checkpoint stores it as proof of what came before."""
         return next(reversed(self.chains), "")
 
     def name(self, path: str | Path) -> str:
-        """Return the name of a path in here."""
+        """Return the name of a path in the ledger."""
         path, workdir = Path(path).absolute(), self.workdir.absolute()
         return path.relative_to(workdir).as_posix() if path.is_relative_to(workdir) else str(path)
 
     def find(self, path: str | Path) -> Entry | None:
-        """Return what is recorded of a path that should be there, or None."""
+        """Return the entry of a path that should exist, or None."""
         entry = self.entries.get(self.name(path))
         return None if entry is None or entry.get("gone") else entry
 
     def note_file(self, path: Path, size: int, sha256: str) -> None:
-        """Record a file that is about to take its name (a `storage.Note`)."""
+        """Record a file that is about to get its final name (a `storage.Note`)."""
         self.note(path, size=size, sha256=sha256)
 
     def note_prefix(self, path: Path, size: int, sha256: str) -> None:
-        """Record the first `size` bytes of a file that grows, which are on disk."""
+        """Record the first `size` bytes of a growing file; they must be on disk already."""
         self.note(path, prefix=size, sha256=sha256)
 
     def note_tree(self, path: Path, made_at: Path) -> None:
-        """Record a folder that is about to take its name, whose files stand in `made_at`."""
+        """Record a folder that is about to get its final name; its files are still in `made_at`."""
         if self.is_writer:
             self.note(path, files=trees.describe_tree(made_at))
 
     def note_gone(self, path: Path) -> None:
-        """Record that a path is about to be taken away."""
+        """Record that a path is about to be deleted."""
         if self.find(path) is not None:
             self.note(path, gone=True)
 
     def note(self, path: str | Path, **entry: Any) -> None:
-        """Append a line and sync it; it is left out where it says what is known already."""
+        """Append a line and sync it, unless it would repeat the path's last line."""
         name = self.name(path)
         if not self.is_writer or self.entries.get(name) == entry:
             return
-        before = {} if self.chains else {"run": secrets.token_hex(8)}  # no two runs have one chain
+        before = {} if self.chains else {"run": secrets.token_hex(8)}  # so chains differ
         line = {"path": name, **before, **entry}
         chain = _chain(self.head, line)
         data = json.dumps(line | {"chain": chain}, ensure_ascii=False).encode() + b"\n"
@@ -97,7 +99,7 @@ class Ledger:
         self._take(name, entry, chain)
 
     def undo(self, path: str) -> bool:
-        """Take back the last line, if it is of `path` and what it says has not happened."""
+        """Undo the last line, if it is about `path` and was not acted on; tell whether it was."""
         if self._before is None or self._before[0] != path:
             return False
         before = self._before[1]
@@ -105,7 +107,7 @@ class Ledger:
         if problem or (before is None and (self.workdir / path).exists()):
             return False
         if check_entry(self.workdir, path, self.entries[path]) is None:
-            return False  # both lines fit: it has happened
+            return False  # the file matches both lines: the last one was acted on
         self.note(self.workdir / path, **(before or {"gone": True}))
         return True
 
@@ -115,21 +117,21 @@ class Ledger:
 
 
 def no_ledger(workdir: str | Path = ".") -> Ledger:
-    """Return a ledger in which nothing is written."""
+    """Return a ledger that records nothing."""
     return Ledger(Path(workdir))
 
 
 def read_ledger(workdir: str | Path) -> Ledger:
-    """Read the ledger of a run that may be under way; empty where there is none.
+    """Read the ledger of a run that may be under way; it is empty if there is no file.
 
     Raises:
-      WorkdirError: where a line is not as a run has written it.
+      WorkdirError: if a line is not as the run wrote it.
     """
     return _read(Path(workdir), is_writer=False)
 
 
 def open_ledger(workdir: str | Path) -> Ledger:
-    """Open the ledger of a run to go on with it, as `read_ledger`; a torn last line is cut off."""
+    """Open the ledger of a run to write to it; see `read_ledger`. A torn last line is cut off."""
     ledger = _read(Path(workdir), is_writer=True)
     path = ledger.workdir / FILE
     data = path.read_bytes() if path.exists() else b""
@@ -140,11 +142,11 @@ def open_ledger(workdir: str | Path) -> Ledger:
 
 
 def check_entry(workdir: Path, name: str, entry: Entry) -> str | None:
-    """Return what is wrong with a file or folder, or None where it is as `entry` says."""
+    """Return what is wrong with a file or folder, or None if it matches `entry`."""
     path = workdir / name
     if entry.get("gone"):
         return f"{name} is there again" if path.exists() else None
-    if "record" in entry:  # a checkpoint, which is checked by those that read it
+    if "record" in entry:  # a checkpoint, whose content is checked when it is read
         return None if path.is_dir() else f"{name} is missing"
     if "files" in entry:
         return "; ".join(trees.find_wrong(path, entry["files"])) or None

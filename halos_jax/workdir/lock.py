@@ -1,4 +1,4 @@
-"""The lock of a workdir: one job at a time, and it goes with the process, however that ends."""
+"""The lock of a workdir: one job at a time; however its process ends, the lock is released."""
 
 import fcntl
 import logging
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 def lock_workdir(workdir: Path) -> int:
-    """Return the descriptor that holds the lock of a workdir, until it is closed.
+    """Lock a workdir; return a file descriptor that holds the lock until it is closed.
 
     Raises:
-      WorkdirError: where another job holds it; the message names the process.
+      WorkdirError: if another job holds the lock; the message names its process.
     """
-    # The file stays when the job ends: deleting it would let two jobs lock two different files.
+    # Keep the file when the job ends: otherwise two jobs could lock two different files.
     lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

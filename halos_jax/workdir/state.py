@@ -1,13 +1,14 @@
-"""A run as a state machine on disk: the workdir, its lock, and one manifest a round.
+"""A run as a state machine on disk: the workdir, its lock, and a manifest per round.
 
-    workdir/config.json                       what the run computes; a resume must agree with it
+    workdir/config.json                       the run's configuration; a resume must agree with it
     workdir/.lock                             held while a job runs
-    workdir/ledger.jsonl                      what else was written, each file by its hash
+    workdir/ledger.jsonl                      the hash of every other file
     workdir/rounds/0003/samples.jsonl ...     the output of each stage
     workdir/rounds/0003/manifest.json         the stages that are done, and the files' hashes
 
-A stage writes its files beside (`NAME.partial`), syncs and renames them, and then replaces the
-manifest: a stage that the manifest does not name has not happened. Only process 0 of a job writes.
+A stage writes each file under a temporary name (`NAME.partial`), syncs and renames it, and then
+replaces the manifest. A stage that the manifest does not name counts as not done. Only process 0 of
+a job writes.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 STAGES = TASKS["online"].stages
 VERSION = 2
-_READABLE = (1, 2)  # 1: of a run without a ledger, otherwise the same
+_READABLE = (1, 2)  # 1: the run has no ledger; otherwise the same as 2
 
 
 class ManifestError(UserError, ValueError):
@@ -42,7 +43,7 @@ class ManifestError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileRecord:
-    """Identity of a stage's output file: hex SHA-256 of its bytes, number of records."""
+    """The identity of a stage's output file: hex SHA-256 of its bytes, number of records."""
 
     sha256: str
     count: int
@@ -50,14 +51,15 @@ class FileRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is known of one round; `stages` are those done, in order.
+    """The record of one round.
 
-    `start` and `stop` are the round's range of the fixed prompt order and `prompts` is the hash of
-    the prompts in it (in round 0: of the held-out ones), `policy` and `reference` say which models
-    sampled and anchored it, `metrics` are counts and means for people, `layouts` the shapes of the
-    reward model's batches (`LayoutMemory.to_record`) when the last of the stages was done.
-    `segments` are those of config.json that began in this round: what of the config, of the devices
-    and of the data has changed in it, and from which step on.
+    `stages` are those that are done, in order. `start` and `stop` are the round's range of the
+    fixed prompt order, and `prompts` is the hash of the prompts in it (in round 0, of the held-out
+    prompts). `policy` and `reference` name the model that was sampled from and the reference.
+    `metrics` are counts and means for people. `layouts` holds the shapes of the reward model's
+    batches (`LayoutMemory.to_record`) at the end of the last stage. `segments` are those of
+    config.json that began in this round: what changed in the config, the devices or the data, and
+    from which step on.
     """
 
     round: int
@@ -77,14 +79,14 @@ class Manifest:
 
     @property
     def next_stage(self) -> str | None:
-        """The first stage that is not done, or None where the round is complete."""
+        """The first stage that is not done, or None if the round is complete."""
         stages = stages_of(self.round, self.task)
         return stages[len(self.stages)] if len(self.stages) < len(stages) else None
 
 
 @dataclasses.dataclass(slots=True)
 class RunInfo:
-    """An open run. The lock goes with `close()` or with the process, however that ends."""
+    """An open run. Its lock is released by `close()` or when the process ends, however it ends."""
 
     workdir: Path
     is_resumed: bool
@@ -95,7 +97,7 @@ class RunInfo:
 
     @property
     def config(self) -> config_lib.Config:
-        """The config to run with: that of this start, see `History`."""
+        """The config to run with: that of this start; see `History`."""
         return self.history.config
 
     def close(self) -> None:
@@ -111,14 +113,13 @@ class RunInfo:
 def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool = True) -> RunInfo:
     """Create or resume the run in `workdir`, and lock it against other jobs.
 
-    Every process of a job calls this, process 0 with `is_writer` (and before the others where the
-    workdir may be new). The caller keeps the result: closing it releases the lock. A run that has
-    left nothing yet, because it died of its config say, does not hold on to that.
+    Every process of a job calls this, process 0 with `is_writer` (and first, if the workdir may be
+    new). The caller must keep the result, since closing it releases the lock. If the run has not
+    produced anything yet (it failed because of its config, say), any config is accepted.
 
     Raises:
-      WorkdirError: where the folder cannot be written, another job uses it, `config` differs
-        from the one the run was started with in a field that may not change, or a file is not as
-        the run has left it.
+      WorkdirError: if the folder cannot be written, another job uses it, `config` differs from that
+        of the run in a field that may not change, or a file is not as the run left it.
     """
     workdir = Path(workdir)
     path = workdir / "config.json"
@@ -140,7 +141,7 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
             elif is_writer:
                 intact.check_workdir(workdir, ledger)
                 is_resumed = False
-                ledger.note_gone(workdir / intact.PROMPTS)  # of other prompts, or another seed
+                ledger.note_gone(workdir / intact.PROMPTS)  # its prompts or seed may differ
                 (workdir / intact.PROMPTS).unlink(missing_ok=True)
                 changes.write_history(workdir, history, note=ledger.note_file)
     except BaseException:
@@ -151,7 +152,7 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
 
 
 def refuse_other(config: config_lib.Config) -> None:
-    """Raise WorkdirError where `config.workdir` holds a run that may not go on with `config`."""
+    """Raise WorkdirError if `config.workdir` holds a run that may not be resumed with `config`."""
     workdir = Path(config.workdir)
     if (workdir / changes.FILE).exists() and not _is_untouched(workdir):
         changes.refuse_changes(workdir, changes.read_history(workdir, config))
@@ -161,7 +162,7 @@ def join_run(config: config_lib.Config) -> RunInfo:
     """Open the run of `config.workdir` on every process of the job, on process 0 first.
 
     Raises:
-      WorkdirError: as `open_run`; on the other processes an OtherProcessError.
+      WorkdirError: as `open_run`; the other processes raise an OtherProcessError.
     """
     info = processes.run_on_first(lambda: open_run(config.workdir, config))
 
@@ -172,18 +173,18 @@ def join_run(config: config_lib.Config) -> RunInfo:
 
 
 def _find_remade(task: Task) -> tuple[str, ...]:
-    """Return the folders of a workdir that a task makes again where they are damaged."""
+    """Return the folders of a workdir that a task makes again if they are damaged."""
     return TASKS[task].remakes
 
 
 def begin_segment(info: RunInfo, *, grown: Mapping[str, Any] | None = None, **where: Any) -> None:
-    """Write down, and say, what of the config has changed since the start before.
+    """Record and log what has changed in the config since the last start.
 
     Every process of the job calls this, once it knows `where` in the run the changes take effect:
-    the `round`, the `step`. From then on they are the run's config. `grown` is what has grown
-    besides the config, as path -> [before, after].
+    the `round` and the `step`. From then on they are part of the run's config. `grown` is what else
+    has grown, such as the data, as path -> [before, after].
     """
-    sharding.wait_for_all("begin a segment")  # all have read the config from before
+    sharding.wait_for_all("begin a segment")  # all must have read the previous config
     for line in changes.describe_changes(info.history):
         logger.info("%s", line)
     kept = changes.describe_kept(info.history, intact.list_shards(info.workdir))
@@ -193,12 +194,12 @@ def begin_segment(info: RunInfo, *, grown: Mapping[str, Any] | None = None, **wh
 
 
 def is_complete(info: RunInfo) -> bool:
-    """Tell whether the run has exported its result and was given no more to do since."""
+    """Tell whether the run has exported its result and has not been extended since."""
     return not info.history.has_more and intact.is_complete(info.workdir, info.ledger)
 
 
 def end_segments(info: RunInfo) -> None:
-    """Write down that all that the run was given to do is done, and exported."""
+    """Record that the run, with all its extensions, is done and exported."""
     _replace_history(info, changes.close_segments(info.history))
 
 
@@ -216,7 +217,7 @@ def round_folder(workdir: str | Path, round: int) -> Path:
 
 
 def _is_untouched(workdir: Path) -> bool:
-    """Tell whether a run has left nothing but its config: no file of a stage, no checkpoint."""
+    """Tell whether a run has written only its config: no file of a stage, no checkpoint."""
     ours = (
         "config.json",
         ".lock",
@@ -234,16 +235,16 @@ def _is_untouched(workdir: Path) -> bool:
 
 
 def stages_of(round: int, task: str = "online") -> tuple[str, ...]:
-    """Return the stages of `round`, or of a task that stands alone, in order."""
+    """Return the stages of `round`, or of a standalone task, in order."""
     spec = next((spec for name, spec in TASKS.items() if name == task), TASKS["online"])
     return spec.stages if round or not spec.first_stages else spec.first_stages
 
 
 def load_manifest(folder: str | Path) -> Manifest | None:
-    """Read the manifest of a round's folder; None where no stage of the round is done.
+    """Read the manifest in a round's folder; None if no stage of the round is done.
 
     Raises:
-      ManifestError: where the file is not a manifest of this version.
+      ManifestError: if the file is not a manifest that this version can read.
     """
     path = Path(folder) / MANIFEST
     try:
@@ -264,7 +265,7 @@ def load_manifest(folder: str | Path) -> Manifest | None:
 
 
 def save_manifest(folder: str | Path, manifest: Manifest, ledger: Ledger | None = None) -> None:
-    """Replace the manifest in `folder`; WorkdirError where it cannot be written."""
+    """Replace the manifest in `folder`; WorkdirError if it cannot be written."""
     note = ledger.note_file if ledger is not None else None
     storage.write_json_atomic(Path(folder) / MANIFEST, dataclasses.asdict(manifest), note=note)
 
@@ -279,25 +280,25 @@ def commit_stage(
     ledger: Ledger | None = None,
     **updates: Any,
 ) -> Manifest:
-    """Record that `stage` is done; the moment the manifest is replaced, it is.
+    """Record that `stage` is done. It counts as done once the manifest has been replaced.
 
     Args:
       folder: the round's folder.
-      manifest: what was known before the stage.
+      manifest: the round's manifest before the stage.
       stage: the next stage of the round.
-      files: name -> number of records of the files that the stage has written, complete and
-        synced, into `folder`. They are hashed here.
-      is_writer: False on processes other than 0, which compute the same manifest (from the
-        shared file system, so after a barrier) and write nothing.
+      files: name -> number of records, for each file that the stage has written into `folder`.
+        The files must be complete and synced; they are hashed here.
+      is_writer: False on processes other than 0. These write nothing, but compute the same manifest
+        from the files on the shared file system, so they call this after a barrier.
       ledger: where the manifest is recorded.
-      **updates: new values of other fields; `metrics` are added to those there.
+      **updates: new values of other fields; `metrics` are merged into those there.
 
     Returns:
       The manifest with the stage in it.
 
     Raises:
-      ManifestError: where the stage is not the next one or a file is missing.
-      WorkdirError: where the manifest cannot be written.
+      ManifestError: if the stage is not the next one, or a file is missing.
+      WorkdirError: if the manifest cannot be written.
     """
     folder = Path(folder)
     if stage != manifest.next_stage:
@@ -325,7 +326,7 @@ def commit_stage(
 
 
 def verify_files(folder: str | Path, manifest: Manifest) -> None:
-    """Check that the files of a round are, byte for byte, those that its manifest names.
+    """Check that the files of a round have the hashes that are in its manifest.
 
     Raises:
       ManifestError: listing every file that is missing or has changed.
@@ -345,7 +346,7 @@ def verify_files(folder: str | Path, manifest: Manifest) -> None:
 
 
 def verify_run(workdir: Path) -> None:
-    """Check the files of every round, or of the task, of a workdir; as `verify_files`."""
+    """Check the files of every round, or of the task, in a workdir; see `verify_files`."""
     for path in intact.find_manifests(workdir):
         manifest = load_manifest(path.parent)
         if manifest is not None:
@@ -358,7 +359,7 @@ def _parse_manifest(plain: dict[str, Any]) -> Manifest:
         for name, record in plain["files"].items()
     }
     known = {field.name for field in dataclasses.fields(Manifest)}
-    plain = {"segments": [], **plain}  # which runs of older versions do not have
+    plain = {"segments": [], **plain}  # older versions did not write segments
     if known != plain.keys():
         raise ValueError(f"missing or unknown fields: {', '.join(sorted(known ^ plain.keys()))}")
     lists = {name: tuple(plain[name]) for name in ("stages", "segments")}

@@ -1,7 +1,7 @@
 """How long each stage of each round took: `workdir/timings.jsonl`, for people and the benchmark.
 
-A stage that was cut short leaves no line; one that is carried on counts from there, and one that is
-done once more leaves its line in place of the one before.
+A stage that is interrupted leaves no line. If it is resumed, only the time from then on counts. A
+stage that is done again replaces its earlier line.
 """
 
 import contextlib
@@ -20,11 +20,10 @@ FILE = "timings.jsonl"
 
 @contextlib.contextmanager
 def time_stage(ledger: Ledger, round: int, stage: str) -> Iterator[Callable[[], None]]:
-    """Write the start and end (seconds since 1970) of the block into the file, if it ends well.
+    """Record the start and end (seconds since 1970) of the block, unless it raises.
 
-    Yields what writes the line with the present as its end: to be called before something makes
-    the stage one that is not done again, such as the start of a save. Nothing is written on the
-    processes that write no files.
+    Yields a function that records the stage as ending now. Call it before anything after which a
+    resumed run would not repeat the stage, such as the start of a save. Only process 0 writes.
     """
     start = time.time()
 
@@ -45,17 +44,17 @@ def _put(ledger: Ledger, line: dict[str, Any]) -> None:
 
 
 def read_times(workdir: str | Path) -> list[dict[str, Any]]:
-    """Return the lines of the file in their order; one that is no record is left out."""
+    """Return the records in the file in order; lines that are not records are left out."""
     path, times = Path(workdir) / FILE, []
     for line in path.read_text("utf-8").split("\n")[:-1] if path.exists() else ():
-        with contextlib.suppress(ValueError):  # torn, by a version that appended to the file
+        with contextlib.suppress(ValueError):  # a torn line of a version that appended to the file
             times.append(json.loads(line))
     known = {"round", "stage", "start", "end"}
     return [one for one in times if isinstance(one, dict) and known <= one.keys()]
 
 
 def format_times(workdir: str | Path, round: int) -> str:
-    """Return "sample 12.3 s, train 4.5 s, ..." of a round, and what was in no stage."""
+    """Return "sample 12.3 s, train 4.5 s, ..." for a round, with the time outside all stages."""
     times = [one for one in read_times(workdir) if one["round"] == round]
     if not times:
         return ""

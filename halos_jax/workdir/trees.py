@@ -7,13 +7,13 @@ from typing import Any
 from halos_jax.models.files.folders import is_read_inside
 from halos_jax.workdir import fingerprints
 
-# Up to this size a file is read whole at every start; larger ones are read by blocks.
+# Files up to this size (bytes) are read whole at every start; of larger ones, only some blocks.
 _LIMIT = 1 << 24
 Files = Mapping[str, Mapping[str, Any]]
 
 
 def describe_tree(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the fingerprints of all files under `folder`; of large ones whole and by blocks."""
+    """Return the fingerprints of all files under `folder`; large files get both kinds."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     found = fingerprints.fingerprint_all(paths, whole_limit=_LIMIT)
     wholes = fingerprints.hash_all(paths)
@@ -24,10 +24,10 @@ def describe_tree(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def find_wrong(folder: Path, files: Files, *, whole: bool = False) -> list[str]:
-    """Return a line for each file of a folder that is not as `describe_tree` has found it.
+    """Return a line for each file of a folder that differs from what `describe_tree` recorded.
 
     Args:
-      whole: read large files whole too, which takes its time.
+      whole: also read large files whole, which is slow.
     """
     names = list(files)
     known = [_choose(files[name], whole=whole) for name in names]

@@ -21,13 +21,13 @@ from halos_jax.workdir.state import RunInfo
 
 @dataclasses.dataclass(frozen=True)
 class Workspace:
-    """What every task works with; made by `open_workspace`, which closes it again.
+    """What every task works with; made by `open_workspace`, which also closes it.
 
     Attributes:
-      config: that of this start. A task may replace paths in it by the models they stand for.
+      config: that of this start. A task may replace paths to workdirs by those of their models.
       info: the locked workdir, with the history of its configs.
-      mesh: all devices of the job; the current mesh while the workspace is open.
-      stop: the request to stop, if one came.
+      mesh: all devices of the job; it is the current mesh while the workspace is open.
+      stop: tells whether the run was asked to stop.
     """
 
     config: Config
@@ -47,7 +47,7 @@ class Workspace:
 
     @property
     def ledger(self) -> Ledger:
-        """The record of all files in the workdir."""
+        """The ledger of all files in the workdir."""
         return self.info.ledger
 
     @property
@@ -60,11 +60,11 @@ class Workspace:
         return dataclasses.replace(self, config=config)
 
     def plan_segment(self, *, grown: Mapping[str, Any] | None = None, **where: Any) -> History:
-        """Return what the history will be once `begin_segment` is called with the same."""
+        """Return the history as `begin_segment`, called with the same arguments, will make it."""
         return record_changes(self.history, grown or {}, **where)
 
     def begin_segment(self, *, grown: Mapping[str, Any] | None = None, **where: Any) -> None:
-        """Record what has changed in the config since the last start; see `begin_segment`."""
+        """Record what has changed in the config since the last start, as `states.begin_segment`."""
         states.begin_segment(self.info, grown=grown, **where)
 
     def open_metrics(self, resume_step: int) -> MetricWriter:
@@ -80,12 +80,12 @@ class Workspace:
 
 @contextlib.contextmanager
 def open_workspace(config: Config, stop: StopSignal) -> Iterator[Workspace]:
-    """Open `config.workdir`, new or to be carried on, and make its mesh the current one.
+    """Open `config.workdir` for a new or resumed run, and make its mesh the current one.
 
     Every process of the job calls this. The workdir is locked until the block ends.
 
     Raises:
-      WorkdirError: as `states.open_run`, or for an error of the file system inside the block.
+      WorkdirError: as `states.open_run`, or for a file system error inside the block.
     """
     info = states.join_run(config)
     try:
