@@ -279,6 +279,8 @@ def hash_start(path: str | Path, size: int) -> str:
 def sync_tree(folder: Path) -> None:
     """Sync everything in `folder` to disk: all files, and the names in all folders."""
     for path in (*folder.rglob("*"), folder):
+        if path.is_symlink() and path != folder:  # a name in its folder; it may lead nowhere
+            continue
         if path.is_dir():
             sync_folder(path)
         else:

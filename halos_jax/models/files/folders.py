@@ -168,7 +168,8 @@ def _keep_users_files(folder: Path, partial: Path) -> None:
     kept = []
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or is_read_inside(name) or (partial / name).exists():
+        is_folder = path.is_dir() and not path.is_symlink()
+        if is_folder or is_read_inside(name) or (partial / name).exists():
             continue
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, partial / name, follow_symlinks=False)

@@ -51,6 +51,17 @@ def test_what_users_have_in_an_export_is_kept_by_the_next(tmp_path, caplog):
     assert "kept 2 file(s) that no export has written: eval.csv, notes/run.md" in caplog.text
 
 
+def test_links_that_users_have_in_an_export_are_kept_wherever_they_lead(tmp_path):
+    folder, other = tmp_path / "final", tmp_path / "plots"
+    export(folder, "old")
+    other.mkdir()
+    (folder / "plots").symlink_to(other)
+    (folder / "latest.csv").symlink_to(tmp_path / "gone.csv")
+    export(folder, "new")
+    assert (folder / "plots").readlink() == other
+    assert (folder / "latest.csv").readlink() == tmp_path / "gone.csv"
+
+
 def test_a_failure_leaves_what_there_was(tmp_path):
     with pytest.raises(ZeroDivisionError), replace_folder(tmp_path / "model") as partial:
         (partial / "config.json").write_text("half")
