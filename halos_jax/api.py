@@ -68,6 +68,7 @@ from halos_jax.policies.policy import (
 from halos_jax.policies.source import use_final
 from halos_jax.rewards.feedback_report import report_feedback
 from halos_jax.rewards.labels import Scorer, average_rewards, label_samples
+from halos_jax.rewards.own_scorer import guard_scorer
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
 from halos_jax.rounds.report import format_rounds
@@ -237,7 +238,7 @@ def score(
       RewardError: if more samples than `reward.max_unlabelled` get no reward.
     """
     if not isinstance(reward, RewardConfig):
-        labels = label_samples(reward, samples, RewardConfig())
+        labels = label_samples(guard_scorer(reward), samples, RewardConfig())
     else:
         model = policy.policy.settings if policy else ModelConfig()
         config = use_final(Config(task="label", reward=reward, model=model))
@@ -269,6 +270,7 @@ def make_feedback(
       RecordError: if these samples cannot be turned into such feedback.
     """
     config = Config(feedback=settings, seed=seed)
+    config_lib.check_fields(config)
     try:
         rows, counts = stages.make_feedback(config, scored, round)
     except ValueError as error:

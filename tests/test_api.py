@@ -187,6 +187,11 @@ def test_what_is_wrong_is_said_as_on_the_command_line(policy, scored, tmp_path, 
             r"reference: .* no rounds; .*\ntrain\.epochs: got 0.*\ntrain\.batch_size: got 7",
         ),
         (lambda: halos_jax.run(Config(task="sft", workdir=str(tmp_path))), "model.path"),
+        (lambda: halos_jax.score(scored, lambda found: [1.0]), "12 samples and gave 1 values"),
+        (
+            lambda: halos_jax.make_feedback(scored, FeedbackConfig(type="pairwis")),
+            r"feedback\.type: got 'pairwis', allowed: 'pairwise'",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             call()
@@ -196,7 +201,7 @@ def test_what_is_wrong_is_said_as_on_the_command_line(policy, scored, tmp_path, 
 def test_a_config_dict_runs_and_what_is_complete_has_nothing_to_do(toy, tmp_path):
     config = halos_jax.default_config()
     config.task, config.workdir, config.progress = "export", str(tmp_path / "run"), False
-    config.model.path = str(toy / "policy")
+    config.model.path = toy / "policy"  # a Path is as good as its text
     first = halos_jax.run(config)
     assert first["parameters"] > 0 and halos_jax.run(config) == first
     exported = json.loads((Path(config.workdir) / "final" / "config.json").read_text())

@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -48,7 +49,7 @@ def to_plain(value: Any) -> Any:
         return drop_shared(type(value), plain)
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
-    return value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def drop_shared(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,6 +248,8 @@ def convert(value: Any, annotation: Any) -> Any:
     elif annotation is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
+    elif annotation is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     elif isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool)):
         return value
     raise ValueError(f"{value!r} is not {describe(annotation)}")

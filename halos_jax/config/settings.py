@@ -7,7 +7,7 @@ errors in a config and raises them together.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
@@ -125,11 +125,21 @@ def freeze(
         built = places.expand_homes(schema.build(Config, plain, lines))
         lines += _run(checks, built)
         found += [f"pipeline.overrides.{stage}: {line}" for line in lines if line not in found]
-    if found:
-        listed = "\n".join(f"  - {line}" for line in found)
-        count = "1 error" if len(found) == 1 else f"{len(found)} errors"
-        raise ConfigError(f"{count} in the configuration:\n{listed}")
+    _raise(found)
     return frozen
+
+
+def check_fields(config: Config) -> None:
+    """Check the type and the bounds of each field of a config that was made without `freeze()`.
+
+    Its sections may be any part of what a task needs: what depends on the task is not looked at.
+
+    Raises:
+      ConfigError: with one line an error: what, got, allowed.
+    """
+    found: list[str] = []
+    built: Config = schema.build(Config, schema.to_plain(config), found)
+    _raise([*found, *bounds.find_violations(built)])
 
 
 def expand_pipeline(config: Config) -> list[Config]:
@@ -188,6 +198,14 @@ def _check(config: Config) -> Iterable[str]:
             yield f"pipeline.overrides.{name}: unknown task, allowed: {', '.join(STAGES)}"
         if not isinstance(override, Mapping):
             yield f"pipeline.overrides.{name}: got {override!r}, allowed: sections of fields"
+
+
+def _raise(lines: Sequence[str]) -> None:
+    """Raise a ConfigError of the error lines, if there are any."""
+    if lines:
+        listed = "\n".join(f"  - {line}" for line in lines)
+        count = "1 error" if len(lines) == 1 else f"{len(lines)} errors"
+        raise ConfigError(f"{count} in the configuration:\n{listed}")
 
 
 def _run(checks: Iterable[Callable[[Config], Iterable[str]]], config: Config) -> list[str]:

@@ -140,3 +140,26 @@ def test_an_empty_pipeline_and_a_flat_override_are_refused():
     lines = errors_of(config)
     assert lines[0] == "pipeline.tasks: got (), allowed: one task or more"
     assert "pipeline.overrides.sft: got 3, allowed: sections of fields" in lines
+
+
+def test_a_section_made_by_hand_is_checked_by_type_and_bounds_alone():
+    config_lib.check_fields(Config())  # without a model or data, which a task would need
+    bad = Config(
+        sampling=config_lib.SamplingConfig(top_p=1.5),
+        feedback=config_lib.FeedbackConfig(type="pairwis"),
+    )
+    with pytest.raises(ConfigError) as caught:
+        config_lib.check_fields(bad)
+    header, first, second = str(caught.value).splitlines()
+    assert header.startswith("2 errors")
+    assert first.startswith("  - feedback.type: got 'pairwis', allowed: 'pairwise'")
+    assert second.startswith("  - sampling.top_p: got 1.5, allowed: above 0")
+
+
+def test_a_path_stands_for_its_text(tmp_path):
+    config = sft_config()
+    config.workdir = tmp_path
+    frozen = freeze(config)
+    assert frozen.workdir == str(tmp_path)
+    again = dataclasses.replace(frozen, workdir=tmp_path)
+    assert config_lib.to_dict(again)["workdir"] == str(tmp_path)
