@@ -107,6 +107,8 @@ class Fields:
         """Return the names of the record's fields that hold something, for an error."""
         names = [name for name, value in self.record.items() if value is not None]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        if not names and self.record:
+            return f"nothing but null (in {', '.join(map(shorten, list(self.record)[:_SHOWN]))})"
         return f"{', '.join(map(shorten, names[:_SHOWN]))}{more}" if names else "no fields"
 
     def peek(self, name: str) -> Any:

@@ -91,6 +91,8 @@ def test_an_absent_field_is_named_with_those_that_there_are():
     many = Fields({f"n{number}": 1 for number in range(10)})
     assert str(many.error("chosen", None, "x")).endswith("'n6', 'n7' and 2 more")
     assert str(Fields({}).error("label", None, "x")).endswith("the record has no fields")
+    nulls = Fields({"label": None, "prompt": None}).error("label", None, "x")
+    assert str(nulls).endswith("the record has nothing but null (in 'label', 'prompt')")
     # What is there and is no field's name of ours says nothing of other fields.
     assert str(fields.error("none", None, "x")).endswith("allowed: x")
     assert str(fields.error("messages[0].role", None, "x")).endswith("allowed: x")
