@@ -16,16 +16,16 @@ from halos_jax.types import FINISH_LENGTH, Completion, Judgement, Preference, Sa
 Mode = Literal["random", "max", "min", "all"]
 _Pair = tuple[Sample, Sample]  # the better one first
 
-# Differences closer than this are equal: they differ by the rounding of a subtraction alone.
+# Differences of rewards count as equal if rounding alone could make them differ by this much.
 _EPSILON = 1e-12
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FeedbackResult:
-    """Preferences, and what became of the samples.
+    """Preferences, and counts of what became of the samples.
 
-    `counts` has: prompts; pairs (preferences made); ties (pairs dropped because the rewards are too
-    close; in mode "min" prompts without a pair that is far enough apart); single (prompts with
+    `counts` has: prompts; pairs (preferences made); ties (pairs dropped because their rewards are
+    too close; in mode "min", prompts without a pair that is far enough apart); single (prompts with
     fewer than two rewards); unlabelled (samples without a reward, left out); truncated (samples
     cut by the token limit).
     """
@@ -37,14 +37,14 @@ class FeedbackResult:
 def make_preferences(
     samples: Sequence[Sample], *, mode: Mode, threshold: float, seed: int, round: int
 ) -> FeedbackResult:
-    """Make preferences of the samples of each prompt, in order of the prompts' first samples.
+    """Make preferences from the samples of each prompt, in order of the prompts' first samples.
 
     Modes: "random" shuffles a prompt's samples and takes disjoint neighbours; "max" takes the best
     and the worst (the lowest sample id of equal best, the highest of equal worst); "min" takes the
     closest pair whose rewards differ by at least `threshold`, and every other pair that is as
-    close; "all" takes every pair. But for "min" a pair must differ by more than `threshold`. Equal
-    rewards never make a pair, as they say nothing of which is better (HALOs keeps them in mode
-    "min" at threshold 0, with an arbitrary label).
+    close; "all" takes every pair. Except in mode "min", rewards must differ by more than
+    `threshold`. Equal rewards never make a pair, since neither sample is better (HALOs keeps them
+    in mode "min" at threshold 0, with an arbitrary label).
     The shuffle depends only on (seed, round, prompt id, sample ids).
 
     Raises:
@@ -88,10 +88,10 @@ def make_judgements(
 ) -> tuple[list[Judgement], dict[str, int]]:
     """Label the samples that have a reward: desirable where it is `threshold` or more.
 
-    Where the threshold is an average, several rewards may be equal to it. They are desirable or
-    not, all of them, whichever makes the classes more even; where that is equal they are desirable,
-    as in HALOs. Where all rewards that an average is taken of are equal, nothing says which answers
-    are better: they get no label and count as ties (HALOs takes them all for desirable).
+    If the threshold is an average, several rewards may equal it. All of them get the same label,
+    whichever makes the classes more even, and "desirable", as in HALOs, if both are as good. If all
+    rewards that are averaged are equal, none is better: these samples get no label and count as
+    ties (HALOs labels all of them desirable).
 
     Args:
       threshold: a number, or the mean or median of the rewards of the whole file or, where `scope`
@@ -137,14 +137,14 @@ def make_judgements(
 
 
 def _make_test(threshold: float | str, rewards: Sequence[float]) -> Callable[[float], bool] | None:
-    """Return what says of a reward whether it is desirable; None where nothing can."""
+    """Return the test of whether a reward is desirable; None if the rewards do not differ."""
     if not isinstance(threshold, str):
         return _test_from(threshold)
     if len(set(rewards)) < 2:
         return None
     limit = _AVERAGES[threshold](rewards)
     least, above = sum(one >= limit for one in rewards), sum(one > limit for one in rewards)
-    # The difference of the two classes, where what is equal to the limit is in the one or other.
+    # Compare how far apart the class sizes are with rewards equal to the limit in either class.
     if abs(2 * above - len(rewards)) < abs(2 * least - len(rewards)):
         return lambda reward: reward > limit
     return _test_from(limit)
@@ -155,11 +155,11 @@ def _test_from(limit: float) -> Callable[[float], bool]:
 
 
 def make_groups(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, int]]:
-    """Return the samples that have a reward, a prompt's together, and counts.
+    """Return the samples that have a reward, grouped by prompt, and counts.
 
-    The counts have: prompts; examples (prompts with a reward at least); single (of these, prompts
-    with one reward alone, which can be compared with nothing); equal (prompts whose rewards are all
-    the same); unlabelled and truncated as in `FeedbackResult`.
+    The counts have: prompts; examples (prompts with at least one reward); single (those with only
+    one reward, which has nothing to be compared with); equal (prompts with several rewards, all the
+    same); unlabelled and truncated as in `FeedbackResult`.
 
     Raises:
       ValueError: as `make_preferences`.
@@ -215,7 +215,7 @@ def _pair_extremes(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair
 
 
 def _pair_closest(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair], int]:
-    # A pair of equal rewards is as close as can be but prefers nothing, even at threshold 0.
+    # Equal rewards are the closest of all but give no preference, even at threshold 0.
     pairs = [
         pair
         for pair in itertools.combinations(_rank(shuffled), 2)
@@ -301,7 +301,7 @@ Rows = tuple[list[dict[str, Any]], dict[str, int]]  # records, and what was coun
 def make_pairwise(config: Config, scored: Sequence[Sample], round: int) -> Rows:
     """Return the records of preferences."""
     settings, seed = config.feedback, config.seed
-    # A name can only be "auto" here.
+    # The only name that is allowed here is "auto".
     threshold = 0.0 if isinstance(settings.threshold, str) else settings.threshold
     result = make_preferences(
         scored, mode=settings.mode, threshold=threshold, seed=seed, round=round

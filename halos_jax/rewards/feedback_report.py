@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 def report_feedback(
     label: str, counts: Mapping[str, int], samples: Sequence[Sample], config: Config
 ) -> None:
-    """Log what became of scored samples, and warn where it teaches little or nothing.
+    """Log what became of scored samples, and warn if the feedback teaches little or nothing.
 
     Args:
-      label: of which feedback it is, "round 3".
-      counts: what made it has counted.
+      label: where the feedback is from, such as "round 3".
+      counts: the counts of the function that made it.
     """
     settings = config.feedback
     shown = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -41,7 +41,7 @@ def report_feedback(
 
 
 def warn_of_pairs(config: Config, counts: Mapping[str, int]) -> str:
-    """Return what is wrong where there is no pair."""
+    """Return a warning if there is no pair."""
     if counts["pairs"]:
         return ""
     threshold = config.feedback.threshold
@@ -53,7 +53,7 @@ def warn_of_pairs(config: Config, counts: Mapping[str, int]) -> str:
 
 
 def warn_of_groups(config: Config, counts: Mapping[str, int]) -> str:
-    """Return what is wrong where no group has rewards that differ, and the loss needs that."""
+    """Return a warning if no group has rewards that differ, although the loss needs that."""
     groups, losses = counts["examples"], FEEDBACK_TYPES[config.feedback.type].single_losses
     if config.loss["name"] in losses or counts["equal"] + counts["single"] < groups:
         return ""
@@ -61,7 +61,7 @@ def warn_of_groups(config: Config, counts: Mapping[str, int]) -> str:
 
 
 def warn_of_classes(config: Config, counts: Mapping[str, int]) -> str:
-    """Return what is wrong where one class has no answer, or few."""
+    """Return a warning if one class has few answers or none."""
     labels, desirable = counts["examples"], counts["desirable"]
     advice = (
         "set feedback.threshold to the least reward that is desirable, or to 'median' or 'mean' "

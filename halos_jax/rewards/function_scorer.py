@@ -1,4 +1,4 @@
-"""Rewards by a Python function, which is called once a response, or once a batch as TRL does."""
+"""Rewards by a Python function, called once per response, or once per batch as in TRL."""
 
 import dataclasses
 import decimal
@@ -31,20 +31,20 @@ _CALLS = (
 )
 _ANSWERS = "reference answers"
 _LARGEST = float(np.finfo(np.float32).max)
-# What a batch has besides the fields of the records.
+# Lists in a batch besides the fields of the records.
 _BATCH = ("prompts", "completions", "completion_ids")
 _FILLED_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Function:
-    """A function of the user's with what the config says of it; `field` is the config's."""
+    """A function of the user with its settings; `field` is the config's field that names it."""
 
     call: Callable[..., Any]
     name: str
     field: str
     arguments: Mapping[str, Any]
-    form: str  # of a batch's completions: "text" or "turns"
+    form: str  # form of a batch's completions: "text" or "turns"
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -73,24 +73,24 @@ def make_function_scorer(
 ) -> Scorer:
     """Return a scorer that calls `package.module:function`.
 
-    It is called with each prompt, a list of {"role", "content"} dicts, and response, a text; where
-    it has a parameter `record` it gets the other fields of the prompt's record. It returns a finite
-    number, or None where it cannot say.
+    It is called with each prompt, a list of {"role", "content"} dicts, and response, a text. If it
+    has a parameter `record`, it also gets the other fields of the prompt's record. It returns a
+    finite number, or None for no reward.
 
     A function with a parameter `completions` is called as TRL calls it: once for all samples, by
-    keyword, with `prompts`, `completions`, `completion_ids` and every field of the records as lists
-    with an element a sample (None where a record lacks the field), those of them that it takes. It
-    returns a list of as many numbers or None.
+    keyword. Of `prompts`, `completions`, `completion_ids` and the fields of the records it gets
+    those that it takes, each as a list with one element per sample (None if a record lacks the
+    field). It returns a list with a number or None for each sample.
 
     Args:
       arguments: passed to every call by name.
-      form: of `completions` and `prompts`: "text"; "turns", lists of turns; "auto", what the
-        annotation of `completions` says (`list[str]`; `list[list[dict]]`), without one "text".
+      form: the form of `completions` and `prompts`: "text"; "turns", lists of turns; "auto", the
+        one in the annotation of `completions` (`list[str]` or `list[list[dict]]`), else "text".
       field: the config's field that names the function.
-      check: is called before each call; what it raises stops the scorer.
+      check: called before each call; an error that it raises stops the scorer.
 
     Raises:
-      ConfigError: where the function cannot be imported or does not take the arguments.
+      ConfigError: if the function cannot be imported or does not take the arguments.
     """
     function = _load(name, dict(arguments or {}), form, field)
     if function.is_batched:
@@ -99,7 +99,7 @@ def make_function_scorer(
 
 
 def make_rules(reward: RewardConfig) -> dict[str, Scorer]:
-    """Return the scorers of `reward.rules` by the names of their functions."""
+    """Return the scorers of `reward.rules`, by the names of their functions."""
     return {
         name.rpartition(":")[2]: make_function_scorer(
             name, form=reward.completions, field="reward.rules"
@@ -111,18 +111,19 @@ def make_rules(reward: RewardConfig) -> dict[str, Scorer]:
 def check_records(
     reward: RewardConfig, prompts: Iterable[Prompt], *, skip: bool = False
 ) -> list[Prompt]:
-    """Return the prompts whose records have what reward functions and rules need of them.
+    """Return the prompts whose records have the fields that reward functions and rules need.
 
-    Of `rewards.functions` that is a reference answer: they are tried on an empty response, as they
-    cost nothing and touch nothing. Of a function with TRL's signature it is every field that is a
-    parameter without a default. So what is missing is found before a round is sampled.
+    The functions of `rewards.functions` need a reference answer; they are tried on an empty
+    response, since they are cheap and have no side effects. A function with TRL's signature needs
+    every field that is a parameter without a default. So missing fields are found before a round is
+    sampled.
 
     Args:
-      skip: leave out records without a reference answer, counted in the log.
+      skip: leave out records without a reference answer, and log their number.
 
     Raises:
-      RewardError: for the first such record, unless they are left out; where all of them are; and
-        where no record has a field that a function needs.
+      RewardError: for the first record without a reference answer, unless they are left out; if
+        none remains; and if no record has a field that a function needs.
     """
     prompts = list(prompts)
     singles = [part_to_reward(part, reward) for part in reward.parts.values()] or [reward]
@@ -161,9 +162,9 @@ def _try_references(function: _Function, prompts: list[Prompt], skips: Skips) ->
 
 
 def read_number(value: Any) -> float | None:
-    """Return a reward as a float; None where it is no real number that float32 holds.
+    """Return a reward as a float; None if it is not a real number that fits in float32.
 
-    Booleans, NumPy's, JAX's and PyTorch's scalars and arrays without dimensions are numbers.
+    Booleans count as numbers, as do scalars and zero-dimensional arrays of NumPy, JAX and PyTorch.
     """
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         value = value.item()
@@ -176,7 +177,7 @@ def read_number(value: Any) -> float | None:
     return number if abs(number) <= _LARGEST else None
 
 
-# --------------------------------------------------------------------------- once a response
+# --------------------------------------------------------------------------- once per response
 
 
 def _score_each(
@@ -220,7 +221,7 @@ def _read_reward(function: _Function, reward: Any, where: str) -> float | None:
 
 
 def _show(value: Any) -> str:
-    """Return a value as it may stand in a message."""
+    """Describe a value for an error message."""
     if isinstance(value, (list, tuple)):
         kind = "numbers" if all(read_number(one) is not None for one in value) else "values"
         return f"a {type(value).__name__} of {len(value)} {kind}"
@@ -229,7 +230,7 @@ def _show(value: Any) -> str:
     return shorten(value)
 
 
-# --------------------------------------------------------------------------- once a batch
+# --------------------------------------------------------------------------- once per batch
 
 
 def _score_batch(
@@ -255,7 +256,7 @@ def _score_batch(
     forms = f"its completions are {function.form} (reward.completions=text or turns)"
     with explain_errors(str(function), where, advice=f"{_NO_REWARD}; {forms}", error=RewardError):
         rewards = function.call(**given, **function.arguments)
-        # An array, or anything else with an order, becomes what it holds.
+        # A one-dimensional array becomes a list.
         listed = list(rewards) if getattr(rewards, "ndim", 0) == 1 else rewards
     if not isinstance(listed, (list, tuple)) or len(listed) != len(samples):
         raise RewardError(
@@ -277,7 +278,7 @@ def _show_output(output: str, form: str) -> Any:
 
 
 def _check_columns(function: _Function, columns: Iterable[str]) -> None:
-    """Raise RewardError where no record has a field that the function needs."""
+    """Raise RewardError if no record has a field that the function needs."""
     columns = set(columns)
     known = {*_BATCH, *function.arguments, *columns}
     missing = [name for name in _list_required(function) if name not in known]
@@ -303,11 +304,11 @@ def _list_required(function: _Function) -> list[str]:
     ]
 
 
-# --------------------------------------------------------------------------- set up
+# --------------------------------------------------------------------------- set-up
 
 
 def _load(name: str, arguments: Mapping[str, Any], form: str, field: str) -> _Function:
-    """Import a function and check that it can be called, with the arguments."""
+    """Import a function and check that it can be called with the arguments."""
     call = import_function(name, field)
     parameters = inspect.signature(call).parameters
     if form == "auto":
@@ -325,7 +326,7 @@ def _load(name: str, arguments: Mapping[str, Any], form: str, field: str) -> _Fu
 
 
 def _read_form(parameter: inspect.Parameter) -> str:
-    """Return what an annotation says of completions: "turns" where it has dicts, else "text"."""
+    """Return the form of completions from an annotation: "turns" if it has dicts, else "text"."""
     annotation = str(parameter.annotation).lower()
     return "turns" if "dict" in annotation or "mapping" in annotation else "text"
 

@@ -1,8 +1,8 @@
 """Ready reward functions, for `reward.function="halos_jax.rewards.functions:NAME"`.
 
-Each takes the prompt (a list of {"role", "content"}), the response's text and, where the right
-answer is needed, the other fields of the prompt's record; its further parameters come from
-`reward.arguments`. All of them give a number that depends on nothing else.
+Each takes the prompt (a list of {"role", "content"}), the response's text and, if it needs the
+reference answer, the other fields of the prompt's record. Its further parameters come from
+`reward.arguments`. The reward depends on nothing else.
 """
 
 import json
@@ -28,7 +28,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-CHECK = "check_arguments"  # the attribute of a function that holds the check of its arguments
+CHECK = "check_arguments"  # attribute of a function that holds the check of its arguments
 _Reward = TypeVar("_Reward", bound=Callable[..., float])
 
 
@@ -37,7 +37,7 @@ class ReferenceAnswerError(ValueError):
 
 
 def checked_by(check: Callable[..., list[str]]) -> Callable[[_Reward], _Reward]:
-    """Decorate a reward function with the check of its arguments, which gives lines of errors."""
+    """Attach a check of its arguments, which returns error lines, to a reward function."""
 
     def add(function: _Reward) -> _Reward:
         setattr(function, CHECK, check)
@@ -55,13 +55,14 @@ def exact_answer(
     after: str = "",
     ignore_case: bool = False,
 ) -> float:
-    """Return 1 where the response is the reference answer, or one of them, else 0.
+    """Return 1 if the response is the reference answer, or one of several, else 0.
 
-    White space at both ends does not count.
+    White space at both ends is ignored.
 
     Args:
-      field: of the record, a string or a list of strings.
+      field: the record's field with the reference: a string or a list of strings.
       after: compare what follows the last occurrence of this text; a response without it is wrong.
+      ignore_case: treat upper and lower case as equal.
     """
     references = _get_field(record, field)
     references = references if isinstance(references, list) else [references]
@@ -93,15 +94,15 @@ def numeric_answer(
     field: str = "answer",
     tolerance: float = 1e-6,
 ) -> float:
-    r"""Return 1 where the response's final number is the reference's, else 0, as for GSM8K.
+    r"""Return 1 if the response's final number is the reference's, else 0, as for GSM8K.
 
     The final number is the one in the last `\boxed{}`, else after the last "####", else after the
-    last "answer is" or "answer:", else the last one. Units, currency signs and thousands' commas
+    last "answer is" or "answer:", else the last one. Units, currency signs and thousands separators
     are dropped; 1/2, \frac{1}{2} and 0.5 are equal.
 
     Args:
-      field: of the record, a number, or text with a marker as above or a single number.
-      tolerance: allowed difference, relative to the reference where that is above 1.
+      field: the record's field with the reference: a number, or text with one number or a marker.
+      tolerance: allowed difference; relative to the reference if that is above 1.
     """
     reference = _get_field(record, field)
     wanted = read_reference(reference)
@@ -113,7 +114,7 @@ def numeric_answer(
     found = find_answer(response)
     if found is None:
         return 0.0
-    # As fractions: a number of 400 digits is more than a float holds.
+    # Compare fractions, since a number of 400 digits does not fit in a float.
     return float(abs(found - wanted) <= Fraction(tolerance) * max(Fraction(1), abs(wanted)))
 
 
@@ -138,12 +139,12 @@ def length(
     limit: int = 0,
     unit: Literal["characters", "words"] = "characters",
 ) -> float:
-    """Return how far the response is from a length, as a number of 0 or less.
+    """Return a reward of 0 or less for how far the response is from a target or beyond a limit.
 
     Args:
-      target: -|length - target| / target is added.
-      limit: -(length - limit) / limit is added where the response is longer.
-      unit: "words" are what white space separates.
+      target: adds -|length - target| / target; 0: off.
+      limit: adds -(length - limit) / limit if the response is longer; 0: off.
+      unit: what the length counts; words are separated by white space.
     """
     size = len(response.split()) if unit == "words" else len(response)
     reward = -abs(size - target) / target if target else 0.0
@@ -160,9 +161,9 @@ def _check_pattern(*, pattern: str, **_: object) -> list[str]:
 
 @checked_by(_check_pattern)
 def regular_expression(prompt: Turns, response: str, *, pattern: str, whole: bool = False) -> float:
-    """Return 1 where `pattern` is found in the response (`whole`: is all of it), else 0.
+    """Return 1 if `pattern` matches somewhere in the response (`whole`: all of it), else 0.
 
-    Flags stand in the pattern, as in "(?is)yes".
+    Flags are part of the pattern, as in "(?is)yes".
     """
     compiled = re.compile(pattern)
     return float(bool((compiled.fullmatch if whole else compiled.search)(response)))
@@ -188,12 +189,12 @@ def valid_json(
     keys: Sequence[str] | Mapping[str, str] = (),
     fenced: bool = True,
 ) -> float:
-    """Return 1 where the response is JSON by RFC 8259 and has the keys asked for, else 0.
+    """Return 1 if the response is JSON (RFC 8259) and has the keys asked for, else 0.
 
     Args:
-      keys: that an object at the top must have; a mapping says the type of each value, as in JSON
-        Schema ("string", "integer", "number", "boolean", "array", "object", "null") or "any".
-      fenced: take what is inside where the whole response is one ``` block.
+      keys: keys that the JSON object must have; a mapping also gives the type of each value, as in
+        JSON Schema ("string", "integer", "number", "boolean", "array", "object", "null") or "any".
+      fenced: if the whole response is one ``` block, read the contents of the block.
     """
     match = _FENCE.fullmatch(response) if fenced else None
     try:
@@ -209,7 +210,7 @@ def valid_json(
 
 
 def _has_type(value: Any, kind: str) -> bool:
-    if isinstance(value, bool):  # which Python takes for a number
+    if isinstance(value, bool):  # in Python, also a number
         return kind in ("boolean", "any")
     if kind == "integer" and isinstance(value, float):
         return value.is_integer()

@@ -1,4 +1,4 @@
-"""Labels: what scorers say of samples, what of it counts, and how it stands in scores.jsonl."""
+"""Labels: the rewards that scorers give, penalties on them, and their records in scores.jsonl."""
 
 import dataclasses
 import logging
@@ -17,16 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 class RewardError(UserError, ValueError):
-    """A reward function, model or judge gave what is no reward, or left out too many samples."""
+    """A reward function, model or judge gave an invalid reward, or none for too many samples."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Labels:
-    """One reward a sample, None where there is none; every list is as long as the samples.
+    """One reward per sample, None if it has none; every list is as long as the samples.
 
-    `raw` are the rewards before the penalty for a missing end, empty where there is none; `parts`
-    the scores that a sum was made of, by name, as they were given; `counts` is what a scorer has
-    counted (ties, say).
+    `raw` are the rewards before the penalty for a missing end, empty if there is no penalty;
+    `parts` are the scores that a sum was made of, by name, before they were normalised; `counts`
+    are a scorer's own counts, such as ties.
     """
 
     rewards: list[float | None]
@@ -40,18 +40,18 @@ class Labels:
         return sum(reward is None for reward in self.rewards)
 
 
-# A reward for each sample, None where it could not be labelled. A scorer that has more to say
-# than that returns Labels; `label_samples` takes either.
+# Returns a reward for each sample, None where there is none. A scorer that has more to report
+# returns Labels; `label_samples` accepts either.
 Scorer = Callable[[Sequence[Sample]], list[float | None] | Labels]
 
 
 def list_rewards(found: list[float | None] | Labels) -> list[float | None]:
-    """Return the rewards alone of what a scorer has said."""
+    """Return only the rewards of what a scorer returned."""
     return found.rewards if isinstance(found, Labels) else list(found)
 
 
 def label_samples(scorer: Scorer, samples: Sequence[Sample], settings: RewardConfig) -> Labels:
-    """Score `samples`, take the penalty off those without an end, count those without a reward.
+    """Score `samples` and subtract the penalty from those that the token limit has cut.
 
     Raises:
       RewardError: where more than the fraction `reward.max_unlabelled` has no reward.
@@ -77,7 +77,7 @@ def label_samples(scorer: Scorer, samples: Sequence[Sample], settings: RewardCon
 
 
 def check_unlabelled(count: int, total: int, allowed: float) -> None:
-    """Raise RewardError where `count` of `total` samples are more than the fraction `allowed`."""
+    """Raise RewardError if `count` of `total` samples is more than the fraction `allowed`."""
     if count > allowed * total:
         raise RewardError(
             f"{count} of {total} samples have no reward, more than reward.max_unlabelled={allowed} "
@@ -88,15 +88,15 @@ def check_unlabelled(count: int, total: int, allowed: float) -> None:
 
 
 def average_rewards(rewards: Sequence[float | None]) -> float:
-    """Return the mean of the rewards that are there, 0 where none is."""
+    """Return the mean of the rewards that are not None; 0 if there are none."""
     return statistics.fmean([one for one in rewards if one is not None] or [0.0])
 
 
 def measure_labels(labels: Labels, split: str) -> dict[str, float]:
-    """Return what a manifest keeps beside the mean reward, under names that end in `split`.
+    """Return the metrics that a manifest keeps beside the mean reward, under names with `split`.
 
-    The means of the parts ("reward_eval/NAME") and of the rewards before the penalty, the number of
-    samples left out ("unlabelled_eval"), and what the scorer has counted.
+    They are the means of the parts ("reward_eval/NAME") and of the rewards before the penalty, the
+    number of samples left out ("unlabelled_eval"), and the scorer's own counts.
     """
     lists = dict(labels.parts) | ({"unpenalised": labels.raw} if labels.raw else {})
     means = {f"reward_{split}/{name}": average_rewards(values) for name, values in lists.items()}
@@ -105,7 +105,7 @@ def measure_labels(labels: Labels, split: str) -> dict[str, float]:
 
 
 def make_score_rows(samples: Sequence[Sample], labels: Labels) -> list[dict[str, Any]]:
-    """Return the records of scores.jsonl, one a sample: its reward, and what it was made of."""
+    """Return the records of scores.jsonl, one per sample: its reward and what it is made of."""
     rows = []
     for index, sample in enumerate(samples):
         row = {
@@ -123,10 +123,10 @@ def make_score_rows(samples: Sequence[Sample], labels: Labels) -> list[dict[str,
 
 
 def read_scores(path: str | Path, samples: Sequence[Sample]) -> list[Sample]:
-    """Return the samples with the rewards of a file of `make_score_rows`, None where it has none.
+    """Return the samples with their rewards from a scores.jsonl file, None where it has none.
 
     Raises:
-      RecordError: where a record is not the score of the sample in its place.
+      RecordError: if a record is not the score of the sample at its position.
     """
     scored = []
     rows = list(read_records(path, allow_empty=True))

@@ -1,4 +1,4 @@
-"""The number that a text gives as its answer, exactly, as a fraction."""
+"""The number that a text gives as its answer, as an exact fraction."""
 
 import re
 from fractions import Fraction
@@ -6,7 +6,7 @@ from typing import Any
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{{1,3}}(?![\w.]))?"
-# A sign belongs to the number where nothing stands before it that could be subtracted from.
+# A sign belongs to the number if nothing before it could be the left side of a sum or difference.
 _SIGN = r"(?:(?<![\w.)\]}])(?<![\d)\]}]\s)[-+])?"
 _NUMBER = re.compile(
     rf"(?<![A-Za-z\d.])(?P<sign>{_SIGN})(?:[$€£¥]\s?)?(?P<inner>(?<=[$€£¥])-)?"
@@ -20,7 +20,7 @@ _HEADING = re.compile(r"[.):]\s*[A-Za-z]")
 
 
 def find_answer(text: str) -> Fraction | None:
-    r"""Return the number that `text` ends up with, or None where it has none.
+    r"""Return the number that `text` gives as its answer, or None if it has no number.
 
     That is the number in the last `\boxed{}`, else after the last "####", else after the last
     "answer is" or "answer:", else the last one of all.
@@ -39,7 +39,7 @@ def find_answer(text: str) -> Fraction | None:
 
 
 def read_reference(value: Any) -> Fraction | None:
-    """Return the number of a reference answer, or None where there is none or it is not clear.
+    """Return the number in a reference answer, or None if it has none or more than one.
 
     A reference is a number, or text with one number after a marker or one number in all.
     """
@@ -55,8 +55,8 @@ def read_reference(value: Any) -> Fraction | None:
 def list_numbers(text: str) -> list[Fraction]:
     r"""Return all numbers in `text`, in order.
 
-    $1,234.50 is 1234.5, 1 1/2 and \frac{3}{2} are 3/2, 50% is 50; digits inside of a word such as
-    H2O are no number, nor is a division by zero.
+    $1,234.50 is 1234.5, 1 1/2 and \frac{3}{2} are 3/2, 50% is 50; digits inside a word such as H2O
+    are not a number, nor is a division by zero.
     """
     numbers = (_read_number(match) for match in _NUMBER.finditer(_clean(text)))
     return [number for number in numbers if number is not None]
@@ -68,7 +68,7 @@ def _last_number(text: str) -> Fraction | None:
 
 
 def _find_marked(text: str) -> str | None:
-    """Return what stands in the last `\\boxed{}`, else the line after the last "####"."""
+    """Return the contents of the last `\\boxed{}`, else the line after the last "####"."""
     _, boxed, rest = text.rpartition("\\boxed{")
     if boxed:
         depth = 1
@@ -79,7 +79,7 @@ def _find_marked(text: str) -> str | None:
     for line in reversed(text.split("####")[1:]):
         line = _clean(line.strip().partition("\n")[0])
         number = _NUMBER.search(line)
-        # In Markdown the same sign begins a heading: "#### Step 2", "#### 3. Result".
+        # "####" also begins a Markdown heading: "#### Step 2", "#### 3. Result".
         if number and not (
             re.search(r"\w", line[: number.start()]) or _HEADING.match(line, number.end())
         ):
@@ -103,7 +103,7 @@ def _find_stated(rest: str) -> Fraction | None:
 
 def _clean(text: str) -> str:
     text = text.replace("\u2212", "-").replace("{,}", ",").replace("\\,", "").replace("\\$", "$")
-    # Stripped here: a pattern that strips takes cubic time on "\frac{" and a thousand spaces.
+    # Strip here: a pattern that does it takes cubic time on "\frac{" and a thousand spaces.
     return _FRACTION.sub(lambda m: f"{(m[1] or m[2]).strip()}/{(m[3] or m[4]).strip()}", text)
 
 

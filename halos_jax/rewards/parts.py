@@ -1,4 +1,4 @@
-"""Several rewards as one: a weighted sum of scores, each normalised as its part says."""
+"""Several rewards as one: a weighted sum of scores, each normalised according to its part."""
 
 import dataclasses
 import re
@@ -11,12 +11,12 @@ from halos_jax.rewards.labels import Labels, RewardError, Scorer
 from halos_jax.types import Sample
 
 _OWN = ("weight", "normalise")
-# A field of the reward in a message; not the end of a path or of a file's name.
+# "reward." at the start of a field's name in a message, not inside a path or a file's name.
 _OF_REWARD = re.compile(r"(?<![\w./-])reward\.(?!py\b)")
 
 
 def part_to_reward(part: PartConfig, reward: RewardConfig) -> RewardConfig:
-    """Return the reward that has the fields of a part, and of `reward` those that no part has."""
+    """Return a reward with the fields of a part, and from `reward` those that parts do not have."""
     fields = [field.name for field in dataclasses.fields(part) if field.name not in _OWN]
     changes = {name: getattr(part, name) for name in fields}
     return dataclasses.replace(reward, parts={}, **changes)
@@ -25,8 +25,8 @@ def part_to_reward(part: PartConfig, reward: RewardConfig) -> RewardConfig:
 def make_sum_scorer(parts: Mapping[str, tuple[PartConfig, Scorer]]) -> Scorer:
     """Return the scorer whose reward is the sum of weight * normalised score over `parts`.
 
-    A sample that one of the parts cannot score has no reward. The Labels it returns have the
-    scores of every part as they were given.
+    A sample without a score from one of the parts has no reward. The Labels hold the scores of all
+    parts before normalisation.
     """
 
     def score(samples: Sequence[Sample]) -> Labels:
@@ -57,11 +57,11 @@ def normalise_scores(
 ) -> list[float | None]:
     """Return scores with mean 0 and population standard deviation 1 in each group.
 
-    Equal scores become 0; those that are None stay so and count for nothing.
+    Equal scores become 0. Scores that are None stay None and are left out of the statistics.
 
     Args:
       prompts: the prompt id of each score.
-      by: "file", one group; "prompt", one a prompt; "none", nothing is changed.
+      by: "file": one group; "prompt": one group per prompt; "none": scores stay as they are.
     """
     if by == "none":
         return list(scores)
@@ -72,7 +72,7 @@ def normalise_scores(
     result: list[float | None] = [None] * len(scores)
     for members in groups.values():
         values = np.array([scores[index] for index in members], np.float64)
-        # By comparison, since the deviation of equal numbers may be rounded to more than 0.
+        # Compare, because rounding may make the deviation of equal numbers larger than 0.
         spread = values.std() if values.max() > values.min() else 1.0
         for index, value in zip(members, (values - values.mean()) / spread, strict=True):
             result[index] = float(value) if values.max() > values.min() else 0.0

@@ -1,8 +1,8 @@
-"""Where a reward model reads its score: at the end of its template, or at that of the answer.
+"""Where a reward model's score is read: at the end of its template, or at the end of the answer.
 
-A classifier of transformers reads its score at the last token that is no padding. Whoever trains or
-uses one gives it a conversation as its chat template writes it, and some templates write a line
-break behind the end marker of the last turn.
+A classifier in transformers reads its score at the last token that is not padding. It is trained
+and used on conversations as its chat template writes them, and some templates write a line break
+after the end marker of the last turn.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from halos_jax.types import FINISH_STOP, Sample, Turn
 
 logger = logging.getLogger(__name__)
 
-# Field of the config.json of a reward model that was trained here: where it is to be read.
+# Field in the config.json of a reward model trained by this package: where to read its score.
 READ_AT = "halos_jax_read_at"
 
 
@@ -36,19 +36,20 @@ def load_reward_renderer(reward: RewardConfig) -> Renderer:
 def make_preparer(
     config: Config, policy: Renderer, own: Renderer
 ) -> Callable[[Sequence[Sample]], list[Sample]]:
-    """Return a function that gives samples the tokens of which the last one is read.
+    """Return a function that gives samples the tokens that the reward model gets.
 
-    Where the reward model has the policy's tokenizer and template, these are the policy's very
-    tokens with the template's end behind them; else, and where the template would write something
-    else, the turns that the policy saw and the text of its answer, rendered by `own`.
+    The score is read at the last of them. If the reward model has the policy's tokenizer and
+    template, they are the policy's exact tokens followed by the end of the template. Otherwise, or
+    if the template would write something else, `own` renders the turns that the policy saw and the
+    text of its answer.
 
     Raises:
-      ModelError: where the model's config.json cannot be read.
+      ModelError: if the model's config.json cannot be read.
     """
     settings = hf.read_hf_config(hf.resolve_model(config.reward.path))
     place = config.reward.read_at
     place = settings.get(READ_AT, "template_end") if place == "auto" else place
-    # A control token tells the policy how to answer: it is no part of what is judged.
+    # A control token tells the policy how to answer; the reward model must not see it.
     same = own.fingerprint == policy.fingerprint and not config.sampling.prefix
     if place == "end_of_turn":
         return lambda samples: (
@@ -73,7 +74,7 @@ def make_preparer(
 
 
 def _say_where(own: Renderer, pad_id: int | None) -> None:
-    """Say where the score is read, where that is not the end marker."""
+    """Log where the score is read, if that is not at the end marker."""
     (ids,) = own.render_whole([(Turn("user", "x"), Turn("assistant", "x"))])
     shown = [repr(own.tokenizer.decode([token])) for token in ids[-3:]]
     if own.closing:
@@ -94,13 +95,13 @@ def _say_where(own: Renderer, pad_id: int | None) -> None:
 def _find_turns(
     policy: Renderer, own: Renderer, config: Config, turns: tuple[Turn, ...]
 ) -> tuple[Turn, ...]:
-    """Return the turns that the policy saw, as many as the reward model's length leaves room."""
+    """Return the turns that the policy saw, as far as they fit into the reward model's length."""
     turns = policy.truncate_turns(turns, config.sampling.max_prompt_length)
     return own.truncate_turns(turns, config.reward.max_length)
 
 
 def _close(sample: Sample, own: Renderer) -> tuple[int, ...]:
-    """Return the answer's own tokens with the template's end in place of what ended it."""
+    """Return the answer's own tokens, with its end token replaced by the end of the template."""
     ids = list(sample.response_ids)
     while ids and ids[-1] in own.stop_ids:
         ids.pop()
@@ -115,12 +116,12 @@ def _strip_padding(ids: Sequence[int], pad_id: int | None) -> tuple[int, ...]:
 
 
 def _split(sample: Sample, prompt: Sequence[int], ids: Sequence[int]) -> Sample:
-    """Return the sample with `ids`, of which as much is the prompt as all its samples share."""
+    """Return the sample with `ids`, split where they cease to agree with those of the prompt."""
     shared = next(
         (at for at, pair in enumerate(zip(prompt, ids, strict=False)) if pair[0] != pair[1]),
         len(prompt),
     )
-    shared = max(min(shared, len(ids) - 1), 1)  # neither of them is empty
+    shared = max(min(shared, len(ids) - 1), 1)  # neither half may be empty
     return dataclasses.replace(
         sample, prompt_ids=tuple(ids[:shared]), response_ids=tuple(ids[shared:])
     )

@@ -48,13 +48,13 @@ def make_scorer(
     """Return the scorer of `config.reward`, for `labels.label_samples`.
 
     Args:
-      renderer: the policy's; None where nobody knows it, and no reward needs it.
-      check: is called now and then by a scorer; what it raises stops the scorer.
-      layouts: what a reward model's batches take their shapes over from, call after call; None:
-        each call plans its own.
+      renderer: the policy's; None if it is unknown, which is an error only if a reward needs it.
+      check: called by scorers now and then; an error that it raises stops the scorer.
+      layouts: the layouts that a reward model's batches reuse from call to call; None: each call
+        plans its own.
 
     Raises:
-      ConfigError: where a function, a judge's template or a judge's key is missing.
+      ConfigError: if a function, a judge's template or a judge's key is missing.
     """
     if config.reward.parts:
         scorers = {}
@@ -106,7 +106,7 @@ def make_user_scorer(
     name: str,
     check: Callable[[], None],
 ) -> Scorer:
-    """Return the scorer by the user's function, `reward.function`."""
+    """Return the scorer that calls the user's function, `reward.function`."""
     reward = config.reward
     return make_function_scorer(
         reward.function, reward.arguments, form=reward.completions, check=check
@@ -121,16 +121,16 @@ def make_asking_scorer(
     name: str,
     check: Callable[[], None],
 ) -> Scorer:
-    """Return the scorer that asks a judge, as `reward.judge` says."""
-    # What is there to be labelled is asked about at once; samples come after hours.
+    """Return the scorer that asks the judge of `reward.judge`."""
+    # A task that samples may ask the judge only hours later, so it tries it now.
     is_known = TASKS[config.task].samples and probe_judge(config)
     return make_judge_scorer(config, check, is_known=is_known)
 
 
 def cut_at_sentence(sample: Sample, renderer: Renderer) -> Sample:
-    """Return the sample cut after its last ".", "!" or "?", as one that has ended there.
+    """Return the sample cut after its last ".", "!" or "?", as if it had ended there.
 
-    A sample that ends there, or has none of them, is returned as it is.
+    A sample that already ends there, or has none of them, is returned as it is.
     """
     text = sample.output.rstrip()
     found = _LAST_SENTENCE.match(text)
@@ -150,14 +150,15 @@ def make_model_scorer(
     name: str = "reward",
     check: Callable[[], None] = lambda: None,
 ) -> Scorer:
-    """Return a scorer by a sequence classifier, whose params stay on the devices.
+    """Return the scorer that runs a sequence classifier, whose params stay on the devices.
 
-    Which tokens it gets, and so where it is read, `read_at` says. Samples with the same tokens are
-    scored once: their rewards are equal, and so a tie, whatever the rounding. `layouts` and `check`
-    are those of `make_scorer`, and `name` is what these batches are called in the former.
+    `rewards/read_at.py` chooses the tokens that it gets, and so the one where its score is read.
+    Samples with the same tokens are scored once, so that rounding cannot make their rewards differ.
+    `layouts` and `check` are those of `make_scorer`; `name` is the name of its batches in
+    `layouts`.
 
     Raises:
-      ModelError: where the model cannot be read, or is not a sequence classifier.
+      ModelError: if the model cannot be read or is not a sequence classifier.
     """
     spec = _read_classifier(config)
     params = hf.load_params(config.reward.path, spec, mesh)
@@ -174,7 +175,7 @@ def make_model_scorer(
         distinct: dict[tuple[tuple[int, ...], tuple[int, ...]], Sample] = {}
         for sample in samples:
             distinct.setdefault((sample.prompt_ids, sample.response_ids), sample)
-        # A look-up beyond the embedding would silently take another row.
+        # A token id beyond the embedding would silently get the row of another token.
         largest = max(max(sample.prompt_ids + sample.response_ids) for sample in distinct.values())
         vocab.check_ids(largest, spec, config.reward.path)
         if spec.gating is not None:
@@ -193,7 +194,7 @@ def make_model_scorer(
 
 
 def _read_classifier(config: Config) -> DecoderConfig:
-    """Return the architecture of the reward model, computed as the config says."""
+    """Return the architecture of the reward model, with the config's settings for running it."""
     settings = dataclasses.replace(
         config.model,
         path=config.reward.path,
@@ -213,7 +214,7 @@ def _read_classifier(config: Config) -> DecoderConfig:
 
 
 def _check_prompt_ends(samples: Iterable[Sample], end: tuple[int, ...], path: str) -> None:
-    """Raise a RewardError where a prompt does not end as the reward model's gate expects it."""
+    """Raise a RewardError if a prompt does not end as the reward model's gate expects."""
     for sample in samples:
         found = tuple(sample.prompt_ids[-len(end) :])
         if found != end:
@@ -257,7 +258,7 @@ def _score_items(
         num_rows=rows,
         tokens_per_row=tokens,
         row_multiple=config.train.row_multiple,
-        seed=0,  # the order means nothing; with one, the batches are equally large
+        seed=0,  # the order does not matter; a random one makes the batches equally large
         known=known,
     )
     rewards = np.full(len(samples), np.nan)
@@ -278,7 +279,7 @@ def _score_items(
 
 
 def _cut_all(samples: Sequence[Sample], max_length: int) -> list[Sample]:
-    """Cut responses to the room that their prompts leave; one token at least is scored."""
+    """Cut responses to the room that their prompts leave, but at least to one token."""
     rooms = [max(max_length - len(sample.prompt_ids), 1) for sample in samples]
     count = sum(len(one.response_ids) > room for one, room in zip(samples, rooms, strict=True))
     if count:
