@@ -10,6 +10,7 @@ from halos_jax.checkpoints.store import Checkpoints, open_checkpoints
 from halos_jax.config import Config
 from halos_jax.losses import get_loss
 from halos_jax.models.hf.positions import refuse_longer
+from halos_jax.models.lora import Frozen
 from halos_jax.packing.layout import LayoutMemory
 from halos_jax.policies.policy import Policy, load_frozen, start_policy
 from halos_jax.rewards.function_scorer import check_records, make_rules
@@ -100,24 +101,26 @@ def _restore(
     earlier than expected, so it is known only after the restore; until then, changes since the
     last start are not recorded.
     """
+    frozen = load_frozen(policy, workspace.mesh)  # once: it may fill most of a device
     place = find_place(checkpoints)
     config, steps = lay_out_from(place)
     laid_out = workspace.with_config(config)
-    trainer = _make_trainer(laid_out, policy, steps)
+    trainer = _make_trainer(laid_out, policy, frozen, steps)
     progress = restore_progress(trainer, policy, checkpoints)
     found = find_place(checkpoints)
     if found != place:
         config, steps = lay_out_from(found)
         laid_out = workspace.with_config(config)
-        again = _make_trainer(laid_out, policy, steps)
+        again = _make_trainer(laid_out, policy, frozen, steps)
         trainer = dataclasses.replace(again, layouts=trainer.layouts)
     return laid_out, trainer, progress
 
 
-def _make_trainer(workspace: Workspace, policy: Policy, steps: int) -> Trainer:
+def _make_trainer(
+    workspace: Workspace, policy: Policy, frozen: Frozen | None, steps: int
+) -> Trainer:
     """Return the trainer for a run of `steps` optimizer steps; it heeds a request to stop."""
     config, mesh, decoder = workspace.config, workspace.mesh, policy.decoder
-    frozen = load_frozen(policy, mesh)
     if frozen is None:  # an adapter starts at 0: no update is rounded away
         warn_of_rounding(config.optimizer, decoder.params_dtype)
     trainer = training.make_trainer(

@@ -81,17 +81,28 @@ def test_what_lies_ahead_is_laid_out_from_where_the_run_really_goes_on(
         places["restored"] = True
         return SimpleNamespace(round=1 if not newest_is_whole else 2)
 
-    def make_trainer(workspace, policy, steps):
+    bases = []
+
+    def load_frozen(policy, mesh):
+        bases.append(mesh)
+        return "base"
+
+    def make_trainer(workspace, policy, frozen, steps):
+        assert frozen == "base"
         return loop_like(steps=steps, layouts=[])
 
     loop_like = dataclasses.make_dataclass("Trainer", ["steps", "layouts"])
     monkeypatch.setattr(setup, "find_place", find_place)
     monkeypatch.setattr(setup, "restore_progress", restore_progress)
+    monkeypatch.setattr(setup, "load_frozen", load_frozen)
     monkeypatch.setattr(setup, "_make_trainer", make_trainer)
-    workspace = SimpleNamespace(with_config=lambda config: SimpleNamespace(config=config))
+    workspace = SimpleNamespace(
+        mesh="mesh", with_config=lambda config: SimpleNamespace(config=config)
+    )
     laid_out, trainer, _ = setup._restore(
         workspace, None, None, lambda place: (f"from {place['round']}", 100 * place["round"])
     )
     assert laid_out.config == ("from 3" if newest_is_whole else "from 2")
     assert trainer.steps == (300 if newest_is_whole else 200)
     assert trainer.layouts == ["restored"], "what the checkpoint holds of the shapes is kept"
+    assert bases == ["mesh"], "a device has no room for two"
