@@ -52,7 +52,7 @@ def run() -> None:
     except UserError as error:
         _fail(f"{type(error).__name__}: {error}", error.exit_code)
     except MemoryError:
-        advice = "take a part of the data by data.max_train, or a machine with more memory"
+        advice = "use less of the data (data.max_train), or a machine with more memory"
         _fail(f"MemoryError: this machine's own memory is used up; {advice}", 1)
     except Exception as error:
         if "jax" in sys.modules:

@@ -74,7 +74,7 @@ def write_place(folder: Path, renderer: Renderer, read_at: str) -> None:
         behind = repr(renderer.closing) if renderer.closing else "no end marker"
         logger.warning(
             "export: the reward model was trained to be read at %r, but its chat template writes "
-            "%s at a conversation's end: whoever scores with it elsewhere must end texts with %r",
+            "%s at a conversation's end: to score with it elsewhere, end texts with %r",
             renderer.end_marker,
             behind,
             renderer.end_marker,
@@ -136,6 +136,6 @@ def _read_object(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        logger.warning("%s: cannot be read (%s), so it is written anew", file.name, error)
+        logger.warning("%s: cannot be read (%s), so it is replaced", file.name, error)
         return None
     return read if isinstance(read, dict) else None

@@ -127,7 +127,7 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
         if wanted == "auto" and checkpoints.latest() is None:
             raise ConfigError(
                 f"model.path: {path} is the workdir of a run that has neither a checkpoint nor "
-                f"{FINAL}/ yet; let the run come to its first checkpoint, or give a model"
+                f"{FINAL}/ yet; wait for its first checkpoint, or set model.path to a model"
             )
         checkpoint = checkpoints.find(None if wanted == "auto" else wanted)
         position = Position.from_dict(checkpoints.read_round_state(checkpoint))
@@ -192,8 +192,8 @@ def _has_final(field: str, workdir: Path) -> bool:
     if wrong:
         raise ConfigError(
             f"{field}: {workdir} is the workdir of a run whose export is not as it was written: "
-            f"{'; '.join(wrong)}; put the files back, or run the run's own command again, which "
-            "makes it anew"
+            f"{'; '.join(wrong)}; put the files back, or run that run's command again, which "
+            "makes the export again"
         )
     return folder.is_dir()
 

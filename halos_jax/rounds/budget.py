@@ -120,10 +120,10 @@ def describe_shortage(budget: Budget, num_available: int) -> str | None:
     usable = max(num_available - budget.num_skip, 0)
     if usable >= budget.total_prompts:
         return None
-    behind = f" behind rounds.num_skip={budget.num_skip}" if budget.num_skip else ""
+    after = f" after rounds.num_skip={budget.num_skip}" if budget.num_skip else ""
     return (
-        f"data.train: {usable} prompts{behind} are enough for {budget.count_rounds(num_available)} "
+        f"data.train: {usable} prompts{after} are enough for {budget.count_rounds(num_available)} "
         f"of {budget.num_rounds} rounds (rounds.total_prompts={budget.total_prompts}): the run "
         "ends after these, and the learning rate's schedule is laid out for them; add prompts, "
-        "now or when it has ended, or lower rounds.total_prompts"
+        "now or once it has ended, or lower rounds.total_prompts"
     )

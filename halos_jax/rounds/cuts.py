@@ -46,7 +46,7 @@ def check_prompts(sampler: Limited, *sources: tuple[str, Iterable[Prompt]]) -> N
     if 0 < positions < longest:
         logger.warning(
             "sampling.max_prompt_length + sampling.max_tokens = %d, but the model was made for %d "
-            "positions (max_position_embeddings): what it says beyond them means little",
+            "positions (max_position_embeddings): its output beyond them is unreliable",
             longest,
             positions,
         )
@@ -70,9 +70,9 @@ def report_samples(sampler: Limited, samples: Sequence[Sample], label: str) -> N
     limit, positions = sampler.settings.max_tokens, sampler.decoder.max_positions
     if cut and cut == len(samples):
         logger.warning(
-            "%s: all %d samples were cut at sampling.max_tokens=%d: none has an end, for the "
-            "reward to see and the policy to learn; raise it, or see that the policy has learnt to "
-            "end its answers",
+            "%s: all %d samples were cut at sampling.max_tokens=%d: none has an end that "
+            "the reward could see or the policy learn; raise the limit, or check that the policy "
+            "was trained to end its answers",
             label,
             cut,
             limit,

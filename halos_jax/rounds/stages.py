@@ -77,7 +77,7 @@ def sample_prompts(
         asked = prompts[start : start + size]
         shard = read_samples(path) if path.exists() else None
         if shard is not None and not _answers(shard, asked, per_prompt):
-            logger.info("%s: holds samples of other prompts by now; sampled again", path)
+            logger.info("%s: holds samples of other prompts; sampling it again", path)
             shard = None
         # No process may write the file until all have looked for it: they must all agree.
         sharding.wait_for_all(f"looked for {path.name}")

@@ -63,7 +63,7 @@ class Change:
             "grown": "has grown",
             "new": "was not there",
             "changed": "holds something else than it did",
-            "inserted": "holds something else than it did, with more: not at its end alone",
+            "inserted": "holds something else than it did, and more, not only at its end",
         }
         return f"{self.field}: {self.path} {said[self.verdict]}"
 
@@ -116,7 +116,7 @@ def _check(
     _refuse([one for one in found if one not in grown], ledger.workdir, may_grow)
     edited = compare_inputs(known, code)
     for one in edited:
-        logger.warning("%s when the run was started; from here on that counts", one)
+        logger.warning("%s when the run was started; the run goes on with the new version", one)
     is_new = not (files.keys() | code.keys()) <= known.keys() or _lacks(known, files)
     if grown or edited or is_new:
         storage.write_json_atomic(path, _describe({**files, **code}), note=ledger.note_file)
@@ -363,6 +363,6 @@ def _refuse(changes: list[Change], workdir: Path, may_grow: Collection[str]) -> 
             )
         listed = "\n".join(f"  - {one}" for one in changes)
         raise ConfigError(
-            f"what the run in {workdir} was started with has changed:\n{listed}\n"
+            f"the inputs of the run in {workdir} have changed since it was started:\n{listed}\n"
             f"{advice}, or start a new run with --config.workdir=DIR"
         )

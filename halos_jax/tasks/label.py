@@ -118,14 +118,14 @@ def read_all_samples(path: str, split: str = "", edits: Edits = NO_EDITS) -> lis
             skips.add(
                 RecordError(
                     f"{place}: got prompt_id {key[0]!r} for two conversations, allowed: an id of "
-                    "its own for each; number them anew, or label the files one by one"
+                    "its own for each; renumber them, or label the files one by one"
                 )
             )
         elif key in seen:
             skips.add(
                 RecordError(
                     f"{place}: got sample {key[1]} of prompt {key[0]} twice, allowed: one sample "
-                    "for each prompt_id and sample_id; number them anew"
+                    "for each prompt_id and sample_id; renumber them"
                 )
             )
         else:

@@ -161,7 +161,7 @@ def _load_held_out(run: Run, progress: Progress) -> Dataset | None:
         return None
     items = stages.load_feedback_items(run, round_folder(run.workdir, 0))
     if not items:
-        logger.warning("no held-out feedback (all ties): there is no evaluation while training")
+        logger.warning("no held-out feedback (all ties): the loss is not evaluated during training")
         return None
     dataset = training.make_dataset(run.trainer, items, seed=None)
     if not training.needs_reference(run.trainer.loss, items):
@@ -205,7 +205,7 @@ def _report_complete(workspace: Workspace) -> dict[str, float]:
     """Verify a complete run, log that it is complete, and return the metrics of its last round."""
     states.verify_run(workspace.workdir)
     for change in workspace.history.pick("growing"):
-        logger.info("%s; for rounds not trained yet, of which there are none", change)
+        logger.info("%s; this is for rounds not trained yet, but there are none left", change)
     logger.info("%s is complete: nothing to do", workspace.workdir)
     last = states.load_manifest(round_folder(workspace.workdir, last_round(workspace.workdir)))
     return dict(last.metrics) if last is not None else {}

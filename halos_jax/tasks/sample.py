@@ -101,8 +101,8 @@ def select_prompts(config: Config, ordered: list[Prompt]) -> list[Prompt]:
     chosen = ordered[start : start + count if count else None]
     if not chosen:
         raise RecordError(
-            f"{config.data.train}: got {len(ordered)} prompts, of which rounds.num_skip={start} "
-            "leaves none; lower --config.rounds.num_skip"
+            f"{config.data.train}: got {len(ordered)} prompts, but rounds.num_skip={start} "
+            "skips them all; lower --config.rounds.num_skip"
         )
     return chosen
 

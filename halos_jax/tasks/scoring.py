@@ -79,7 +79,7 @@ def _is_of(path: Path, shard: Sequence[Sample]) -> bool:
     found = [(one.get("prompt_id"), one.get("sample_id")) for _, one in read_records(path)]
     if found == [(one.prompt.prompt_id, one.sample_id) for one in shard]:
         return True
-    logger.info("%s: holds the scores of other samples by now; scored again", path)
+    logger.info("%s: holds scores of other samples; scoring it again", path)
     return False
 
 

@@ -96,8 +96,8 @@ def read_history(workdir: Path, config: Config) -> History:
     recorded = read_plain(workdir / FILE)
     if not is_run(recorded):
         raise storage.WorkdirError(
-            f"workdir: {workdir} holds a config.json that no run has written, as the folder of a "
-            "model does; choose another folder with --config.workdir=DIR"
+            f"workdir: {workdir} holds a config.json that no run has written, such as that of a "
+            "model; choose another folder with --config.workdir=DIR"
         )
     segments = tuple(recorded.pop(_SEGMENTS, ()))
     before = dict(schema.flatten(recorded))
@@ -173,7 +173,7 @@ def refuse_changes(workdir: Path, history: History) -> None:
     if lines:
         listed = "\n".join(f"  - {line}" for line in lines)
         raise storage.WorkdirError(
-            f"workdir: {workdir} holds a run of another configuration; changed:\n{listed}\n"
+            f"workdir: {workdir} holds a run with another configuration; changed:\n{listed}\n"
             f"{describe_allowed(history.config.task)}; set the fields back, or start a new run "
             "with --config.workdir=DIR"
         )
@@ -216,7 +216,7 @@ def describe_changes(history: History) -> list[str]:
             more = "the run goes on with more" if adds else "for rounds not trained yet"
             lines.append(f"{one}; {more}")
         elif role == "result" and one.mark.place:
-            lines.append(f"{one}; it holds the same")
+            lines.append(f"{one}; its content is the same")
     return lines
 
 

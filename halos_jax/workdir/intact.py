@@ -84,7 +84,7 @@ def adopt_workdir(workdir: Path, ledger: Ledger) -> None:
     """
     if _had_ledger(workdir):
         raise WorkdirError(
-            f"{workdir / ledgers.FILE} is missing, by which the run knows its files; put it back, "
+            f"{workdir / ledgers.FILE} is missing, the record of the run's files; put it back, "
             "or start a new run with --config.workdir=DIR"
         )
     names = ["config.json", *REPORTS]

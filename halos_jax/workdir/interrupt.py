@@ -23,7 +23,7 @@ _NAMES = {
     signal.SIGINT: "Ctrl-C",
     signal.SIGHUP: "SIGHUP (its terminal was closed)",
 }
-_FIRST = b"\nCtrl-C: the run ends where it can be carried on; once more ends it at once\n"
+_FIRST = b"\nCtrl-C: stopping where the run can be resumed; press again to end it now\n"
 _SECOND = b"\nended at once by a second Ctrl-C: run the same command again to carry on\n"
 
 

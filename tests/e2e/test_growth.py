@@ -165,7 +165,7 @@ def test_more_epochs_of_a_finished_task_and_data_that_were_moved(program, inputs
     code, output, errors = program.run(workdir, *options)
     assert (code, errors) == (0, "")
     assert "train.epochs: 1 -> 2; the run goes on with more" in output
-    assert "sft.jsonl'; it holds the same" in output and "carrying on after step" in output
+    assert "sft.jsonl'; its content is the same" in output and "carrying on after step" in output
     assert read_final(workdir) == read_final(tmp_path / "whole") != first
     (new / "sft.jsonl").write_text("".join(reversed((new / "sft.jsonl").open().readlines())))
     code, _, errors = program.run(workdir, *options[:-1], "train.epochs=3")

@@ -89,7 +89,7 @@ def test_a_refusal_of_the_first_process_ends_all(program, finished, tmp_path):
     shutil.copytree(finished[0], workdir)
     first, other = finish(start(program, workdir, "seed=3"), code=1)
     assert first[:2] == [
-        f"WorkdirError: workdir: {workdir} holds a run of another configuration; changed:",
+        f"WorkdirError: workdir: {workdir} holds a run with another configuration; changed:",
         "  - seed: 0 -> 3",
     ]
     assert other == ["OtherProcessError: process 0 of the job has stopped; its log says why"]
@@ -108,7 +108,7 @@ def test_ctrl_c_in_one_process_ends_all_at_one_step(program, tmp_path):
     step = re.fullmatch(r"Interrupted: stopped by SIGTERM in round 1, stage train, (.*)", line)[1]
     assert second[-1] == f"Interrupted: stopped by Ctrl-C in round 1, stage train, {step}"
     assert [line for line in second[:-1] if line] == [
-        "Ctrl-C: the run ends where it can be carried on; once more ends it at once"
+        "Ctrl-C: stopping where the run can be resumed; press again to end it now"
     ]
     (saved,) = (workdir / "checkpoints").iterdir()
     record = json.loads((saved / "round" / "metadata").read_text())["round_state"]

@@ -116,6 +116,6 @@ def test_fewer_prompts_than_the_budget_are_said():
     assert describe_shortage(Budget(64, 8), 10).startswith(
         "data.train: 10 prompts are enough for 2 of 8 rounds (rounds.total_prompts=64): the run"
     )
-    assert "10 prompts behind rounds.num_skip=4 are enough for 2 of" in describe_shortage(
+    assert "10 prompts after rounds.num_skip=4 are enough for 2 of" in describe_shortage(
         Budget(64, 8, 4), 14
     )

@@ -113,7 +113,7 @@ def test_a_shard_of_other_prompts_is_sampled_again(tmp_path, sampled, caplog):
     larger = make_run(config=dataclasses.replace(CONFIG, sampling=sizes))
     again = draw(larger, "params", PROMPTS, tmp_path, 1)
     assert [ids for ids, *_ in sampled] == [["p0", "p1", "p2"], ["p3", "p4"]] and again == first
-    assert caplog.text.count("holds samples of other prompts by now; sampled again") == 2
+    assert caplog.text.count("holds samples of other prompts; sampling it again") == 2
 
 
 def test_a_signal_stops_inside_of_a_shard_which_is_sampled_again(tmp_path, monkeypatch, sampled):

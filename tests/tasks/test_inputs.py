@@ -120,7 +120,7 @@ def test_all_changes_are_listed_together(folder):
     with pytest.raises(ConfigError) as error:
         start(config)
     lines = str(error.value).splitlines()
-    assert len(lines) == 5 and lines[0].endswith("was started with has changed:")
+    assert len(lines) == 5 and lines[0].endswith("have changed since it was started:")
     assert "reward/added_tokens.json was not there" in str(error.value)
 
 
@@ -163,13 +163,13 @@ def test_records_added_elsewhere_than_at_the_end_are_refused_with_a_way_on(folde
     with pytest.raises(ConfigError) as error:
         start(config, may_grow=("data.train",))
     assert (
-        f"data.train: {file} holds something else than it did, with more: not at its end alone"
+        f"data.train: {file} holds something else than it did, and more, not only at its end"
         in str(error.value)
     )
     assert "to the end of their file or into a file of their own" in str(error.value)
     with pytest.raises(ConfigError) as error:  # a task whose data may not grow
         start(config)
-    assert "not at its end alone" in str(error.value)
+    assert "not only at its end" in str(error.value)
     assert "file of their own" not in str(error.value)
     file.write_text("\n".join(lines) + "\n")
     (folder / "more.jsonl").write_text("{}\n")  # the way on

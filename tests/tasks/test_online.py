@@ -73,7 +73,7 @@ def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=7))
     caplog.clear()
     assert loop.run_online(longer, StopSignal()) == {"reward_eval": 0.5}
-    assert "-> 7; for rounds not trained yet, of which there are none" in caplog.text
+    assert "-> 7; this is for rounds not trained yet, but there are none left" in caplog.text
     assert "nothing to do" in caplog.text
     # A loop that changes nothing still holds the lock while it looks, and lets it go.
     states.join_run(config).close()
@@ -125,7 +125,7 @@ def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):
     assert not list((tmp_path / "run" / "rounds" / "0001").iterdir())
     # What it was started with is looked at before it goes on.
     prompts.write_bytes((toy / "eval.jsonl").read_bytes())
-    with pytest.raises(ConfigError, match=r"data\.train: .*prompts.jsonl is longer, but does"):
+    with pytest.raises(ConfigError, match=r"data\.train: .*prompts.jsonl holds something else"):
         loop.run_online(config, StopSignal())
     prompts.write_bytes((toy / "prompts.jsonl").read_bytes())
     metrics = loop.run_online(config, StopSignal())

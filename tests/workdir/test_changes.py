@@ -204,7 +204,7 @@ def test_what_was_moved_is_judged_by_what_it_holds(tmp_path, caplog):
     known = {"data.train": [{"name": "0:", "size": 3}], "data.eval": []}
     (tmp_path / "inputs.json").write_text(json.dumps(known))
     start(tmp_path, moved, step=2)
-    assert caplog.messages == ["data.train: 'old.jsonl' -> 'new.jsonl'; it holds the same"]
+    assert caplog.messages == ["data.train: 'old.jsonl' -> 'new.jsonl'; its content is the same"]
     assert recorded(tmp_path)["data"]["train"] == "new.jsonl"
     assert "segments" not in recorded(tmp_path)
     other = Config(data=DataConfig(train="new.jsonl", eval="f.jsonl"))
