@@ -45,6 +45,7 @@ from halos_jax.config import (
 )
 from halos_jax.config import default as default_config
 from halos_jax.config.bounds import find_violations
+from halos_jax.data.asked import read_asked
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.datasets import load_prompts
 from halos_jax.data.items import load_items
@@ -77,7 +78,7 @@ from halos_jax.tasks.launch import freeze_checked, launch
 from halos_jax.tasks.train import add_fixed
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported
-from halos_jax.types import Judgement, Params, Preference, Prompt, Sample, Turn
+from halos_jax.types import Judgement, Params, Preference, Prompt, Sample
 
 # For "pairwise", for "binary", and for "scalar" (the samples with their rewards).
 Feedback = Sequence[Preference] | Sequence[Judgement] | Sequence[Sample]
@@ -164,6 +165,8 @@ def load_policy(
     known = {field.name for field in dataclasses.fields(ModelConfig)} - {"path"}
     if unknown := sorted(settings.keys() - known):
         raise ConfigError(f"model: got {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
+    fields = Config(model=ModelConfig(path=path, **settings), lora=lora or LoraConfig())
+    config_lib.check_fields(fields)
     devices.find_devices()
     mesh = mesh if mesh is not None else sharding.make_mesh(MeshConfig())
     policy = find_policy(ModelConfig(path=path, **settings), seed=seed)
@@ -204,9 +207,7 @@ def sample(
         *find_violations(settings, "sampling."),
         *sharding.check_divisible(policy.mesh, sampling__slots=settings.slots),
     )
-    asked = [one if isinstance(one, Prompt) else _make_prompt(one) for one in prompts]
-    if len({one.prompt_id for one in asked}) < len(asked):
-        raise RecordError("prompts: got one of them twice; allowed: each once, with its own id")
+    asked = read_asked(prompts)
     generator = settings.generator or policy.policy.source.path
     config = Config(sampling=settings, model=policy.policy.settings)
     sampler = make_sampler(settings, policy.policy.renderer, policy.policy.decoder, policy.mesh)
@@ -240,6 +241,7 @@ def score(
     if not isinstance(reward, RewardConfig):
         labels = label_samples(guard_scorer(reward), samples, RewardConfig())
     else:
+        config_lib.check_fields(Config(reward=reward))
         model = policy.policy.settings if policy else ModelConfig()
         config = use_final(Config(task="label", reward=reward, model=model))
         mesh = policy.mesh if policy else sharding.make_mesh(MeshConfig())
@@ -375,11 +377,6 @@ def _refuse(*lines: str) -> None:
     """Raise a ConfigError that lists `lines`, if there are any."""
     if lines:
         raise ConfigError("\n".join(lines))
-
-
-def _make_prompt(text: str) -> Prompt:
-    turns = (Turn("user", text),)
-    return Prompt(records.make_prompt_id(turns), turns)
 
 
 def _make_items(policy: LoadedPolicy, config: Config, feedback: Feedback, path: Path) -> list[Any]:

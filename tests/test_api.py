@@ -187,6 +187,12 @@ def test_what_is_wrong_is_said_as_on_the_command_line(policy, scored, tmp_path, 
             r"reference: .* no rounds; .*\ntrain\.epochs: got 0.*\ntrain\.batch_size: got 7",
         ),
         (lambda: halos_jax.run(Config(task="sft", workdir=str(tmp_path))), "model.path"),
+        (
+            lambda: halos_jax.load_policy(str(toy / "policy"), compute_dtype="float3"),
+            r"model\.compute_dtype: got 'float3', allowed: 'float32', 'bfloat16'",
+        ),
+        (lambda: halos_jax.sample(policy, [" "], SAMPLING), "prompts: got ' ', allowed: Prompts"),
+        (lambda: halos_jax.score(scored, RewardConfig(kind="jury")), r"reward\.kind: got 'jury'"),
         (lambda: halos_jax.score(scored, lambda found: [1.0]), "12 samples and gave 1 values"),
         (
             lambda: halos_jax.make_feedback(scored, FeedbackConfig(type="pairwis")),
