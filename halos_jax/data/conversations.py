@@ -1,4 +1,4 @@
-"""Demonstrations as items: the tokens of a whole conversation, of which the answers are targets."""
+"""Demonstrations as items: the tokens of a whole conversation, with its answers as targets."""
 
 import dataclasses
 import sys
@@ -22,8 +22,8 @@ from halos_jax.types import TARGET, Completion, Demonstration, Item, Turn
 
 @dataclasses.dataclass
 class _Sequence:
-    """A sequence under construction: `ids` are a prompt of `start` tokens, answers and what stands
-    between them; `turns` are those that it shows so far."""
+    """A sequence under construction: `ids` are a prompt of `start` tokens, the answers and the
+    tokens between them; `turns` are the turns in it so far."""
 
     turns: tuple[Turn, ...]
     start: int
@@ -38,14 +38,14 @@ def make_target_items(
     *,
     on_bad: OnBad = raise_error,
 ) -> list[Item]:
-    """Return the items (target) of demonstrations: one each, for conversations sometimes more.
+    """Return the items (target) of demonstrations: one each, or several for some conversations.
 
-    A conversation is one sequence in which every answer stands behind exactly the tokens that the
-    model would be prompted with. An answer for which that cannot be (the template shows past turns
-    otherwise than it generates them, say without their thoughts; or `lengths.total` would cut it)
-    starts another sequence, with the turns before it as the prompt.
+    A conversation is one sequence in which every answer follows exactly the tokens that the model
+    would be prompted with. Where that is not possible, an answer starts another sequence, with the
+    turns before it as the prompt: if the template shows past turns differently (without their
+    thoughts, for example), or if `lengths.total` would cut the answer.
 
-    Of a plain text (no prompt) all tokens are targets but the first, which nothing predicts.
+    In a plain text (no prompt), all tokens are targets except the first, which nothing predicts.
 
     Raises:
       RecordError: where a text has no two tokens, unless `on_bad` leaves it out.
@@ -104,7 +104,7 @@ def _render(
             ids = cut_prompt(renderer, turns, whole, lengths, asked.place)
         else:
             ids = texts.prompt(asked)
-        if len(ids) < len(whole) and index != last:  # what follows must show the same turns
+        if len(ids) < len(whole) and index != last:  # later prompts must show the same turns
             turns = renderer.truncate_turns(turns, lengths.prompt)
         current = _start(turns, ids, response)
         shown = index
@@ -113,7 +113,7 @@ def _render(
 
 
 def _list_answers(completion: Completion) -> dict[int, Completion]:
-    """Return the answers that are learned, by number of the turn, each as a completion."""
+    """Return the answers that are learned, each as a completion, by the index of the turn."""
     if len(completion.turns) == 1:
         return {0: completion}
     numbers = [
@@ -145,7 +145,7 @@ def _extend(
     renderer: Renderer,
     lengths: Lengths,
 ) -> bool:
-    """Add the answer to `turns` to a sequence, and say so, if it goes on as a prompt would."""
+    """Add the answer to `turns` if their prompt continues the sequence; tell whether it did."""
     if len(current.ids) + len(response) > lengths.total:
         return False
     prompt = renderer.render_prompt(turns, sys.maxsize)
@@ -160,7 +160,7 @@ def _extend(
 def _make_item(
     sequence: _Sequence, origin: Completion, lengths: Lengths, place: str
 ) -> Item | None:
-    """Return a sequence as an item, None where its only answer is truncated and masked."""
+    """Return a sequence as an item, or None if its only answer is truncated and masked."""
     start, spans = sequence.start, list(sequence.spans)
     ids = sequence.ids[start:]
     response = fit_response(ids, start, lengths, place)

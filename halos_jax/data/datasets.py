@@ -43,18 +43,18 @@ _Item = TypeVar("_Item")
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What of a source is taken; the defaults take it all, as it is.
+    """Which records of a source to take; the defaults take all of them, as they are.
 
     Attributes:
       split: only records whose field `split` has this value.
-      limit: a random subset of so many records (prompts, of samples with rewards); 0 is all.
-      seed: of the subset and of what else is left out; the same seed takes the same records.
-      per_prompt: so many preferences of a prompt at most; 0 is all.
+      limit: take a random subset of this many records (for samples with rewards, prompts); 0: all.
+      seed: seed of all random choices; the same seed takes the same records.
+      per_prompt: most preferences to take for each prompt; 0: all.
       keep_desirable: the share of the desirable answers to keep; `keep_undesirable`: of the others.
       collapse: replace runs of spaces and tabs by one space in all text (not in token ids).
-      every_turn: learn all the assistant's turns of a conversation, not the last one alone.
-      best_only: of feedback learn one output a prompt (`targets.Targets`).
-      edits: what is changed in records and conversations as they are read.
+      every_turn: learn all assistant turns of a conversation, not only the last one.
+      best_only: learn one output per prompt from feedback (`targets.Targets`).
+      edits: changes to records and conversations as they are read.
       margins: every pair must have rewards, or a margin.
     """
 
@@ -75,7 +75,7 @@ ALL = Selection()
 
 
 def select_train(data: DataConfig, seed: int) -> Selection:
-    """Return what a run of this seed takes of `data.train`."""
+    """Return the selection of `data.train` for a run with this seed."""
     return Selection(
         split=data.train_split,
         limit=data.max_train,
@@ -91,7 +91,7 @@ def select_train(data: DataConfig, seed: int) -> Selection:
 
 
 def select_eval(data: DataConfig) -> Selection:
-    """Return what is held out: whole or, with `data.max_eval`, the same subset for every seed."""
+    """Return the selection of `data.eval`: all of it, or the same `data.max_eval` for any seed."""
     return Selection(
         split=data.eval_split,
         limit=data.max_eval,
@@ -103,7 +103,7 @@ def select_eval(data: DataConfig) -> Selection:
 
 
 def warn_of_benchmarks(source: str) -> None:
-    """Warn of data sets in `source` that are there to measure with and not to train on."""
+    """Warn of data sets in `source` that are benchmarks, not training data."""
     for name in find_benchmarks(source):
         logger.warning(
             "data.train: %s is a benchmark: after training on it, results on it mean nothing", name
@@ -111,7 +111,7 @@ def warn_of_benchmarks(source: str) -> None:
 
 
 def refuse_overlap(prompts: Iterable[Prompt], held_out: Iterable[Prompt]) -> None:
-    """Raise ConfigError where a prompt is held out and trained on."""
+    """Raise ConfigError if a prompt is both held out and trained on."""
     shared = {prompt.prompt_id for prompt in prompts} & {prompt.prompt_id for prompt in held_out}
     if shared:
         raise ConfigError(
@@ -159,11 +159,11 @@ def load_prompts(source: str, selection: Selection = ALL) -> list[Prompt]:
 
 
 def load_demonstrations(source: str, selection: Selection = ALL) -> list[Demonstration]:
-    """Load what to learn by heart, for supervised training; arguments as `load_prompts`.
+    """Load demonstrations for SFT; arguments as `load_prompts`.
 
     Takes prompt + completion / output / response / answer, messages that end with the assistant,
-    prompt + chosen, samples, and feedback of every kind, of whose outputs `targets.Targets` says
-    which are learned.
+    prompt + chosen, samples, and feedback of every kind; `targets.Targets` chooses which outputs of
+    the feedback are learned.
     """
     found: list[Demonstration] = []
     targets = Targets(best_only=selection.best_only)
@@ -207,7 +207,7 @@ def load_judgements(source: str, selection: Selection = ALL) -> list[Judgement]:
     """Load answers with their labels; arguments as `load_prompts`.
 
     Takes binary_feedback, TRL's unpaired records (prompt, completion, label), and every record of
-    `load_preferences`, of which the chosen answer is desirable and the rejected one is not.
+    `load_preferences`, whose chosen answer is desirable and whose rejected one is not.
     `selection.limit` counts records; the shares to keep are of distinct answers.
     """
     judgements: list[Judgement] = []
@@ -228,8 +228,8 @@ def load_judgements(source: str, selection: Selection = ALL) -> list[Judgement]:
 def load_scored(source: str, selection: Selection = ALL) -> list[Sample]:
     """Load samples with rewards (scalar_feedback); arguments as `load_prompts`.
 
-    A sample without a reward is left out, and their number is logged. `selection.limit` counts
-    prompts, of which all samples are taken.
+    Samples without a reward are left out, and their number is logged. `selection.limit` counts
+    prompts; all samples of a chosen prompt are taken.
     """
     samples, unlabelled = [], 0
     for sample in _read(source, selection, _read_group_member):
@@ -246,7 +246,7 @@ def load_scored(source: str, selection: Selection = ALL) -> list[Sample]:
 
 
 def load_samples(source: str, selection: Selection = ALL) -> list[Sample]:
-    """Load samples, with or without rewards; their `extra` is all else that the records say."""
+    """Load samples, with or without rewards; `extra` holds all other fields of their records."""
     return list(_read(source, selection, read_scored))
 
 
@@ -262,10 +262,10 @@ def has_scores(source: str, selection: Selection = ALL) -> bool:
 
 
 def _read(source: str, selection: Selection, reader: Callable[[Fields], _Item]) -> Iterator[_Item]:
-    """Yield what a reader makes of each record; say at the end what was not used of them.
+    """Yield the reader's result for each record; at the end, log which fields were not used.
 
     Raises:
-      RecordError: for a bad record, unless those are left out.
+      RecordError: for a bad record, unless bad records are left out.
     """
     tally = Tally(source, selection.edits)
     for fields in read_sources(source, selection.split, selection.edits, on_bad=tally.skip):
@@ -296,14 +296,14 @@ def _read_group_member(fields: Fields) -> Sample:
 
 
 def order_prompts(prompts: list[Prompt], seed: int) -> list[Prompt]:
-    """Return the prompts in the fixed order of a run, whatever order they come in."""
+    """Return the prompts in the fixed order of a run, which does not depend on their order."""
     return sorted(
         prompts, key=lambda prompt: (digest("order", seed, prompt.prompt_id), prompt.prompt_id)
     )
 
 
 def identify_prompts(prompts: Sequence[Prompt]) -> str:
-    """Return the sha256 of prompts in order, by which a resumed run knows that it has the same."""
+    """Return the sha256 of prompts in order, from which a resumed run knows they are the same."""
     return digest([[prompt.prompt_id, turns_to_record(prompt.turns)] for prompt in prompts])
 
 
@@ -311,8 +311,8 @@ def identify_prompts(prompts: Sequence[Prompt]) -> str:
 
 
 def choose(items: Sequence[_Item], count: int, seed: int) -> list[_Item]:
-    """Return a random subset of `count` items (all, if 0) in their order; a larger one of the same
-    seed holds it."""
+    """Return a random subset of `count` items (0: all) in their order; with the same seed, a
+    larger subset contains it."""
     if not count or count >= len(items):
         return list(items)
     kept = np.random.default_rng([seed, 0]).permutation(len(items))[:count]

@@ -1,4 +1,4 @@
-"""From a source of records to the items of an objective, whatever it trains on."""
+"""From a source of records to the items that a loss trains on."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ _Record = TypeVar("_Record", Demonstration, Preference, Judgement, Sample)
 _Given = TypeVar("_Given")
 
 SMALLEST_CLASS = 0.05  # share of the answers below which a class is too small to learn from
-_LOOKS = 32  # outputs whose tokens are looked at
+_LOOKS = 32  # outputs whose tokens are checked
 
 
 def load_items(
@@ -43,9 +43,9 @@ def load_items(
 
     Args:
       source: files or hub data sets, see `sources.read_sources`.
-      selection: what of it to take.
-      control: of "controlled", what begins desirable answers and others.
-      check_tokens: see that token ids in the records are of this renderer's tokenizer.
+      selection: which records to take.
+      control: for "controlled", the control tokens of desirable answers and of others.
+      check_tokens: check that token ids in the records belong to this renderer's tokenizer.
 
     Raises:
       RecordError: for a bad record, one that does not suit the kind, or tokens of another model.
@@ -62,7 +62,7 @@ def load_items(
 
 
 class _Make(Protocol[_Given]):
-    """Makes items of records, see `tokenize`; `on_bad` gets the errors of those without any."""
+    """Makes items from records, see `tokenize`; `on_bad` gets the errors of bad records."""
 
     def __call__(
         self, records: list[_Given], renderer: Renderer, lengths: Lengths, *, on_bad: OnBad
@@ -71,7 +71,7 @@ class _Make(Protocol[_Given]):
 
 @dataclasses.dataclass(frozen=True)
 class _Loading:
-    """What of a source becomes items, and of what length; see `load_items`."""
+    """The arguments of `load_items` for one source."""
 
     source: str
     renderer: Renderer
@@ -82,7 +82,7 @@ class _Loading:
     def make(
         self, load: Callable[[str, Selection], list[_Record]], make: _Make[_Record]
     ) -> list[Item]:
-        """Return the items of the source; say what is cut of it, and what is left out as bad."""
+        """Return the items of the source; log what is cut and which records are left out."""
         source, renderer = self.source, self.renderer
         skips = Skips(allowed=self.selection.edits.skip)
         found = load(source, self.selection)
@@ -128,7 +128,7 @@ def _warn_of_answers(records: Sequence[Feedback], source: str) -> None:
 
 
 def _list_texts(record: Feedback) -> Iterator[str]:
-    """Yield all that each answer of a record says, in its text or by calls and thoughts."""
+    """Yield the contents of each answer of a record: its text, tool calls and thoughts."""
     if isinstance(record, Sample):
         yield record.output
         return
@@ -137,10 +137,10 @@ def _list_texts(record: Feedback) -> Iterator[str]:
 
 
 def _check_tokens(records: Iterable[Feedback], source: str, renderer: Renderer) -> None:
-    """Raise RecordError where token ids say something else than the text beside them.
+    """Raise RecordError if token ids do not mean the text beside them.
 
-    They do where another tokenizer made them. One match among the first is enough: who wrote the
-    records may have shown some special token as text.
+    Then another tokenizer made them. One match among the first records is enough, since some texts
+    may spell out special tokens.
     """
     outputs = (output for record in records for output in _list_outputs(record))
     known = (one for one in outputs if one[0] and one[1].strip())
@@ -176,7 +176,7 @@ def _list_completions(record: Demonstration | Preference | Judgement) -> tuple[C
 
 
 def warn_of_classes(items: Sequence[Item], source: str) -> None:
-    """Warn where fixed data have answers of one class alone, or few of the other."""
+    """Warn if fixed data have few answers of one class, or none."""
     desirable = sum(item.desirable for item in items)
     fewer = min(desirable, len(items) - desirable)
     if fewer >= SMALLEST_CLASS * len(items):

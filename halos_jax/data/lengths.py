@@ -1,4 +1,4 @@
-"""Limits of length: what they cut of texts that become items, counted and said once a source."""
+"""Limits of length: what they cut when texts become items, counted and logged once per source."""
 
 import dataclasses
 import logging
@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Tally:
-    """How many of some lengths in tokens are over a limit, and which is the longest."""
+    """How many lengths in tokens exceed a limit, and the longest of them."""
 
     count: int = 0
     over: int = 0
     longest: int = 0
 
     def add(self, length: int, limit: int) -> None:
-        """Count a length; a limit of 0 is none."""
+        """Count a length; a limit of 0 means no limit."""
         self.count += 1
         self.over += 0 < limit < length
         self.longest = max(self.longest, length)
@@ -38,7 +38,7 @@ class Tally:
 
 @dataclasses.dataclass
 class Cuts:
-    """Tallies of prompts before they are cut, of sequences before their answers are, and after."""
+    """Tallies of prompts before cutting, and of sequences before and after cutting the answer."""
 
     prompts: Tally = dataclasses.field(default_factory=Tally)
     wholes: Tally = dataclasses.field(default_factory=Tally)
@@ -49,13 +49,13 @@ class Cuts:
 class Lengths:
     """Limits in tokens: of the prompt, and of prompt and response together.
 
-    A response is truncated where `total` cuts it, or where its sampler's token limit did. With
-    `mask_truncated` it carries no loss: a pair with such a response, a judgement of one and a
-    demonstration (the last turn of a conversation) are left out, and counted in the log. In a
-    group the others' statistics still count its reward, but none of its tokens is a target.
+    A response is truncated if `total` cuts it, or if the sampler's token limit did. With
+    `mask_truncated` it carries no loss: a pair, judgement or demonstration (in a conversation, the
+    last turn) with such a response is left out, and their number is logged. In a group, its reward
+    still counts in the statistics, but none of its tokens is a target.
 
-    `positions` is what the model was made for (0: unknown), and `cuts` counts what is cut. `behind`
-    is how many tokens are still to be put behind each prompt; they count as tokens of it.
+    `positions` is the number of positions that the model was made for (0: unknown). `cuts` counts
+    what is cut. `behind` tokens will be added after each prompt, and count as part of it.
     """
 
     prompt: int
@@ -66,7 +66,7 @@ class Lengths:
     behind: int = 0
 
     def report(self, source: str) -> None:
-        """Say what of `source` was cut."""
+        """Log what was cut in `source`."""
         report_prompts(source, self.cuts.prompts, self.prompt)
         if self.cuts.wholes.over:
             logger.warning(
@@ -81,7 +81,7 @@ class Lengths:
 
 
 def make_lengths(config: Config, positions: int = 0) -> Lengths:
-    """Return the limits of a run's training items, of a model made for so many positions."""
+    """Return the limits of a run's training items, for a model with so many positions."""
     train = config.train
     return Lengths(
         config.sampling.max_prompt_length, train.max_length, train.mask_truncated, positions
@@ -118,10 +118,10 @@ def cut_prompt(
     lengths: Lengths,
     place: str = "",
 ) -> Sequence[int]:
-    """Return the ids of a prompt, `whole` where that is not too long; count it.
+    """Return the ids of a prompt, cut if `whole` is too long, and count its length.
 
     Raises:
-      ConfigError: with the place of its record, where no cut makes it short enough.
+      ConfigError: with the place of its record, if no cut makes it short enough.
     """
     length = len(whole) + lengths.behind
     lengths.cuts.prompts.add(length, lengths.prompt)
@@ -136,7 +136,7 @@ def cut_prompt(
 def fit_response(
     ids: Sequence[int] | np.ndarray, prompt_length: int, lengths: Lengths, place: str = ""
 ) -> np.ndarray:
-    """Return `cut_response` of what is trained on, and count it; `place` is its record's."""
+    """Return `cut_response` for a training item and count its lengths; `place` is its record's."""
     response = cut_response(ids, prompt_length, lengths, place)
     lengths.cuts.wholes.add(prompt_length + len(ids), lengths.total)
     lengths.cuts.sequences.add(prompt_length + len(response), lengths.positions)
@@ -165,7 +165,7 @@ def cut_response(
 def is_truncated(
     lengths: Lengths, origin: Completion | Sample, ids: Sequence[int] | np.ndarray, cut: np.ndarray
 ) -> bool:
-    """Say whether a response carries no loss: it is truncated, and those are masked."""
+    """Tell whether a response carries no loss because it is truncated and those are masked."""
     truncated = origin.finish_reason == FINISH_LENGTH or len(cut) < len(ids)
     return lengths.mask_truncated and truncated
 

@@ -1,4 +1,4 @@
-"""Which outputs of feedback supervised training learns."""
+"""Which outputs in feedback SFT learns."""
 
 import dataclasses
 
@@ -7,23 +7,23 @@ from halos_jax.types import Completion, Demonstration, Judgement, Preference, Pr
 
 @dataclasses.dataclass
 class _Output:
-    """What the feedback says of one output of a prompt, which it may repeat over many records."""
+    """The feedback on one output of a prompt, collected from all records that have it."""
 
     demonstration: Demonstration
     rewards: list[float] = dataclasses.field(default_factory=list)
     wins: int = 0  # pairs won less pairs lost
-    preferred: bool = False  # once, in a pair or by its label
-    labelled: bool = False  # by itself, not in a pair
+    preferred: bool = False  # chosen in some pair, or labelled desirable
+    labelled: bool = False  # has a label of its own, outside of pairs
 
 
 class Targets:
-    """Collects the outputs of feedback, then says which of them are learned.
+    """Collects the outputs in feedback, then chooses those to learn.
 
-    One output of each prompt: the one with the best reward (its mean, where several records give
-    one); of binary feedback the first desirable one, if there is any. Pairs without rewards: the
-    one that wins most. A prompt of which nothing good is known (one undesirable answer without a
-    reward) gives none. Where `best_only` is false: every output that is preferred in some pair or
-    desirable, once, and of scored samples the best.
+    With `best_only` it chooses one output per prompt: in binary feedback the first desirable one,
+    else the one with the best reward (the mean, if several records have one), or without rewards
+    the one that wins most pairs. A prompt without a good output (with a single undesirable answer
+    and no reward, for example) gives none. Without `best_only` it chooses every output that is
+    preferred in some pair or desirable, once each, and from scored samples the best.
 
     Attributes:
       left_out: how many distinct outputs `choose` did not take.
@@ -70,7 +70,7 @@ class Targets:
 
 
 def _find_best(outputs: list[_Output]) -> list[_Output]:
-    """Return the best of a prompt's outputs, alone, or nothing where nothing good is known."""
+    """Return the best of a prompt's outputs in a list, which is empty if none is known as good."""
     desirable = [one for one in outputs if one.labelled and one.preferred]
     if desirable:
         return desirable[:1]

@@ -22,8 +22,8 @@ def make_array(ids: Ids) -> np.ndarray:
 class Texts:
     """The ids of prompts and answers that came as text, each distinct one rendered once.
 
-    Feedback repeats its texts (25 models against one baseline are 25 times the same prompt), and a
-    tokenizer takes many at a time faster than one by one.
+    Feedback repeats texts (25 models against one baseline have each prompt 25 times), and a
+    tokenizer is faster on many texts at a time than on one after the other.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Texts:
 def _try_cut(
     renderer: Renderer, turns: tuple[Turn, ...], whole: Sequence[int], lengths: Lengths
 ) -> np.ndarray | ConfigError:
-    """Return the ids of a prompt, or why it has none: whoever asks for it knows whose it is."""
+    """Return the ids of a prompt, or the error, which is raised when a record asks for them."""
     try:
         return make_array(cut_prompt(renderer, turns, whole, lengths))
     except ConfigError as error:
@@ -72,7 +72,7 @@ def _try_cut(
 
 
 def _spell(completion: Completion) -> tuple[str | Turn, bool]:
-    """Return a completion's text (its turn, where that says more), and if it ended by itself."""
+    """Return a completion's text (its turn, if that has more), and whether it ended by itself."""
     finished = completion.finish_reason == FINISH_STOP
     if len(completion.turns) == 1 and completion.turns[0].further:
         return completion.turns[0], finished

@@ -18,14 +18,14 @@ def check_ids(
 ) -> list[_Record]:
     """Return the records whose ids are all those of tokens.
 
-    An embedding would give another id the row of some token, or one that nothing has trained.
+    For any other id, the embedding would return the row of some token, or an untrained row.
 
     Args:
-      on_bad: called with the error of a record with such an id, with its file and line; it is left
-        out where this returns.
+      on_bad: called with the error of a record with a bad id; if it returns, the record is left
+        out.
 
     Raises:
-      RecordError: that error, unless `on_bad` says otherwise.
+      RecordError: that error, with file and line, unless `on_bad` returns.
     """
     known, kept = renderer.token_ids, []
     for record in records:

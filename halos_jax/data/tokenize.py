@@ -48,9 +48,9 @@ def make_each(
     """Return the items that `make` makes of each source (a record, or several), in their order.
 
     Args:
-      make: yields None for an item that is left out as its answer is truncated.
-      noun: what an item is made of, to say how many are left out ("pairs").
-      on_bad: called with the error of a source of which no item can be made; where it returns, the
+      make: yields None for an item that is left out because its answer is truncated.
+      noun: what to call the sources in the log ("pairs").
+      on_bad: called with the error of a source that cannot become an item; if it returns, the
         source is left out.
     """
     items: list[Item] = []
@@ -116,7 +116,7 @@ def make_controlled_items(
     control token already.
 
     Args:
-      control: what begins the answer where it is desirable, and where it is not.
+      control: the control tokens before desirable answers and before others.
 
     Raises:
       ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves it out.
@@ -160,10 +160,10 @@ def make_unpaired_items(
 ) -> list[Item]:
     """Return one item (target, mismatched) a judgement.
 
-    The mismatched response is that of the next judgement of another prompt; of any other one with
-    another response, where all have one prompt. It is chosen here, so that whatever shares a batch
-    later, reference and policy see the same pairs, and it never is the example's own response. An
-    example for which there is none has its target alone.
+    The mismatched response is that of the next judgement with another prompt (if all have the same
+    prompt, of any other judgement) whose response differs. It is chosen here, so that reference and
+    policy see the same one, whatever shares a batch later. An example for which there is none has
+    its target alone.
 
     Raises:
       ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves it out.
@@ -231,14 +231,14 @@ def _render_judged(judgements: Sequence[Judgement], renderer: Renderer, lengths:
 def _fit(
     completion: Completion, texts: Texts, prompt_ids: Ids, lengths: Lengths, place: str
 ) -> tuple[np.ndarray, bool]:
-    """Return a completion's ids i32[response], cut to its room, and if it is left out for that."""
+    """Return a completion's ids i32[response], cut to fit, and whether it is left out for that."""
     ids = texts.response(completion)
     response = fit_response(ids, len(prompt_ids), lengths, place)
     return response, is_truncated(lengths, completion, ids, response)
 
 
 def _identify(judgement: Judgement, texts: Texts) -> object:
-    """Return what tells the prompts of judgements apart: their tokens, where they have some."""
+    """Return the identity of a judgement's prompt: its tokens, or its turns if it has none."""
     try:
         return make_array(judgement.prompt_ids or texts.prompt(judgement.prompt)).tobytes()
     except ConfigError:
@@ -264,7 +264,7 @@ def make_scored_items(
     groups: dict[tuple[object, ...], list[Sample]] = {}
     for sample in samples:
         if sample.reward is not None:
-            # By its tokens too: those of the first sample stand before all of the group.
+            # By its tokens too: those of the first sample are the prompt of the whole group.
             groups.setdefault((sample.prompt.key, sample.prompt_ids), []).append(sample)
 
     def make(group: Sequence[Sample]) -> Iterator[Item | None]:
@@ -312,7 +312,7 @@ def _make_scored_item(group: Sequence[Sample], renderer: Renderer, lengths: Leng
 
 
 def split_preferences(preferences: Iterable[Preference]) -> list[Judgement]:
-    """Return the halves of preferences as desirable and undesirable, each of them once."""
+    """Return the halves of preferences as desirable and undesirable judgements, without repeats."""
     found: dict[tuple[object, ...], Judgement] = {}
     for preference in preferences:
         for completion, desirable in ((preference.chosen, True), (preference.rejected, False)):
