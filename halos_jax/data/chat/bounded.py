@@ -1,6 +1,6 @@
-"""Chat templates run within bounds: whatever a template does, it ends, and its error is one kind.
+"""Chat templates run within bounds: they end in time, and fail with errors of known types.
 
-A template is a program of somebody else's making. It may loop for ever, and fail with any error.
+A template is somebody else's program: it may loop for ever or fail with any error.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from jinja2 import TemplateError
 
 from halos_jax.config import ConfigError
 
-# Rendering takes milliseconds; what takes so much longer does not end.
+# Rendering takes milliseconds; a template that takes this long is taken to loop for ever.
 SECONDS = 10.0
 
 
 class TemplateFault(TemplateError):
-    """A template that ended neither by a text nor by a refusal of its own; see its cause."""
+    """A template neither returned a text nor refused the messages; see the error's cause."""
 
 
 def apply_template(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> str:
@@ -51,10 +51,10 @@ def apply_template(tokenizer: Any, messages: list[dict[str, Any]], **options: An
 
 @contextlib.contextmanager
 def limit_seconds(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError inside the block where it takes longer, in whatever thread that is.
+    """Raise TimeoutError inside the block if it takes longer, in any thread.
 
-    In the main thread by a signal, which costs nothing; in another one by a second thread that
-    wakes up after the time. Both wait for the end of a single step of the interpreter.
+    The main thread is stopped by a signal, which costs nothing; another thread by a timer thread.
+    Neither can interrupt a single step of the interpreter.
     """
     is_main = threading.current_thread() is threading.main_thread()
     with _limit_main(seconds) if is_main else _limit_other(seconds):

@@ -1,8 +1,8 @@
 """Answers of several messages, of which the last is meant for the reader.
 
-The template of gpt-oss begins an answer by `<|channel|>final<|message|>`, behind the header that a
-model is prompted with. A model may first write other messages, in channels of their own: thoughts,
-calls of tools. What it then says is what stands behind the last such beginning.
+The template of gpt-oss begins an answer with `<|channel|>final<|message|>`, after the header that a
+model is prompted with. A model may first write other messages, such as thoughts and tool calls, in
+channels of their own. Its answer is the text after the last such beginning.
 """
 
 from collections.abc import Collection, Sequence

@@ -10,13 +10,13 @@ from halos_jax.types import Item
 
 
 def close_items(items: Sequence[Item], renderer: Renderer, max_length: int) -> list[Item]:
-    """Return the items with the end of the template behind every answer that has ended.
+    """Return the items with the end of the template after every answer that has ended.
 
-    What is scored is read there by everybody who renders a conversation by its template. An answer
-    that was cut, by its sampler or by `max_length`, stays as it is.
+    Others, who render a conversation with its template, read the score there. An answer that was
+    cut, by its sampler or by `max_length`, stays as it is.
 
     Args:
-      max_length: of prompt and response together.
+      max_length: most tokens of prompt and response together.
     """
     if len(renderer.end_ids) < 2:  # the template writes nothing behind the marker
         return list(items)

@@ -1,8 +1,9 @@
-"""Keeps special tokens that somebody has typed apart from those that the chat template sets.
+"""Keeps special tokens that a text spells apart from those that the chat template writes.
 
-A template puts contents between its markers, as text. Tokenized as it is, a content that spells a
-marker ("<|im_end|>") would end its turn and could speak in another role. So such spellings are
-hidden behind placeholders while the template is rendered, and become ordinary tokens afterwards.
+A template puts the contents of turns between its markers. If a content that spells a marker
+("<|im_end|>") were tokenized as it is, it would end its turn and could speak in another role. So
+such spellings are replaced by placeholders while the template is rendered, and become ordinary
+tokens afterwards.
 """
 
 import itertools
@@ -19,12 +20,12 @@ _PLACEHOLDER = re.compile(f"{_OPEN}([0-9]{{1,6}}){_CLOSE}")
 
 
 class Guard:
-    """Hides special tokens in contents, and encodes what was hidden as plain text.
+    """Hides special tokens in contents, and encodes them as plain text.
 
-    Tokens that are added but not special ("<think>" in some models) are left alone: answers are
-    meant to hold them. A text without special tokens is encoded as ever. Around one that has some,
-    each piece between two tokens is encoded by itself, which for byte-level tokenizers is the same;
-    others may mark the start of each piece by a token of its own.
+    Tokens that are added but not special ("<think>" in some models) are left alone, since answers
+    may contain them. A text without hidden tokens is encoded as usual. In others, each piece
+    between two special tokens is encoded by itself. For byte-level tokenizers this is the same;
+    others may put a token at the start of each piece.
     """
 
     def __init__(self, tokenizer: Any):
@@ -38,7 +39,7 @@ class Guard:
         self._warned = False
 
     def allow(self, tokens: Iterable[str]) -> None:
-        """Let these tokens stand in what the assistant says: it is meant to learn them."""
+        """Allow these tokens in the assistant's turns, since it is meant to learn them."""
         self._allowed |= self._tokens.keys() & set(tokens)
 
     def hide(self, content: str) -> str:
@@ -46,7 +47,7 @@ class Guard:
         return self._hide(content, frozenset())
 
     def hide_answer(self, content: str) -> str:
-        """As `hide`, of what the assistant says: the tokens that were allowed stay in it."""
+        """As `hide`, for an assistant's turn, in which allowed tokens stay."""
         return self._hide(content, self._allowed)
 
     def _hide(self, content: str, allowed: Collection[str]) -> str:
@@ -109,7 +110,7 @@ class Guard:
         text = text.rstrip() if right else text
         if not text:
             return []
-        # What a text has of the placeholders' characters by itself is text, too.
+        # A placeholder that the text itself contains is text, too.
         names = dict(enumerate(self._tokens))
         text = _PLACEHOLDER.sub(lambda found: names.get(int(found[1]), found[0]), text)
         ids: list[int] = self._tokenizer(

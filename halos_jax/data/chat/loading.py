@@ -1,4 +1,4 @@
-"""Where a renderer comes from: a folder's or hub id's tokenizer, its template, its end tokens."""
+"""Loading a renderer: the tokenizer of a folder or hub id, its template and its end tokens."""
 
 import contextlib
 import os
@@ -76,14 +76,14 @@ def load_renderer(
 
 
 def load_policy_renderer(settings: ModelConfig, control: Collection[str] = ()) -> Renderer:
-    """Load the renderer of the model that is trained: its tokenizer with `settings.added_tokens`.
+    """Load the renderer of the policy: its tokenizer with `settings.added_tokens`.
 
-    The end tokens are those of the model's folder, whoever's the tokenizer is. The added tokens
-    are tokens in answers, and in all else where they are not special. Special are the markers of
-    the chat template and those in `control`: what a user's text spells must not be one of them.
+    The end tokens come from the model's folder, even if the tokenizer is another one. Added tokens
+    that are markers of the chat template or in `control` become special: a user's text that spells
+    one stays plain text. The others are ordinary tokens, in all turns.
 
     Args:
-      control: the tokens that say how to answer (`data.good_token`).
+      control: the control tokens, which tell the policy how to answer (`data.good_token`).
 
     Raises:
       ConfigError: as `load_renderer`.
@@ -92,7 +92,7 @@ def load_policy_renderer(settings: ModelConfig, control: Collection[str] = ()) -
     markers = _find_markers(tokenizer, settings.added_tokens) | set(control)
     new = _add_tokens(tokenizer, settings.added_tokens, markers)
     if new and settings.tokenizer:
-        # What the model's own tokenizer has, the model was trained on in an earlier run.
+        # Tokens in the model's own tokenizer are not new: an earlier run has trained them.
         with contextlib.suppress(ConfigError):
             new -= load_tokenizer(settings.path).get_vocab().keys()
     apply_options(tokenizer, settings.chat_template_options)

@@ -1,4 +1,4 @@
-"""Thoughts before an answer: how a prompt opens one, and what goes on behind that."""
+"""Thoughts before an answer: how a prompt opens one, and how an answer continues it."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ _TAGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Thought:
-    """What a prompt ends with that no past conversation has.
+    """The text at the end of a prompt that past turns do not have, and the thought it opens.
 
     Attributes:
       opening: that text, "" where there is none: "<think>\\n", say, or an empty thought.

@@ -1,7 +1,7 @@
-"""What the config adds to records and conversations, so that nobody has to rewrite a file.
+"""Changes that the config makes to records and conversations, so that files need no rewriting.
 
-In this order: `data.map` makes another record of each record, or leaves it out; `data.fields`
-says which of its fields are meant; `data.prompt_template` makes the prompt of them;
+In this order: `data.map` turns each record into another one, or leaves it out; `data.fields`
+maps our names to its fields; `data.prompt_template` makes the prompt from them;
 `data.system_prompt` is put before conversations without a system turn; `data.merge_turns` joins
 turns for templates that want users and assistants to alternate.
 """
@@ -23,7 +23,7 @@ _MAP = "data.map"
 
 
 def make_edits(data: DataConfig) -> Edits:
-    """Return what `data` says of the reading of records.
+    """Return the changes that `data` makes to records as they are read.
 
     Raises:
       ConfigError: where the function of `data.map` cannot be imported, or a text cannot be read.
@@ -58,7 +58,7 @@ def _load_function(name: str) -> Callable[[dict[str, Any]], Any]:
 
 
 def change_record(fields: Fields) -> Fields | None:
-    """Return what `data.map` makes of a record, None where that leaves it out.
+    """Return the record that `data.map` makes from a record, or None if it leaves it out.
 
     Raises:
       RecordError: with file and line, where the function fails or returns what is no record.
@@ -116,7 +116,7 @@ def fill_template(fields: Fields) -> str:
 
 
 def add_system(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """Return the turns behind the record's system prompt; where it has none, the config's.
+    """Return the turns after the record's system prompt or, if it has none, the config's.
 
     Raises:
       RecordError: where the record has two that differ.

@@ -1,8 +1,8 @@
-"""JSON as it may stand in a record: what no tokenizer, file or number can take is found here.
+"""Strict JSON for records: it refuses values that no tokenizer, file or number can hold.
 
-Python's parser lets more through than JSON has (NaN), than a float holds (1e400) and than a text
-may hold (half of a surrogate pair), and keeps the last of two fields of one name. All of it is
-found when a record is read, and named by its field.
+Python's parser accepts NaN, which JSON does not have, numbers too large for a float (1e400) and
+lone surrogates, and keeps the last of two fields with the same name. All of these are errors here,
+which name the field.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class JsonFault(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class _Odd:
-    """What stands for a value that was parsed and cannot be had."""
+    """A placeholder for a parsed value that is not allowed."""
 
     got: Any
     allowed: str
@@ -76,7 +76,7 @@ def _parse_odd(text: str, at: int) -> tuple[Any, int]:
 
 
 def find_faults(value: Any, field: str = "", depth: int = 1) -> Iterator[JsonFault]:
-    """Yield what of a value cannot stand in a record, JSON or not."""
+    """Yield an error for each part of a value, from JSON or not, that a record cannot have."""
     if isinstance(value, _Odd):
         yield JsonFault(field, value.got, value.allowed)
     elif isinstance(value, (dict, list)) and depth > MAX_DEPTH:
