@@ -87,7 +87,7 @@ class MovedWatch:
             return
         count, share = len(self._shares), float(np.mean([float(x) for x in self._shares]))
         self._shares.clear()
-        if share < _FEW:
+        if share < _FEW and jax.process_index() == 0:
             logger.warning(
                 "moved_params: a step changed %.2g %% of the weights with a gradient, on average "
                 "over steps %d to %d; the others stayed as they are, since "

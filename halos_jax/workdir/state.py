@@ -205,10 +205,14 @@ def end_segments(info: RunInfo) -> None:
 
 def _replace_history(info: RunInfo, history: History) -> None:
     before, info.history = info.history, history
-    if before != history:
-        processes.run_on_first(
-            lambda: changes.write_history(info.workdir, history, note=info.ledger.note_file)
-        )
+
+    def write() -> None:
+        if before != history:
+            changes.write_history(info.workdir, history, note=info.ledger.note_file)
+
+    # By all, whatever has changed: processes that were started with different settings would else
+    # wait for each other in different places.
+    processes.run_on_first(write)
 
 
 def round_folder(workdir: str | Path, round: int) -> Path:
