@@ -37,8 +37,9 @@ class ModelConfig(Execution):
     # Variables for the template besides the conversation: enable_thinking, tools, date_string, ...
     chat_template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     random_init: bool = False  # take only the architecture from `path`; initialise the weights
-    # Tokens to add to the tokenizer unless it has them. Those that the chat template writes, and
-    # csft's data.good_token and data.bad_token, become special tokens, all others ordinary ones
+    # Tokens that answers may contain, added to the tokenizer if it lacks them. Those that the chat
+    # template writes, and csft's data.good_token and data.bad_token, are markers: added as special
+    # tokens, and plain text where a turn spells them
     added_tokens: tuple[str, ...] = ()
     added_tokens_init: Literal["mean", "random"] = "mean"  # embedding and head rows of new tokens
     pad_vocab_to: PositiveInt = 1  # a vocabulary that grows is padded to a multiple of this

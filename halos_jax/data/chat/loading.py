@@ -80,7 +80,8 @@ def load_policy_renderer(settings: ModelConfig, control: Collection[str] = ()) -
 
     The end tokens come from the model's folder, even if the tokenizer is another one. Added tokens
     that are markers of the chat template or in `control` become special: a user's text that spells
-    one stays plain text. The others are ordinary tokens, in all turns.
+    one stays plain text. The others are tokens in answers and, unless the tokenizer already has
+    them as special tokens, in all other turns.
 
     Args:
       control: the control tokens, which tell the policy how to answer (`data.good_token`).
