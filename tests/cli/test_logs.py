@@ -7,15 +7,26 @@ from types import SimpleNamespace
 from halos_jax.cli import logs
 
 
+def make_unraisable(text, file=None):
+    code = SimpleNamespace(cr_code=SimpleNamespace(co_filename=file)) if file else None
+    return SimpleNamespace(exc_value=RuntimeError(text), object=code)
+
+
 def test_the_noise_of_a_failed_checkpoint_is_left_out(monkeypatch):
-    """It was seen on a full disk; what else cannot be raised is still printed."""
+    """It was seen on a full disk and a cut file; what else cannot be raised is still printed."""
     printed = []
     monkeypatch.setattr(sys, "__unraisablehook__", printed.append)
-    noise = SimpleNamespace(exc_value=RuntimeError("Event loop is closed"))
-    other = SimpleNamespace(exc_value=RuntimeError("something else"))
-    logs._print_unraisable(noise)
-    logs._print_unraisable(other)
-    assert printed == [other]
+    others = [
+        make_unraisable("something else"),
+        make_unraisable("something else", "/site-packages/httpx/client.py"),
+    ]
+    for one in (
+        make_unraisable("Event loop is closed"),
+        make_unraisable("error while reading", "/site-packages/orbax/checkpoint/serialization.py"),
+        *others,
+    ):
+        logs._print_unraisable(one)
+    assert printed == others
 
 
 def test_what_a_storage_thread_says_of_a_failure_is_left_out_and_warnings_are_named():
