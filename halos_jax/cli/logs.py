@@ -33,9 +33,9 @@ def _mark_record(record: logging.LogRecord) -> bool:
 
 
 def _print_unraisable(unraisable: Any) -> None:
-    # When a checkpoint cannot be written, the storage library's threads raise the first error dozens
-    # of times. When one array of a checkpoint cannot be read, the reads of the others are given up,
-    # and each says so. The failure itself is raised where the run waits for it.
+    # When a checkpoint cannot be written, the storage library's threads raise the first error
+    # dozens of times. When one array of a checkpoint cannot be read, the reads of the others are
+    # given up, and each says so. The failure itself is raised where the run waits for it.
     code = getattr(unraisable.object, "cr_code", None)
     is_given_up = code is not None and "orbax" in Path(code.co_filename).parts
     if str(unraisable.exc_value) != "Event loop is closed" and not is_given_up:
