@@ -80,7 +80,7 @@ from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported
 from halos_jax.types import Judgement, Params, Preference, Prompt, Sample
 
-# For "pairwise", for "binary", and for "scalar" (the samples with their rewards).
+# Of type "pairwise", "binary" or "scalar" (the samples with their rewards).
 Feedback = Sequence[Preference] | Sequence[Judgement] | Sequence[Sample]
 
 __all__ = [
@@ -238,6 +238,8 @@ def score(
     Raises:
       RewardError: if more samples than `reward.max_unlabelled` get no reward.
     """
+    if not samples:
+        return []
     if not isinstance(reward, RewardConfig):
         labels = label_samples(guard_scorer(reward), samples, RewardConfig())
     else:
@@ -290,15 +292,14 @@ def train(
 ) -> Trained:
     """Train a copy of a policy on feedback with `config.loss`, as `task=align` does.
 
-    The reference is `policy` itself, which is left unchanged. Only these fields of `config` are
-    read: `loss`, `optimizer`, `train`, `rounds.reference`, the token limits and the seed.
+    The reference is `policy` itself, which is left unchanged. Of `config` only `loss`, `optimizer`,
+    `train`, `rounds.reference`, the token limits and the seed are read.
 
     Args:
       held_out: feedback to evaluate on before, during and after training.
 
     Raises:
-      ConfigError: if the loss cannot be used here, a field that is read has a value that is not
-        allowed, or there is no feedback.
+      ConfigError: if a field that is read cannot have its value, or there is no feedback.
       RecordError: if the feedback is not of the type that the loss trains on.
     """
     _refuse(
@@ -365,7 +366,7 @@ def export(policy: LoadedPolicy, folder: str | Path, *, dtype: str | None = None
       dtype: of the stored weights, such as "bfloat16"; None: that of the params.
 
     Raises:
-      ModelError: if the folder exists already, or a weight is not finite.
+      ModelError: if the folder holds anything but an earlier export, or a weight is not finite.
     """
     with jax.set_mesh(policy.mesh):
         return final.export_policy(
@@ -394,4 +395,6 @@ def _to_record(one: Preference | Judgement | Sample, seed: int) -> dict[str, Any
         return records.preference_to_record(one, seed=seed, round=0)
     if isinstance(one, Judgement):
         return records.judgement_to_record(one)
-    return records.sample_to_record(one, type="scalar_feedback")
+    if isinstance(one, Sample):
+        return records.sample_to_record(one, type="scalar_feedback")
+    raise RecordError(f"feedback: got {one!r}, allowed: what make_feedback returns")

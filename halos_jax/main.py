@@ -42,13 +42,15 @@ def run() -> None:
     argv, overrides = split_overrides(sys.argv)
     try:
         if takes_help(argv[1:]):
-            print(make_help(argv[1:], overrides))
+            print(make_help(argv[1:], overrides), flush=True)
             return
         argv, overrides = take_check(argv, overrides)
         refuse_arguments(argv[1:], list(flags.FLAGS))
         app.run(lambda _: main(overrides), argv=argv)
     except KeyboardInterrupt:  # before `catch_signals` or after it
         _fail("Interrupted: stopped by Ctrl-C while there was nothing to save", 130)
+    except BrokenPipeError:  # what reads the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except UserError as error:
         _fail(f"{type(error).__name__}: {error}", error.exit_code)
     except MemoryError:

@@ -66,7 +66,7 @@ def check_divisible(mesh: Mesh, **sizes: int) -> list[str]:
     shards = num_row_shards(mesh)
     lines = []
     for name, size in sizes.items():
-        if size % shards:
+        if isinstance(size, int) and size % shards:  # a wrong type is reported by others
             path, upper = name.replace("__", "."), round_up(size, shards)
             lines.append(
                 f"{path}: got {size}, but mesh.data * mesh.fsdp = {shards}; allowed: multiples of "

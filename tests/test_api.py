@@ -192,6 +192,12 @@ def test_what_is_wrong_is_said_as_on_the_command_line(policy, scored, tmp_path, 
             r"model\.compute_dtype: got 'float3', allowed: 'float32', 'bfloat16'",
         ),
         (lambda: halos_jax.sample(policy, [" "], SAMPLING), "prompts: got ' ', allowed: Prompts"),
+        (
+            lambda: halos_jax.sample(policy, ["a"], SamplingConfig(temperature="hot", slots="8")),
+            r"temperature: got 'hot', allowed: 0 or more\nsampling\.slots: got '8', allowed: 1 or",
+        ),
+        (lambda: halos_jax.evaluate(policy, [], RewardConfig()), "prompts: got none, allowed: one"),
+        (lambda: halos_jax.train(policy, [1], TRAINING), "feedback: got 1, allowed: what make_"),
         (lambda: halos_jax.score(scored, RewardConfig(kind="jury")), r"reward\.kind: got 'jury'"),
         (lambda: halos_jax.score(scored, lambda found: [1.0]), "12 samples and gave 1 values"),
         (
@@ -202,6 +208,7 @@ def test_what_is_wrong_is_said_as_on_the_command_line(policy, scored, tmp_path, 
         with pytest.raises(UserError, match=message):
             call()
     assert not list(tmp_path.iterdir())
+    assert halos_jax.score([], RewardConfig(path="nowhere"), policy) == []
 
 
 def test_a_config_dict_runs_and_what_is_complete_has_nothing_to_do(toy, tmp_path):

@@ -1,5 +1,6 @@
 """The entry point: what a command line becomes, which task runs, how it ends."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -103,4 +104,11 @@ def test_the_end_of_the_machines_memory_is_one_message(monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         main.run()
     assert caught.value.code == 1
-    assert "this machine's own memory is used up; take a part" in capsys.readouterr().err
+    assert "this machine's own memory is used up; use less" in capsys.readouterr().err
+
+
+def test_help_that_nobody_reads_to_its_end_is_no_error(tmp_path):
+    """As in `--help | head`: the reader closes the pipe."""
+    script = f"{sys.executable} -m halos_jax.main --help 2> {tmp_path / 'errors'} | true"
+    run = subprocess.run(["bash", "-o", "pipefail", "-c", script], check=False)
+    assert (run.returncode, (tmp_path / "errors").read_text()) == (0, "")

@@ -91,7 +91,7 @@ def read_summary(file: Path) -> str:
 
 def _describe_set(value: object, default: str) -> str:
     shown = repr(tuple(value) if isinstance(value, list) else value)
-    return "" if shown == default else f"; here {shown}"
+    return "" if value is None or shown == default else f"; here {shown}"
 
 
 def _list_rows(rows: Mapping[str, str]) -> list[str]:

@@ -11,10 +11,12 @@ def read_asked(prompts: Sequence[Prompt | str]) -> list[Prompt]:
     """Return the prompts in their order, each text as the turn of a user.
 
     Raises:
-      RecordError: if one is no prompt, blank, or given twice.
+      RecordError: if there is none, or one is no prompt, blank, or given twice.
     """
     if isinstance(prompts, str):
         raise RecordError("prompts: got a string, allowed: a list of texts and Prompts")
+    if not prompts:
+        raise RecordError("prompts: got none, allowed: one or more")
     asked = [one if isinstance(one, Prompt) else _make_prompt(one) for one in prompts]
     if len({one.prompt_id for one in asked}) < len(asked):
         raise RecordError("prompts: got one of them twice; allowed: each once, with its own id")
