@@ -11,16 +11,14 @@ from halos_jax import config as config_lib
 from halos_jax import main
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.cli.overrides import apply_overrides, split_overrides
-from halos_jax.config import (
-    ConfigError,
-)
+from halos_jax.config import ConfigError
 from halos_jax.data.records.fields import RecordError
 from halos_jax.metrics import MetricsError, NonFiniteError
 from halos_jax.models.hf.families import ModelError
 from halos_jax.rewards.scorers import RewardError
 from halos_jax.storage import WorkdirError
 from halos_jax.workdir.interrupt import Interrupted
-from halos_jax.workdir.state import ManifestError
+from halos_jax.workdir.manifests import ManifestError
 
 EXPLAINED = [
     CheckpointError,

@@ -7,12 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from halos_jax.data.chat.renderer import Renderer
-from halos_jax.data.lengths import (
-    Lengths,
-    cut_prompt,
-    fit_response,
-    is_truncated,
-)
+from halos_jax.data.lengths import Lengths, cut_prompt, fit_response, is_truncated
 from halos_jax.data.records.fields import RecordError
 from halos_jax.data.records.reading import OnBad, raise_error
 from halos_jax.data.texts import Ids, Texts

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from halos_jax.models.hf.family_table import Family
-from halos_jax.models.hf.layouts import MATRIX, TRANSPOSED, VECTOR, Tensor
+from halos_jax.models.hf.tensors import MATRIX, TRANSPOSED, VECTOR, Tensor
 from halos_jax.models.lookup import take_positions
 from halos_jax.models.spec import GatingConfig
 from halos_jax.types import Batch, Params

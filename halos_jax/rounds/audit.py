@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from halos_jax.checkpoints.shelf import Shelf
-from halos_jax.workdir import intact, trees
+from halos_jax.workdir import intact, manifests, trees
 from halos_jax.workdir import ledger as ledgers
-from halos_jax.workdir import state as states
-from halos_jax.workdir.state import ManifestError
+from halos_jax.workdir.manifests import ManifestError
 
 
 def audit_workdir(workdir: Path) -> list[str]:
@@ -27,9 +26,9 @@ def audit_workdir(workdir: Path) -> list[str]:
             wrong += filter(None, [ledgers.check_entry(workdir, name, entry)])
     for path in intact.find_manifests(workdir):
         try:
-            manifest = states.load_manifest(path.parent)
+            manifest = manifests.load_manifest(path.parent)
             if manifest is not None:
-                states.verify_files(path.parent, manifest)
+                manifests.verify_files(path.parent, manifest)
         except ManifestError as error:
             wrong.append(str(error))
     shelf = Shelf(workdir / "checkpoints", 1, ledger, is_writer=False)

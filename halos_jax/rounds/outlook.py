@@ -13,7 +13,7 @@ from halos_jax.losses import get_loss
 from halos_jax.rounds.budget import Budget, describe_shortage, expect_examples, expect_steps
 from halos_jax.rounds.order import Order, count_known, load_order
 from halos_jax.training.optim import keep_warmup
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 from halos_jax.workdir.changes import History
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def make_budget(config: Config, workdir: Path) -> Budget:
     """Return the budget of the run in `workdir`, with the ranges of the rounds that have begun."""
     rounds, opened = config.rounds, list[tuple[int, int]]()
-    while manifest := states.load_manifest(states.round_folder(workdir, len(opened) + 1)):
+    while manifest := manifests.load_manifest(manifests.round_folder(workdir, len(opened) + 1)):
         opened.append((manifest.start, manifest.stop))
     return Budget(rounds.total_prompts, rounds.prompts_per_round, rounds.num_skip, tuple(opened))
 

@@ -11,8 +11,8 @@ from halos_jax.data import datasets
 from halos_jax.rounds.budget import RoundPlan
 from halos_jax.rounds.context import NOTHING, Run, StageResult
 from halos_jax.rounds.stages import remove_eval_shards
-from halos_jax.workdir import state as states
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir import manifests
+from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.timing import time_stage
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def open_round(run: Run, round: int, plan: RoundPlan) -> Manifest:
             folder.mkdir(parents=True, exist_ok=True)
             storage.remove_partials(folder)
     sharding.wait_for_all(f"open round {round}")
-    manifest = states.load_manifest(folder)
+    manifest = manifests.load_manifest(folder)
     prompts = run.prompts[plan.start : plan.stop] if round else run.held_out
     identity = datasets.identify_prompts(prompts)
     if manifest is None:
@@ -61,7 +61,7 @@ def open_round(run: Run, round: int, plan: RoundPlan) -> Manifest:
             f"{round} of {run.workdir} was started with; put the data back as they were, or start "
             "a new run with --config.workdir=DIR (rounds.num_skip leaves out prompts at the start)"
         )
-    states.verify_files(folder, manifest)
+    manifests.verify_files(folder, manifest)
     return manifest
 
 
@@ -78,7 +78,7 @@ def open_stage(run: Run, round: int, stage: str) -> Iterator[Callable[[], None]]
 
 def commit_stage(run: Run, manifest: Manifest, stage: str, done: StageResult = NOTHING) -> Manifest:
     """Record in the round's manifest that `stage` is done; return the new manifest."""
-    return states.commit_stage(
+    return manifests.commit_stage(
         round_folder(run.workdir, manifest.round),
         manifest,
         stage,

@@ -14,7 +14,7 @@ from halos_jax.rounds.report import report_round
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Trainer
 from halos_jax.types import Params, TrainState
-from halos_jax.workdir.state import Manifest
+from halos_jax.workdir.manifests import Manifest
 
 logger = logging.getLogger(__name__)
 

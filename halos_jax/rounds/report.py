@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from halos_jax.workdir import state as states
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir import manifests
+from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.timing import format_times
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def report_round(workdir: Path, manifest: Manifest, num_rounds: int) -> None:
 def format_rounds(workdir: Path) -> str:
     """Return a table of all rounds: prompts, examples, and every held-out metric."""
     rounds = range(last_round(workdir) + 1)
-    found = [states.load_manifest(round_folder(workdir, round)) for round in rounds]
+    found = [manifests.load_manifest(round_folder(workdir, round)) for round in rounds]
     manifests = [one for one in found if one is not None]
     names = [name for name in manifests[0].metrics if name.startswith(("reward_eval", "response"))]
     rows = [("round", "prompts", "examples", *names)]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from halos_jax import processes, storage
 from halos_jax.checkpoints.failures import CheckpointError
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 from halos_jax.workdir.intact import MANIFEST
 from halos_jax.workdir.ledger import Ledger
-from halos_jax.workdir.state import Manifest, ManifestError, round_folder
+from halos_jax.workdir.manifests import Manifest, ManifestError, round_folder
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _list_folders(workdir: Path) -> list[Path]:
 
 def _load_manifests(workdir: Path) -> list[Manifest]:
     """Return the manifests of all rounds, in order."""
-    found = [states.load_manifest(folder) for folder in _list_folders(workdir)]
+    found = [manifests.load_manifest(folder) for folder in _list_folders(workdir)]
     return [one for one in found if one is not None]
 
 
@@ -74,7 +74,7 @@ def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
     metrics = {name: one for name, one in manifest.metrics.items() if "eval" not in name}
     before = dataclasses.replace(manifest, stages=tuple(_BEFORE), files=kept, metrics=metrics)
     with storage.explain_os_errors(folder):
-        states.save_manifest(folder, before, ledger)
+        manifests.save_manifest(folder, before, ledger)
         for name in manifest.files.keys() - kept.keys():
             (folder / name).unlink(missing_ok=True)
         _remove_model(folder / "model", ledger)

@@ -36,14 +36,8 @@ from halos_jax.sampling.sampler import sample_shard
 from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
 from halos_jax.training.loop import Dataset
-from halos_jax.types import (
-    Item,
-    Params,
-    Prompt,
-    Sample,
-    TrainState,
-)
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.types import Item, Params, Prompt, Sample, TrainState
+from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.workspace import Workspace
 
 logger = logging.getLogger(__name__)

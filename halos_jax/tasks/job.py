@@ -23,9 +23,9 @@ from halos_jax.policies.policy import Policy, find_policy
 from halos_jax.policies.source import Source
 from halos_jax.rounds.context import NOTHING, StageResult
 from halos_jax.tasks.inputs import check_inputs
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 from halos_jax.workdir.interrupt import StopSignal
-from halos_jax.workdir.state import Manifest
+from halos_jax.workdir.manifests import Manifest
 from halos_jax.workdir.workspace import Workspace, open_workspace
 
 logger = logging.getLogger(__name__)
@@ -124,11 +124,11 @@ class Job:
             round=0, seed=self.config.seed, prompts=inputs, policy=name, task=self.config.task
         )
         if self.workspace.is_writer:
-            states.save_manifest(self.workdir, self.manifest, self.workspace.ledger)
+            manifests.save_manifest(self.workdir, self.manifest, self.workspace.ledger)
 
     def commit(self, stage: str, done: StageResult = NOTHING) -> None:
-        """Record that a stage is done; see `states.commit_stage`."""
-        self.manifest = states.commit_stage(
+        """Record that a stage is done; see `manifests.commit_stage`."""
+        self.manifest = manifests.commit_stage(
             self.workdir,
             self._begun,
             stage,
@@ -149,9 +149,9 @@ def open_job(config: Config, stop: StopSignal) -> Iterator[Job]:
     """
     stop.place = f"task {config.task}"
     with open_workspace(config, stop) as workspace:
-        manifest = states.load_manifest(workspace.workdir)
+        manifest = manifests.load_manifest(workspace.workdir)
         if manifest is not None:
-            states.verify_files(workspace.workdir, manifest)
+            manifests.verify_files(workspace.workdir, manifest)
         if manifest is None or manifest.next_stage is not None:
             workspace.begin_segment(stages=list(manifest.stages) if manifest else [])
         sharding.wait_for_all("open the job")  # all must have opened it before any begins

@@ -28,9 +28,9 @@ from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported, take_policy
 from halos_jax.training.loop import Dataset
 from halos_jax.types import TrainState
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.workspace import Workspace, open_workspace
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
     """
     with open_workspace(config, stop) as workspace:
         info = workspace.info
-        if states.is_complete(info) and not has_new_prompts(workspace.config, workspace.workdir):
+        if manifests.is_complete(info) and not has_new_prompts(workspace.config, workspace.workdir):
             return _report_complete(workspace)
         workspace = workspace.with_config(source.use_final(workspace.config))
         check_inputs(
@@ -55,7 +55,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
         run, progress = make_run(workspace)
         try:
             metrics = run_rounds(run, progress)
-            states.end_segments(info)
+            manifests.end_segments(info)
             return metrics
         except Interrupted:
             commit_pending(run, progress)  # the round before is done: keep it
@@ -203,9 +203,9 @@ def _export_final(run: Run, progress: Progress) -> None:
 
 def _report_complete(workspace: Workspace) -> dict[str, float]:
     """Verify a complete run, log that it is complete, and return the metrics of its last round."""
-    states.verify_run(workspace.workdir)
+    manifests.verify_run(workspace.workdir)
     for change in workspace.history.pick("growing"):
         logger.info("%s; this is for rounds not trained yet, but there are none left", change)
     logger.info("%s is complete: nothing to do", workspace.workdir)
-    last = states.load_manifest(round_folder(workspace.workdir, last_round(workspace.workdir)))
+    last = manifests.load_manifest(round_folder(workspace.workdir, last_round(workspace.workdir)))
     return dict(last.metrics) if last is not None else {}

@@ -43,7 +43,7 @@ from halos_jax.tasks import label as label_task
 from halos_jax.tasks import sample as sample_task
 from halos_jax.tasks import train as single
 from halos_jax.types import Prompt
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _check_places(config: Config) -> None:
         if path:
             place = Path(path).expanduser().absolute()
             _require_writable(field, place, is_folder=field != "sampling.output")
-    states.refuse_other(config)
+    manifests.refuse_other(config)
 
 
 def _require_writable(field: str, path: Path, *, is_folder: bool) -> None:

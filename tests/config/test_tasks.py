@@ -6,7 +6,16 @@ import typing
 import pytest
 
 from halos_jax.config import Config, EvalConfig, SamplingConfig, schema
-from halos_jax.config.tasks import MODES, STAGES, TASKS, Mode, Task, TaskSpec, is_scored, load
+from halos_jax.config.tasks import (
+    MODES,
+    STAGES,
+    TASKS,
+    Mode,
+    Task,
+    TaskSpec,
+    is_scored,
+    load,
+)
 
 
 def test_every_name_has_its_row():

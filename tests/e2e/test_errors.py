@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from halos_jax.models.files import hf
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 
 
 def fail(program, workdir, *overrides, **options) -> str:
@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(program, fini
     message = fail(program, workdir, "optimizer.learning_rate=1e30")
     assert "step 2" in message and "last good checkpoint" in message
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["00000001"]
-    manifest = states.load_manifest(workdir / "rounds" / "0001")
+    manifest = manifests.load_manifest(workdir / "rounds" / "0001")
     assert manifest.next_stage == "train"
 
 

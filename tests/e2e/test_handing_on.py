@@ -20,7 +20,7 @@ from halos_jax.rounds.context import StageResult
 from halos_jax.rounds.pending import PendingRound
 from halos_jax.rounds.progress import Progress
 from halos_jax.tasks import online as loop
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir.manifests import Manifest, round_folder
 from tests.rounds.stand_ins import CONFIG, PROMPTS, make_run, make_sample
 
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 
 # Scores that a policy can raise: how much of an answer is letters before "n".
 EARLY = ("reward.kind=function", "reward.path=", "reward.function=tests.e2e.rewards:score_early")
@@ -76,7 +76,7 @@ def test_two_rounds_online(program, tmp_path, overrides, kind, examples, steps, 
         names = [(line["prompt_id"], line["sample_id"]) for line in samples]
         assert [(line["prompt_id"], line["sample_id"]) for line in feedback] == names
         assert [x["response_ids"] for x in feedback] == [x["response_ids"] for x in samples]
-        manifest = states.load_manifest(folder)
+        manifest = manifests.load_manifest(folder)
         assert manifest.metrics["feedback_examples"] == examples
         if kind == "binary_feedback":
             labels = [line["label"] for line in feedback]

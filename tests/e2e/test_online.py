@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from halos_jax.data import datasets
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 
 
 def read_ids(workdir, round: int) -> list[str]:
@@ -21,8 +21,8 @@ def order_ids(program) -> list[str]:
     return [prompt.prompt_id for prompt in datasets.order_prompts(prompts, 0)]
 
 
-def read_rounds(workdir) -> list[states.Manifest]:
-    return [states.load_manifest(folder) for folder in sorted((workdir / "rounds").iterdir())]
+def read_rounds(workdir) -> list[manifests.Manifest]:
+    return [manifests.load_manifest(folder) for folder in sorted((workdir / "rounds").iterdir())]
 
 
 def test_a_last_partial_round_after_skipped_prompts(program, tmp_path):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 from halos_jax.workdir.changes import find_changes
 
 # Points of a place (a stage, or what follows one) at which the long chain is killed.
@@ -18,7 +18,7 @@ POINTS_PER_PLACE = int(os.environ.get("HALOS_JAX_KILLS", "1"))
 PLACES = [
     f"{after}{round} {stage}"
     for round in range(3)
-    for stage in states.stages_of(round)
+    for stage in manifests.stages_of(round)
     for after in ("", "after ")
     if (after, stage) != ("after ", "train") and (after, round, stage) != ("after ", 1, "evaluate")
 ]
@@ -92,7 +92,7 @@ def assert_same_run(workdir, expected) -> None:
     assert files == {path for path in wanted if path.parts[0] != "checkpoints"}
     assert not [path for path in files if "partial" in path.name or "shard" in path.name]
     others = (".lock", "config.json", "ledger.jsonl", "metrics.jsonl", "timings.jsonl")
-    for path in files - {states.Path(name) for name in others}:
+    for path in files - {manifests.Path(name) for name in others}:
         assert (workdir / path).read_bytes() == (expected / path).read_bytes(), path
     configs = [json.loads((folder / "config.json").read_text()) for folder in (workdir, expected)]
     assert [one for one in find_changes(*configs) if one.mark.role_in("online") != "aside"] == []
@@ -102,9 +102,9 @@ def assert_same_run(workdir, expected) -> None:
 
     used = []
     for folder in sorted((workdir / "rounds").iterdir()):
-        manifest = states.load_manifest(folder)
+        manifest = manifests.load_manifest(folder)
         assert manifest.next_stage is None
-        states.verify_files(folder, manifest)
+        manifests.verify_files(folder, manifest)
         if manifest.round:
             lines = (folder / "samples.jsonl").read_text().splitlines()
             ids = [json.loads(line)["prompt_id"] for line in lines]
@@ -156,7 +156,7 @@ def test_sigterm_saves_and_asks_to_be_run_again(program, finished, tmp_path, poi
         f"Interrupted: stopped by SIGTERM in {where}; saved; run the same command again to carry on"
     ]
     if "2 sample" in point:
-        before = states.load_manifest(states.round_folder(workdir, 1))
+        before = manifests.load_manifest(manifests.round_folder(workdir, 1))
         assert before.next_stage is None, "the round before is not done, though it was"
     code, output, _ = program.run(workdir, "checkpoint.every=0")
     assert code == 0

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from halos_jax.models.files import hf
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 
 CHAIN = (
     "task=pipeline",
@@ -40,7 +40,7 @@ def test_sample_label_align_killed_in_each(program, finished, tmp_path):
     keys = ("prompt_id", "label", "ids_A", "ids_B")
     pairs = [[[p[k] for k in keys] for p in read_lines(x["feedback"])] for x in (ours, theirs)]
     assert pairs[0] == pairs[1]
-    manifest = states.load_manifest(whole / "label")
+    manifest = manifests.load_manifest(whole / "label")
     assert manifest.metrics["feedback_pairs"] > 0 and manifest.next_stage is None
 
     events = (tmp_path / "trace").read_text().splitlines()

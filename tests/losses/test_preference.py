@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from halos_jax.losses import LossInputs, check_loss, get_loss, list_losses, preference, registry
+from halos_jax.losses import (
+    LossInputs,
+    check_loss,
+    get_loss,
+    list_losses,
+    preference,
+    registry,
+)
 from halos_jax.types import CHOSEN, REJECTED
 
 PAIR = (CHOSEN, REJECTED)

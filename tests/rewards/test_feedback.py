@@ -7,11 +7,7 @@ from dataclasses import replace
 import pytest
 
 from halos_jax.data.records.formats import preference_from_record, preference_to_record
-from halos_jax.rewards.feedback import (
-    make_groups,
-    make_judgements,
-    make_preferences,
-)
+from halos_jax.rewards.feedback import make_groups, make_judgements, make_preferences
 from halos_jax.types import Prompt, Sample, Turn
 
 

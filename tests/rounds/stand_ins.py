@@ -5,11 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from halos_jax.config import (
-    Config,
-    SamplingConfig,
-    TrainConfig,
-)
+from halos_jax.config import Config, SamplingConfig, TrainConfig
 from halos_jax.losses import get_loss
 from halos_jax.packing.layout import LayoutMemory
 from halos_jax.rounds.context import Rollouts, Run
@@ -17,7 +13,7 @@ from halos_jax.types import Prompt, Sample, Turn
 from halos_jax.workdir.changes import History
 from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.ledger import no_ledger
-from halos_jax.workdir.state import RunInfo
+from halos_jax.workdir.manifests import RunInfo
 from halos_jax.workdir.workspace import Workspace
 
 CONFIG = Config(

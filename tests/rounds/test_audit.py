@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from halos_jax.checkpoints.store import open_checkpoints
 from halos_jax.data.records import formats as records
 from halos_jax.rounds.audit import audit_workdir
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 from halos_jax.workdir.ledger import open_ledger
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir.manifests import Manifest, round_folder
 
 
 def test_everything_that_is_wrong_is_listed(tmp_path):
@@ -15,7 +15,7 @@ def test_everything_that_is_wrong_is_listed(tmp_path):
     folder.mkdir(parents=True)
     records.write_records(folder / "eval.jsonl", [{"a": 1}])
     files = {"eval.jsonl": 1}
-    states.commit_stage(folder, Manifest(round=0), "evaluate", files=files, ledger=ledger)
+    manifests.commit_stage(folder, Manifest(round=0), "evaluate", files=files, ledger=ledger)
     (tmp_path / "final").mkdir()
     weights = tmp_path / "final" / "model.safetensors"
     with open(weights, "wb") as file:

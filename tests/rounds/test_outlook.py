@@ -18,9 +18,9 @@ from halos_jax.rounds import outlook
 from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.order import Order, load_order, save_order
 from halos_jax.types import Prompt, Turn
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 from halos_jax.workdir.changes import History
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir.manifests import Manifest, round_folder
 
 # 3 samples of a prompt, of which "binary" makes 3 examples; 4 of these in a step.
 CONFIG = Config(
@@ -89,7 +89,7 @@ def test_the_rounds_that_were_begun_are_in_the_budget(tmp_path):
     for round, (start, stop) in ((1, (0, 8)), (2, (8, 10))):
         folder = round_folder(tmp_path, round)
         folder.mkdir(parents=True)
-        states.save_manifest(folder, Manifest(round=round, start=start, stop=stop))
+        manifests.save_manifest(folder, Manifest(round=round, start=start, stop=stop))
     assert outlook.make_budget(CONFIG, tmp_path) == Budget(20, 8, 0, ((0, 8), (8, 10)))
 
 

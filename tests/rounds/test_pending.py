@@ -9,10 +9,9 @@ from halos_jax.rounds import pending
 from halos_jax.rounds.budget import RoundPlan
 from halos_jax.rounds.context import StageResult
 from halos_jax.types import Prompt, Turn
-from halos_jax.workdir import state as states
-from halos_jax.workdir import timing
+from halos_jax.workdir import manifests, timing
 from halos_jax.workdir.ledger import open_ledger
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir.manifests import Manifest, round_folder
 from tests.rounds.stand_ins import make_run
 
 
@@ -31,12 +30,12 @@ def test_prompts_that_have_changed_are_refused(tmp_path):
         assert (manifest.seed, manifest.policy, manifest.stages) == (4, "sft", ())
         (round_folder(tmp_path, round) / "samples.jsonl").write_text("{}\n")
         files = {"samples.jsonl": 1}
-        states.commit_stage(round_folder(tmp_path, round), manifest, stage, files=files)
+        manifests.commit_stage(round_folder(tmp_path, round), manifest, stage, files=files)
         assert open_round(first, held_out, round).stages == (stage,)
     assert open_round(first, held_out, 1).start == 1
     # What its stages have left is looked at before it is read again.
     (round_folder(tmp_path, 1) / "samples.jsonl").write_text("{ }\n")
-    with pytest.raises(states.ManifestError, match=r"rounds/0001.*samples.jsonl has sha256"):
+    with pytest.raises(manifests.ManifestError, match=r"rounds/0001.*samples.jsonl has sha256"):
         open_round(first, held_out, 1)
     (round_folder(tmp_path, 1) / "samples.jsonl").write_text("{}\n")
     # Prompts outside the round's range are free to change, those inside are not.
@@ -54,7 +53,7 @@ def test_a_pending_round_is_committed_when_its_checkpoint_is_on_disk(tmp_path):
     (folder / "eval.shard-0000.jsonl").touch()
 
     def finish():
-        called.append(states.load_manifest(folder))
+        called.append(manifests.load_manifest(folder))
 
     run = make_run(workdir=tmp_path, checkpoints=SimpleNamespace(finish=finish))
     manifest = Manifest(round=2)
@@ -65,10 +64,10 @@ def test_a_pending_round_is_committed_when_its_checkpoint_is_on_disk(tmp_path):
     # It was waited for before the manifest said that the round is trained.
     assert called == [manifest] and manifest.next_stage == "train"
     assert committed.next_stage is None and committed.metrics == {"reward_eval": 0.5}
-    assert states.load_manifest(folder) == committed
+    assert manifests.load_manifest(folder) == committed
     assert not (folder / "eval.shard-0000.jsonl").exists()
     # Committed up to its evaluation, there is no checkpoint to wait for.
-    trained = states.commit_stage(folder, manifest, "train")
+    trained = manifests.commit_stage(folder, manifest, "train")
     again = pending.commit_round(run, pending.PendingRound(trained, done.evaluation))
     assert len(called) == 1 and again == committed
 

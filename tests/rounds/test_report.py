@@ -1,14 +1,14 @@
 """What people read of an online run."""
 
 from halos_jax.rounds.report import format_rounds
-from halos_jax.workdir import state as states
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir import manifests
+from halos_jax.workdir.manifests import Manifest, round_folder
 
 
 def commit_all(folder, manifest) -> None:
     folder.mkdir(parents=True)
-    for stage in states.stages_of(manifest.round):
-        manifest = states.commit_stage(folder, manifest, stage)
+    for stage in manifests.stages_of(manifest.round):
+        manifest = manifests.commit_stage(folder, manifest, stage)
 
 
 def test_a_table_of_all_rounds(tmp_path):

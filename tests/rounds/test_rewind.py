@@ -7,10 +7,9 @@ import pytest
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.data.records import formats as records
 from halos_jax.rounds.rewind import rewind
-from halos_jax.workdir import intact
-from halos_jax.workdir import state as states
+from halos_jax.workdir import intact, manifests
 from halos_jax.workdir.ledger import open_ledger
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir.manifests import Manifest, round_folder
 
 FILES = {
     "sample": "samples.jsonl",
@@ -30,11 +29,11 @@ def ledger(tmp_path):
         folder = round_folder(tmp_path, round)
         folder.mkdir(parents=True)
         manifest = Manifest(round=round)
-        for stage in states.stages_of(round):
+        for stage in manifests.stages_of(round):
             name = FILES.get(stage)
             if name:
                 records.write_records(folder / name, [{"round": round}])
-            manifest = states.commit_stage(
+            manifest = manifests.commit_stage(
                 folder,
                 manifest,
                 stage,
@@ -50,7 +49,7 @@ def ledger(tmp_path):
 
 
 def stages(workdir):
-    found = [states.load_manifest(round_folder(workdir, round)) for round in range(5)]
+    found = [manifests.load_manifest(round_folder(workdir, round)) for round in range(5)]
     return [len(one.stages) if one else None for one in found]
 
 
@@ -70,14 +69,14 @@ def test_later_rounds_are_forgotten_and_the_next_keeps_its_samples(
     assert stages(tmp_path) == expected
     assert f"done again from round {trained + 1} on" in caplog.text
     folder = round_folder(tmp_path, trained + 1)
-    manifest = states.load_manifest(folder)
+    manifest = manifests.load_manifest(folder)
     assert manifest.next_stage == "train"
     assert list(manifest.metrics) == ["sample", "score", "feedback"]
     names = {"samples.jsonl", "scores.jsonl", "feedback.jsonl", "manifest.json"}
     assert {path.name for path in folder.iterdir()} == names
     left = sorted(path.name for path in (tmp_path / "rounds").iterdir())
     assert left == [f"{round:04d}" for round in range(trained + 2)]
-    states.verify_run(tmp_path)
+    manifests.verify_run(tmp_path)
     intact.check_workdir(tmp_path, open_ledger(tmp_path))
 
 

@@ -9,12 +9,7 @@ import jax
 import pytest
 
 from halos_jax import storage
-from halos_jax.config import (
-    CheckpointConfig,
-    Config,
-    FeedbackConfig,
-    RewardConfig,
-)
+from halos_jax.config import CheckpointConfig, Config, FeedbackConfig, RewardConfig
 from halos_jax.data.records import formats as records
 from halos_jax.devices import DeviceError
 from halos_jax.rounds import stages

@@ -27,7 +27,7 @@ from halos_jax.tasks.export import run_export
 from halos_jax.tasks.online import run_online
 from halos_jax.tasks.train import run_training
 from halos_jax.training.loop import Trainer
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 from halos_jax.workdir.interrupt import StopSignal
 
 
@@ -61,8 +61,8 @@ def test_samples_are_scored_as_the_online_run_scores_them(toy, tmp_path):
         config = make_config(toy, workdir, "eval")
         model = dataclasses.replace(config.model, path=str(path))
         metrics = run_evaluation(dataclasses.replace(config, model=model), StopSignal())
-        folder = states.round_folder(tmp_path / "online", round)
-        expected = states.load_manifest(folder).metrics
+        folder = manifests.round_folder(tmp_path / "online", round)
+        expected = manifests.load_manifest(folder).metrics
         assert metrics == {name: expected[name] for name in metrics}
         assert {"reward_eval", "reward_eval/score_letters", "response_tokens_eval"} <= set(metrics)
         result = json.loads((workdir / "result.json").read_text())

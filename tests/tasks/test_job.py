@@ -10,7 +10,7 @@ from halos_jax.rounds.context import StageResult
 from halos_jax.storage import WorkdirError
 from halos_jax.tasks.job import open_job
 from halos_jax.workdir.interrupt import StopSignal
-from halos_jax.workdir.state import ManifestError
+from halos_jax.workdir.manifests import ManifestError
 
 
 @pytest.fixture

@@ -26,11 +26,10 @@ from halos_jax.devices import DeviceError
 from halos_jax.models.hf.families import ModelError
 from halos_jax.storage import WorkdirError
 from halos_jax.tasks import online as loop
-from halos_jax.workdir import state as states
-from halos_jax.workdir import timing
+from halos_jax.workdir import manifests, timing
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
 from halos_jax.workdir.ledger import open_ledger
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir.manifests import Manifest, round_folder
 from tests.rounds.stand_ins import make_run
 
 
@@ -53,15 +52,15 @@ def make_config(toy, workdir, **changes) -> Config:
 def commit_all(folder, manifest, ledger) -> None:
     folder.mkdir(parents=True)
     (folder / "eval.jsonl").write_text("{}\n")
-    for stage in states.stages_of(manifest.round):
+    for stage in manifests.stages_of(manifest.round):
         files = {"eval.jsonl": 1} if stage == "evaluate" else {}
-        manifest = states.commit_stage(folder, manifest, stage, files=files, ledger=ledger)
+        manifest = manifests.commit_stage(folder, manifest, stage, files=files, ledger=ledger)
 
 
 def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
     caplog.set_level("INFO")
     config = make_config(toy, tmp_path)
-    info = states.join_run(config)
+    info = manifests.join_run(config)
     commit_all(round_folder(tmp_path, 0), Manifest(round=0), info.ledger)
     last = Manifest(round=1, metrics={"reward_eval": 0.5})
     commit_all(round_folder(tmp_path, 1), last, info.ledger)
@@ -76,19 +75,19 @@ def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
     assert "-> 7; this is for rounds not trained yet, but there are none left" in caplog.text
     assert "nothing to do" in caplog.text
     # A loop that changes nothing still holds the lock while it looks, and lets it go.
-    states.join_run(config).close()
+    manifests.join_run(config).close()
     # What is complete is looked at all the same.
     (round_folder(tmp_path, 0) / "eval.jsonl").write_text("{ }\n")
-    with pytest.raises(states.ManifestError, match=r"rounds/0000.*eval.jsonl has sha256"):
+    with pytest.raises(manifests.ManifestError, match=r"rounds/0000.*eval.jsonl has sha256"):
         loop.run_online(config, StopSignal())
 
 
 def test_a_changed_config_is_refused_and_the_lock_released(toy, tmp_path):
-    states.join_run(make_config(toy, tmp_path)).close()
+    manifests.join_run(make_config(toy, tmp_path)).close()
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(WorkdirError, match="seed: 0 -> 1"):
         loop.run_online(make_config(toy, tmp_path, seed=1), StopSignal())
-    states.join_run(make_config(toy, tmp_path)).close()
+    manifests.join_run(make_config(toy, tmp_path)).close()
 
 
 def test_held_out_prompts_that_are_trained_on_are_refused(toy, tmp_path):
@@ -135,7 +134,7 @@ def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):
         folder = round_folder(tmp_path / "run", round)
         ids = [json.loads(line)["prompt_id"] for line in (folder / "samples.jsonl").open()]
         assert ids == [prompt.prompt_id for prompt in chosen for _ in range(2)]
-        manifest = states.load_manifest(folder)
+        manifest = manifests.load_manifest(folder)
         assert manifest.next_stage is None
         assert manifest.prompts == datasets.identify_prompts(chosen)
         assert manifest.policy == ("sft" if round == 1 else "round-0001")
@@ -163,7 +162,7 @@ def test_each_round_leaves_its_policy_where_that_is_asked_for(toy, tmp_path, mon
     monkeypatch.setattr(loop.final.export, "write_model", die)
     with pytest.raises(KeyboardInterrupt):
         loop.run_online(killed, StopSignal())
-    assert states.load_manifest(round_folder(tmp_path / "killed", 1)).next_stage is None
+    assert manifests.load_manifest(round_folder(tmp_path / "killed", 1)).next_stage is None
     assert not (round_folder(tmp_path / "killed", 1) / "model").exists()
     monkeypatch.undo()
     weights = {}
@@ -199,7 +198,7 @@ def test_a_policy_that_is_trained_again_forgets_what_it_has_sampled(tmp_path, mo
     folder.mkdir(parents=True)
     manifest = Manifest(round=1)
     for stage in ("sample", "score", "feedback"):
-        manifest = states.commit_stage(folder, manifest, stage, ledger=ledger)
+        manifest = manifests.commit_stage(folder, manifest, stage, ledger=ledger)
 
     def note(name, result=None):
         def call(run, *arguments, **_):
@@ -251,4 +250,4 @@ def test_memory_that_ends_in_training_names_the_round_and_the_same_command_goes_
     monkeypatch.undo()
     train = dataclasses.replace(config.train, tokens_per_device=64)
     loop.run_online(dataclasses.replace(config, train=train), StopSignal())
-    assert states.load_manifest(round_folder(tmp_path / "run", 2)).next_stage is None
+    assert manifests.load_manifest(round_folder(tmp_path / "run", 2)).next_stage is None

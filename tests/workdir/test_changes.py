@@ -21,16 +21,15 @@ from halos_jax.config import (
 from halos_jax.config.rewards import with_parts
 from halos_jax.policies import source
 from halos_jax.storage import WorkdirError
-from halos_jax.workdir import changes
-from halos_jax.workdir import state as states
+from halos_jax.workdir import changes, manifests
 
 
 def start(workdir, config, **where):
     """Start a run as a job does, to the point where it records where it stands."""
-    info = states.open_run(workdir, config)
+    info = manifests.open_run(workdir, config)
     try:
         if where:
-            states.begin_segment(info, **where)
+            manifests.begin_segment(info, **where)
     finally:
         info.close()
     (workdir / "metrics.jsonl").touch()  # so that it is no run that has left nothing

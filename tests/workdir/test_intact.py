@@ -10,10 +10,10 @@ from halos_jax.config import Config
 from halos_jax.data.records import formats as records
 from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.storage import WorkdirError
-from halos_jax.workdir import state as states
+from halos_jax.workdir import manifests
 from halos_jax.workdir.intact import find_damage
 from halos_jax.workdir.ledger import open_ledger
-from halos_jax.workdir.state import Manifest, round_folder
+from halos_jax.workdir.manifests import Manifest, round_folder
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def workdir(tmp_path):
 
 
 def with_ledger(workdir, do) -> None:
-    info = states.open_run(workdir, Config())
+    info = manifests.open_run(workdir, Config())
     try:
         do(workdir, info.ledger)
     finally:
@@ -36,7 +36,7 @@ def begin(workdir, ledger) -> None:
     folder.mkdir(parents=True)
     records.write_records(folder / "eval.jsonl", [{"a": 1}, {"a": 2}])
     files = {"eval.jsonl": 2}
-    states.commit_stage(folder, Manifest(round=0), "evaluate", files=files, ledger=ledger)
+    manifests.commit_stage(folder, Manifest(round=0), "evaluate", files=files, ledger=ledger)
     write_metrics(workdir, ledger, [1, 2])
     folder = round_folder(workdir, 1)
     folder.mkdir()
@@ -52,7 +52,7 @@ def write_metrics(workdir, ledger, steps) -> None:
 
 
 def start(workdir) -> None:
-    states.open_run(workdir, Config()).close()
+    manifests.open_run(workdir, Config()).close()
 
 
 # Name -> what it does to the lines of a file; None deletes it.
@@ -133,7 +133,7 @@ def test_strange_files_are_not_taken_for_the_runs(workdir, caplog):
     (folder / "samples.shard-0001.jsonl").write_text('{"b": 3}\n')
     start(workdir)
     assert not (folder / "samples.shard-0001.jsonl").exists() and "made again" in caplog.text
-    states.save_manifest(folder, Manifest(round=1))
+    manifests.save_manifest(folder, Manifest(round=1))
     with pytest.raises(WorkdirError, match=r"rounds/0001/manifest.json is not of this run"):
         start(workdir)
 
@@ -144,7 +144,7 @@ def test_a_manifest_that_is_rolled_back_is_refused(workdir):
     def commit(workdir, ledger):
         manifest = Manifest(round=1)
         for stage in ("sample", "score"):
-            manifest = states.commit_stage(folder, manifest, stage, ledger=ledger)
+            manifest = manifests.commit_stage(folder, manifest, stage, ledger=ledger)
             kept.append((folder / "manifest.json").read_bytes())
         write_metrics(workdir, ledger, [3])
 
@@ -175,20 +175,20 @@ def test_a_commit_is_done_or_not_wherever_it_is_killed(workdir, monkeypatch):
 
             return call
 
-        info = states.open_run(workdir, Config())
-        manifest = states.load_manifest(folder) or Manifest(round=1)
+        info = manifests.open_run(workdir, Config())
+        manifest = manifests.load_manifest(folder) or Manifest(round=1)
         stage = manifest.next_stage or "evaluate"
         with monkeypatch.context() as patch:
             for name in ("open", "write", "fsync", "replace", "close"):
                 patch.setattr(os, name, stopping(getattr(os, name)))
             try:
-                states.commit_stage(folder, manifest, stage, ledger=info.ledger)
+                manifests.commit_stage(folder, manifest, stage, ledger=info.ledger)
                 is_stopped = False
             except Stopped:
                 is_stopped = True
         info.close()
         start(workdir)
-        found = states.load_manifest(folder)
+        found = manifests.load_manifest(folder)
         seen.append((is_stopped, found is not None and stage in found.stages))
         if not is_stopped:
             break
@@ -237,11 +237,11 @@ def test_a_run_from_before_ledgers_is_taken_as_it_is_and_said_so_once(workdir, c
 
 def test_a_run_that_has_left_nothing_may_be_begun_anew(tmp_path):
     start(tmp_path)
-    states.open_run(tmp_path, Config(seed=1)).close()
+    manifests.open_run(tmp_path, Config(seed=1)).close()
     assert open_ledger(tmp_path).entries["config.json"]["sha256"] == storage.hash_file(
         tmp_path / "config.json"
     )
-    start_again = states.open_run(tmp_path, Config(seed=1))
+    start_again = manifests.open_run(tmp_path, Config(seed=1))
     assert not start_again.is_resumed
     start_again.close()
 

@@ -20,7 +20,7 @@ from halos_jax.models.files import hf
 from halos_jax.models.files.folders import replace_folder, write_json
 from halos_jax.models.hf import families
 from halos_jax.models.hf.families import ModelError
-from halos_jax.models.hf.layouts import Tensor, join_parts
+from halos_jax.models.hf.tensors import Tensor, join_parts
 from halos_jax.models.lora import Adapted, take_layer
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.types import Params

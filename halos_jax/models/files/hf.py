@@ -39,9 +39,9 @@ from halos_jax.models.files.weight_files import (
 )
 from halos_jax.models.hf import families
 from halos_jax.models.hf.families import ModelError
-from halos_jax.models.hf.layouts import Tensor
 from halos_jax.models.hf.positions import find_max_positions
 from halos_jax.models.hf.schema import list_unread
+from halos_jax.models.hf.tensors import Tensor
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.types import Params
 

@@ -28,7 +28,7 @@ from halos_jax.models.files.weight_files import (
 from halos_jax.models.hf import families
 from halos_jax.models.hf.families import ModelError
 from halos_jax.models.hf.family_table import Family
-from halos_jax.models.hf.layouts import Tensor, join_parts
+from halos_jax.models.hf.tensors import Tensor, join_parts
 from halos_jax.models.lora import Adapter, Frozen, Module
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.types import Params

@@ -13,9 +13,9 @@ from halos_jax.errors import UserError
 from halos_jax.models import gating
 from halos_jax.models.hf.family_table import FAMILIES, Family
 from halos_jax.models.hf.fields import HFConfig
-from halos_jax.models.hf.layouts import Tensor, bind_tensors
 from halos_jax.models.hf.rope_fields import ROPE_FIELDS, check_rotation
 from halos_jax.models.hf.schema import check_fields
+from halos_jax.models.hf.tensors import Tensor, bind_tensors
 from halos_jax.models.spec import DecoderConfig, RopeConfig, list_shapes
 
 

@@ -32,8 +32,8 @@ from halos_jax.models.hf.key_tables import (
     QWEN3_MOE_LAYER,
     make_table,
 )
-from halos_jax.models.hf.layouts import Tensor
 from halos_jax.models.hf.rope_fields import NO_ROPE, read_rope, read_two_ropes
+from halos_jax.models.hf.tensors import Tensor
 
 Fields = dict[str, Any]
 

@@ -11,7 +11,14 @@ from halos_jax.models.hf import families, rope_fields
 from halos_jax.models.hf import family_table as table
 from halos_jax.models.hf import fields as hf_fields
 from halos_jax.models.hf.families import ModelError, make_decoder_config
-from halos_jax.models.hf.schema import FIELDS, READERS, ROPE, check_fields, is_read, list_unread
+from halos_jax.models.hf.schema import (
+    FIELDS,
+    READERS,
+    ROPE,
+    check_fields,
+    is_read,
+    list_unread,
+)
 
 SIZES = {
     "vocab_size": 61,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from halos_jax.models.hf.layouts import (
+from halos_jax.models.hf.tensors import (
     FROM_HEADS,
     HEADS,
     MATRIX,
