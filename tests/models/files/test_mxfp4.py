@@ -82,9 +82,9 @@ def test_every_slice_is_that_of_the_whole():
 
 def make_tensors():
     """Return a checkpoint with experts in MXFP4, and the same with their numbers."""
+    torch = pytest.importorskip("torch")
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-    torch = pytest.importorskip("torch")
     random = np.random.default_rng(0)
     shapes = {"model.embed_tokens.weight": (37, D), "model.norm.weight": (D,)}
     shapes["lm_head.weight"] = (37, D)
