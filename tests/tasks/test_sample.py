@@ -182,7 +182,7 @@ def test_outputs_and_prompts_that_cannot_be_are_refused_at_the_start(toy, tmp_pa
         run_sampling(dataclasses.replace(config, data=data, rounds=rounds), StopSignal())
     config = make_config(toy, tmp_path / "run4")
     rounds = RoundsConfig(num_skip=12)
-    with pytest.raises(RecordError, match=r"got 12 prompts, of which rounds\.num_skip=12 leaves"):
+    with pytest.raises(RecordError, match=r"got 12 prompts, but rounds\.num_skip=12 skips them"):
         run_sampling(dataclasses.replace(config, rounds=rounds), StopSignal())
 
 
