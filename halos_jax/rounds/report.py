@@ -24,10 +24,10 @@ def format_rounds(workdir: Path) -> str:
     """Return a table of all rounds: prompts, examples, and every held-out metric."""
     rounds = range(last_round(workdir) + 1)
     found = [manifests.load_manifest(round_folder(workdir, round)) for round in rounds]
-    manifests = [one for one in found if one is not None]
-    names = [name for name in manifests[0].metrics if name.startswith(("reward_eval", "response"))]
+    done = [one for one in found if one is not None]
+    names = [name for name in done[0].metrics if name.startswith(("reward_eval", "response"))]
     rows = [("round", "prompts", "examples", *names)]
-    for manifest in manifests:
+    for manifest in done:
         counts = [manifest.metrics.get(f"feedback_{name}", 0) for name in ("pairs", "examples")]
         examples = sum(counts) if manifest.round else 0
         values = [f"{manifest.metrics[name]:.3f}" for name in names if name in manifest.metrics]

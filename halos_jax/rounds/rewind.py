@@ -32,8 +32,8 @@ def rewind(workdir: Path, ledger: Ledger, trained: int, *, has_checkpoint: bool)
     Raises:
       CheckpointError: if it was not: then all rounds would have to be done again.
     """
-    manifests = processes.run_on_all(lambda: _load_manifests(workdir), ManifestError)
-    lost = [m.round for m in manifests if m.round > trained and "train" in m.stages]
+    known = processes.run_on_all(lambda: _load_manifests(workdir), ManifestError)
+    lost = [m.round for m in known if m.round > trained and "train" in m.stages]
     if lost and not has_checkpoint:
         raise CheckpointError(
             f"{workdir / 'checkpoints'}: no checkpoint is left, but {len(lost)} round(s) are "
@@ -45,15 +45,15 @@ def rewind(workdir: Path, ledger: Ledger, trained: int, *, has_checkpoint: bool)
             ", ".join(map(str, lost)),
             lost[0],
         )
-        processes.run_on_first(lambda: _remove_lost(workdir, ledger, lost[0], manifests))
+        processes.run_on_first(lambda: _remove_lost(workdir, ledger, lost[0], known))
 
 
-def _remove_lost(workdir: Path, ledger: Ledger, first: int, manifests: Sequence[Manifest]) -> None:
+def _remove_lost(workdir: Path, ledger: Ledger, first: int, known: Sequence[Manifest]) -> None:
     # From the last round down: if this process is killed, the next one finds the rest.
     for folder in reversed(_list_folders(workdir)):
         if int(folder.name) > first:
             _remove(folder, ledger)
-    (before,) = (one for one in manifests if one.round == first)
+    (before,) = (one for one in known if one.round == first)
     _take_back(round_folder(workdir, first), before, ledger)
 
 
