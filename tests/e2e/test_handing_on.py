@@ -209,7 +209,7 @@ class Recorded:
                 monkeypatch.setattr(stages, name, self._note(name, trained))
         monkeypatch.setattr(stages, "remove_shards", lambda *given: None)
         monkeypatch.setattr(
-            loop.states,
+            loop.manifests,
             "commit_stage",
             lambda folder, manifest, stage, **done: self._commit(manifest, stage),
         )
