@@ -17,6 +17,8 @@ LEVELS = (
     {"processes", "cli"},
     {"metrics", "models", "data"},
     {"sampling", "rewards", "training"},
+    {"signs"},
+    {"course"},
     {"workdir"},
     {"checkpoints"},
     {"policies"},

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -27,12 +28,15 @@ from halos_jax.workdir.workspace import Workspace
 class StageResult(NamedTuple):
     """What a stage returns: the number of records in each file, and metrics for people.
 
+    `decisions` are what the stage has chosen by itself, for the manifest.
+
     Example:
       StageResult({"feedback.jsonl": 512}, {"feedback_pairs": 512, "feedback_ties": 3})
     """
 
     files: Mapping[str, int]
     metrics: Mapping[str, Any]
+    decisions: Mapping[str, Any] = MappingProxyType({})
 
 
 NOTHING = StageResult({}, {})

@@ -84,6 +84,7 @@ def commit_stage(run: Run, manifest: Manifest, stage: str, done: StageResult = N
         stage,
         files=done.files,
         metrics=done.metrics,
+        decisions=done.decisions,
         layouts=run.layouts.to_record(),
         is_writer=run.workspace.is_writer,
         ledger=run.workspace.ledger,

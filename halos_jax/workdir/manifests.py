@@ -56,7 +56,9 @@ class Manifest:
     `stages` are those that are done, in order. `start` and `stop` are the round's range of the
     fixed prompt order, and `prompts` is the hash of the prompts in it (in round 0, of the held-out
     prompts). `policy` and `reference` name the model that was sampled from and the reference.
-    `metrics` are counts and means for people. `layouts` holds the shapes of the reward model's
+    `metrics` are counts and means for people. `decisions` are what the run has chosen by itself in
+    this round, under the name of what chose it; a resume reads them and does not choose again.
+    `layouts` holds the shapes of the reward model's
     batches (`LayoutMemory.to_record`) at the end of the last stage. `segments` are those of
     config.json that began in this round: what changed in the config, the devices or the data, and
     from which step on.
@@ -72,6 +74,7 @@ class Manifest:
     stages: tuple[str, ...] = ()
     files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    decisions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     layouts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     segments: tuple[Mapping[str, Any], ...] = ()
     task: str = "online"
@@ -295,7 +298,7 @@ def commit_stage(
       is_writer: False on processes other than 0. These write nothing, but compute the same manifest
         from the files on the shared file system, so they call this after a barrier.
       ledger: where the manifest is recorded.
-      **updates: new values of other fields; `metrics` are merged into those there.
+      **updates: new values of other fields; `metrics` and `decisions` are merged into those there.
 
     Returns:
       The manifest with the stage in it.
@@ -319,6 +322,7 @@ def commit_stage(
             for name, count in (files or {}).items()
         }
         updates["metrics"] = {**manifest.metrics, **updates.get("metrics", {})}
+        updates["decisions"] = {**manifest.decisions, **updates.get("decisions", {})}
         updates["files"] = {**manifest.files, **records}
         if ledger is not None:
             updates["segments"] = changes.list_segments(ledger.workdir, manifest.round)
@@ -363,7 +367,7 @@ def _parse_manifest(plain: dict[str, Any]) -> Manifest:
         for name, record in plain["files"].items()
     }
     known = {field.name for field in dataclasses.fields(Manifest)}
-    plain = {"segments": [], **plain}  # older versions did not write segments
+    plain = {"segments": [], "decisions": {}, **plain}  # older versions did not write these
     if known != plain.keys():
         raise ValueError(f"missing or unknown fields: {', '.join(sorted(known ^ plain.keys()))}")
     lists = {name: tuple(plain[name]) for name in ("stages", "segments")}
