@@ -84,7 +84,7 @@ class Sink(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class Destination:
     """What a sink may need to know about the run; see the arguments of `MetricWriter`."""
 
     path: Path | None
@@ -154,9 +154,9 @@ class _Console:
 
 # Name -> function that makes the sink, or returns None if the run does not want it. A new kind of
 # sink is a class and a line here.
-SINKS: dict[str, Callable[[Target], Sink | None]] = {
-    "jsonl": lambda target: _JsonLines(target.path, target.note) if target.path else None,
-    "console": lambda target: _Console(target.console_every) if target.console else None,
+SINKS: dict[str, Callable[[Destination], Sink | None]] = {
+    "jsonl": lambda to: _JsonLines(to.path, to.note) if to.path else None,
+    "console": lambda to: _Console(to.console_every) if to.console else None,
 }
 
 
@@ -194,8 +194,8 @@ class MetricWriter:
         self._held: Record | None = None
         self._known: set[_Key] = set()
         self._last_step: int | None = None
-        target = Target(None if path is None else Path(path), console, console_every, note)
-        made = [make(target) for make in SINKS.values()]
+        to = Destination(None if path is None else Path(path), console, console_every, note)
+        made = [make(to) for make in SINKS.values()]
         self._sinks = [sink for sink in made if sink is not None]
         # Together, since the others would wait at the first step for one that cannot read its file.
         processes.run_on_all(lambda: self._resume(resume_step), MetricsError, WorkdirError)

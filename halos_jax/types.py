@@ -10,7 +10,7 @@ Shape legend for the whole package. Axes of rows and of sequences are spelled ou
     B  attention's batch               L  layers           V  vocabulary
     T  tokens of a row                 D  model            R  LoRA rank
     P  response positions of a row     F  mlp              E  experts
-    M  slots of the attention view     N  query heads      S  slots of the sampler
+    M  entries of the attention view   N  query heads      S  slots of the sampler
     m  microbatches of a step          K  key/value heads  C  cache length (visible keys)
                                        H  head dimension
 
@@ -250,15 +250,15 @@ class Item:
 class View:
     """How attention sees a packed row: virtual sequences as indices into the row's tokens.
 
-    The slots of all sequences of a row are concatenated, bucket by bucket: `buckets` is a static
+    The entries of all sequences of a row are concatenated, bucket by bucket: `buckets` is a static
     tuple of (sequences, length), and M = sum of sequences * length.
 
     Example: a pair of a prompt of one token, 5, and the answers 6 and 7: the row `[5, 6, 7]`.
       >>> view = View(
       ...     indices=np.array([[0, 1, 0, 2]], np.int32),  # 5 6 and 5 7
-      ...     inverse=np.array([[[0, 1, 3], [2, 4, 4]]], np.int32),  # 5 is in slots 0 and 2
+      ...     inverse=np.array([[[0, 1, 3], [2, 4, 4]]], np.int32),  # 5 is in entries 0 and 2
       ...     owner=np.array([[0, 1, 3]], np.int32),
-      ...     owned=np.array([[0, 1, 3, 2]], np.int32),  # slot 2 owns nothing: 5 is slot 0's
+      ...     owned=np.array([[0, 1, 3, 2]], np.int32),  # entry 2 owns nothing: 5 is entry 0's
       ...     lengths=np.array([[2, 2]], np.int32),
       ...     buckets=((2, 2),),
       ... )
@@ -266,10 +266,10 @@ class View:
       [5, 6, 5, 7]
     """
 
-    indices: Int32[Array, "*m rows M"]  # the token in each slot; T if the slot is padding
-    inverse: Int32[Array, "*m rows copies T"]  # the slots that hold a token, filled up with M
-    owner: Int32[Array, "*m rows T"]  # the slot whose output becomes the token's; M if none
-    owned: Int32[Array, "*m rows M"]  # the token that a slot owns; T if none
+    indices: Int32[Array, "*m rows M"]  # the token in each entry; T if the entry is padding
+    inverse: Int32[Array, "*m rows copies T"]  # the entries that hold a token, filled up with M
+    owner: Int32[Array, "*m rows T"]  # the entry whose output becomes the token's; M if none
+    owned: Int32[Array, "*m rows M"]  # the token that an entry owns; T if none
     lengths: Int32[Array, "*m rows sequences"]  # tokens of each sequence; 0 if it is padding
     buckets: tuple[tuple[int, int], ...] = struct.field(pytree_node=False)
 

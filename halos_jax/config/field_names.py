@@ -10,7 +10,7 @@ import string
 CHATS = ("messages", "conversations", "conversation")
 # Names that a prompt may have; the first one in a record counts.
 PROMPTS = ("prompt", *CHATS, "instruction", "question", "problem", "query", "input")
-TARGETS = ("completion", "output", "response", "answer", "solution")
+ANSWERS = ("completion", "output", "response", "answer", "solution")
 PAIR = ("chosen", "rejected")
 SYSTEMS = ("system", "system_prompt")
 # (of the chosen answer, of the rejected one)
@@ -38,7 +38,7 @@ SAMPLE_TYPES = ("sample", "scalar_feedback")
 KNOWN = tuple(
     dict.fromkeys(
         (
-            *(*PROMPTS, *TARGETS, *PAIR, *SYSTEMS, *sum(SCORES, ()), "history", "context"),
+            *(*PROMPTS, *ANSWERS, *PAIR, *SYSTEMS, *sum(SCORES, ()), "history", "context"),
             *("text", "tools", "documents", "label", "margin", "reward"),
             *("prompt_id", "sample_id", "split"),
         )

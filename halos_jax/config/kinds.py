@@ -20,7 +20,7 @@ class RewardSpec:
     Attributes:
       make: makes the scorer; called with the arguments of `rewards.scorers.make_model_scorer`.
       check: raises an error for a reward that cannot work, before the run; called with the reward's
-        config and the folders that earlier stages of a pipeline will have made.
+        config and the folders that earlier tasks of a pipeline will have made.
       needs: the field of the reward that must not be empty, if there is one.
       reads: the fields or sections of the reward that name the files it reads.
       function: whether it calls a function of the user.

@@ -32,7 +32,7 @@ from halos_jax.config.sections import (
     ToyConfig,
     TrainConfig,
 )
-from halos_jax.config.tasks import STAGES, Mode
+from halos_jax.config.tasks import PIPELINE_TASKS, Mode
 from halos_jax.config.tasks import Task as Task
 from halos_jax.errors import UserError
 
@@ -94,7 +94,7 @@ def freeze(
 ) -> Config:
     """Turn `config` into a frozen `Config`, or raise all of its errors.
 
-    The stages of a pipeline are checked as well, so that a typo in the last one does not come to
+    The tasks of a pipeline are checked as well, so that a typo in the last one does not come to
     light only after the others have run.
 
     Args:
@@ -120,11 +120,11 @@ def freeze(
             for line in _run(checks, frozen)
             if line.partition(":")[0] not in bad and not line.startswith(hidden)
         ]
-    for stage, plain in _pipeline_stages(frozen):
+    for task, plain in _list_pipeline(frozen):
         lines: list[str] = []
         built = places.expand_homes(schema.build(Config, plain, lines))
         lines += _run(checks, built)
-        found += [f"pipeline.overrides.{stage}: {line}" for line in lines if line not in found]
+        found += [f"pipeline.overrides.{task}: {line}" for line in lines if line not in found]
     _raise(found)
     return frozen
 
@@ -143,23 +143,23 @@ def check_fields(config: Config) -> None:
 
 
 def expand_pipeline(config: Config) -> list[Config]:
-    """Return the config of each stage of a frozen pipeline, in the order of its tasks.
+    """Return the config of each task of a frozen pipeline, in order.
 
-    A stage has the pipeline's config with its own task, the workdir `workdir/<task>` and the
+    Each has the pipeline's config with its own task, the workdir `workdir/<task>` and the
     overrides for that task. An override of the loss replaces the whole loss, since one loss's
     hyperparameters mean nothing to another.
     """
-    built = (schema.build(Config, plain, []) for _, plain in _pipeline_stages(config))
-    return [places.expand_homes(stage) for stage in built]
+    built = (schema.build(Config, plain, []) for _, plain in _list_pipeline(config))
+    return [places.expand_homes(one) for one in built]
 
 
-def _pipeline_stages(config: Config) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Yield (task, plain config) for each stage; nothing if the task is not "pipeline"."""
+def _list_pipeline(config: Config) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Yield (task, plain config) for each task of a pipeline; nothing for any other task."""
     if config.task != "pipeline":
         return
     for task in config.pipeline.tasks:
         override = config.pipeline.overrides.get(task, {})
-        if task not in STAGES or not isinstance(override, Mapping):
+        if task not in PIPELINE_TASKS or not isinstance(override, Mapping):
             continue
         plain = schema.to_plain(config) | {"task": task, "workdir": f"{config.workdir}/{task}"}
         del plain["pipeline"]
@@ -189,13 +189,13 @@ def _check(config: Config) -> Iterable[str]:
     if config.task == "pipeline" and not tasks:
         yield "pipeline.tasks: got (), allowed: one task or more"
     for name in sorted(set(tasks)):
-        if name not in STAGES:
-            yield f"pipeline.tasks: got {name!r}, allowed: {', '.join(STAGES)}"
+        if name not in PIPELINE_TASKS:
+            yield f"pipeline.tasks: got {name!r}, allowed: {', '.join(PIPELINE_TASKS)}"
         elif tasks.count(name) > 1:
-            yield f"pipeline.tasks: got {name!r} twice, but a stage's workdir has the task's name"
+            yield f"pipeline.tasks: got {name!r} twice, but each task's workdir has its name"
     for name, override in config.pipeline.overrides.items():
-        if name not in STAGES:
-            yield f"pipeline.overrides.{name}: unknown task, allowed: {', '.join(STAGES)}"
+        if name not in PIPELINE_TASKS:
+            yield f"pipeline.overrides.{name}: unknown task, allowed: {', '.join(PIPELINE_TASKS)}"
         if not isinstance(override, Mapping):
             yield f"pipeline.overrides.{name}: got {override!r}, allowed: sections of fields"
 

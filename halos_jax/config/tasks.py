@@ -224,8 +224,8 @@ TASKS: Mapping[Task, TaskSpec] = {
     "pipeline": TaskSpec("several tasks, one after the other"),
 }
 
-# The tasks that can be stages of a pipeline.
-STAGES = tuple(name for name in TASKS if name != "pipeline")
+# The tasks that can stand in a pipeline.
+PIPELINE_TASKS = tuple(name for name in TASKS if name != "pipeline")
 
 
 def load(name: str) -> Callable[..., Any]:

@@ -88,24 +88,24 @@ def make_lengths(config: Config, positions: int = 0) -> Lengths:
     )
 
 
-def report_prompts(label: str, prompts: Tally, limit: int) -> None:
+def report_prompts(source: str, prompts: Tally, limit: int) -> None:
     """Warn of prompts that `sampling.max_prompt_length` cuts."""
     if prompts.over:
         logger.warning(
             "%s: %s are longer than sampling.max_prompt_length=%d: they lose their beginning",
-            label,
+            source,
             prompts.describe("prompts"),
             limit,
         )
 
 
-def report_positions(label: str, sequences: Tally, positions: int) -> None:
+def report_positions(source: str, sequences: Tally, positions: int) -> None:
     """Warn of sequences that have more tokens than the model has positions for."""
     if sequences.over:
         logger.warning(
             "%s: %s go beyond the %d positions that the model was made for "
             "(max_position_embeddings): what it says there means little",
-            label,
+            source,
             sequences.describe("sequences"),
             positions,
         )

@@ -280,15 +280,15 @@ def _make_scored_item(group: Sequence[Sample], renderer: Renderer, lengths: Leng
     if not prompt:
         texts = Texts(renderer, (asked.turns,), (), lengths)
         prompt = texts.prompt(asked)
-    sources = [
+    whole = [
         one.response_ids
         or renderer.render_response(one.output, finished=one.finish_reason == FINISH_STOP)
         for one in group
     ]
-    responses = tuple(fit_response(ids, len(prompt), lengths, asked.place) for ids in sources)
+    responses = tuple(fit_response(ids, len(prompt), lengths, asked.place) for ids in whole)
     truncated = [
         is_truncated(lengths, one, ids, response)
-        for one, ids, response in zip(group, sources, responses, strict=True)
+        for one, ids, response in zip(group, whole, responses, strict=True)
     ]
     masks: tuple[np.ndarray, ...] = ()
     if any(truncated):

@@ -119,16 +119,16 @@ def insert_prompts(
     cache: Cache,
     keys: tuple[jax.Array, ...],
     values: tuple[jax.Array, ...],
-    source: jax.Array,
+    rows: jax.Array,
     slots: jax.Array,
 ) -> Cache:
-    """Copy prefilled prompts into slots: prompt `source[i]` to slot `slots[i]`, i32[A] each.
+    """Copy prefilled prompts into slots: prompt `rows[i]` to slot `slots[i]`, i32[A] each.
 
     A slot number outside the cache is dropped, which pads an insertion to a fixed size.
     """
 
     def insert(old: jax.Array, new: jax.Array) -> jax.Array:
-        updated = old.at[slots, : new.shape[1]].set(new[source], mode="drop")
+        updated = old.at[slots, : new.shape[1]].set(new[rows], mode="drop")
         return _constrain_cache(updated)
 
     return Cache(tuple(map(insert, cache.keys, keys)), tuple(map(insert, cache.values, values)))

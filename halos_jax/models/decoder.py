@@ -82,8 +82,8 @@ def run_block(
     q, k, v = layers.project_qkv(normalize(x, name="attention_norm"), weights, rotate, config)
     attended = layers.project_out(attend(q, k, v, weights.get("sinks")), weights)
     after = x + normalize(attended, name="attention_post_norm")
-    source = x if config.parallel_residual else after
-    out = layers.run_mlp(normalize(source, name="mlp_norm"), weights, config)
+    inner = x if config.parallel_residual else after
+    out = layers.run_mlp(normalize(inner, name="mlp_norm"), weights, config)
     return after + normalize(out, name="mlp_post_norm"), (k, v)
 
 

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from halos_jax import sharding
 from halos_jax.models.spec import ExpertsConfig
 
-Gating = Callable[[jax.Array, jax.Array], jax.Array]  # of gate and up, both [places, F]
+Gating = Callable[[jax.Array, jax.Array], jax.Array]  # of gate and up, both [copies, F]
 # "embed" is not named: devices along "fsdp" gather the experts, as they do any weight.
 _AXES = {
     "expert_gate": ("experts", None, "mlp"),
@@ -95,7 +95,7 @@ def _run_local(
     """Return what the experts of this device, numbered from 0, add to the tokens; f32 sums."""
     tokens, count = x.reshape(-1, x.shape[-1]), own["expert_gate"].shape[0]
     per_token = chosen.shape[-1]
-    # One place for each token and expert of it; those of other devices' experts sort to the end,
+    # One copy of a token for each of its experts; those of other devices' experts sort to the end,
     # beyond all groups, where the product is zero.
     here = (chosen >= 0) & (chosen < count)
     expert = jnp.where(here, chosen, count).reshape(-1)
@@ -103,20 +103,20 @@ def _run_local(
     inverse = jnp.argsort(order)
     sizes = jnp.sum(expert[:, None] == jnp.arange(count), axis=0, dtype=jnp.int32)
 
-    def project(places: jax.Array, name: str) -> jax.Array:
-        out = jax.lax.ragged_dot(places, own[f"expert_{name}"], group_sizes=sizes)
+    def project(copies: jax.Array, name: str) -> jax.Array:
+        out = jax.lax.ragged_dot(copies, own[f"expert_{name}"], group_sizes=sizes)
         bias = own.get(f"expert_{name}_bias")
         return out if bias is None else out + _look_up_biases(bias, expert[order])
 
-    places = _permute(jnp.repeat(tokens, per_token, axis=0), order, inverse)
-    gate, up = (checkpoint_name(project(places, name), name) for name in ("gate", "up"))
+    copies = _permute(jnp.repeat(tokens, per_token, axis=0), order, inverse)
+    gate, up = (checkpoint_name(project(copies, name), name) for name in ("gate", "up"))
     out = _permute(project(gating(gate, up), "down"), inverse, order)
     out = out.reshape(*shares.shape, -1) * jnp.where(here, shares, 0.0)[..., None].astype(x.dtype)
     return jnp.sum(out, axis=-2)
 
 
 def _look_up_biases(bias: jax.Array, expert: jax.Array) -> jax.Array:
-    """Return each place's row of `bias [E, F]`; zeros where `expert` is E.
+    """Return each copy's row of `bias [E, F]`; zeros where `expert` is E.
 
     A product with ones and zeros, so that the gradient is no scatter: it sums in a fixed order.
     """

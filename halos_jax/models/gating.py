@@ -88,8 +88,8 @@ def _find_prompt_ends(batch: Batch) -> jax.Array:
     """Return where in its row each sequence's prompt ends: i32[rows, sequences]."""
     count = batch.sequences.last.shape[-1]
 
-    def find(source: jax.Array, sequence: jax.Array) -> jax.Array:
-        return jax.ops.segment_min(source, sequence, count + 1)[:count]
+    def find(predictor: jax.Array, sequence: jax.Array) -> jax.Array:
+        return jax.ops.segment_min(predictor, sequence, count + 1)[:count]
 
     # It predicts the first response token; where there is none, it is the last token itself.
     return jnp.minimum(jax.vmap(find)(batch.source, batch.sequence), batch.sequences.last)

@@ -99,10 +99,10 @@ def sum_by_index(values: jax.Array, index: jax.Array, size: int) -> jax.Array:
     rounds = max(count - 1, 0).bit_length()
     sums = jax.lax.fori_loop(0, rounds, add, values[order].astype(jnp.float32))
     last = jnp.append(index[1:] != index[:-1], True) & (index >= 0) & (index < size)
-    # What is no total goes to places outside, each to one of its own.
-    target = jnp.where(last, index, size + here)
+    # What is no total goes outside, each to an index of its own.
+    to = jnp.where(last, index, size + here)
     zeros = jnp.zeros((size, values.shape[1]), jnp.float32)
-    return zeros.at[target].set(sums, mode="drop", unique_indices=True)
+    return zeros.at[to].set(sums, mode="drop", unique_indices=True)
 
 
 def _look_up_shard(table: jax.Array, tokens: jax.Array, *, vocab_axis: str | None) -> jax.Array:

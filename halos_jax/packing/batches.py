@@ -193,9 +193,9 @@ def split_scores(
     flat = scores.reshape(-1, scores.shape[-1])
     for row, members in enumerate(plan.steps[step]):
         rows = [items[index] for index in members]
-        slots = iter(assign_sequences(rows, plan.layout))
+        numbers = iter(assign_sequences(rows, plan.layout))
         for index in members:
-            yield index, tuple(float(flat[row, next(slots)]) for _ in items[index].responses)
+            yield index, tuple(float(flat[row, next(numbers)]) for _ in items[index].responses)
 
 
 # --------------------------------------------------------------------------- planning

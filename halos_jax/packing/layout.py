@@ -25,7 +25,7 @@ class Layout:
     buckets: Buckets
 
     @property
-    def num_slots(self) -> int:
+    def num_entries(self) -> int:
         return sum(count * length for count, length in self.buckets)
 
     @property
@@ -186,7 +186,7 @@ def _grow_buckets(
 
 
 def _measure_view(buckets: Sequence[tuple[int, int]]) -> int:
-    """Return what the view costs, in (query, key) pairs: attention, and the moving of its slots."""
+    """Return what the view costs, in (query, key) pairs: attention, and moving its entries."""
     return sum(count * length * (length + 512) for count, length in buckets)
 
 

@@ -7,7 +7,7 @@ from halos_jax.types import CHOSEN, PADDING, REJECTED, Item
 
 
 def empty_arrays(layout: Layout, rows: int) -> dict[str, np.ndarray]:
-    tokens, slots, sequences = layout.tokens, layout.num_slots, layout.num_sequences
+    tokens, entries, sequences = layout.tokens, layout.num_entries, layout.num_sequences
 
     def full(value: int, *shape: int, dtype: type = np.int32) -> np.ndarray:
         return np.full((rows, *shape), value, dtype)
@@ -15,10 +15,10 @@ def empty_arrays(layout: Layout, rows: int) -> dict[str, np.ndarray]:
     return {
         "tokens": full(0, tokens),
         "positions": full(0, tokens),
-        "indices": full(tokens, slots),
-        "inverse": full(slots, layout.copies, tokens),
-        "owner": full(slots, tokens),
-        "owned": full(tokens, slots),
+        "indices": full(tokens, entries),
+        "inverse": full(entries, layout.copies, tokens),
+        "owner": full(entries, tokens),
+        "owned": full(tokens, entries),
         "lengths": full(0, sequences),
         "source": full(0, layout.positions),
         "target": full(0, layout.positions),
@@ -60,12 +60,12 @@ def fill_row(arrays: dict[str, np.ndarray], row: int, items: list[Item], layout:
             number = next(numbers)
             by_role[role] = number
             seen = np.concatenate([prompt, own])
-            slots = starts[number] + np.arange(len(seen))
-            at["indices"][slots] = seen
-            at["inverse"][copy if copy else 0, prompt] = slots[:prompt_length]
-            at["inverse"][0, own] = slots[prompt_length:]
+            entries = starts[number] + np.arange(len(seen))
+            at["indices"][entries] = seen
+            at["inverse"][copy if copy else 0, prompt] = entries[:prompt_length]
+            at["inverse"][0, own] = entries[prompt_length:]
             # A shared prompt token takes its output from the first sequence; all give the same.
-            owned = slots if copy == 0 else slots[prompt_length:]
+            owned = entries if copy == 0 else entries[prompt_length:]
             tokens = seen if copy == 0 else own
             at["owner"][tokens] = owned
             at["owned"][owned] = tokens

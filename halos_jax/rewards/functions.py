@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, TypeVar
 
-from halos_jax.rewards.numbers import find_answer, read_reference
+from halos_jax.rewards.numbers import find_answer, read_reference_answer
 
 Turns = Sequence[Mapping[str, str]]
 
@@ -60,22 +60,22 @@ def exact_answer(
     White space at both ends is ignored.
 
     Args:
-      field: the record's field with the reference: a string or a list of strings.
+      field: the record's field with the reference answer: a string or a list of strings.
       after: compare what follows the last occurrence of this text; a response without it is wrong.
       ignore_case: treat upper and lower case as equal.
     """
-    references = _get_field(record, field)
-    references = references if isinstance(references, list) else [references]
-    if not references or not all(isinstance(one, str) for one in references):
+    answers = _get_field(record, field)
+    answers = answers if isinstance(answers, list) else [answers]
+    if not answers or not all(isinstance(one, str) for one in answers):
         raise ReferenceAnswerError(
-            f"field {field!r}: got {references!r}, allowed: a string or a list of strings"
+            f"field {field!r}: got {answers!r}, allowed: a string or a list of strings"
         )
     if after:
         _, found, response = response.rpartition(after)
         if not found:
             return 0.0
     fold = str.casefold if ignore_case else str
-    return float(fold(response.strip()) in {fold(one.strip()) for one in references})
+    return float(fold(response.strip()) in {fold(one.strip()) for one in answers})
 
 
 def _check_tolerance(*, tolerance: float = 0.0, **_: object) -> list[str]:
@@ -94,21 +94,22 @@ def numeric_answer(
     field: str = "answer",
     tolerance: float = 1e-6,
 ) -> float:
-    r"""Return 1 if the response's final number is the reference's, else 0, as for GSM8K.
+    r"""Return 1 if the response's final number is the reference answer's, else 0, as for GSM8K.
 
     The final number is the one in the last `\boxed{}`, else after the last "####", else after the
     last "answer is" or "answer:", else the last one. Units, currency signs and thousands separators
     are dropped; 1/2, \frac{1}{2} and 0.5 are equal.
 
     Args:
-      field: the record's field with the reference: a number, or text with one number or a marker.
-      tolerance: allowed difference; relative to the reference if that is above 1.
+      field: the record's field with the reference answer: a number, or text with one
+        number or a marker.
+      tolerance: allowed difference; relative to the reference answer if that is above 1.
     """
-    reference = _get_field(record, field)
-    wanted = read_reference(reference)
+    answer = _get_field(record, field)
+    wanted = read_reference_answer(answer)
     if wanted is None:
         raise ReferenceAnswerError(
-            f"field {field!r}: got {reference!r}, allowed: a number, or text that has one number "
+            f"field {field!r}: got {answer!r}, allowed: a number, or text that has one number "
             "alone or one after '####' or in '\\boxed{}'"
         )
     found = find_answer(response)

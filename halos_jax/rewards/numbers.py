@@ -38,10 +38,10 @@ def find_answer(text: str) -> Fraction | None:
     return _last_number(text)
 
 
-def read_reference(value: Any) -> Fraction | None:
+def read_reference_answer(value: Any) -> Fraction | None:
     """Return the number in a reference answer, or None if it has none or more than one.
 
-    A reference is a number, or text with one number after a marker or one number in all.
+    It is a number, or text with one number after a marker or one number in all.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None

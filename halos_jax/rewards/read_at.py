@@ -47,11 +47,12 @@ def make_preparer(
       ModelError: if the model's config.json cannot be read.
     """
     settings = hf.read_hf_config(hf.resolve_model(config.reward.path))
-    place = config.reward.read_at
-    place = settings.get(READ_AT, "template_end") if place == "auto" else place
+    read_at = config.reward.read_at
+    if read_at == "auto":
+        read_at = settings.get(READ_AT, "template_end")
     # A control token tells the policy how to answer; the reward model must not see it.
     same = own.fingerprint == policy.fingerprint and not config.sampling.prefix
-    if place == "end_of_turn":
+    if read_at == "end_of_turn":
         return lambda samples: (
             list(samples) if same else [_render_answer(one, policy, own, config) for one in samples]
         )

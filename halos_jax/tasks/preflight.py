@@ -119,8 +119,8 @@ def _check_places(config: Config) -> None:
         ("export.output", config.export.output),
     ):
         if path:
-            place = Path(path).expanduser().absolute()
-            _require_writable(field, place, is_folder=field != "sampling.output")
+            absolute = Path(path).expanduser().absolute()
+            _require_writable(field, absolute, is_folder=field != "sampling.output")
     manifests.refuse_other(config)
 
 

@@ -8,7 +8,7 @@ import pytest
 from halos_jax.config import Config, EvalConfig, SamplingConfig, schema
 from halos_jax.config.tasks import (
     MODES,
-    STAGES,
+    PIPELINE_TASKS,
     TASKS,
     Mode,
     Task,
@@ -21,7 +21,7 @@ from halos_jax.config.tasks import (
 def test_every_name_has_its_row():
     assert tuple(TASKS) == typing.get_args(Task)
     assert tuple(MODES) == typing.get_args(Mode)
-    assert tuple(TASKS)[:-1] == STAGES
+    assert tuple(TASKS)[:-1] == PIPELINE_TASKS
     assert all(row.summary for row in (*TASKS.values(), *MODES.values()))
 
 

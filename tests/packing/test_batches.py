@@ -114,10 +114,10 @@ def test_every_step_has_the_shapes_of_the_layout(kind, plan):
         "reference_logps": (layout.positions,),
     }
     view = {
-        "indices": (layout.num_slots,),
+        "indices": (layout.num_entries,),
         "inverse": (layout.copies, layout.tokens),
         "owner": (layout.tokens,),
-        "owned": (layout.num_slots,),
+        "owned": (layout.num_entries,),
         "lengths": (layout.num_sequences,),
     }
     types = None
@@ -155,7 +155,7 @@ def test_rows_hold_whole_items_and_the_fill_is_that_of_the_rows(kind, plan):
 def test_the_view_is_one_to_one_and_shows_every_sequence_whole(kind, plan):
     items, planned = make_case(kind, plan)
     layout = planned.layout
-    tokens, slots = layout.tokens, layout.num_slots
+    tokens, entries = layout.tokens, layout.num_entries
     starts, at = [], 0
     for count, length in layout.buckets:
         starts += [(at + number * length, length) for number in range(count)]
@@ -176,13 +176,13 @@ def test_the_view_is_one_to_one_and_shows_every_sequence_whole(kind, plan):
                 for response in item.responses
             )
             assert +seen == expected
-            # `inverse` lists exactly the slots that point to a token, each once.
+            # `inverse` lists exactly the entries that point to a token, each once.
             pointing = collections.defaultdict(set)
-            for slot, token in enumerate(row["indices"]):
+            for entry, token in enumerate(row["indices"]):
                 if token < tokens:
-                    pointing[int(token)].add(slot)
+                    pointing[int(token)].add(entry)
             for token in range(tokens):
-                found = [slot for slot in row["inverse"][:, token] if slot < slots]
+                found = [entry for entry in row["inverse"][:, token] if entry < entries]
                 assert len(found) == len(set(found))
                 assert set(found) == pointing[token]
             # `owner` and `owned` undo each other, and an owner shows its own token.
@@ -190,7 +190,7 @@ def test_the_view_is_one_to_one_and_shows_every_sequence_whole(kind, plan):
             owned = row["owner"][:real]
             np.testing.assert_array_equal(row["owned"][owned], np.arange(real))
             np.testing.assert_array_equal(row["indices"][owned], np.arange(real))
-            assert (row["owner"][real:] == slots).all()
+            assert (row["owner"][real:] == entries).all()
             assert (row["owned"] < tokens).sum() == real
 
 

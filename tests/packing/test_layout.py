@@ -40,9 +40,9 @@ def test_a_plan_that_does_not_recur_wastes_next_to_nothing():
     items, plan = draw_plan(0, known=None)
     _, recurring = draw_plan(0)
     assert plan.fill > 0.95 > recurring.fill
-    assert plan.layout.num_slots < recurring.layout.num_slots
+    assert plan.layout.num_entries < recurring.layout.num_entries
     view = [sum(len(i.prompt_ids) + len(r) for i in items[:512] for r in i.responses) / len(plan)]
-    assert plan.layout.num_slots * plan.layout.microbatches < 1.4 * view[0]
+    assert plan.layout.num_entries * plan.layout.microbatches < 1.4 * view[0]
 
 
 def test_a_layout_grows_until_all_like_rounds_fit_into_it():

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from halos_jax.rewards.numbers import find_answer, list_numbers, read_reference
+from halos_jax.rewards.numbers import find_answer, list_numbers, read_reference_answer
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_all_numbers_in_order():
     ],
 )
 def test_a_reference_must_be_clear(value, expected):
-    assert read_reference(value) == expected
+    assert read_reference_answer(value) == expected
 
 
 def test_long_texts_take_no_time():

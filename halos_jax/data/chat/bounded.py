@@ -77,13 +77,13 @@ def _limit_main(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _limit_other(seconds: float) -> Iterator[None]:
-    target = threading.get_ident()
+    thread = threading.get_ident()
     lock, is_open = threading.Lock(), True
 
     def stop() -> None:
         with lock:
             if is_open:
-                _raise_in(target, TimeoutError)
+                _raise_in(thread, TimeoutError)
 
     timer = threading.Timer(seconds, stop)
     timer.daemon = True
@@ -94,7 +94,7 @@ def _limit_other(seconds: float) -> Iterator[None]:
         with lock:
             is_open = False
         timer.cancel()
-        _raise_in(target, None)  # one that came at the very end, and was not yet raised
+        _raise_in(thread, None)  # one that came at the very end, and was not yet raised
 
 
 def _raise_in(thread: int, error: type[Exception] | None) -> None:

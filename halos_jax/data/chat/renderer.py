@@ -60,7 +60,7 @@ class Renderer:
             if token.special and token.content in answer_tokens
         }
         self._template = Template(tokenizer, self._guard)
-        self.template = self._template.source
+        self.template = self._template.text
         self.end_marker, self.closing = self._template.end_marker, self._template.closing
         self._header_ids = self._encode(self._template.header)
         self._lead = self._find_lead()

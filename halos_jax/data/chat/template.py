@@ -78,7 +78,7 @@ class Template:
     """The chat template of a tokenizer; contents go through a guard, so that they stay contents.
 
     Attributes:
-      source: the Jinja text.
+      text: the Jinja text.
       is_default: whether it is that of this module.
       header: what stands before the answer to `PROBE`, the prompt included.
       lead: what it writes behind the header of every answer: the name of a channel, say.
@@ -90,9 +90,9 @@ class Template:
     def __init__(self, tokenizer: Any, guard: Guard):
         self._tokenizer, self._guard = tokenizer, guard
         own = choose_template(tokenizer)
-        self.source, self.is_default = own or make_default_template(tokenizer), not own
-        self._fixed = {} if "date_string" in list_options(self.source) else {"date_string": _DATE}
-        if "strftime_now" in self.source and "date_string" not in self.source:
+        self.text, self.is_default = own or make_default_template(tokenizer), not own
+        self._fixed = {} if "date_string" in list_options(self.text) else {"date_string": _DATE}
+        if "strftime_now" in self.text and "date_string" not in self.text:
             logger.warning(
                 "the chat template prints the current date: prompts change from day to day"
             )
@@ -171,13 +171,13 @@ class Template:
             turns,
             guard.hide,
             guard.hide_answer,
-            template=self.source,
+            template=self.text,
             spell_calls=spell_calls,
         )
         return apply_template(
             self._tokenizer,
             messages,
-            chat_template=self.source,
+            chat_template=self.text,
             add_generation_prompt=generate,
             **self._fixed,
             **context,
@@ -209,7 +209,7 @@ class Template:
         shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         prompt = self.header[shared:]
         found = thoughts.find_thought(prompt, written)
-        if not found.begin_tag or found.end_tag not in self.source:
+        if not found.begin_tag or found.end_tag not in self.text:
             return thoughts.Thought()
         return thoughts.find_thought(prompt[prompt.index(found.begin_tag) :], written)
 

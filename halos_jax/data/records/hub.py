@@ -142,7 +142,7 @@ def read_named(
     data_files="hf://datasets/tatsu-lab/alpaca_eval/alpaca_eval.json",
 )
 def read_alpacaeval(rows: Iterable[Row], split: str) -> Records:
-    """AlpacaEval's prompts with the reference model's answers."""
+    """AlpacaEval's prompts with the baseline model's answers."""
     for row in rows:
         yield {
             "instruction": row["instruction"],

@@ -6,7 +6,7 @@ record is of no shape that it knows.
 
 import dataclasses
 
-from halos_jax.config.field_names import CHATS, SAMPLE_TYPES, SCORES, TARGETS
+from halos_jax.config.field_names import ANSWERS, CHATS, SAMPLE_TYPES, SCORES
 from halos_jax.data.records.edits import merge_turns
 from halos_jax.data.records.fields import Fields
 from halos_jax.data.records.formats import (
@@ -53,11 +53,11 @@ def read_demonstration(fields: Fields, *, every_turn: bool = True) -> Demonstrat
     """
     _refuse_weight(fields)
     chat = find_field(fields, CHATS)
-    target = _find_target(fields)
+    name = _find_answer_field(fields)
     if fields.has("chosen"):
         return _finish(fields, "chosen", every_turn)
-    if target and (fields.edits.template or name_prompt(fields) not in CHATS):
-        found = _finish(fields, target, every_turn)
+    if name and (fields.edits.template or name_prompt(fields) not in CHATS):
+        found = _finish(fields, name, every_turn)
         if len(found.completion.turns) > 1:
             return found
         completion = _complete(fields, found.completion.turns[0])
@@ -68,14 +68,14 @@ def read_demonstration(fields: Fields, *, every_turn: bool = True) -> Demonstrat
         raise fields.error(
             "completion",
             None,
-            f"the answer to data.prompt_template's prompt in {', '.join(TARGETS)}",
+            f"the answer to data.prompt_template's prompt in {', '.join(ANSWERS)}",
         )
     if chat:
         turns = merge_turns(fields, read_turns(fields, chat, "user"))
         return _learn(fields, chat, turns, every_turn)
     if fields.has("text") and not has_prompt(fields):
         return _read_text(fields)
-    allowed = f"one of {', '.join(TARGETS)}, chosen, {', '.join(CHATS)}, text"
+    allowed = f"one of {', '.join(ANSWERS)}, chosen, {', '.join(CHATS)}, text"
     raise fields.error(
         "completion", None, f"{allowed}; data.fields='completion=FIELD' names another"
     )
@@ -135,16 +135,16 @@ def read_scored(fields: Fields) -> Sample:
 def read_judgement(fields: Fields) -> Judgement:
     """Return the judgement of a binary_feedback record, or of TRL's with completion and label."""
     _refuse_weight(fields)
-    target, chat = _find_target(fields), find_field(fields, CHATS)
-    if target is None and chat:
+    name, chat = _find_answer_field(fields), find_field(fields, CHATS)
+    if name is None and chat:
         return _judge_chat(fields, chat)
-    if target is None:
-        raise fields.error("completion", None, f"one of {', '.join((*TARGETS, 'chosen', *CHATS))}")
+    if name is None:
+        raise fields.error("completion", None, f"one of {', '.join((*ANSWERS, 'chosen', *CHATS))}")
     _, turns, _ = read_question(fields)
     prompt = make_prompt(fields, turns)
     if fields.peek("type") == "binary_feedback":
         return read_binary(fields, prompt)
-    answer = _read_answer(fields, target, turns)
+    answer = _read_answer(fields, name, turns)
     return Judgement(prompt, Completion((answer,)), fields.label())
 
 
@@ -159,10 +159,10 @@ def _judge_chat(fields: Fields, name: str) -> Judgement:
     return Judgement(prompt, Completion(turns[-1:]), fields.label())
 
 
-def _find_target(fields: Fields) -> str | None:
-    names: tuple[str, ...] = TARGETS
+def _find_answer_field(fields: Fields) -> str | None:
+    names: tuple[str, ...] = ANSWERS
     if name_prompt(fields) == "problem":  # of which the answer is the last word of the solution
-        names = tuple(sorted(TARGETS, key=lambda name: name == "answer"))
+        names = tuple(sorted(ANSWERS, key=lambda name: name == "answer"))
     return find_field(fields, names)
 
 

@@ -173,10 +173,10 @@ def attend_view(
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, view: View, scoring: Scoring) -> jax.Array:
-        slots = [views.to_view(x, view.indices, view.inverse, view.buckets) for x in (q, k, v)]
+        gathered = [views.to_view(x, view.indices, view.inverse, view.buckets) for x in (q, k, v)]
         outputs = tuple(
             attend_causal(*parts, backend=backend, scoring=scoring)
-            for parts in zip(*slots, views.split_lengths(view), strict=True)
+            for parts in zip(*gathered, views.split_lengths(view), strict=True)
         )
         joined: jax.Array = views.from_view(outputs, view.owner, view.owned, view.buckets)
         return joined
@@ -269,10 +269,10 @@ def _attend_slots(
             key_value_seq_lengths=positions + 1,
             implementation="cudnn",
         )[:, 0]
-    slots = jnp.arange(keys.shape[1])
-    visible = slots <= positions[:, None]
+    at = jnp.arange(keys.shape[1])
+    visible = at <= positions[:, None]
     if window:
-        visible &= slots > positions[:, None] - window
+        visible &= at > positions[:, None] - window
     return attend_dense(q, keys, values, visible[:, None, None], scoring)
 
 

@@ -1,7 +1,7 @@
 """The attention view: packed tokens <-> virtual sequences, by gathers in both directions.
 
 A token of a shared prompt sits in several sequences. The adjoint of the gather into the view is a
-sum over the token's slots; with the inverse indices at hand it is again a gather, so the backward
+sum over the token's entries; with the inverse indices at hand it is again a gather, so the backward
 pass is deterministic and needs no scatter-add.
 """
 
@@ -42,7 +42,7 @@ def _take_buckets(x: jax.Array, indices: jax.Array, buckets: Buckets) -> tuple[j
 def to_view(
     x: jax.Array, indices: jax.Array, inverse: jax.Array, buckets: Buckets
 ) -> tuple[jax.Array, ...]:
-    """Gather tokens `x [rows, T, ...]` into the slots of the view, one array
+    """Gather tokens `x [rows, T, ...]` into the entries of the view, one array
     `[rows * sequences, length, ...]` a bucket.
 
     Each bucket is gathered by itself: a kernel would need a copy of its part of the whole.
@@ -72,7 +72,7 @@ to_view.defvjp(_to_view_forward, _to_view_backward)
 def from_view(
     parts: tuple[jax.Array, ...], owner: jax.Array, owned: jax.Array, buckets: Buckets
 ) -> jax.Array:
-    """Gather each token's output `[rows, T, ...]` from its owner among the slots of `to_view`."""
+    """Gather each token's output `[rows, T, ...]` from its owner among the entries of `to_view`."""
     return _take_rows(join_buckets(parts, owner.shape[0]), owner)
 
 
@@ -93,7 +93,7 @@ from_view.defvjp(_from_view_forward, _from_view_backward)
 
 
 def join_buckets(parts: Sequence[jax.Array], rows: int) -> jax.Array:
-    """Put the slots of all buckets, of `to_view`, one behind the other: `[rows, M, ...]`."""
+    """Put the entries of all buckets, of `to_view`, one behind the other: `[rows, M, ...]`."""
     return jnp.concatenate([part.reshape(rows, -1, *part.shape[2:]) for part in parts], axis=1)
 
 

@@ -110,19 +110,19 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def _follow_link(folder: Path) -> Path:
-    """Return the place that a link stands for, be there something or not."""
+    """Return the path that a link leads to, whether or not anything is there."""
     if not folder.is_symlink():
         return folder
     try:
-        target = folder.resolve()
+        real = folder.resolve()
     except (OSError, RuntimeError):  # of a loop, by the version of Python
-        target = folder
-    if target.is_symlink():
+        real = folder
+    if real.is_symlink():
         raise ModelError(
             f"{folder}: is a link that leads nowhere, so no model can be written there; give "
             "another folder, or mend the link"
         )
-    return target
+    return real
 
 
 def _make_name(folder: Path, end: str) -> str:

@@ -74,7 +74,7 @@ class Pace:
 
     def __init__(self, per_minute: int, stop: threading.Event):
         self._interval = 60.0 / per_minute if per_minute else 0.0
-        self._slot = self._held = 0.0  # times of time.monotonic()
+        self._next = self._held = 0.0  # times of time.monotonic()
         self._lock = threading.Lock()
         self._stop = stop
 
@@ -85,8 +85,8 @@ class Pace:
             with self._lock:
                 # Who was overtaken by a hold lines up again, so that no burst follows it.
                 if turn is None or turn < self._held:
-                    turn = max(self._slot, self._held, time.monotonic())
-                    self._slot = turn + self._interval
+                    turn = max(self._next, self._held, time.monotonic())
+                    self._next = turn + self._interval
             rest = turn - time.monotonic()
             self.sleep(max(rest, 0.0))
             if rest <= 0:

@@ -33,8 +33,8 @@ def draw(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def to_slots(x, view):
-    """Return the slots of all buckets one behind the other."""
+def to_entries(x, view):
+    """Return the entries of all buckets one behind the other."""
     parts = views.to_view(x, view.indices, view.inverse, view.buckets)
     return views.join_buckets(parts, x.shape[0])
 
@@ -52,7 +52,7 @@ def split(y, view):
 def test_to_view_and_its_gradient_equal_plain_indexing(view):
     rows, _, tokens = view.inverse.shape
     x, weights = draw(0, rows, tokens, 3, 2), draw(1, *view.indices.shape, 3, 2)
-    ours = lambda x: to_slots(x, view)  # noqa: E731
+    ours = lambda x: to_entries(x, view)  # noqa: E731
     np.testing.assert_array_equal(ours(x), plain_take(x, view.indices))
     got = jax.jit(jax.grad(lambda x: (ours(x) * weights).sum()))(x)
     plain = lambda x: (plain_take(x, view.indices) * weights).sum()  # noqa: E731
@@ -61,8 +61,8 @@ def test_to_view_and_its_gradient_equal_plain_indexing(view):
 
 
 def test_from_view_and_its_gradient_equal_plain_indexing(view):
-    rows, slots = view.owned.shape
-    y, weights = draw(0, rows, slots, 3, 2), draw(1, *view.owner.shape, 3, 2)
+    rows, entries = view.owned.shape
+    y, weights = draw(0, rows, entries, 3, 2), draw(1, *view.owner.shape, 3, 2)
     back = lambda y: views.from_view(split(y, view), view.owner, view.owned, view.buckets)  # noqa: E731
     np.testing.assert_array_equal(back(y), plain_take(y, view.owner))
     got = jax.jit(jax.grad(lambda y: (back(y) * weights).sum()))(y)
@@ -98,7 +98,7 @@ def test_neither_direction_scatters(view):
 
 
 def test_buckets_are_cut_and_joined_in_order(view):
-    rows, slots = view.owned.shape
+    rows, entries = view.owned.shape
     tokens = view.owner.shape[1]
     x = jnp.arange(rows * tokens * 3).reshape(rows, tokens, 3)
     parts = views.to_view(x, view.indices, view.inverse, view.buckets)
@@ -106,7 +106,7 @@ def test_buckets_are_cut_and_joined_in_order(view):
         (rows * count, length, 3) for count, length in view.buckets
     ]
     joined = views.join_buckets(parts, rows)
-    assert joined.shape == (rows, slots, 3)
+    assert joined.shape == (rows, entries, 3)
     for part, again in zip(parts, split(joined, view), strict=True):
         np.testing.assert_array_equal(part, again)
     # The lengths fall to the same sequences: a slot is filled where it is within the length.
