@@ -29,13 +29,17 @@ class RoundPlan:
         return self.start == self.stop
 
 
+NO_PROMPTS = RoundPlan(0, 0)  # of round 0, which only evaluates
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Budget:
-    """How many prompts the run may use, `prompts_per_round` at a time.
+    """How many prompts the run may use, and which of them its rounds have got so far.
 
     The first `num_skip` prompts of the order are left out: another run has consumed them. `opened`
-    holds the ranges of the rounds that have begun. These never change: if the budget or the number
-    of prompts has grown since, the next round starts where the last of them ends.
+    holds the ranges of the rounds that have begun, which may be of any size. The next round starts
+    where the last of them ends. How many rounds there will be is an expectation: it takes the
+    rounds that have not begun to have `prompts_per_round` prompts each.
     """
 
     total_prompts: int
@@ -45,22 +49,42 @@ class Budget:
 
     @property
     def num_rounds(self) -> int:
-        """Rounds of the whole run if there are enough prompts, including a partial last round."""
+        """Expected rounds if there are enough prompts, including a partial last round."""
         start = self.opened[-1][1] if self.opened else self.num_skip
         left = max(self.num_skip + self.total_prompts - start, 0)
         return len(self.opened) + divide_up(left, self.prompts_per_round)
 
+    def end(self, num_available: int) -> int:
+        """Return where in an order of `num_available` prompts the last round ends."""
+        return min(self.num_skip + self.total_prompts, num_available)
+
+    def open(self, round: int, start: int, stop: int) -> "Budget":
+        """Return the budget once `round` has begun with the range `[start, stop)`.
+
+        Later rounds have not begun, even if they are in `opened`.
+        """
+        return dataclasses.replace(self, opened=(*self.opened[: round - 1], (start, stop)))
+
+    def plan_next(self, round: int, num_prompts: int, num_available: int) -> RoundPlan:
+        """Return the range of `round`, the first that has not begun, if it gets `num_prompts`.
+
+        It is partial, or empty, where the budget or the order ends; see `plan_round`.
+        """
+        before = self.opened[: round - 1]
+        sized = dataclasses.replace(self, prompts_per_round=num_prompts, opened=before)
+        return sized.plan_round(round, num_available)
+
     def count_rounds(self, num_available: int) -> int:
-        """Return how many rounds get prompts from an order of `num_available`."""
+        """Return how many rounds are expected to get prompts from an order of `num_available`."""
         rounds = range(1, self.num_rounds + 1)
         return sum(not self.plan_round(round, num_available).is_empty for round in rounds)
 
     def plan_round(self, round: int, num_available: int) -> RoundPlan:
         """Return the prompts of `round` (counted from 1), given an order of `num_available`.
 
-        The plan depends only on the budget and the arguments, so a resumed run plans the same
-        rounds. It is partial if the budget or the prompts run out in the round, and empty after
-        that.
+        They are those of a round that has begun, and else what is expected. The plan depends only
+        on the budget and the arguments, so a resumed run plans the same rounds. It is partial if
+        the budget or the prompts run out in the round, and empty after that.
 
         Raises:
           ValueError: if `round` is less than 1 or `num_available` is negative.
@@ -72,7 +96,7 @@ class Budget:
             )
         if round <= len(self.opened):
             return RoundPlan(*self.opened[round - 1])
-        end = min(self.num_skip + self.total_prompts, num_available)
+        end = self.end(num_available)
         first = self.opened[-1][1] if self.opened else self.num_skip
         start = first + (round - 1 - len(self.opened)) * self.prompts_per_round
         stop = min(start + self.prompts_per_round, end)

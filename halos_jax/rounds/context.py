@@ -101,7 +101,7 @@ class Run:
 
     @property
     def num_rounds(self) -> int:
-        """How many rounds have prompts."""
+        """How many rounds were expected to have prompts when this process opened the run."""
         return self.budget.count_rounds(len(self.prompts))
 
     @functools.cached_property

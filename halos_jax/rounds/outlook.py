@@ -2,8 +2,9 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from halos_jax.checkpoints.position import Position
 from halos_jax.checkpoints.store import Checkpoints
@@ -15,6 +16,7 @@ from halos_jax.rounds.order import Order, count_known, load_order
 from halos_jax.training.optim import keep_warmup
 from halos_jax.workdir import manifests
 from halos_jax.workdir.changes import History
+from halos_jax.workdir.manifests import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,21 @@ def find_place(checkpoints: Checkpoints) -> dict[str, int]:
         return {"round": 1, "step": 0}
     position = Position.from_dict(checkpoints.read_round_state())
     return {"round": position.rounds_done + 1, "step": position.step}
+
+
+def choose_prompts_per_round(
+    config: Config, budget: Budget, done: Sequence[Manifest]
+) -> tuple[int, dict[str, Any]]:
+    """Return how many prompts the next round gets, and what the manifest is to say of the choice.
+
+    What is returned beside the number becomes `decisions` of the round's manifest, which is written
+    before the round's first sample. A resume reads it from there and does not choose again.
+
+    Args:
+      budget: the ranges of all rounds before, and what is left.
+      done: the manifests of round 0 and of all rounds before, with the metrics of their evaluation.
+    """
+    return config.rounds.prompts_per_round, {}
 
 
 def refuse_no_rounds(budget: Budget, num_prompts: int) -> None:

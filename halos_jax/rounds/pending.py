@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from halos_jax import sharding, storage
 from halos_jax.config import ConfigError
@@ -30,9 +32,24 @@ class PendingRound:
     manifest: Manifest
     evaluation: StageResult
 
+    @property
+    def as_committed(self) -> Manifest:
+        """The manifest with what the evaluation adds to it, apart from stages and files."""
+        return dataclasses.replace(
+            self.manifest,
+            metrics={**self.manifest.metrics, **self.evaluation.metrics},
+            decisions={**self.manifest.decisions, **self.evaluation.decisions},
+        )
 
-def open_round(run: Run, round: int, plan: RoundPlan) -> Manifest:
-    """Return the round's manifest: the one on disk, after checks, or else a new one."""
+
+def open_round(
+    run: Run, round: int, plan: RoundPlan, decisions: Mapping[str, Any] = MappingProxyType({})
+) -> Manifest:
+    """Return the round's manifest: the one on disk, after checks, or else a new one.
+
+    `decisions` are what the run has chosen about the new round before its first stage: they are on
+    disk, with the range, before anything follows from them.
+    """
     folder = round_folder(run.workdir, round)
     if run.workspace.is_writer:
         with storage.explain_os_errors(folder):
@@ -45,7 +62,7 @@ def open_round(run: Run, round: int, plan: RoundPlan) -> Manifest:
     if manifest is None:
         previous = f"round-{round - 1:04d}" if round > 1 else "sft"
         reference = run.config.rounds.reference
-        return Manifest(
+        manifest = Manifest(
             round=round,
             seed=run.config.seed,
             start=plan.start if round else 0,
@@ -53,8 +70,12 @@ def open_round(run: Run, round: int, plan: RoundPlan) -> Manifest:
             prompts=identity,
             policy=previous,
             reference={"sft": "sft", "round_start": previous}.get(reference, reference),
+            decisions=dict(decisions),
             layouts=run.layouts.to_record(),
         )
+        if decisions and run.workspace.is_writer:
+            manifests.save_manifest(folder, manifest, run.workspace.ledger)
+        return manifest
     if manifest.prompts != identity:
         raise ConfigError(
             f"{'data.train' if round else 'data.eval'}: its prompts are not those that round "

@@ -3,18 +3,23 @@
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Any
 
+from halos_jax import sharding
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.checkpoints.position import Position
 from halos_jax.checkpoints.store import Checkpoints
 from halos_jax.policies.policy import Policy, load_start
+from halos_jax.rounds.budget import Budget, RoundPlan
 from halos_jax.rounds.context import Run
+from halos_jax.rounds.outlook import choose_prompts_per_round
 from halos_jax.rounds.pending import PendingRound, commit_round
 from halos_jax.rounds.report import report_round
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Trainer
 from halos_jax.types import Params, TrainState
-from halos_jax.workdir.manifests import Manifest
+from halos_jax.workdir import manifests
+from halos_jax.workdir.manifests import Manifest, round_folder
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +34,7 @@ class Progress:
       stage_step: optimizer steps taken in the next round.
       pending: a round that is trained and evaluated but not committed yet.
       is_restored: whether the policy came from a checkpoint.
+      budget: that of the run, with the ranges of the rounds that have begun.
     """
 
     state: TrainState
@@ -36,6 +42,7 @@ class Progress:
     stage_step: int = 0
     pending: PendingRound | None = None
     is_restored: bool = True
+    budget: Budget = Budget(1, 1)
 
 
 def restore_progress(trainer: Trainer, policy: Policy, checkpoints: Checkpoints) -> Progress:
@@ -60,8 +67,33 @@ def commit_pending(run: Run, progress: Progress) -> Manifest | None:
         return None
     pending, progress.pending = progress.pending, None
     manifest = commit_round(run, pending)
-    report_round(run.workdir, manifest, run.num_rounds)
+    report_round(run.workdir, manifest, progress.budget.count_rounds(len(run.prompts)))
     return manifest
+
+
+def plan_round(run: Run, progress: Progress, round: int) -> tuple[RoundPlan, dict[str, Any]]:
+    """Return the range of `round`, and what the run decides about it by itself.
+
+    A round that has begun keeps the range that its manifest has. The next one starts where it ends
+    and gets as many prompts as `choose_prompts_per_round` says; its range is empty if the budget or
+    the prompts are used up.
+    """
+    sharding.wait_for_all(f"plan round {round}")  # the rounds before are on disk, or pending
+    manifest = manifests.load_manifest(round_folder(run.workdir, round))
+    if manifest is not None:
+        return RoundPlan(manifest.start, manifest.stop), {}
+    least = progress.budget.plan_next(round, 1, len(run.prompts))
+    if least.is_empty:
+        return least, {}
+    done = [
+        progress.pending.as_committed
+        if progress.pending is not None and progress.pending.manifest.round == before
+        else manifests.load_manifest(round_folder(run.workdir, before))
+        for before in range(round)
+    ]
+    known = [one for one in done if one is not None]
+    size, decisions = choose_prompts_per_round(run.config, progress.budget, known)
+    return progress.budget.plan_next(round, size, len(run.prompts)), decisions
 
 
 def sft_loader(run: Run, progress: Progress) -> Callable[[], Params]:

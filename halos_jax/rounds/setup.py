@@ -86,6 +86,7 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     cuts.check_prompts(
         run.rollouts.sampler, (config.data.train, used), (config.data.eval, held_out)
     )
+    progress.budget = budget
     return run, progress
 
 

@@ -37,6 +37,7 @@ from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
 from halos_jax.training.loop import Dataset
 from halos_jax.types import Item, Params, Prompt, Sample, TrainState
+from halos_jax.workdir.intact import MANIFEST
 from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.workspace import Workspace
 
@@ -296,7 +297,10 @@ def forget_samples(run: Run, round: int) -> None:
     """
     remove_eval_shards(run, round_folder(run.workdir, round))
     if run.workspace.is_writer:
-        shutil.rmtree(round_folder(run.workdir, round + 1), ignore_errors=True)
+        following = round_folder(run.workdir, round + 1)
+        run.workspace.ledger.note_gone(following / MANIFEST)  # it may have been opened
+        (following / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(following, ignore_errors=True)
     sharding.wait_for_all(f"forget samples of round {round}")
 
 

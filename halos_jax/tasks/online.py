@@ -4,6 +4,7 @@ A run can be stopped and resumed at any point.
 """
 
 import functools
+import itertools
 import logging
 
 from halos_jax.config import Config
@@ -11,6 +12,7 @@ from halos_jax.devices import explain_memory
 from halos_jax.models.lora import merge_adapter
 from halos_jax.policies import final, source
 from halos_jax.rounds import stages
+from halos_jax.rounds.budget import NO_PROMPTS
 from halos_jax.rounds.context import NOTHING, Run
 from halos_jax.rounds.outlook import has_new_prompts
 from halos_jax.rounds.pending import (
@@ -20,7 +22,13 @@ from halos_jax.rounds.pending import (
     open_round,
     open_stage,
 )
-from halos_jax.rounds.progress import Progress, commit_pending, load_round_start, sft_loader
+from halos_jax.rounds.progress import (
+    Progress,
+    commit_pending,
+    load_round_start,
+    plan_round,
+    sft_loader,
+)
 from halos_jax.rounds.report import format_rounds, last_round, report_round
 from halos_jax.rounds.setup import make_run
 from halos_jax.tasks.inputs import check_inputs
@@ -67,19 +75,25 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
 def run_rounds(run: Run, progress: Progress) -> dict[str, float]:
     """Do all remaining rounds and export the last policy; return its metrics.
 
-    Round 0 only evaluates the SFT policy; that also produces the held-out feedback.
+    Round 0 only evaluates the SFT policy; that also produces the held-out feedback. Each later
+    round begins where the one before ended, until the budget or the prompts are used up.
     """
     held_out: Dataset | None = None
-    for round in range(run.num_rounds + 1):
-        plan = run.budget.plan_round(max(round, 1), len(run.prompts))
-        manifest = open_round(run, round, plan)
+    for round in itertools.count():
+        plan, decisions = plan_round(run, progress, round) if round else (NO_PROMPTS, {})
+        if round and plan.is_empty:
+            break
+        manifest = open_round(run, round, plan, decisions)
+        if round:
+            progress.budget = progress.budget.open(round, manifest.start, manifest.stop)
         run.layouts.load(manifest.layouts)
         if round == 1:
             with explain_memory("train", "the pass over held-out feedback", run.config):
                 held_out = _load_held_out(run, progress)
         manifest = run_round(run, progress, manifest, held_out)
         if progress.pending is None:
-            report_round(run.workdir, manifest, run.num_rounds)
+            expected = progress.budget.count_rounds(len(run.prompts))
+            report_round(run.workdir, manifest, expected)
         if round and run.config.rounds.export_each:
             manifest = commit_pending(run, progress) or manifest
             _export_round(run, progress, round)

@@ -119,3 +119,23 @@ def test_fewer_prompts_than_the_budget_are_said():
     assert "10 prompts after rounds.num_skip=4 are enough for 2 of" in describe_shortage(
         Budget(64, 8, 4), 14
     )
+
+
+def test_rounds_may_have_any_size_and_each_begins_where_the_last_one_ended():
+    budget = Budget(total_prompts=20, prompts_per_round=8, num_skip=2)
+    assert budget.end(100) == 22 and budget.end(9) == 9
+    assert budget.plan_next(1, 3, 100) == RoundPlan(2, 5)
+    budget = budget.open(1, 2, 5)
+    assert budget.opened == ((2, 5),)
+    # 17 prompts are left: rounds of 8, 8 and 1 are expected.
+    assert budget.num_rounds == budget.count_rounds(100) == 4
+    assert budget.plan_next(2, 12, 100) == RoundPlan(5, 17)
+    budget = budget.open(2, 5, 17)
+    assert budget.plan_next(3, 12, 100) == RoundPlan(17, 22)  # what is left of the budget
+    assert budget.plan_next(3, 12, 18) == RoundPlan(17, 18)  # of the prompts
+    assert budget.open(3, 17, 22).plan_next(4, 1, 100).is_empty
+    assert budget.plan_next(3, 1, 17).is_empty
+    # A round that is opened once more, because its samples were forgotten, stands alone.
+    assert budget.open(2, 5, 6).opened == ((2, 5), (5, 6))
+    assert budget.open(1, 2, 4).opened == ((2, 4),)
+    assert budget.plan_next(2, 4, 100) == RoundPlan(5, 9)

@@ -29,6 +29,7 @@ def test_a_task_that_only_samples_has_no_reward():
         rollouts.scorer([make_sample(PROMPTS[0], 0, 1)])
 
 
-def test_a_result_is_unpacked_as_files_and_metrics():
-    files, metrics = StageResult({"a.jsonl": 2}, {"reward": 0.5})
-    assert (files, metrics) == ({"a.jsonl": 2}, {"reward": 0.5}) and NOTHING == ({}, {})
+def test_a_result_is_unpacked_as_files_metrics_and_decisions():
+    files, metrics, decisions = StageResult({"a.jsonl": 2}, {"reward": 0.5})
+    assert (files, metrics, decisions) == ({"a.jsonl": 2}, {"reward": 0.5}, {})
+    assert NOTHING == ({}, {}, {})

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 
 from halos_jax.config import Config, ConfigError
-from halos_jax.rounds import pending
+from halos_jax.rounds import pending, stages
 from halos_jax.rounds.budget import RoundPlan
 from halos_jax.rounds.context import StageResult
 from halos_jax.types import Prompt, Turn
 from halos_jax.workdir import manifests, timing
 from halos_jax.workdir.ledger import open_ledger
 from halos_jax.workdir.manifests import Manifest, round_folder
-from tests.rounds.stand_ins import make_run
+from tests.rounds.stand_ins import PROMPTS, make_run
 
 
 def test_prompts_that_have_changed_are_refused(tmp_path):
@@ -81,3 +81,18 @@ def test_a_stage_is_named_for_a_stop_and_timed(tmp_path):
     with pytest.raises(KeyboardInterrupt), pending.open_stage(run, 4, "train"):
         raise KeyboardInterrupt
     assert len(timing.read_times(tmp_path)) == 1
+
+
+def test_what_is_decided_at_the_opening_is_on_disk_before_the_first_stage(tmp_path):
+    run = make_run(workdir=tmp_path, prompts=PROMPTS, ledger=open_ledger(tmp_path))
+    folder = round_folder(tmp_path, 1)
+    pending.open_round(run, 1, RoundPlan(0, 2))
+    assert manifests.load_manifest(folder) is None  # nothing is decided: nothing to keep
+    opened = pending.open_round(run, 1, RoundPlan(0, 2), {"auto": {"prompts": 2}})
+    assert manifests.load_manifest(folder) == opened and opened.stages == ()
+    assert (opened.start, opened.stop, opened.decisions) == (0, 2, {"auto": {"prompts": 2}})
+    # It is not decided again: the caller plans what the manifest says.
+    assert pending.open_round(run, 1, RoundPlan(0, 2), {"auto": {"prompts": 9}}) == opened
+    # The round before is trained again: what was opened behind it is forgotten, with the ledger.
+    stages.forget_samples(run, 0)
+    assert not folder.exists() and run.workspace.ledger.find(folder / "manifest.json") is None

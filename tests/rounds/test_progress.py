@@ -8,7 +8,13 @@ from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.losses import get_loss
 from halos_jax.packing.layout import Layout, LayoutMemory
 from halos_jax.rounds import progress
+from halos_jax.rounds.budget import Budget, RoundPlan
+from halos_jax.rounds.context import StageResult
+from halos_jax.rounds.pending import PendingRound
 from halos_jax.training import loop as training
+from halos_jax.workdir import manifests
+from halos_jax.workdir.manifests import Manifest, round_folder
+from tests.rounds.stand_ins import PROMPTS, make_run
 
 PPO = {"name": "ppo"}
 
@@ -63,3 +69,27 @@ def test_the_sft_policy_is_loaded_anew_once_a_step_is_taken(monkeypatch):
         state = SimpleNamespace(step=step, params="at hand")
         # Rounds without pairs take no step.
         assert progress.sft_loader(run, progress.Progress(state, 3))() == expected
+
+
+def test_a_round_that_has_begun_keeps_its_range_and_the_next_one_is_chosen(tmp_path, monkeypatch):
+    asked = []
+
+    def choose(config, budget, done):
+        asked.append((budget.opened, [(one.round, dict(one.metrics)) for one in done]))
+        return 3, {"auto": {"prompts": 3}}
+
+    monkeypatch.setattr(progress, "choose_prompts_per_round", choose)
+    run = make_run(workdir=tmp_path, prompts=PROMPTS, budget=Budget(4, 2))
+    at = progress.Progress(SimpleNamespace(step=0), 0, budget=Budget(4, 2))
+    for manifest in (Manifest(0), Manifest(1, start=0, stop=1)):
+        folder = round_folder(tmp_path, manifest.round)
+        folder.mkdir(parents=True)
+        manifests.save_manifest(folder, manifest)
+    assert progress.plan_round(run, at, 1) == (RoundPlan(0, 1), {}) and not asked
+    at.budget = at.budget.open(1, 0, 1)
+    # Round 1 is not committed yet: what its evaluation has measured is seen all the same.
+    at.pending = PendingRound(Manifest(1), StageResult({}, {"reward_eval": 0.5}))
+    assert progress.plan_round(run, at, 2) == (RoundPlan(1, 4), {"auto": {"prompts": 3}})
+    assert asked == [(((0, 1),), [(0, {}), (1, {"reward_eval": 0.5})])]
+    at.budget = at.budget.open(2, 1, 4)
+    assert progress.plan_round(run, at, 3)[0].is_empty

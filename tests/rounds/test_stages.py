@@ -129,7 +129,7 @@ def test_a_signal_stops_inside_of_a_shard_which_is_sampled_again(tmp_path, monke
 
 def test_sample_score_feedback_hand_files_to_each_other(tmp_path, sampled):
     run = make_run()
-    files, metrics = stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
+    files, metrics, _ = stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
     assert files == {"samples.jsonl": 10} and len(read(tmp_path / "samples.jsonl")) == 10
     lengths = [2 + i + j for i in range(5) for j in range(2)]
     assert metrics == {
@@ -138,7 +138,7 @@ def test_sample_score_feedback_hand_files_to_each_other(tmp_path, sampled):
         "truncated": sum(length > 4 for length in lengths),
     }
 
-    files, metrics = stages.score_stage(run.rollouts, tmp_path)
+    files, metrics, _ = stages.score_stage(run.rollouts, tmp_path)
     rewards = [1.0 + i + j for i in range(5) for j in range(2)]
     scores = read(tmp_path / "scores.jsonl")
     assert files == {"scores.jsonl": 10} and metrics["reward_train_mean"] == sum(rewards) / 10
@@ -147,7 +147,7 @@ def test_sample_score_feedback_hand_files_to_each_other(tmp_path, sampled):
         (f"p{i}", j) for i in range(5) for j in range(2)
     ]
 
-    files, metrics = stages.feedback_stage(run.rollouts, tmp_path, 1)
+    files, metrics, _ = stages.feedback_stage(run.rollouts, tmp_path, 1)
     feedback = read(tmp_path / "feedback.jsonl")
     assert files == {"feedback.jsonl": 5} == {"feedback.jsonl": len(feedback)}
     assert metrics["feedback_pairs"] == 5 and metrics["feedback_ties"] == 0
@@ -173,17 +173,17 @@ def test_a_sample_without_a_reward_is_left_out_and_counted(tmp_path, sampled, ca
     config = dataclasses.replace(CONFIG, reward=RewardConfig(max_unlabelled=0.25))
     run = make_run(scorer=score, config=config)
     stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
-    files, metrics = stages.score_stage(run.rollouts, tmp_path)
+    files, metrics, _ = stages.score_stage(run.rollouts, tmp_path)
     assert files == {"scores.jsonl": 10} and metrics["unlabelled_train"] == 2
     assert metrics["reward_train_mean"] == (5 * 2 + 3 * 1) / 8
     assert [row["reward"] for row in read(tmp_path / "scores.jsonl")] == [None, 2] * 2 + [1, 2] * 3
     assert "2 of 10 samples have no reward" in caplog.text
-    files, metrics = stages.feedback_stage(run.rollouts, tmp_path, 1)
+    files, metrics, _ = stages.feedback_stage(run.rollouts, tmp_path, 1)
     assert metrics["feedback_unlabelled"] == 2 and metrics["feedback_single"] == 2
     assert [row["prompt_id"] for row in read(tmp_path / "feedback.jsonl")] == ["p2", "p3", "p4"]
 
     (tmp_path / "0").mkdir()
-    files, metrics = stages.evaluate_stage(
+    files, metrics, _ = stages.evaluate_stage(
         make_run(scorer=lambda samples: [None, 2.0, 3.0, 4.0], config=config),
         "params",
         tmp_path / "0",
@@ -202,7 +202,7 @@ def test_binary_and_scalar_feedback(tmp_path, sampled):
         run = make_run(config=config)
         stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
         stages.score_stage(run.rollouts, tmp_path)
-        files, _ = stages.feedback_stage(run.rollouts, tmp_path, 1)
+        files, _, _ = stages.feedback_stage(run.rollouts, tmp_path, 1)
         kinds = {record["type"] for record in read(tmp_path / "feedback.jsonl")}
         assert files == {"feedback.jsonl": count} and kinds == {f"{kind}_feedback"}
 
@@ -215,7 +215,7 @@ def test_evaluation_draws_with_the_keys_of_round_0_and_keeps_its_metrics(tmp_pat
         folder.mkdir()
         sampled.clear()
         run = make_run(rules=rules, writer=writer)
-        files, metrics = stages.evaluate_stage(run, "params", folder, round=round, step=9)
+        files, metrics, _ = stages.evaluate_stage(run, "params", folder, round=round, step=9)
         assert sampled == [(["p0", "p1"], "unstacked params", 3, 0)]
         assert metrics == {
             "reward_eval": 2.0,
@@ -233,7 +233,7 @@ def test_a_round_of_ties_has_nothing_to_train_on(tmp_path, sampled, caplog):
     run = make_run(scorer=lambda samples: [0.5] * len(samples))
     stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
     stages.score_stage(run.rollouts, tmp_path)
-    files, metrics = stages.feedback_stage(run.rollouts, tmp_path, 1)
+    files, metrics, _ = stages.feedback_stage(run.rollouts, tmp_path, 1)
     assert files == {"feedback.jsonl": 0} and metrics["feedback_ties"] == 5
     assert "round 1: no pair of 5 prompts: 0 have fewer than two rewards" in caplog.text
     assert stages.load_feedback_items(run, tmp_path) == []

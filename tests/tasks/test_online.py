@@ -24,6 +24,7 @@ from halos_jax.config import (
 from halos_jax.data import datasets
 from halos_jax.devices import DeviceError
 from halos_jax.models.hf.families import ModelError
+from halos_jax.rounds import progress as progress_module
 from halos_jax.storage import WorkdirError
 from halos_jax.tasks import online as loop
 from halos_jax.workdir import manifests, timing
@@ -139,6 +140,28 @@ def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):
         assert manifest.prompts == datasets.identify_prompts(chosen)
         assert manifest.policy == ("sft" if round == 1 else "round-0001")
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+
+
+def test_rounds_of_any_size_use_the_budget_and_keep_what_was_decided(toy, tmp_path, monkeypatch):
+    """Rounds of 1, 2 and 1 of 4 prompts; stopped in the second, which is not decided again."""
+    config = make_config(toy, tmp_path / "run")
+    sizes, stop = {1: 1, 2: 2, 3: 3}, StopSignal()
+
+    def choose(config, budget, done):
+        if len(done) == 2:  # rounds 0 and 1
+            stop.handle()
+        return sizes[len(done)], {"auto": {"prompts": sizes[len(done)]}}
+
+    monkeypatch.setattr(progress_module, "choose_prompts_per_round", choose)
+    with pytest.raises(Interrupted):
+        loop.run_online(config, stop)
+    assert manifests.load_manifest(round_folder(tmp_path / "run", 2)).stages == ()
+    sizes[2] = 1
+    loop.run_online(config, StopSignal())
+    found = [manifests.load_manifest(round_folder(tmp_path / "run", n)) for n in (1, 2, 3)]
+    assert [(one.start, one.stop) for one in found] == [(0, 1), (1, 3), (3, 4)]
+    assert [one.decisions["auto"]["prompts"] for one in found] == [1, 2, 3]
+    assert [one.metrics["samples"] for one in found] == [2, 4, 2]
 
 
 def test_each_round_leaves_its_policy_where_that_is_asked_for(toy, tmp_path, monkeypatch, caplog):

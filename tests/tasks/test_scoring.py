@@ -54,7 +54,7 @@ def test_a_shard_is_whole_prompts_and_is_scored_once(tmp_path):
     with pytest.raises(Interrupted):
         scoring.write_scores(*make_run(tmp_path, score, stop), samples)
     assert asked == [["p0", "p1"] * 2, ["p2", "p3"] * 2]
-    files, metrics = scoring.write_scores(*make_run(tmp_path, score), samples)
+    files, metrics, _ = scoring.write_scores(*make_run(tmp_path, score), samples)
     assert asked[2:] == [["p4", "p4"]] and files == {"scores.jsonl": 10}
     lines = [record for _, record in reading.read_records(tmp_path / "scores.jsonl")]
     assert [line["reward"] for line in lines] == [float(len(one.output)) for one in samples]
@@ -126,7 +126,7 @@ def test_unlabelled_samples_are_counted_over_all_shards(tmp_path):
     with pytest.raises(RewardError, match="3 of 10 samples have no reward"):
         scoring.write_scores(*make_run(tmp_path, score), samples)
     assert len(list(tmp_path.glob("scores.shard-*"))) == 3
-    _, metrics = scoring.write_scores(*make_run(tmp_path, None, max_unlabelled=0.3), samples)
+    _, metrics, _ = scoring.write_scores(*make_run(tmp_path, None, max_unlabelled=0.3), samples)
     assert metrics == {"reward_label": 1.0, "unlabelled_label": 3}
     lines = [record for _, record in reading.read_records(tmp_path / "scores.jsonl")]
     assert [line["reward"] for line in lines].count(None) == 3
