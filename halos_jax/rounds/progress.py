@@ -67,7 +67,7 @@ def commit_pending(run: Run, progress: Progress) -> Manifest | None:
         return None
     pending, progress.pending = progress.pending, None
     manifest = commit_round(run, pending)
-    report_round(run.workdir, manifest, progress.budget.count_rounds(len(run.prompts)))
+    report_round(run, manifest, progress.budget)
     return manifest
 
 

@@ -1,43 +1,100 @@
-"""Reports of an online run for people: a line per round, and a table of all rounds."""
+"""Reports of an online run for people: its budget, a row per round, and a table of all rounds."""
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from halos_jax.config import Config
+from halos_jax.course.budget_text import (
+    RoundDone,
+    RoundSize,
+    describe_budget,
+    describe_rest,
+    find_traps,
+)
+from halos_jax.losses import get_loss
+from halos_jax.packing.batches import count_steps
+from halos_jax.rounds.budget import Budget, expect_examples
+from halos_jax.rounds.context import Run
 from halos_jax.workdir import manifests
 from halos_jax.workdir.manifests import Manifest, round_folder
-from halos_jax.workdir.timing import format_times
+from halos_jax.workdir.timing import format_times, read_times
 
 logger = logging.getLogger(__name__)
 
+_NONE = "-"  # in a cell without a value
+_LONGEST_HEADER = 20
 
-def report_round(workdir: Path, manifest: Manifest, num_rounds: int) -> None:
-    """Log the held-out metrics of a finished round, and how long its stages took."""
-    metrics = {name: value for name, value in manifest.metrics.items() if "eval" in name}
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    logger.info("round %d of %d done: %s", manifest.round, num_rounds, shown or "no evaluation")
-    times = format_times(workdir, manifest.round)
+
+def report_budget(
+    config: Config, budget: Budget, num_prompts: int, epochs: Callable[[int], int]
+) -> None:
+    """Log what the run will use, and warn of numbers that are known to spoil a run.
+
+    Args:
+      config: with the warm-up that the run was started with.
+      num_prompts: how many prompts the order has, enough for a round.
+      epochs: maps the number of a round to how many epochs it trains.
+    """
+    sizes = list_sizes(config, budget, num_prompts, epochs)
+    for line in describe_budget(config, sizes):
+        logger.info("%s", line)
+    for line in find_traps(config, sizes):
+        logger.warning("%s", line)
+
+
+def list_sizes(
+    config: Config, budget: Budget, num_prompts: int, epochs: Callable[[int], int]
+) -> list[RoundSize]:
+    """Return what each round that has prompts will use at most; see `report_budget`."""
+    items, per_prompt = get_loss(config.loss).items, config.sampling.num_samples_per_prompt
+    sizes = []
+    for round in range(1, budget.count_rounds(num_prompts) + 1):
+        prompts = budget.plan_round(round, num_prompts).num_prompts
+        examples = expect_examples(prompts, per_prompt, config.feedback, items)
+        steps = count_steps(examples, batch_size=config.train.batch_size, epochs=epochs(round))
+        sizes.append(RoundSize(prompts, examples, steps))
+    return sizes
+
+
+def report_round(run: Run, manifest: Manifest, budget: Budget) -> None:
+    """Log a finished round: its row of the table, its times, and what is left of the run.
+
+    Args:
+      budget: the run's, with the ranges of the rounds that have begun.
+    """
+    round, config = manifest.round, run.config
+    sizes = list_sizes(config, budget, len(run.prompts), lambda _: config.train.epochs)
+    lines = format_rounds(run.workdir, last=round).splitlines()
+    logger.info("round %d of %d done:\n%s\n%s", round, len(sizes), lines[0], lines[-1])
+    times = format_times(run.workdir, round)
     if times:
-        logger.info("time of round %d: %s", manifest.round, times)
+        logger.info("time of round %d: %s", round, times)
+    done = [_sum_up(row) for row in _read_rows(run.workdir, round) if row.manifest.round]
+    rest = describe_rest(config, done, sizes[round:], sum(one.steps for one in sizes))
+    if rest:
+        logger.info("%s", rest)
 
 
-def format_rounds(workdir: Path) -> str:
-    """Return a table of all rounds: prompts, examples, and every held-out metric."""
-    rounds = range(last_round(workdir) + 1)
-    found = [manifests.load_manifest(round_folder(workdir, round)) for round in rounds]
-    done = [one for one in found if one is not None]
-    names = [name for name in done[0].metrics if name.startswith(("reward_eval", "response"))]
-    rows = [("round", "prompts", "examples", *names)]
-    for manifest in done:
-        counts = [manifest.metrics.get(f"feedback_{name}", 0) for name in ("pairs", "examples")]
-        examples = sum(counts) if manifest.round else 0
-        values = [f"{manifest.metrics[name]:.3f}" for name in names if name in manifest.metrics]
-        rows.append(
-            (str(manifest.round), str(manifest.stop - manifest.start), str(examples), *values)
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def format_rounds(workdir: Path, *, last: int | None = None) -> str:
+    """Return a table of the rounds up to `last`, or of all: their budget, rewards and signs.
+
+    A column is there if any of these rounds has a value for it. `halos_jax/course/README.md` says
+    what the columns are.
+    """
+    rows = _read_rows(workdir, last_round(workdir) if last is None else last)
+    columns = {name[:_LONGEST_HEADER]: read for name, read in _choose_columns(rows).items()}
+    cells = [[read(row) for row in rows] for read in columns.values()]
+    shown = [
+        [name, *(cell or _NONE for cell in column)]
+        for name, column in zip(columns, cells, strict=True)
+        if any(column)
+    ]
+    widths = [max(map(len, column)) for column in shown]
     return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in zip(*shown, strict=True)
     )
 
 
@@ -45,3 +102,103 @@ def last_round(workdir: Path) -> int:
     """Return the number of the newest round in `workdir`."""
     names = [path.name for path in (workdir / "rounds").iterdir()]
     return max(int(name) for name in names if name.isdigit())  # skip files like .DS_Store
+
+
+# --------------------------------------------------------------------------- the table
+
+
+class _Row(NamedTuple):
+    """A round of the table; `steps` and `seconds` are None where they are not known."""
+
+    manifest: Manifest
+    steps: int | None
+    seconds: float | None
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        return self.manifest.metrics
+
+    @property
+    def prompts(self) -> int:
+        return self.manifest.stop - self.manifest.start
+
+    @property
+    def examples(self) -> int:
+        counts = [self.metrics.get(f"feedback_{name}", 0) for name in ("pairs", "examples")]
+        return sum(counts) if self.manifest.round else 0
+
+
+def _read_rows(workdir: Path, last: int) -> list[_Row]:
+    """Read the rounds from 0 to `last` that have begun."""
+    found = [manifests.load_manifest(round_folder(workdir, round)) for round in range(last + 1)]
+    times, rows = read_times(workdir), list[_Row]()
+    before: int | None = 0
+    for manifest in found:
+        if manifest is None:
+            continue
+        total: int | None = manifest.metrics.get("steps_done")
+        spans = [one["end"] - one["start"] for one in times if one["round"] == manifest.round]
+        steps = None if total is None or before is None else total - before
+        rows.append(_Row(manifest, steps, sum(spans) if spans else None))
+        before = total
+    return rows
+
+
+def _sum_up(row: _Row) -> RoundDone:
+    return RoundDone(row.prompts, row.examples, row.steps or 0, row.seconds or 0.0)
+
+
+_Read = Callable[[_Row], str]  # the text of a cell; "" if the round has no value
+
+
+def _choose_columns(rows: Sequence[_Row]) -> dict[str, _Read]:
+    """Return header -> reader of every column, of which some may have no value in any round."""
+    known = {name for row in rows for name in row.metrics}
+    scorers = [
+        name
+        for row in rows
+        for name in row.metrics
+        if name.startswith("reward_eval/") and not name.endswith(("/low", "/high"))
+    ]
+
+    def first(*names: str) -> str:
+        return next((name for name in names if name in known), "")
+
+    scorer = scorers[0] if scorers else ""
+    return {
+        "round": lambda row: str(row.manifest.round),
+        "prompts": lambda row: str(row.prompts),
+        "examples": lambda row: str(row.examples),
+        "steps": lambda row: "" if row.steps is None else str(row.steps),
+        "reward_eval": lambda row: _show_estimate(row, "reward_eval"),
+        "win": _reader("win_rate_eval", ".2f"),
+        scorer.removeprefix("reward_eval/"): lambda row: _show_estimate(row, scorer),
+        "kl": _reader(first("kl_sft", "kl_sampled"), ".2f"),
+        "margin": _reader("fresh_margin", "+.3f"),
+        "ties": _reader("ties_train", ".2f"),
+        "cut": _show_cut,
+        "tokens": _reader(first("response_tokens_eval", "response_tokens_mean"), ".1f"),
+        "stale": _reader("kl_stale", ".2f"),
+        "seconds": lambda row: "" if row.seconds is None else f"{row.seconds:.1f}",
+    }
+
+
+def _reader(name: str, form: str) -> _Read:
+    """Return a reader of one metric."""
+    return lambda row: format(row.metrics[name], form) if name in row.metrics else ""
+
+
+def _show_estimate(row: _Row, name: str) -> str:
+    """Return "0.250 ±0.021": a mean and, where it is known, half of its 95 % interval."""
+    if name not in row.metrics:
+        return ""
+    shown = f"{row.metrics[name]:.3f}"
+    if f"{name}/low" not in row.metrics:
+        return shown
+    return f"{shown} ±{(row.metrics[f'{name}/high'] - row.metrics[f'{name}/low']) / 2:.3f}"
+
+
+def _show_cut(row: _Row) -> str:
+    """Return the share of the round's samples that the token limit has cut."""
+    samples = row.metrics.get("samples", 0)
+    return f"{row.metrics['truncated'] / samples:.2f}" if samples else ""

@@ -1,6 +1,7 @@
 """Set up an online run from its config and from the current contents of its workdir."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping
 
@@ -21,6 +22,7 @@ from halos_jax.rounds.order import load_order, save_order
 from halos_jax.rounds.outlook import find_place, lay_out, make_budget
 from halos_jax.rounds.progress import Progress, restore_progress
 from halos_jax.rounds.prompts import load_prompts
+from halos_jax.rounds.report import report_budget
 from halos_jax.rounds.rewind import rewind
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.training import loop as training
@@ -66,6 +68,8 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
         budget.count_rounds(len(prompts)),
         sharding.describe(workspace.mesh),
     )
+    epochs = functools.partial(workspace.history.value_in, "train.epochs")
+    report_budget(workspace.config, budget, len(prompts), epochs)
     is_trained = progress.round >= budget.count_rounds(len(prompts))
     require_room(workdir, trainer.abstract_state, is_trained=is_trained)
     rewind(workdir, workspace.ledger, progress.round, has_checkpoint=progress.is_restored)

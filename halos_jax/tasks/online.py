@@ -92,8 +92,7 @@ def run_rounds(run: Run, progress: Progress) -> dict[str, float]:
                 held_out = _load_held_out(run, progress)
         manifest = run_round(run, progress, manifest, held_out)
         if progress.pending is None:
-            expected = progress.budget.count_rounds(len(run.prompts))
-            report_round(run.workdir, manifest, expected)
+            report_round(run, manifest, progress.budget)
         if round and run.config.rounds.export_each:
             manifest = commit_pending(run, progress) or manifest
             _export_round(run, progress, round)
@@ -149,7 +148,8 @@ def run_round(
             step = int(progress.state.step)
             done = stages.evaluate_stage(run, policy, folder, round=round, step=step)
             del policy
-    pending = PendingRound(manifest, done)
+    metrics = {**done.metrics, "steps_done": int(progress.state.step)}
+    pending = PendingRound(manifest, done._replace(metrics=metrics))
     if manifest.next_stage == "evaluate":
         return commit_round(run, pending)
     progress.pending = pending

@@ -38,6 +38,7 @@ from halos_jax.rewards.parts import part_to_reward
 from halos_jax.rounds import cuts
 from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.outlook import refuse_no_rounds
+from halos_jax.rounds.report import report_budget
 from halos_jax.storage import WorkdirError
 from halos_jax.tasks import label as label_task
 from halos_jax.tasks import sample as sample_task
@@ -212,6 +213,7 @@ def check_online_data(config: Config, decoder: DecoderConfig, renderer: Renderer
     rounds, skip = config.rounds, config.rounds.num_skip
     budget = Budget(rounds.total_prompts, rounds.prompts_per_round, skip)
     refuse_no_rounds(budget, len(prompts))
+    report_budget(config, budget, len(prompts), lambda round: config.train.epochs)
     used = prompts[skip : skip + rounds.total_prompts]
     limited = _Limits(config.sampling, decoder, renderer)
     cuts.check_prompts(limited, (data.train, used), (data.eval, others))

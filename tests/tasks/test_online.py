@@ -231,9 +231,10 @@ def test_a_policy_that_is_trained_again_forgets_what_it_has_sampled(tmp_path, mo
 
         return call
 
+    trained = SimpleNamespace(step=6)
     for name in ("forget_samples", "save_round"):
         monkeypatch.setattr(loop.stages, name, note(name))
-    monkeypatch.setattr(loop.stages, "train_stage", note("train_stage", "trained"))
+    monkeypatch.setattr(loop.stages, "train_stage", note("train_stage", trained))
     run = make_run(
         workdir=tmp_path,
         ledger=ledger,
@@ -247,6 +248,7 @@ def test_a_policy_that_is_trained_again_forgets_what_it_has_sampled(tmp_path, mo
     progress = loop.Progress(state, round=0)
     loop.run_round(run, progress, manifest, None)
     assert called == [("forget_samples", []), ("train_stage", []), ("save_round", ["train"])]
+    assert progress.pending.evaluation.metrics == {"steps_done": 6}
     assert (progress.state, progress.round) == ("trained", 1)
     # What is trained, and whose checkpoint is on disk, is neither forgotten nor trained again.
     called.clear()

@@ -1,0 +1,133 @@
+"""What is said of a budget: every number worked out by hand."""
+
+import dataclasses
+
+import pytest
+
+from halos_jax.config import (
+    Config,
+    FeedbackConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from halos_jax.course.budget_text import (
+    RoundDone,
+    RoundSize,
+    describe_budget,
+    describe_rest,
+    find_traps,
+    show_seconds,
+)
+
+# 512 pairs at most are 16 steps of 32; the 64 prompts of the last round are 2.
+CONFIG = Config(
+    sampling=SamplingConfig(num_samples_per_prompt=4, max_tokens=320),
+    train=TrainConfig(batch_size=32),
+    optimizer=OptimizerConfig(learning_rate=2e-6, warmup_fraction=0.1),
+)
+ROUNDS = [RoundSize(512, 512, 16)] * 3 + [RoundSize(64, 64, 2)]
+
+
+def change(config, section, **fields):
+    return dataclasses.replace(
+        config, **{section: dataclasses.replace(getattr(config, section), **fields)}
+    )
+
+
+def test_the_description_of_a_budget():
+    assert describe_budget(CONFIG, ROUNDS) == [
+        "budget: 4 rounds of 64 to 512 prompts, 1,600 in all; 4 samples a prompt, 6,400 in all, of "
+        "at most 320 tokens, 2,048,000 in all",
+        "budget: at most 64 to 512 pairs and 2 to 16 optimizer steps a round, 1,600 pairs and 50 "
+        "steps in all; fewer where samples tie or have no reward",
+        "budget: learning rate 2e-06 (constant) after 5 steps of warm-up",
+    ]
+    assert describe_budget(CONFIG, ROUNDS[:1])[0].startswith("budget: 1 round of 512 prompts, 512")
+
+
+def test_examples_have_the_name_that_their_loss_gives_them():
+    config = dataclasses.replace(
+        CONFIG, loss={"name": "grpo"}, feedback=FeedbackConfig(type="scalar")
+    )
+    assert (
+        "at most 512 examples and 16 optimizer steps a round"
+        in describe_budget(config, ROUNDS[:1])[1]
+    )
+
+
+def test_a_sound_budget_has_no_traps():
+    assert find_traps(CONFIG, ROUNDS) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "rounds", "expected"),
+    [
+        (
+            "train",
+            {"batch_size": 100},
+            [RoundSize(64, 64, 1)] * 9,
+            "train.batch_size=100 is more than the 64 pairs that a round has at most",
+        ),
+        (
+            "train",
+            {"batch_size": 32},
+            [RoundSize(96, 96, 3)] * 9,
+            "a round has at most 3 optimizer steps (96 pairs, train.batch_size=32), and fewer "
+            "where samples tie; for 4, raise rounds.prompts_per_round, or set "
+            "--config.train.batch_size=24",
+        ),
+        (
+            "optimizer",
+            {"warmup_steps": 150},
+            ROUNDS,
+            "optimizer.warmup_steps=150, but the run has at most 50 steps: only the last of them "
+            "reaches the learning rate",
+        ),
+    ],
+)
+def test_traps_are_named_with_their_numbers(section, fields, rounds, expected):
+    (line,) = find_traps(change(CONFIG, section, **fields), rounds)
+    assert line.startswith(expected)
+
+
+def test_what_is_left_is_told_from_what_was_measured():
+    done = [RoundDone(512, 200, 6, 100.0), RoundDone(512, 184, 6, 20.0)]
+    # 384 pairs of 1,024 prompts; 512 x 0.375 = 192 pairs are 6 steps, 64 x 0.375 = 24 are 1.
+    # The first round, which compiled, says nothing of the pace: 576 prompts at 20 s for 512.
+    assert describe_rest(CONFIG, done, ROUNDS[2:], 50) == (
+        "2 rounds left; 0.38 pairs a prompt so far, so about 19 steps in all; about 22 s"
+    )
+    assert describe_rest(CONFIG, done[:1], ROUNDS[1:], 50).endswith("about 3 min 32 s")
+    unknown = [one._replace(seconds=0.0) for one in done]
+    assert describe_rest(CONFIG, unknown, ROUNDS[2:], 50).endswith("about 19 steps in all")
+    assert describe_rest(CONFIG, done, [], 50) == describe_rest(CONFIG, [], ROUNDS, 50) == ""
+
+
+def test_a_decay_that_the_run_does_not_reach_the_end_of_is_told():
+    """Laid out for 50 steps without warm-up: after 19, the rate is 31/50 of its peak."""
+    config = change(CONFIG, "optimizer", schedule="linear", warmup_steps=0)
+    done = [RoundDone(512, 200, 6, 0.0), RoundDone(512, 184, 6, 0.0)]
+    assert describe_rest(config, done, ROUNDS[2:], 50).endswith(
+        "about 19 steps in all; 50 in the schedule, so the learning rate ends at 1.2e-06 of 2e-06"
+    )
+    full = [RoundDone(512, 512, 16, 0.0)] * 2
+    assert "schedule" not in describe_rest(config, full, ROUNDS[2:], 50)
+
+
+def test_rounds_without_any_pair_take_no_step():
+    assert "so about 0 steps" in describe_rest(CONFIG, [RoundDone(512, 0, 0, 0.0)], ROUNDS[1:], 50)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (3599.6, "1 h 0 min"),
+        (18_630, "5 h 10 min"),
+    ],
+)
+def test_times_are_for_people(seconds, text):
+    assert show_seconds(seconds) == text
