@@ -1,6 +1,7 @@
 """What a run is made of; whole runs are in tests/tasks and tests/e2e."""
 
 import dataclasses
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +15,9 @@ from tests.tasks.test_online import make_config
 
 @pytest.mark.parametrize(("rounds_done", "is_trained"), [(1, False), (2, True)])
 def test_a_run_is_made_of_what_the_config_and_its_position_say(
-    toy, tmp_path, monkeypatch, rounds_done, is_trained
+    toy, tmp_path, monkeypatch, caplog, rounds_done, is_trained
 ):
+    caplog.set_level(logging.INFO)
     seen = {}
 
     def spy(module, name):
@@ -56,6 +58,7 @@ def test_a_run_is_made_of_what_the_config_and_its_position_say(
         run.writer.close()
     # Two rounds of two passes over three pairs in steps of two: two steps a pass, and not one.
     assert seen["make_trainer"][1]["total_steps"] == 2 * 2 * 2
+    assert "at most 3 pairs and 4 optimizer steps a round, 6 pairs and 8 steps" in caplog.text
     assert seen["make_scorer"][0][3:] == (stop.check, run.layouts)
     assert seen["MetricWriter"][1]["resume_step"] == progress.state.step == 7
     assert seen["require_room"] == (

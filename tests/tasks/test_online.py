@@ -249,7 +249,7 @@ def test_a_policy_that_is_trained_again_forgets_what_it_has_sampled(tmp_path, mo
     loop.run_round(run, progress, manifest, None)
     assert called == [("forget_samples", []), ("train_stage", []), ("save_round", ["train"])]
     assert progress.pending.evaluation.metrics == {"steps_done": 6}
-    assert (progress.state, progress.round) == ("trained", 1)
+    assert (progress.state, progress.round) == (trained, 1)
     # What is trained, and whose checkpoint is on disk, is neither forgotten nor trained again.
     called.clear()
     loop.run_round(run, progress, manifest, None)

@@ -1,6 +1,7 @@
 """What can be known before a run begins is said then, all of it together; nothing is written."""
 
 import dataclasses
+import logging
 import json
 
 import pytest
@@ -53,6 +54,13 @@ def fail(config, *, with_data=True) -> str:
 def test_what_is_right_passes_and_leaves_nothing(toy, tmp_path, task):
     check_start(make_config(toy, tmp_path / "a" / "run", task), with_data=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_of_an_online_run_tells_its_budget(toy, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    rounds = RoundsConfig(total_prompts=3, prompts_per_round=2, num_skip=1)
+    check_start(make_config(toy, tmp_path / "run", rounds=rounds), with_data=True)
+    assert "budget: 2 rounds of 1 to 2 prompts, 3 in all" in caplog.text
 
 
 def test_feedback_and_samples_are_read_as_their_tasks_read_them(toy, tmp_path):
