@@ -1,8 +1,8 @@
 """What can be known before a run begins is said then, all of it together; nothing is written."""
 
 import dataclasses
-import logging
 import json
+import logging
 
 import pytest
 
