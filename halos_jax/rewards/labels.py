@@ -81,7 +81,7 @@ def check_unlabelled(count: int, total: int, allowed: float) -> None:
     if count > allowed * total:
         raise RewardError(
             f"{count} of {total} samples have no reward, more than reward.max_unlabelled={allowed} "
-            "allows: a function gave None, or a judge no answer that can be used; a judge's "
+            "allows: a function gave None, or a judge no usable answer; a judge's "
             "answers are kept: mend the cause, or raise --config.reward.max_unlabelled, and run "
             "the same command again"
         )

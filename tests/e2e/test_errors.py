@@ -64,7 +64,7 @@ def test_a_truncated_weight_file(program, inputs, tmp_path):
     [
         ('{"prompt": [{"role": "user"', "line 3"),
         ('{"prompt": 7}', "field 'prompt'"),
-        ('{"prompt": [{"role": "assistant", "content": "x"}]}', "last is the user's"),
+        ('{"prompt": [{"role": "assistant", "content": "x"}]}', "end with the user's"),
     ],
 )
 def test_a_bad_prompt(program, inputs, tmp_path, line, expected):

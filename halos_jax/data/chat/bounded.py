@@ -1,6 +1,6 @@
-"""Chat templates run within bounds: they end in time, and fail with errors of known types.
+"""Chat templates run within bounds: within a time limit, and with errors of known types.
 
-A template is somebody else's program: it may loop for ever or fail with any error.
+A template is somebody else's program: it may loop for ever, or fail with any error.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 
 from halos_jax.config import ConfigError
 
-# Rendering takes milliseconds; a template that takes this long is taken to loop for ever.
+# Rendering takes milliseconds; a template that takes so long is assumed to loop for ever.
 SECONDS = 10.0
 
 
@@ -27,9 +27,9 @@ def apply_template(tokenizer: Any, messages: list[dict[str, Any]], **options: An
     """Return `tokenizer.apply_chat_template(messages, tokenize=False, **options)`.
 
     Raises:
-      TemplateError: where the template refuses the messages.
-      TemplateFault: where it fails by any other error.
-      ConfigError: where it does not end.
+      TemplateError: if the template refuses the messages.
+      TemplateFault: if it fails with any other error.
+      ConfigError: if it does not end in time.
     """
     try:
         with limit_seconds(SECONDS):
@@ -41,7 +41,7 @@ def apply_template(tokenizer: Any, messages: list[dict[str, Any]], **options: An
             f"model.chat_template: got one that had not ended after {SECONDS:g} seconds, allowed: "
             "one that ends at once; mend it, or set --config.model.chat_template=FILE"
         ) from error
-    except Exception as error:  # anything that a program can do
+    except Exception as error:  # anything that a program can raise
         reason = str(error).strip().partition("\n")[0]
         raise TemplateFault(f"{type(error).__name__}: {reason}") from error
     if not isinstance(text, str):
@@ -94,10 +94,10 @@ def _limit_other(seconds: float) -> Iterator[None]:
         with lock:
             is_open = False
         timer.cancel()
-        _raise_in(thread, None)  # one that came at the very end, and was not yet raised
+        _raise_in(thread, None)  # cancel one that came at the very end
 
 
 def _raise_in(thread: int, error: type[Exception] | None) -> None:
-    """Raise an error in a thread at its next step; None takes back one that is not raised yet."""
+    """Raise an error in a thread at its next step; None cancels one that is not raised yet."""
     what = ctypes.py_object() if error is None else ctypes.py_object(error)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)

@@ -1,4 +1,4 @@
-"""Answers of several messages, of which the last is meant for the reader.
+"""Answers of several messages, the last of which is meant for the reader.
 
 The template of gpt-oss begins an answer with `<|channel|>final<|message|>`, after the header that a
 model is prompted with. A model may first write other messages, such as thoughts and tool calls, in
@@ -19,7 +19,7 @@ def find_lead(beginning: Sequence[int], special_ids: Collection[int]) -> tuple[i
 
 
 def take_content(ids: Sequence[int], lead: Sequence[int]) -> list[int] | None:
-    """Return what follows the last `lead` in `ids`; None where there is no lead in them."""
+    """Return what follows the last `lead` in `ids`; None if `lead` is not in them."""
     ids, lead = list(ids), list(lead)
     for start in range(len(ids) - len(lead), -1, -1):
         if ids[start : start + len(lead)] == lead:

@@ -1,4 +1,4 @@
-"""Answers up to the last token that a chat template writes: where classifiers read their score."""
+"""Answers with all that a chat template writes after them: classifiers read their score there."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from halos_jax.types import Item
 def close_items(items: Sequence[Item], renderer: Renderer, max_length: int) -> list[Item]:
     """Return the items with the end of the template after every answer that has ended.
 
-    Others, who render a conversation with its template, read the score there. An answer that was
-    cut, by its sampler or by `max_length`, stays as it is.
+    Other programs render a conversation with its template and read the score at its end. An answer
+    that was cut, by its sampler or by `max_length`, stays as it is.
 
     Args:
-      max_length: most tokens of prompt and response together.
+      max_length: the most tokens of prompt and response together.
     """
-    if len(renderer.end_ids) < 2:  # the template writes nothing behind the marker
+    if len(renderer.end_ids) < 2:  # the template writes nothing after the marker
         return list(items)
     marker, *rest = renderer.end_ids
     closing = np.asarray(rest, np.int32)

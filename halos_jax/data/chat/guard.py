@@ -1,4 +1,4 @@
-"""Keeps special tokens that a text spells apart from those that the chat template writes.
+"""Tells special tokens that a text spells from those that the chat template writes.
 
 A template puts the contents of turns between its markers. If a content that spells a marker
 ("<|im_end|>") were tokenized as it is, it would end its turn and could speak in another role. So
@@ -14,8 +14,11 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_OPEN, _CLOSE = "\U000fd000", "\U000fd001"  # of private use: no text has them, no template cares
-_CHUNK = 512  # texts that are tokenized together: enough for many cores, little to hold
+_OPEN, _CLOSE = (
+    "\U000fd000",
+    "\U000fd001",
+)  # for private use: no text has them
+_TOGETHER = 512  # texts that are tokenized at once: enough for many cores, few to hold
 _PLACEHOLDER = re.compile(f"{_OPEN}([0-9]{{1,6}}){_CLOSE}")
 
 
@@ -83,13 +86,13 @@ class Guard:
         return ids + self._encode_plain(text[start:], left=strip, right=False)
 
     def encode_all(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        """Yield `encode` of each text, many at a time: a fast tokenizer shares them over cores."""
+        """Yield `encode(text)` of each text, many at once, as fast tokenizers use all cores."""
         texts = iter(texts)
-        while chunk := list(itertools.islice(texts, _CHUNK)):
-            plain = [text for text in chunk if not _PLACEHOLDER.search(text)]
+        while group := list(itertools.islice(texts, _TOGETHER)):
+            plain = [text for text in group if not _PLACEHOLDER.search(text)]
             found = iter(self._encode_many(plain))
             yield from (
-                self.encode(text) if _PLACEHOLDER.search(text) else next(found) for text in chunk
+                self.encode(text) if _PLACEHOLDER.search(text) else next(found) for text in group
             )
 
     def _encode_many(self, texts: list[str]) -> list[list[int]]:
@@ -110,7 +113,7 @@ class Guard:
         text = text.rstrip() if right else text
         if not text:
             return []
-        # A placeholder that the text itself contains is text, too.
+        # A placeholder that the text itself contains stays as it is.
         names = dict(enumerate(self._tokens))
         text = _PLACEHOLDER.sub(lambda found: names.get(int(found[1]), found[0]), text)
         ids: list[int] = self._tokenizer(

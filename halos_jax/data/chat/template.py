@@ -1,8 +1,8 @@
-"""A chat template as text: what it writes before an answer, for it, and behind it.
+"""A chat template as text: what it writes before an answer, for the answer, and after it.
 
-A template is text of somebody else's making. Everything here is found by rendering it. What follows
-a prompt is held against the template's own rendering of the whole conversation; where these differ
-(a thought that only the prompt opens, thoughts that are left out of past answers) it is said once.
+Templates are other people's programs, so all of this is found by rendering them. An answer after a
+prompt is compared with the template's own rendering of the whole conversation. A difference (a
+thought that only the prompt opens, thoughts that are left out of past answers) is reported once.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from halos_jax.types import Turn
 
 logger = logging.getLogger(__name__)
 
-# The format of HALOs for tokenizers that come without a template.
+# The format of HALOs, for tokenizers without a template.
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '\\n<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}"
@@ -31,11 +31,11 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# Llama 3 templates print the day's date unless given one; a run resumed tomorrow must not change.
+# Llama 3 templates print today's date unless given one; a run resumed tomorrow must not change.
 _DATE = "26 Jul 2024"
 PROBE = Turn("user", "x")
 SENTINEL, _REASON = "HALOSSENTINEL", "HALOSREASON"
-# Rendering is slow; a template that leaves these as they are leaves every answer so.
+# Rendering is slow: a template that writes these unchanged is taken to write every answer so.
 _PROBES = (
     *("x", " x ", "\n\tx\n\n", ""),
     *("<think>x</think>\n\ny", "<think>\nx\n</think>\n\ny", "x\n</think>\n\ny"),
@@ -43,16 +43,16 @@ _PROBES = (
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Tell whether a tokenizer begins what it encodes with a BOS by itself."""
+    """Return whether a tokenizer puts a BOS before what it encodes, without a template."""
     first = tokenizer("x", verbose=False)["input_ids"][:1]
     return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
 
 
 def choose_template(tokenizer: Any, name: str = "") -> str:
-    """Return a tokenizer's chat template: the one called `name`, else its default, else "".
+    """Return a tokenizer's chat template: the one called `name`, or its default; "" if it has none.
 
     Raises:
-      ConfigError: where there are several and none of them is the default.
+      ConfigError: if there are several, and `name` is none of them and none is the default.
     """
     found: str | dict[str, str] = tokenizer.chat_template or ""
     if isinstance(found, str):
@@ -67,24 +67,24 @@ def choose_template(tokenizer: Any, name: str = "") -> str:
 
 
 def make_default_template(tokenizer: Any) -> str:
-    """Return the template of a tokenizer without one, with a BOS where the tokenizer adds one.
+    """Return the template for a tokenizer without one; it writes a BOS if the tokenizer adds one.
 
-    Who renders by the template has the same tokens then: no tokenizer adds a BOS behind it.
+    So whoever renders with the template gets the same tokens; no BOS is added to rendered text.
     """
     return "{{ bos_token }}" + DEFAULT_TEMPLATE if adds_bos(tokenizer) else DEFAULT_TEMPLATE
 
 
 class Template:
-    """The chat template of a tokenizer; contents go through a guard, so that they stay contents.
+    """The chat template of a tokenizer; a guard keeps contents from spelling its markers.
 
     Attributes:
       text: the Jinja text.
-      is_default: whether it is that of this module.
-      header: what stands before the answer to `PROBE`, the prompt included.
-      lead: what it writes behind the header of every answer: the name of a channel, say.
-      end_marker: what ends an assistant's turn, e.g. "<|im_end|>".
-      closing: what it writes behind the end marker of a conversation's last turn: a line break,
-        say; None where the end marker is not its own but the tokenizer's eos token.
+      is_default: whether it is the default of this module.
+      header: the text before the answer to `PROBE`, including the prompt.
+      lead: the text that it writes after the header of every answer, such as a channel's name.
+      end_marker: the text that ends an assistant's turn, such as "<|im_end|>".
+      closing: the text that it writes after the end marker of a conversation's last turn, such as a
+        line break; None if the end marker is not its own but the tokenizer's eos token.
     """
 
     def __init__(self, tokenizer: Any, guard: Guard):
@@ -117,10 +117,10 @@ class Template:
         )
 
     def render(self, turns: Sequence[Turn], *, generate: bool) -> str:
-        """Return turns, and the header of an answer if one is to be generated, as text.
+        """Return turns as text, followed by the header of an answer if `generate`.
 
         Raises:
-          RecordError: where the template refuses them.
+          RecordError: if the template refuses them.
         """
         try:
             try:
@@ -129,7 +129,7 @@ class Template:
                 called = any("tool_calls" in turn.further for turn in turns)
                 if not called or not isinstance(error.__cause__, TypeError):
                     raise
-                # Some templates print the arguments of a call as the text that they take them for.
+                # Some templates take the arguments of a call to be text, and print them as such.
                 return self._apply(turns, generate, spell_calls=True)
         except TemplateError as error:
             roles = ", ".join(turn.role for turn in turns)
@@ -138,14 +138,15 @@ class Template:
             ) from error
 
     def write_answer(self, answer: str | Turn) -> str:
-        """Return an answer as it stands between header and end marker.
+        """Return the text of an answer between header and end marker.
 
-        That is what the template itself writes there, if it writes the header and all of the text.
-        Else it is the text: what of it the header has begun, a thought, stands once.
+        It is what the template itself writes there, if that has the header and the whole answer.
+        Otherwise it is the answer's own text, without the beginning of a thought that the header
+        has already.
 
         Raises:
-          RecordError: where the template shows a turn with further keys in no place behind a
-            header, or does not show one of them.
+          RecordError: if the template does not write an answer with further keys between header and
+            end marker, or does not show one of the keys.
         """
         turn = answer if isinstance(answer, Turn) else Turn("assistant", answer)
         if turn.further:
@@ -159,8 +160,8 @@ class Template:
         if "".join(hidden.split()) in "".join((self.header + body).split()):
             return body
         self._say(
-            "the chat template leaves out or changes a part of some answers (%s, say), as it does "
-            "with thoughts; they are learned whole, as a model would generate them",
+            "the chat template leaves out or changes a part of some answers (%s, for one), as it "
+            "does with thoughts; they are learned whole, as a model would generate them",
             shorten(turn.content),
         )
         return hidden
@@ -187,20 +188,20 @@ class Template:
         return self.render((PROBE, answer), generate=False)
 
     def _split(self) -> tuple[str, str]:
-        """Return what stands before and behind an answer in a conversation that has ended."""
+        """Return the text before and after an answer in a conversation that has ended."""
         before, found, tail = self._render_answer(Turn("assistant", SENTINEL)).rpartition(SENTINEL)
         if not found:
             raise ConfigError(
-                "model.chat_template: got a template that leaves out what the assistant says; "
+                "model.chat_template: got a template that leaves out the assistant's turns; "
                 "allowed: one that shows every turn"
             )
         return before, tail
 
     def _find_thought(self, before: str) -> thoughts.Thought:
-        """Return the thought that the prompt begins, or has with no words in it.
+        """Return the thought that the prompt begins, or writes empty.
 
-        That is what the prompt has and no past answer, or a thought whose end the template has,
-        too.
+        It is text that a prompt ends with and past answers do not have; or it is a thought, if the
+        template has the tag that ends it.
         """
         written = self._write_reasoning()
         if self.header.startswith(before) and self.header != before:
@@ -214,8 +215,8 @@ class Template:
         return thoughts.find_thought(prompt[prompt.index(found.begin_tag) :], written)
 
     def _write_reasoning(self) -> str:
-        """Return what the template writes between a turn's reasoning and its content; "" if it
-        shows none."""
+        """Return the text that the template writes between reasoning and content; "" if it shows
+        no reasoning."""
         keys: Mapping[str, str] = dict.fromkeys(REASONING, _REASON)
         try:
             whole = self._render_answer(Turn("assistant", SENTINEL, further=pack(keys)))
@@ -225,17 +226,17 @@ class Template:
         return rest.partition(SENTINEL)[0] if found and SENTINEL in rest else ""
 
     def _take_body(self, whole: str) -> str | None:
-        """Return what stands between header and tail; None where they do not stand there."""
+        """Return the text between header and tail; None if the text does not have both."""
         if not (whole.startswith(self.header) and whole.endswith(self._tail)):
             return None
         return whole[len(self.header) : len(whole) - len(self._tail)]
 
     def _continue_header(self, text: str) -> str:
-        """Return an answer's text behind a header that is not the beginning of the whole."""
+        """Return an answer's text if the whole conversation does not begin with the prompt."""
         thought = self._thought
         if thought.is_closed and thoughts.has_thought(text, thought):
             self._say(
-                "an answer holds a thought (%s), but the chat template's prompt has ended it: %r; "
+                "an answer has a thought (%s), but the chat template's prompt has ended it: %r; "
                 "set --config.model.chat_template_options.enable_thinking=true, or take the "
                 "thoughts out",
                 shorten(text),
@@ -243,10 +244,10 @@ class Template:
             )
         else:
             self._say(
-                "the chat template writes the past otherwise than it prompts: its prompt ends with "
-                "%r, which its answers of the past have not; answers are learned behind that%s",
+                "the chat template's prompt ends with %r, which its past answers do not have; "
+                "answers are learned after that text%s",
                 thought.opening or self.header[-40:],
-                f", one without a thought as {thought.end!r} and the answer" if thought.end else "",
+                f", one without a thought after {thought.end!r} too" if thought.end else "",
             )
         return thoughts.continue_thought(text, thought)
 

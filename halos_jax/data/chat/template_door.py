@@ -1,4 +1,4 @@
-"""Records that the chat template refuses or does not show whole, found with their file and line."""
+"""Records that the chat template refuses, or shows in part only; found with file and line."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,21 +20,22 @@ logger = logging.getLogger(__name__)
 
 _Record = TypeVar("_Record", Prompt, Sample, Demonstration, Preference, Judgement)
 _Made = TypeVar("_Made")
-# Keys without which a conversation means something else.
+# Keys that change the meaning of a conversation.
 _NEEDED = (*CONTEXT, *REASONING, "tool_calls")
 
 
 def keep_shown(
     records: Sequence[_Record], renderer: Renderer, *, skip: bool = False, count: int = 0
 ) -> list[_Record]:
-    """Return the records whose conversations the chat template shows.
+    """Return the records whose conversations the chat template shows whole.
 
     Args:
-      skip: leave out the others, counted in the log.
-      count: look until so many are found, and take the rest as it is; 0: look at all.
+      skip: leave out the other records and log their number.
+      count: stop checking once this many are found, and keep the rest unchecked; 0: check all.
 
     Raises:
-      RecordError: for the first other record, with its place, unless they are left out.
+      RecordError: for the first other record, with file and line, unless `skip`; or if all are
+        left out.
     """
     kept: list[_Record] = []
     errors: list[RecordError] = []
@@ -51,8 +52,8 @@ def keep_shown(
             raise error
     if errors:
         logger.warning(
-            "%d of %d records are left out (data.skip_bad), which the chat template refuses; the "
-            "first: %s",
+            "%d of %d records are left out (data.skip_bad), since the chat template refuses them; "
+            "the first: %s",
             len(errors),
             len(errors) + len(kept),
             errors[0],
@@ -69,11 +70,11 @@ def make_shown(
     *,
     skip: bool = False,
 ) -> _Made:
-    """Return what `make` makes of records, by rendering them.
+    """Return `make(records)`, which renders the records.
 
     Raises:
-      RecordError: with the place of the first record that the chat template refuses, unless these
-        are left out.
+      RecordError: for the first record that the chat template refuses, with file and line, unless
+        `skip`.
     """
     if skip:
         return make(keep_shown(records, renderer, skip=True))
@@ -82,7 +83,7 @@ def make_shown(
     try:
         return make(records)
     except RecordError:
-        keep_shown(records, renderer)  # which knows whose error it is
+        keep_shown(records, renderer)  # finds the record with the error
         raise
 
 
@@ -106,8 +107,8 @@ def _find_prompt(record: Any) -> Prompt:
 
 
 def _check_keys(record: Any, renderer: Renderer) -> None:
-    """Raise RecordError where a turn has a key that the template does not speak of, or where the
-    tools of a conversation change nothing of its prompt."""
+    """Raise RecordError if a turn has a key that the template does not mention, or if the tools or
+    documents of a conversation change nothing in its prompt."""
     prompt = _find_prompt(record)
     answers = record.completion.turns if isinstance(record, Demonstration) else ()
     missing = ""
@@ -127,7 +128,7 @@ def _check_keys(record: Any, renderer: Renderer) -> None:
 
 
 def _list_prompts(record: Any) -> Iterator[tuple[Turn, ...]]:
-    """Yield the conversations of a record that somebody is to go on with."""
+    """Yield the prompts of a record: its own, and those before later answers to learn."""
     prompt = _find_prompt(record).turns
     turns = record.completion.turns if isinstance(record, Demonstration) else ()
     if not prompt:  # a plain text

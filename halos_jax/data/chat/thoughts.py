@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-# A tag -> what ends what it begins.
+# The pattern of a tag that begins a thought, and the tag that ends it.
 _TAGS = (
     (r"<(?!/|\|)([^<>|\s]+)>", r"</\1>"),
     (r"\[(?!/)([^\[\]\s]+)\]", r"[/\1]"),
@@ -17,10 +17,10 @@ class Thought:
     """The text at the end of a prompt that past turns do not have, and the thought it opens.
 
     Attributes:
-      opening: that text, "" where there is none: "<think>\\n", say, or an empty thought.
-      begin_tag: what begins a thought; "" where the opening is no thought.
-      end_tag: what ends one.
-      end: what ends a thought of no words and begins the answer; "" where the opening has it.
+      opening: that text, such as "<think>\\n" or an empty thought; "" if there is none.
+      begin_tag: the tag that begins a thought; "" if the opening has no thought.
+      end_tag: the tag that ends one.
+      end: the text that ends an empty thought and begins the answer; "" if the opening has it.
     """
 
     opening: str = ""
@@ -30,7 +30,7 @@ class Thought:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The texts that are markers in an answer, too."""
+        """The tags, which are markers in an answer as well."""
         return tuple(tag for tag in (self.begin_tag, self.end_tag) if tag)
 
     @property
@@ -40,10 +40,11 @@ class Thought:
 
 
 def find_thought(opening: str, written_end: str = "") -> Thought:
-    """Return the thought that `opening`, the end of a prompt, begins.
+    """Return the thought that begins in `opening`, the end of a prompt.
 
     Args:
-      written_end: what the template writes between reasoning and content where it shows the former.
+      written_end: the text that the template writes between reasoning and content; "" if it shows
+        no reasoning.
     """
     for pattern, closing in _TAGS:
         found = re.search(pattern, opening)
@@ -61,17 +62,17 @@ def find_thought(opening: str, written_end: str = "") -> Thought:
 
 
 def has_thought(text: str, thought: Thought) -> bool:
-    """Tell whether an answer says more between tags than white space."""
+    """Return whether an answer has more than white space between the tags of a thought."""
     inside, found, _ = text.partition(thought.end_tag)
     return bool(found and inside.replace(thought.begin_tag, "").strip())
 
 
 def continue_thought(text: str, thought: Thought) -> str:
-    """Return an answer's text as it goes on behind the opening.
+    """Return an answer's text as it continues the opening.
 
-    What the opening has stands once. Of an answer that only ends a thought the beginning is taken
-    to be the prompt's, as it is where a model has generated it. One without a thought ends the
-    opened one first.
+    The opening is not repeated. An answer that ends a thought without beginning one is taken to
+    continue the prompt's, as an answer that a model generates does. An answer without a thought is
+    put after the end of the prompt's.
     """
     bare, rest = thought.opening.strip(), text.lstrip()
     if not bare:
@@ -79,7 +80,7 @@ def continue_thought(text: str, thought: Thought) -> str:
     if rest.startswith(bare):
         space = thought.opening[len(thought.opening.rstrip()) :]
         rest = rest.removeprefix(bare)
-        # Of the white space behind the opening, the prompt has its own.
+        # The prompt has the white space after the opening already.
         return rest.removeprefix(space) if space else rest
     if thought.end and thought.end_tag not in text:
         return thought.end + text

@@ -1,8 +1,8 @@
-"""The files of a tokenizer, checked before and after the library reads them.
+"""The files of a tokenizer, checked before and after `transformers` reads them.
 
-The library fills what is missing, converts what is odd and fails in many ways where it cannot. Here
-every field that decides what a text's tokens are has its type, and what was read must be what the
-files say.
+`transformers` fills in what is missing, converts what has a wrong type, and fails in many ways if
+it cannot. Here every field that decides the tokens of a text is checked for its type, and the
+tokenizer that comes out is compared with the files.
 """
 
 import difflib
@@ -38,7 +38,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_token(value: Any) -> bool:
-    """Tell whether this is a token: its text, or an object with it and flags."""
+    """Return whether this is a token: its text, or an object with the text and flags."""
     if not isinstance(value, dict):
         return _is_text(value)
     flags = (value.get(name) for name in _FLAGS)
@@ -51,7 +51,7 @@ def _is_tokens(value: Any) -> bool:
 
 
 def _is_template(value: Any) -> bool:
-    """Tell whether this is a template, or several by name as files of either kind have them."""
+    """Return whether this is a template, or several with names, as a list or an object."""
     if isinstance(value, list):
         pairs = [one for one in value if isinstance(one, dict) and {*one} == {"name", "template"}]
         named = [part for pair in pairs for part in pair.values()]
@@ -87,9 +87,9 @@ _TOKENS = ("a list or an object of tokens, or null", _is_tokens)
 _FLAG, _TEXT = ("true, false or null", _is_flag), ("a string or null", _is_text)
 _TEMPLATE = ("a string, or a list of objects with 'name' and 'template'", _is_template)
 _OF_TOKENS = (_TOKEN, _TOKENS)
-_KEYS = {"id", "content", "__type", *_FLAGS}  # what an object that is a token may have
+_KEYS = {"id", "content", "__type", *_FLAGS}  # the keys that an object for a token may have
 _EOS = ("a token id (an integer of 0 or more), a list of them, or null", _is_eos)
-# File -> field -> what may stand there. What is not listed is nothing that makes tokens.
+# File -> field -> (allowed values, check). Fields that are not listed do not affect tokens.
 _FILES: dict[str, _Fields] = {
     "tokenizer_config.json": {
         **dict.fromkeys(_SPECIAL, _TOKEN),
@@ -110,7 +110,7 @@ _FILES: dict[str, _Fields] = {
     "config.json": {"eos_token_id": _EOS},
 }
 _OTHER_IDS = {"bos_token_id", "pad_token_id", "sep_token_id", "cls_token_id"}
-# Read as a whole: each of its fields is a token.
+# This file is read as a whole: each of its fields is a token.
 _ADDED = "added_tokens.json"
 _TOKENIZER = "tokenizer.json"
 
@@ -128,7 +128,7 @@ def open_tokenizer(path: str) -> Any:
     vocabulary = _read_vocabulary(path, files[_TOKENIZER])
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # whatever the library meets in a damaged file
+    except Exception as error:  # whatever the library raises for a damaged file
         reason = _find_missing(path) or f"{type(error).__name__}: {_first_line(error)}"
         raise ConfigError(
             f"model.tokenizer: got {path!r}, allowed: a folder or hub id with a Hugging Face "
@@ -139,10 +139,10 @@ def open_tokenizer(path: str) -> Any:
 
 
 def read_eos(path: str) -> tuple[int, ...]:
-    """Return the end tokens of a model: generation_config.json's, or else those of config.json.
+    """Return the end tokens of a model, from generation_config.json or else config.json.
 
     Raises:
-      ConfigError: where what stands there is no token id.
+      ConfigError: if a value there is not a token id.
     """
     for name in ("generation_config.json", "config.json"):
         read = _read_object(path, name) or {}
@@ -160,7 +160,7 @@ def read_eos(path: str) -> tuple[int, ...]:
 
 
 def _find_file(path: str, name: str) -> Path | None:
-    """Return the file `name` of a folder or hub id; None where it has none."""
+    """Return the file `name` of a folder or hub id, or None if it has no such file."""
     if os.path.isdir(path):
         file = Path(path, name)
         return file if file.is_file() else None
@@ -168,7 +168,7 @@ def _find_file(path: str, name: str) -> Path | None:
 
     try:
         found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError):  # no such id, or no network: the library says so better
+    except (OSError, ValueError):  # no such id, or no network: the library's error says more
         return None
     return Path(found) if found else None
 
@@ -198,7 +198,7 @@ def _read_object(path: str, name: str) -> dict[str, Any] | None:
 
 
 def _warn_of_near(file: Path, read: Mapping[str, Any]) -> None:
-    """Warn of names that are read by nobody and nearly those of fields that are not there."""
+    """Warn of fields that nothing reads, if they look like a misspelt field that is absent."""
     known = _FILES.get(file.name, {})
     absent = [name for name in known if read.get(name) is None]
     for name in read.keys() - known.keys() - _OTHER_IDS if absent else ():
@@ -207,7 +207,7 @@ def _warn_of_near(file: Path, read: Mapping[str, Any]) -> None:
 
 
 def _warn_of_keys(file: Path, read: Mapping[str, Any]) -> None:
-    """Warn of keys of tokens that are read by nobody: a flag of another name is no flag."""
+    """Warn of keys of tokens that nothing reads: a misspelt flag has no effect."""
     fields = [name for name, known in _FILES.get(file.name, {}).items() if known in _OF_TOKENS]
     values = [read.get(name) for name in (*fields, "added_tokens", "added_tokens_decoder")]
     tokens: list[Any] = []
@@ -217,7 +217,7 @@ def _warn_of_keys(file: Path, read: Mapping[str, Any]) -> None:
     keys = {key for token in tokens if isinstance(token, dict) for key in token} - _KEYS
     if keys:
         logger.warning(
-            "%s: keys of tokens that are not read: %s; known are %s",
+            "%s: keys of tokens that are not read: %s; the known ones are %s",
             file,
             ", ".join(sorted(map(repr, keys))),
             ", ".join(sorted(_KEYS)),
@@ -234,18 +234,18 @@ def _check_template_file(path: str) -> None:
             )
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"model.tokenizer: {file}: got what cannot be read ({error}), allowed: a Jinja "
+            f"model.tokenizer: {file}: got a file that cannot be read ({error}), allowed: a Jinja "
             "template in UTF-8; copy it again, or set model.chat_template"
         ) from error
 
 
 def _read_vocabulary(path: str, read: Mapping[str, Any] | None) -> dict[str, int]:
-    """Return the tokens of tokenizer.json with their ids; {} where there is no such file."""
+    """Return the tokens of tokenizer.json with their ids; {} if there is no such file."""
     if read is None:
         return {}
     model = read.get("model")
     found = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(found, list):  # a unigram model's: pairs of a token and its score
+    if isinstance(found, list):  # of a unigram model: pairs of a token and its score
         if not all(isinstance(pair, list) and pair and isinstance(pair[0], str) for pair in found):
             raise _fault(path, _TOKENIZER, "model.vocab", found, "pairs of a token and its score")
         found = {pair[0]: number for number, pair in enumerate(found)}
@@ -285,13 +285,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _find_missing(path: str) -> str:
-    """Return which package a folder with nothing but `tokenizer.model` needs; "" if not so."""
+    """Return which packages are missing to read a folder that has only `tokenizer.model`; or ""."""
     file = _find_file(path, "tokenizer.model")
     if file is None or _find_file(path, _TOKENIZER) is not None:
         return ""
     with open(file, "rb") as stream:
         start = stream.read(64)
-    # A line of base64 and a rank, or a message of protobuf, whose first field is of its own.
+    # tiktoken's lines are base64 and a rank; sentencepiece's file is a protobuf message.
     is_tiktoken = start[:1] != b"\n" and b" " in start.partition(b"\n")[0]
     needed = {"tiktoken": "tiktoken"} if is_tiktoken else {"sentencepiece": "sentencepiece"}
     needed |= {} if is_tiktoken else {"google.protobuf": "protobuf"}
@@ -304,7 +304,7 @@ def _find_missing(path: str) -> str:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent is not there
+    except ModuleNotFoundError:  # its parent package is absent
         return False
 
 
@@ -314,7 +314,7 @@ def _compare(
     files: Mapping[str, dict[str, Any] | None],
     vocabulary: Mapping[str, int],
 ) -> None:
-    """Say where the library has read something else than the files say."""
+    """Warn where the tokenizer that the library made differs from the files."""
     lines = list(_list_moved(tokenizer.get_vocab(), vocabulary)) if vocabulary else []
     config = files["tokenizer_config.json"] or {}
     listed = {token["content"] for token in (config.get("added_tokens_decoder") or {}).values()} | {

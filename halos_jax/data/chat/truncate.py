@@ -1,4 +1,4 @@
-"""What of a conversation is left where it is longer than its limit."""
+"""Cutting a conversation that is longer than its limit."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,18 +15,18 @@ def truncate_turns(
     measure: Callable[[Sequence[Turn]], int],
     find_starts: Callable[[str], list[int]],
 ) -> tuple[Turn, ...]:
-    """Return the turns that `measure` finds at most `max_length` long.
+    """Shorten turns until `measure` gives at most `max_length`.
 
-    The last turn is the question, so it stays longest. Dropped are, in this order and only as far
-    as needed: the oldest exchanges, the system turns (see `drop_oldest`), the beginning of the last
-    turn.
+    The last turn is the question, so it is kept longest. First the oldest exchanges are dropped,
+    then the system turns (see `drop_oldest`), then the beginning of the last turn; no more than
+    needed.
 
     Args:
-      measure: the length of turns in tokens, as a prompt.
-      find_starts: the characters of a text at which it may be cut, ascending from 0.
+      measure: gives the length in tokens of turns as a prompt.
+      find_starts: gives the indices of a text at which it may be cut, ascending from 0.
 
     Raises:
-      ConfigError: where turns without any content are longer.
+      ConfigError: if even turns without any content are longer.
     """
     while measure(turns) > max_length:
         fewer = drop_oldest(turns)
@@ -37,11 +37,12 @@ def truncate_turns(
 
 
 def drop_oldest(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """Return the turns without the oldest exchange; without a system turn, where no other is left.
+    """Return the turns without the oldest exchange or, if there is none, without a system turn.
 
-    An exchange is a turn and what follows it up to the next user's, so that roles go on
-    alternating. The last turn stays, and with what a tool said all from the user's on. The context
-    of the conversation (its tools) stays, too. Nothing else to drop: the same turns.
+    An exchange is a turn and all that follow it up to the next user turn, so that roles still
+    alternate. The last turn is kept; if it is a tool's, so are those before it back to the user's.
+    The context of the conversation (its tools) is kept too. If nothing can be dropped, the turns
+    are returned as they are.
     """
     question = len(turns) - 1
     if turns[-1].role in TOOLS:
@@ -68,9 +69,9 @@ def _cut_left(
     measure: Callable[[Sequence[Turn]], int],
     find_starts: Callable[[str], list[int]],
 ) -> tuple[Turn, ...]:
-    """Cut the content of the turn `at` at the first place behind which the prompt fits.
+    """Cut the beginning of the turn `at`, as little as makes the prompt fit.
 
-    Where nothing of it can stay, the turn before it is cut, and so on.
+    If the prompt does not fit even without its whole content, cut the turn before it too.
     """
     content = turns[at].content
     starts = [*find_starts(content), len(content)]
@@ -89,8 +90,8 @@ def _cut_left(
             f"tokens in this chat template; allowed: {shortest} or more; raise "
             "sampling.max_prompt_length"
         )
-    # A shorter text can have more tokens, so this may not find the very longest that fits; what
-    # stands at `high` was rendered and does fit.
+    # A shorter text can have more tokens, so this may miss the longest text that fits; the text at
+    # `high` was rendered and does fit.
     while low < high:
         middle = (low + high) // 2
         if measure(cut(middle)) <= max_length:

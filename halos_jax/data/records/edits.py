@@ -1,4 +1,4 @@
-"""Changes that the config makes to records and conversations, so that files need no rewriting.
+"""Changes that the config makes to records and conversations, so that files stay as they are.
 
 In this order: `data.map` turns each record into another one, or leaves it out; `data.fields`
 maps our names to its fields; `data.prompt_template` makes the prompt from them;
@@ -26,7 +26,7 @@ def make_edits(data: DataConfig) -> Edits:
     """Return the changes that `data` makes to records as they are read.
 
     Raises:
-      ConfigError: where the function of `data.map` cannot be imported, or a text cannot be read.
+      ConfigError: if the function of `data.map` cannot be imported, or a text cannot be read.
     """
     try:
         names, template = parse_names(data.fields), parse_template(data.prompt_template)
@@ -58,10 +58,10 @@ def _load_function(name: str) -> Callable[[dict[str, Any]], Any]:
 
 
 def change_record(fields: Fields) -> Fields | None:
-    """Return the record that `data.map` makes from a record, or None if it leaves it out.
+    """Return a record as `data.map` changes it, or None if `data.map` leaves it out.
 
     Raises:
-      RecordError: with file and line, where the function fails or returns what is no record.
+      RecordError: with file and line, if the function fails or does not return a record.
     """
     if fields.edits.change is None:
         return fields
@@ -80,7 +80,7 @@ def change_record(fields: Fields) -> Fields | None:
         record = _to_plain(dict(found))
     except RecursionError:
         raise RecordError(
-            f"{fields.place}: what {_MAP} returned: lists or objects in one another without end"
+            f"{fields.place}: what {_MAP} returned: lists or objects that contain themselves"
         ) from None
     for fault in find_faults(record):
         raise RecordError(f"{fields.place}: what {_MAP} returned: {fault}")
@@ -88,7 +88,7 @@ def change_record(fields: Fields) -> Fields | None:
 
 
 def _to_plain(value: Any) -> Any:
-    """Return a value with scalars and arrays of NumPy as numbers and lists, and tuples as lists."""
+    """Return a value with NumPy's scalars and arrays as numbers and lists, and tuples as lists."""
     if isinstance(value, dict):
         return {name: _to_plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -98,10 +98,10 @@ def _to_plain(value: Any) -> Any:
 
 
 def fill_template(fields: Fields) -> str:
-    """Return the prompt that `data.prompt_template` makes of a record.
+    """Return the prompt that `data.prompt_template` makes from a record.
 
     Raises:
-      RecordError: where the record lacks a field, or has something else than text or a number.
+      RecordError: if the record lacks a field, or its value is neither text nor a number.
     """
     parts = []
     for text, name in fields.edits.template:
@@ -119,7 +119,7 @@ def add_system(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     """Return the turns after the record's system prompt or, if it has none, the config's.
 
     Raises:
-      RecordError: where the record has two that differ.
+      RecordError: if the record has two that differ.
     """
     said = {
         turn.content: f"a turn of the role {turn.role}" for turn in turns if turn.role == "system"
@@ -139,13 +139,13 @@ def add_system(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
 
 
 def merge_turns(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """Return the turns with system turns and neighbours of one role joined, if asked for.
+    """Return the turns with system turns and consecutive turns of one role joined, if asked for.
 
-    A system turn's text stands before that of the user's next turn, an empty line between them.
-    Neighbours that call tools, reason or answer a call stay as they are.
+    The text of a system turn is put before that of the next user turn, with an empty line between.
+    Turns that call tools, reason or answer a call are not joined.
 
     Raises:
-      RecordError: where no turn of the user follows a system turn.
+      RecordError: if no turn of the user follows a system turn.
     """
     if not fields.edits.merge:
         return turns
@@ -165,8 +165,8 @@ def merge_turns(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
             joined.append(turn)
     if waiting:
         raise RecordError(
-            f"{fields.place}: got a system turn without one of the user behind it, allowed with "
-            "data.merge_turns: one that can be joined to the user's"
+            f"{fields.place}: got a system turn that no turn of the user follows, allowed with "
+            "data.merge_turns: one before a turn of the user, to which it is joined"
         )
     return add_context(joined, context)
 

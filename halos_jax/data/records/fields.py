@@ -25,13 +25,13 @@ class Edits:
     """What the config changes in records as they are read; see `data/records/edits.py`.
 
     Attributes:
-      names: our name of a field -> the records' name.
+      names: our name for a field -> the records' name.
       change: a function from a record to a record, or to None for one that is left out.
-      template: of the prompt, as (text, field behind it) pairs.
-      system: the system prompt of conversations without one.
-      merge: join system turns and neighbours of one role.
+      template: the template of the prompt, as pairs (text, the field that follows it).
+      system: the system prompt for conversations without one.
+      merge: join system turns, and consecutive turns of the same role.
       skip: leave out bad records.
-      ignored: fields of records and keys of turns that are left unread on purpose.
+      ignored: fields of records and keys of turns that are not read, on purpose.
     """
 
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -51,14 +51,14 @@ class Fields:
     """Typed access to one record; every getter raises RecordError on a wrong type.
 
     A field that is null or ignored counts as absent. Getters without a default require the field.
-    What was asked for by a getter counts as read.
+    A field counts as read once a getter has asked for it.
 
     Attributes:
-      edits: what names the fields have, and what else is changed.
-      texts: all values are text, as those of a CSV file: numbers and lists are parsed.
-      unit: what `line` counts.
-      used: names of the fields that were read, as the record has them ("meta.text" inside of one).
-      left: what inside of fields was not read, as "messages[].id".
+      edits: the names of the fields, and other changes.
+      texts: whether all values are text, as in CSV, so that numbers and lists are parsed.
+      unit: what `line` counts, "line" or "row".
+      used: the fields that were read, by the record's names ("meta.text" for a nested one).
+      left: parts of fields that were not read, such as "messages[].id".
     """
 
     record: Mapping[str, Any]
@@ -72,15 +72,15 @@ class Fields:
 
     @property
     def place(self) -> str:
-        """Where the record stands, for errors and logs."""
+        """The record's file and line, for errors and logs."""
         return f"{self.file} {self.unit} {self.line}" if self.line else self.file
 
     def unread(self) -> set[str]:
-        """Return the names of what the record says (more than nothing) and nobody has read."""
+        """Return the names of unread fields, and parts of fields, that hold something."""
         return set(self._list_unread(self.record, "")) | self.left
 
     def _list_unread(self, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
-        """Yield the names of values that are not read; of one whose parts are, the other parts."""
+        """Yield the names of unread values; of a partly read object, the names of unread parts."""
         for name, value in values.items():
             path = f"{prefix}{name}"
             if value in (None, "", [], {}) or path in self.used:
@@ -91,11 +91,11 @@ class Fields:
                 yield path
 
     def name_of(self, name: str) -> str:
-        """Return what the record calls one of our fields."""
+        """Return the record's name for one of our fields."""
         return self.edits.names.get(name, name)
 
     def error(self, field: str, got: Any, allowed: str) -> RecordError:
-        """Make (not raise) the error of a field, or of what is inside of it ("turns[1].role")."""
+        """Return (do not raise) the error for a field, or for a part of it ("turns[1].role")."""
         shown = "nothing" if got is None else shorten(got)
         absent = got is None and field in KNOWN and not self.has(field)
         field = _HEAD.sub(lambda head: self.name_of(head[0]), field, count=1)
@@ -112,7 +112,7 @@ class Fields:
         return f"{', '.join(map(shorten, names[:_SHOWN]))}{more}" if names else "no fields"
 
     def peek(self, name: str) -> Any:
-        """Return a field of any type, None where it is absent; it does not count as read."""
+        """Return a field of any type without marking it as read; None if it is absent."""
         name = self.name_of(name)
         if name in self.edits.ignored:
             return None
@@ -124,7 +124,7 @@ class Fields:
         return value
 
     def has(self, *names: str) -> bool:
-        """Return whether every one of the fields is there."""
+        """Return whether all of the fields are there."""
         return all(self.peek(name) is not None for name in names)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -135,7 +135,7 @@ class Fields:
         return default if value is None else value
 
     def parsed(self, name: str, default: Any = None) -> Any:
-        """Return a field of any type, from its text where all values are text."""
+        """Return a field of any type; where all values are text (`texts`), parse it."""
         value = self.get(name, default)
         if not self.texts or not isinstance(value, str):
             return value
@@ -146,7 +146,7 @@ class Fields:
         return found if end == len(value) else value
 
     def leave(self, names: Iterable[str]) -> None:
-        """Note what inside of a field is not read."""
+        """Note parts of fields that are not read."""
         self.left.update(names)
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -168,14 +168,14 @@ class Fields:
         return value
 
     def number(self, name: str) -> float | None:
-        """Return a finite number, or None where the field is absent."""
+        """Return a finite number, or None if the field is absent."""
         value = self.parsed(name)
         if value is not None and not _is_number(value):
             raise self.error(name, value, "a finite number")
         return None if value is None else float(value)
 
     def ids(self, name: str) -> tuple[int, ...]:
-        """Return token ids, or () where the field is absent."""
+        """Return token ids, or () if the field is absent."""
         value = self.parsed(name, [])
         if not isinstance(value, list) or not all(
             type(item) is int and 0 <= item < _VOCABULARY for item in value
@@ -184,7 +184,7 @@ class Fields:
         return tuple(value)
 
     def numbers(self, name: str) -> tuple[float, ...] | None:
-        """Return a tuple of finite numbers, or None where the field is absent."""
+        """Return a tuple of finite numbers, or None if the field is absent."""
         value = self.parsed(name)
         if value is None:
             return None
@@ -193,7 +193,7 @@ class Fields:
         return tuple(map(float, value))
 
     def label(self, name: str = "label") -> bool:
-        """Return a label given as 0 or 1, whole, float or boolean."""
+        """Return a label given as 0 or 1: an integer, a float or a boolean."""
         value = self.parsed(name)
         if type(value) not in (bool, int, float) or value not in (0, 1):
             raise self.error(name, value, "0 or 1")
@@ -207,28 +207,28 @@ class Fields:
         raise self.error(name, value, ", ".join(map(repr, allowed)))
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """Return an object field, or {} where it is absent."""
+        """Return an object, or {} if the field is absent."""
         value = self.parsed(name, {})
         if not isinstance(value, dict):
             raise self.error(name, value, "an object")
         return value
 
     def check_text(self, at: str, value: Any, allowed: str = "a string (valid Unicode)") -> str:
-        """Return a value inside of the record as text; `at` is its place for the error."""
+        """Return a value inside the record as text; `at` is its path, for the error."""
         if not isinstance(value, str) or not is_unicode(value):
             raise self.error(at, value, allowed)
         return value
 
 
 def _is_number(value: Any) -> bool:
-    """Say whether a value is a finite number, in float32 too."""
+    """Return whether a value is a number that is finite in float32 too."""
     return type(value) in (int, float) and abs(value) <= _FLOAT32
 
 
 def shorten(value: Any, length: int = 80) -> str:
-    """Return `value` as it may stand in an error message."""
+    """Return `value` as text for an error message, cut to `length` characters."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of too many digits, a list inside of itself
+    except (ValueError, RecursionError):  # too many digits; a list that contains itself
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -49,12 +49,12 @@ def digest(*parts: Any) -> str:
 
 
 def make_prompt_id(turns: Sequence[Turn]) -> str:
-    """Return the id of a conversation without one: sha256 over all that its turns say."""
+    """Return the id of a conversation that has none: the sha256 of its turns."""
     return digest([_list_parts(turn) for turn in turns])
 
 
 def _list_parts(turn: Turn) -> list[str]:
-    # Further keys only where there are some: ids of plain conversations are those of old files.
+    # Further keys only if there are any, so that plain conversations keep the ids of older files.
     return [turn.role, turn.content, *((turn.further,) if turn.further else ())]
 
 
@@ -67,13 +67,13 @@ def write_records(
     *,
     note: Note | None = None,
 ) -> WrittenFile:
-    """Write `records` as JSON Lines (UTF-8) so that `path` is at any instant absent, old or whole.
+    """Write records as JSON Lines; at any instant `path` is absent, as before, or whole.
 
     They are written by `storage.replace_file`, which calls `note`.
 
     Raises:
-      RecordError: where a record is not JSON (a NaN, say).
-      OSError: where the folder cannot be written, with the path in the message.
+      RecordError: if a record is not JSON (a NaN, say).
+      OSError: if the folder cannot be written, with the path in the message.
     """
     file, count = os.fspath(path), 0
     try:
@@ -98,9 +98,9 @@ def _dump(file: str, number: int, record: Mapping[str, Any]) -> bytes:
 
 
 def sample_to_record(sample: Sample, dataset: str = "", *, type: str = "sample") -> dict[str, Any]:
-    """Return the HALOs sample record with its tokens; `sample_from_record` inverts it.
+    """Return HALOs' sample record with token ids; `sample_from_record` inverts it.
 
-    A sample with a reward is scalar feedback where `type` is "scalar_feedback".
+    A sample with a reward is feedback if `type` is "scalar_feedback".
     """
     record = {
         "output": sample.output,
@@ -130,13 +130,13 @@ def sample_from_record(record: Mapping[str, Any], *, file: str = "record", line:
 def read_sample(fields: Fields, prompt: Prompt) -> Sample:
     """Make the Sample of a sample record whose prompt is known.
 
-    What else the record says becomes the prompt's `extra`.
+    The record's other fields become the prompt's `extra`.
     """
     fields.choice("type", SAMPLE_TYPES, "sample")
     response_ids, logps = fields.ids("response_ids"), fields.numbers("logps")
     if logps is not None and len(logps) != len(response_ids):
         raise fields.error(
-            "logps", f"{len(logps)} numbers", f"one a response id ({len(response_ids)})"
+            "logps", f"{len(logps)} numbers", f"one for each response id ({len(response_ids)})"
         )
     sample = Sample(
         prompt=prompt,
@@ -154,10 +154,10 @@ def read_sample(fields: Fields, prompt: Prompt) -> Sample:
 
 
 def read_extra(fields: Fields, hidden: Iterable[str]) -> dict[str, Any]:
-    """Return what a record says besides the fields `hidden`, whatever their names.
+    """Return the fields of a record, whatever their names, except those that are `hidden`.
 
-    Records of our own and HALOs' types hold it in `extra`; what others have of that name is merged
-    into it as well. What JSON cannot hold (an image, a NaN of a table) is left out.
+    Records of HALOs' types hold them in `extra`; a field of that name in other records is merged
+    with the rest. Values that JSON cannot hold (an image, a NaN of a table) are left out.
     """
     own = list_format(fields.peek("type"))
     hidden = {*hidden, *own}
@@ -180,8 +180,8 @@ def preference_to_record(
 ) -> dict[str, Any]:
     """Return the HALOs pairwise_feedback record; `preference_from_record` inverts it.
 
-    Whether the chosen output stands as A or B is a fair coin that depends only on (seed, round,
-    prompt id, the pair), never on order or on which of the two was chosen.
+    Whether A or B is the chosen output is a fair coin, which depends on (seed, round, prompt id,
+    the pair) alone: not on the order of the two, nor on which was chosen.
     """
     pair = (preference.chosen, preference.rejected)
     names = sorted(_completion_key(completion) for completion in pair)
@@ -226,7 +226,7 @@ def read_pairwise(fields: Fields, prompt: Prompt) -> Preference:
     chosen, rejected = (first, second) if label else (second, first)
     if (first.reward is None) != (second.reward is None):
         missing = "reward_A" if first.reward is None else "reward_B"
-        raise fields.error(missing, None, "a number, as the other output has one; or neither")
+        raise fields.error(missing, None, "a number, since the other output has one; or neither")
     if first.reward is None and fields.has("reward_difference"):
         chosen = dataclasses.replace(chosen, reward=fields.number("reward_difference"))
         rejected = dataclasses.replace(rejected, reward=0.0)
@@ -281,7 +281,7 @@ def read_binary(fields: Fields, prompt: Prompt) -> Judgement:
 
 
 def feedback_from_record(record: Mapping[str, Any]) -> Preference | Judgement | Sample:
-    """Make what a record of feedback holds, whose "type" says which of the three that is."""
+    """Make the pair, judgement or sample of a feedback record, as its "type" says."""
     if record["type"] == "pairwise_feedback":
         return preference_from_record(record)
     if record["type"] == "binary_feedback":
@@ -314,7 +314,7 @@ def _read_completion(fields: Fields, letter: str) -> Completion:
 
 
 def _completion_key(completion: Completion) -> str:
-    """Name a completion by its sample id, or by its text where it came without one."""
+    """Identify a completion by its sample id, or else by its text."""
     if completion.sample_id is not None:
         return f"{completion.sample_id:012d}"
     return digest([_list_parts(turn) for turn in completion.turns])

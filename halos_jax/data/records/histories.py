@@ -1,4 +1,4 @@
-"""Fields whose turns must go together: a prompt and its answers, two answers, a history."""
+"""Fields whose turns must fit together: a prompt and its answer, two answers, a history."""
 
 from halos_jax.config.field_names import PAIR, SYSTEMS
 from halos_jax.data.records.edits import merge_turns
@@ -19,7 +19,7 @@ _ALONE = "one turn of the assistant, alone or after the prompt's turns"
 def read_history(fields: Fields) -> tuple[Turn, ...]:
     """Return the turns of `history`, a list of [question, answer] or of turns.
 
-    A text of this name is something else, and is not read.
+    A string in this field is no history, and is not read.
     """
     history = fields.peek("history")
     if not isinstance(history, list) or not history:
@@ -37,10 +37,10 @@ def read_history(fields: Fields) -> tuple[Turn, ...]:
 
 
 def strip_prompt(fields: Fields, name: str, prompt: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """Return the turns of a field that may repeat the prompt, or the prompt and its system turn.
+    """Return the turns of a field without the prompt, and its system turn, if it repeats them.
 
     Raises:
-      RecordError: where they bring tools or documents that neither prompt nor record has.
+      RecordError: if they have tools or documents that neither the prompt nor the record has.
     """
     whole = read_turns(fields, name, "assistant")
     for key, value in find_context(whole).items():
@@ -61,10 +61,11 @@ def split_pair(
     """Return the turns before the answers of a chosen/rejected record, and the two answers.
 
     Args:
-      prompt: its turns where it stands in a field of its own; else both answers begin with it.
+      prompt: the turns of the prompt if it has a field of its own; None if both answers begin with
+        it.
 
     Raises:
-      RecordError: where the answers are no turns of the assistant, or what is before them differs.
+      RecordError: if the answers are not turns of the assistant, or follow different turns.
     """
     shared, context = prompt or (), {}
     if prompt is None:
@@ -93,10 +94,10 @@ def split_pair(
 
 
 def _compare(chosen: tuple[Turn, ...], rejected: tuple[Turn, ...], before: int) -> tuple[str, str]:
-    """Return what of two histories differs, and what is allowed, for an error."""
+    """Return how two histories differ, and what is allowed, for an error."""
     allowed = (
-        "a pair of answers to one conversation: what stands before the last answer of 'chosen' and "
-        "of 'rejected' must be the same; cut both behind the turn in which they first differ"
+        "a pair of answers to one conversation: the turns before the last answer of 'chosen' and "
+        "of 'rejected' must be the same; cut both after the turn in which they first differ"
     )
     for index in range(max(len(chosen), len(rejected))):
         one, other = (turns[index : index + 1] for turns in (chosen, rejected))

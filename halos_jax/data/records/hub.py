@@ -1,7 +1,7 @@
-"""Data sets of the hub; those of HALOs by name, from their own schemas to the records of `shapes`.
+"""Data sets of the hub. HALOs' have names and readers of their own, which give usual records.
 
-A data set is one function: it takes the rows of one split and yields records, or None for a row
-that it leaves out (`read_named` counts those). A record is what may stand in a file: `messages`,
+A reader is one function: it takes the rows of one split and yields records, or None for a row that
+it leaves out (`read_named` counts those). Its records are like those in files: `messages`,
 `instruction` and `output`, or a pair of answers in the pairwise_feedback format.
 """
 
@@ -18,18 +18,18 @@ logger = logging.getLogger(__name__)
 
 Row: TypeAlias = Mapping[str, Any]
 Records: TypeAlias = Iterator[dict[str, Any] | None]
-# From the rows of a split, and our name of the split, to records.
+# (rows of a split, our name for the split) -> records.
 Reader: TypeAlias = Callable[[Iterable[Row], str], Records]
 
 
 @dataclasses.dataclass(frozen=True)
 class HubSet:
-    """Where a data set is, and how it is read.
+    """A data set of the hub that has a reader of its own.
 
     Attributes:
-      read: makes the records.
-      arguments: of `datasets.load_dataset`, besides `split`.
-      splits: our name of a split -> the hub's.
+      read: the reader, from rows to records.
+      arguments: the arguments of `datasets.load_dataset`, without `split`.
+      splits: our name for a split -> the hub's.
     """
 
     name: str
@@ -39,7 +39,7 @@ class HubSet:
 
     @property
     def is_benchmark(self) -> bool:
-        """Whether it is there to measure with and not to train on."""
+        """Whether it is a benchmark, which nobody should train on: it has no split for training."""
         return "train" not in self.splits
 
 
@@ -54,7 +54,7 @@ def register(
 
     Args:
       path: the hub id.
-      splits: our name of a split -> the hub's; as they are called there ("train", "test") if None.
+      splits: our name for a split -> the hub's; None: "train" and "test", as on the hub.
       arguments: further arguments of `datasets.load_dataset`.
     """
 
@@ -68,7 +68,7 @@ def register(
 
 
 def find_named(source: str) -> HubSet | None:
-    """Return the data set that a source names, with or without a split, where it is known here."""
+    """Return the registered data set that a source names, with or without a split, or None."""
     return HUB_SETS.get(source.rpartition("@")[0] or source)
 
 
@@ -76,11 +76,11 @@ def load_set(source: str, allowed: str) -> Any:
     """Return a data set of the hub as a `datasets.Dataset`.
 
     Args:
-      source: "NAME@split" of one that is known here, or "id@split", "id:config@split".
-      allowed: what may stand in the place of a source that is none, for errors.
+      source: "NAME@split" of a registered data set, or "id@split", "id:config@split".
+      allowed: the kinds of sources that there are, for the error.
 
     Raises:
-      RecordError: where it cannot be loaded, or has no such split.
+      RecordError: if it cannot be loaded, or has no such split.
     """
     arguments = _find_arguments(source)
     try:
@@ -115,7 +115,7 @@ def _find_arguments(source: str) -> dict[str, Any]:
 def read_named(
     source: str, hub_set: HubSet, rows: Iterable[Row]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number, record) of a data set by its own reader; log how many rows it leaves out."""
+    """Yield (number, record) from a data set's own reader; log how many rows it leaves out."""
     count = left_out = 0
     try:
         for record in hub_set.read(rows, source.rpartition("@")[2]):
@@ -127,14 +127,14 @@ def read_named(
     except (LookupError, TypeError, AttributeError) as error:
         name = getattr(hub_set.read, "__name__", "its reader")
         raise RecordError(
-            f"{source}: its rows are not as {name} expects them ({error!r}); the data set has "
-            "changed, or its copy is another one"
+            f"{source}: its rows are not as {name} expects them ({error!r}); the data set or its "
+            "copy on this machine has changed"
         ) from error
     if left_out:
         logger.info("%s: %d records, %d rows left out", source, count, left_out)
 
 
-# The repository holds a loading script, which `datasets` refuses to run; its file needs none.
+# The repository has a loading script, which `datasets` refuses to run; so the file is read itself.
 @register(
     "alpacaeval",
     "json",
@@ -159,8 +159,8 @@ def read_alpacaeval(rows: Iterable[Row], split: str) -> Records:
 def read_shp(rows: Iterable[Row], split: str) -> Records:
     """Stanford Human Preferences: Reddit answers by their scores.
 
-    For training at most five pairs of a post, the first of the data set, of those in which one
-    score is at least twice the other.
+    For training, only pairs in which one score is at least twice the other, and of these the first
+    five of each post.
     """
     seen: dict[str, int] = collections.Counter()
     for row in rows:
@@ -178,8 +178,10 @@ def read_shp(rows: Iterable[Row], split: str) -> Records:
 @register("hh_helpful", "Anthropic/hh-rlhf", data_dir="helpful-base")
 @register("hh_harmless", "Anthropic/hh-rlhf", data_dir="harmless-base")
 def read_hh(rows: Iterable[Row], split: str) -> Records:
-    """Anthropic's helpful and harmless dialogues, of which two have all but the last turn in
-    common; where they have not, or no question stands before the answers, they are left out."""
+    """Anthropic's helpful and harmless dialogues: pairs that differ in their last turn alone.
+
+    Pairs that differ elsewhere, or have no question before the answers, are left out.
+    """
     for row in rows:
         chosen, rejected = _split_dialogue(row["chosen"]), _split_dialogue(row["rejected"])
         roles = [turn["role"] for turn in chosen[-2:]]
@@ -200,8 +202,10 @@ def _split_dialogue(text: str) -> list[dict[str, str]]:
 
 @register("oasst", "OpenAssistant/oasst1", {"train": "train", "test": "validation"})
 def read_oasst(rows: Iterable[Row], split: str) -> Records:
-    """Open Assistant's English answers: each against the next worse one of its ranking (rank 0 is
-    the best), with the path from the root of the tree as the conversation."""
+    """Open Assistant's English answers, each paired with the next one in its ranking (0 is best).
+
+    The prompt is the path from the root of the tree to the question.
+    """
     messages = {row["message_id"]: row for row in rows if row["lang"] == "en"}
     rankings: dict[str, dict[int, Row]] = collections.defaultdict(dict)
     for message in messages.values():
@@ -214,7 +218,7 @@ def read_oasst(rows: Iterable[Row], split: str) -> Records:
         while parent in messages:
             path.append(_turn(roles[messages[parent]["role"]], messages[parent]["text"]))
             parent = messages[parent]["parent_id"]
-        complete = parent is None  # else a message on the way is in another language
+        complete = parent is None  # else a message of the path is in another language
         for rank in sorted(ranking):
             if complete and rank + 1 in ranking:
                 yield _compare(path[::-1], ranking[rank]["text"], ranking[rank + 1]["text"])
@@ -226,7 +230,7 @@ def read_oasst(rows: Iterable[Row], split: str) -> Records:
     {"train": "train_prefs", "test": "test_prefs"},
 )
 def read_ultrabin(rows: Iterable[Row], split: str) -> Records:
-    """UltraFeedback, binarized: the best of four answers by GPT-4 against one of the others."""
+    """UltraFeedback, binarized: of four answers, the one that GPT-4 rated best and another."""
     for row in rows:
         chosen, rejected = row["chosen"], row["rejected"]
         rewards = (row["score_chosen"], row["score_rejected"])
@@ -236,7 +240,7 @@ def read_ultrabin(rows: Iterable[Row], split: str) -> Records:
 @register("ultrafeedback_armorm", "princeton-nlp/llama3-ultrafeedback-armorm")
 @register("ultrafeedback_gemma", "princeton-nlp/gemma2-ultrafeedback-armorm")
 def read_ultrafeedback_armorm(rows: Iterable[Row], split: str) -> Records:
-    """UltraFeedback's prompts, answered by an instruct model: ArmoRM's best and its worst."""
+    """Answers of an instruct model to UltraFeedback's prompts: ArmoRM's best and worst."""
     for row in rows:
         chosen, rejected = row["chosen"], row["rejected"]
         rewards = (max(row["all_rm_scores"]), min(row["all_rm_scores"]))
@@ -256,7 +260,7 @@ def read_ultrachat(rows: Iterable[Row], split: str) -> Records:
 
 @register("s1k_11", "simplescaling/s1K-1.1", {"train": "train"})
 def read_s1k_11(rows: Iterable[Row], split: str) -> Records:
-    """s1K-1.1: a thousand hard questions with DeepSeek R1's thoughts and answers."""
+    """s1K-1.1: a thousand hard questions with the thoughts and answers of DeepSeek R1."""
     for row in rows:
         thoughts, answer = row["deepseek_thinking_trajectory"], row["deepseek_attempt"]
         yield {
@@ -268,7 +272,7 @@ def read_s1k_11(rows: Iterable[Row], split: str) -> Records:
 
 @register("safe_rlhf", "PKU-Alignment/PKU-SafeRLHF-single-dimension")
 def read_safe_rlhf(rows: Iterable[Row], split: str) -> Records:
-    """PKU-SafeRLHF with one preference a pair, helpful and harmless at once."""
+    """PKU-SafeRLHF with one preference per pair, for helpfulness and harmlessness together."""
     for row in rows:
         better = row["better_response_id"]
         yield _compare(row["prompt"], row[f"response_{better}"], row[f"response_{1 - better}"])

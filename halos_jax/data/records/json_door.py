@@ -1,8 +1,8 @@
-"""Strict JSON for records: it refuses values that no tokenizer, file or number can hold.
+"""Strict JSON for records: it refuses values that no tokenizer, file or float can hold.
 
 Python's parser accepts NaN, which JSON does not have, numbers too large for a float (1e400) and
-lone surrogates, and keeps the last of two fields with the same name. All of these are errors here,
-which name the field.
+lone surrogates, and keeps the last of two fields with the same name. Here each of these is an error
+that names the field.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Any
 
 from halos_jax.json_text import MAX_DEPTH, is_unicode
 
-_MAX_BITS = 14_000  # of an integer: Python writes 4300 digits and no more
+_MAX_BITS = 14_000  # of an integer: Python writes at most 4300 digits
 _UNICODE = "valid Unicode (half of a surrogate pair is no character)"
 _DEPTH = f"lists and objects at most {MAX_DEPTH} deep"
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
@@ -26,8 +26,10 @@ class JsonFault(ValueError):
     """A value that a record cannot have.
 
     Attributes:
-      field: its path, allowed: what may stand there.
-      end: where the parsed text ends that holds it, if that is known.
+      field: its path in the record.
+      got: the value.
+      allowed: what the field may hold.
+      end: where the JSON value that holds it ends in the parsed text, if that is known.
     """
 
     def __init__(self, field: str, got: Any, allowed: str):
@@ -49,7 +51,7 @@ def parse_json(text: str, at: int = 0) -> tuple[Any, int]:
 
     Raises:
       JsonFault: for a value that a record cannot have.
-      ValueError: where the text is not JSON.
+      ValueError: if the text is not JSON.
     """
     try:
         value, end = _STRICT.raw_decode(text, at)
@@ -58,7 +60,7 @@ def parse_json(text: str, at: int = 0) -> tuple[Any, int]:
     except ValueError:
         value, end = _parse_odd(text, at)
     else:
-        # Cheap to see that nothing can be wrong, as with almost all records.
+        # A cheap test, which almost all records pass.
         part = text if not at and end == len(text) else text[at:end]
         if part.count("[") + part.count("{") <= MAX_DEPTH and not _SURROGATE.search(part):
             return value, end
@@ -76,7 +78,7 @@ def _parse_odd(text: str, at: int) -> tuple[Any, int]:
 
 
 def find_faults(value: Any, field: str = "", depth: int = 1) -> Iterator[JsonFault]:
-    """Yield an error for each part of a value, from JSON or not, that a record cannot have."""
+    """Yield an error for each part of a value that a record cannot have, from JSON or not."""
     if isinstance(value, _Odd):
         yield JsonFault(field, value.got, value.allowed)
     elif isinstance(value, (dict, list)) and depth > MAX_DEPTH:
@@ -104,7 +106,7 @@ def find_faults(value: Any, field: str = "", depth: int = 1) -> Iterator[JsonFau
 
 
 def _find_deep(text: str, at: int) -> str:
-    """Return the field of the object that holds what is too deep, "" where there is none."""
+    """Return the field that holds what is nested too deep; "" if the text is no object."""
     depth, name = 0, ""
     for found in _TOKENS.finditer(text, at):
         token = found[0]

@@ -1,4 +1,4 @@
-"""The prompt of a record, however it is spelled: a text, turns, an instruction with its input."""
+"""The prompt of a record in any spelling: a text, turns, an instruction with its input."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from halos_jax.data.records.turns import (
 )
 from halos_jax.types import Prompt, Turn
 
-# What of a conversation is no part of the prompt, where the answer stands in another field.
+# The name under which turns of a conversation after the question are reported as unread.
 _BEHIND = "{}[behind-the-question]"
 
 
-# What a question is about may stand in a field of its own, by the field of the question.
+# The field of a question -> the fields that may hold what it is about.
 _FURTHER: Mapping[str, tuple[str, ...]] = {
     "instruction": ("input", "context"),
     "question": ("context",),
@@ -29,9 +29,9 @@ _FURTHER: Mapping[str, tuple[str, ...]] = {
 
 
 def read_prompt(fields: Fields) -> Prompt:
-    """Return the prompt of any record, for somebody to answer.
+    """Return the prompt of any record, to be answered.
 
-    Its id is a hash of its turns where it has none. `extra` holds all else that the record says.
+    A prompt without an id is given a hash of its turns. `extra` holds the record's other fields.
     """
     field, turns, whole = read_question(fields)
     prompt = make_prompt(fields, turns)
@@ -45,7 +45,7 @@ def has_prompt(fields: Fields) -> bool:
 
 
 def read_question(fields: Fields) -> tuple[str, tuple[Turn, ...], bool]:
-    """Return the field of a record's prompt, its turns as they stand there, and if they are all."""
+    """Return the field of a record's prompt, its turns, and whether the field holds no more."""
     if fields.edits.template:
         return "", (Turn("user", fill_template(fields)),), True
     field = find_field(fields, (*PROMPTS, "chosen"))
@@ -54,14 +54,14 @@ def read_question(fields: Fields) -> tuple[str, tuple[Turn, ...], bool]:
             "prompt", None, f"one of {', '.join(PROMPTS)}; data.fields='prompt=FIELD' names another"
         )
     turns = read_turns(fields, field, "user")
-    if field == "chosen":  # TRL lets the prompt stand inside both outputs, before the answer
+    if field == "chosen":  # in TRL's records both outputs may begin with the prompt
         return field, turns[:-1], False
     if field in CHATS:
         last = max((i for i, turn in enumerate(turns) if turn.role in ASKING), default=-1)
         if last + 1 < len(turns):
             fields.leave([_BEHIND.format(fields.name_of(field))])
         return field, turns[: last + 1], last + 1 == len(turns)
-    if turns == (Turn("user", fields.peek(field)),):  # a text, and no turns in the text of a table
+    if turns == (Turn("user", fields.peek(field)),):  # a text, not turns as the text of a table
         further = _FURTHER.get(field, ())
         texts = [turns[0].content, *(_read_further(fields, name) for name in further)]
         question = Turn("user", "\n\n".join(text for text in texts if text))
@@ -70,22 +70,22 @@ def read_question(fields: Fields) -> tuple[str, tuple[Turn, ...], bool]:
 
 
 def _read_further(fields: Fields, name: str) -> str:
-    """Return a text that a question is about; a list of documents, say, is not read."""
+    """Return a text that a question is about; "" for another type, such as a list of documents."""
     if name == "context" and not isinstance(fields.peek(name), str):
         return ""
     return fields.text(name, "")
 
 
 def make_prompt(fields: Fields, turns: tuple[Turn, ...], *, identified: bool = False) -> Prompt:
-    """Make the Prompt of a record from its turns, which must end with what asks for an answer.
+    """Make the Prompt of a record from its turns; the last must be one that asks for an answer.
 
-    `identified` says that the record must have an id for it.
+    With `identified` the record must have a prompt id.
     """
     plain = turns
     turns = merge_turns(fields, add_system(fields, turns))
     if not turns or turns[-1].role not in ASKING:
         roles = [turn.role for turn in turns]
-        allowed = "turns of which the last is the user's, or a tool's"
+        allowed = "turns that end with the user's, or a tool's"
         if not turns:
             allowed = f"{allowed}, before the answer; or one of {', '.join(PROMPTS)} beside it"
         raise fields.error(name_prompt(fields), roles, allowed)
@@ -95,8 +95,8 @@ def make_prompt(fields: Fields, turns: tuple[Turn, ...], *, identified: bool = F
         raise fields.error(
             "prompt_ids",
             fields.peek("prompt_ids"),
-            "text alone where data.system_prompt, data.prompt_template or data.merge_turns change "
-            "the prompt: leave the token ids out of the records",
+            "text without token ids, since data.system_prompt, data.prompt_template or "
+            "data.merge_turns change the prompt: leave the ids out of the records",
         )
     context, inner = read_context(fields), find_context(turns)
     for key in context.keys() & inner.keys():

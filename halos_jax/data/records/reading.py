@@ -21,12 +21,12 @@ OnBad = Callable[[UserError], None]
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _ONE_OBJECT = "one JSON object a line, or one array of objects"
-# What reading raises where compressed data are broken.
+# The errors that reading broken compressed data raises.
 BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
 
 def raise_error(error: UserError) -> None:
-    """Raise the error of a bad record: what `on_bad` does unless told otherwise."""
+    """Raise the error of a bad record: the default of `on_bad`."""
     raise error
 
 
@@ -35,15 +35,15 @@ def read_records(
 ) -> Iterator[tuple[int, Record]]:
     """Yield (line number, record) of a JSON or JSON Lines file, plain or compressed.
 
-    Content, not the name, tells formats and compression (gzip, zstd, xz, bzip2) apart. Line numbers
-    count from 1; in an array it is the line on which the record starts.
+    The format and the compression (gzip, zstd, xz, bzip2) are told by the content, not by the name.
+    Line numbers count from 1; a record in an array has the line on which it starts.
 
     Args:
-      on_bad: called with the error of a record that is no object of JSON values; it is left out
-        where this returns.
+      on_bad: called with the error of a record that is not a JSON object; if it returns, the
+        record is left out.
 
     Raises:
-      RecordError: where the file is missing, unreadable, broken or holds no record (unless
+      RecordError: if the file is missing, unreadable or broken, or has no records (unless
         `allow_empty`).
     """
     file, count = os.fspath(path), 0
@@ -67,10 +67,10 @@ def read_records(
 
 @contextlib.contextmanager
 def open_file(file: str) -> Iterator[BinaryIO]:
-    """Open a file to read its bytes, decompressed where they are compressed.
+    """Open a file to read its bytes, decompressing it if it is compressed.
 
     Raises:
-      RecordError: for what begins as an archive, or as text that is not UTF-8.
+      RecordError: if it is a zip archive or text in UTF-16.
     """
     with contextlib.ExitStack() as stack:
         raw = stack.enter_context(open(file, "rb"))
@@ -173,7 +173,7 @@ def _parse_array(file: str, data: bytes, on_bad: OnBad) -> Iterator[tuple[int, R
 
 
 def _skip_space(text: str, at: int) -> int:
-    """Return where white space ends that may begin at a character."""
+    """Return the index after any white space that begins at `at`."""
     found = _SPACE.match(text, at)
     return found.end() if found else at
 

@@ -1,7 +1,7 @@
-"""What a record says of answers, in the shapes of HALOs, TRL, chats, instructions and questions.
+"""The answers in a record, whatever its shape: HALOs', TRL's, chats, instructions, questions.
 
-Each function takes the `Fields` of one record and raises RecordError, with the field, where the
-record is of no shape that it knows.
+Each function takes the `Fields` of one record. It raises RecordError, which names the field, if the
+record has no shape that it knows.
 """
 
 import dataclasses
@@ -38,18 +38,18 @@ from halos_jax.types import (
 
 
 def is_feedback(fields: Fields) -> bool:
-    """Say whether a record judges outputs, of which a prompt may have several."""
+    """Return whether a record is feedback on an output; a prompt may have several outputs."""
     kind = fields.peek("type")
     scored = kind in ("sample", "scalar_feedback") and fields.has("reward")
     return scored or kind == "binary_feedback" or fields.has("output_A")
 
 
 def read_demonstration(fields: Fields, *, every_turn: bool = True) -> Demonstration:
-    """Return the prompt of a record and what the assistant should answer to it.
+    """Return a record's prompt together with the answer to learn.
 
     Args:
-      every_turn: of a conversation, learn all turns of the assistant behind one of the user; else
-        the last turn alone.
+      every_turn: in a conversation, learn every assistant turn that follows a question; else only
+        the last turn.
     """
     _refuse_weight(fields)
     chat = find_field(fields, CHATS)
@@ -85,14 +85,14 @@ def read_preference(fields: Fields, *, margins: bool = False) -> Preference:
     """Return the preference of a pairwise_feedback or chosen/rejected record.
 
     Args:
-      margins: refuse a record without rewards of both answers, or a margin.
+      margins: refuse a record that has neither a margin nor the rewards of both answers.
     """
     found = _read_pair(fields)
     if margins and found.chosen.reward is None:
         raise fields.error(
             "margin",
             None,
-            "a number, or score_chosen and score_rejected, whose difference loss.margin wants "
+            "a number, or score_chosen and score_rejected; loss.margin asks for their difference "
             "between the scores; or --config.loss.margin=0",
         )
     return found
@@ -107,14 +107,14 @@ def _read_pair(fields: Fields) -> Preference:
         raise fields.error(
             "chosen",
             None,
-            "a pair; a record with a label is an answer alone, for loss.name=kto, say",
+            "a pair; a record with a label judges a single answer, as loss.name=kto learns from",
         )
     if not fields.has("chosen") and not fields.has("rejected"):
         raise fields.error(
             "chosen",
             None,
-            "chosen and rejected, or output_A and output_B: a pair of answers; of prompts "
-            "task=online makes pairs, of samples task=label",
+            "chosen and rejected, or output_A and output_B: a pair of answers; task=online "
+            "makes pairs from prompts, task=label from samples",
         )
     turns, answers = split_pair(fields, read_question(fields)[1] if has_prompt(fields) else None)
     prompt = make_prompt(fields, turns)
@@ -127,13 +127,13 @@ def _read_pair(fields: Fields) -> Preference:
 
 
 def read_scored(fields: Fields) -> Sample:
-    """Return the sample of a record, with its reward where it has one."""
+    """Return the sample in a record, with its reward if it has one."""
     turns = read_turns(fields, find_field(fields, ("prompt", "instruction")) or "prompt", "user")
     return read_sample(fields, make_prompt(fields, turns, identified=True))
 
 
 def read_judgement(fields: Fields) -> Judgement:
-    """Return the judgement of a binary_feedback record, or of TRL's with completion and label."""
+    """Return the judgement in a binary_feedback record, or in TRL's completion and label."""
     _refuse_weight(fields)
     name, chat = _find_answer_field(fields), find_field(fields, CHATS)
     if name is None and chat:
@@ -149,11 +149,11 @@ def read_judgement(fields: Fields) -> Judgement:
 
 
 def _judge_chat(fields: Fields, name: str) -> Judgement:
-    """Return the judgement of a conversation's last turn."""
+    """Return the judgement that a record gives on the last turn of a conversation."""
     turns = merge_turns(fields, read_turns(fields, name, "user"))
     if fields.edits.template or turns[-1].role != "assistant":
         roles = [turn.role for turn in turns]
-        raise fields.error(name, roles, "turns of which the last is the assistant's, and judged")
+        raise fields.error(name, roles, "turns that end with the assistant's, which is judged")
     refuse_unlearned(fields, name, turns[-1])
     prompt = make_prompt(fields, turns[:-1])
     return Judgement(prompt, Completion(turns[-1:]), fields.label())
@@ -161,7 +161,7 @@ def _judge_chat(fields: Fields, name: str) -> Judgement:
 
 def _find_answer_field(fields: Fields) -> str | None:
     names: tuple[str, ...] = ANSWERS
-    if name_prompt(fields) == "problem":  # of which the answer is the last word of the solution
+    if name_prompt(fields) == "problem":  # its `solution` ends with its `answer`: prefer the whole
         names = tuple(sorted(ANSWERS, key=lambda name: name == "answer"))
     return find_field(fields, names)
 
@@ -170,7 +170,7 @@ def _find_answer_field(fields: Fields) -> str | None:
 
 
 def _finish(fields: Fields, name: str, every_turn: bool) -> Demonstration:
-    """Return the demonstration of a field with an answer, or with the rest of a conversation."""
+    """Return the demonstration in a field that holds an answer or the rest of a conversation."""
     if name != "chosen" or has_prompt(fields):
         _, turns, _ = read_question(fields)
         rest = strip_prompt(fields, name, turns)
@@ -190,7 +190,7 @@ def _finish(fields: Fields, name: str, every_turn: bool) -> Demonstration:
 
 
 def _read_answer(fields: Fields, name: str, prompt: tuple[Turn, ...]) -> Turn:
-    """Return the one assistant turn of a field that may repeat the prompt before it."""
+    """Return the single assistant turn of a field, which may repeat the prompt before it."""
     answer = merge_turns(fields, strip_prompt(fields, name, prompt))
     if [turn.role for turn in answer] != ["assistant"]:
         roles = [turn.role for turn in answer]
@@ -202,19 +202,20 @@ def _read_answer(fields: Fields, name: str, prompt: tuple[Turn, ...]) -> Turn:
 
 
 def _learn(fields: Fields, name: str, turns: tuple[Turn, ...], every_turn: bool) -> Demonstration:
-    """Return the demonstration of a conversation, which ends with the assistant."""
+    """Return a conversation as a demonstration; its last turn must be the assistant's."""
     if turns[-1].role != "assistant":
         roles = [turn.role for turn in turns]
-        raise fields.error(name, roles, "turns of which the last is the assistant's")
+        raise fields.error(name, roles, "turns that end with the assistant's")
     start, end = (_find_answers if every_turn else _find_last)(fields, name, turns)
     return Demonstration(make_prompt(fields, turns[:start]), Completion(turns[start:end]))
 
 
 def _find_answers(fields: Fields, name: str, turns: tuple[Turn, ...]) -> tuple[int, int]:
-    """Return the first answer right behind a question that is learned, and the end of the last."""
+    """Return where the turns to learn begin and end: the first learned answer to a question (or,
+    without one, the last learned answer), and behind the last learned answer."""
     learned = [i for i, turn in enumerate(turns) if turn.role == "assistant" and turn.learned]
     if not learned:
-        raise fields.error(name, "weight 0 in each answer", "an answer that is learned")
+        raise fields.error(name, "weight 0 in each answer", "an answer with weight 1")
     answers = [i for i in learned if i and turns[i - 1].role in ASKING]
     return (answers or learned[-1:])[0], learned[-1] + 1
 
@@ -222,13 +223,13 @@ def _find_answers(fields: Fields, name: str, turns: tuple[Turn, ...]) -> tuple[i
 def _find_last(fields: Fields, name: str, turns: tuple[Turn, ...]) -> tuple[int, int]:
     if not turns[-1].learned:
         raise fields.error(
-            f"{name}[{len(turns) - 1}].weight", 0, "1, as data.learn_turns=last learns this turn"
+            f"{name}[{len(turns) - 1}].weight", 0, "1, since data.learn_turns=last learns this turn"
         )
     return len(turns) - 1, len(turns)
 
 
 def _complete(fields: Fields, answer: Turn) -> Completion:
-    """Return the completion of a record with what else it says of it (of a sample: its tokens)."""
+    """Return an answer as a completion, with its tokens, reward and finish reason if given."""
     sampled = fields.peek("type") in SAMPLE_TYPES
     return Completion(
         turns=(answer,),
@@ -239,12 +240,12 @@ def _complete(fields: Fields, answer: Turn) -> Completion:
 
 
 def _read_text(fields: Fields) -> Demonstration:
-    """Return a plain text to learn: a demonstration without a prompt."""
+    """Return the plain text of a record as a demonstration without a prompt."""
     text = fields.text("text")
     if not text.strip():
         raise fields.error("text", text, "some text")
     if fields.edits.system:
-        raise fields.error("text", text, "a conversation, to which data.system_prompt can be added")
+        raise fields.error("text", text, "a conversation: plain text takes no data.system_prompt")
     turns = (Turn("", text),)
     return Demonstration(Prompt(make_prompt_id(turns), (), place=fields.place), Completion(turns))
 
@@ -253,7 +254,7 @@ def _read_text(fields: Fields) -> Demonstration:
 
 
 def _read_rewards(fields: Fields) -> tuple[float | None, float | None]:
-    """Return the rewards of a pair's answers; where a record has a margin alone, (margin, 0)."""
+    """Return the rewards of a pair's answers; (margin, 0) if the record has only a margin."""
     first: float | None = None
     second: float | None = None
     for pair in SCORES:
@@ -262,7 +263,7 @@ def _read_rewards(fields: Fields) -> tuple[float | None, float | None]:
         for name, other in (pair, pair[::-1]):
             if not fields.has(name):
                 raise fields.error(
-                    name, None, f"a number, as {other!r} has one; or neither of them"
+                    name, None, f"a number, since {other!r} has one; or neither of them"
                 )
         if first is None:
             first, second = fields.number(pair[0]), fields.number(pair[1])
@@ -279,12 +280,12 @@ def _read_rewards(fields: Fields) -> tuple[float | None, float | None]:
 
 
 def _refuse_weight(fields: Fields) -> None:
-    """Refuse a record's weight, which nothing here can give it."""
+    """Refuse a record with a weight other than 1: the losses do not weight records."""
     value = fields.peek("weight")
     if type(value) in (int, float) and value != 1:
         raise fields.error(
             "weight",
             value,
-            "nothing: records have no weights (turns have: 0 or 1); leave out or repeat it, "
+            "nothing: records have no weights (turns do: 0 or 1); leave it out or repeat it, "
             "or set data.ignore_fields=weight",
         )

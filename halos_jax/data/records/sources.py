@@ -1,4 +1,4 @@
-"""Where records come from: files, folders, patterns, tables, data sets of the hub by id or name."""
+"""Where records come from: files, folders, glob patterns, tables, and data sets of the hub."""
 
 import glob
 import logging
@@ -30,7 +30,7 @@ _ALLOWED = (
 _SUFFIX = re.compile(
     r"\.(?:(jsonl?|ndjson|csv|tsv)(?:\.(?:gz|zst|xz|bz2))?|(parquet|arrow|feather))$", re.IGNORECASE
 )
-# What a folder of a data set holds besides its records.
+# Files in the folder of a data set that hold no records.
 _NO_RECORDS = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
 _SPLITS = {
     name: split
@@ -51,15 +51,16 @@ def read_sources(
     """Yield the records of a source.
 
     Args:
-      source: a file, a folder, a pattern, a data set of `hub.HUB_SETS` as "name@split"; any other
-        of the hub, whose records are as in files, as "id@split" or "id:config@split"; or several
-        of these, separated by commas.
+      source: a file, a folder, or a pattern; a data set of `hub.HUB_SETS` as "name@split"; any
+        other data set of the hub as "id@split" or "id:config@split", if its records have a shape
+        that files may have; or several of these, separated by commas.
       split: yield only records whose field `split` has this value; "" yields all.
-      edits: what the config changes in them; `data.map` leaves some out, which is logged.
-      on_bad: called with the error of a bad record; it is left out where this returns.
+      edits: what the config changes in the records. The number that `data.map` leaves out is
+        logged.
+      on_bad: called with the error of a bad record; if it returns, the record is left out.
 
     Raises:
-      RecordError: where a source cannot be read, or has no such record.
+      RecordError: if a source cannot be read, or has no such record.
     """
     for name in split_sources(source):
         count = left_out = 0
@@ -83,36 +84,36 @@ def read_sources(
 
 
 def find_benchmarks(source: str) -> list[str]:
-    """Return those data sets of a source that are there to measure with and not to train on."""
+    """Return the data sets of a source that are benchmarks, which nobody should train on."""
     names = [name.rpartition("@")[0] for name in split_sources(source)]
     return [name for name in names if name in HUB_SETS and HUB_SETS[name].is_benchmark]
 
 
 def split_sources(source: str) -> list[str]:
-    """Return the sources that stand in one text with commas between."""
+    """Split the text of a field into its sources, which commas separate."""
     if os.path.exists(source):  # a file name may have a comma in it
         return [source]
     return [name.strip() for name in source.split(",") if name.strip()]
 
 
 def is_named(source: str) -> bool:
-    """Say whether a source is a data set whose own reader says which of its fields count."""
+    """Return whether a source is a data set with a reader of its own (`hub.HUB_SETS`)."""
     return find_named(source) is not None
 
 
 def find_folder(source: str) -> str:
-    """Return the folder of this machine that a source means, without its split; "" is none."""
+    """Return the local folder of a source, without a split; "" if the source is no folder."""
     folder = source if os.path.isdir(source) else source.rpartition("@")[0]
     return folder if os.path.isdir(folder) else ""
 
 
 def may_read(folder: str, name: str) -> bool:
-    """Say whether a file of a folder may be one of records, by its name inside of the folder."""
+    """Return whether a file, by its name inside a folder, may be read as records."""
     return _is_records(name) or _is_listed(folder)
 
 
 def is_taken(source: str, name: str) -> bool:
-    """Say whether a file has its place in the source of a folder because of its name alone."""
+    """Return whether a file belongs to a source by its name alone, with no list that names it."""
     folder = find_folder(source)
     split = "" if folder == source else source.rpartition("@")[2]
     is_split = not split or _name_split(name) == _SPLITS.get(split, split)
@@ -145,12 +146,12 @@ def _open_file(file: str, kind: str, on_bad: OnBad) -> Numbered:
 
 
 def _find_kind(file: str) -> str:
-    """Return what a file is, by its first bytes, else by its name; "" is JSON."""
+    """Return the format of a file, from its first bytes or else its name; "" means JSON."""
     try:
         with open(file, "rb") as stream:
             start = stream.read(6)
     except OSError:
-        return ""  # which the reader says
+        return ""  # the reader will report it
     if start[:4] == b"PAR1":
         return "parquet"
     if start == b"ARROW1":
@@ -164,10 +165,10 @@ def _find_kind(file: str) -> str:
 
 
 def _list_files(source: str) -> list[str] | None:
-    """Return the files that a source means; None where it is a data set.
+    """Return the files of a source, or None if it is a data set that `datasets` reads.
 
     Raises:
-      RecordError: where there are none.
+      RecordError: if there are none.
     """
     if os.path.isdir(source):
         return None if is_saved(source) else _list_folder(source)
@@ -179,7 +180,7 @@ def _list_files(source: str) -> list[str] | None:
     if glob.has_magic(source) and "@" not in source:
         found = [name for name in sorted(glob.glob(source, recursive=True)) if os.path.isfile(name)]
         if not found:
-            raise RecordError(f"{source}: no file has a name of this pattern; check the path")
+            raise RecordError(f"{source}: no file matches this pattern; check the path")
         _check_twins(source, found)
         _log_files(source, found)
         return found
@@ -187,10 +188,10 @@ def _list_files(source: str) -> list[str] | None:
 
 
 def _list_folder(folder: str, split: str = "") -> list[str]:
-    """Return the files of records in a folder and those below it, by name.
+    """Return the files of records in a folder and in the folders below it, sorted by name.
 
     Raises:
-      RecordError: where there are none, or those of several splits and none is named.
+      RecordError: if there are none, or if there are files of several splits and none is chosen.
     """
     names = sorted(
         os.path.relpath(os.path.join(parent, name), folder)
@@ -218,28 +219,28 @@ def _list_folder(folder: str, split: str = "") -> list[str]:
 
 
 def _check_twins(source: str, names: list[str]) -> None:
-    """Refuse a file beside its compressed copy; warn of files that may be one in two formats.
+    """Refuse a file beside its compressed copy; warn of what may be one file in two formats.
 
     Raises:
-      RecordError: as the records would be read twice.
+      RecordError: for a compressed copy, since its records would be read twice.
     """
     texts: dict[str, str] = {}
     stems: dict[str, str] = {}
     for name in names:
         known = _SUFFIX.search(name)
-        if not known:  # a pattern takes files of any name
+        if not known:  # a pattern may match any name
             continue
         stem = name[: known.start()]
         text = f"{stem}.{(known[1] or known[2]).lower()}"
         if text in texts:
             raise RecordError(
-                f"{source}: got {texts[text]!r} and {name!r}, which are one file, compressed and "
-                "not; allowed: one of them; move the other away, or name the files that are meant"
+                f"{source}: got {texts[text]!r} and {name!r}, which are one file with and "
+                "without compression; allowed: one of them; move the other away, or name the files"
             )
         if stem in stems:
             logger.warning(
-                "%s: %r and %r differ in their format alone; both are read, and records that stand "
-                "in both count twice: name one of them (or a pattern) if they are the same",
+                "%s: %r and %r differ in their format alone; both are read, and records in both "
+                "count twice: name one of them (or a pattern) if they hold the same records",
                 source,
                 stems[stem],
                 name,
@@ -248,7 +249,7 @@ def _check_twins(source: str, names: list[str]) -> None:
 
 
 def _is_listed(folder: str) -> bool:
-    """Say whether a folder itself says which of its files are read, as saved data sets do."""
+    """Return whether a folder itself lists the files to read, as saved data sets do."""
     return is_saved(folder) or _is_described(folder)
 
 
@@ -259,8 +260,8 @@ def _is_records(name: str) -> bool:
 
 
 def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder from one on, and its files; links are followed, but not into a circle."""
-    above = {folder: {os.path.realpath(folder)}}  # of each folder, what it lies in
+    """Yield a folder and all below it, each with its files; follow links, but not in circles."""
+    above = {folder: {os.path.realpath(folder)}}  # folder -> the folders that it lies in
     for parent, folders, files in os.walk(folder, followlinks=True):
         yield parent, files
         around = above.pop(parent)
@@ -273,7 +274,7 @@ def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _is_described(folder: str) -> bool:
-    """Say whether a folder's README says what its files are, as that of a hub data set may."""
+    """Return whether a folder has a README that lists its files, as hub data sets may."""
     try:
         with open(os.path.join(folder, "README.md"), encoding="utf-8") as stream:
             return "data_files:" in stream.read()
@@ -282,7 +283,7 @@ def _is_described(folder: str) -> bool:
 
 
 def _name_split(name: str) -> str:
-    """Return the split that a file's name, or that of its folder, speaks of; "" if it has none."""
+    """Return the split in the name of a file or of its folder; "" if neither names one."""
     folder, base = os.path.split(name.lower())
     for word in re.split(r"[^a-z]+", f"{base} {folder}"):
         if word in _SPLITS:
@@ -291,7 +292,7 @@ def _name_split(name: str) -> str:
 
 
 def _log_files(source: str, files: list[str], others: Sequence[str] = ()) -> None:
-    """Log which files are read, and which of a folder are not files of records by their names."""
+    """Log which files are read, and which others in the folder are not."""
     logger.info("%s: %d files: %s", source, len(files), _show_names(files))
     if others:
         logger.info("%s: %d other files are not read: %s", source, len(others), _show_names(others))
@@ -306,13 +307,12 @@ def _show_names(files: Sequence[str]) -> str:
 
 
 def list_set_files(source: str) -> list[str]:
-    """Return the files in which `datasets` keeps the data set of the hub that a source names.
+    """Return the files in which `datasets` caches a data set of the hub; [] for other sources.
 
-    Of another revision they lie elsewhere, and hold the same where its records are the same. What
-    is no data set of the hub has none.
+    Another revision has other files, whose content is the same if its records are.
 
     Raises:
-      RecordError: where there is no such data set.
+      RecordError: if there is no such data set.
     """
     if os.path.exists(source) or find_folder(source) or not _is_set(source):
         return []
@@ -333,7 +333,7 @@ def _open_set(source: str) -> Numbered:
 
 
 def _is_set(source: str) -> bool:
-    """Say whether a source has the form of a data set's name, or the name of one known here."""
+    """Return whether a source looks like the name of a data set, or is one known here."""
     name, _, split = source.rpartition("@")
     is_other = bool(name and split) and not _SUFFIX.search(source)
     return is_other or find_named(source) is not None

@@ -1,4 +1,4 @@
-"""Records in tables: Parquet, Arrow, CSV, and folders that `datasets` has saved."""
+"""Records in tables: Parquet, Arrow, CSV, and folders that `datasets` saved."""
 
 import csv
 import datetime
@@ -16,17 +16,17 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
 def read_csv(file: str, *, on_bad: OnBad = raise_error) -> Rows:
-    """Yield (line, record) of a CSV file with a header, or of TSV by its name, compressed or not.
+    """Yield (line, record) of a CSV file with a header, compressed or not.
 
-    Every value is text, as it stands; an empty cell is no value. Nothing is guessed: "007" and "NA"
-    stay what they are.
+    A file named .tsv has tabs between its columns. Every value stays the text that it is: nothing
+    is guessed of "007" or "NA". A field whose cell is empty is absent.
 
     Args:
-      on_bad: called with the error of a line of another number of cells; it is left out where this
-        returns.
+      on_bad: called with the error of a line with too many or too few cells; if it returns, the
+        line is left out.
 
     Raises:
-      RecordError: where the file is missing, broken or not UTF-8.
+      RecordError: if the file is missing, broken or not UTF-8.
     """
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if ".tsv" in os.path.basename(file).lower() else ","
@@ -36,8 +36,8 @@ def read_csv(file: str, *, on_bad: OnBad = raise_error) -> Rows:
             names = next(reader, [])
             if not all(names) or len(set(names)) < len(names):
                 raise RecordError(
-                    f"{file} line 1: got the header {names}, allowed: a name for each column, none "
-                    "of them twice"
+                    f"{file} line 1: got the header {names}, allowed: a different name for each "
+                    "column"
                 )
             signs = [one for one in ";\t|," if one != delimiter and one in "".join(names)]
             if len(names) == 1 and signs:
@@ -68,7 +68,7 @@ def read_parquet(file: str) -> Rows:
     """Yield (row, record) of a Parquet file.
 
     Raises:
-      RecordError: where it cannot be read.
+      RecordError: if it cannot be read.
     """
     import pyarrow.parquet  # half a second, and only tables need it
 
@@ -83,7 +83,7 @@ def read_arrow(file: str) -> Rows:
     """Yield (row, record) of an Arrow (Feather) file or stream, as `datasets` writes them.
 
     Raises:
-      RecordError: where it cannot be read.
+      RecordError: if it cannot be read.
     """
     import pyarrow.ipc
 
@@ -108,15 +108,14 @@ def _read_batches(file: str, batches: Iterator[Any], what: str) -> Rows:
             names = batch.schema.names
             if len(set(names)) < len(names):
                 raise RecordError(
-                    f"{file}: got the columns {names}, allowed: a name for each column, none of "
-                    "them twice"
+                    f"{file}: got the columns {names}, allowed: a different name for each column"
                 )
             for row in batch.to_pylist():
                 number += 1
                 yield number, plain_row(row)
     except RecordError:
         raise
-    # Values that Python cannot have (no UTF-8, a date of the year 200000) are ValueErrors, too.
+    # Values that Python cannot hold (text that is not UTF-8, the year 200000) are ValueErrors too.
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise RecordError(
@@ -125,16 +124,16 @@ def _read_batches(file: str, batches: Iterator[Any], what: str) -> Rows:
 
 
 def is_saved(folder: str) -> bool:
-    """Say whether a folder is one that `save_to_disk` of `datasets` has made."""
+    """Return whether a folder was made by `save_to_disk` of `datasets`."""
     found = set(os.listdir(folder)) if os.path.isdir(folder) else set()
     return "dataset_dict.json" in found or {"dataset_info.json", "state.json"} <= found
 
 
 def read_saved(folder: str, split: str) -> Rows:
-    """Yield (row, record) of a folder of `save_to_disk`, of one of its splits where it has some.
+    """Yield (row, record) of a folder that `save_to_disk` made, of one split if it has several.
 
     Raises:
-      RecordError: where it cannot be read, or has no such split.
+      RecordError: if it cannot be read, or has no such split.
     """
     import datasets  # seconds to import
 
@@ -151,7 +150,7 @@ def read_saved(folder: str, split: str) -> Rows:
         found = found[split]
     elif split and split != str(found.split):
         raise RecordError(f"{folder}: got the split {split!r}, allowed: {folder}, which has none")
-    # A format that was saved with it would make arrays of values, and hide columns.
+    # A format saved with the data set would turn values into arrays and hide columns.
     yield from read_rows(found.with_format(None))
 
 
@@ -162,10 +161,10 @@ def read_rows(rows: Any) -> Rows:
 
 
 def plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of a table as a record.
+    """Return a row of a table as a record, without its null values.
 
-    Rows of a table all have the same fields, down to those of an object in a list: what is null is
-    not there. Dates become text. What JSON cannot hold (bytes, images) stays as it is.
+    All rows of a table have the same fields, even inside lists of objects, so a null means that the
+    field is absent. Dates become text. What JSON cannot hold (bytes, images) stays as it is.
     """
     return {name: _plain(value) for name, value in row.items() if value is not None}
 

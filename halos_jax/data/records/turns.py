@@ -1,9 +1,9 @@
-"""Turns of conversations: how records spell them, and what a chat template gets of them.
+"""Turns of conversations: read from records in all their spellings, passed on to chat templates.
 
-A message may say more than a role and a content: tools that are called, the id of a call, a name,
-the reasoning before an answer. These keys travel with the turn as JSON text. What holds for a whole
-conversation (the tools there are, documents) travels with one of its turns and reaches the template
-as an argument of its own, so that nobody who passes turns on can lose it.
+A message may have more keys than a role and a content: calls of tools, the id of a call, a name,
+the reasoning before an answer. They travel with the turn as JSON text (`Turn.further`). Keys of the
+whole conversation (its tools and documents) travel with one of its turns, so that code that passes
+turns on cannot lose them, and reach the template as arguments of their own.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ from halos_jax.data.records.fields import Fields
 from halos_jax.data.records.json_door import find_faults, parse_json
 from halos_jax.types import Turn
 
-# Of a conversation, and of a turn: what chat templates read.
+# The keys that chat templates read: of a whole conversation, then of a turn.
 CONTEXT = ("tools", "documents")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 KEYS = (*CONTEXT, *REASONING, "tool_calls", "tool_call_id", "name")
-# Roles of what answers an assistant's call.
+# Roles of turns that answer a call by the assistant.
 TOOLS = ("tool", "function", "ipython", "observation")
 ASKING = ("user", *TOOLS)
 _WEIGHTS = ("weight", "train", "loss")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-# ShareGPT's names of the roles; a function's call is what the assistant says.
+# ShareGPT's names of the roles; a call of a function is a turn of the assistant.
 _ROLES = {
     "human": "user",
     "gpt": "assistant",
@@ -40,14 +40,14 @@ _ROLES = {
     "tool_response": "tool",
 }
 _CALLS = ("function_call", "tool_call")
-# A list of turns that is no JSON, though it looks like it.
+# A list of turns as Python prints it, which looks like JSON and is not.
 _PRINTED = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 
 
 def pack(keys: Mapping[str, Any]) -> str:
-    """Return a turn's further keys as JSON text, "" where there are none (`Turn.further`).
+    """Return a turn's further keys as JSON text (`Turn.further`); "" if there are none.
 
-    Equal keys give equal text. Inside of a value the order stands as it came: templates print it.
+    Equal keys give equal text. Inside a value the order of keys is kept: templates print it.
     """
     keys = {name: keys[name] for name in sorted(keys)}
     return json.dumps(keys, ensure_ascii=False, separators=(",", ":")) if keys else ""
@@ -59,7 +59,7 @@ def unpack(turn: Turn) -> dict[str, Any]:
 
 
 def turns_to_record(turns: Iterable[Turn]) -> list[dict[str, Any]]:
-    """Return turns as the list of objects that stands in files; `read_turns` inverts it."""
+    """Return turns as the list of objects that files hold; `read_turns` inverts it."""
     return [
         {"role": turn.role, "content": turn.content}
         | unpack(turn)
@@ -69,7 +69,7 @@ def turns_to_record(turns: Iterable[Turn]) -> list[dict[str, Any]]:
 
 
 def add_context(turns: Sequence[Turn], context: Mapping[str, Any]) -> tuple[Turn, ...]:
-    """Return the turns with what holds for all of them (`CONTEXT`), with the first of them."""
+    """Return the turns with the keys of the whole conversation (`CONTEXT`) added to the first."""
     if not context or not turns:
         return tuple(turns)
     first = dataclasses.replace(turns[0], further=pack(unpack(turns[0]) | dict(context)))
@@ -77,7 +77,7 @@ def add_context(turns: Sequence[Turn], context: Mapping[str, Any]) -> tuple[Turn
 
 
 def find_context(turns: Iterable[Turn]) -> dict[str, Any]:
-    """Return what holds for the whole conversation, by name."""
+    """Return the keys of the whole conversation (`CONTEXT`) with their values."""
     found: dict[str, Any] = {}
     for turn in turns:
         found |= {name: value for name, value in unpack(turn).items() if name in CONTEXT}
@@ -85,7 +85,7 @@ def find_context(turns: Iterable[Turn]) -> dict[str, Any]:
 
 
 def drop_keys(turn: Turn) -> Iterator[tuple[str, Turn]]:
-    """Yield each further key of a turn that an answer must show, and the turn without it."""
+    """Yield each key of an answer that must not be lost, and the turn without that key."""
     keys = unpack(turn)
     for name in keys:
         if name in (*REASONING, "tool_calls"):
@@ -94,7 +94,7 @@ def drop_keys(turn: Turn) -> Iterator[tuple[str, Turn]]:
 
 
 def strip_context(turns: Iterable[Turn]) -> tuple[Turn, ...]:
-    """Return the turns without what holds for all of them, to compare them with others."""
+    """Return the turns without the keys of the whole conversation, to compare them."""
     stripped = []
     for turn in turns:
         keys = {name: value for name, value in unpack(turn).items() if name not in CONTEXT}
@@ -103,7 +103,7 @@ def strip_context(turns: Iterable[Turn]) -> tuple[Turn, ...]:
 
 
 def speaks_of(template: str, name: str) -> bool:
-    """Say whether a chat template has the name of a key; of one for reasoning, any of those."""
+    """Return whether a chat template mentions a key; for a key of reasoning, any of these."""
     names = REASONING if name in REASONING else (name,)
     return any(_find_name(template, one) for one in names)
 
@@ -113,7 +113,7 @@ def _find_name(template: str, name: str) -> bool:
 
 
 def _name_reasoning(keys: dict[str, Any], template: str) -> dict[str, Any]:
-    """Return a turn's keys with its reasoning under the name that the template reads."""
+    """Return a turn's keys, with its reasoning under the name that the template reads."""
     known = [name for name in REASONING if _find_name(template, name)]
     given = [name for name in REASONING if name in keys]
     if not known or not given or set(known) & set(given):
@@ -129,13 +129,13 @@ def make_messages(
     template: str = "",
     spell_calls: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return what a chat template gets: its messages, and its further arguments.
+    """Return the messages and the further arguments with which a chat template is rendered.
 
     Args:
-      change: applied to every text, that of tools and their calls too.
-      change_answers: in its place where the assistant says it.
-      template: reasoning gets the name that it has there.
-      spell_calls: the arguments of calls as JSON text; else as objects, however they came.
+      change: applied to every text, including the texts of tools and calls.
+      change_answers: applied instead of `change` to the texts of the assistant's turns.
+      template: the template; reasoning is given the name that it reads.
+      spell_calls: give the arguments of calls as JSON text; else as objects, however they came.
     """
     messages: list[dict[str, Any]] = []
     context: dict[str, Any] = {}
@@ -165,7 +165,8 @@ def _change_text(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _set_arguments(call: Any, spell: bool) -> Any:
-    """Return a call with its arguments as text or as an object: templates print them either way."""
+    """Return a call with its arguments as text or as an object; templates differ in which they
+    expect."""
     inner = call.get("function") if isinstance(call, dict) else None
     if not isinstance(inner, dict) or "arguments" not in inner:
         return call
@@ -182,28 +183,28 @@ def _set_arguments(call: Any, spell: bool) -> Any:
 
 
 def read_turns(fields: Fields, name: str, text_role: str) -> tuple[Turn, ...]:
-    """Return the non-empty list of turns of a field; a string becomes one turn of `text_role`.
+    """Return the turns of a field, at least one; a string becomes one turn of `text_role`.
 
     A turn is an object with `role` and `content` (text, or a list of text parts), or ShareGPT's
     with `from` and `value`. `weight`, `train` or `loss` of an answer say whether it is learned.
 
     Raises:
-      RecordError: for a wrong type, an image or what else is no text.
+      RecordError: for a wrong type, or for an image or other content that is not text.
     """
     value = fields.get(name)
     if isinstance(value, str) and (name in CHATS or fields.texts):
-        listed = _parse(value)  # as tables hold them
+        listed = _parse(value)  # tables hold turns as JSON text
         value = listed if _is_list_of_turns(listed) else value
     if isinstance(value, str):
         if (name in CHATS or fields.texts) and _PRINTED.match(value):
             raise fields.error(
                 name,
                 value,
-                "turns, or their JSON text: this is a list as Python prints it; write it with "
+                "turns, or their JSON text; this is a list as Python prints it: write it with "
                 "json.dumps, or keep the table as Parquet or JSON Lines",
             )
         return (Turn(text_role, fields.text(name)),)
-    if isinstance(value, dict):  # LlamaFactory's pairs hold one turn that is in no list
+    if isinstance(value, dict):  # LlamaFactory's pairs hold a single turn, without a list
         return (_read_turn(fields, name, value),)
     if not isinstance(value, list) or not value:
         raise fields.error(name, value, "a string or a non-empty list of turns")
@@ -217,15 +218,15 @@ def _is_list_of_turns(value: Any) -> bool:
 
 
 def refuse_unlearned(fields: Fields, name: str, answer: Turn) -> None:
-    """Raise RecordError where a field's answer, which the record is there for, has weight 0."""
+    """Raise RecordError if the only answer that a record is there to teach has weight 0."""
     if not answer.learned:
         raise fields.error(
-            f"{name}[].weight", 0, "1 or nothing, as the record is there for this answer alone"
+            f"{name}[].weight", 0, "1 or no weight, since the record has no other answer to learn"
         )
 
 
 def read_context(fields: Fields) -> dict[str, Any]:
-    """Return what a record says for its whole conversation: its tools and documents."""
+    """Return the keys of a record that belong to its whole conversation: tools, documents."""
     return _read_context(fields, "", fields.record, fields.get)
 
 
@@ -257,7 +258,7 @@ def _read_turn(fields: Fields, at: str, turn: Any) -> Turn:
 
 
 def _read_content(fields: Fields, at: str, content: Any) -> str:
-    """Return a content as text; the texts of a list of parts are joined as templates join them."""
+    """Return a content as text; text parts are joined without a separator, as templates do."""
     if not isinstance(content, list):
         return fields.check_text(at, content, "a string (valid Unicode) or a list of text parts")
     texts = []
@@ -277,7 +278,7 @@ def _read_content(fields: Fields, at: str, content: Any) -> str:
 
 
 def _read_keys(fields: Fields, at: str, turn: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the further keys of a turn that templates read; empty ones count as absent."""
+    """Return those further keys of a turn that templates read; empty ones count as absent."""
     for name in _MEDIA:
         if turn.get(name):
             raise fields.error(f"{at}.{name}", turn[name], "text alone; leave the record out")
@@ -286,11 +287,11 @@ def _read_keys(fields: Fields, at: str, turn: Mapping[str, Any]) -> dict[str, An
         if turn.get(name) not in (None, ""):
             keys[name] = fields.check_text(f"{at}.{name}", turn[name])
     calls = turn.get("tool_calls")
-    if calls is None and turn.get("function_call"):  # as OpenAI's interface had it once
+    if calls is None and turn.get("function_call"):  # OpenAI's older form
         calls = [{"type": "function", "function": turn["function_call"]}]
     if calls not in (None, [], ""):
         keys["tool_calls"] = _check_calls(fields, f"{at}.tool_calls", calls)
-    for fault in find_faults(keys):  # of a table, whose values never were JSON
+    for fault in find_faults(keys):  # possible in tables, whose values were never JSON
         raise fields.error(f"{at}.{fault.field}", fault.got, fault.allowed)
     return keys
 
@@ -331,7 +332,7 @@ def _check_calls(fields: Fields, at: str, calls: Any) -> list[dict[str, Any]]:
 
 
 def _parse_calls(fields: Fields, at: str, content: str) -> list[dict[str, Any]]:
-    """Return the calls that a ShareGPT turn of the role function_call holds as JSON text."""
+    """Return the calls in a ShareGPT turn of the role function_call, which holds JSON text."""
     value = _parse(content)
     calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(one, dict) and "name" in one for one in calls):
@@ -341,7 +342,7 @@ def _parse_calls(fields: Fields, at: str, content: str) -> list[dict[str, Any]]:
 
 
 def _parse(text: str) -> Any:
-    """Return what a text is as JSON, None where it is none."""
+    """Return the value of a JSON text, or None if it is not JSON."""
     text = text.strip()
     try:
         value, end = parse_json(text)
@@ -351,17 +352,15 @@ def _parse(text: str) -> Any:
 
 
 def _read_weight(fields: Fields, at: str, turn: Mapping[str, Any], role: str) -> bool:
-    """Return whether a turn is learned, if it is an answer."""
+    """Return whether a turn may be learned: False for an answer with weight 0."""
     said = {name: turn[name] for name in _WEIGHTS if name in turn}
     for name, value in said.items():
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
-            raise fields.error(
-                f"{at}.{name}", value, "0 or 1 (of an answer: whether it is learned)"
-            )
+            raise fields.error(f"{at}.{name}", value, "0 or 1 (whether an answer is learned)")
     if len({bool(value) for value in said.values()}) > 1:
         raise fields.error(at, said, f"one of {', '.join(_WEIGHTS)}")
     if role != "assistant" and any(said.values()):
         raise fields.error(
-            at, said, f"a turn of the {role} without these: answers alone are learned"
+            at, said, f"no such key in a turn of the {role}: only answers are learned"
         )
     return role != "assistant" or all(map(bool, said.values()))

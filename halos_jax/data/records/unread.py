@@ -1,4 +1,4 @@
-"""What of a source was not used, said once: fields that nobody read, and records that were bad."""
+"""What was not used of a source, reported once: fields that nothing reads, and bad records."""
 
 import collections
 import logging
@@ -10,14 +10,14 @@ from halos_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 3  # errors of records that are left out
+_SHOWN = 3  # how many errors of bad records a report shows
 
 
 class Skips:
-    """Bad records: the first one's error is raised or, where they are left out, all are counted.
+    """Bad records: the first one is an error, or else (`data.skip_bad`) all are counted.
 
     Args:
-      allowed: whether they are left out (`data.skip_bad`).
+      allowed: whether bad records are left out.
     """
 
     def __init__(self, *, allowed: bool):
@@ -28,14 +28,14 @@ class Skips:
         """Leave out a bad record, or raise its error.
 
         Raises:
-          UserError: the one given, unless the config says that bad records are left out.
+          UserError: `error`, unless bad records are left out.
         """
         if not self._allowed:
             raise error
         self._errors.append(error)
 
     def report(self, source: str, kept: int, verb: str = "read") -> None:
-        """Log how many of a source are left out, and how many are kept ("read")."""
+        """Log how many records of a source are left out, and how many are kept (`verb`)."""
         if self._errors:
             logger.warning(
                 "%s: %d bad records are left out (data.skip_bad), %d are %s; the first: %s",
@@ -47,7 +47,7 @@ class Skips:
             )
 
     def require(self, source: str, kept: int) -> None:
-        """Raise RecordError where every one of the records is left out."""
+        """Raise RecordError if all records are left out."""
         if self._errors and not kept:
             raise RecordError(
                 f"{source}: data.skip_bad leaves out all of its {len(self._errors)} records; the "
@@ -56,11 +56,11 @@ class Skips:
 
 
 class Tally:
-    """Counts what is not used of a source while it is read, and says it at the end.
+    """Counts what is not used of a source while it is read, and reports it at the end.
 
     Args:
-      source: of the records.
-      edits: `skip` says that bad records are left out, `ignored` which fields are not spoken of.
+      source: where the records come from, for the report.
+      edits: `skip`: leave out bad records; `ignored`: fields that are not reported.
     """
 
     def __init__(self, source: str, edits: Edits):
@@ -70,17 +70,17 @@ class Tally:
         self._skips = Skips(allowed=edits.skip)
 
     def add(self, fields: Fields) -> None:
-        """Count a record, and what it says that was not read."""
+        """Count a record and those of its fields that nothing has read."""
         self._read[fields.file] += 1
         unread = {name for name in fields.unread() if not self._is_ignored(name)}
-        if is_named(fields.file):  # its reader has made the record of what counts
+        if is_named(fields.file):  # its reader has picked the fields that count
             return
         unread -= list_format(fields.peek("type"))
         if unread:
             self._fields.setdefault(fields.file, collections.Counter()).update(unread)
 
     def _is_ignored(self, name: str) -> bool:
-        """Say whether nothing is to be said of a field, or of all that it stands in."""
+        """Return whether a field, or a field that it is part of, is ignored on purpose."""
         parts = name.split(".")
         return any(
             ".".join(parts[:count]) in self._edits.ignored for count in range(1, 1 + len(parts))
@@ -95,8 +95,8 @@ class Tally:
         for file, counts in self._fields.items():
             shown = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
             logger.warning(
-                "%s: %d records; fields that are not read, and in how many: %s; data.fields="
-                "'prompt=FIELD' says which field is meant, data.ignore_fields='FIELD' that none is",
+                "%s: %d records; fields that are not read, and in how many: %s; set "
+                "data.fields='prompt=FIELD' to read one, data.ignore_fields='FIELD' to ignore it",
                 file,
                 self._read[file],
                 shown,

@@ -1,4 +1,4 @@
-"""What a judge has said: a score or a verdict where its answer leaves no doubt, else nothing."""
+"""The score or the verdict in a judge's answer, if the answer leaves no doubt; else None."""
 
 import re
 from typing import Literal
@@ -6,14 +6,14 @@ from typing import Literal
 Verdict = Literal["A", "B", "tie"]
 
 _VALUE = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)"
-# What may stand around a number or a verdict, as emphasis, LaTeX or JSON.
+# Characters around a number or a verdict: emphasis, LaTeX, JSON.
 _OPEN, _CLOSE = r"""[\s*_`"'$\[({<]*""", r"""[*_`"'$\])}>]*"""
-# Not the first half of "7-8", "7 to 8", "7,5" or "7e1"; "7/10" and "7 out of 10" are 7 of 10.
+# "7-8", "7 to 8", "7,5" and "7e1" are no 7; "7/10" and "7 out of 10" are 7 of 10.
 _ALONE = r"(?![\d,]*\d|\s*(?:-|–|to\b)\s*\d|\.\d|[eE]\d|\s*%)"
 _OUT_OF = rf"(?:\s*(?:/|out\s+of)\s*({_VALUE}))?"
 _NUMBER = rf"{_OPEN}({_VALUE}){_ALONE}{_OUT_OF}{_CLOSE}"
 _FINAL_SCORE = re.compile(rf"final\s+score{_CLOSE}\s*[:=]", re.IGNORECASE)
-_AFTER_LABEL = re.compile(_NUMBER, re.IGNORECASE)
+_AFTER_WORDS = re.compile(_NUMBER, re.IGNORECASE)
 _WHOLE = re.compile(rf"\s*{_NUMBER}\s*\.?\s*", re.IGNORECASE)
 _RATING_LINE = re.compile(
     rf".*\b(?:score|rating|rate|grade|mark)s?\b.*[:=]{_NUMBER}\s*[.,;]?\s*{_CLOSE}\s*",
@@ -26,21 +26,20 @@ _VERDICT = re.compile(
 
 
 def parse_score(text: str, *, lowest: float, highest: float) -> float | None:
-    """Return the score that an answer gives, or None where it gives none that is clear.
+    """Return the score in an answer, or None if no score is clear.
 
-    It is the number after the last "Final Score:". Without that label it is the number that is the
-    whole answer, or the one at the end of a line such as "Rating from 0 to 10: 7", where all such
-    lines agree. A number outside of [lowest, highest] is none, nor is one "out of" anything but
-    `highest`.
+    It is the number after the last "Final Score:". An answer without these words gives a score if
+    it is nothing but a number, or if it has lines such as "Rating from 0 to 10: 7" that all agree.
+    A number outside [lowest, highest] is no score, nor is one "out of" anything but `highest`.
     """
-    labels = list(_FINAL_SCORE.finditer(text))
-    if labels:
-        found = [_AFTER_LABEL.match(text, labels[-1].end())]
+    marks = list(_FINAL_SCORE.finditer(text))
+    if marks:
+        found = [_AFTER_WORDS.match(text, marks[-1].end())]
     elif whole := _WHOLE.fullmatch(text):
         found = [whole]
     else:
         found = [_RATING_LINE.fullmatch(line) for line in text.splitlines()]
-    # "4/5" where 10 is the highest is a score on another scale.
+    # If `highest` is 10, "4/5" is a score on another scale.
     numbers = {(float(one[1]), float(one[2] or highest)) for one in found if one}
     if len(numbers) != 1:
         return None
@@ -52,10 +51,10 @@ _VERDICTS: dict[str, Verdict] = {"a": "A", "b": "B", "tie": "tie"}
 
 
 def parse_verdict(text: str) -> Verdict | None:
-    """Return the verdict after the last "Final Verdict:", or the one that is the whole answer."""
-    labels = list(_FINAL_VERDICT.finditer(text))
-    if labels:
-        line = text[labels[-1].end() :].strip().partition("\n")[0]
+    """Return the verdict after the last "Final Verdict:", or one that is the whole answer."""
+    marks = list(_FINAL_VERDICT.finditer(text))
+    if marks:
+        line = text[marks[-1].end() :].strip().partition("\n")[0]
     else:
         line = text.strip()
     found = _VERDICT.fullmatch(line.rstrip(" ."))

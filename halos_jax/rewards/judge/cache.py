@@ -1,4 +1,4 @@
-"""All answers of a judge on disk: what was paid for once is never asked again."""
+"""All answers of a judge, kept on disk so that no question is paid for twice."""
 
 import json
 import logging
@@ -17,10 +17,11 @@ logger = logging.getLogger(__name__)
 class AnswerCache:
     """A file of JSON Lines that only grows: {"key", "text", "finish_reason", "model", "sha256"}.
 
-    A line is synced before its answer is used. A line that a kill cut short, or that is not as it
-    was written by the hash of the rest in it, is passed over when the file is read: it is said, and
-    asked once more. The next one starts on a line of its own. Several threads, and several jobs on
-    one file system, may append: a line is one write. Lines of a version without hashes are taken.
+    A line is synced before its answer is used, and holds a hash of the rest of it. Reading skips a
+    line that a kill cut short or that was changed since; this is logged, and its question asked
+    again. An answer after a line cut short starts on a line of its own. Several threads, and
+    several jobs on one file system, may append, since a line is one write. Lines of a version that
+    wrote no hashes are accepted.
     """
 
     def __init__(self, path: str | Path):
@@ -31,7 +32,7 @@ class AnswerCache:
         self._broken = 0
 
     def load(self) -> None:
-        """Read what the file has now; there may be no file yet."""
+        """Read the file as it is now; it need not exist."""
         with self._lock:
             self._answers.clear()
             data = self.path.read_bytes() if self.path.exists() else b""
@@ -45,8 +46,8 @@ class AnswerCache:
                     self._answers[answer["key"]] = answer
             if broken > self._broken:
                 logger.warning(
-                    "%s: passed over %d broken lines, cut short or changed; what they answered is "
-                    "asked again",
+                    "%s: skipped %d broken lines, cut short or changed; their questions are asked "
+                    "again",
                     self.path,
                     broken,
                 )
@@ -66,20 +67,20 @@ class AnswerCache:
         line = json.dumps(_seal({"key": key, **answer})).encode() + b"\n"
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Other jobs may append too, so half a line cannot be taken back.
+            # Other jobs may append too, so half a line cannot be removed.
             with open_append(self.path) as descriptor:
                 line = b"\n" + line if self._torn else line
-                # A write that fills the disk may be short: what is left of it is a broken line.
+                # A write that fills the disk may be short, and leaves a broken line.
                 self._torn = True
                 if os.write(descriptor, line) < len(line):
-                    os.write(descriptor, b"\n")  # raises where there is no room for this either
+                    os.write(descriptor, b"\n")  # raises if there is no room for this either
                     raise OSError(f"{self.path}: an answer could not be written whole")
                 self._torn = False
             self._answers[key] = {"key": key, **answer}
 
 
 def make_key(url: str, body: Mapping[str, Any], repeat: int) -> str:
-    """Return the name of an answer: a hash of where and what was asked, and which try it was."""
+    """Return the key of an answer: a hash of the address, the question and the try (`repeat`)."""
     return digest("judge", url, json.dumps(body, sort_keys=True), repeat)
 
 
@@ -96,10 +97,10 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
     if "sha256" in answer:
         found = answer.pop("sha256")
         return answer if found == _seal(answer)["sha256"] else None
-    # One of an older version, which had these names and no other.
+    # A line of an older version, which had only these names.
     return answer if answer.keys() <= {*names, "model"} else None
 
 
 def _seal(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an answer with the hash of all that it says."""
+    """Return an answer with the hash of its fields."""
     return {**answer, "sha256": digest("answer", sorted(answer.items()))}

@@ -1,4 +1,4 @@
-"""The client of an API with OpenAI's chat completions: paced, patient, and silent about its key."""
+"""A client of OpenAI's chat completions that keeps a pace, retries, and never shows its key."""
 
 import dataclasses
 import datetime
@@ -21,15 +21,15 @@ from halos_jax.rewards.labels import RewardError
 
 logger = logging.getLogger(__name__)
 
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds: limits of the drawn pause before a retry
-_LONGEST_HOLD = 900.0  # seconds that a server may ask to wait
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds: bounds of the random pause before a retry
+_LONGEST_HOLD = 900.0  # seconds: the longest wait that a server may ask for
 _SHORTEST_KEY = 8  # a shorter one is a placeholder ("EMPTY", "1") and may stand in honest text
-_PASSING = (408, 409, 425, 429)  # of the 4xx, those that another try may mend
+_PASSING = (408, 409, 425, 429)  # the 4xx statuses that may pass with another try
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """What the judge wrote, and why it stopped ("stop", or "length" where it was cut)."""
+    """The judge's text, and why it ended: "stop", or "length" if it was cut."""
 
     text: str
     finish_reason: str
@@ -44,16 +44,16 @@ class Cancelled(Exception):
 
 
 def load_key(variable: str) -> str:
-    """Return the key that the environment variable holds; empty where no variable is named.
+    """Return the key in an environment variable; "" if no variable is named.
 
     Raises:
-      ConfigError: where the variable is not set, or is no key. The message never shows its value.
+      ConfigError: if the variable is not set or holds no key. The message never shows its value.
     """
     if not variable:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        found = "a text with spaces or other characters that no key has" if key else "nothing"
+        found = "text with spaces or other characters that no key has" if key else "nothing"
         raise ConfigError(
             f"reward.judge.key_variable: the environment variable {variable} holds {found}; set it "
             "to the API's key, or give --config.reward.judge.key_variable='' to send none"
@@ -62,7 +62,7 @@ def load_key(variable: str) -> str:
 
 
 def check_url(url: str) -> None:
-    """Raise ConfigError where `url` is none that a request can be sent to."""
+    """Raise ConfigError if no request can be sent to `url`."""
     try:
         httpx2.URL(url)
     except httpx2.InvalidURL as error:
@@ -70,7 +70,7 @@ def check_url(url: str) -> None:
 
 
 class Pace:
-    """Spreads requests evenly over a minute; all threads wait where the server asks one to."""
+    """Spreads requests evenly over time; if the server asks one thread to wait, all do."""
 
     def __init__(self, per_minute: int, stop: threading.Event):
         self._interval = 60.0 / per_minute if per_minute else 0.0
@@ -79,11 +79,11 @@ class Pace:
         self._stop = stop
 
     def wait(self) -> None:
-        """Return when the next request may leave; raise Cancelled where the client is stopped."""
+        """Wait until the next request may be sent; raise Cancelled if the client is stopped."""
         turn = None
         while True:
             with self._lock:
-                # Who was overtaken by a hold lines up again, so that no burst follows it.
+                # A request that a hold overtakes queues again, so that no burst follows the hold.
                 if turn is None or turn < self._held:
                     turn = max(self._next, self._held, time.monotonic())
                     self._next = turn + self._interval
@@ -93,12 +93,12 @@ class Pace:
                 return
 
     def hold(self, seconds: float) -> None:
-        """Let no request leave for some time."""
+        """Send no request for some time."""
         with self._lock:
             self._held = max(self._held, time.monotonic() + seconds)
 
     def sleep(self, seconds: float) -> None:
-        """Wait, or raise Cancelled at once where the client is stopped meanwhile."""
+        """Wait; raise Cancelled as soon as the client is stopped."""
         if self._stop.wait(seconds):
             raise Cancelled
 
@@ -119,7 +119,7 @@ class JudgeClient:
         self.counts: Counter[str] = Counter()  # requests, and failures by their reason
 
     def stop(self) -> None:
-        """Let the requests under way be the last: whoever waits gets Cancelled."""
+        """Send no more requests: threads that wait to send one get Cancelled."""
         self._stop.set()
 
     def close(self) -> None:
@@ -127,10 +127,10 @@ class JudgeClient:
         self._http.close()
 
     def reach(self) -> None:
-        """Raise UnreachableError where there is no server at all; what it answers does not matter.
+        """Raise UnreachableError if there is no server; any answer shows that there is one.
 
-        A request that costs nothing, tried once: a server that has never answered in this run is
-        not waited for, as one is that was lost for a time.
+        One request that costs nothing, without retries: only a server that has answered in this run
+        before is worth waiting for.
         """
         try:
             self._http.get(f"{self._settings.url.rstrip('/')}/models")
@@ -140,13 +140,13 @@ class JudgeClient:
             logger.info("judge: %s at the first contact", type(error).__name__)
 
     def probe(self, body: dict[str, Any]) -> None:
-        """Send one request, to see whether the server answers it at all.
+        """Send one request to see whether the server accepts it.
 
-        A failure that may pass (429, 5xx, a time-out) is only said.
+        A failure that may pass (429, 5xx, a time-out) is only logged.
 
         Raises:
-          UnreachableError: where there is no server.
-          RewardError: where it refuses the request.
+          UnreachableError: if there is no server.
+          RewardError: if it refuses the request.
         """
         try:
             response = self._http.post(self._url, json=body)
@@ -169,15 +169,15 @@ class JudgeClient:
         )
 
     def ask(self, body: dict[str, Any]) -> Answer | None:
-        """Send one request until it is answered; None where it is not after all retries.
+        """Send a request until it is answered; return None if it still is not after all retries.
 
-        No connection, a time-out, a server's error (5xx), 408, 409, 425, 429 and a reply that is
-        no chat completion are tried again, after a pause drawn from [0, 2^n] seconds (at most 60)
-        or after what the server's Retry-After says.
+        A lost connection, a time-out, an error of the server (5xx), 408, 409, 425, 429 and a reply
+        that is no chat completion are retried, after a pause drawn from [0, 2^n] seconds (at most
+        60) and the time in the server's Retry-After.
 
         Raises:
-          RewardError: where the server refuses the request, which no retry would mend.
-          Cancelled: where the client was stopped.
+          RewardError: if the server refuses the request, so that retries are useless.
+          Cancelled: if the client was stopped.
         """
         reason = ""
         for attempt in range(self._settings.retries + 1):
@@ -194,8 +194,8 @@ class JudgeClient:
                 self._pace.hold(hold)
             self._pace.sleep(hold + pause)
         logger.warning(
-            "the judge at %s gave no answer in %d tries, the last time because of: %s; check "
-            "reward.judge.url if none comes at all",
+            "the judge at %s gave no answer in %d tries; the last failure: %s; check "
+            "reward.judge.url if no answer comes at all",
             self._url,
             self._settings.retries + 1,
             reason,
@@ -203,7 +203,7 @@ class JudgeClient:
         return None
 
     def _send(self, body: dict[str, Any]) -> Answer | tuple[str, float]:
-        """Return the answer, or why there is none for now and how many seconds to wait."""
+        """Return the answer, or (why there is none yet, how many seconds to wait)."""
         self.counts["requests"] += 1
         try:
             response = self._http.post(self._url, json=body)
@@ -213,7 +213,7 @@ class JudgeClient:
 
     def _read(self, response: httpx2.Response) -> Answer | tuple[str, float]:
         text = response.text
-        if len(self._key) >= _SHORTEST_KEY:  # a server may show it in what it answers
+        if len(self._key) >= _SHORTEST_KEY:  # a server may repeat it in its answer
             text = text.replace(self._key, "[key]")
         status = response.status_code
         if status == 200:
@@ -255,6 +255,6 @@ def _read_answer(text: str) -> Answer | None:
         content, reason = choice["message"]["content"], choice.get("finish_reason")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    if content is None:  # a refusal, say: an answer, but one without a score
+    if content is None:  # such as a refusal: an answer without a score
         content = ""
     return Answer(content, str(reason)) if isinstance(content, str) else None

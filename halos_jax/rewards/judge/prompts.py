@@ -1,4 +1,4 @@
-"""What a judge is asked: Jinja templates of the rubric and the question, and how they are read."""
+"""The questions to a judge: Jinja templates of the rubric and the question, and their reader."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -72,14 +72,14 @@ _ANSWERS = {"score": {"response"}, "compare": {"response_a", "response_b"}}
 
 
 def make_question(settings: JudgeConfig) -> Callable[..., Messages]:
-    """Return the function (prompt, response, ...) -> messages of one question.
+    """Return the function (prompt, response, ...) -> the messages of one question.
 
-    It takes one response in mode "score" and two in mode "compare". The templates know `turns` (all
-    turns of the conversation, each with `role` and `content`), `record` (the other fields of the
-    prompt's record), `lowest`, `highest`, and `response`, or `response_a` and `response_b`.
+    It takes one response in mode "score" and two in mode "compare". The templates may use `turns`
+    (all turns of the conversation, each with `role` and `content`), `record` (the other fields of
+    the prompt's record), `lowest`, `highest`, and `response`, or `response_a` and `response_b`.
 
     Raises:
-      ConfigError: where a template cannot be read or parsed, or uses another name.
+      ConfigError: if a template cannot be read or parsed, or uses another name.
     """
     defaults = {
         "score": (SCORE_RUBRIC, SCORE_PROMPT),

@@ -31,21 +31,21 @@ from halos_jax.types import Sample
 logger = logging.getLogger(__name__)
 
 _PROBE = "Answer with the word yes."
-_LOOK = 0.5  # seconds between two looks at whether the run must stop
+_LOOK = 0.5  # seconds between two checks whether the run must stop
 _POINTS = {"A": 1.0, "B": 0.0, "tie": 0.5}  # of the sample that stands as A
 Parse = Callable[[str], Any]
 
 
 def probe_judge(config: Config) -> bool:
-    """Send the judge one small question, so that a dead one is known before anything is sampled.
+    """Ask the judge one small question, so that a dead server is known before anything is sampled.
 
-    It costs one request of the config's own parameters, with an answer of a word. Where there is no
-    server but answers of an earlier run are on disk, they may be all that is needed: that is only
-    said. Returns whether the server is there.
+    It is one request with the config's own parameters, whose answer is one word. If there is no
+    server but answers of an earlier run are on disk, these may suffice: then it only warns. Return
+    whether the server is there.
 
     Raises:
-      ConfigError: where there is no key, or a template or an address that cannot be used.
-      RewardError: where there is no server, or it refuses the request.
+      ConfigError: if there is no key, or if a template or the address cannot be used.
+      RewardError: if there is no server, or it refuses the request.
     """
     settings = config.reward.judge
     key = load_key(settings.key_variable)
@@ -61,7 +61,7 @@ def probe_judge(config: Config) -> bool:
         cache.load()
         if not len(cache):
             raise
-        logger.warning("%s (%d answers are on disk: going on with these)", error, len(cache))
+        logger.warning("%s (%d answers are on disk: continuing with these)", error, len(cache))
         return False
     finally:
         client.close()
@@ -69,7 +69,7 @@ def probe_judge(config: Config) -> bool:
 
 
 def find_cache(config: Config) -> Path:
-    """Return the file of a run's answers."""
+    """Return the file with the answers of a run's judge."""
     return Path(config.reward.judge.cache or Path(config.workdir) / "judge.jsonl")
 
 
@@ -80,20 +80,19 @@ def make_judge_scorer(
 
     In mode "score" a sample's reward is the judge's score. In mode "compare" it is the share of its
     comparisons with other samples of its prompt that it wins. Two samples are compared in both
-    orders: the same verdict twice counts 1 or 0, two that differ, or a tie, count 1/2 for both.
-    Samples with one text share their answers, and a pair of them is a tie that nobody is asked
-    about.
+    orders: the same winner twice gives 1 and 0; a tie, or two different winners, gives both 1/2.
+    Samples with the same text share their answers; a pair of them is a tie without a question.
 
-    Every answer is kept in `reward.judge.cache`, and what is there is never asked again. Where
-    several processes run, process 0 asks and the others read its file.
+    Every answer is kept in `reward.judge.cache`, and its question never asked again. With several
+    processes, process 0 asks and the others read its file.
 
     Args:
-      check: is called now and then while the scorer waits; what it raises stops the scorer.
-      is_known: `probe_judge` has had an answer; else a server that is not there is no error that
-        may pass when it is first needed.
+      check: called now and then while the scorer waits; an error that it raises stops the scorer.
+      is_known: whether `probe_judge` has had an answer; if not, a server that is missing when it is
+        first needed is an error at once, without retries.
 
     Raises:
-      ConfigError: where there is no key, or a template that cannot be used.
+      ConfigError: if there is no key, or if a template cannot be used.
     """
     settings = config.reward.judge
     key = load_key(settings.key_variable)
@@ -132,7 +131,7 @@ def make_judge_scorer(
 
 
 def list_pairs(samples: Sequence[Sample], which: str) -> list[tuple[int, int]]:
-    """Return the pairs of indices of samples of one prompt: "all", or "neighbours" alone."""
+    """Return pairs of indices of samples of the same prompt: "all" pairs, or "neighbours"."""
     groups: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
         groups.setdefault(sample.prompt.prompt_id, []).append(index)
@@ -142,11 +141,11 @@ def list_pairs(samples: Sequence[Sample], which: str) -> list[tuple[int, int]]:
 
 
 def join_verdicts(first: str | None, second: str | None) -> float | None:
-    """Return the points of a pair's first sample: 1, 0 or, for a tie or discord, 1/2.
+    """Return the points of a pair's first sample: 1, 0 or, for a tie or a contradiction, 1/2.
 
     Args:
-      first: the verdict where that sample stands as A; `second`: where it stands as B. The result
-        is None where one of them is.
+      first: the verdict when that sample is A.
+      second: the verdict when it is B. The result is None if either verdict is.
     """
     if first is None or second is None:
         return None
@@ -155,9 +154,9 @@ def join_verdicts(first: str | None, second: str | None) -> float | None:
 
 
 def count_wins(count: int, points: dict[tuple[int, int], float | None]) -> Labels:
-    """Return the share of points that each of `count` samples has of its comparisons.
+    """Return the mean points of each of `count` samples over its comparisons, as rewards.
 
-    A comparison without points is left out. The counts have: comparisons; ties; undecided.
+    Comparisons without points are left out. `Labels.counts` has: comparisons, ties, undecided.
     """
     won: list[list[float]] = [[] for _ in range(count)]
     for (i, j), share in points.items():
@@ -175,20 +174,20 @@ def count_wins(count: int, points: dict[tuple[int, int], float | None]) -> Label
 
 
 class _Asker:
-    """One pass over questions: which of them are answered, and who asks the rest."""
+    """One pass over questions: looks up those that are answered, and asks the rest."""
 
     def __init__(self, config: Config, cache: AnswerCache, parse: Parse):
         self._config, self._cache, self._parse = config, cache, parse
         self._settings: JudgeConfig = config.reward.judge
-        self._useless: str | None = None  # the last answer without what is wanted
+        self._useless: str | None = None  # the last answer without a score or verdict
 
     def look_up(self, messages: Messages) -> tuple[Any, int]:
-        """Return (what the answers on disk say or None, how many of them there are)."""
+        """Return (the score or verdict of the answers on disk, or None; how many answers)."""
         for repeat in range(self._settings.repeats + 1):
             answer = self._cache.get(self._key(messages, repeat))
             if answer is None:
                 return None, repeat
-            # What was cut by the token limit may be the first half of a number.
+            # A text cut by the token limit may end in the first half of a number.
             whole = answer["finish_reason"] != "length"
             found = self._parse(answer["text"]) if whole else None
             if found is not None:
@@ -203,13 +202,15 @@ class _Asker:
         check: Callable[[], None],
         met: threading.Event,
     ) -> None:
-        """Ask what is not on disk yet, `concurrency` at a time.
+        """Ask the questions whose answers are not on disk, `concurrency` at a time.
 
-        `met` is set where the server is known to be there, and from its first contact on.
+        Args:
+          check: as of `make_judge_scorer`.
+          met: set once the server is known to be there.
 
         Raises:
-          RewardError: where the server refuses, or too many questions stay without an answer. The
-            answers of all requests under way are kept.
+          RewardError: if the server refuses, or too many questions stay without an answer. The
+            answers to requests under way are kept.
         """
         uses: dict[str, int] = {}
         distinct: dict[str, Messages] = {}
@@ -253,7 +254,7 @@ class _Asker:
         self._report(len(distinct), len(open_questions), failed, client)
 
     def _check_failed(self, failed: int, total: int) -> None:
-        """Raise RewardError where too many questions have no answer that can be used."""
+        """Raise RewardError if too many questions have no usable answer."""
         allowed = self._config.reward.max_unlabelled
         if failed <= allowed * total:
             return
@@ -263,23 +264,23 @@ class _Asker:
             wanted = f"'Final Score: NUMBER' from {settings.lowest:g} to {settings.highest:g}"
         last = "none came"
         if self._useless is not None:
-            last = f"the last answer was {shorten(self._useless)}, wanted was a line {wanted}"
+            last = f"the last answer was {shorten(self._useless)}, without a line {wanted}"
         raise RewardError(
-            f"{failed} of {total} questions to the judge brought no answer that can be used, more "
-            f"than reward.max_unlabelled={allowed} allows: {last}; all answers are in "
-            f"{self._cache.path}, and are kept: mend reward.judge.prompt or the server, or raise "
+            f"{failed} of {total} questions to the judge brought no usable answer, more than "
+            f"reward.max_unlabelled={allowed} allows: {last}; all answers are kept in "
+            f"{self._cache.path}: mend reward.judge.prompt or the server, or raise "
             "--config.reward.max_unlabelled, and run the same command again"
         )
 
     def _ask(self, client: JudgeClient, messages: Messages) -> Any:
-        """Ask until an answer has what is wanted; None where none of them has."""
+        """Ask until an answer has a score or verdict; None if none has after all repeats."""
         found, repeat = self.look_up(messages)
         while found is None and repeat <= self._settings.repeats:
             try:
                 answer = client.ask(self._body(messages))
             except Cancelled:
                 return None
-            if answer is None:  # not an answer: another run may get one
+            if answer is None:  # no answer: another run may get one
                 return None
             self._cache.put(
                 self._key(messages, repeat),
@@ -302,8 +303,8 @@ class _Asker:
         counts = client.counts
         reasons = "".join(f", {counts[name]} x {name}" for name in counts if name != "requests")
         logger.info(
-            "judge: %d questions, %d of them answered before; %d requests%s; %d without an answer "
-            "that can be used",
+            "judge: %d questions, %d of them answered before; %d requests%s; %d without a usable "
+            "answer",
             distinct,
             distinct - asked,
             counts["requests"],
@@ -316,6 +317,6 @@ def _make_body(settings: JudgeConfig, messages: Messages) -> dict[str, Any]:
     body = {"model": settings.model, "messages": messages, "temperature": 0}
     if settings.max_tokens:
         body["max_tokens"] = settings.max_tokens
-    # A parameter that is None is not sent: some models refuse a temperature.
+    # A parameter that is None is left out: some models refuse a temperature.
     body |= schema.to_plain(settings.parameters)
     return {name: value for name, value in body.items() if value is not None}

@@ -111,7 +111,7 @@ def test_a_prefix_may_hold_special_tokens(tokenizer):
 
 
 def test_many_texts_are_encoded_as_each_alone(tokenizer, monkeypatch):
-    monkeypatch.setattr(guards, "_CHUNK", 3)
+    monkeypatch.setattr(guards, "_TOGETHER", 3)
     guard = Guard(tokenizer)
     texts = [f"{'x' * number}{guard.hide('</s>') if number % 3 else '</s>'}" for number in range(8)]
     assert list(guard.encode_all(iter(texts))) == [guard.encode(text) for text in texts]

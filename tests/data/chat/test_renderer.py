@@ -240,7 +240,7 @@ def test_eos_ends_a_turn_where_the_template_has_no_marker():
     assert renderer.render_response("a")[-1] == tokenizer.eos_token_id
     with pytest.raises(ConfigError, match="no eos token"):
         make_renderer(make_tokenizer(bare, eos=None))
-    with pytest.raises(ConfigError, match="leaves out what the assistant says"):
+    with pytest.raises(ConfigError, match="leaves out the assistant's turns"):
         make_renderer(make_tokenizer("{{ messages[0]['content'] }}"))
 
 

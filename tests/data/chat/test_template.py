@@ -162,13 +162,11 @@ def test_what_is_said_names_what_the_prompt_has(caplog):
     renderer = make_renderer(make_tokenizer(TEMPLATES["qwq"]))
     assert not caplog.text, "nothing is said of a template before an answer is written"
     renderer.render_response("four")
-    assert (
-        r"its prompt ends with '<think>\n', which its answers of the past have not" in caplog.text
-    )
-    assert r"one without a thought as '\n</think>\n\n' and the answer" in caplog.text
+    assert r"prompt ends with '<think>\n', which its past answers do not have" in caplog.text
+    assert r"one without a thought after '\n</think>\n\n' too" in caplog.text
     renderer = make_renderer(make_tokenizer(TEMPLATES["qwen 3 off"]))
     renderer.render_response(THOUGHT)
-    assert "an answer holds a thought ('<think>" in caplog.text
+    assert "an answer has a thought ('<think>" in caplog.text
     assert "chat_template_options.enable_thinking=true" in caplog.text
     renderer = make_renderer(make_tokenizer(TEMPLATES["r1"]))
     renderer.render_response(THOUGHT)

@@ -75,7 +75,7 @@ def test_refused_records_can_be_left_out(renderer, caplog):
     with caplog.at_level(logging.WARNING):
         kept = keep_shown([GOOD, SYSTEM, TWICE, LAST], renderer, skip=True)
     assert kept == [GOOD, LAST]
-    assert "2 of 4 records are left out (data.skip_bad), which the chat template" in caplog.text
+    assert "2 of 4 records are left out (data.skip_bad), since the chat template" in caplog.text
     with pytest.raises(RecordError, match="refuses all of the records; the first: f line 2"):
         keep_shown([SYSTEM, TWICE], renderer, skip=True)
 

@@ -69,7 +69,7 @@ def test_keys_of_tokens_that_nobody_reads_are_said(folder, caplog):
     )
     open_tokenizer(str(folder))
     first, second = sorted(one for one in caplog.messages if "keys of tokens" in one)
-    assert "tokenizer.json: keys of tokens that are not read: 'speciall'; known are" in first
+    assert "tokenizer.json: keys of tokens that are not read: 'speciall'; the known" in first
     assert "tokenizer_config.json: keys of tokens that are not read: 'lstript';" in second
 
 
@@ -129,7 +129,7 @@ def test_a_broken_tokenizer_json_is_one_message(folder, change, message):
 
 def test_a_template_that_is_no_text_is_named(folder):
     (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{{ x }}")
-    with pytest.raises(ConfigError, match=r"chat_template.jinja: got what cannot be read .*UTF-8"):
+    with pytest.raises(ConfigError, match=r"jinja: got a file that cannot be read .*UTF-8"):
         open_tokenizer(str(folder))
 
 

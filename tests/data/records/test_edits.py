@@ -131,7 +131,7 @@ def test_turns_are_joined_where_asked_for():
         Turn("assistant", "c\n\nd"),
         Turn("user", "t\n\ne"),
     )
-    with pytest.raises(RecordError, match="f line 3: got a system turn without one of the user"):
+    with pytest.raises(RecordError, match="f line 3: got a system turn that no turn of the user"):
         merge_turns(fields_of({}, merge=True), make("user:a", "system:s"))
 
 
@@ -149,6 +149,6 @@ def test_what_cannot_be_joined_stays():
 def test_a_record_inside_of_itself_and_a_class_of_arrays_are_named():
     circle: dict = {}
     circle["inner"] = circle
-    for result, message in ((circle, "in one another without end"), ({"x": np.float32}, "'x'")):
+    for result, message in ((circle, "that contain themselves"), ({"x": np.float32}, "'x'")):
         with pytest.raises(RecordError, match=f"^f line 3: what data.map returned: .*{message}"):
             change_record(fields_of({"prompt": "q"}, change=lambda _, found=result: found))

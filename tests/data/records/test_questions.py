@@ -172,9 +172,7 @@ def test_token_ids_do_not_go_with_another_prompt():
     sample |= {"prompt_ids": [1], "response_ids": [2], "reward": 1.0}
     for reader in (read_scored, read_demonstration):
         assert read(reader, sample).prompt_ids == (1,)
-        with pytest.raises(
-            RecordError, match=r"field 'prompt_ids': got \[1\].*leave the token ids"
-        ):
+        with pytest.raises(RecordError, match=r"field 'prompt_ids': got \[1\].*leave the ids"):
             read(reader, sample, Edits(system="s"))
 
 
@@ -219,7 +217,7 @@ def test_one_turn_in_the_text_of_a_table_stays_what_it_is():
     named = {"role": "user", "name": "bob", "content": "q"}
     found = read_prompt(Fields({"prompt": json.dumps([named])}, texts=True))
     assert found.turns == (Turn("user", "q", further='{"name":"bob"}'),)
-    with pytest.raises(RecordError, match="turns of which the last is the user's"):
+    with pytest.raises(RecordError, match="turns that end with the user's"):
         read_prompt(Fields({"prompt": json.dumps([turn("assistant", "a")])}, texts=True))
 
 

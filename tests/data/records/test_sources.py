@@ -115,7 +115,7 @@ def test_a_folder_of_several_splits_wants_one_named(save, tmp_path):
     assert read(f"{folder}@train") == ROWS[:2] and read(f"{folder}@test") == ROWS[2:]
     assert read(f"{folder}/train*.jsonl") == ROWS[:2]
     assert read(f"{folder}/**/*.jsonl") == [*ROWS[2:], *ROWS[:2]]
-    with pytest.raises(RecordError, match="no file has a name of this pattern"):
+    with pytest.raises(RecordError, match="no file matches this pattern"):
         read(f"{folder}/*.parquet")
 
 

@@ -39,7 +39,7 @@ def test_a_torn_line_loses_that_answer_alone(tmp_path, caplog):
         last = AnswerCache(path)
         last.load()
         assert last.get("one") and last.get("three") and last.get("two") is None
-    assert "passed over 1 broken lines" in caplog.text
+    assert "skipped 1 broken lines" in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -60,7 +60,7 @@ def test_an_answer_that_was_changed_is_asked_again(tmp_path, caplog, seed):
         if second[at : at + 1].lower() != other.lower():  # two spellings of a code point
             assert again.get("two") is None and len(again) == 2, (at, other)
         assert again.get("two") in (None, cache.get("two"))
-    assert "1 broken lines, cut short or changed; what they answered is asked again" in caplog.text
+    assert "1 broken lines, cut short or changed; their questions are asked again" in caplog.text
 
 
 def test_answers_of_a_version_without_hashes_are_taken(tmp_path):

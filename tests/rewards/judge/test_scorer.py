@@ -148,7 +148,7 @@ def test_a_server_that_dies_stops_the_run_early_and_keeps_what_it_said(server, m
     server.reply = reply
     samples = make_samples(*["a b c d"] * 10)
     config = make_config(concurrency=1, retries=0)
-    with pytest.raises(RewardError, match=r"5 of 40 questions to the judge brought no answer"):
+    with pytest.raises(RewardError, match=r"5 of 40 questions to the judge brought no usable"):
         make_judge_scorer(config)(samples)
     assert len(server.bodies) <= 12  # not all 40
     asked = len(server.bodies)
@@ -327,7 +327,7 @@ def test_answers_on_disk_need_no_server(server, make_config, caplog, monkeypatch
     monkeypatch.setattr(httpx2.Client, "send", refuse)
     assert make_judge_scorer(config)(samples) == expected
     assert not judge.probe_judge(config)
-    assert "2 answers are on disk: going on with these" in caplog.text
+    assert "2 answers are on disk: continuing with these" in caplog.text
     start = time.monotonic()
     with pytest.raises(UnreachableError, match="nothing listens at"):
         make_judge_scorer(config)(make_samples("a b c"))
@@ -346,9 +346,8 @@ def test_too_many_answers_without_a_score_show_the_last_one(server, make_config,
     with pytest.raises(RewardError) as caught:
         make_judge_scorer(make_config(repeats=0, highest=5.0))(make_samples("a b"))
     message = str(caught.value)
-    assert " of 2 questions to the judge brought no answer that can be used, more " in message
-    assert (
-        "the last answer was 'I think it is\\n good', wanted was a line 'Final Score: NUMBER' "
-        in (message)
+    assert " of 2 questions to the judge brought no usable answer, more than " in message
+    assert "the last answer was 'I think it is\\n good', without a line 'Final Score: NUMBER' " in (
+        message
     )
-    assert f"from 0 to 5; all answers are in {tmp_path / 'run' / 'judge.jsonl'}" in message
+    assert f"from 0 to 5; all answers are kept in {tmp_path / 'run' / 'judge.jsonl'}" in message
