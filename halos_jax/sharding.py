@@ -1,6 +1,5 @@
 """The device mesh and the one table from logical array axes to mesh axes."""
 
-import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from halos_jax.config import ConfigError, MeshConfig
 from halos_jax.integers import round_up
+from halos_jax.once import once_a_run
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def sum_parts(part: jax.Array, row_axes: Sequence[str], spec: PartitionSpec) -> 
     return part
 
 
-@functools.cache
+@once_a_run
 def _log_replicated(axis: str, size: int, parts: int) -> None:
     logger.warning(
         "axis %r of size %d does not divide by %d devices: replicated", axis, size, parts

@@ -64,3 +64,8 @@ def test_tests_that_fail_or_break_by_themselves_would_notice_anything(root):
     (root / "tests/test_part.py").write_text(TEST.replace("(3)", "(4)"))
     with pytest.raises(TableError, match=r"test_part.py fails by itself \(exit code 1\)"):
         mutations.check_unchanged(root, [BOUNDARY], limit=60)
+
+
+def test_the_table_fits_the_source():
+    """A text that is no longer in the source goes along with what was changed."""
+    assert len(mutations.load_faults(mutations.TABLE, mutations.ROOT)) > 150

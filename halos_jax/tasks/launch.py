@@ -16,9 +16,16 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.config.tasks import MODES, TASKS, Task, load
 from halos_jax.devices import explain_memory
 from halos_jax.losses import check_evaluation, check_feedback, check_loss, check_reference
+from halos_jax.once import forget_run
 from halos_jax.workdir.interrupt import StopSignal, catch_signals
 
 logger = logging.getLogger("halos_jax")
+
+_CACHE_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_enable_xla_caches",
+)
 
 
 def freeze_checked(config: config_lib.Settings | Config, errors: Iterable[str] = ()) -> Config:
@@ -41,6 +48,12 @@ def launch(config: Config) -> dict[str, float]:
       UserError: for anything that the user can fix; its subclass `Interrupted` after SIGTERM or
         Ctrl-C.
     """
+    forget_run()
+    with _restore_cache():
+        return _launch(config)
+
+
+def _launch(config: Config) -> dict[str, float]:
     start_jax(config)
     if config.mode != "run":
         load(MODES[config.mode].run)(config)
@@ -55,6 +68,20 @@ def launch(config: Config) -> dict[str, float]:
     if metrics:
         logger.info("finished: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items())))
     return metrics
+
+
+@contextlib.contextmanager
+def _restore_cache() -> Iterator[None]:
+    """Give back jax's cache of compiled programs: behind a run it is the caller's own again."""
+    before = {name: getattr(jax.config, name) for name in _CACHE_SETTINGS}
+    try:
+        yield
+    finally:
+        changed = [name for name in before if getattr(jax.config, name) != before[name]]
+        for name in changed:
+            jax.config.update(name, before[name])
+        if changed:
+            compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager
@@ -109,12 +136,11 @@ def start_jax(config: Config) -> None:
         # program and stays the same bit for bit.
         cache = Path(config.workdir).absolute() / "compilation_cache"
         compilation_cache.reset_cache()  # jax stays with that of a run before in this process
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         # XLA's kernel cache stays off: with it, programs compiled by another process have failed
         # with illegal instructions (H200, jax 0.11.2).
         caches = "xla_gpu_per_fusion_autotune_cache_dir"
-        jax.config.update("jax_persistent_cache_enable_xla_caches", caches)
+        for name, value in zip(_CACHE_SETTINGS, (str(cache), 0.0, caches), strict=True):
+            jax.config.update(name, value)
     errors = _check_devices(config)
     if errors:
         raise ConfigError("\n".join(errors))

@@ -1,7 +1,6 @@
 """Which activations to keep for the backward pass: as many as fit in the device's memory."""
 
 import dataclasses
-import functools
 import itertools
 import logging
 import math
@@ -14,6 +13,7 @@ from halos_jax import sharding
 from halos_jax.config.execution import Remat
 from halos_jax.integers import divide_up
 from halos_jax.models.spec import DecoderConfig, count_params
+from halos_jax.once import once_a_run
 from halos_jax.types import Batch, TrainState
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def _count_bytes(
     return held + int(blocks) + max(head, sum(map(measure, params)) + block)
 
 
-@functools.cache
+@once_a_run
 def _log_choice(remat: str, head_remat: bool, tokens: int, gib: float) -> None:
     logger.info(
         "rows of %d tokens: model.remat=%s, model.head_remat=%s (about %.1f GiB a device)",

@@ -111,9 +111,10 @@ def check_generation(folder, mesh, *, text=False):
 def one_device(monkeypatch, mesh1):
     """Let a task run on one device, and return its mesh.
 
-    Virtual devices wait for each other in threads of XLA's pool, which can leave a task of it
-    without a thread: on a machine of few cores XLA then ends the process ("Aborted"). What is
-    exported from a mesh is held in `tests/models/files/test_export.py`.
+    On the eight virtual devices, on a loaded machine of two cores, XLA has ended the process here
+    ("Aborted") after a collective operation had waited 40 s for all of them. Why it waits is not
+    known; on one device it has not been seen. What is exported from a mesh is held in
+    `tests/models/files/test_export.py`.
     """
     monkeypatch.setattr(sharding, "make_mesh", lambda config: mesh1)
     return mesh1

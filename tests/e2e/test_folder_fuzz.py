@@ -204,8 +204,14 @@ def check_renderer(folder, renderer, warnings):
     for token in core.get("added_tokens") or []:
         assert all(key in said for key in token.keys() - known), "a key of a token is dropped"
     template = (folder / "chat_template.jinja").read_bytes().decode()
-    # The library reads text, in which every mark of a line's end is one.
+    # The library reads text, in which every mark of a line's end is one. So does Jinja: the text
+    # as it stands in the file means the same, to the letter.
     assert renderer.template == template.replace("\r\n", "\n").replace("\r", "\n")
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    for chat in (turns, turns[:1]):
+        options = {"add_generation_prompt": len(chat) == 1, "tokenize": False}
+        shown = tokenizer.apply_chat_template(chat, chat_template=template, **options)
+        assert renderer.tokenizer.apply_chat_template(chat, **options) == shown
 
 
 def check_adapter(data, adapter):

@@ -122,9 +122,7 @@ def try_change(program, file, data, arguments, workdir):
     if code == 0:
         return "accepted"
     assert code == 1 and MESSAGE.search(errors), shown
-    # A template that writes more makes prompts too long: then it is the limit that is named.
-    limited = file.suffix == ".jinja" and "raise sampling.max_prompt_length" in errors
-    assert str(file.parent) in errors or file.name in errors or limited, shown
+    assert str(file.parent) in errors or file.name in errors, shown
     assert len(errors) < 3000 and len(errors.strip().split("\n")) <= 8, shown
     return "refused"
 

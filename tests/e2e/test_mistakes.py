@@ -149,7 +149,7 @@ MISTAKES = [
     ([*SFT, "data.train={tmp}/long.jsonl", "sampling.max_prompt_length=60"],
      ["train.max_length: got 16", "long.jsonl line 1 has 60 tokens", "lower sampling.max_pr"]),
     (["sampling.max_prompt_length=1", "train.max_length=99"],
-     ["max_length: got 1", "raise sampling.max_prompt_length"]),
+     ["max_length: got 1", "the chat template of ", "raise sampling.max_prompt_length"]),
     # the machine
     (["workdir={tmp}/mine.py/run"], ["mine.py is a file"]),
 ]  # fmt: skip

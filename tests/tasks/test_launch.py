@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from halos_jax import config as config_lib
 from halos_jax import devices, main
@@ -19,6 +18,7 @@ from halos_jax.config import (
     TrainConfig,
 )
 from halos_jax.data.toy import run_toy_data
+from halos_jax.models.files import hf
 from halos_jax.tasks import launch
 from halos_jax.tasks.eval import run_evaluation
 from halos_jax.tasks.export import run_export
@@ -130,19 +130,24 @@ def test_no_mode_but_run_keeps_compiled_programs_in_the_workdir(monkeypatch):
 
 def test_a_second_run_of_a_process_has_its_own_compiled_programs(monkeypatch, tmp_path):
     """jax opens its cache once; a resume of the second run would else not find what it was."""
-    names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs")
-    names = tuple(f"jax_{name}" for name in (*names, "persistent_cache_enable_xla_caches"))
-    before = {name: getattr(jax.config, name) for name in names}
+    before = {name: getattr(jax.config, name) for name in launch._CACHE_SETTINGS}
     monkeypatch.setattr(devices, "find_devices", lambda: "gpu")
     monkeypatch.setattr(launch, "_check_devices", lambda config: [])
-    try:
-        for number, name in enumerate(("first", "second")):
-            launch.start_jax(Config(workdir=str(tmp_path / name)))
-            jax.jit(lambda x, number=number: x * 3 + number)(1.0).block_until_ready()
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
+    used = []
+
+    def run(config, stop):
+        used.append(jax.config.jax_compilation_cache_dir)
+        jax.jit(lambda x: x * 3 + len(used))(1.0).block_until_ready()
+        if len(used) == 2:
+            raise ConfigError("no")
+        return {}
+
+    monkeypatch.setattr(launch, "run_task", run)
+    launch.launch(Config(workdir=str(tmp_path / "first")))
+    with pytest.raises(ConfigError, match="no"):
+        launch.launch(Config(workdir=str(tmp_path / "second")))
+    assert used == [str(tmp_path / name / "compilation_cache") for name in ("first", "second")]
+    assert {name: getattr(jax.config, name) for name in before} == before  # the caller's again
     kept = [
         list((tmp_path / name / "compilation_cache").glob("jit*")) for name in ("first", "second")
     ]
@@ -163,3 +168,16 @@ def test_a_mode_is_done_in_place_of_the_task_and_of_every_stage_of_a_pipeline(mo
     main.main([("mode", "check"), pipeline, ("pipeline.tasks", "('bench',)")])
     check = "halos_jax.tasks.preflight:run_check"
     assert done == [(check, "bench"), (check, "pipeline")]
+
+
+def test_what_is_logged_once_is_logged_once_in_each_run_of_a_process(monkeypatch, caplog):
+    def run(config, stop):
+        for _ in range(2):
+            hf._warn_once("x is not read")
+        return {}
+
+    monkeypatch.setattr(launch, "run_task", run)
+    monkeypatch.setattr(launch, "_check_devices", lambda config: [])
+    for count in (1, 2):
+        launch.launch(Config())
+        assert caplog.text.count("x is not read") == count

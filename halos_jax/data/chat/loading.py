@@ -72,7 +72,9 @@ def load_renderer(
     """
     tokenizer = load_tokenizer(path, chat_template)
     apply_options(tokenizer, options or {}, field)
-    return _make_renderer(tokenizer, path)
+    renderer = _make_renderer(tokenizer, path)
+    renderer.origin = chat_template or path
+    return renderer
 
 
 def load_policy_renderer(settings: ModelConfig, control: Collection[str] = ()) -> Renderer:
@@ -99,6 +101,7 @@ def load_policy_renderer(settings: ModelConfig, control: Collection[str] = ()) -
     apply_options(tokenizer, settings.chat_template_options)
     answers = [token for token in settings.added_tokens if token not in markers]
     renderer = _make_renderer(tokenizer, settings.path, answers)
+    renderer.origin = settings.chat_template or tokenizer.name_or_path
     renderer.new_tokens = tuple(sorted(new, key=settings.added_tokens.index))
     return renderer
 

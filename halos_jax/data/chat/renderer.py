@@ -44,6 +44,7 @@ class Renderer:
       closing: what the template writes behind that at a conversation's end, see `Template`.
       stop_ids: tokens that end a response.
       stop_strings: the end marker, where it is neither a token nor ends with an end token.
+      origin: the folder, hub id or file that the template is from, for messages.
       new_tokens: added tokens that the model has not been trained on.
     """
 
@@ -51,6 +52,7 @@ class Renderer:
         self, tokenizer: Any, eos_token_ids: Iterable[int], answer_tokens: Collection[str]
     ):
         self.tokenizer = tokenizer
+        self.origin: str = tokenizer.name_or_path
         self.new_tokens: tuple[str, ...] = ()
         self._guard = Guard(tokenizer)
         self._guard.allow(answer_tokens)
@@ -145,6 +147,7 @@ class Renderer:
             max_length,
             measure=lambda some: len(self._prompt_ids(some)),
             find_starts=self._token_starts,
+            template=f"the chat template of {self.origin}",
         )
 
     def render_response(self, text: str | Turn, *, finished: bool = True) -> tuple[int, ...]:

@@ -1,10 +1,12 @@
 """Records that the chat template refuses, or shows in part only; found with file and line."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from halos_jax.data.chat.renderer import Renderer
+from halos_jax.data.records.edits import join_turns
 from halos_jax.data.records.fields import RecordError
 from halos_jax.data.records.turns import (
     CONTEXT,
@@ -43,7 +45,7 @@ def keep_shown(
         if count and len(kept) >= count:
             kept += records[number:]
             break
-        error = _find_refusal(record, renderer)
+        error = _find_refusal(record, renderer, skip=skip)
         if error is None:
             kept.append(record)
         elif skip:
@@ -87,11 +89,15 @@ def make_shown(
         raise
 
 
-def _find_refusal(record: Any, renderer: Renderer) -> RecordError | None:
+def _find_refusal(record: Any, renderer: Renderer, *, skip: bool) -> RecordError | None:
+    """Return why the template does not show a record, with its place and the ways on, or None."""
     try:
         _check_keys(record, renderer)
         for turns in _list_prompts(record):
-            renderer.show(turns)
+            try:
+                renderer.show(turns)
+            except RecordError as error:
+                raise RecordError(f"{error}{_name_ways(turns, renderer, skip=skip)}") from error
         for answer in _list_answers(record):
             if answer.further:
                 renderer.render_response(answer)
@@ -100,6 +106,18 @@ def _find_refusal(record: Any, renderer: Renderer) -> RecordError | None:
         known = not place or str(error).startswith(place)
         return error if known else RecordError(f"{place}: {error}")
     return None
+
+
+def _name_ways(turns: tuple[Turn, ...], renderer: Renderer, *, skip: bool) -> str:
+    """Return what a user may set where the template refuses turns, as the end of a message."""
+    ways = [] if skip else ["data.skip_bad=true leaves such records out"]
+    with contextlib.suppress(RecordError, ValueError):
+        joined = join_turns(turns)
+        if joined != turns:
+            renderer.show(joined)
+            joins = "data.merge_turns=true joins system turns and neighbours of one role"
+            ways.insert(0, f"{joins}, which it takes")
+    return f"; {'; '.join(ways)}" if ways else ""
 
 
 def _find_prompt(record: Any) -> Prompt:

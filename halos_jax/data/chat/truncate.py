@@ -14,6 +14,7 @@ def truncate_turns(
     *,
     measure: Callable[[Sequence[Turn]], int],
     find_starts: Callable[[str], list[int]],
+    template: str = "this chat template",
 ) -> tuple[Turn, ...]:
     """Shorten turns until `measure` gives at most `max_length`.
 
@@ -24,6 +25,7 @@ def truncate_turns(
     Args:
       measure: gives the length in tokens of turns as a prompt.
       find_starts: gives the indices of a text at which it may be cut, ascending from 0.
+      template: what an error calls the chat template.
 
     Raises:
       ConfigError: if even turns without any content are longer.
@@ -31,7 +33,7 @@ def truncate_turns(
     while measure(turns) > max_length:
         fewer = drop_oldest(turns)
         if len(fewer) == len(turns):
-            return _cut_left(turns, max_length, len(turns) - 1, measure, find_starts)
+            return _cut_left(turns, max_length, len(turns) - 1, measure, find_starts, template)
         turns = fewer
     return turns
 
@@ -68,6 +70,7 @@ def _cut_left(
     at: int,
     measure: Callable[[Sequence[Turn]], int],
     find_starts: Callable[[str], list[int]],
+    template: str,
 ) -> tuple[Turn, ...]:
     """Cut the beginning of the turn `at`, as little as makes the prompt fit.
 
@@ -83,12 +86,12 @@ def _cut_left(
     low, high = 0, len(starts) - 1
     shortest = measure(cut(high))
     if shortest > max_length and at:
-        return _cut_left(cut(high), max_length, at - 1, measure, find_starts)
+        return _cut_left(cut(high), max_length, at - 1, measure, find_starts, template)
     if shortest > max_length:
         raise ConfigError(
             f"max_length: got {max_length}, but a prompt without any content has {shortest} "
-            f"tokens in this chat template; allowed: {shortest} or more; raise "
-            "sampling.max_prompt_length"
+            f"tokens in {template}; allowed: {shortest} or more; raise "
+            "sampling.max_prompt_length (reward.max_length of a reward model)"
         )
     # A shorter text can have more tokens, so this may miss the longest text that fits; the text at
     # `high` was rendered and does fit.

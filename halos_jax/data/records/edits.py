@@ -7,7 +7,7 @@ turns for templates that want users and assistants to alternate.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from halos_jax.config import ConfigError, DataConfig
@@ -149,6 +149,21 @@ def merge_turns(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     """
     if not fields.edits.merge:
         return turns
+    try:
+        return join_turns(turns)
+    except ValueError as error:
+        raise RecordError(
+            f"{fields.place}: got a system turn that no turn of the user follows, allowed with "
+            "data.merge_turns: one before a turn of the user, to which it is joined"
+        ) from error
+
+
+def join_turns(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Return turns as `merge_turns` joins them.
+
+    Raises:
+      ValueError: if no turn of the user follows a system turn.
+    """
     joined: list[Turn] = []
     waiting = ""
     context = find_context(turns)
@@ -164,10 +179,7 @@ def merge_turns(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
         else:
             joined.append(turn)
     if waiting:
-        raise RecordError(
-            f"{fields.place}: got a system turn that no turn of the user follows, allowed with "
-            "data.merge_turns: one before a turn of the user, to which it is joined"
-        )
+        raise ValueError("a system turn that no turn of the user follows")
     return add_context(joined, context)
 
 

@@ -6,7 +6,7 @@ import decimal
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from halos_jax.data.records.fields import RecordError
@@ -22,33 +22,36 @@ def read_csv(file: str, *, on_bad: OnBad = raise_error) -> Rows:
     is guessed of "007" or "NA". A field whose cell is empty is absent.
 
     Args:
-      on_bad: called with the error of a line with too many or too few cells; if it returns, the
-        line is left out.
+      on_bad: called with the error of a record with too many or too few cells, or with a broken
+        quote; if it returns, the record is left out.
 
     Raises:
-      RecordError: if the file is missing, broken or not UTF-8.
+      RecordError: if the file is missing, broken or not UTF-8, or if a quote is not closed before
+        its end: then nothing tells where the next record begins.
     """
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if ".tsv" in os.path.basename(file).lower() else ","
     try:
         with open_file(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, delimiter=delimiter, strict=True)
+            lines = _Lines(stream)
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
             names = next(reader, [])
-            if not all(names) or len(set(names)) < len(names):
-                raise RecordError(
-                    f"{file} line 1: got the header {names}, allowed: a different name for each "
-                    "column"
-                )
-            signs = [one for one in ";\t|," if one != delimiter and one in "".join(names)]
-            if len(names) == 1 and signs:
-                between = "a tab" if delimiter != "," else "commas"
-                raise RecordError(
-                    f"{file} line 1: got one column, {names[0]!r}, allowed: columns with {between} "
-                    f"between them, not {signs[0]!r}; a file with tabs is named .tsv"
-                )
-            start = reader.line_num + 1
-            for cells in reader:
-                line, start = start, reader.line_num + 1
+            _check_header(file, names, delimiter)
+            is_broken = False
+            while True:
+                line = lines.start_record()
+                try:
+                    cells = next(reader)
+                except StopIteration:
+                    break
+                except csv.Error as error:
+                    on_bad(_skip_broken(file, lines, error))
+                    is_broken = True
+                    continue
+                if is_broken and not lines.is_quoted_right(cells):
+                    # Elsewhere this is text, but here it may be the rest of a broken record.
+                    on_bad(_make_error(file, lines, "behind a broken record"))
+                    continue
                 if not cells:
                     continue
                 if len(cells) != len(names):
@@ -62,6 +65,88 @@ def read_csv(file: str, *, on_bad: OnBad = raise_error) -> Rows:
                 yield line, {name: cell for name, cell in zip(names, cells, strict=True) if cell}
     except (OSError, *BROKEN, csv.Error, UnicodeDecodeError) as error:
         raise RecordError(f"{file}: cannot be read as CSV in UTF-8: {error}") from error
+
+
+def _check_header(file: str, names: list[str], delimiter: str) -> None:
+    if not all(names) or len(set(names)) < len(names):
+        raise RecordError(
+            f"{file} line 1: got the header {names}, allowed: a different name for each column"
+        )
+    signs = [one for one in ";\t|," if one != delimiter and one in "".join(names)]
+    if len(names) == 1 and signs:
+        between = "a tab" if delimiter != "," else "commas"
+        raise RecordError(
+            f"{file} line 1: got one column, {names[0]!r}, allowed: columns with {between} "
+            f"between them, not {signs[0]!r}; a file with tabs is named .tsv"
+        )
+
+
+class _Lines:
+    """The lines of a file, with those of the record that is being read."""
+
+    def __init__(self, stream: Iterable[str]):
+        self._lines = iter(stream)
+        self._record: list[str] = []
+        self.first, self.last = 1, 0  # lines of the record
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.last += 1
+        self._record.append(line)
+        return line
+
+    def start_record(self) -> int:
+        """Begin a record with the next line; return its number."""
+        self.first, self._record = self.last + 1, []
+        return self.first
+
+    def is_quoted_right(self, cells: Sequence[str]) -> bool:
+        """Say whether each quote in a cell of the record stands twice, in a cell in quotes."""
+        text = "".join(self._record)
+        doubled = (cell.replace('"', '""') for cell in cells if '"' in cell)
+        return all(f'"{cell}"' in text for cell in doubled)
+
+    def end_record(self) -> bool:
+        """Go to the end of a record, a line behind an even number of quotes; say if there is one.
+
+        That is where every record ends whose quotes are right.
+        """
+        quotes = sum(line.count('"') for line in self._record)
+        while quotes % 2:
+            line = next(self, None)
+            if line is None:
+                return False
+            quotes += line.count('"')
+        return True
+
+
+def _skip_broken(file: str, lines: _Lines, error: object) -> RecordError:
+    """Skip the rest of a record with a broken quote; return its error.
+
+    Raises:
+      RecordError: if it has no end.
+    """
+    if not lines.end_record():
+        raise RecordError(
+            f"{file} line {lines.first}: a quote is opened here, or in a line below, and not "
+            f"closed up to the end of the file ({error}): where the next record begins is not "
+            "known, so that data.skip_bad cannot leave it out either; allowed: quotes in pairs, "
+            "two of them for one within a quoted cell; mend that line"
+        )
+    return _make_error(file, lines, error)
+
+
+def _make_error(file: str, lines: _Lines, reason: object) -> RecordError:
+    last = lines.last
+    span = f"line {last}" if last == lines.first else f"lines {lines.first} to {last}"
+    return RecordError(
+        f"{file} {span}: got a quote within a cell ({reason}), allowed: two of them there, which "
+        f"mean one, and the cell in quotes; where this is left out, line {last + 1} is taken for "
+        "the beginning of the next record"
+    )
 
 
 def read_parquet(file: str) -> Rows:

@@ -13,6 +13,7 @@ from halos_jax import sharding
 from halos_jax.integers import round_up
 from halos_jax.models.attention import view as views
 from halos_jax.models.attention.dense import PLAIN, Scoring, attend_blocks, attend_dense
+from halos_jax.once import once_a_run
 from halos_jax.types import View
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 _SINK_DIMS = 8  # that queries have for their sinks; kernels want multiples of 8
 
 
-@functools.cache
+@once_a_run
 def choose_backend(
     name: str, head_dim: int, dtype: str, softcap: float = 0.0, *, sinks: bool = False
 ) -> str:

@@ -8,7 +8,6 @@ never holds more than one shard of one array.
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
 import os
@@ -43,6 +42,7 @@ from halos_jax.models.hf.positions import find_max_positions
 from halos_jax.models.hf.schema import list_unread
 from halos_jax.models.hf.tensors import Tensor
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.once import once_a_run
 from halos_jax.types import Params
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def load_decoder_config(path: str, settings: ModelConfig | None = None) -> Decod
     return dataclasses.replace(config, max_positions=find_max_positions(hf_config))
 
 
-@functools.cache
+@once_a_run
 def _warn_once(message: str) -> None:
     logger.warning(message)
 

@@ -256,3 +256,18 @@ def test_a_template_that_does_not_end_is_one_error_at_the_start(tmp_path, monkey
     for load in (lambda: load_renderer(str(tmp_path)), lambda: load_policy_renderer(settings)):
         with pytest.raises(ConfigError, match=r"had not ended after 0.1 seconds, allowed: one"):
             load()
+
+
+def test_a_template_that_writes_too_much_is_named(tmp_path):
+    """A folder's own, a named one, and a file of the user's: each by what the user gave."""
+    folder, file = tmp_path / "model", tmp_path / "long.jinja"
+    make_tokenizer().save_pretrained(folder)
+    file.write_text(load_renderer(str(folder)).template.replace("{%", "long{%", 1))
+    for name, origin in (("", folder), (str(file), file)):
+        settings = ModelConfig(path=str(folder), chat_template=name)
+        for renderer in (load_renderer(str(folder), name), load_policy_renderer(settings)):
+            message = (
+                rf"without any content has \d+ tokens in the chat template of {origin}; allowed"
+            )
+            with pytest.raises(ConfigError, match=message):
+                renderer.render_prompt((Turn("user", "a"),), 1)

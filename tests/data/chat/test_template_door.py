@@ -53,7 +53,16 @@ def learn(prompt, *turns):
     ("record", "message"),
     [
         (SYSTEM, "f line 2: the chat template refuses turns of the roles system, user: no system"),
-        (TWICE, "f line 3: .*roles must alternate"),
+        (
+            SYSTEM,
+            ".*: no system turns; data.merge_turns=true joins system turns and neighbours of one "
+            "role, which it takes; data.skip_bad=true leaves such records out$",
+        ),
+        (TWICE, "f line 3: .*roles must alternate; data.merge_turns=true joins .* which it takes"),
+        (  # Joined or not, it begins with the assistant.
+            ask(6, "assistant:a", "user:b"),
+            "f line 6: .*roles must alternate; data.skip_bad=true leaves such records out$",
+        ),
         (TOOLS, "f line 5: 'tools': the chat template does not show it"),
         (learn(GOOD, "assistant:b", "system:s", "assistant:c"), "f line 1: .*no system"),
         (
@@ -76,6 +85,7 @@ def test_refused_records_can_be_left_out(renderer, caplog):
         kept = keep_shown([GOOD, SYSTEM, TWICE, LAST], renderer, skip=True)
     assert kept == [GOOD, LAST]
     assert "2 of 4 records are left out (data.skip_bad), since the chat template" in caplog.text
+    assert caplog.text.rstrip().endswith("neighbours of one role, which it takes")
     with pytest.raises(RecordError, match="refuses all of the records; the first: f line 2"):
         keep_shown([SYSTEM, TWICE], renderer, skip=True)
 

@@ -90,7 +90,9 @@ def test_csv_is_text_as_it_stands(tmp_path):
         (b"a,b\n1,2,3\n", "line 2: got 3 cells, allowed: 2"),
         (b"a,a\n1,2\n", "line 1: got the header"),
         (b"a,\n1,2\n", "line 1: got the header"),
-        (b'a,b\n"1,2\n', "cannot be read as CSV"),
+        (b'a,b\n"1,2\n', "line 2: a quote is opened here, or in a line below, and not closed up"),
+        (b'a,b\n1,"2" x"y"\n', "line 2: got a quote within a cell .* two of them there"),
+        (b'a,"b\n', "cannot be read as CSV"),
         (b"a\n\xff\n", "cannot be read as CSV in UTF-8"),
     ],
 )
@@ -134,6 +136,47 @@ def test_broken_compression_and_bad_lines_of_csv_are_named(tmp_path):
     rows = list(read_csv(str(path), on_bad=errors.append))
     assert rows == [(2, {"a": "1", "b": "2"}), (4, {"a": "3", "b": "4"})]
     assert ["line 3: got 1 cells" in str(one) for one in errors] == [True]
+
+
+def test_csv_with_a_broken_quote_is_left_out_up_to_the_end_of_its_record(tmp_path):
+    """Its record ends where every record ends: at a line behind an even number of quotes."""
+    path, errors = tmp_path / "x.csv", []
+    lines = [
+        "a,b",
+        '"he said "hi" to me",2',
+        '3,"4\n5"',
+        '"1" or 1" or so',  # three quotes: the record goes on
+        'to be sure",6',
+        '"1" or',  # two quotes
+        'so",6',  # which would be a record elsewhere
+        '7,"8"',
+        '9,""" ""ten"""',
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    rows = list(read_csv(str(path), on_bad=errors.append))
+    assert rows == [
+        (3, {"a": "3", "b": "4\n5"}),
+        (9, {"a": "7", "b": "8"}),
+        (10, {"a": "9", "b": '" "ten"'}),
+    ]
+    assert [str(one).partition(": ")[0] for one in errors] == [
+        f"{path} line 2",
+        f"{path} lines 5 to 6",
+        f"{path} line 7",
+        f"{path} line 8",
+    ]
+    assert "line 3 is taken for the beginning of the next record" in str(errors[0])
+
+
+def test_csv_with_a_quote_that_stays_open_is_refused_even_where_bad_records_are_left_out(tmp_path):
+    path, errors = tmp_path / "x.csv", []
+    for broken in ('"3,4', '"3" inch", 4'):
+        path.write_text(f"a,b\n1,2\n{broken}\n5,6\n7,8\n")
+        found = read_csv(str(path), on_bad=errors.append)
+        assert next(found) == (2, {"a": "1", "b": "2"})
+        with pytest.raises(RecordError, match=r"x.csv line 3: a quote is opened .* begins is not"):
+            next(found)
+    assert not errors
 
 
 def test_columns_of_one_name_and_text_that_is_none_are_named(tmp_path):

@@ -60,19 +60,59 @@ def test_an_answer_that_was_changed_is_asked_again(tmp_path, caplog, seed):
         if second[at : at + 1].lower() != other.lower():  # two spellings of a code point
             assert again.get("two") is None and len(again) == 2, (at, other)
         assert again.get("two") in (None, cache.get("two"))
-    assert "1 broken lines, cut short or changed; their questions are asked again" in caplog.text
+    assert "1 broken lines, cut short, changed or without their hash; their" in caplog.text
 
 
-def test_answers_of_a_version_without_hashes_are_taken(tmp_path):
-    path = tmp_path / "judge.jsonl"
-    path.write_text(json.dumps({"key": "one", **ANSWER}) + "\n")
+@pytest.mark.parametrize("number", range(3))
+def test_an_answer_whose_hash_was_removed_is_asked_again(tmp_path, caplog, number):
+    path, names = tmp_path / "judge.jsonl", ("one", "two", "three")
     cache = AnswerCache(path)
-    cache.load()
-    assert cache.get("one") == {"key": "one", **ANSWER}
-    cache.put("two", ANSWER)
+    for name in names:
+        cache.put(name, ANSWER)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    del lines[number]["sha256"]
+    lines[number]["text"] = "Final Score: 10"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     again = AnswerCache(path)
     again.load()
-    assert again.get("two") == {"key": "two", **ANSWER} and len(again) == 2
+    assert again.get(names[number]) is None and len(again) == 2
+    assert "skipped 1 broken lines, cut short, changed or without their hash" in caplog.text
+    again.put(names[number], ANSWER)
+    last = AnswerCache(path)
+    last.load()
+    assert all(last.get(name) == {"key": name, **ANSWER} for name in names)
+
+
+def test_answers_of_a_version_without_hashes_are_taken_and_get_theirs(tmp_path, caplog):
+    path, old = tmp_path / "judge.jsonl", ("one", "two")
+    path.write_text("".join(json.dumps({"key": key, **ANSWER}) + "\n" for key in old))
+    cache = AnswerCache(path)
+    for _ in range(2):
+        cache.load()
+    assert all(cache.get(key) == {"key": key, **ANSWER} for key in old)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "2 answers of a version that wrote no hashes are accepted" in said[0]
+    cache.put("three", ANSWER)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["key"] for line in lines] == [*old, *old, "three"]
+    assert ["sha256" in line for line in lines] == [False, False, True, True, True]
+    caplog.clear()
+    # The first lines have hashes elsewhere now; one that was changed since is not looked at.
+    lines[0]["text"] = "Final Score: 10"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = AnswerCache(path)
+    again.load()
+    assert all(again.get(key) == {"key": key, **ANSWER} for key in (*old, "three"))
+    assert len(again) == 3 and not caplog.records
+
+
+def test_a_lost_hash_is_no_older_version_where_another_hash_is_wrong(tmp_path, caplog):
+    path = tmp_path / "judge.jsonl"
+    lines = [{"key": "one", **ANSWER}, {"key": "two", **ANSWER, "sha256": "0" * 64}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cache = AnswerCache(path)
+    cache.load()
+    assert len(cache) == 0 and "skipped 2 broken lines" in caplog.text
 
 
 def test_what_is_no_answer_is_passed_over(tmp_path):
