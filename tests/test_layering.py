@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import tomllib
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -256,3 +257,9 @@ def test_confined_packages_names_and_lengths_are_found(tmp_path):
     ):
         assert expected in found
     assert len(found.splitlines()) == 9
+
+
+def test_the_package_says_that_it_is_typed():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert (REPOSITORY / PACKAGE / "py.typed").read_bytes() == b""
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"][PACKAGE]
