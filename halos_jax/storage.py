@@ -229,14 +229,18 @@ def replace_file(path: str | Path, *, note: Note | None = None) -> Iterator[NewF
 
 
 @contextlib.contextmanager
-def open_append(path: str | Path) -> Iterator[int]:
-    """Yield a file descriptor that appends to `path`; at the end, the data is synced to disk."""
+def open_append(path: str | Path, *, sync: bool = True) -> Iterator[int]:
+    """Yield a file descriptor that appends to `path`; at the end, the data is synced to disk.
+
+    With `sync=False` that is the caller's to do. The name of a new file is synced in any case.
+    """
     path = Path(path)
     is_new = not path.exists()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         yield descriptor
-        os.fsync(descriptor)
+        if sync:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
     if is_new:
@@ -249,7 +253,7 @@ def append_whole(path: str | Path, data: bytes) -> None:
     Raises:
       OSError: if it cannot be written whole.
     """
-    with open_append(path) as descriptor:
+    with open_append(path, sync=False) as descriptor:
         start = os.fstat(descriptor).st_size
         try:
             if os.write(descriptor, data) < len(data):

@@ -198,6 +198,23 @@ def test_lines_are_appended_whole_or_not_at_all(tmp_path, monkeypatch, function)
     assert path.read_bytes() == b"one\nthree\n"
 
 
+def test_what_is_appended_is_synced_once(tmp_path, monkeypatch):
+    path, synced, fsync = tmp_path / "x", [], os.fsync
+    path.touch()
+
+    def record(descriptor):
+        synced.append(os.fstat(descriptor).st_size)  # all of the data must be there before
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    storage.append_whole(path, b"one\n")
+    assert synced == [4]
+    with storage.open_append(path) as descriptor:
+        os.write(descriptor, b"two\n")
+        assert synced == [4]
+    assert synced == [4, 8]
+
+
 def test_a_tree_is_synced_with_the_names_in_it(tmp_path, monkeypatch):
     write(tmp_path / "a" / "b", "c")
     synced, fsync = [], os.fsync

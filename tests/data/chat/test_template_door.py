@@ -60,7 +60,7 @@ def learn(prompt, *turns):
         ),
         (TWICE, "f line 3: .*roles must alternate; data.merge_turns=true joins .* which it takes"),
         (  # Joined or not, it begins with the assistant.
-            ask(6, "assistant:a", "user:b"),
+            ask(6, "assistant:a", "user:b", "user:c"),
             "f line 6: .*roles must alternate; data.skip_bad=true leaves such records out$",
         ),
         (TOOLS, "f line 5: 'tools': the chat template does not show it"),
