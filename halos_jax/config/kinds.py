@@ -75,6 +75,8 @@ class FeedbackSpec:
     Attributes:
       make: called with (config, scored samples, round); returns the records and their counts.
       warn: called with (config, counts); returns a warning if the feedback teaches little.
+      useful: called with the counts; returns how many examples teach something: pairs, labelled
+        answers, or groups whose rewards differ.
       count: called with (prompts, samples per prompt, `feedback.mode`); returns the largest number
         of examples that these can give.
       pairs: whether an example is a pair, and the threshold the least difference of its rewards.
@@ -84,6 +86,7 @@ class FeedbackSpec:
 
     make: str
     warn: str
+    useful: Callable[[Mapping[str, int]], int]
     count: Callable[[int, int, str], int]
     pairs: bool = False
     compares: bool = False
@@ -94,6 +97,7 @@ FEEDBACK_TYPES: Mapping[FeedbackType, FeedbackSpec] = {
     "pairwise": FeedbackSpec(
         make="halos_jax.rewards.feedback:make_pairwise",
         warn="halos_jax.rewards.feedback_report:warn_of_pairs",
+        useful=lambda counts: counts["pairs"],
         count=_count_pairs,
         pairs=True,
         compares=True,
@@ -101,12 +105,14 @@ FEEDBACK_TYPES: Mapping[FeedbackType, FeedbackSpec] = {
     "binary": FeedbackSpec(
         make="halos_jax.rewards.feedback:make_binary",
         warn="halos_jax.rewards.feedback_report:warn_of_classes",
+        useful=lambda counts: counts["examples"],
         count=lambda num_prompts, num_samples, mode: num_prompts * num_samples,
     ),
     # PPO learns from a reward by itself, other losses from its difference to those of its group.
     "scalar": FeedbackSpec(
         make="halos_jax.rewards.feedback:make_scalar",
         warn="halos_jax.rewards.feedback_report:warn_of_groups",
+        useful=lambda counts: counts["examples"] - counts["equal"] - counts["single"],
         count=lambda num_prompts, num_samples, mode: num_prompts,
         compares=True,
         single_losses=("ppo",),

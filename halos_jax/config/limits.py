@@ -155,10 +155,38 @@ def check_online(values: Mapping[str, Any]) -> Iterable[str]:
             yield f"{path}: got {values[path]}, allowed with task='online': {unused}; {reason}"
     feedback = FEEDBACK_TYPES[values["feedback.type"]]
     compares = feedback.compares and values.get("loss.name") not in feedback.single_losses
+    yield from _check_refill(values)
     if values["sampling.num_samples_per_prompt"] == 1 and compares:
         yield (
             "sampling.num_samples_per_prompt: got 1, allowed: 2 or more, since "
             f"feedback.type={values['feedback.type']!r} compares the samples of a prompt"
+        )
+
+
+def _check_refill(values: Mapping[str, Any]) -> Iterable[str]:
+    """Refuse further prompts for a round that cannot help, or that would change its rewards."""
+    wanted, per_round = values["feedback.min_examples"], values["rounds.prompts_per_round"]
+    if not wanted:
+        return
+    for path in _list_parts(values):
+        if values[f"{path}.normalise"] == "file":
+            yield (
+                f"{path}.normalise: got 'file', allowed with feedback.min_examples={wanted}: "
+                "'none' or 'prompt'; rewards that depend on all samples of a round would change "
+                "with each of its further prompts"
+            )
+    spec, factor = FEEDBACK_TYPES[values["feedback.type"]], values["feedback.max_prompts_factor"]
+    if not isinstance(per_round, int):
+        return
+    prompts = int(per_round * factor)
+    samples, mode = values["sampling.num_samples_per_prompt"], values["feedback.mode"]
+    # A pair is two examples of a loss on single answers.
+    most = spec.count(prompts, samples, mode) * (2 if spec.pairs else 1)
+    if wanted > most:
+        yield (
+            f"feedback.min_examples: got {wanted}, but rounds.prompts_per_round={per_round} x "
+            f"feedback.max_prompts_factor={factor:g} prompts give {most} at most; lower it, or "
+            "raise one of these"
         )
 
 

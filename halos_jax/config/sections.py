@@ -179,6 +179,11 @@ class FeedbackConfig:
     threshold: float | Literal["auto", "mean", "median"] = "auto"
     # Whether "binary" takes the mean or median over all rewards or over those of one prompt
     scope: Literal["file", "prompt"] = "file"
+    # Least examples of an online round: while it has fewer, because its samples tie, further
+    # prompts are sampled for it, a shard at a time, from the run's budget; 0: no further prompts
+    min_examples: NonNegativeInt = 0
+    # Most prompts of such a round, as a multiple of those that it begins with
+    max_prompts_factor: Annotated[float, Ge(1)] = 2.0
 
 
 @dataclasses.dataclass(frozen=True)

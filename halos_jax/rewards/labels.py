@@ -1,5 +1,6 @@
 """Labels: the rewards that scorers give, penalties on them, and their records in scores.jsonl."""
 
+import collections
 import dataclasses
 import logging
 import statistics
@@ -120,6 +121,36 @@ def make_score_rows(samples: Sequence[Sample], labels: Labels) -> list[dict[str,
             row["parts"] = {name: values[index] for name, values in labels.parts.items()}
         rows.append(row)
     return rows
+
+
+def read_labels(path: str | Path, samples: Sequence[Sample]) -> Labels:
+    """Return the labels that `make_score_rows` has made rows of, without the scorer's counts.
+
+    Raises:
+      RecordError: as `read_scores`.
+    """
+    rewards = [sample.reward for sample in read_scores(path, samples)]
+    raw, parts = list[float | None](), dict[str, list[float | None]]()
+    for line, record in read_records(path, allow_empty=True):
+        if "raw_reward" in record:
+            raw.append(Fields(record, str(path), line).number("raw_reward"))
+        for name, value in record.get("parts", {}).items():
+            parts.setdefault(name, []).append(value)
+    return Labels(rewards, raw, parts)
+
+
+def join_labels(labels: Sequence[Labels]) -> Labels:
+    """Return the labels of all samples of several calls of one scorer; counts are added up."""
+    counts: collections.Counter[str] = collections.Counter()
+    for one in labels:
+        counts.update(one.counts)
+    parts = labels[0].parts if labels else {}
+    return Labels(
+        [reward for one in labels for reward in one.rewards],
+        [reward for one in labels for reward in one.raw],
+        {name: [score for one in labels for score in one.parts[name]] for name in parts},
+        dict(counts),
+    )
 
 
 def read_scores(path: str | Path, samples: Sequence[Sample]) -> list[Sample]:

@@ -97,14 +97,32 @@ def open_stage(run: Run, round: int, stage: str) -> Iterator[Callable[[], None]]
         yield write_time
 
 
-def commit_stage(run: Run, manifest: Manifest, stage: str, done: StageResult = NOTHING) -> Manifest:
-    """Record in the round's manifest that `stage` is done; return the new manifest."""
+def commit_stage(
+    run: Run, manifest: Manifest, stage: str, done: StageResult = NOTHING, *, is_saved: bool = True
+) -> Manifest:
+    """Record in the round's manifest that `stage` is done; return the new manifest.
+
+    If it is not saved, it is on disk only when the stage after it is committed.
+    """
     return manifests.commit_stage(
         round_folder(run.workdir, manifest.round),
         manifest,
         stage,
         files=done.files,
         metrics=done.metrics,
+        decisions=done.decisions,
+        layouts=run.layouts.to_record(),
+        is_writer=run.workspace.is_writer and is_saved,
+        ledger=run.workspace.ledger,
+    )
+
+
+def commit_extent(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
+    """Record an extent of a round whose first stage is under way; return the new manifest."""
+    return manifests.update_manifest(
+        round_folder(run.workdir, manifest.round),
+        manifest,
+        files=done.files,
         decisions=done.decisions,
         layouts=run.layouts.to_record(),
         is_writer=run.workspace.is_writer,

@@ -108,6 +108,13 @@ def sample_stage(
 ) -> StageResult:
     """Write samples.jsonl; return its number of records, and metrics of the samples."""
     samples = sample_prompts(run, params, prompts, folder, round=round, label="samples")
+    return write_samples(run, samples, folder, round)
+
+
+def write_samples(
+    run: Rollouts, samples: Sequence[Sample], folder: Path, round: int
+) -> StageResult:
+    """Write samples.jsonl with a round's samples; see `sample_stage`."""
     report_samples(run.sampler, samples, f"round {round}" if round else "samples")
     write_rows(run.workspace, folder / "samples.jsonl", map(records.sample_to_record, samples))
     lengths = [len(sample.response_ids) for sample in samples]
@@ -298,8 +305,9 @@ def forget_samples(run: Run, round: int) -> None:
     remove_eval_shards(run, round_folder(run.workdir, round))
     if run.workspace.is_writer:
         following = round_folder(run.workdir, round + 1)
-        run.workspace.ledger.note_gone(following / MANIFEST)  # it may have been opened
-        (following / MANIFEST).unlink(missing_ok=True)
+        if (following / MANIFEST).exists():  # it has been opened
+            run.workspace.ledger.note_gone(following / MANIFEST)
+            (following / MANIFEST).unlink()
         shutil.rmtree(following, ignore_errors=True)
     sharding.wait_for_all(f"forget samples of round {round}")
 

@@ -29,6 +29,8 @@ from halos_jax.rounds.progress import (
     plan_round,
     sft_loader,
 )
+from halos_jax.rounds.refill import extents
+from halos_jax.rounds.refill.gather import gather, remove_extents
 from halos_jax.rounds.report import format_rounds, last_round, report_round
 from halos_jax.rounds.setup import make_run
 from halos_jax.tasks.inputs import check_inputs
@@ -111,6 +113,8 @@ def run_round(
     of the next round are sampled. Until it is on disk, the round is `progress.pending`.
     """
     round, folder = manifest.round, round_folder(run.workdir, manifest.round)
+    if manifest.next_stage == "sample" and extents.is_on(run.config.feedback):
+        manifest = gather(run, progress, manifest)
     if manifest.next_stage == "sample":
         prompts = run.prompts[manifest.start : manifest.stop]
         with open_stage(run, round, "sample"):
@@ -120,6 +124,7 @@ def run_round(
         commit_pending(run, progress)
         manifest = commit_stage(run, manifest, "sample", done)
     stages.remove_sample_shards(run, manifest)
+    remove_extents(run, manifest)
     if manifest.next_stage == "score":
         run.stop.check()
         with open_stage(run, round, "score"):

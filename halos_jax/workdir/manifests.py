@@ -316,6 +316,27 @@ def commit_stage(
     missing = [name for name in files or {} if not (folder / name).is_file()]
     if missing:
         raise ManifestError(f"{folder}: stage {stage!r} has not written {', '.join(missing)}")
+    updates["stages"] = (*manifest.stages, stage)
+    return update_manifest(
+        folder, manifest, files=files, is_writer=is_writer, ledger=ledger, **updates
+    )
+
+
+def update_manifest(
+    folder: str | Path,
+    manifest: Manifest,
+    *,
+    files: Mapping[str, int] | None = None,
+    is_writer: bool = True,
+    ledger: Ledger | None = None,
+    **updates: Any,
+) -> Manifest:
+    """Replace the manifest by one with more in it, and return that; see `commit_stage`.
+
+    Raises:
+      WorkdirError: if it cannot be written.
+    """
+    folder = Path(folder)
     with storage.explain_os_errors(folder):
         records = {
             name: FileRecord(storage.hash_file(folder / name), int(count))
@@ -326,8 +347,7 @@ def commit_stage(
         updates["files"] = {**manifest.files, **records}
         if ledger is not None:
             updates["segments"] = changes.list_segments(ledger.workdir, manifest.round)
-        stages = (*manifest.stages, stage)
-        updated = dataclasses.replace(manifest, stages=stages, version=VERSION, **updates)
+        updated = dataclasses.replace(manifest, version=VERSION, **updates)
         if is_writer:
             save_manifest(folder, updated, ledger)
     return updated

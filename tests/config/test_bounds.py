@@ -16,6 +16,7 @@ AT_LEAST = {
     0: (
         *("bench.examples", "checkpoint.every", "data.max_eval", "data.max_prompt_count"),
         *("data.max_train", "data.n_examples", "lora.alpha", "lora.rank"),
+        "feedback.min_examples",
         *("optimizer.weight_decay", "reward.judge.max_tokens", "reward.judge.repeats"),
         *("reward.judge.requests_per_minute", "reward.judge.retries"),
         *("reward.missing_eos_penalty", "rounds.num_skip", "sampling.num_prompts"),
@@ -23,6 +24,7 @@ AT_LEAST = {
         *("toy.num_prompts", "train.eval_every"),
     ),
     1: (
+        "feedback.max_prompts_factor",
         *("bench.steps", "checkpoint.keep", "model.head_chunk", "model.pad_vocab_to"),
         *("reward.judge.concurrency", "reward.max_length", "rounds.prompts_per_round"),
         *("rounds.sync_every", "rounds.total_prompts", "sampling.chunk"),

@@ -30,6 +30,7 @@ from halos_jax.checkpoints import store as checkpoints
 from halos_jax.models.files import export
 from halos_jax.rewards import scorers
 from halos_jax.rounds import stages
+from halos_jax.rounds.refill import gather
 from halos_jax.tasks import online as loop
 from halos_jax.tasks import train as single
 from halos_jax.training import step
@@ -129,6 +130,8 @@ def observe(request: dict) -> None:
         observer.wrap_path(os, name)
     for name in ("sample", "score", "feedback", "train", "evaluate"):
         observer.wrap(stages, f"{name}_stage", functools.partial(_name_stage, name), stage=True)
+    for name in ("sample_extent", "score_extent", "join_extents"):
+        observer.wrap(gather, name, functools.partial(_name_extent, name), stage=True)
     observer.wrap(stages, "sample_shard", lambda *_, round, **__: f"{round}")
     observer.wrap(scorers, "_score_items", lambda *_: "")
     observer.wrap(export, "_write_tensors", lambda *_: "export", stage=True)
@@ -146,6 +149,11 @@ def _name_stage(name, run, *arguments, round=None, **_) -> str:
     folder = next(value for value in arguments if hasattr(value, "name"))
     # The stages of a task that stands alone are those of its workdir.
     return f"{int(folder.name) if folder.name.isdigit() else folder.name} {name}"
+
+
+def _name_extent(name, run, *arguments) -> str:
+    manifest = next(value for value in arguments if hasattr(value, "stop"))
+    return f"{manifest.round} {name} {manifest.stop}"
 
 
 def run_child(request: dict) -> None:

@@ -1,0 +1,1 @@
+"""Further prompts for a round whose samples tie too often to give it enough to train on."""
