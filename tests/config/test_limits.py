@@ -189,3 +189,21 @@ def test_ppo_needs_no_second_sample_of_a_prompt_with_scores():
 def test_what_is_added_to_records_is_checked(changes, expected):
     [line] = violations(**changes)
     assert line.startswith(expected)
+
+
+def test_further_prompts_must_be_able_to_help():
+    wanted = {"rounds__prompts_per_round": 8, "feedback__max_prompts_factor": 1.5}
+    # 12 prompts give a pair each in mode "max", which may be two examples, and 12 groups.
+    assert violations(**wanted, feedback__min_examples=24) == []
+    (line,) = violations(**wanted, feedback__min_examples=25)
+    assert line.startswith(
+        "feedback.min_examples: got 25, but rounds.prompts_per_round=8 x "
+        "feedback.max_prompts_factor=1.5 prompts give 24 at most"
+    )
+    assert len(violations(**wanted, feedback__min_examples=13, feedback__type="scalar")) == 1
+    values = dict(schema.flatten(schema.to_plain(Config()))) | RIGHT
+    part = PartConfig(path="reward", max_length=2560, normalise="file")
+    values |= dict(schema.flatten(schema.to_plain(part), "reward.parts.a."))
+    assert list(limits.find_violations(values)) == []
+    (line,) = limits.find_violations(values | {"feedback.min_examples": 1})
+    assert line.startswith("reward.parts.a.normalise: got 'file', allowed with feedback.min_exam")

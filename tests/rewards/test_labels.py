@@ -10,9 +10,11 @@ from halos_jax.rewards.labels import (
     Labels,
     RewardError,
     average_rewards,
+    join_labels,
     label_samples,
     make_score_rows,
     measure_labels,
+    read_labels,
     read_scores,
 )
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample, Turn
@@ -82,3 +84,22 @@ def test_scores_of_other_samples_are_refused(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(RecordError, match=r"scores\.jsonl line 1: .*'p', 3.*'p', 0"):
         read_scores(path, SAMPLES)
+
+
+def test_labels_come_back_from_their_rows_and_are_joined(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    parts = {"a": [1.0, 2.0, None, 4.0]}
+    given = Labels([1.0, 2.0, None, 5.0], parts=parts, counts={"ties": 3})
+    settings = RewardConfig(missing_eos_penalty=1.0, max_unlabelled=0.5)
+    labels = label_samples(lambda samples: given, SAMPLES, settings)
+    rows = make_score_rows(SAMPLES, labels)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_labels(path, SAMPLES)
+    assert found.rewards == labels.rewards and found.raw == labels.raw == given.rewards
+    assert found.parts == parts and not found.counts
+    other = Labels([7.0], [8.0], {"a": [9.0]}, {"ties": 1, "asked": 2})
+    joined = join_labels([labels, other])
+    assert joined.rewards == [*labels.rewards, 7.0] and joined.raw == [*given.rewards, 8.0]
+    assert joined.parts == {"a": [1.0, 2.0, None, 4.0, 9.0]}
+    assert joined.counts == {"ties": 4, "asked": 2}
+    assert join_labels([]) == Labels([])
