@@ -331,11 +331,7 @@ def update_manifest(
     ledger: Ledger | None = None,
     **updates: Any,
 ) -> Manifest:
-    """Replace the manifest by one with more in it, and return that; see `commit_stage`.
-
-    Raises:
-      WorkdirError: if it cannot be written.
-    """
+    """Replace the manifest by one with more in it, and return that; see `commit_stage`."""
     folder = Path(folder)
     with storage.explain_os_errors(folder):
         records = {
