@@ -20,10 +20,9 @@ and resumes from there; the stages by hand save nothing.
 
 import dataclasses
 import tempfile
-import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +44,7 @@ from halos_jax.config import (
 )
 from halos_jax.config import default as default_config
 from halos_jax.config.bounds import find_violations
-from halos_jax.data.asked import read_asked
+from halos_jax.data.asked import check_type, read_asked, read_samples, write_feedback
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.datasets import load_prompts
 from halos_jax.data.items import load_items
@@ -82,6 +81,8 @@ from halos_jax.types import Judgement, Params, Preference, Prompt, Sample
 
 # Of type "pairwise", "binary" or "scalar" (the samples with their rewards).
 Feedback = Sequence[Preference] | Sequence[Judgement] | Sequence[Sample]
+
+_LOADED = "what load_policy returns"
 
 __all__ = [
     "LoadedPolicy",
@@ -166,10 +167,10 @@ def load_policy(
     if unknown := sorted(settings.keys() - known):
         raise ConfigError(f"model: got {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
     fields = Config(model=ModelConfig(path=path, **settings), lora=lora or LoraConfig())
-    config_lib.check_fields(fields)
+    fields = config_lib.check_fields(fields)
     devices.find_devices()
     mesh = mesh if mesh is not None else sharding.make_mesh(MeshConfig())
-    policy = find_policy(ModelConfig(path=path, **settings), seed=seed)
+    policy = find_policy(fields.model, seed=seed)
     policy.refuse_classifier(path)
     with jax.set_mesh(mesh):
         if lora is None:
@@ -179,7 +180,7 @@ def load_policy(
                 f"lora: got an adapter for a checkpoint of {path!r}; allowed: for a model in "
                 "Hugging Face format, such as the run's final/, or what export leaves"
             )
-        policy = dataclasses.replace(policy, lora=lora)
+        policy = dataclasses.replace(policy, lora=fields.lora)
         frozen = load_frozen(policy, mesh)
         return LoadedPolicy(policy, load_start(policy, mesh, frozen), frozen, mesh)
 
@@ -203,6 +204,8 @@ def sample(
       ConfigError: if a setting is out of its bounds.
       RecordError: if a prompt is given twice, or the chat template refuses one.
     """
+    check_type("policy", policy, LoadedPolicy, _LOADED)
+    settings = config_lib.complete(Config(sampling=settings)).sampling
     _refuse(
         *find_violations(settings, "sampling."),
         *sharding.check_divisible(policy.mesh, sampling__slots=settings.slots),
@@ -238,12 +241,15 @@ def score(
     Raises:
       RewardError: if more samples than `reward.max_unlabelled` get no reward.
     """
+    samples = read_samples(samples)
+    check_type("reward", reward, (RewardConfig, Callable), "a RewardConfig, or a function")
+    check_type("policy", policy, (LoadedPolicy, type(None)), _LOADED)
     if not samples:
         return []
     if not isinstance(reward, RewardConfig):
         labels = label_samples(guard_scorer(reward), samples, RewardConfig())
     else:
-        config_lib.check_fields(Config(reward=reward))
+        reward = config_lib.check_fields(Config(reward=reward)).reward
         model = policy.policy.settings if policy else ModelConfig()
         config = use_final(Config(task="label", reward=reward, model=model))
         mesh = policy.mesh if policy else sharding.make_mesh(MeshConfig())
@@ -273,14 +279,14 @@ def make_feedback(
     Raises:
       RecordError: if these samples cannot be turned into such feedback.
     """
-    config = Config(feedback=settings, seed=seed)
-    config_lib.check_fields(config)
+    config = config_lib.check_fields(Config(feedback=settings, seed=seed))
+    scored = read_samples(scored)
     try:
         rows, counts = stages.make_feedback(config, scored, round)
     except ValueError as error:
         raise RecordError(f"samples: {error}") from error
     report_feedback("samples", counts, scored, config)
-    return typing.cast(Feedback, [records.feedback_from_record(row) for row in rows])
+    return cast(Feedback, [records.feedback_from_record(row) for row in rows])
 
 
 def train(
@@ -302,6 +308,8 @@ def train(
       ConfigError: if a field that is read cannot have its value, or there is no feedback.
       RecordError: if the feedback is not of the type that the loss trains on.
     """
+    check_type("policy", policy, LoadedPolicy, _LOADED)
+    config = config_lib.complete(config)
     _refuse(
         *check_loss(config.loss),
         *check_reference(config.loss, config.rounds.reference, task="align"),
@@ -368,6 +376,7 @@ def export(policy: LoadedPolicy, folder: str | Path, *, dtype: str | None = None
     Raises:
       ModelError: if the folder holds anything but an earlier export, or a weight is not finite.
     """
+    check_type("policy", policy, LoadedPolicy, _LOADED)
     with jax.set_mesh(policy.mesh):
         return final.export_policy(
             policy.params, policy.policy, Path(folder), frozen=policy.frozen, dtype=dtype
@@ -384,17 +393,7 @@ def _make_items(policy: LoadedPolicy, config: Config, feedback: Feedback, path: 
     """Return items for the loss, made from records just as in a round."""
     if not feedback:
         return []
-    records.write_records(path, [_to_record(one, config.seed) for one in feedback])
+    write_feedback(path, feedback, config.seed)
     lengths = make_lengths(config, policy.policy.decoder.max_positions)
     kind, control = get_loss(config.loss).items, config.data.control
     return list(load_items(kind, str(path), policy.policy.renderer, lengths, control=control))
-
-
-def _to_record(one: Preference | Judgement | Sample, seed: int) -> dict[str, Any]:
-    if isinstance(one, Preference):
-        return records.preference_to_record(one, seed=seed, round=0)
-    if isinstance(one, Judgement):
-        return records.judgement_to_record(one)
-    if isinstance(one, Sample):
-        return records.sample_to_record(one, type="scalar_feedback")
-    raise RecordError(f"feedback: got {one!r}, allowed: what make_feedback returns")

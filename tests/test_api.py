@@ -23,6 +23,7 @@ from halos_jax import (
     TrainConfig,
     UserError,
 )
+from halos_jax.config.rewards import PartConfig
 from halos_jax.data.datasets import order_prompts
 from halos_jax.data.records.reading import read_records
 
@@ -34,7 +35,8 @@ SETTINGS = {"compute_dtype": "float32", "remat": "none"}
 SAMPLING = SamplingConfig(
     num_samples_per_prompt=2, max_prompt_length=10, max_tokens=4, slots=8, chunk=4
 )
-REWARD = RewardConfig(kind="function", function="halos_jax.data.toy:score_by_rule")
+REWARD_PART = {"kind": "function", "function": "halos_jax.data.toy:score_by_rule"}
+REWARD = RewardConfig(**REWARD_PART)
 TRAINING = Config(
     progress=False,
     loss={"name": "dpo", "beta": 0.5},
@@ -197,18 +199,47 @@ def test_what_is_wrong_is_said_as_on_the_command_line(policy, scored, tmp_path, 
             r"temperature: got 'hot', allowed: 0 or more\nsampling\.slots: got '8', allowed: 1 or",
         ),
         (lambda: halos_jax.evaluate(policy, [], RewardConfig()), "prompts: got none, allowed: one"),
-        (lambda: halos_jax.train(policy, [1], TRAINING), "feedback: got 1, allowed: what make_"),
+        (lambda: halos_jax.train(policy, [1], TRAINING), r"got 1 \(int\), allowed: what `make_f"),
         (lambda: halos_jax.score(scored, RewardConfig(kind="jury")), r"reward\.kind: got 'jury'"),
         (lambda: halos_jax.score(scored, lambda found: [1.0]), "12 samples and gave 1 values"),
         (
             lambda: halos_jax.make_feedback(scored, FeedbackConfig(type="pairwis")),
             r"feedback\.type: got 'pairwis', allowed: 'pairwise'",
         ),
+        # arguments, and parts of them, of another type
+        (lambda: halos_jax.run(3), "config: got int, allowed: what a preset returns, a dict"),
+        (lambda: halos_jax.sample("x", ["a"]), r"policy: got 'x' \(str\), allowed: what load_po"),
+        (lambda: halos_jax.export(None, "x"), r"policy: got None \(NoneType\)"),
+        (lambda: halos_jax.sample(policy, ["a"], {"slots": "x"}), "slots: got 'x', allowed: an in"),
+        (lambda: halos_jax.sample(policy, ["a"], 3), "sampling: got 3, allowed: a section of f"),
+        (lambda: halos_jax.score(scored, {"path": "x"}), "reward: got .*, allowed: a RewardConf"),
+        (lambda: halos_jax.score(scored, None), r"reward: got None \(NoneType\)"),
+        (lambda: halos_jax.score(scored, REWARD, "x"), r"policy: got 'x' \(str\)"),
+        (lambda: halos_jax.score(["a"], REWARD), r"samples: got 'a' \(str\), allowed: Samples"),
+        (lambda: halos_jax.make_feedback(3), r"samples: got 3 \(int\), allowed: a list of S"),
+        (lambda: halos_jax.train(policy, scored, {}), "config: got dict, allowed: a Config"),
+        (
+            lambda: halos_jax.train(policy, scored, Config(train={"epochs": "x"})),
+            r"train\.epochs: got 'x', allowed: an integer",
+        ),
+        (
+            lambda: halos_jax.score(scored, RewardConfig(parts={"a": {"weight": "x"}})),
+            r"reward\.parts\.a\.weight: got 'x', allowed: a finite number",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             call()
     assert not list(tmp_path.iterdir())
     assert halos_jax.score([], RewardConfig(path="nowhere"), policy) == []
+
+
+def test_a_section_may_be_a_dict_of_its_fields(scored):
+    """In every place in which a config has one: it means what the typed section means."""
+    typed = RewardConfig(parts={"a": PartConfig(**REWARD_PART)})
+    plain = RewardConfig(parts={"a": REWARD_PART}, judge={"model": "m"})
+    assert halos_jax.score(scored, plain) == halos_jax.score(scored, typed)
+    pairs = halos_jax.make_feedback(scored, FeedbackConfig(threshold=0.5))
+    assert halos_jax.make_feedback(scored, {"threshold": 0.5}) == pairs
 
 
 def test_a_config_dict_runs_and_what_is_complete_has_nothing_to_do(toy, tmp_path):

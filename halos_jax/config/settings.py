@@ -107,6 +107,11 @@ def freeze(
       ConfigError: with one line for each error: what, got, allowed, what to change.
     """
     found, checks = list(errors), (_check, *checks)
+    if not isinstance(config, (ConfigDict, Mapping)):
+        raise ConfigError(
+            f"config: got {type(config).__name__}, allowed: what a preset returns, a dict of its "
+            "fields, or a Config"
+        )
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     frozen: Config = places.expand_homes(schema.build(Config, plain, found))
     # Fields with a bad value have their defaults now, so further errors about them, or about a part
@@ -129,17 +134,34 @@ def freeze(
     return frozen
 
 
-def check_fields(config: Config) -> None:
+def check_fields(config: Config) -> Config:
     """Check the type and the bounds of each field of a config that was made without `freeze()`.
 
     Its sections may be any part of what a task needs: what depends on the task is not looked at.
+    They may be plain dicts, too; in what is returned they are not.
 
     Raises:
       ConfigError: with one line an error: what, got, allowed.
     """
+    if not isinstance(config, Config):
+        raise ConfigError(f"config: got {type(config).__name__}, allowed: a Config")
     found: list[str] = []
     built: Config = schema.build(Config, schema.to_plain(config), found)
     _raise([*found, *bounds.find_violations(built)])
+    return built
+
+
+def complete(config: Config) -> Config:
+    """Return a config whose sections are typed, also those that were given as plain dicts.
+
+    Raises:
+      ConfigError: as `check_fields`, where there is such a section.
+    """
+    sections = [one for one in dataclasses.fields(Config) if dataclasses.is_dataclass(one.default)]
+    typed = isinstance(config, Config) and all(
+        isinstance(getattr(config, one.name), type(one.default)) for one in sections
+    )
+    return config if typed else check_fields(config)
 
 
 def expand_pipeline(config: Config) -> list[Config]:

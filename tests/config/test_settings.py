@@ -156,6 +156,24 @@ def test_a_section_made_by_hand_is_checked_by_type_and_bounds_alone():
     assert second.startswith("  - sampling.top_p: got 1.5, allowed: above 0")
 
 
+def test_sections_may_be_plain_dicts():
+    train = config_lib.TrainConfig(batch_size=4)
+    assert config_lib.complete(Config(train={"batch_size": 4})) == Config(train=train)
+    assert config_lib.check_fields(Config(train={"batch_size": 4})) == Config(train=train)
+    wrong = Config(train=config_lib.TrainConfig(epochs="x"))
+    assert config_lib.complete(wrong) is wrong  # its sections are typed: nothing to be done
+    with pytest.raises(ConfigError, match=r"train\.epochs: got 'x', allowed: an integer"):
+        config_lib.complete(Config(train={"epochs": "x"}))
+
+
+def test_what_is_no_config_is_named():
+    with pytest.raises(ConfigError, match="config: got int, allowed: what a preset returns"):
+        freeze(3)
+    for function in (config_lib.check_fields, config_lib.complete):
+        with pytest.raises(ConfigError, match="config: got dict, allowed: a Config"):
+            function({})
+
+
 def test_a_path_stands_for_its_text(tmp_path):
     config = sft_config()
     config.workdir = tmp_path
