@@ -98,7 +98,9 @@ class Sample:
 
     If `finish_reason` is "stop", `response_ids` includes the end-of-sequence token; a response cut
     by the token limit ("length") has no end marker. `logps` are the policy's log-probabilities
-    (nats, temperature 1, unfiltered) of `response_ids`, if they were kept.
+    (nats, temperature 1, unfiltered) of `response_ids`, if they were kept. `sum_logps` is their
+    sum and `mean_entropy` (nats a token) the mean entropy of the distributions that the tokens are
+    of; None in records that lack them.
 
     Example:
       >>> prompt = Prompt("7", (Turn("user", "What is 2 + 2?"),))
@@ -125,6 +127,8 @@ class Sample:
     generator: str = ""
     reward: float | None = None
     logps: tuple[float, ...] | None = None
+    sum_logps: float | None = None
+    mean_entropy: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ class ChunkOutput:
 
     tokens: Int32[Array, "S chunk"]
     logps: Float32[Array, "S chunk"]  # of the unfiltered policy at temperature 1
+    entropies: Float32[Array, "S chunk"]  # nats, of its distribution at each token
     count: Int32[Array, " S"]
     done: Bool[Array, " S"]
 
@@ -172,6 +173,7 @@ def decode_chunk(
     output = ChunkOutput(
         tokens=jnp.zeros((count, settings.chunk), jnp.int32),
         logps=jnp.zeros((count, settings.chunk), jnp.float32),
+        entropies=jnp.zeros((count, settings.chunk), jnp.float32),
         count=jnp.zeros((count,), jnp.int32),
         done=slots.done,
     )
@@ -181,12 +183,13 @@ def decode_chunk(
         logits, cache = caches.decode_step(
             weights, slots.cache, slots.token, slots.position, config
         )
-        drawn, logps = draw_tokens(logits, slots.key, slots.generated, settings)
+        drawn, logps, entropies = draw_tokens(logits, slots.key, slots.generated, settings)
         live = ~slots.done
         output = dataclasses.replace(
             output,
             tokens=output.tokens.at[:, step].set(jnp.where(live, drawn, 0)),
             logps=output.logps.at[:, step].set(jnp.where(live, logps, 0.0)),
+            entropies=output.entropies.at[:, step].set(jnp.where(live, entropies, 0.0)),
             count=output.count + live,
         )
         generated = slots.generated + live
@@ -212,11 +215,12 @@ def draw_tokens(
     keys: UInt32[Array, "S 2"],
     generated: Int32[Array, " S"],
     settings: DecodeSettings,
-) -> tuple[Int32[Array, " S"], Float32[Array, " S"]]:
+) -> tuple[Int32[Array, " S"], Float32[Array, " S"], Float32[Array, " S"]]:
     """Draw one token a slot; the randomness is (sample's key, response position).
 
-    Also return the tokens' log-probabilities at temperature 1, unfiltered: ids that no token
-    has are never drawn, but they count as the trainer counts them.
+    Also return the tokens' log-probabilities at temperature 1, unfiltered, and the entropy of that
+    distribution (nats): ids that no token has are never drawn, but they count as the trainer
+    counts them.
 
     Top-p needs no cutoff: candidates are drawn from the whole distribution, and the first one that
     the likelier tokens do not already make up p for is taken, which is a draw from the kept ones.
@@ -227,7 +231,10 @@ def draw_tokens(
     allowed = mask_unknown(logits, settings.unknown)
     if settings.temperature == 0:
         drawn = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
-        return drawn, _take(logits, drawn) - jax.nn.logsumexp(logits, axis=-1)
+        normalizers, top = jax.nn.logsumexp(logits, axis=-1), jnp.max(logits, axis=-1)
+        gaps = jnp.sum(_weigh_gaps(logits, top), axis=-1)
+        entropies = _find_entropies(gaps, normalizers, top)
+        return drawn, _take(logits, drawn) - normalizers, entropies
     candidates = count_candidates(settings.top_p)
     searched = 1.0 if candidates else settings.top_p
     # Each weight is relative to the largest of those that it is added to.
@@ -247,23 +254,45 @@ def draw_tokens(
         return jax.random.uniform(key, (max(candidates, 1),))
 
     uniforms = jax.vmap(draw_uniforms)(keys, generated)
-    blocks = _split_blocks(allowed)
-    sums, shares = sum_together([weigh(blocks), weigh(_split_blocks(logits), 1.0, top)])
+    blocks, plain = _split_blocks(allowed), _split_blocks(logits)
+    sums, shares, gaps = sum_together(
+        [weigh(blocks), weigh(plain, 1.0, top), _weigh_gaps(plain, top)]
+    )
     normalizers = top + jnp.log(jnp.sum(shares, axis=-1))
+    entropies = _find_entropies(jnp.sum(gaps, axis=-1), normalizers, top)
     drawn = invert_cumulative(blocks, sums, uniforms, weigh)
     if candidates < 2:
-        return drawn[:, 0], _take(logits, drawn[:, 0]) - normalizers
+        return drawn[:, 0], _take(logits, drawn[:, 0]) - normalizers, entropies
     # Logits are compared, not weights: these may be rounded otherwise where they are formed again.
     likelier = sum_above(weigh(allowed), allowed, jnp.take_along_axis(allowed, drawn, axis=-1))
     accepted = likelier < settings.top_p * jnp.sum(sums, axis=-1, keepdims=True)
     likeliest = jnp.argmin(likelier, axis=-1)
     taken = jnp.where(jnp.any(accepted, axis=-1), jnp.argmax(accepted, axis=-1), likeliest)
     drawn = _take(drawn, taken)
-    return drawn, _take(logits, drawn) - normalizers
+    return drawn, _take(logits, drawn) - normalizers, entropies
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, index[:, None], axis=-1)[:, 0]
+
+
+def _weigh_gaps(logits: jax.Array, top: jax.Array) -> jax.Array:
+    """Return `gap exp(-gap)`, with each logit's gap to the largest; 0 of -inf."""
+    gaps = jnp.expand_dims(top, range(1, logits.ndim)) - logits
+    return jnp.where(gaps < jnp.inf, gaps * jnp.exp(-gaps), 0.0)
+
+
+def _find_entropies(gaps: jax.Array, normalizers: jax.Array, top: jax.Array) -> jax.Array:
+    """Return the entropies f32[S] (nats) of softmax(logits).
+
+    -sum p log p = log Z - top + sum(gap exp(-gap)) / (Z exp(-top)), where log Z is the normalizer:
+    all terms are 0 or more, so nothing cancels.
+
+    Args:
+      gaps: f32[S], the sums of `_weigh_gaps`.
+    """
+    share = normalizers - top
+    return share + gaps * jnp.exp(-share)
 
 
 def count_candidates(top_p: float) -> int:

@@ -7,6 +7,7 @@ what a chunk finished only when the next one is under way, so the device never w
 import dataclasses
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -301,8 +302,8 @@ def _start_chunk(sampler: Sampler, weights: Params, shard: _Shard) -> _Chunk | N
 def _collect(sampler: Sampler, chunk: _Chunk, on_sample: Callable[[int], None]) -> int:
     """Read what a chunk drew into its drafts; return how many of them it finished."""
     output = chunk.output
-    tokens, logps, count, done = jax.device_get(
-        (output.tokens, output.logps, output.count, output.done)
+    tokens, logps, entropies, count, done = jax.device_get(
+        (output.tokens, output.logps, output.entropies, output.count, output.done)
     )
     finished = 0
     for slot, draft in enumerate(chunk.owners):
@@ -317,6 +318,7 @@ def _collect(sampler: Sampler, chunk: _Chunk, on_sample: Callable[[int], None]) 
             )
         draft.ids += tokens[slot, :new].tolist()
         draft.logps += logps[slot, :new].tolist()
+        draft.entropies += entropies[slot, :new].tolist()
         draft.finish_reason = _find_finish(sampler, draft, new, is_done=bool(done[slot]))
         if draft.finish_reason:  # detokenised at once: the device is busy with the next chunk
             draft.output = _decode_output(sampler, draft)
@@ -356,7 +358,7 @@ def _cut_at_stop_string(sampler: Sampler, draft: Draft, new: int) -> bool:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if stops(middle) else (middle, high)
-    del draft.ids[high:], draft.logps[high:]
+    del draft.ids[high:], draft.logps[high:], draft.entropies[high:]
     return True
 
 
@@ -377,6 +379,8 @@ def _make_sample(sampler: Sampler, draft: Draft, generator: str) -> Sample:
         finish_reason=draft.finish_reason,
         generator=generator,
         logps=tuple(draft.logps) if sampler.settings.keep_logps else None,
+        sum_logps=math.fsum(draft.logps),
+        mean_entropy=math.fsum(draft.entropies) / len(draft.entropies),
     )
 
 

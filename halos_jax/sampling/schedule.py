@@ -27,7 +27,8 @@ class Draft:
     decode steps that were started for it, whether their tokens have been read or not.
 
     Example: `Draft(prompt, (1, 5, 2), sample_id=0, prompt_number=3, key=np.array([7, 9]))` after
-    a chunk of two tokens has `ids == [8, 4]`, `logps == [-0.3, -2.1]` and `steps == 2`.
+    a chunk of two tokens has `ids == [8, 4]`, `logps == [-0.3, -2.1]`, `entropies == [0.9, 1.2]`
+    and `steps == 2`.
     """
 
     prompt: Prompt
@@ -37,6 +38,7 @@ class Draft:
     key: UInt32[np.ndarray, "2"]  # key data
     ids: list[int] = dataclasses.field(default_factory=list)
     logps: list[float] = dataclasses.field(default_factory=list)
+    entropies: list[float] = dataclasses.field(default_factory=list)
     finish_reason: str = ""
     output: str = ""
     steps: int = 0

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from halos_jax import sharding
 from halos_jax.models import decoder
@@ -113,7 +114,7 @@ def test_no_token_outside_of_top_p_is_drawn(ties):
     logits = np.round(logits / 3) if ties else logits
     settings = dataclasses.replace(PLAIN, top_p=0.7)
     keys = decode.derive_keys(0, 1, [1] * 3000, range(3000))
-    drawn, _ = decode.draw_tokens(jnp.asarray(logits), keys, jnp.zeros(3000, jnp.int32), settings)
+    drawn = decode.draw_tokens(jnp.asarray(logits), keys, jnp.zeros(3000, jnp.int32), settings)[0]
     kept = np.isfinite(filter_logits(jnp.asarray(logits), temperature=1.0, top_p=0.7))
     assert kept[np.arange(3000), np.asarray(drawn)].all() and not kept.all()
 
@@ -160,21 +161,37 @@ def test_ids_that_no_token_has_are_never_drawn(options, excess):
     def spread(logits):
         return jnp.broadcast_to(logits, (count, len(logits)))
 
-    drawn, logps = map(np.asarray, draw(spread(logits), keys, place, settings=masked))
+    drawn, logps, _ = map(np.asarray, draw(spread(logits), keys, place, settings=masked))
     assert np.isin(drawn, known).all()
     # What is drawn is what a vocabulary of the known tokens alone would give.
-    alone, _ = draw(spread(row[known]), keys, place, settings=settings)
+    alone = draw(spread(row[known]), keys, place, settings=settings)[0]
     assert np.mean(known[np.asarray(alone)] != drawn) < 1e-3
     # The log-probabilities are those that the trainer has of the same tokens.
     expected = jax.nn.log_softmax(jnp.asarray(logits))[drawn]
     np.testing.assert_allclose(logps, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"temperature": 0.7, "top_p": 0.8}])
+def test_entropies_are_those_of_the_unfiltered_distribution_at_temperature_1(options):
+    rng = np.random.default_rng(0)
+    logits = (np.array([[0.1], [3.0], [40.0]]) * rng.normal(size=(3, 1300))).astype(np.float32)
+    logits[2, 5] = -np.inf  # which has no share in it
+    settings = dataclasses.replace(PLAIN, unknown=((7, 9),), **options)
+    keys = decode.derive_keys(0, 1, [1] * 3, range(3))
+    drawn = decode.draw_tokens(jnp.asarray(logits), keys, jnp.zeros(3, jnp.int32), settings)
+    exact = logits.astype(np.float64) - scipy.special.logsumexp(logits, axis=-1, keepdims=True)
+    shares = np.exp(exact)
+    expected = -np.sum(np.where(shares > 0, shares * np.where(shares > 0, exact, 0), 0), axis=-1)
+    np.testing.assert_allclose(drawn[2], expected, rtol=1e-5)
+    taken = np.asarray(drawn[0])
+    np.testing.assert_allclose(drawn[1], exact[np.arange(3), taken], rtol=1e-5, atol=1e-5)
+
+
 def test_positions_of_one_sample_are_drawn_independently():
     count = 20_000
     logits = jnp.zeros((count, 4))
     keys = jnp.broadcast_to(decode.derive_keys(0, 1, [9], [2]), (count, 2))
-    drawn, _ = decode.draw_tokens(logits, keys, jnp.arange(count), PLAIN)
+    drawn = decode.draw_tokens(logits, keys, jnp.arange(count), PLAIN)[0]
     pairs = np.bincount(np.asarray(drawn[:-1]) * 4 + np.asarray(drawn[1:]), minlength=16)
     expected = (count - 1) / 16
     assert np.sum((pairs - expected) ** 2 / expected) < 15 + 4 * np.sqrt(30)
@@ -183,7 +200,8 @@ def test_positions_of_one_sample_are_drawn_independently():
 def test_temperature_zero_takes_the_argmax():
     logits = jax.random.normal(jax.random.key(0), (50, 61))
     settings = dataclasses.replace(PLAIN, temperature=0.0, top_k=3, top_p=0.5)
-    drawn, _ = decode.draw_tokens(logits, jnp.zeros((50, 2), jnp.uint32), jnp.arange(50), settings)
+    keys = jnp.zeros((50, 2), jnp.uint32)
+    drawn = decode.draw_tokens(logits, keys, jnp.arange(50), settings)[0]
     np.testing.assert_array_equal(drawn, np.argmax(logits, axis=-1))
     assert drawn.dtype == jnp.int32
 

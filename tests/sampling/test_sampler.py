@@ -203,7 +203,7 @@ def test_seed_and_round_change_the_samples(mesh1, reference):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.15)])
-def test_logps_equal_the_trainers(mesh1, dtype, tolerance):
+def test_logps_and_entropies_equal_the_trainers(mesh1, dtype, tolerance):
     config = tiny(compute_dtype=dtype)
     samples = run(mesh1, config=config)
     items = [
@@ -217,13 +217,19 @@ def test_logps_equal_the_trainers(mesh1, dtype, tolerance):
     plan = plan_batches(items, batch_size=99, num_rows=1, tokens_per_row=4096, row_multiple=8)
     batch = jax.tree.map(lambda x: x[0], build_batch(items, plan, 0))
     params = init_params(jax.random.key(0), config)
-    logps = np.asarray(decoder.compute_logps(params, batch, config))[0]
+    hidden = decoder.encode_responses(params, batch, config)
+    logps, entropies = (
+        np.asarray(one)[0] for one in decoder.compute_statistics(params, hidden, batch, config)
+    )
     start = 0
     for index in plan.steps[0][0]:
         length = len(samples[index].response_ids)
         np.testing.assert_allclose(
             samples[index].logps, logps[start : start + length], atol=tolerance
         )
+        assert samples[index].sum_logps == pytest.approx(sum(samples[index].logps), abs=1e-9)
+        mean = entropies[start : start + length].mean()
+        assert samples[index].mean_entropy == pytest.approx(mean, abs=tolerance)
         start += length
 
 
@@ -255,6 +261,7 @@ def test_stop_strings_end_a_response_where_they_are_complete(mesh1, reference):
         assert stop not in sample.output
         assert len(sample.logps) == len(sample.response_ids)
         np.testing.assert_allclose(sample.logps, full.logps[: len(sample.response_ids)], atol=1e-5)
+        assert sample.sum_logps == pytest.approx(sum(sample.logps), abs=1e-9)
         if stop in full.output:
             cut += 1
             assert sample.finish_reason == "stop"
@@ -282,6 +289,7 @@ def test_a_stop_string_is_found_across_chunks(chunk):
             output = decode.ChunkOutput(
                 tokens=np.array([[*drawn, *padding]], np.int32),
                 logps=-np.array([[*range(start, start + len(drawn)), *padding]], np.float32),
+                entropies=np.array([[*range(start, start + len(drawn)), *padding]], np.float32),
                 count=np.array([len(drawn)], np.int32),
                 done=np.array([start + chunk >= len(tokens)]),
             )
@@ -289,6 +297,7 @@ def test_a_stop_string_is_found_across_chunks(chunk):
         assert draft.finish_reason == "stop"
         assert tuple(draft.ids) == tuple(tokens[: last + 1])
         assert draft.logps == [-number for number in range(last + 1)]
+        assert draft.entropies == [*range(last + 1)]
 
 
 def test_a_prefix_stands_behind_the_prompt_and_within_its_length(mesh1, reference):

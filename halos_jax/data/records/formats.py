@@ -118,6 +118,10 @@ def sample_to_record(sample: Sample, dataset: str = "", *, type: str = "sample")
         record["reward"] = float(sample.reward)
     if sample.logps is not None:
         record["logps"] = [float(value) for value in sample.logps]
+    if sample.sum_logps is not None:
+        record["sum_logps"] = float(sample.sum_logps)
+    if sample.mean_entropy is not None:
+        record["mean_entropy"] = float(sample.mean_entropy)
     return record | _extra_to_record(sample.prompt)
 
 
@@ -148,6 +152,8 @@ def read_sample(fields: Fields, prompt: Prompt) -> Sample:
         generator=fields.text("generator", ""),
         reward=fields.number("reward"),
         logps=logps,
+        sum_logps=fields.number("sum_logps"),
+        mean_entropy=fields.number("mean_entropy"),
     )
     extra = read_extra(fields, fields.used - {"extra"})
     return dataclasses.replace(sample, prompt=dataclasses.replace(prompt, extra=extra))

@@ -107,6 +107,8 @@ def make_sample(**changes) -> Sample:
         "generator": "g",
         "reward": 0.1 + 0.2,
         "logps": (-0.1, -1e-30),
+        "sum_logps": -0.1 - 1e-30,
+        "mean_entropy": 0.7,
     }
     return Sample(**values | changes)
 
@@ -124,6 +126,7 @@ def make_preference(**changes) -> Preference:
     [
         {},
         {"reward": None, "logps": None},
+        {"sum_logps": None, "mean_entropy": None},  # of a file from before these were kept
         {"prompt": Prompt("p", PROMPT.turns), "prompt_ids": (), "response_ids": (), "logps": ()},
     ],
 )
@@ -148,6 +151,8 @@ def test_a_sample_record_has_the_fields_of_halos():
         finish_reason="stop",
         reward=None,
         logps=None,
+        sum_logps=None,
+        mean_entropy=None,
     )
     instruction = bare | {"instruction": "q", "prompt": None}
     assert sample_from_record(instruction).prompt.turns == (Turn("user", "q"),)
@@ -166,6 +171,8 @@ def test_a_sample_record_has_the_fields_of_halos():
         ("finish_reason", "eos"),
         ("reward", "high"),
         ("logps", [0.0]),
+        ("sum_logps", "low"),
+        ("mean_entropy", []),
         ("generator", 1),
         ("extra", 3),
     ],
