@@ -125,6 +125,10 @@ class RoundsConfig:
     # With reference="previous_step": optimizer steps between two updates of the reference
     sync_every: PositiveInt = 1
     export_each: bool = aside(False)  # export the policy of each round (rounds/0003/model)
+    # Fresh samples of a round, whole prompts, for which the SFT checkpoint before its training and
+    # the policy after it compute the log-probability: for signs of divergence and staleness. More
+    # narrow their intervals, and cost two forward passes; 0: none; -1: all
+    watch_samples: Annotated[int, Ge(-1)] = 512
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from halos_jax.data import datasets
 from halos_jax.rounds.budget import RoundPlan
 from halos_jax.rounds.context import NOTHING, Run, StageResult
 from halos_jax.rounds.stages import remove_eval_shards
+from halos_jax.rounds.watch import before
 from halos_jax.workdir import manifests
 from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.timing import time_stage
@@ -135,7 +136,8 @@ def commit_round(run: Run, pending: PendingRound) -> Manifest:
     manifest = pending.manifest
     if manifest.next_stage == "train":
         run.checkpoints.finish()
-        manifest = commit_stage(run, manifest, "train")
+        signs = before.read_before(round_folder(run.workdir, manifest.round))
+        manifest = commit_stage(run, manifest, "train", signs)
     manifest = commit_stage(run, manifest, "evaluate", pending.evaluation)
     remove_eval_shards(run, round_folder(run.workdir, manifest.round))
     return manifest

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from halos_jax import processes, storage
 from halos_jax.checkpoints.failures import CheckpointError
+from halos_jax.signs.table import is_stale
 from halos_jax.workdir import manifests
 from halos_jax.workdir.intact import MANIFEST
 from halos_jax.workdir.ledger import Ledger
@@ -71,7 +72,11 @@ def _load_manifests(workdir: Path) -> list[Manifest]:
 def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
     """Restore a round to what it was before its training."""
     kept = {name: record for name, record in manifest.files.items() if name in _BEFORE.values()}
-    metrics = {name: one for name, one in manifest.metrics.items() if "eval" not in name}
+    metrics = {
+        name: one
+        for name, one in manifest.metrics.items()
+        if "eval" not in name and not is_stale(name)
+    }
     before = dataclasses.replace(manifest, stages=tuple(_BEFORE), files=kept, metrics=metrics)
     with storage.explain_os_errors(folder):
         manifests.save_manifest(folder, before, ledger)

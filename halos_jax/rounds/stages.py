@@ -32,6 +32,7 @@ from halos_jax.rewards.labels import (
 )
 from halos_jax.rounds.context import Rollouts, Run, StageResult
 from halos_jax.rounds.cuts import report_samples
+from halos_jax.rounds.watch import before
 from halos_jax.sampling.sampler import sample_shard
 from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
@@ -165,33 +166,14 @@ def train_stage(
         are freed as soon as their log-probs or values have been computed.
     """
     items = load_feedback_items(run, folder)
-    what = ITEM_KINDS[run.trainer.loss.items].noun
     first_step = int(state.step) - start
     if not items:
-        logger.warning("round %d has no %s to train on: the policy stays as it is", round, what)
-    else:
-        seed = zlib.crc32(f"{run.config.seed} {round}".encode())
-        dataset = training.make_dataset(
-            run.trainer, items, seed=seed, epochs=run.config.train.epochs, recurring="train"
-        )
-        logger.info(
-            "round %d: %d %s, %d steps, packed fill %.0f %%",
-            round,
-            len(items),
-            what,
-            len(dataset.plan),
-            100 * dataset.plan.fill,
-        )
-        reference = run.config.rounds.reference
-        moving = reference == "previous_step"
-        if training.needs_reference(run.trainer.loss, items, moving=moving):
-            load = load_round_start if reference == "round_start" else load_sft
-            label = f"reference {round}"
-            dataset = training.add_reference(run.trainer, dataset, load(), label=label)
-        if run.trainer.loss.value:
-            dataset = training.add_collected(
-                run.trainer, dataset, load_round_start(), seed=seed, label=f"values {round}"
-            )
+        noun = ITEM_KINDS[run.trainer.loss.items].noun
+        logger.warning("round %d has no %s to train on: the policy stays as it is", round, noun)
+    dataset = _prepare(run, items, folder, round, load_sft, load_round_start)
+    if start == 0:
+        run.writer.write(first_step, {"round": round, **before.read_before(folder).metrics})
+    if dataset is not None:
         state = training.run_steps(
             run.trainer,
             state,
@@ -205,6 +187,50 @@ def train_stage(
         )
     run.writer.flush()
     return state
+
+
+def _prepare(
+    run: Run,
+    items: Sequence[Item],
+    folder: Path,
+    round: int,
+    load_sft: Callable[[], Params],
+    load_round_start: Callable[[], Params],
+) -> Dataset | None:
+    """Do what comes before a round's first step: return its dataset, if there are items, with what
+    other policies say of them; and write down the signs of its fresh samples."""
+    load_sft = functools.cache(load_sft)  # for the reference and for the signs
+    seed = zlib.crc32(f"{run.config.seed} {round}".encode())
+    dataset, logps = None, None
+    if items:
+        dataset = training.make_dataset(
+            run.trainer, items, seed=seed, epochs=run.config.train.epochs, recurring="train"
+        )
+        logger.info(
+            "round %d: %d %s, %d steps, packed fill %.0f %%",
+            round,
+            len(items),
+            ITEM_KINDS[run.trainer.loss.items].noun,
+            len(dataset.plan),
+            100 * dataset.plan.fill,
+        )
+        reference = run.config.rounds.reference
+        moving = reference == "previous_step"
+        if training.needs_reference(run.trainer.loss, items, moving=moving):
+            load = load_round_start if reference == "round_start" else load_sft
+            label = f"reference {round}"
+            dataset = training.add_reference(run.trainer, dataset, load(), label=label)
+            logps = None if reference == "round_start" else dataset.reference_logps
+    samples = read_scores(folder / "scores.jsonl", read_samples(folder / "samples.jsonl"))
+    signs = before.measure_before(run, samples, items, logps, load_sft, round=round)
+    if signs is not None:
+        write_shard(run.workspace, folder / before.FILE, [signs])
+    del load_sft
+    if dataset is not None and run.trainer.loss.value:
+        dataset = training.add_collected(
+            run.trainer, dataset, load_round_start(), seed=seed, label=f"values {round}"
+        )
+    return dataset
 
 
 def save_round(run: Run, state: TrainState, round: int) -> None:
@@ -292,9 +318,10 @@ def remove_sample_shards(run: Run, manifest: Manifest) -> None:
 
 
 def remove_eval_shards(run: Run, folder: Path) -> None:
-    """Delete the shards of a committed evaluation."""
+    """Delete the shards of a committed evaluation, and those of the signs before training."""
     if run.workspace.is_writer:
         remove_shards(folder, "eval")
+        remove_shards(folder, "signs")
 
 
 def forget_samples(run: Run, round: int) -> None:
@@ -302,8 +329,8 @@ def forget_samples(run: Run, round: int) -> None:
 
     On some devices training again gives a slightly different policy.
     """
-    remove_eval_shards(run, round_folder(run.workdir, round))
     if run.workspace.is_writer:
+        remove_shards(round_folder(run.workdir, round), "eval")
         following = round_folder(run.workdir, round + 1)
         if (following / MANIFEST).exists():  # it has been opened
             run.workspace.ledger.note_gone(following / MANIFEST)

@@ -9,8 +9,6 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 Z = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
@@ -50,7 +48,8 @@ def estimate_mean(values: Sequence[float], prompts: Sequence[Hashable] | None = 
     """
     if not values:
         raise ValueError("got no values to average, allowed: one or more")
-    count, mean = len(values), float(np.mean(np.asarray(values, np.float64)))
+    count = len(values)
+    mean = math.fsum(values) / count
     residuals: dict[Hashable, float] = collections.defaultdict(float)
     names: Sequence[Hashable] = range(count) if prompts is None else prompts
     for value, name in zip(values, names, strict=True):
@@ -61,6 +60,38 @@ def estimate_mean(values: Sequence[float], prompts: Sequence[Hashable] | None = 
     squares = math.fsum(one * one for one in residuals.values())
     error = math.sqrt(clusters / (clusters - 1) * squares) / count
     return Estimate(mean, mean - Z * error, mean + Z * error)
+
+
+def estimate_ratio(
+    values: Sequence[float], weights: Sequence[float], prompts: Sequence[Hashable] | None = None
+) -> Estimate:
+    """Return sum(values) / sum(weights), with an interval from the spread between prompts.
+
+    The standard error is that of `estimate_mean`, which is this of weights of 1: residuals are
+    value - ratio * weight, and n is the sum of the weights. A mean by token is the ratio of sums
+    over sequences to their lengths; a self-normalised weighted mean that of w x to w.
+
+    Args:
+      values, weights: f64[n], at least one, with a sum of weights above 0.
+      prompts: as of `estimate_mean`.
+
+    Raises:
+      ValueError: if the weights add up to nothing, or the lengths differ.
+    """
+    total = math.fsum(weights)
+    if not total > 0:
+        raise ValueError(f"got weights that add up to {total}, allowed: more than 0")
+    ratio = math.fsum(values) / total
+    residuals: dict[Hashable, float] = collections.defaultdict(float)
+    names: Sequence[Hashable] = range(len(values)) if prompts is None else prompts
+    for value, weight, name in zip(values, weights, names, strict=True):
+        residuals[name] += value - ratio * weight
+    clusters = len(residuals)
+    if clusters < 2:
+        return Estimate(ratio, -math.inf, math.inf)
+    squares = math.fsum(one * one for one in residuals.values())
+    error = math.sqrt(clusters / (clusters - 1) * squares) / total
+    return Estimate(ratio, ratio - Z * error, ratio + Z * error)
 
 
 def estimate_share(hits: int, count: int) -> Estimate:

@@ -33,6 +33,7 @@ from halos_jax.rounds.refill import extents
 from halos_jax.rounds.refill.gather import gather, remove_extents
 from halos_jax.rounds.report import format_rounds, last_round, report_round
 from halos_jax.rounds.setup import make_run
+from halos_jax.rounds.watch import after
 from halos_jax.tasks.inputs import check_inputs
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported, take_policy
@@ -153,6 +154,7 @@ def run_round(
             step = int(progress.state.step)
             done = stages.evaluate_stage(run, policy, folder, round=round, step=step)
             del policy
+    done = after.add_staleness(run, progress.state, done, round)
     metrics = {**done.metrics, "steps_done": int(progress.state.step)}
     pending = PendingRound(manifest, done._replace(metrics=metrics))
     if manifest.next_stage == "evaluate":

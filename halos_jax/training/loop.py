@@ -164,13 +164,28 @@ def needs_reference(loss: Loss, items: Sequence[Item], *, moving: bool = False) 
 
 def add_reference(trainer: Trainer, dataset: Dataset, params: Params, *, label: str) -> Dataset:
     """Return `dataset` with the reference's log-probs, computed under `params` in one pass."""
+    name = f"{dataset.recurring} pass" if dataset.recurring else ""
+    logps = compute_logps(trainer, dataset.items, params, recurring=name, label=label)
+    return dataclasses.replace(dataset, reference_logps=logps)
+
+
+def compute_logps(
+    trainer: Trainer, items: Sequence[Item], params: Params, *, recurring: str = "", label: str
+) -> TokenValues:
+    """Return the log-probs of the items' targets under `params`, computed in one pass.
+
+    Args:
+      params: as those that are trained: of an adapter, if there is one, or of the whole policy.
+      recurring: as of `make_dataset`.
+    """
     (logps,) = _pass_over(
         trainer,
-        dataset,
+        items,
         lambda batch: (trainer.logps(params, trainer.frozen, batch),),
+        recurring=recurring,
         label=label,
     )
-    return dataclasses.replace(dataset, reference_logps=logps)
+    return logps
 
 
 def add_collected(
@@ -182,20 +197,24 @@ def add_collected(
     """
     logps, values = _pass_over(
         trainer,
-        dataset,
+        dataset.items,
         lambda batch: trainer.collect(params, trainer.frozen, batch),
+        recurring=f"{dataset.recurring} pass" if dataset.recurring else "",
         label=label,
     )
     return dataclasses.replace(dataset, old=Collected(logps, values, seed))
 
 
 def _pass_over(
-    trainer: Trainer, dataset: Dataset, run: Callable[[Batch], tuple[jax.Array, ...]], *, label: str
+    trainer: Trainer,
+    items: Sequence[Item],
+    run: Callable[[Batch], tuple[jax.Array, ...]],
+    *,
+    recurring: str,
+    label: str,
 ) -> list[TokenValues]:
     """Return the token values of all items; `run` gives them for a batch, f32[m, rows, P] each."""
-    recurring = f"{dataset.recurring} pass" if dataset.recurring else ""
-    # The order does not matter here, so items are shuffled to make the batches equally large.
-    single = make_dataset(trainer, dataset.items, seed=0, recurring=recurring)
+    single = plan_pass(trainer, items, recurring=recurring)
     found: list[dict[int, tuple[np.ndarray, ...]]] = []
     bar = make_progress(len(single.plan), label, enabled=trainer.config.progress)
     for number, batch in enumerate(stream_batches(trainer.mesh, single)):
@@ -203,10 +222,16 @@ def _pass_over(
         results = [np.asarray(result) for result in run(batch)]
         found = found or [{} for _ in results]
         for known, result in zip(found, results, strict=True):
-            known.update(split_logps(single.plan, number, dataset.items, result))
+            known.update(split_logps(single.plan, number, items, result))
         bar.update(1)
     bar.close()
     return [[known[index] for index in range(len(known))] for known in found]
+
+
+def plan_pass(trainer: Trainer, items: Sequence[Item], *, recurring: str = "") -> Dataset:
+    """Plan a pass over `items` that trains nothing; see `make_dataset`."""
+    # The order does not matter here, so items are shuffled to make the batches equally large.
+    return make_dataset(trainer, items, seed=0, recurring=recurring)
 
 
 def stream_batches(mesh: Mesh, dataset: Dataset, *, start: int = 0) -> Iterator[Batch]:
