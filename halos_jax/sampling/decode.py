@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -15,34 +14,14 @@ from jaxtyping import Bool, Float32, Int32, UInt32
 
 from halos_jax.models import cache as caches
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.sampling.filters import find_kept, mask_unknown, sum_above, sum_together
+from halos_jax.sampling.draws import DecodeSettings, draw_tokens
 from halos_jax.sharding import constrain
 from halos_jax.types import Array, Params
-
-# Tokens whose weights are summed, block by block, to find the one that is drawn: a cumulative sum
-# costs by its length squared on some backends.
-_BLOCK, _SMALL_BLOCK = 512, 32
-# Of top-p: a pass over the logits tests a handful of candidates, a search for the cutoff takes ten.
-_MOST_CANDIDATES = 16
-_UNIFORM_BITS = 24  # of a float32 uniform; what is rarer than 2^-24 no draw can show
 
 # Made on the host, traced on the device.
 Rows = jax.Array | np.ndarray
 # Keys or values of prompts, one [prompts, T, K, H] a layer.
 Prompts = tuple[jax.Array, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeSettings:
-    """What a compiled decoder is specialised to."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    max_tokens: int
-    chunk: int
-    stop_ids: tuple[int, ...]
-    unknown: tuple[tuple[int, int], ...] = ()  # ranges [start, stop) of ids that no token has
 
 
 @struct.dataclass
@@ -208,153 +187,6 @@ def decode_chunk(
     # A fixed number of steps: a condition on the data would have a GPU wait for the host each step.
     slots, output = jax.lax.fori_loop(0, settings.chunk, advance, (slots, output))
     return _split_slots(slots), dataclasses.replace(output, done=slots.done)
-
-
-def draw_tokens(
-    logits: Float32[Array, "S V"],
-    keys: UInt32[Array, "S 2"],
-    generated: Int32[Array, " S"],
-    settings: DecodeSettings,
-) -> tuple[Int32[Array, " S"], Float32[Array, " S"], Float32[Array, " S"]]:
-    """Draw one token a slot; the randomness is (sample's key, response position).
-
-    Also return the tokens' log-probabilities at temperature 1, unfiltered, and the entropy of that
-    distribution (nats): ids that no token has are never drawn, but they count as the trainer
-    counts them.
-
-    Top-p needs no cutoff: candidates are drawn from the whole distribution, and the first one that
-    the likelier tokens do not already make up p for is taken, which is a draw from the kept ones.
-    All candidates are tested in one pass. That none passes is rarer than what the uniforms resolve;
-    the likeliest candidate is taken then. Where p is so small that many would fail, the cutoff is
-    searched for.
-    """
-    allowed = mask_unknown(logits, settings.unknown)
-    if settings.temperature == 0:
-        drawn = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
-        normalizers, top = jax.nn.logsumexp(logits, axis=-1), jnp.max(logits, axis=-1)
-        gaps = jnp.sum(_weigh_gaps(logits, top), axis=-1)
-        entropies = _find_entropies(gaps, normalizers, top)
-        return drawn, _take(logits, drawn) - normalizers, entropies
-    candidates = count_candidates(settings.top_p)
-    searched = 1.0 if candidates else settings.top_p
-    # Each weight is relative to the largest of those that it is added to.
-    top, peak = jnp.max(logits, axis=-1), jnp.max(allowed, axis=-1)
-    if settings.top_k or searched < 1:
-        scaled = allowed / settings.temperature
-        kept = find_kept(scaled, top_k=settings.top_k, top_p=searched)
-        allowed = jnp.where(kept, allowed, -jnp.inf)
-
-    def weigh(
-        logits: jax.Array, temperature: float = settings.temperature, peak: jax.Array = peak
-    ) -> jax.Array:
-        return jnp.exp((logits - jnp.expand_dims(peak, range(1, logits.ndim))) / temperature)
-
-    def draw_uniforms(key_data: jax.Array, position: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.wrap_key_data(key_data), position)
-        return jax.random.uniform(key, (max(candidates, 1),))
-
-    uniforms = jax.vmap(draw_uniforms)(keys, generated)
-    blocks, plain = _split_blocks(allowed), _split_blocks(logits)
-    sums, shares, gaps = sum_together(
-        [weigh(blocks), weigh(plain, 1.0, top), _weigh_gaps(plain, top)]
-    )
-    normalizers = top + jnp.log(jnp.sum(shares, axis=-1))
-    entropies = _find_entropies(jnp.sum(gaps, axis=-1), normalizers, top)
-    drawn = invert_cumulative(blocks, sums, uniforms, weigh)
-    if candidates < 2:
-        return drawn[:, 0], _take(logits, drawn[:, 0]) - normalizers, entropies
-    # Logits are compared, not weights: these may be rounded otherwise where they are formed again.
-    likelier = sum_above(weigh(allowed), allowed, jnp.take_along_axis(allowed, drawn, axis=-1))
-    accepted = likelier < settings.top_p * jnp.sum(sums, axis=-1, keepdims=True)
-    likeliest = jnp.argmin(likelier, axis=-1)
-    taken = jnp.where(jnp.any(accepted, axis=-1), jnp.argmax(accepted, axis=-1), likeliest)
-    drawn = _take(drawn, taken)
-    return drawn, _take(logits, drawn) - normalizers, entropies
-
-
-def _take(x: jax.Array, index: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(x, index[:, None], axis=-1)[:, 0]
-
-
-def _weigh_gaps(logits: jax.Array, top: jax.Array) -> jax.Array:
-    """Return `gap exp(-gap)`, with each logit's gap to the largest; 0 of -inf."""
-    gaps = jnp.expand_dims(top, range(1, logits.ndim)) - logits
-    return jnp.where(gaps < jnp.inf, gaps * jnp.exp(-gaps), 0.0)
-
-
-def _find_entropies(gaps: jax.Array, normalizers: jax.Array, top: jax.Array) -> jax.Array:
-    """Return the entropies f32[S] (nats) of softmax(logits).
-
-    -sum p log p = log Z - top + sum(gap exp(-gap)) / (Z exp(-top)), where log Z is the normalizer:
-    all terms are 0 or more, so nothing cancels.
-
-    Args:
-      gaps: f32[S], the sums of `_weigh_gaps`.
-    """
-    share = normalizers - top
-    return share + gaps * jnp.exp(-share)
-
-
-def count_candidates(top_p: float) -> int:
-    """Return how many draws are enough for one to be among the kept tokens; 0 where too many are.
-
-    A draw is kept with probability p or more.
-    """
-    if top_p >= 1:
-        return 1
-    count = math.ceil(_UNIFORM_BITS / -math.log2(1 - top_p))
-    return count if count <= _MOST_CANDIDATES else 0
-
-
-def _split_blocks(logits: jax.Array) -> jax.Array:
-    """Return f32[S, V / _BLOCK, _BLOCK], with -inf behind the last."""
-    padding = -logits.shape[1] % _BLOCK
-    padded = jnp.pad(logits, ((0, 0), (0, padding)), constant_values=-jnp.inf)
-    return padded.reshape(logits.shape[0], -1, _BLOCK)
-
-
-def invert_cumulative(
-    blocks: Float32[Array, "S blocks block"],
-    sums: Float32[Array, "S blocks"],
-    uniforms: Float32[Array, "S candidates"],
-    weigh: Callable[[jax.Array], jax.Array],
-) -> Int32[Array, "S candidates"]:
-    """Return the first tokens whose cumulative weight exceeds a uniform's share of the
-    row.
-
-    One random number a draw: the Gumbel trick would need one for every token of the vocabulary.
-    The sum is taken by blocks, then within the block that the number falls into. Weights are formed
-    where they are needed: written down, they would be one more pass over the vocabulary.
-
-    Args:
-      blocks: the logits, in blocks of 512.
-      sums: the sums of their weights.
-      uniforms: in [0, 1).
-      weigh: from logits `[S, ..., n]` to weights: 0 or more, not all 0 in a row, 0 of -inf; they
-        need not sum to 1.
-    """
-    up_to = jnp.cumsum(sums, axis=-1)
-    target = uniforms * up_to[:, -1:]
-    index = _find_first(up_to[:, None] > target[..., None], sums[:, None] > 0)
-    before = jnp.take_along_axis(up_to - sums, index, axis=-1)
-    inside = weigh(jnp.take_along_axis(blocks, index[..., None], axis=1))
-    for width in (_SMALL_BLOCK, 1):
-        blocks = inside.reshape(*inside.shape[:2], -1, width)
-        sums = jnp.sum(blocks, axis=-1)
-        up_to = before[..., None] + jnp.cumsum(sums, axis=-1)
-        chosen = _find_first(up_to > target[..., None], sums > 0)[..., None]
-        before = jnp.take_along_axis(up_to - sums, chosen, axis=-1)[..., 0]
-        inside = jnp.take_along_axis(blocks, chosen[..., None], axis=2)[:, :, 0]
-        index = index * blocks.shape[2] + chosen[..., 0]
-    return index.astype(jnp.int32)
-
-
-def _find_first(reached: jax.Array, allowed: jax.Array) -> jax.Array:
-    """Return along the last axis the first allowed position that is reached, else the last allowed
-    one: by rounding, none may be reached."""
-    found = reached & allowed
-    last = allowed.shape[-1] - 1 - jnp.argmax(allowed[..., ::-1], axis=-1)
-    return jnp.where(jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), last)
 
 
 class InitSlots(Protocol):

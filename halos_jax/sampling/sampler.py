@@ -24,6 +24,7 @@ from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.packing.layout import round_shape
 from halos_jax.sampling import decode
+from halos_jax.sampling.draws import DecodeSettings
 from halos_jax.sampling.schedule import (
     Draft,
     Owners,
@@ -71,7 +72,7 @@ def make_sampler(
     decoder = dataclasses.replace(decoder, remat="none")
     stop_ids = tuple(sorted(renderer.stop_ids))
     compiled = decode.compile_decoder(
-        decode.DecodeSettings(
+        DecodeSettings(
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,

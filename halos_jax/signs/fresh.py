@@ -11,7 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from halos_jax.signs.intervals import Estimate, estimate_mean, estimate_ratio, estimate_share
+from halos_jax.signs.intervals import (
+    Estimate,
+    estimate_clustered_share,
+    estimate_mean,
+    estimate_ratio,
+    estimate_share,
+)
 from halos_jax.types import FINISH_LENGTH, Sample
 
 Estimates = Mapping[str, Estimate]
@@ -24,7 +30,7 @@ def measure_responses(samples: Sequence[Sample]) -> Estimates:
     truncated = [float(one.finish_reason == FINISH_LENGTH) for one in samples]
     repeated = [measure_repetition(one.response_ids) for one in samples]
     found = {
-        "truncated_share": estimate_mean(truncated, prompts),
+        "truncated_share": estimate_clustered_share(truncated, prompts),
         "response_tokens_mean": estimate_mean(lengths, prompts),
         "repeated_4grams": estimate_mean(repeated, prompts),
     }
@@ -111,7 +117,7 @@ def measure_pairs(margins: Sequence[float], prompts: Sequence[str]) -> Estimates
         return {}
     return {
         "fresh_margin": estimate_mean(margins, prompts),
-        "fresh_accuracy": estimate_mean([_judge(one) for one in margins], prompts),
+        "fresh_accuracy": estimate_clustered_share([_judge(one) for one in margins], prompts),
         "fresh_loss": estimate_mean([float(np.logaddexp(0.0, -one)) for one in margins], prompts),
     }
 
@@ -137,7 +143,7 @@ def measure_agreement(scored: Sequence[tuple[str, float, float]]) -> Estimates:
                 better, worse = (one, other) if one[1] > other[1] else (other, one)
                 hits.append(_judge(better[0] - worse[0]))
                 names.append(name)
-    return {"implicit_accuracy": estimate_mean(hits, names)} if hits else {}
+    return {"implicit_accuracy": estimate_clustered_share(hits, names)} if hits else {}
 
 
 def pick_extremes(scored: Sequence[tuple[str, float, float]]) -> list[tuple[str, float]]:

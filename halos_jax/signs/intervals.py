@@ -104,7 +104,32 @@ def estimate_share(hits: int, count: int) -> Estimate:
     """
     if not 0 <= hits <= count or not count:
         raise ValueError(f"got {hits} of {count}, allowed: at most all of one or more")
-    share, weight = hits / count, Z * Z / count
+    return _estimate_wilson(hits / count, count)
+
+
+def estimate_clustered_share(
+    hits: Sequence[float], prompts: Sequence[Hashable] | None = None
+) -> Estimate:
+    """Return the share of hits, with an interval from the spread between prompts, inside [0, 1].
+
+    Wilson's interval for as many independent trials as have the standard error of `estimate_mean`:
+    from the number of prompts, which it is where all trials agree, to that of the trials (Korn &
+    Graubard 1998 adjust intervals of surveys in this way).
+
+    Args:
+      hits: one number a trial, 1 or 0; 0.5 where it is undecided.
+      prompts: as of `estimate_mean`.
+    """
+    found = estimate_mean(hits, prompts)
+    clusters = len(hits if prompts is None else set(prompts))
+    variance = found.error**2 if clusters > 1 else 0.0
+    spread = found.value * (1 - found.value)
+    trials = spread / variance if variance else clusters
+    return _estimate_wilson(found.value, min(max(trials, clusters), len(hits)))
+
+
+def _estimate_wilson(share: float, count: float) -> Estimate:
+    weight = Z * Z / count
     middle = (share + weight / 2) / (1 + weight)
     half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
     return Estimate(share, max(middle - half, 0.0), min(middle + half, 1.0))

@@ -12,7 +12,7 @@ from halos_jax.config.rewards import PartConfig
 
 # Least value -> the integers and numbers that must not be below it.
 AT_LEAST = {
-    -1: ("optimizer.warmup_steps",),
+    -1: ("optimizer.warmup_steps", "rounds.watch_samples"),
     0: (
         *("bench.examples", "checkpoint.every", "data.max_eval", "data.max_prompt_count"),
         *("data.max_train", "data.n_examples", "lora.alpha", "lora.rank"),

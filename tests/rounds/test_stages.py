@@ -230,7 +230,7 @@ def test_evaluation_draws_with_the_keys_of_round_0_and_keeps_its_metrics(tmp_pat
 
 
 def test_a_round_of_ties_has_nothing_to_train_on(tmp_path, sampled, caplog):
-    run = make_run(scorer=lambda samples: [0.5] * len(samples))
+    run = make_run(workdir=tmp_path, scorer=lambda samples: [0.5] * len(samples))
     stages.sample_stage(run.rollouts, "params", PROMPTS, tmp_path, 1)
     stages.score_stage(run.rollouts, tmp_path)
     files, metrics, _ = stages.feedback_stage(run.rollouts, tmp_path, 1)
@@ -249,7 +249,10 @@ def test_a_round_of_ties_has_nothing_to_train_on(tmp_path, sampled, caplog):
         load_round_start=pytest.fail,
     )
     assert trained is state and "no pairs to train on" in caplog.text
-    assert run.writer.calls == [("flush",)] and run.checkpoints.calls == []
+    (_, step, signs), flushed = run.writer.calls
+    # The signs of what was sampled, of which there are as many all the same.
+    assert step == 4 and signs["round"] == 1 and signs["tied_share"] == 1
+    assert flushed == ("flush",) and run.checkpoints.calls == []
 
 
 def test_the_end_of_a_round_is_saved():

@@ -20,6 +20,7 @@ from halos_jax.models.spec import DecoderConfig, RopeConfig, init_params, params
 from halos_jax.packing.batches import build_batch, plan_batches
 from halos_jax.sampling import decode, schedule
 from halos_jax.sampling import sampler as sampling
+from halos_jax.sampling.draws import DecodeSettings
 from halos_jax.sampling.sampler import make_sampler, sample_shard
 from halos_jax.sampling.schedule import Draft
 from halos_jax.types import TARGET, Item, Prompt, Turn
@@ -122,7 +123,7 @@ def test_a_sampler_is_compiled_for_what_the_config_says(monkeypatch):
     )
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
     made = make_sampler(settings, spoken, tiny(remat="full", vocab_size=size + 2), mesh)
-    expected = decode.DecodeSettings(
+    expected = DecodeSettings(
         temperature=0.7, top_k=5, top_p=0.8, max_tokens=6, chunk=6, stop_ids=(1, 3)
     )
     expected = dataclasses.replace(expected, unknown=((size, size + 2),))
