@@ -1,9 +1,10 @@
 """Bounds of numbers, as part of the types of fields."""
 
 import dataclasses
+import types
 import typing
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
@@ -29,20 +30,37 @@ def find_violations(section: Any, prefix: str = "") -> Iterable[str]:
         hints = typing.get_type_hints(type(section), include_extras=True)
         members = [(name, getattr(section, name)) for name in hints]
         for name, value in members:
-            bounds = list_bounds(hints[name])
-            if not all(_allows(bound, value) for bound in bounds):
-                yield f"{prefix}{name}: got {value!r}, allowed: {describe(bounds)}"
+            bounds, words = list_bounds(hints[name]), _list_words(hints[name])
+            if value not in words and not all(_allows(bound, value) for bound in bounds):
+                allowed = "".join(f", or {word!r}" for word in words)
+                yield f"{prefix}{name}: got {value!r}, allowed: {describe(bounds)}{allowed}"
     for name, value in members:
         if dataclasses.is_dataclass(value) or isinstance(value, typing.Mapping):
             yield from find_violations(value, f"{prefix}{name}.")
 
 
 def list_bounds(annotation: Any) -> list[Ge | Gt | Le | Lt]:
-    """Return the bounds in a type such as `Annotated[int, Ge(1)]`; an empty list if it has none."""
+    """Return the bounds in a type such as `Annotated[int, Ge(1)]`; an empty list if it has none.
+
+    Those of a union, such as `Annotated[int, Ge(1)] | Literal["auto"]`, are those of its members.
+    """
     found: list[Any] = []
     for one in getattr(annotation, "__metadata__", ()):
         found += list(one) if isinstance(one, Interval) else [one]
-    return [one for one in found if isinstance(one, (Ge, Gt, Le, Lt))]
+    own = [one for one in found if isinstance(one, (Ge, Gt, Le, Lt))]
+    return own + [bound for member in _list_members(annotation) for bound in list_bounds(member)]
+
+
+def _list_members(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union; nothing for another type."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else ()
+
+
+def _list_words(annotation: Any) -> tuple[Any, ...]:
+    """Return the values that a union allows by name, which have no bounds."""
+    literals = (one for one in _list_members(annotation) if typing.get_origin(one) is Literal)
+    return tuple(word for one in literals for word in typing.get_args(one))
 
 
 def describe(bounds: Iterable[Ge | Gt | Le | Lt]) -> str:

@@ -153,6 +153,7 @@ def check_online(values: Mapping[str, Any]) -> Iterable[str]:
     for path, (unused, reason) in _OFFLINE.items():
         if values[path] != unused:
             yield f"{path}: got {values[path]}, allowed with task='online': {unused}; {reason}"
+    yield from _check_round_sizes(values)
     feedback = FEEDBACK_TYPES[values["feedback.type"]]
     compares = feedback.compares and values.get("loss.name") not in feedback.single_losses
     yield from _check_refill(values)
@@ -188,6 +189,26 @@ def _check_refill(values: Mapping[str, Any]) -> Iterable[str]:
             f"feedback.max_prompts_factor={factor:g} prompts give {most} at most; lower it, or "
             "raise one of these"
         )
+
+
+# Bound of the prompts of a round with "auto" -> its default.
+_ROUND_SIZES = {"rounds.min_prompts_per_round": 128, "rounds.max_prompts_per_round": 1024}
+
+
+def _check_round_sizes(values: Mapping[str, Any]) -> Iterable[str]:
+    size = values["rounds.prompts_per_round"]
+    low, high = (values[path] for path in _ROUND_SIZES)
+    if size == "auto" and low > high:
+        yield (
+            f"rounds.min_prompts_per_round: got {low}, allowed: at most "
+            f"rounds.max_prompts_per_round={high}; lower it, or raise the other"
+        )
+    for path, default in _ROUND_SIZES.items() if size != "auto" else ():
+        if values[path] != default:
+            yield (
+                f"{path}: got {values[path]}, but every round has rounds.prompts_per_round={size} "
+                f"prompts; allowed: {default}; set --config.rounds.prompts_per_round=auto"
+            )
 
 
 def check_sample(values: Mapping[str, Any]) -> Iterable[str]:

@@ -117,7 +117,11 @@ class RoundsConfig:
     """The rounds of task=online: how many prompts they use, and what the loss compares with."""
 
     total_prompts: PositiveInt = growing(2048, "online")  # prompts that the whole run may use
-    prompts_per_round: PositiveInt = 512  # prompts of one round
+    # Prompts of one round; "auto": as many as the signs of the rounds before suggest, within the
+    # two bounds below
+    prompts_per_round: PositiveInt | Literal["auto"] = 512
+    min_prompts_per_round: PositiveInt = 128  # "auto": fewest prompts; sizes are multiples of it
+    max_prompts_per_round: PositiveInt = 1024  # "auto": most prompts
     num_skip: NonNegativeInt = 0  # prompts to skip at the start of the run's order
     # Reference of the loss: the SFT checkpoint, the policy as it was at the start of the round, or
     # as it was 1 to `sync_every` optimizer steps ago

@@ -40,8 +40,9 @@ def describe_budget(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
     sizes = [_show_range([one[column] for one in rounds]) for column in range(3)]
     return [
         f"budget: {len(rounds)} {_plural('round', len(rounds))} of {sizes[0]} prompts, "
-        f"{prompts:,} in all; {sampling.num_samples_per_prompt} samples a prompt, {samples:,} in "
-        f"all, of at most {sampling.max_tokens:,} tokens, {samples * sampling.max_tokens:,} in all",
+        f"{prompts:,} in all{_describe_auto(config)}; {sampling.num_samples_per_prompt} samples a "
+        f"prompt, {samples:,} in all, of at most {sampling.max_tokens:,} tokens, "
+        f"{samples * sampling.max_tokens:,} in all",
         f"budget: at most {sizes[1]} {noun} and {sizes[2]} optimizer steps a round, {examples:,} "
         f"{noun} and {steps:,} steps in all; fewer where samples tie or have no reward",
         f"budget: learning rate {optimizer.learning_rate:g} ({optimizer.schedule}) after "
@@ -139,6 +140,15 @@ def show_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _describe_auto(config: Config) -> str:
+    """Say that the sizes of rounds are an expectation, where they are."""
+    rounds = config.rounds
+    if rounds.prompts_per_round != "auto":
+        return ""
+    low, high = rounds.min_prompts_per_round, rounds.max_prompts_per_round
+    return f" (expected; rounds.prompts_per_round=auto chooses {low} to {high})"
 
 
 def _show_range(numbers: Sequence[int]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from halos_jax.checkpoints.position import Position
 from halos_jax.checkpoints.store import Checkpoints
 from halos_jax.config import Config, ConfigError
+from halos_jax.course.advice import RoundSigns
+from halos_jax.course.round_size import DECISION, choose_size, expect_size
 from halos_jax.errors import UserError
 from halos_jax.losses import get_loss
 from halos_jax.rounds.budget import Budget, describe_shortage, expect_examples, expect_steps
@@ -26,7 +28,7 @@ def make_budget(config: Config, workdir: Path) -> Budget:
     rounds, opened = config.rounds, list[tuple[int, int]]()
     while manifest := manifests.load_manifest(manifests.round_folder(workdir, len(opened) + 1)):
         opened.append((manifest.start, manifest.stop))
-    return Budget(rounds.total_prompts, rounds.prompts_per_round, rounds.num_skip, tuple(opened))
+    return Budget(rounds.total_prompts, expect_size(config), rounds.num_skip, tuple(opened))
 
 
 def has_new_prompts(config: Config, workdir: Path) -> bool:
@@ -50,7 +52,7 @@ def find_place(checkpoints: Checkpoints) -> dict[str, int]:
 
 
 def choose_prompts_per_round(
-    config: Config, budget: Budget, done: Sequence[Manifest]
+    config: Config, budget: Budget, done: Sequence[Manifest], num_prompts: int
 ) -> tuple[int, dict[str, Any]]:
     """Return how many prompts the next round gets, and what the manifest is to say of the choice.
 
@@ -58,10 +60,29 @@ def choose_prompts_per_round(
     before the round's first sample. A resume reads it from there and does not choose again.
 
     Args:
-      budget: the ranges of all rounds before, and what is left.
+      budget: the ranges of all rounds before, and what is left: a prompt or more.
       done: the manifests of round 0 and of all rounds before, with the metrics of their evaluation.
+      num_prompts: how many prompts the order has.
     """
-    return config.rounds.prompts_per_round, {}
+    size = config.rounds.prompts_per_round
+    if size != "auto":
+        return size, {}
+    start = budget.opened[-1][1] if budget.opened else budget.num_skip
+    left = budget.end(num_prompts) - start
+    rate = config.optimizer.learning_rate
+    chosen = choose_size(config, [read_signs(one, rate) for one in done], left)
+    logger.info("round %d gets %d prompts: %s", len(done), chosen.prompts, chosen.reason)
+    return chosen.prompts, {DECISION: chosen.to_record()}
+
+
+def read_signs(manifest: Manifest, rate: float) -> RoundSigns:
+    """Return what advice is given by: the round's signs, its prompts, its learning rate `rate`.
+
+    The prompts are those that were decided for the round, if that was a decision.
+    """
+    decided = manifest.decisions.get(DECISION, {}).get("prompts")
+    prompts = manifest.stop - manifest.start if decided is None else decided
+    return RoundSigns(manifest.round, prompts, rate, manifest.metrics)
 
 
 def refuse_no_rounds(budget: Budget, num_prompts: int) -> None:

@@ -92,8 +92,9 @@ def plan_round(run: Run, progress: Progress, round: int) -> tuple[RoundPlan, dic
         for before in range(round)
     ]
     known = [one for one in done if one is not None]
-    size, decisions = choose_prompts_per_round(run.config, progress.budget, known)
-    return progress.budget.plan_next(round, size, len(run.prompts)), decisions
+    available = len(run.prompts)
+    size, decisions = choose_prompts_per_round(run.config, progress.budget, known, available)
+    return progress.budget.plan_next(round, size, available), decisions
 
 
 def sft_loader(run: Run, progress: Progress) -> Callable[[], Params]:

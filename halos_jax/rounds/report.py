@@ -1,11 +1,13 @@
 """Reports of an online run for people: its budget, a row per round, and a table of all rounds."""
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from halos_jax.config import Config
+from halos_jax.course.advice import Hint, list_new_hints
 from halos_jax.course.budget_text import (
     RoundDone,
     RoundSize,
@@ -17,6 +19,7 @@ from halos_jax.losses import get_loss
 from halos_jax.packing.batches import count_steps
 from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.context import Run
+from halos_jax.rounds.outlook import read_signs
 from halos_jax.workdir import manifests
 from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.timing import format_times, read_times
@@ -75,6 +78,29 @@ def report_round(run: Run, manifest: Manifest, budget: Budget) -> None:
     rest = describe_rest(config, done, sizes[round:], sum(one.steps for one in sizes))
     if rest:
         logger.info("%s", rest)
+    for hint in list_advice(run, round)[round]:
+        logger.info("advice: %s", hint.text)
+
+
+def report_end(run: Run, folder: Path) -> None:
+    """Log where the policy is, the table of all rounds, and the advice that they gave."""
+    last = last_round(run.workdir)
+    logger.info(
+        "the last policy is in %s; round 0 is the SFT policy:\n%s",
+        folder,
+        format_rounds(run.workdir),
+    )
+    for round, hints in list_advice(run, last).items():
+        for hint in hints:
+            logger.info("advice of round %d: %s", round, hint.text)
+
+
+def list_advice(run: Run, last: int) -> dict[int, list[Hint]]:
+    """Return the hints of each round up to `last` that the rounds before had not given."""
+    found = [manifests.load_manifest(round_folder(run.workdir, one)) for one in range(last + 1)]
+    rate = functools.partial(run.workspace.history.value_in, "optimizer.learning_rate")
+    signs = [read_signs(one, rate(one.round)) for one in found if one is not None]
+    return {one.round: list_new_hints(run.config, signs[: one.round + 1]) for one in signs}
 
 
 def format_rounds(workdir: Path, *, last: int | None = None) -> str:
@@ -175,10 +201,10 @@ def _choose_columns(rows: Sequence[_Row]) -> dict[str, _Read]:
         scorer.removeprefix("reward_eval/"): lambda row: _show_estimate(row, scorer),
         "kl": _reader(first("kl_sft", "kl_sampled"), ".2f"),
         "margin": _reader("fresh_margin", "+.3f"),
-        "ties": _reader("ties_train", ".2f"),
+        "ties": _reader("tied_share", ".2f"),
         "cut": _show_cut,
         "tokens": _reader(first("response_tokens_eval", "response_tokens_mean"), ".1f"),
-        "stale": _reader("kl_stale", ".2f"),
+        "stale": _reader(first("kl_stale", "kl_sampled_stale"), ".2f"),
         "seconds": lambda row: "" if row.seconds is None else f"{row.seconds:.1f}",
     }
 

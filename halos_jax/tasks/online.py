@@ -31,7 +31,7 @@ from halos_jax.rounds.progress import (
 )
 from halos_jax.rounds.refill import extents
 from halos_jax.rounds.refill.gather import gather, remove_extents
-from halos_jax.rounds.report import format_rounds, last_round, report_round
+from halos_jax.rounds.report import last_round, report_end, report_round
 from halos_jax.rounds.setup import make_run
 from halos_jax.rounds.watch import after
 from halos_jax.tasks.inputs import check_inputs
@@ -215,11 +215,7 @@ def _export_final(run: Run, progress: Progress) -> None:
         ledger=run.workspace.ledger,
         frozen=run.trainer.frozen,
     )
-    logger.info(
-        "the last policy is in %s; round 0 is the SFT policy:\n%s",
-        folder,
-        format_rounds(run.workdir),
-    )
+    report_end(run, folder)
 
 
 def _report_complete(workspace: Workspace) -> dict[str, float]:

@@ -15,6 +15,7 @@ from halos_jax import config as config_lib
 from halos_jax.config import Config, ConfigError, SamplingConfig
 from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.config.tasks import TASKS, is_scored, load
+from halos_jax.course.round_size import expect_size
 from halos_jax.data import datasets
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.chat.renderer import Renderer
@@ -211,7 +212,7 @@ def check_online_data(config: Config, decoder: DecoderConfig, renderer: Renderer
     datasets.refuse_overlap(prompts, others)
     check_records(config.reward, [*prompts, *others])
     rounds, skip = config.rounds, config.rounds.num_skip
-    budget = Budget(rounds.total_prompts, rounds.prompts_per_round, skip)
+    budget = Budget(rounds.total_prompts, expect_size(config), skip)
     refuse_no_rounds(budget, len(prompts))
     report_budget(config, budget, len(prompts), lambda round: config.train.epochs)
     used = prompts[skip : skip + rounds.total_prompts]

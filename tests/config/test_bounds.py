@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 from annotated_types import Ge, Gt, Interval
@@ -26,7 +26,8 @@ AT_LEAST = {
     1: (
         "feedback.max_prompts_factor",
         *("bench.steps", "checkpoint.keep", "model.head_chunk", "model.pad_vocab_to"),
-        *("reward.judge.concurrency", "reward.max_length", "rounds.prompts_per_round"),
+        *("reward.judge.concurrency", "reward.max_length"),
+        *("rounds.max_prompts_per_round", "rounds.min_prompts_per_round"),
         *("rounds.sync_every", "rounds.total_prompts", "sampling.chunk"),
         *("sampling.max_prompt_length", "sampling.max_tokens"),
         *("sampling.num_samples_per_prompt", "sampling.shard_prompts", "sampling.slots"),
@@ -67,12 +68,14 @@ def change(path, value):
     + [(path, 1.01, 1.0, "0 to 1") for path in FRACTIONS]
     + [(path, -0.01, 0.0, "0 to 1") for path in FRACTIONS]
     + [(path, 1.0, 0.999, "0 or more, less than 1") for path in BELOW_ONE]
+    + [("rounds.prompts_per_round", 0, 1, "1 or more, or 'auto'")]
+    + [("rounds.prompts_per_round", "many", "auto", "1 or more, or 'auto'")]
     + [("sampling.top_p", 0.0, 1e-6, "above 0, 1 at most")]
     + [("sampling.top_p", 1.01, 1.0, "above 0, 1 at most")],
 )
 def test_each_number_has_its_bounds(path, bad, edge, allowed):
     lines = list(bounds.find_violations(change(path, bad)))
-    assert lines == [f"{path}: got {bad}, allowed: {allowed}"]
+    assert lines == [f"{path}: got {bad!r}, allowed: {allowed}"]
     assert list(bounds.find_violations(change(path, edge))) == []
 
 
@@ -87,7 +90,7 @@ def test_the_defaults_are_within_their_bounds_and_every_bound_is_tested():
                 yield f"{prefix}{name}"
 
     tested = [path for paths in AT_LEAST.values() for path in paths]
-    tested += [*ABOVE_ZERO, *FRACTIONS, *BELOW_ONE, "sampling.top_p"]
+    tested += [*ABOVE_ZERO, *FRACTIONS, *BELOW_ONE, "sampling.top_p", "rounds.prompts_per_round"]
     assert sorted(list_bounded(Config)) == sorted(tested)
     assert set(tested) <= schema.leaf_types(Config).keys()
 
@@ -111,6 +114,7 @@ def test_the_members_of_a_mapping_are_looked_at():
         (Annotated[float, Interval(ge=0, le=1)], "0 to 1"),
         (Annotated[float, Interval(ge=0, lt=1)], "0 or more, less than 1"),
         (bounds.FractionAboveZero, "above 0, 1 at most"),
+        (bounds.PositiveInt | Literal["auto"], "1 or more"),
         (int, ""),
     ],
 )

@@ -46,6 +46,14 @@ def test_the_description_of_a_budget():
     assert describe_budget(CONFIG, ROUNDS[:1])[0].startswith("budget: 1 round of 512 prompts, 512")
 
 
+def test_sizes_that_the_run_chooses_are_called_expected():
+    config = change(CONFIG, "rounds", prompts_per_round="auto", max_prompts_per_round=512)
+    assert (
+        "1,600 in all (expected; rounds.prompts_per_round=auto chooses 128 to 512); 4 samp"
+        in (describe_budget(config, ROUNDS)[0])
+    )
+
+
 def test_examples_have_the_name_that_their_loss_gives_them():
     config = dataclasses.replace(
         CONFIG, loss={"name": "grpo"}, feedback=FeedbackConfig(type="scalar")

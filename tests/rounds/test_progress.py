@@ -74,7 +74,8 @@ def test_the_sft_policy_is_loaded_anew_once_a_step_is_taken(monkeypatch):
 def test_a_round_that_has_begun_keeps_its_range_and_the_next_one_is_chosen(tmp_path, monkeypatch):
     asked = []
 
-    def choose(config, budget, done):
+    def choose(config, budget, done, available):
+        assert available == len(PROMPTS)
         asked.append((budget.opened, [(one.round, dict(one.metrics)) for one in done]))
         return 3, {"auto": {"prompts": 3}}
 

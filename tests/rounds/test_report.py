@@ -7,15 +7,22 @@ import logging
 from halos_jax.config import RoundsConfig, SamplingConfig, TrainConfig
 from halos_jax.course.budget_text import RoundSize
 from halos_jax.rounds.budget import Budget
-from halos_jax.rounds.report import format_rounds, list_sizes, report_budget, report_round
+from halos_jax.rounds.report import (
+    format_rounds,
+    list_sizes,
+    report_budget,
+    report_end,
+    report_round,
+)
 from halos_jax.workdir import manifests, timing
+from halos_jax.workdir.changes import History
 from halos_jax.workdir.manifests import Manifest, round_folder
 from tests.rounds.stand_ins import CONFIG, PROMPTS, make_run
 
 # What rounds of the newest kind say of themselves: an estimate, shares, signs.
 FIRST = {"reward_eval": 0.25, "reward_eval/low": 0.2, "reward_eval/high": 0.3}
 FIRST |= {"reward_eval/rule": 0.5, "response_tokens_eval": 4.0, "steps_done": 0}
-SIGNS = {"kl_sampled": 1.234, "fresh_margin": -0.0321, "ties_train": 0.6, "kl_stale": 0.071}
+SIGNS = {"kl_sampled": 1.234, "fresh_margin": -0.0321, "tied_share": 0.6, "kl_stale": 0.071}
 SECOND = {"feedback_pairs": 7, "samples": 20, "truncated": 5, "steps_done": 3, **SIGNS}
 THIRD = {**SECOND, **FIRST, "win_rate_eval": 0.55, "steps_done": 5}
 
@@ -131,7 +138,7 @@ def test_a_finished_round_is_told_with_what_is_left(tmp_path, caplog):
     run = make_run(workdir=tmp_path, config=config, prompts=PROMPTS * 8)
     done = manifests.load_manifest(round_folder(tmp_path, 1))
     report_round(run, done, Budget(40, 10, 0, ((2, 12),)))
-    first, times, rest = [record.getMessage() for record in caplog.records]
+    first, times, rest, *advice = [record.getMessage() for record in caplog.records]
     # 28 of the 40 prompts are left: three rounds.
     head, names, row = first.splitlines()
     assert head == "round 1 of 4 done:" and names.split()[:2] == ["round", "prompts"]
@@ -139,3 +146,25 @@ def test_a_finished_round_is_told_with_what_is_left(tmp_path, caplog):
     assert times == "time of round 1: sample 2.0 s, train 1.5 s, between 7.0 s"
     # 7 pairs of 10 prompts are less than half a batch each time: a step a round.
     assert rest == "3 rounds left; 0.70 pairs a prompt so far, so about 6 steps in all; about 10 s"
+    assert [line.partition(" of the ")[0] for line in advice] == ["advice: 60%", "advice: 25%"]
+
+
+def test_the_end_tells_the_table_and_the_advice_with_the_rate_of_each_round(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    margin = {"fresh_margin": -0.2, "fresh_margin/low": -0.3, "fresh_margin/high": -0.1}
+    commit_rounds(tmp_path, {"steps_done": 0}, *[{"steps_done": 4, **margin}] * 3)
+    run = make_run(workdir=tmp_path)
+    changed = {"optimizer.learning_rate": [8e-6, run.config.optimizer.learning_rate]}
+    segments = ({"round": 3, "step": 4, "changed": changed},)
+    run.workspace.info.history = History(run.config, segments=segments)
+    report_end(run, tmp_path / "final")
+    table, *advice = [record.getMessage() for record in caplog.records]
+    assert table == f"the last policy is in {tmp_path / 'final'}; round 0 is the SFT policy:\n" + (
+        format_rounds(tmp_path)
+    )
+    # Said for the rate of rounds 1 and 2, and again for the one that came with round 3.
+    assert [line.partition(": the learning rate is too high")[0] for line in advice] == [
+        "advice of round 1",
+        "advice of round 3",
+    ]
+    assert "=4e-06" in advice[0] and "=1e-06" in advice[1]

@@ -1,0 +1,321 @@
+"""Advice after a round: what its signs say of the learning rate, the rounds and the samples."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from halos_jax.config import Config
+from halos_jax.config.kinds import FEEDBACK_TYPES
+from halos_jax.course.budget_text import name_examples
+from halos_jax.course.falls import compare_means
+from halos_jax.integers import divide_up, round_up
+from halos_jax.signs.intervals import Estimate
+
+
+class Threshold(NamedTuple):
+    """A number that a sign is compared with, and where it comes from."""
+
+    value: float
+    source: str
+
+
+# Measured with Qwen2.5-Coder-0.5B-Instruct on GSM8K (DPO, beta 0.1, 4 samples of at most 320 tokens
+# at temperature 0.8, about 30 steps of 32 pairs), one H100, 2026-11-25: right answers in per cent.
+THRESHOLDS: Mapping[str, Threshold] = {
+    "low_margin": Threshold(
+        -0.05, "-0.1 to -0.3 in rounds at 5e-6 in which right answers fell; -0.03 where they rose"
+    ),
+    "kl_growth": Threshold(
+        1.5, "at 5e-6, 16 rounds: 8.5 nats at the best round, 18 at the end, answers 24.7 -> 21.9"
+    ),
+    "kl_rise": Threshold(
+        3.0, "at 2e-6 the KL ended at 2.5 to 4.5 nats in all, and right answers rose throughout"
+    ),
+    "kl_rounds": Threshold(3, "single evaluations of 400 x 4 samples differ by 1.3 points"),
+    "small_kl": Threshold(
+        0.3, "0.8 nats after 30 steps at 1e-6, which raised right answers from 17.5 to 21.1"
+    ),
+    "small_kl_steps": Threshold(24, "warm-up is over, and 30 steps were enough to see a gain"),
+    "small_ess": Threshold(
+        0.5, "by definition: the round's samples tell as much of the new policy as half of them"
+    ),
+    "stale_kl": Threshold(
+        0.35, "that share for normal log-ratios: ESS = exp(-variance), KL = variance / 2"
+    ),
+    "many_ties": Threshold(
+        0.5, "more than half of what is sampled teaches nothing; 0.6 in the runs above"
+    ),
+    "many_cut": Threshold(0.2, "a third of the samples was cut in the runs above; 24.7 at best"),
+    "few_steps": Threshold(2, "rounds of 2 steps did as well as any: 16.4 to 17.4 -> 22.7 to 23.3"),
+}
+
+
+class RoundSigns(NamedTuple):
+    """What is known of a finished round.
+
+    Attributes:
+      prompts: how many it has used.
+      rate: its learning rate after the warm-up.
+      metrics: those of its manifest.
+    """
+
+    round: int
+    prompts: int
+    rate: float
+    metrics: Mapping[str, Any]
+
+
+class Hint(NamedTuple):
+    """A piece of advice: what it is about, the settings that would suit, the sentence."""
+
+    about: str
+    suits: str
+    text: str
+
+
+def list_new_hints(config: Config, done: Sequence[RoundSigns]) -> list[Hint]:
+    """Return the hints after the last of the rounds `done` that were not given before.
+
+    A hint is given again only if it advises something else than when it was last given.
+
+    Args:
+      done: all rounds from round 0 on, without gaps.
+    """
+    said: dict[str, str] = {}
+    new: list[Hint] = []
+    for count in range(2, len(done) + 1):
+        found = list_hints(config, done[:count])
+        new = [hint for hint in found if said.get(hint.about) != hint.suits]
+        said |= {hint.about: hint.suits for hint in new}
+    return new
+
+
+def list_hints(config: Config, done: Sequence[RoundSigns]) -> list[Hint]:
+    """Return all that the signs of the rounds `done` say after the last one; often nothing."""
+    hints = [read(config, done) for read in _READERS]
+    return [hint for hint in hints if hint is not None]
+
+
+# --------------------------------------------------------------------------- the learning rate
+
+
+def _read_rate(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
+    rate, excess, low = done[-1].rate, find_excess(done), _find_standstill(done)
+    if excess:
+        return _advise_rate(rate / 2, f"the learning rate is too high: {excess}")
+    if low:
+        return _advise_rate(2 * rate, f"the learning rate may be too low: {low}")
+    return None
+
+
+def find_excess(done: Sequence[RoundSigns]) -> str:
+    """Say by which signs the learning rate is too high; "" if there is none."""
+    causes = [read(done) for read in (_find_fall, _find_low_margin, _find_kl_without_gain)]
+    return "; ".join(cause for cause in causes if cause)
+
+
+def _advise_rate(rate: float, what: str) -> Hint:
+    suits = f"optimizer.learning_rate={rate:.3g}"
+    return Hint("rate", suits, f"{what}; try --config.{suits}, here (a resume takes it) or next")
+
+
+def _find_fall(done: Sequence[RoundSigns]) -> str:
+    """Say that the held-out reward has fallen below its highest, beyond the interval."""
+    now, before = _read_estimate(done[-1], "reward_eval"), _list_estimates(done[:-1], "reward_eval")
+    if now is None or not before:
+        return ""
+    round, best = max(before, key=lambda one: one[1].value)
+    if compare_means(now, best, chosen_from=len(before)).high >= 0:
+        return ""
+    return (
+        f"the held-out reward fell from {best.value:.3f} after round {round} to {now.value:.3f}, "
+        "which is beyond its interval"
+    )
+
+
+def _find_low_margin(done: Sequence[RoundSigns]) -> str:
+    """Say that new pairs had a negative margin, beyond its interval, before they were learnt."""
+    margin = _read_estimate(done[-1], "fresh_margin")
+    if margin is None or margin.high >= 0 or margin.value > THRESHOLDS["low_margin"].value:
+        return ""
+    return (
+        "on the round's new pairs, before it was trained on them, the policy preferred the worse "
+        f"answers more than the reference does (margin {margin.value:.3f}, at most "
+        f"{margin.high:.3f})"
+    )
+
+
+def _find_kl_without_gain(done: Sequence[RoundSigns]) -> str:
+    """Say that the KL has grown since the round with the highest held-out reward.
+
+    The samples of a round are of the policy of the round before.
+    """
+    rewards = _list_estimates(done, "reward_eval")
+    kls = {one.round: kl for one in done if (kl := _read_kl(one)) is not None}
+    if not rewards:
+        return ""
+    best = max(rewards, key=lambda one: one[1].value)[0]
+    now = done[-1].round
+    if now - best < THRESHOLDS["kl_rounds"].value or rewards[-1][0] == best:
+        return ""
+    if not {best + 1, now} <= kls.keys():
+        return ""
+    before, after = kls[best + 1], kls[now]
+    if after < THRESHOLDS["kl_growth"].value * before:
+        return ""
+    if after - before < THRESHOLDS["kl_rise"].value:
+        return ""
+    return (
+        f"the KL from the SFT policy grew from {before:.1f} to {after:.1f} nats a response since "
+        f"round {best}, whose held-out reward is still the highest"
+    )
+
+
+def _find_standstill(done: Sequence[RoundSigns]) -> str:
+    """Say that the policy hardly moves, although it has taken many steps."""
+    now, kl = done[-1], _read_kl(done[-1])
+    steps = done[-2].metrics.get("steps_done", 0)  # of the policy that the KL was measured with
+    if kl is None or kl >= THRESHOLDS["small_kl"].value:
+        return ""
+    if steps < THRESHOLDS["small_kl_steps"].value:
+        return ""
+    rewards = _list_estimates(done, "reward_eval")
+    if len(rewards) > 1 and compare_means(rewards[-1][1], rewards[0][1], chosen_from=1).low > 0:
+        return ""
+    margin = now.metrics.get("fresh_margin", 0.0)
+    return (
+        f"after {steps} steps the policy is {kl:.2f} nats a response from the SFT policy, the "
+        f"margin on new pairs is {margin:.3f}, and the held-out reward has not risen beyond its "
+        "interval"
+    )
+
+
+# --------------------------------------------------------------------------- rounds and samples
+
+
+def _read_staleness(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
+    """Advise shorter rounds where the policy leaves the samples that it learns from behind."""
+    now, stale = done[-1], find_staleness(done[-1])
+    if not stale or config.rounds.prompts_per_round == "auto":
+        return None
+    wanted, shard = max(now.prompts // 2, 1), config.sampling.shard_prompts
+    wanted = wanted // shard * shard or wanted
+    suits = f"rounds.prompts_per_round={wanted}"
+    text = f"rounds are long: {stale}; try --config.{suits} in the next run, or a lower rate"
+    return Hint("staleness", suits, text)
+
+
+def find_staleness(one: RoundSigns) -> str:
+    """Say that the policy has left the samples of a round behind; "" if it has not."""
+    share, kl = read_staleness(one)
+    is_small = share is not None and share < THRESHOLDS["small_ess"].value
+    if not is_small and (kl is None or kl <= THRESHOLDS["stale_kl"].value):
+        return ""
+    return (
+        "at the end of the round the policy had left the one that sampled it behind "
+        f"({describe_staleness(share, kl)})"
+    )
+
+
+def read_staleness(one: RoundSigns) -> tuple[float | None, float | None]:
+    """Return the effective share of a round's samples, and the KL; None where it is not known."""
+    return one.metrics.get("stale_ess"), _read_first(one, "kl_stale", "kl_sampled_stale")
+
+
+def describe_staleness(share: float | None, kl: float | None) -> str:
+    """Return what is known of the distance between the policy and a round's samples."""
+    parts = [
+        "" if kl is None else f"KL {kl:.2f} nats a response",
+        "" if share is None else f"effective share of its samples {share:.2f}",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _read_ties(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
+    """Advise more samples a prompt where most prompts teach nothing."""
+    feedback, share = config.feedback, done[-1].metrics.get("tied_share")
+    spec = FEEDBACK_TYPES[feedback.type]
+    compares = spec.compares and config.loss["name"] not in spec.single_losses
+    if share is None or share <= THRESHOLDS["many_ties"].value:
+        return None
+    if not compares and feedback.scope != "prompt":
+        return None
+    samples = 2 * config.sampling.num_samples_per_prompt
+    suits = f"sampling.num_samples_per_prompt={samples}"
+    text = (
+        f"{share:.0%} of the prompts have samples of equal reward and teach nothing; try "
+        f"--config.{suits}, a higher sampling.temperature, or feedback.min_examples (further "
+        "prompts for a round) in the next run"
+    )
+    return Hint("ties", suits, text)
+
+
+def _read_cuts(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
+    """Advise a higher token limit where it cuts many samples."""
+    metrics, sampling = done[-1].metrics, config.sampling
+    share = metrics.get("truncated", 0) / max(metrics.get("samples", 0), 1)
+    if share <= THRESHOLDS["many_cut"].value:
+        return None
+    limit = round_up(sampling.max_tokens * 3 // 2, 64)
+    suits = f"sampling.max_tokens={limit}"
+    length = sampling.max_prompt_length + limit
+    if length > config.train.max_length:
+        suits += f" --config.train.max_length={length}"
+    text = (
+        f"{share:.0%} of the samples were cut at sampling.max_tokens={sampling.max_tokens}, before "
+        f"the end that the reward looks for; try --config.{suits} in the next run"
+    )
+    return Hint("cuts", suits, text)
+
+
+def _read_steps(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
+    """Advise larger rounds where one has too few examples for its batch."""
+    now, batch = done[-1], config.train.batch_size
+    examples = sum(now.metrics.get(f"feedback_{name}", 0) for name in ("pairs", "examples"))
+    few = int(THRESHOLDS["few_steps"].value)
+    if not examples or not now.prompts or config.rounds.prompts_per_round == "auto":
+        return None
+    steps = now.metrics.get("steps_done", 0) - done[-2].metrics.get("steps_done", 0)
+    if not 0 < steps < few:
+        return None
+    wanted = divide_up(few * batch * now.prompts, examples)
+    wanted = round_up(wanted, config.sampling.shard_prompts) if wanted > 1 else wanted
+    suits = f"rounds.prompts_per_round={wanted}"
+    text = (
+        f"the round's {examples} {name_examples(config)} were a single step of "
+        f"train.batch_size={batch}; for {few} steps, try --config.{suits} or "
+        f"--config.train.batch_size={max(examples // few, 1)} in the next run"
+    )
+    return Hint("steps", suits, text)
+
+
+_READERS: tuple[Callable[[Config, Sequence[RoundSigns]], Hint | None], ...] = (
+    _read_rate,
+    _read_staleness,
+    _read_ties,
+    _read_cuts,
+    _read_steps,
+)
+
+
+# --------------------------------------------------------------------------- what a round has
+
+
+def _read_kl(one: RoundSigns) -> float | None:
+    return _read_first(one, "kl_sft", "kl_sampled")
+
+
+def _read_first(one: RoundSigns, *names: str) -> float | None:
+    """Return the first of these metrics that a round has; None if it has none of them."""
+    return next((one.metrics[name] for name in names if name in one.metrics), None)
+
+
+def _read_estimate(one: RoundSigns, name: str) -> Estimate | None:
+    """Return a metric with its interval; None if either is not known."""
+    known = [one.metrics[name + end] for end in ("", "/low", "/high") if name + end in one.metrics]
+    return Estimate(*known) if len(known) == 3 else None
+
+
+def _list_estimates(done: Sequence[RoundSigns], name: str) -> list[tuple[int, Estimate]]:
+    """Return (round, estimate) of every round that has one."""
+    found = [(one.round, _read_estimate(one, name)) for one in done]
+    return [(round, estimate) for round, estimate in found if estimate is not None]
