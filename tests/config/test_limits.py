@@ -207,3 +207,19 @@ def test_further_prompts_must_be_able_to_help():
     assert list(limits.find_violations(values)) == []
     (line,) = limits.find_violations(values | {"feedback.min_examples": 1})
     assert line.startswith("reward.parts.a.normalise: got 'file', allowed with feedback.min_exam")
+
+
+def test_bounds_of_a_rounds_size_are_for_sizes_that_the_run_chooses():
+    auto = {"rounds__prompts_per_round": "auto"}
+    low, high = "rounds__min_prompts_per_round", "rounds__max_prompts_per_round"
+    assert violations(**auto) == violations(**auto, **{low: 64, high: 64}) == []
+    (line,) = violations(**auto, **{low: 65, high: 64})
+    assert line.startswith(
+        "rounds.min_prompts_per_round: got 65, allowed: at most rounds.max_prompts_per_round=64"
+    )
+    (line,) = violations(**{high: 64})
+    assert line == (
+        "rounds.max_prompts_per_round: got 64, but every round has rounds.prompts_per_round=512 "
+        "prompts; allowed: 1024; set --config.rounds.prompts_per_round=auto"
+    )
+    assert violations(task="sft", **{high: 64}) == []

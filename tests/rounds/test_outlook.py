@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from halos_jax.config import (
     SamplingConfig,
     TrainConfig,
 )
+from halos_jax.course.advice import RoundSigns
 from halos_jax.rounds import outlook
 from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.order import Order, load_order, save_order
@@ -110,3 +112,41 @@ def test_a_complete_run_sees_prompts_that_have_come(tmp_path):
     assert not outlook.has_new_prompts(small, tmp_path), "it has had all that it may"
     file.unlink()
     assert not outlook.has_new_prompts(config, tmp_path), "a complete run needs no data"
+
+
+def test_a_size_that_is_given_is_no_decision():
+    assert outlook.choose_prompts_per_round(CONFIG, Budget(20, 8), [Manifest(0)], 100) == (8, {})
+
+
+def test_a_size_is_chosen_by_the_signs_of_the_last_round_and_what_is_left():
+    rounds = RoundsConfig(
+        total_prompts=100,
+        prompts_per_round="auto",
+        min_prompts_per_round=4,
+        max_prompts_per_round=32,
+        num_skip=2,
+    )
+    config = dataclasses.replace(CONFIG, rounds=rounds)
+    # 4 steps of 4 examples, of which a prompt gives 3, and half of them: 11 prompts, in fours.
+    budget = outlook.make_budget(config, Path("nowhere"))
+    assert budget == Budget(100, 12, 2)
+    done = [Manifest(0)]
+    first = {"prompts": 12, "reason": "the first round"}
+    assert outlook.choose_prompts_per_round(config, budget, done, 500) == (
+        12,
+        {"prompts_per_round": first},
+    )
+    # The first round was refilled to 20 prompts: the next one has half of the 12.
+    decisions = {"prompts_per_round": first}
+    metrics = {"steps_done": 4, "stale_ess": 0.3}
+    done.append(Manifest(1, start=2, stop=22, metrics=metrics, decisions=decisions))
+    budget = budget.open(1, 2, 22)
+    size, chosen = outlook.choose_prompts_per_round(config, budget, done, 500)
+    assert (
+        size == 8
+        and "effective share of its samples 0.30" in (chosen["prompts_per_round"]["reason"])
+    )
+    # 31 prompts of the order: 9 are left, and a rest of one would be too small.
+    assert outlook.choose_prompts_per_round(config, budget, done, 31)[0] == 9
+    plain = Manifest(3, start=5, stop=9)
+    assert outlook.read_signs(plain, 1e-6) == RoundSigns(3, 4, 1e-6, {})
