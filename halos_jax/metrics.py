@@ -314,12 +314,29 @@ def _to_number(name: str, value: Any) -> int | float:
 
 
 def _format_line(record: Record) -> str:
-    parts = [f"step {record.step}"]
-    parts += [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in record.values.items()
-    ]
-    return " | ".join(parts)
+    return " | ".join([f"step {record.step}", *show_metrics(record.values)])
+
+
+def show_metrics(values: Mapping[str, Any]) -> list[str]:
+    """Return a text for each metric; the ends of an interval stand behind what they belong to.
+
+    Example:
+      >>> show_metrics({"reward_eval": 0.5, "reward_eval/low": 0.25, "reward_eval/high": 0.75})
+      ['reward_eval 0.5 (0.25 to 0.75)']
+    """
+    shown = []
+    for name, value in values.items():
+        stem, _, end = name.rpartition("/")
+        if end in ("low", "high") and stem in values:
+            continue
+        ends = [values[f"{name}/{end}"] for end in ("low", "high") if f"{name}/{end}" in values]
+        interval = f" ({' to '.join(map(_show_value, ends))})" if len(ends) == 2 else ""
+        shown.append(f"{name} {_show_value(value)}{interval}")
+    return shown
+
+
+def _show_value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _trim(path: Path, resume_step: int | None, note: Note | None) -> list[Record]:

@@ -20,6 +20,11 @@ _NEEDED = {
 }
 
 
+# Names that metrics have after "reward_eval/" already: an interval's ends, and the reward without
+# penalties.
+_TAKEN = ("low", "high", "unpenalised")
+
+
 def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
     """Yield an error line for each bad text or combination; `bounds` checks single numbers.
 
@@ -32,6 +37,7 @@ def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
     yield from _check_judge(values, "reward")
     yield from _check_lora(values)
     yield from _check_parts(values)
+    yield from _check_held_out(values)
     task = TASKS[values["task"]]
     if values["mode"] not in task.modes:
         allowed = ", ".join(map(repr, task.modes))
@@ -78,8 +84,8 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
     if values["sampling.shrink"] == 1 or values["sampling.shrink"] < 0:
         yield f"sampling.shrink: got {values['sampling.shrink']}, allowed: 0 (never), or 2 or more"
     rules = [name.rpartition(":")[2] for name in values["reward.rules"]]
-    if len(set(rules)) < len(rules):
-        yield f"reward.rules: got {rules}, allowed: functions of different names, as metrics have"
+    if len(set(rules)) < len(rules) or set(rules) & set(_TAKEN):
+        yield f"reward.rules: got {rules}, allowed: functions of different names, not {_TAKEN}"
     if "" in values["sampling.stop"]:
         yield "sampling.stop: got an empty string, which would end every sample at once"
 
@@ -244,7 +250,7 @@ def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:
     """Refuse lengths that would cut a sample before it is scored or trained on."""
     longest = values["sampling.max_prompt_length"] + values["sampling.max_tokens"]
     uses = {"train.max_length": "trained"} if TASKS[values["task"]].trains else {}
-    for path in _list_parts(values) or ["reward"]:
+    for path in [*(_list_parts(values) or ["reward"]), *_list_scorers(values)]:
         if REWARD_KINDS[values[f"{path}.kind"]].by_tokens:
             uses[f"{path}.max_length"] = "scored"
     for path, use in uses.items():
@@ -262,11 +268,70 @@ def _list_parts(values: Mapping[str, Any]) -> list[str]:
     return [match[1] for match in found if match]
 
 
+def _list_scorers(values: Mapping[str, Any]) -> list[str]:
+    """List the paths of the scorers that the task uses."""
+    found = [re.fullmatch(r"(eval\.scorers\.[^.]*)\.kind", path) for path in values]
+    task = TASKS[values["task"]]
+    is_used = bool(task.watches) and task.is_scored(values.__getitem__)
+    return [match[1] for match in found if match and is_used]
+
+
+def _check_held_out(values: Mapping[str, Any]) -> Iterable[str]:
+    """Refuse held-out data that are given twice, or that the task would not use."""
+    task, holdout = TASKS[values["task"]], values["data.holdout"]
+    if task.trains and holdout:
+        if values["data.eval"]:
+            yield (
+                f"data.holdout: got {holdout}, but data.eval={values['data.eval']!r} is held out "
+                "too; allowed: one of them; set data.holdout to 0, or data.eval to ''"
+            )
+        for path, off in (("data.max_eval", 0), ("data.eval_split", "")):
+            if values[path] != off:
+                yield (
+                    f"{path}: got {values[path]!r}, allowed with data.holdout: {off!r}; it is for "
+                    "the records of data.eval, and data.holdout says how many prompts are held out"
+                )
+    if task.trains and values["data.test"] and not task.samples:
+        yield (
+            f"data.test: got {values['data.test']!r}, allowed with task={values['task']!r}: ''; it "
+            "is for samples of task='online'; score a policy on it with task='eval' (data.eval)"
+        )
+    yield from _check_test(values)
+    scorers = _list_scorers(values)
+    others = [name.rpartition(":")[2] for name in values["reward.rules"]]
+    others += [path.removeprefix("reward.parts.") for path in _list_parts(values)]
+    for path in scorers:
+        name = path.removeprefix("eval.scorers.")
+        if name in others or name in _TAKEN or not re.fullmatch(r"[\w-]+", name):
+            yield (
+                f"{path}: allowed: a name of letters, digits, '_' and '-' that no other metric "
+                f"has (taken: {', '.join([*others, *_TAKEN])})"
+            )
+        yield from _check_judge(values, path)
+        yield from _check_reward(values, path)
+    if scorers and not any(values[path] for path in task.watches):
+        yield (
+            f"eval.scorers: got {', '.join(scorers)}, but there are no samples to score; set one "
+            f"of {', '.join(task.watches)}"
+        )
+
+
+def _check_test(values: Mapping[str, Any]) -> Iterable[str]:
+    heat, count = values["eval.test_temperature"], values["eval.test_samples"]
+    if not isinstance(heat, str) and heat < 0:
+        yield f"eval.test_temperature: got {heat}, allowed: 'auto', or a number of 0 or more"
+    if heat == 0 and count > 1:
+        yield (
+            f"eval.test_samples: got {count}, allowed with eval.test_temperature=0: 0 or 1; greedy "
+            "decoding gives the same answer every time"
+        )
+
+
 def _check_parts(values: Mapping[str, Any]) -> Iterable[str]:
     rules = {name.rpartition(":")[2] for name in values["reward.rules"]}
     for path in _list_parts(values):
         name = path.removeprefix("reward.parts.")
-        if name in rules or name == "unpenalised":
+        if name in rules or name in _TAKEN:
             yield f"{path}: a metric has this name already; choose another"
         if not values[f"{path}.weight"]:
             yield f"{path}.weight: got 0, allowed: another number; or leave the part out"

@@ -68,6 +68,23 @@ class PartConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScorerConfig:
+    """A reward that is measured on held-out samples, and not trained on."""
+
+    kind: RewardKind = "model"  # as reward.kind
+    path: str = place("", "model")  # as reward.path
+    read_at: Literal["auto", "template_end", "end_of_turn"] = "auto"  # as reward.read_at
+    # As reward.chat_template_options
+    chat_template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    function: str = ""  # as reward.function
+    completions: Literal["auto", "text", "turns"] = "auto"  # as reward.completions
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # as reward.arguments
+    judge: JudgeConfig = JudgeConfig()
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # as reward.compute_dtype
+    max_length: PositiveInt = 2048  # as reward.max_length
+
+
+@dataclasses.dataclass(frozen=True)
 class RewardConfig:
     """How samples are scored."""
 

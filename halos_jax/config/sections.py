@@ -20,6 +20,7 @@ from halos_jax.config.bounds import (
 )
 from halos_jax.config.execution import Execution
 from halos_jax.config.kinds import FeedbackType
+from halos_jax.config.rewards import ScorerConfig
 from halos_jax.config.roles import aside, execution, growing, place, tuning
 
 
@@ -71,9 +72,16 @@ class DataConfig:
     # "id:config@split"), or several of these separated by commas
     train: str = place("", "source")
     eval: str = place("", "source")  # held-out data, given like `train`; empty: no evaluation
+    # In place of `eval`: prompts of `train` that are held out, with all of their records; the same
+    # for every seed and order. 0: none
+    holdout: NonNegativeInt = 0
+    # Prompts that an online run's policy is scored on at the start and at the end alone; no
+    # decision depends on them
+    test: str = place("", "source")
     # Use only records of `train` whose field `split` has this value; empty: all
     train_split: str = ""
     eval_split: str = ""  # the same for `eval`
+    test_split: str = ""  # the same for `test`
 
     # What is added to the records of `train` and `eval`, in this order:
 
@@ -90,7 +98,8 @@ class DataConfig:
     ignore_fields: str = ""  # fields, and keys of turns, to leave unread on purpose: "id,meta"
     # Training records to use, a random subset that depends on the seed; 0: all
     max_train: NonNegativeInt = growing(0, "online", elsewhere="result", zero_is_all=True)
-    max_eval: NonNegativeInt = 0  # held-out records to use, the same for every seed; 0: all
+    max_eval: NonNegativeInt = 0  # records of `eval` to use, the same for every seed; 0: all
+    max_test: NonNegativeInt = 0  # the same for `test`
     # Examples to train on, counted over all epochs; 0: as many as train.epochs makes
     n_examples: NonNegativeInt = growing(0, "sft", "reward_model", "align", zero_is_all=True)
     max_prompt_count: NonNegativeInt = 0  # most pairs to keep for each prompt; 0: all
@@ -105,6 +114,11 @@ class DataConfig:
     learn_outputs: Literal["best", "preferred"] = "best"
     good_token: str = "<|good|>"  # control token before desirable answers, for the loss "csft"
     bad_token: str = "<|bad|>"  # control token before all other answers, for the loss "csft"
+
+    @property
+    def held_out(self) -> str:
+        """The source of the held-out records: `eval`, or `train` if a part of it is held out."""
+        return self.eval or (self.train if self.holdout else "")
 
     @property
     def control(self) -> tuple[str, str]:
@@ -133,6 +147,9 @@ class RoundsConfig:
     # the policy after it compute the log-probability: for signs of divergence and staleness. More
     # narrow their intervals, and cost two forward passes; 0: none; -1: all
     watch_samples: Annotated[int, Ge(-1)] = 512
+    # Rounds from one evaluation on the held-out prompts to the next; round 0 and the last round are
+    # evaluated in any case
+    eval_every: PositiveInt = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,12 +285,19 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """What task=eval measures on `data.eval`."""
+    """How held-out data are scored, and what task=eval measures on `data.eval`."""
 
     # "samples": draw samples for its prompts and score them; "feedback": compute the loss on it
     on: Literal["samples", "feedback"] = "samples"
     # Reference of the loss; empty: the model that the run at model.path started from
     reference: str = place("", "model")
+    # More rewards for samples of held-out and test prompts, for metrics alone: name -> fields
+    scorers: Mapping[str, ScorerConfig] = dataclasses.field(default_factory=dict)
+    # Temperature of the samples for `data.test`; 0: greedy decoding; "auto": sampling.temperature
+    test_temperature: float | Literal["auto"] = "auto"
+    # Samples for each prompt of `data.test`; 0: as sampling.num_samples_per_prompt, and 1 where
+    # decoding is greedy
+    test_samples: NonNegativeInt = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -201,9 +201,12 @@ def _merge(plain: dict[str, Any], override: Mapping[str, Any], workdir: str) -> 
 
 def _check(config: Config) -> Iterable[str]:
     values = dict(schema.flatten(schema.to_plain(config)))
-    for name, part in config.reward.parts.items():
-        whole = schema.flatten(schema.to_plain(part), f"reward.parts.{name}.")
-        values |= dict(whole)
+    for path, members in (
+        ("reward.parts", config.reward.parts),
+        ("eval.scorers", config.eval.scorers),
+    ):
+        for name, one in members.items():
+            values |= dict(schema.flatten(schema.to_plain(one), f"{path}.{name}."))
     yield from bounds.find_violations(config)
     yield from limits.find_violations(values)
     yield from places.find_violations(config)

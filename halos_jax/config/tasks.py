@@ -67,6 +67,8 @@ class TaskSpec:
       loss: the loss that it always uses; empty: the config's.
       needs: the fields that must not be empty.
       reads: the fields or sections that name its inputs; a resume compares their fingerprints.
+      watches: the fields that give it held-out prompts, whose samples it scores; see
+        `eval.scorers`.
       data: the field that names its records.
       keeps_prompts: whether its records are samples, whose prompts must not change.
       divides: the fields whose numbers the row shards of the mesh must divide.
@@ -91,6 +93,7 @@ class TaskSpec:
     loss: str = ""
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    watches: tuple[str, ...] = ()
     data: str = "data.train"
     keeps_prompts: bool = False
     divides: tuple[str, ...] = ()
@@ -123,7 +126,8 @@ TASKS: Mapping[Task, TaskSpec] = {
         makes_feedback=True,
         has_reference=True,
         needs=("model.path", "data.train"),
-        reads=_TRAINED,
+        reads=(*_TRAINED, "data.test"),
+        watches=("data.eval", "data.holdout", "data.test"),
         divides=("train.batch_size", "sampling.slots"),
         stages=("sample", "score", "feedback", "train", "evaluate"),
         first_stages=("evaluate",),  # the SFT policy on the held-out prompts
@@ -196,6 +200,7 @@ TASKS: Mapping[Task, TaskSpec] = {
         scored_if=("eval.on", "samples"),
         needs=("model.path", "data.eval"),
         reads=("data.eval", "model", "eval.reference"),
+        watches=("data.eval",),
         data="data.eval",
         divides=("train.batch_size", "sampling.slots"),
         stages=("evaluate",),

@@ -3,15 +3,14 @@
 import dataclasses
 import functools
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from halos_jax.config import ConfigError, DataConfig
-from halos_jax.data.records.edits import make_edits
-from halos_jax.data.records.fields import NO_EDITS, Edits, Fields, RecordError
+from halos_jax.config import ConfigError
+from halos_jax.data import holdout
+from halos_jax.data.records.fields import Fields, RecordError
 from halos_jax.data.records.formats import digest
 from halos_jax.data.records.questions import read_prompt
 from halos_jax.data.records.shapes import (
@@ -24,82 +23,21 @@ from halos_jax.data.records.shapes import (
 from halos_jax.data.records.sources import find_benchmarks, read_sources
 from halos_jax.data.records.turns import turns_to_record
 from halos_jax.data.records.unread import Tally
+from halos_jax.data.selection import ALL, Selection
 from halos_jax.data.targets import Targets
 from halos_jax.data.tokenize import split_preferences
+from halos_jax.data.whitespace import collapse_prompt, collapse_record, collapse_text
 from halos_jax.types import (
-    Completion,
     Demonstration,
     Judgement,
     Preference,
     Prompt,
     Sample,
-    Turn,
 )
 
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
-
-
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """Which records of a source to take; the defaults take all of them, as they are.
-
-    Attributes:
-      split: only records whose field `split` has this value.
-      limit: take a random subset of this many records (for samples with rewards, prompts); 0: all.
-      seed: seed of all random choices; the same seed takes the same records.
-      per_prompt: most preferences to take for each prompt; 0: all.
-      keep_desirable: the share of the desirable answers to keep; `keep_undesirable`: of the others.
-      collapse: replace runs of spaces and tabs by one space in all text (not in token ids).
-      every_turn: learn all assistant turns of a conversation, not only the last one.
-      best_only: learn one output per prompt from feedback (`targets.Targets`).
-      edits: changes to records and conversations as they are read.
-      margins: every pair must have rewards, or a margin.
-    """
-
-    split: str = ""
-    limit: int = 0
-    seed: int = 0
-    per_prompt: int = 0
-    keep_desirable: float = 1.0
-    keep_undesirable: float = 1.0
-    collapse: bool = False
-    every_turn: bool = True
-    best_only: bool = True
-    edits: Edits = NO_EDITS
-    margins: bool = False
-
-
-ALL = Selection()
-
-
-def select_train(data: DataConfig, seed: int) -> Selection:
-    """Return the selection of `data.train` for a run with this seed."""
-    return Selection(
-        split=data.train_split,
-        limit=data.max_train,
-        seed=seed,
-        per_prompt=data.max_prompt_count,
-        keep_desirable=data.frac_unique_desirable,
-        keep_undesirable=data.frac_unique_undesirable,
-        collapse=data.collapse_whitespace,
-        every_turn=data.learn_turns == "all",
-        best_only=data.learn_outputs == "best",
-        edits=make_edits(data),
-    )
-
-
-def select_eval(data: DataConfig) -> Selection:
-    """Return the selection of `data.eval`: all of it, or the same `data.max_eval` for any seed."""
-    return Selection(
-        split=data.eval_split,
-        limit=data.max_eval,
-        collapse=data.collapse_whitespace,
-        every_turn=data.learn_turns == "all",
-        best_only=data.learn_outputs == "best",
-        edits=make_edits(data),
-    )
 
 
 def warn_of_benchmarks(source: str) -> None:
@@ -110,12 +48,21 @@ def warn_of_benchmarks(source: str) -> None:
         )
 
 
-def refuse_overlap(prompts: Iterable[Prompt], held_out: Iterable[Prompt]) -> None:
-    """Raise ConfigError if a prompt is both held out and trained on."""
-    shared = {prompt.prompt_id for prompt in prompts} & {prompt.prompt_id for prompt in held_out}
+def refuse_overlap(
+    prompts: Iterable[Prompt],
+    others: Iterable[Prompt],
+    *,
+    field: str = "data.eval",
+    known: str = "data.train",
+) -> None:
+    """Raise ConfigError if one of the `others`, which are held out, is among `prompts`.
+
+    `field` names the source of the others, and `known` that of the prompts.
+    """
+    shared = {prompt.prompt_id for prompt in prompts} & {prompt.prompt_id for prompt in others}
     if shared:
         raise ConfigError(
-            f"data.eval: {len(shared)} of its prompts are in data.train too (the first is "
+            f"{field}: {len(shared)} of its prompts are in {known} too (the first is "
             f"{sorted(shared)[0]}); allowed: no prompt in both; take them out of one of the files"
         )
 
@@ -128,7 +75,7 @@ def load_prompts(source: str, selection: Selection = ALL) -> list[Prompt]:
 
     Args:
       source: see `sources.read_sources`.
-      selection: its `split`, `limit`, `seed` and `collapse` count here.
+      selection: its `split`, `limit`, `seed`, `collapse` and `holdout` count here.
 
     Raises:
       RecordError: for a bad record, a prompt that does not end with the user, or one id with two
@@ -138,11 +85,12 @@ def load_prompts(source: str, selection: Selection = ALL) -> list[Prompt]:
     duplicates = others = 0
 
     def read(fields: Fields) -> Prompt:
-        prompt = _collapse_prompt(read_prompt(fields), selection)
+        prompt = read_prompt(fields)
+        prompt = collapse_prompt(prompt) if selection.collapse else prompt
         _check_same(prompts.get(prompt.prompt_id, prompt), prompt)
         return prompt
 
-    for prompt in _read(source, selection, read):
+    for prompt in _read(source, dataclasses.replace(selection, holdout=0), read):
         known = prompts.setdefault(prompt.prompt_id, prompt)
         duplicates += known is not prompt
         others += known is not prompt and known.extra != prompt.extra
@@ -155,7 +103,10 @@ def load_prompts(source: str, selection: Selection = ALL) -> list[Prompt]:
             source,
             others,
         )
-    return choose(list(prompts.values()), selection.limit, selection.seed)
+    found = list(prompts.values())
+    if selection.holdout:
+        found = holdout.split_prompts(found, selection.holdout)[selection.is_held]
+    return choose(found, selection.limit, selection.seed)
 
 
 def load_demonstrations(source: str, selection: Selection = ALL) -> list[Demonstration]:
@@ -167,19 +118,16 @@ def load_demonstrations(source: str, selection: Selection = ALL) -> list[Demonst
     """
     found: list[Demonstration] = []
     targets = Targets(best_only=selection.best_only)
-
-    def read(fields: Fields) -> None:
-        if not is_feedback(fields):
-            found.append(read_demonstration(fields, every_turn=selection.every_turn))
-        elif fields.has("output_A"):
-            targets.add_preference(read_preference(fields))
-        elif fields.peek("type") == "binary_feedback":
-            targets.add_judgement(read_judgement(fields))
+    reader = functools.partial(_read_taught, every_turn=selection.every_turn)
+    for is_scored, one in _read(source, selection, reader, prompt_of=lambda read: read[1].prompt):
+        if isinstance(one, Preference):
+            targets.add_preference(one)
+        elif isinstance(one, Judgement):
+            targets.add_judgement(one)
+        elif is_scored:
+            targets.add_scored(one)
         else:
-            targets.add_scored(read_demonstration(fields))
-
-    for _ in _read(source, selection, read):
-        pass
+            found.append(one)
     found += targets.choose()
     if targets.left_out:
         logger.info(
@@ -188,17 +136,17 @@ def load_demonstrations(source: str, selection: Selection = ALL) -> list[Demonst
             len(found),
             targets.left_out,
         )
-    found = [_collapse(one, selection, ("completion",)) for one in found]
+    if selection.collapse:
+        found = [collapse_record(one, ("completion",)) for one in found]
     return choose(_require_some(found, source), selection.limit, selection.seed)
 
 
 def load_preferences(source: str, selection: Selection = ALL) -> list[Preference]:
     """Load preferences from pairwise_feedback or chosen/rejected records; as `load_prompts`."""
     reader = functools.partial(read_preference, margins=selection.margins)
-    found = [
-        _collapse(pair, selection, ("chosen", "rejected"))
-        for pair in _read(source, selection, reader)
-    ]
+    found = list(_read(source, selection, reader))
+    if selection.collapse:
+        found = [collapse_record(pair, ("chosen", "rejected")) for pair in found]
     found = _limit_pairs(found, source, selection)
     return choose(_require_some(found, source), selection.limit, selection.seed)
 
@@ -213,10 +161,13 @@ def load_judgements(source: str, selection: Selection = ALL) -> list[Judgement]:
     judgements: list[Judgement] = []
     preferences: list[Preference] = []
     for one in _read(source, selection, _read_judged):
+        if selection.collapse:
+            is_pair = isinstance(one, Preference)
+            one = collapse_record(one, ("chosen", "rejected") if is_pair else ("completion",))
         if isinstance(one, Preference):
-            preferences.append(_collapse(one, selection, ("chosen", "rejected")))
+            preferences.append(one)
         else:
-            judgements.append(_collapse(one, selection, ("completion",)))
+            judgements.append(one)
     preferences = _limit_pairs(preferences, source, selection)
     chosen = choose([*judgements, *preferences], selection.limit, selection.seed)
     judgements = [one for one in chosen if isinstance(one, Judgement)]
@@ -235,9 +186,10 @@ def load_scored(source: str, selection: Selection = ALL) -> list[Sample]:
     for sample in _read(source, selection, _read_group_member):
         unlabelled += sample.reward is None
         if sample.reward is not None:
-            prompt = _collapse_prompt(sample.prompt, selection)
-            output = _collapse_text(sample.output) if selection.collapse else sample.output
-            samples.append(dataclasses.replace(sample, prompt=prompt, output=output))
+            if selection.collapse:
+                prompt, output = collapse_prompt(sample.prompt), collapse_text(sample.output)
+                sample = dataclasses.replace(sample, prompt=prompt, output=output)
+            samples.append(sample)
     if unlabelled:
         logger.info("%s: %d samples, %d without a reward", source, len(samples), unlabelled)
     prompts = list(dict.fromkeys(sample.prompt.key for sample in _require_some(samples, source)))
@@ -261,12 +213,40 @@ def has_scores(source: str, selection: Selection = ALL) -> bool:
     return False
 
 
-def _read(source: str, selection: Selection, reader: Callable[[Fields], _Item]) -> Iterator[_Item]:
-    """Yield the reader's result for each record; at the end, log which fields were not used.
+def _read(
+    source: str,
+    selection: Selection,
+    reader: Callable[[Fields], _Item],
+    *,
+    prompt_of: Callable[[Any], Prompt] = lambda read: read.prompt,
+) -> Iterable[_Item]:
+    """Return the reader's results for the records that are on the selection's side of the holdout.
+
+    At the end of the records, log which of their fields were not used.
+
+    Args:
+      prompt_of: returns the prompt of such a result.
 
     Raises:
       RecordError: for a bad record, unless bad records are left out.
+      ConfigError: if the holdout leaves nothing to train on.
     """
+    found = _read_all(source, selection, reader)
+    if not selection.holdout:
+        return found
+
+    def make_key(read: _Item) -> str:
+        prompt = prompt_of(read)
+        return holdout.make_key(collapse_prompt(prompt) if selection.collapse else prompt)
+
+    read = [(make_key(one), one) for one in found]
+    held = holdout.choose_held((key for key, _ in read), selection.holdout)
+    return [one for key, one in read if (key in held) == selection.is_held]
+
+
+def _read_all(
+    source: str, selection: Selection, reader: Callable[[Fields], _Item]
+) -> Iterator[_Item]:
     tally = Tally(source, selection.edits)
     for fields in read_sources(source, selection.split, selection.edits, on_bad=tally.skip):
         try:
@@ -276,7 +256,21 @@ def _read(source: str, selection: Selection, reader: Callable[[Fields], _Item]) 
             continue
         tally.add(fields)
         yield found
-    tally.report()
+    if not selection.is_held:  # else it was said when the training records were read
+        tally.report()
+
+
+def _read_taught(
+    fields: Fields, *, every_turn: bool
+) -> tuple[bool, Demonstration | Preference | Judgement]:
+    """Read a record for SFT; return also whether it is a sample with a score."""
+    if not is_feedback(fields):
+        return False, read_demonstration(fields, every_turn=every_turn)
+    if fields.has("output_A"):
+        return False, read_preference(fields)
+    if fields.peek("type") == "binary_feedback":
+        return False, read_judgement(fields)
+    return True, read_demonstration(fields)
 
 
 def _read_judged(fields: Fields) -> Judgement | Preference:
@@ -358,34 +352,6 @@ def _require_some(items: list[_Item], source: str) -> list[_Item]:
     if not items:
         raise RecordError(f"{source}: nothing to train on is left of its records")
     return items
-
-
-# --------------------------------------------------------------------------- whitespace
-
-
-def _collapse(record: Any, selection: Selection, completions: Iterable[str]) -> Any:
-    """Return a record with its text collapsed, if asked for, in its prompt and `completions`."""
-    if not selection.collapse:
-        return record
-    changed: dict[str, Any] = {"prompt": _collapse_prompt(record.prompt, selection)}
-    for name in completions:
-        completion: Completion = getattr(record, name)
-        changed[name] = dataclasses.replace(completion, turns=_collapse_turns(completion.turns))
-    return dataclasses.replace(record, **changed)
-
-
-def _collapse_prompt(prompt: Prompt, selection: Selection) -> Prompt:
-    if not selection.collapse:
-        return prompt
-    return dataclasses.replace(prompt, turns=_collapse_turns(prompt.turns))
-
-
-def _collapse_turns(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    return tuple(dataclasses.replace(turn, content=_collapse_text(turn.content)) for turn in turns)
-
-
-def _collapse_text(text: str) -> str:
-    return re.sub(r"[ \t]+", " ", text)
 
 
 def _check_same(known: Prompt, prompt: Prompt) -> None:

@@ -12,11 +12,11 @@ from halos_jax.config.tasks import load
 from halos_jax.data import datasets
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.chat.template_door import make_shown
-from halos_jax.data.datasets import ALL, Selection
 from halos_jax.data.lengths import Cuts, Lengths
 from halos_jax.data.records.fields import RecordError, shorten
 from halos_jax.data.records.reading import OnBad
 from halos_jax.data.records.unread import Skips
+from halos_jax.data.selection import ALL, Selection
 from halos_jax.data.token_ids import Feedback, check_ids
 from halos_jax.types import Completion, Demonstration, Item, Judgement, Preference, Sample
 

@@ -91,7 +91,12 @@ def use_final(config: Config) -> Config:
         for name, part in config.reward.parts.items()
     }
     reward = dataclasses.replace(config.reward, path=path, parts=parts)
-    return dataclasses.replace(config, model=model, reward=reward)
+    scorers = {
+        name: dataclasses.replace(one, path=find_model(f"eval.scorers.{name}.path", one.path))
+        for name, one in config.eval.scorers.items()
+    }
+    held_out = dataclasses.replace(config.eval, scorers=scorers)
+    return dataclasses.replace(config, model=model, reward=reward, eval=held_out)
 
 
 def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:

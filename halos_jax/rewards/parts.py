@@ -1,12 +1,14 @@
 """Several rewards as one: a weighted sum of scores, each normalised according to its part."""
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from halos_jax.config.rewards import PartConfig, RewardConfig
+from halos_jax.config import ConfigError
+from halos_jax.config.rewards import PartConfig, RewardConfig, ScorerConfig
 from halos_jax.rewards.labels import Labels, RewardError, Scorer
 from halos_jax.types import Sample
 
@@ -15,7 +17,16 @@ _OWN = ("weight", "normalise")
 _OF_REWARD = re.compile(r"(?<![\w./-])reward\.(?!py\b)")
 
 
-def part_to_reward(part: PartConfig, reward: RewardConfig) -> RewardConfig:
+@contextlib.contextmanager
+def name_fields(prefix: str) -> Iterator[None]:
+    """Call the fields of `reward` by another prefix ("reward.parts.a.") in errors of the block."""
+    try:
+        yield
+    except (ConfigError, RewardError) as error:
+        raise type(error)(_OF_REWARD.sub(lambda _: prefix, str(error))) from error
+
+
+def part_to_reward(part: PartConfig | ScorerConfig, reward: RewardConfig) -> RewardConfig:
     """Return a reward with the fields of a part, and from `reward` those that parts do not have."""
     fields = [field.name for field in dataclasses.fields(part) if field.name not in _OWN]
     changes = {name: getattr(part, name) for name in fields}
@@ -34,10 +45,8 @@ def make_sum_scorer(parts: Mapping[str, tuple[PartConfig, Scorer]]) -> Scorer:
         totals: list[float | None] = [0.0] * len(samples)
         scores, counts = {}, {}
         for name, (part, scorer) in parts.items():
-            try:
+            with name_fields(f"reward.parts.{name}."):
                 found = scorer(samples)
-            except RewardError as error:
-                raise RewardError(_OF_REWARD.sub(f"reward.parts.{name}.", str(error))) from error
             labels = found if isinstance(found, Labels) else Labels(list(found))
             scores[name] = labels.rewards
             counts[f"{name}_unlabelled"] = labels.unlabelled

@@ -44,6 +44,7 @@ def make_scorer(
     renderer: Renderer | None,
     check: Callable[[], None] = lambda: None,
     layouts: LayoutMemory | None = None,
+    name: str = "reward",
 ) -> Scorer:
     """Return the scorer of `config.reward`, for `labels.label_samples`.
 
@@ -52,24 +53,25 @@ def make_scorer(
       check: called by scorers now and then; an error that it raises stops the scorer.
       layouts: the layouts that a reward model's batches reuse from call to call; None: each call
         plans its own.
+      name: what a reward model's batches are called in `layouts`.
 
     Raises:
       ConfigError: if a function, a judge's template or a judge's key is missing.
     """
     if config.reward.parts:
         scorers = {}
-        for name, part in config.reward.parts.items():
+        for part_name, part in config.reward.parts.items():
             alone = dataclasses.replace(config, reward=part_to_reward(part, config.reward))
             try:
                 single = _make_single_scorer(
-                    alone, mesh, renderer, layouts, f"reward {name}", check
+                    alone, mesh, renderer, layouts, f"{name} {part_name}", check
                 )
-                scorers[name] = (part, single)
+                scorers[part_name] = (part, single)
             except (ConfigError, RewardError) as error:
-                raise type(error)(f"reward.parts.{name}: {error}") from error
+                raise type(error)(f"reward.parts.{part_name}: {error}") from error
         scorer = make_sum_scorer(scorers)
     else:
-        scorer = _make_single_scorer(config, mesh, renderer, layouts, "reward", check)
+        scorer = _make_single_scorer(config, mesh, renderer, layouts, name, check)
     if not config.reward.cut_at_sentence:
         return scorer
     known = _require(renderer)

@@ -51,13 +51,13 @@ def refuse_scores(samples: Sequence[Sample]) -> Labels:
 class Rollouts:
     """What draws samples from a policy and scores them, in a round or in a standalone task.
 
-    `rules` are additional scorers, by name, for held-out samples.
+    `scorers` are additional ones, by name, for held-out samples (`rewards/held_out.py`).
     """
 
     workspace: Workspace
     sampler: Sampler
     scorer: Scorer = refuse_scores
-    rules: Mapping[str, Scorer] = dataclasses.field(default_factory=dict)
+    scorers: Mapping[str, Scorer] = dataclasses.field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -80,6 +80,7 @@ class Run:
     writer: MetricWriter
     prompts: Sequence[Prompt]
     held_out: Sequence[Prompt]
+    test: Sequence[Prompt] = ()
     layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)  # reward model
     budget: Budget = Budget(1, 1)
 

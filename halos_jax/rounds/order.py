@@ -1,32 +1,39 @@
 """The order in which an online run takes its prompts: fixed at the start, extended by new prompts.
 
 workdir/prompts.json    id and hash of each prompt in the order of the run: first those that it
-                        was started with, then those added later, one group per addition
+                        was started with, then those added later, one group per addition; and,
+                        under "held_out", of the prompts that `data.holdout` keeps out of it
 """
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from halos_jax.config import Config, ConfigError
-from halos_jax.data import datasets
+from halos_jax.data import datasets, holdout
+from halos_jax.data.selection import select_train
 from halos_jax.storage import Note, WorkdirError, write_json_atomic
 from halos_jax.types import Prompt
 from halos_jax.workdir.intact import PROMPTS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
     """The ordered prompts of a run.
 
-    `groups` holds how many there were at the start and how many each later addition brought.
+    `groups` holds how many there were at the start and how many each later addition brought;
+    `held_out` are the prompts of `data.train` that `data.holdout` keeps out of the order.
     """
 
     prompts: list[Prompt]
     groups: tuple[int, ...]
     is_new: bool  # whether prompts.json does not hold this order yet
+    held_out: list[Prompt] = dataclasses.field(default_factory=list)
 
     @property
     def growth(self) -> dict[str, list[str]]:
@@ -42,26 +49,41 @@ class Order:
         return self.groups[0]
 
 
+def start_order(config: Config) -> Order:
+    """Load the prompts of `data.train` in the order of a new run."""
+    selection, held_out = select_train(config.data, config.seed), list[Prompt]()
+    every = dataclasses.replace(selection, limit=0, holdout=0)
+    prompts = datasets.load_prompts(config.data.train, every)
+    if selection.holdout:
+        prompts, held_out = holdout.split_prompts(prompts, selection.holdout)
+    prompts = datasets.choose(prompts, selection.limit, selection.seed)
+    ordered = datasets.order_prompts(prompts, config.seed)
+    return Order(ordered, (len(ordered),), is_new=True, held_out=held_out)
+
+
 def load_order(config: Config, workdir: Path) -> Order:
     """Load the prompts of `data.train` in the order of the new or resumed run in `workdir`.
 
     Known prompts keep their order, and added ones are shuffled among themselves and appended. So
-    the rounds that are done keep their prompts.
+    the rounds that are done keep their prompts. The prompts that were held out at the start remain
+    those that are.
 
     Raises:
       ConfigError: if a known prompt is gone or its text has changed.
     """
-    selection = datasets.select_train(config.data, config.seed)
     known = _read(workdir / PROMPTS)
     if known is None:
-        prompts = datasets.load_prompts(config.data.train, selection)
-        return Order(datasets.order_prompts(prompts, config.seed), (len(prompts),), is_new=True)
+        return start_order(config)
+    selection = select_train(config.data, config.seed)
     # Apply a limit (`data.max_train`) by choosing among the new prompts: no known one may be lost.
-    found = datasets.load_prompts(config.data.train, dataclasses.replace(selection, limit=0))
+    every = dataclasses.replace(selection, limit=0, holdout=0)
+    found = datasets.load_prompts(config.data.train, every)
     by_id = {prompt.prompt_id: prompt for prompt in found}
+    held = _read(workdir / PROMPTS, "held_out") or []
+    _refuse_missing([entry for group in [*known, *held] for entry in group], by_id)
+    held_out = [by_id[prompt_id] for group in held for prompt_id, _ in group]
     ids = {prompt_id for group in known for prompt_id, _ in group}
-    _refuse_missing([entry for group in known for entry in group], by_id)
-    added = [prompt for prompt in found if prompt.prompt_id not in ids]
+    added = [prompt for prompt in _leave_held_out(found, held_out) if prompt.prompt_id not in ids]
     if selection.limit:
         room = max(selection.limit - len(ids), 0)
         added = datasets.choose(added, room, selection.seed) if room else []
@@ -69,7 +91,21 @@ def load_order(config: Config, workdir: Path) -> Order:
     if added:
         groups.append(datasets.order_prompts(added, config.seed))
     prompts = [prompt for group in groups for prompt in group]
-    return Order(prompts, tuple(map(len, groups)), is_new=bool(added))
+    return Order(prompts, tuple(map(len, groups)), is_new=bool(added), held_out=held_out)
+
+
+def _leave_held_out(found: Sequence[Prompt], held_out: Sequence[Prompt]) -> list[Prompt]:
+    """Return the prompts that are not held out; say how many added ones equal one that is."""
+    held, ids = set(map(holdout.make_key, held_out)), {one.prompt_id for one in held_out}
+    again = [one for one in found if one.prompt_id not in ids and holdout.make_key(one) in held]
+    if held and again:
+        logger.warning(
+            "data.train: %d added prompts repeat one that is held out, under another id (the "
+            "first is %s): they are left out",
+            len(again),
+            again[0].prompt_id,
+        )
+    return [one for one in found if holdout.make_key(one) not in held] if held else list(found)
 
 
 def save_order(order: Order, workdir: Path, note: Note | None = None) -> None:
@@ -78,10 +114,10 @@ def save_order(order: Order, workdir: Path, note: Note | None = None) -> None:
         return
     groups, start = [], 0
     for size in order.groups:
-        part = order.prompts[start : start + size]
-        groups.append([[prompt.prompt_id, _hash(prompt)] for prompt in part])
+        groups.append(_to_entries(order.prompts[start : start + size]))
         start += size
-    write_json_atomic(workdir / PROMPTS, {"groups": groups}, note=note)
+    held = {"held_out": [_to_entries(order.held_out)]} if order.held_out else {}
+    write_json_atomic(workdir / PROMPTS, {"groups": groups, **held}, note=note)
 
 
 def count_known(workdir: Path) -> int | None:
@@ -90,9 +126,15 @@ def count_known(workdir: Path) -> int | None:
     return None if known is None else sum(map(len, known))
 
 
-def _read(path: Path) -> list[list[list[str]]] | None:
+def _to_entries(prompts: Sequence[Prompt]) -> list[list[str]]:
+    return [[prompt.prompt_id, _hash(prompt)] for prompt in prompts]
+
+
+def _read(path: Path, name: str = "groups") -> list[list[list[str]]] | None:
+    """Return the groups of prompts under `name` in prompts.json; None if there is no such file."""
     try:
-        groups: Any = json.loads(path.read_text(encoding="utf-8"))["groups"]
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        groups: Any = plain["groups"] if name == "groups" else plain.get(name, [])
         return [[[str(prompt_id), str(sha)] for prompt_id, sha in group] for group in groups]
     except FileNotFoundError:
         return None

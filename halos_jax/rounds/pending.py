@@ -12,6 +12,7 @@ from halos_jax.config import ConfigError
 from halos_jax.data import datasets
 from halos_jax.rounds.budget import RoundPlan
 from halos_jax.rounds.context import NOTHING, Run, StageResult
+from halos_jax.rounds.prompts import name_held_out
 from halos_jax.rounds.stages import remove_eval_shards
 from halos_jax.rounds.watch import before
 from halos_jax.workdir import manifests
@@ -58,7 +59,7 @@ def open_round(
             storage.remove_partials(folder)
     sharding.wait_for_all(f"open round {round}")
     manifest = manifests.load_manifest(folder)
-    prompts = run.prompts[plan.start : plan.stop] if round else run.held_out
+    prompts = run.prompts[plan.start : plan.stop] if round else [*run.held_out, *run.test]
     identity = datasets.identify_prompts(prompts)
     if manifest is None:
         previous = f"round-{round - 1:04d}" if round > 1 else "sft"
@@ -79,12 +80,18 @@ def open_round(
         return manifest
     if manifest.prompts != identity:
         raise ConfigError(
-            f"{'data.train' if round else 'data.eval'}: its prompts are not those that round "
+            f"{_name_source(run, round)}: its prompts are not those that round "
             f"{round} of {run.workdir} was started with; put the data back as they were, or start "
             "a new run with --config.workdir=DIR (rounds.num_skip leaves out prompts at the start)"
         )
     manifests.verify_files(folder, manifest)
     return manifest
+
+
+def _name_source(run: Run, round: int) -> str:
+    if round:
+        return "data.train"
+    return name_held_out(run.config) + (" or data.test" if run.test else "")
 
 
 @contextlib.contextmanager
@@ -129,6 +136,21 @@ def commit_extent(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
         is_writer=run.workspace.is_writer,
         ledger=run.workspace.ledger,
     )
+
+
+def commit_test(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
+    """Add the test of the final policy to the manifest of its round, which is complete."""
+    folder = round_folder(run.workdir, manifest.round)
+    manifest = manifests.update_manifest(
+        folder,
+        manifest,
+        files=done.files,
+        metrics=done.metrics,
+        is_writer=run.workspace.is_writer,
+        ledger=run.workspace.ledger,
+    )
+    remove_eval_shards(run, folder)
+    return manifest
 
 
 def commit_round(run: Run, pending: PendingRound) -> Manifest:

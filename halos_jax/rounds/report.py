@@ -199,6 +199,7 @@ def _choose_columns(rows: Sequence[_Row]) -> dict[str, _Read]:
         "reward_eval": lambda row: _show_estimate(row, "reward_eval"),
         "win": _reader("win_rate_eval", ".2f"),
         scorer.removeprefix("reward_eval/"): lambda row: _show_estimate(row, scorer),
+        "test": lambda row: _show_estimate(row, "reward_test"),
         "kl": _reader(first("kl_sft", "kl_sampled"), ".2f"),
         "margin": _reader("fresh_margin", "+.3f"),
         "ties": _reader("tied_share", ".2f"),

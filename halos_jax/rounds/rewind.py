@@ -75,7 +75,7 @@ def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
     metrics = {
         name: one
         for name, one in manifest.metrics.items()
-        if "eval" not in name and not is_stale(name)
+        if not (_is_held_out(name) or is_stale(name))
     }
     before = dataclasses.replace(manifest, stages=tuple(_BEFORE), files=kept, metrics=metrics)
     with storage.explain_os_errors(folder):
@@ -83,6 +83,10 @@ def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
         for name in manifest.files.keys() - kept.keys():
             (folder / name).unlink(missing_ok=True)
         _remove_model(folder / "model", ledger)
+
+
+def _is_held_out(metric: str) -> bool:
+    return metric.partition("/")[0].endswith(("_eval", "_test"))
 
 
 def _remove(folder: Path, ledger: Ledger) -> None:

@@ -14,14 +14,13 @@ from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.lora import Frozen
 from halos_jax.packing.layout import LayoutMemory
 from halos_jax.policies.policy import Policy, load_frozen, start_policy
-from halos_jax.rewards.function_scorer import check_records, make_rules
+from halos_jax.rewards.held_out import make_scorers
 from halos_jax.rewards.scorers import make_scorer
-from halos_jax.rounds import cuts
 from halos_jax.rounds.context import Rollouts, Run
 from halos_jax.rounds.order import load_order, save_order
 from halos_jax.rounds.outlook import find_place, lay_out, make_budget
 from halos_jax.rounds.progress import Progress, restore_progress
-from halos_jax.rounds.prompts import load_prompts
+from halos_jax.rounds.prompts import RunPrompts, check_lengths, load_prompts
 from halos_jax.rounds.report import report_budget
 from halos_jax.rounds.rewind import rewind
 from halos_jax.sampling.sampler import make_sampler
@@ -46,8 +45,7 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     refuse_longer(policy.decoder, {"train.max_length": config.train.max_length})
     budget, order = make_budget(config, workdir), load_order(config, workdir)
     needed = budget.num_skip + budget.total_prompts
-    prompts, held_out = load_prompts(config, policy.renderer, needed, order)
-    check_records(config.reward, [*prompts, *held_out])
+    prompts, held_out, test = load_prompts(config, policy.renderer, needed, order)
     checkpoints = open_checkpoints(
         workdir / "checkpoints", keep=config.checkpoint.keep, ledger=workspace.ledger
     )
@@ -62,9 +60,10 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     if workspace.is_writer:
         save_order(order, workdir, workspace.ledger.note_file)
     logger.info(
-        "%d prompts, %d held out; %d rounds; mesh %s",
+        "%d prompts, %d held out, %d for the test; %d rounds; mesh %s",
         len(prompts),
         len(held_out),
+        len(test),
         budget.count_rounds(len(prompts)),
         sharding.describe(workspace.mesh),
     )
@@ -83,13 +82,12 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
         writer=workspace.open_metrics(int(progress.state.step)),
         prompts=prompts,
         held_out=held_out,
+        test=test,
         layouts=layouts,
         budget=budget,
     )
     used = prompts[budget.num_skip : needed]
-    cuts.check_prompts(
-        run.rollouts.sampler, (config.data.train, used), (config.data.eval, held_out)
-    )
+    check_lengths(run.rollouts.sampler, config, RunPrompts(used, held_out, test))
     progress.budget = budget
     return run, progress
 
@@ -141,5 +139,5 @@ def _make_rollouts(workspace: Workspace, policy: Policy, layouts: LayoutMemory) 
         workspace,
         sampler=make_sampler(config.sampling, renderer, policy.decoder, mesh),
         scorer=make_scorer(config, mesh, renderer, stop.check, layouts),
-        rules=make_rules(config.reward),
+        scorers=make_scorers(config, mesh, renderer, stop.check, layouts),
     )

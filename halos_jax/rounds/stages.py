@@ -1,6 +1,5 @@
 """The stages of a round. Each reads the files of the stages before it and writes its own file."""
 
-import dataclasses
 import functools
 import logging
 import shutil
@@ -25,7 +24,6 @@ from halos_jax.rewards.feedback_report import report_feedback
 from halos_jax.rewards.labels import (
     average_rewards,
     label_samples,
-    list_rewards,
     make_score_rows,
     measure_labels,
     read_scores,
@@ -252,44 +250,6 @@ def _locate(
     return Position(int(state.step), round, in_stage, stage_step, layouts)
 
 
-def evaluate_stage(run: Run, params: Params, folder: Path, *, round: int, step: int) -> StageResult:
-    """Sample and score the held-out prompts; write eval.jsonl and, in round 0, feedback.jsonl.
-
-    Every evaluation draws with the same keys (those of round 0), so that rounds differ only in
-    their policies, not in their random draws.
-    """
-    scored, metrics = evaluate_prompts(run.rollouts, params, run.held_out, folder)
-    write_rows(run.workspace, folder / "eval.jsonl", map(records.sample_to_record, scored))
-    files = {"eval.jsonl": len(scored)}
-    if round == 0:
-        rows, counts = make_feedback(run.config, scored, 0)
-        report_feedback("held-out prompts", counts, scored, run.config)
-        write_rows(run.workspace, folder / "feedback.jsonl", rows)
-        files["feedback.jsonl"] = len(rows)
-    run.writer.write(step, {"round": round, **metrics})
-    run.writer.flush()  # before the manifest says that the stage is done
-    return StageResult(files, metrics)
-
-
-def evaluate_prompts(
-    run: Rollouts, params: Params, prompts: Sequence[Prompt], folder: Path
-) -> tuple[list[Sample], dict[str, float]]:
-    """Sample and score held-out prompts with the keys of round 0; return samples and metrics."""
-    samples = sample_prompts(run, params, prompts, folder, round=0, label="eval")
-    report_samples(run.sampler, samples, "held-out prompts")
-    labels = label_samples(run.scorer, samples, run.config.reward)
-    scored = [
-        dataclasses.replace(sample, reward=reward)
-        for sample, reward in zip(samples, labels.rewards, strict=True)
-    ]
-    metrics = {"reward_eval": average_rewards(labels.rewards)}
-    metrics |= measure_labels(labels, "eval")
-    for name, scorer in run.rules.items():
-        metrics[f"reward_eval/{name}"] = average_rewards(list_rewards(scorer(samples)))
-    metrics["response_tokens_eval"] = float(np.mean([len(s.response_ids) for s in samples]))
-    return scored, metrics
-
-
 def load_feedback_items(run: Run, folder: Path) -> list[Item]:
     """Return the training items of a round's feedback.
 
@@ -318,10 +278,9 @@ def remove_sample_shards(run: Run, manifest: Manifest) -> None:
 
 
 def remove_eval_shards(run: Run, folder: Path) -> None:
-    """Delete the shards of a committed evaluation, and those of the signs before training."""
-    if run.workspace.is_writer:
-        remove_shards(folder, "eval")
-        remove_shards(folder, "signs")
+    """Delete the shards of a committed evaluation or test, and of the signs before training."""
+    for label in ("eval", "test", "signs") if run.workspace.is_writer else ():
+        remove_shards(folder, label)
 
 
 def forget_samples(run: Run, round: int) -> None:

@@ -13,13 +13,15 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets
 from halos_jax.data.chat.template_door import keep_shown
 from halos_jax.data.records import formats as records
+from halos_jax.data.selection import select_eval
 from halos_jax.losses import get_loss
+from halos_jax.metrics import show_metrics
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.policies.policy import Policy, load_params, load_reference, load_trained
 from halos_jax.policies.source import find_origin
-from halos_jax.rewards.function_scorer import check_records, make_rules
+from halos_jax.rewards.held_out import check_held_out, make_scorers
 from halos_jax.rewards.scorers import make_scorer
-from halos_jax.rounds import cuts, stages
+from halos_jax.rounds import cuts, evaluation, stages
 from halos_jax.rounds.context import StageResult
 from halos_jax.tasks.job import Job, open_job
 from halos_jax.tasks.sample import make_rollouts
@@ -52,26 +54,26 @@ def run_evaluation(config: Config, stop: StopSignal) -> dict[str, float]:
 
 def _evaluate_samples(job: Job) -> None:
     data = job.config.data
-    prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
+    prompts = datasets.load_prompts(data.eval, select_eval(data))
     if data.skip_bad:
-        prompts = check_records(job.config.reward, prompts, skip=True)
+        prompts = check_held_out(job.config, prompts, skip=True)
     policy = job.find_policy()
     rollouts = make_rollouts(job, policy)
     config, sampler = rollouts.config, rollouts.sampler
     prompts = keep_shown(prompts, sampler.renderer, skip=data.skip_bad)
     cuts.check_prompts(sampler, (data.eval, prompts))
     job.begin(inputs=datasets.identify_prompts(prompts), policy=policy.source)
-    check_records(config.reward, prompts)
+    check_held_out(config, prompts)
     rollouts = dataclasses.replace(
         rollouts,
         scorer=make_scorer(config, job.mesh, sampler.renderer, rollouts.stop.check),
-        rules=make_rules(config.reward),
+        scorers=make_scorers(config, job.mesh, sampler.renderer, rollouts.stop.check),
     )
     params = load_params(policy, job.mesh)
-    scored, metrics = stages.evaluate_prompts(rollouts, params, prompts, job.workdir)
-    rows = map(records.sample_to_record, scored)
-    stages.write_rows(job.workspace, job.workdir / "eval.jsonl", rows)
-    _write_result(job, policy, len(prompts), StageResult({"eval.jsonl": len(scored)}, metrics))
+    found = evaluation.evaluate_prompts(rollouts, params, prompts, job.workdir)
+    stages.write_rows(job.workspace, job.workdir / evaluation.EVAL, found.to_records())
+    files = {evaluation.EVAL: len(found.samples)}
+    _write_result(job, policy, len(prompts), StageResult(files, found.metrics))
     if job.workspace.is_writer:
         stages.remove_shards(job.workdir, "eval")
 
@@ -87,7 +89,7 @@ def _evaluate_feedback(job: Job) -> None:
     if loss.needs != "scores":
         policy.refuse_classifier(config.model.path)
     refuse_longer(decoder, {"train.max_length": config.train.max_length})
-    selection, positions = datasets.select_eval(data), decoder.max_positions
+    selection, positions = select_eval(data), decoder.max_positions
     items = load_fixed_items(
         config, loss, policy.renderer, data.eval, selection, positions=positions
     )
@@ -131,5 +133,5 @@ def _write_result(job: Job, policy: Policy, examples: int, done: StageResult) ->
         storage.write_json_atomic(job.workdir / RESULT, result)
     sharding.wait_for_all("wrote the result")
     job.commit("evaluate", StageResult({**done.files, RESULT: 1}, done.metrics))
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in sorted(done.metrics.items()))
+    shown = ", ".join(show_metrics(dict(sorted(done.metrics.items()))))
     logger.info("%d examples of %s: %s", examples, job.config.data.eval, shown)

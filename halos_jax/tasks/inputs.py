@@ -21,7 +21,7 @@ from typing import Any, Literal
 from halos_jax import processes, storage
 from halos_jax.config import Config, ConfigError, places, roles, schema
 from halos_jax.config.kinds import REWARD_KINDS
-from halos_jax.config.rewards import PartConfig, RewardConfig
+from halos_jax.config.rewards import PartConfig, RewardConfig, ScorerConfig
 from halos_jax.config.tasks import TASKS, is_scored
 from halos_jax.data.records.fields import RecordError
 from halos_jax.data.records.sources import find_folder, is_taken, list_set_files, may_read
@@ -134,7 +134,7 @@ def list_inputs(config: Config) -> dict[str, list[tuple[str, Path]]]:
             if kind == "source":
                 files = list(_list_data(field, text, Path(config.workdir).resolve()))
             elif kind == "model":
-                weights = TASKS[config.task].policy != "tokenizer" or "reward" in field
+                weights = TASKS[config.task].policy != "tokenizer" or field.startswith("reward.")
                 files = list(_list_model(text, weights=weights))
             else:
                 files = [("", Path(text))] if os.path.isfile(text) else []
@@ -237,7 +237,7 @@ def _drop_unread(known: Mapping[str, list[Any]], config: Config) -> dict[str, li
 def _is_read(field: str, config: Config) -> bool:
     if roles.find_mark(Config, field).role == "aside" or field.endswith(".output"):
         return False
-    if field.startswith("reward."):
+    if field.startswith(("reward.", "eval.scorers.")):
         return is_scored(config) and _is_of_part(field, config)
     # Any other field belongs to another task of the pipeline.
     names = TASKS[config.task].reads
@@ -247,19 +247,25 @@ def _is_read(field: str, config: Config) -> bool:
 def _is_of_part(field: str, config: Config) -> bool:
     """Tell whether the kind of this reward (or part of it) reads the field."""
     for prefix, one in _list_rewards(config).items():
-        for start in ("reward.", prefix):  # a part falls back on the reward's own field
+        # A part falls back on the reward's own field.
+        for start in {"reward." if prefix.startswith("reward.") else prefix, prefix}:
             names = [f"{start}{name}" for name in REWARD_KINDS[one.kind].reads]
             if any(field == name or field.startswith(f"{name}.") for name in names):
                 return True
     return False
 
 
-def _list_rewards(config: Config) -> dict[str, RewardConfig | PartConfig]:
-    """Map the prefix of the field names ("reward.", say) to the reward, or to each of its parts."""
-    parts = config.reward.parts
-    return {f"reward.parts.{name}.": one for name, one in parts.items()} or {
-        "reward.": config.reward
+def _list_rewards(config: Config) -> dict[str, RewardConfig | PartConfig | ScorerConfig]:
+    """Map the prefix of the field names ("reward.", say) to the reward, or to each of its parts.
+
+    Scorers of held-out samples are among them, if the task has such samples.
+    """
+    found: dict[str, RewardConfig | PartConfig | ScorerConfig] = {
+        f"reward.parts.{name}.": one for name, one in config.reward.parts.items()
     }
+    scorers = config.eval.scorers if TASKS[config.task].watches else {}
+    others = {f"eval.scorers.{name}.": one for name, one in scorers.items()}
+    return (found or {"reward.": config.reward}) | others
 
 
 def _list_data(field: str, text: str, workdir: Path) -> Iterator[tuple[str, Path]]:

@@ -14,11 +14,12 @@ from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.data.chat.loading import load_policy_renderer
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.chat.template_door import keep_shown, make_shown
-from halos_jax.data.datasets import Selection, load_samples
+from halos_jax.data.datasets import load_samples
 from halos_jax.data.records import formats as records
 from halos_jax.data.records.edits import make_edits
 from halos_jax.data.records.fields import NO_EDITS, Edits, RecordError
 from halos_jax.data.records.unread import Skips
+from halos_jax.data.selection import Selection
 from halos_jax.data.token_ids import check_ids
 from halos_jax.policies import source
 from halos_jax.rewards.feedback_report import report_feedback

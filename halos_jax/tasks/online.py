@@ -11,7 +11,7 @@ from halos_jax.config import Config
 from halos_jax.devices import explain_memory
 from halos_jax.models.lora import merge_adapter
 from halos_jax.policies import final, source
-from halos_jax.rounds import stages
+from halos_jax.rounds import evaluation, stages
 from halos_jax.rounds.budget import NO_PROMPTS
 from halos_jax.rounds.context import NOTHING, Run
 from halos_jax.rounds.outlook import has_new_prompts
@@ -19,6 +19,7 @@ from halos_jax.rounds.pending import (
     PendingRound,
     commit_round,
     commit_stage,
+    commit_test,
     open_round,
     open_stage,
 )
@@ -38,7 +39,7 @@ from halos_jax.tasks.inputs import check_inputs
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported, take_policy
 from halos_jax.training.loop import Dataset
-from halos_jax.types import TrainState
+from halos_jax.types import Params, TrainState
 from halos_jax.workdir import manifests
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
 from halos_jax.workdir.manifests import Manifest, round_folder
@@ -101,6 +102,7 @@ def run_rounds(run: Run, progress: Progress) -> dict[str, float]:
             _export_round(run, progress, round)
     run.writer.flush()
     manifest = commit_pending(run, progress) or manifest
+    manifest = _test_final(run, progress, manifest)
     _export_final(run, progress)
     return dict(manifest.metrics)
 
@@ -148,11 +150,12 @@ def run_round(
         stages.remove_eval_shards(run, folder)
         return manifest
     done = NOTHING
-    if run.held_out:
+    due = evaluation.list_due(run, manifest)
+    if due:
         with open_stage(run, round, "evaluate"):
-            policy = merge_adapter(take_exported(progress.state), run.trainer.frozen)
+            policy = _take_policy(run, progress)
             step = int(progress.state.step)
-            done = stages.evaluate_stage(run, policy, folder, round=round, step=step)
+            done = evaluation.evaluate_stage(run, policy, folder, due, round=round, step=step)
             del policy
     done = after.add_staleness(run, progress.state, done, round)
     metrics = {**done.metrics, "steps_done": int(progress.state.step)}
@@ -161,6 +164,12 @@ def run_round(
         return commit_round(run, pending)
     progress.pending = pending
     return manifest
+
+
+def _take_policy(run: Run, progress: Progress) -> Params:
+    """Return the current policy as it is evaluated and exported: averaged, its adapter merged."""
+    policy: Params = merge_adapter(take_exported(progress.state), run.trainer.frozen)
+    return policy
 
 
 def _train(run: Run, progress: Progress, round: int, held_out: Dataset | None) -> TrainState:
@@ -189,6 +198,20 @@ def _load_held_out(run: Run, progress: Progress) -> Dataset | None:
         return dataset
     params = sft_loader(run, progress)()
     return training.add_reference(run.trainer, dataset, params, label="reference eval")
+
+
+def _test_final(run: Run, progress: Progress, manifest: Manifest) -> Manifest:
+    """Score the final policy, that of `manifest`'s round, on the test prompts, if that is left."""
+    round, folder = manifest.round, round_folder(run.workdir, manifest.round)
+    if run.test and evaluation.TEST not in manifest.files:
+        with open_stage(run, round, "test"):
+            policy = _take_policy(run, progress)
+            step = int(progress.state.step)
+            done = evaluation.final_test_stage(run, policy, folder, round=round, step=step)
+            del policy
+        manifest = commit_test(run, manifest, done)
+    stages.remove_eval_shards(run, folder)
+    return manifest
 
 
 def _export_round(run: Run, progress: Progress, round: int) -> None:

@@ -16,10 +16,10 @@ from halos_jax.config import Config, ConfigError, SamplingConfig
 from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.config.tasks import TASKS, is_scored, load
 from halos_jax.course.round_size import expect_size
-from halos_jax.data import datasets
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.chat.template_door import keep_shown
+from halos_jax.data.selection import select_eval, select_train
 from halos_jax.errors import UserError
 from halos_jax.losses import get_loss
 from halos_jax.models import lora
@@ -34,17 +34,19 @@ from halos_jax.rewards.function_scorer import (
     make_function_scorer,
     make_rules,
 )
+from halos_jax.rewards.held_out import check_held_out, list_scorers
 from halos_jax.rewards.judge.scorer import probe_judge
-from halos_jax.rewards.parts import part_to_reward
+from halos_jax.rewards.parts import name_fields, part_to_reward
 from halos_jax.rounds import cuts
 from halos_jax.rounds.budget import Budget
+from halos_jax.rounds.order import start_order
 from halos_jax.rounds.outlook import refuse_no_rounds
+from halos_jax.rounds.prompts import RunPrompts, check_lengths, load_prompts, load_usable
 from halos_jax.rounds.report import report_budget
 from halos_jax.storage import WorkdirError
 from halos_jax.tasks import label as label_task
 from halos_jax.tasks import sample as sample_task
 from halos_jax.tasks import train as single
-from halos_jax.types import Prompt
 from halos_jax.workdir import manifests
 
 logger = logging.getLogger(__name__)
@@ -149,6 +151,9 @@ def _check_reward(config: Config, made: Sequence[Path]) -> None:
         alone = dataclasses.replace(config, reward=reward)
         load(REWARD_KINDS[reward.kind].check)(alone, made)
     make_rules(config.reward)
+    for name, alone in list_scorers(config).items():
+        with name_fields(f"eval.scorers.{name}."):
+            load(REWARD_KINDS[alone.reward.kind].check)(alone, made)
 
 
 def check_reward_function(config: Config, made: Sequence[Path]) -> None:
@@ -198,31 +203,30 @@ def _find_policy(config: Config) -> Policy:
 def _check_data(config: Config, policy: Policy, made: Sequence[Path]) -> None:
     """Read and render the data as the task does, unless an earlier stage will make them."""
     data, check = config.data, TASKS[config.task].check_data
-    if any(is_made(path, made) for path in (*data.train.split(","), *data.eval.split(","))):
+    sources = [path for text in (data.train, data.eval, data.test) for path in text.split(",")]
+    if any(is_made(path, made) for path in sources):
         return
     if check:
         load(check)(config, policy.decoder, policy.renderer)
 
 
 def check_online_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
-    """Check the prompts of all rounds and the held-out prompts."""
-    data = config.data
-    prompts = _order_prompts(config, renderer, config.rounds.total_prompts)
-    others = _take_held_out(config, renderer) if data.eval else []
-    datasets.refuse_overlap(prompts, others)
-    check_records(config.reward, [*prompts, *others])
+    """Check the prompts of all rounds, the held-out prompts and those of the test set."""
     rounds, skip = config.rounds, config.rounds.num_skip
+    needed = skip + rounds.total_prompts
+    prompts, others, test = load_prompts(config, renderer, needed, start_order(config))
     budget = Budget(rounds.total_prompts, expect_size(config), skip)
     refuse_no_rounds(budget, len(prompts))
     report_budget(config, budget, len(prompts), lambda round: config.train.epochs)
-    used = prompts[skip : skip + rounds.total_prompts]
     limited = _Limits(config.sampling, decoder, renderer)
-    cuts.check_prompts(limited, (data.train, used), (data.eval, others))
+    check_lengths(limited, config, RunPrompts(prompts[skip:needed], others, test))
 
 
 def check_sampled_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
     """Check the prompts that the task samples from."""
-    ordered = _order_prompts(config, renderer, config.sampling.num_prompts)
+    ordered = sample_task.load_ordered(config)
+    needed = config.rounds.num_skip + (config.sampling.num_prompts or len(ordered))
+    ordered = keep_shown(ordered, renderer, skip=config.data.skip_bad, count=needed)
     prompts = sample_task.select_prompts(config, ordered)
     cuts.check_prompts(_Limits(config.sampling, decoder, renderer), (config.data.train, prompts))
     sample_task.check_instructions(config, prompts)
@@ -235,15 +239,15 @@ def check_held_out_data(config: Config, decoder: DecoderConfig, renderer: Render
     if config.eval.on == "feedback":
         check_fixed_data(config, decoder, renderer)
         return
-    prompts = _take_held_out(config, renderer)
-    check_records(config.reward, prompts)
+    prompts = load_usable(config.data.eval, select_eval, config, renderer)
+    check_held_out(config, prompts)
     cuts.check_prompts(_Limits(config.sampling, decoder, renderer), (config.data.eval, prompts))
 
 
 def check_labelled_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
     """Check the samples that the task labels."""
     data = config.data
-    edits = datasets.select_train(data, config.seed).edits
+    edits = select_train(data, config.seed).edits
     samples = label_task.read_all_samples(data.train, data.train_split, edits)
     check_records(config.reward, [one.prompt for one in samples], skip=data.skip_bad)
 
@@ -252,9 +256,9 @@ def check_fixed_data(config: Config, decoder: DecoderConfig, renderer: Renderer)
     """Check the records that the loss is computed on, for training and held-out."""
     data, trains = config.data, TASKS[config.task].trains
     loss = single.choose_loss(config) if trains else get_loss(config.loss)
-    sources = [(data.eval, datasets.select_eval(data))] if data.eval else []
+    sources = [(data.held_out, select_eval(data))] if data.held_out else []
     if trains:
-        sources.append((data.train, datasets.select_train(data, config.seed)))
+        sources.append((data.train, select_train(data, config.seed)))
     for path, selection in sources:
         single.load_fixed_items(
             config, loss, renderer, path, selection, positions=decoder.max_positions
@@ -268,28 +272,3 @@ class _Limits:
     settings: SamplingConfig
     decoder: DecoderConfig
     renderer: Renderer
-
-
-def _order_prompts(config: Config, renderer: Renderer, count: int) -> list[Prompt]:
-    """Return the prompts of `data.train` in order, the first `num_skip` + `count` rendered.
-
-    With `count` 0 all of them are rendered.
-    """
-    data = config.data
-    if config.task == "sample":
-        ordered = sample_task.load_ordered(config)
-    else:
-        prompts = datasets.load_prompts(data.train, datasets.select_train(data, config.seed))
-        ordered = datasets.order_prompts(prompts, config.seed)
-        if data.skip_bad:
-            ordered = check_records(config.reward, ordered, skip=True)
-    needed = config.rounds.num_skip + (count or len(ordered))
-    return keep_shown(ordered, renderer, skip=data.skip_bad, count=needed)
-
-
-def _take_held_out(config: Config, renderer: Renderer) -> list[Prompt]:
-    data = config.data
-    prompts = datasets.load_prompts(data.eval, datasets.select_eval(data))
-    if data.skip_bad:
-        prompts = check_records(config.reward, prompts, skip=True)
-    return keep_shown(prompts, renderer, skip=data.skip_bad)

@@ -23,6 +23,7 @@ from halos_jax.data.chat.template_door import keep_shown
 from halos_jax.data.records import formats as records
 from halos_jax.data.records.fields import RecordError
 from halos_jax.data.records.unread import Skips
+from halos_jax.data.selection import select_train
 from halos_jax.policies import source
 from halos_jax.policies.policy import Policy, load_params
 from halos_jax.rewards.function_scorer import check_records
@@ -109,7 +110,7 @@ def select_prompts(config: Config, ordered: list[Prompt]) -> list[Prompt]:
 
 def load_listed(config: Config) -> list[Prompt]:
     """Return the prompts of `data.train` in the order of its records."""
-    chosen = datasets.select_train(config.data, config.seed)
+    chosen = select_train(config.data, config.seed)
     return datasets.load_prompts(config.data.train, chosen)
 
 

@@ -18,9 +18,10 @@ from halos_jax.config.kinds import ITEM_KINDS
 from halos_jax.config.tasks import TASKS
 from halos_jax.data.chat.closing import close_items
 from halos_jax.data.chat.renderer import Renderer
-from halos_jax.data.datasets import Selection, select_eval, select_train, warn_of_benchmarks
+from halos_jax.data.datasets import warn_of_benchmarks
 from halos_jax.data.items import load_items, warn_of_classes
 from halos_jax.data.lengths import make_lengths
+from halos_jax.data.selection import Selection, select_eval, select_train
 from halos_jax.devices import explain_memory
 from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import read_metrics
@@ -155,13 +156,13 @@ def _load_items(config: Config, loss: Loss, policy: Policy) -> Sequence[Item]:
 
 
 def _load_held_out(config: Config, trainer: Trainer, policy: Policy) -> Dataset | None:
-    if not config.data.eval:
+    if not config.data.held_out:
         return None
     items = load_fixed_items(
         config,
         trainer.loss,
         policy.renderer,
-        config.data.eval,
+        config.data.held_out,
         select_eval(config.data),
         positions=policy.decoder.max_positions,
     )

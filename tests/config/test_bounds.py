@@ -15,6 +15,7 @@ AT_LEAST = {
     -1: ("optimizer.warmup_steps", "rounds.watch_samples"),
     0: (
         *("bench.examples", "checkpoint.every", "data.max_eval", "data.max_prompt_count"),
+        *("data.holdout", "data.max_test", "eval.test_samples"),
         *("data.max_train", "data.n_examples", "lora.alpha", "lora.rank"),
         "feedback.min_examples",
         *("optimizer.weight_decay", "reward.judge.max_tokens", "reward.judge.repeats"),
@@ -28,7 +29,7 @@ AT_LEAST = {
         *("bench.steps", "checkpoint.keep", "model.head_chunk", "model.pad_vocab_to"),
         *("reward.judge.concurrency", "reward.max_length"),
         *("rounds.max_prompts_per_round", "rounds.min_prompts_per_round"),
-        *("rounds.sync_every", "rounds.total_prompts", "sampling.chunk"),
+        *("rounds.eval_every", "rounds.sync_every", "rounds.total_prompts", "sampling.chunk"),
         *("sampling.max_prompt_length", "sampling.max_tokens"),
         *("sampling.num_samples_per_prompt", "sampling.shard_prompts", "sampling.slots"),
         *("toy.min_letters", "toy.num_eval", "toy.num_sft", "train.batch_size", "train.epochs"),

@@ -9,7 +9,6 @@ import pytest
 
 from halos_jax.config import ConfigError, DataConfig
 from halos_jax.data.datasets import (
-    Selection,
     choose,
     identify_prompts,
     load_demonstrations,
@@ -19,11 +18,10 @@ from halos_jax.data.datasets import (
     load_scored,
     order_prompts,
     refuse_overlap,
-    select_eval,
-    select_train,
     warn_of_benchmarks,
 )
 from halos_jax.data.records.fields import Edits, RecordError
+from halos_jax.data.selection import Selection, select_eval, select_train
 from halos_jax.types import Prompt, Turn
 
 

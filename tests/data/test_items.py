@@ -6,10 +6,11 @@ import logging
 import numpy as np
 import pytest
 
-from halos_jax.data.datasets import Selection, load_judgements, load_scored
+from halos_jax.data.datasets import load_judgements, load_scored
 from halos_jax.data.items import load_items, warn_of_classes
 from halos_jax.data.lengths import Lengths
 from halos_jax.data.records.fields import Edits, RecordError
+from halos_jax.data.selection import Selection
 from halos_jax.errors import UserError
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item
 

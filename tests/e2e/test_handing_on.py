@@ -13,8 +13,8 @@ import pytest
 from halos_jax.config import FeedbackConfig, TrainConfig
 from halos_jax.losses import get_loss
 from halos_jax.packing.layout import LayoutMemory
+from halos_jax.rounds import evaluation, stages
 from halos_jax.rounds import progress as progress_module
-from halos_jax.rounds import stages
 from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.context import StageResult
 from halos_jax.rounds.pending import PendingRound
@@ -207,6 +207,7 @@ class Recorded:
         for name in vars(stages):
             if name.endswith("_stage") or name in ("forget_samples", "save_round"):
                 monkeypatch.setattr(stages, name, self._note(name, trained))
+        monkeypatch.setattr(evaluation, "evaluate_stage", self._note("evaluate_stage", trained))
         monkeypatch.setattr(stages, "remove_shards", lambda *given: None)
         monkeypatch.setattr(
             loop.manifests,
@@ -285,7 +286,8 @@ def test_a_round_hands_its_policy_from_stage_to_stage(tmp_path, monkeypatch):
     assert (state, found, options["round"], options["start"]) == (before, folder, 3, 3)
     assert options["held_out"] is held_out
     assert recorded.find("save_round")[:2] == (trained, 3)
-    exported, found, options = recorded.find("evaluate_stage")
+    exported, found, due, options = recorded.find("evaluate_stage")
+    assert (found, due) == (folder, ("eval",))
     assert exported == ("merged", "exported 20", "frozen") and options == {"round": 3, "step": 20}
     assert (progress.state, progress.round, progress.stage_step) == (trained, 3, 0)
     # Committed when its checkpoint is on disk, and not before.

@@ -56,9 +56,10 @@ def make_run(*, workdir=".", config=CONFIG, stop=None, is_writer=True, ledger=No
             unstack=lambda params: f"unstacked {params}",
             settings=CONFIG.sampling,
             decoder=SimpleNamespace(max_positions=0),
+            renderer=None,
         ),
         "scorer": lambda samples: [float(len(sample.output)) for sample in samples],
-        "rules": {},
+        "scorers": {},
     }
     rollouts |= {name: parts.pop(name) for name in rollouts.keys() & parts.keys()}
     names = Run.__dataclass_fields__.keys() - {"layouts", "budget"}
@@ -76,6 +77,7 @@ def make_run(*, workdir=".", config=CONFIG, stop=None, is_writer=True, ledger=No
             renderer=SimpleNamespace(render_prompts=refuse_text, render_responses=refuse_text)
         ),
         "held_out": PROMPTS[:2],
+        "test": (),
     }
     return Run(**(defaults | parts))
 

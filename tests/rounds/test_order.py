@@ -5,6 +5,7 @@ import pytest
 
 from halos_jax.config import Config, ConfigError, DataConfig
 from halos_jax.data import datasets
+from halos_jax.data.selection import select_train
 from halos_jax.rounds import order
 from halos_jax.storage import WorkdirError
 from halos_jax.workdir.intact import PROMPTS
@@ -77,7 +78,7 @@ def test_a_limit_that_grows_keeps_what_was_chosen(config, tmp_path):
 
     write(config, range(20))
     first, _ = load(limit(4), tmp_path / "run")
-    chosen = datasets.select_train(limit(4).data, 3)
+    chosen = select_train(limit(4).data, 3)
     assert sorted(first) == sorted(
         one.prompt_id for one in datasets.load_prompts(config.data.train, chosen)
     )

@@ -39,11 +39,12 @@ def config(tmp_path):
 
 
 def test_prompts_come_in_the_order_of_the_run(config):
-    prompts, held_out = load(config, 6)
+    prompts, held_out, test = load(config, 6)
+    assert test == []
     assert prompts == order_prompts(read(config.data.train), config.seed)
     assert [one.turns[0].content for one in held_out] == ["x", "y"]
     data = dataclasses.replace(config.data, eval="")
-    assert load(dataclasses.replace(config, data=data), 6) == (prompts, [])
+    assert load(dataclasses.replace(config, data=data), 6) == (prompts, [], [])
 
 
 def test_a_prompt_in_both_files_is_an_error(config):
@@ -61,4 +62,4 @@ def test_refused_prompts_are_named_or_left_out(config, name):
         load(config, 7)
     data = dataclasses.replace(config.data, skip_bad=True)
     found = load(dataclasses.replace(config, data=data), 7)
-    assert [len(one) for one in found] == [6, 2]
+    assert [len(one) for one in found] == [6, 2, 0]

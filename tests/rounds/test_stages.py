@@ -16,7 +16,7 @@ from halos_jax.rounds import stages
 from halos_jax.types import CHOSEN, REJECTED
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
 from halos_jax.workdir.ledger import open_ledger
-from tests.rounds.stand_ins import CONFIG, PROMPTS, Calls, make_run, make_sample
+from tests.rounds.stand_ins import CONFIG, PROMPTS, make_run, make_sample
 
 
 @pytest.fixture
@@ -182,17 +182,6 @@ def test_a_sample_without_a_reward_is_left_out_and_counted(tmp_path, sampled, ca
     assert metrics["feedback_unlabelled"] == 2 and metrics["feedback_single"] == 2
     assert [row["prompt_id"] for row in read(tmp_path / "feedback.jsonl")] == ["p2", "p3", "p4"]
 
-    (tmp_path / "0").mkdir()
-    files, metrics, _ = stages.evaluate_stage(
-        make_run(scorer=lambda samples: [None, 2.0, 3.0, 4.0], config=config),
-        "params",
-        tmp_path / "0",
-        round=1,
-        step=0,
-    )
-    assert metrics["reward_eval"] == 3.0 and metrics["unlabelled_eval"] == 1
-    assert [row.get("reward") for row in read(tmp_path / "0" / "eval.jsonl")] == [None, 2, 3, 4]
-
 
 def test_binary_and_scalar_feedback(tmp_path, sampled):
     for kind, count in (("binary", 10), ("scalar", 10)):
@@ -205,28 +194,6 @@ def test_binary_and_scalar_feedback(tmp_path, sampled):
         files, _, _ = stages.feedback_stage(run.rollouts, tmp_path, 1)
         kinds = {record["type"] for record in read(tmp_path / "feedback.jsonl")}
         assert files == {"feedback.jsonl": count} and kinds == {f"{kind}_feedback"}
-
-
-def test_evaluation_draws_with_the_keys_of_round_0_and_keeps_its_metrics(tmp_path, sampled):
-    # A rule may leave a sample out, too.
-    rules = {"short": lambda samples: [float(len(s.output) < 2) for s in samples[:3]] + [None]}
-    for round in (0, 3):
-        folder, writer = tmp_path / str(round), Calls()
-        folder.mkdir()
-        sampled.clear()
-        run = make_run(rules=rules, writer=writer)
-        files, metrics, _ = stages.evaluate_stage(run, "params", folder, round=round, step=9)
-        assert sampled == [(["p0", "p1"], "unstacked params", 3, 0)]
-        assert metrics == {
-            "reward_eval": 2.0,
-            "unlabelled_eval": 0,
-            "reward_eval/short": 1 / 3,
-            "response_tokens_eval": 3.0,
-        }
-        assert [record["reward"] for record in read(folder / "eval.jsonl")] == [1, 2, 2, 3]
-        assert files == {"eval.jsonl": 4} | ({} if round else {"feedback.jsonl": 2})
-        # On disk before the manifest can say so.
-        assert writer.calls == [("write", 9, {"round": round, **metrics}), ("flush",)]
 
 
 def test_a_round_of_ties_has_nothing_to_train_on(tmp_path, sampled, caplog):

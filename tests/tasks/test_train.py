@@ -25,7 +25,7 @@ from halos_jax.config import (
     TrainConfig,
 )
 from halos_jax.data.chat.loading import load_renderer
-from halos_jax.data.datasets import select_eval, select_train
+from halos_jax.data.selection import select_eval, select_train
 from halos_jax.devices import DeviceError
 from halos_jax.metrics import read_metrics
 from halos_jax.models.files import hf
