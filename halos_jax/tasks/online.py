@@ -34,7 +34,7 @@ from halos_jax.rounds.refill import extents
 from halos_jax.rounds.refill.gather import gather, remove_extents
 from halos_jax.rounds.report import last_round, report_end, report_round
 from halos_jax.rounds.setup import make_run
-from halos_jax.rounds.watch import after
+from halos_jax.rounds.watch import after, before
 from halos_jax.tasks.inputs import check_inputs
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported, take_policy
@@ -158,7 +158,9 @@ def run_round(
             done = evaluation.evaluate_stage(run, policy, folder, due, round=round, step=step)
             del policy
     done = after.add_staleness(run, progress.state, done, round)
-    metrics = {**done.metrics, "steps_done": int(progress.state.step)}
+    # With the signs of before, which are committed later: decisions are made on all of them.
+    signs = before.read_before(folder).metrics
+    metrics = {**signs, **done.metrics, "steps_done": int(progress.state.step)}
     pending = PendingRound(manifest, done._replace(metrics=metrics))
     if manifest.next_stage == "evaluate":
         return commit_round(run, pending)

@@ -145,9 +145,10 @@ def test_a_stop_between_stages_carries_on_in_the_same_place(toy, tmp_path):
 def test_rounds_of_any_size_use_the_budget_and_keep_what_was_decided(toy, tmp_path, monkeypatch):
     """Rounds of 1, 2 and 1 of 4 prompts; stopped in the second, which is not decided again."""
     config = make_config(toy, tmp_path / "run")
-    sizes, stop = {1: 1, 2: 2, 3: 3}, StopSignal()
+    sizes, stop, seen = {1: 1, 2: 2, 3: 3}, StopSignal(), {}
 
-    def choose(config, budget, done):
+    def choose(config, budget, done, available):
+        seen[len(done)] = {name: done[-1].metrics[name] for name in done[-1].metrics}
         if len(done) == 2:  # rounds 0 and 1
             stop.handle()
         return sizes[len(done)], {"auto": {"prompts": sizes[len(done)]}}
@@ -162,6 +163,9 @@ def test_rounds_of_any_size_use_the_budget_and_keep_what_was_decided(toy, tmp_pa
     assert [(one.start, one.stop) for one in found] == [(0, 1), (1, 3), (3, 4)]
     assert [one.decisions["auto"]["prompts"] for one in found] == [1, 2, 3]
     assert [one.metrics["samples"] for one in found] == [2, 4, 2]
+    # What is decided on is what the manifest then says, though the round was not committed yet.
+    assert seen[2] == found[0].metrics and seen[3] == found[1].metrics
+    assert {"kl_sampled", "stale_ess", "steps_done"} <= seen[2].keys()
 
 
 def test_each_round_leaves_its_policy_where_that_is_asked_for(toy, tmp_path, monkeypatch, caplog):
@@ -240,7 +244,7 @@ def test_a_policy_that_is_trained_again_forgets_what_it_has_sampled(tmp_path, mo
         ledger=ledger,
         prompts=[],
         held_out=[],
-        config=Config(),
+        config=Config(rounds=RoundsConfig(watch_samples=0)),
         trainer=SimpleNamespace(),
         checkpoints=SimpleNamespace(finish=lambda: called.append(("finish", []))),
     )
