@@ -1,18 +1,20 @@
 """The runs of the study, in the order of the questions that they answer."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 PRESET = "colabs/gsm8k_study/preset.py:{folder}"
 GSM8K = "configs/gsm8k.py"
 PROMPTS = 2048
 # Name -> prompts of a round: one round is offline alignment.
 SHAPES = {"offline": 2048, "4x512": 512, "16x128": 128, "64x32": 32}
-RATES = ("1e-6", "2e-6", "3e-6", "5e-6")
 # Seconds on an H100 of its own, once everything is compiled: for the order of the queue.
-SECONDS = {"offline": 60, "4x512": 90, "16x128": 150, "64x32": 400}
+SECONDS = {"offline": 60, "4x512": 90, "16x128": 150, "64x32": 300}
 OTHER_METHODS = ("kto", "dapo")
 SLOWER = {"kto": 1.5, "dapo": 1.7, "guard": 1.5}
+# End of the name of a step that evaluates the newest checkpoint of a run.
+LAST = "-last"
+
 Fields = Mapping[str, str]
 
 
@@ -20,7 +22,8 @@ Fields = Mapping[str, str]
 class Step:
     """One start of the program: a preset, and fields that differ from it.
 
-    `{runs}` in a value is the folder of the workdirs, `{folder}` that of the model and the data.
+    `{runs}` in a value is the folder of the workdirs, `{folder}` that of the model and the data,
+    `{last}` the newest checkpoint of the run whose name stands before `LAST` in this one's.
     """
 
     name: str
@@ -61,55 +64,54 @@ def make_online(
 
 
 def list_rates() -> Iterable[Run]:
-    """Yield batch A: four rates, and three numbers of rounds, with one seed."""
+    """Yield batch A: three rates and three numbers of rounds, with one seed; one rate more."""
     for shape in ("16x128", "4x512", "offline"):
-        for rate in RATES:
+        for rate in ("1e-6", "2e-6", "5e-6"):
             yield make_online("A", shape, rate)
+    yield make_online("A", "16x128", "3e-6")
 
 
 def list_seeds() -> Iterable[Run]:
-    """Yield batch B: two more seeds for two rates."""
+    """Yield batch B: three seeds for two rates; B2 has the middle shape of the second rate."""
     for shape in ("16x128", "4x512", "offline"):
-        for rate in ("2e-6", "3e-6"):
-            for seed in (1, 2):
-                yield make_online("B", shape, rate, seed=seed)
+        for seed in (1, 2):
+            yield make_online("B", shape, "2e-6", seed=seed)
+    for seed in (1, 2):
+        yield make_online("B", "16x128", "3e-6", seed=seed)
+    for seed in range(3):
+        yield make_online("B", "offline", "3e-6", seed=seed)
+        yield make_online("B2", "4x512", "3e-6", seed=seed)
 
 
 def list_guarded() -> Iterable[Run]:
-    """Yield batch C: the guard where the rate is too high, and rounds that are chosen."""
-    guard = {
-        "rounds__keep_best": "true",
-        "guard__action": "retry",
-        "guard__min_margin": "-0.05",
-        "guard__max_kl": "12",
-    }
+    """Yield batch C: the guard where the rate is too high."""
+    guard = {"guard__action": "retry", "guard__min_margin": "-0.1", "guard__max_kl": "12"}
     for shape in ("16x128", "4x512", "offline"):
         yield make_online("C", shape, "5e-6", kind="guard", **guard)
 
 
 def list_auto() -> Iterable[Run]:
     """Yield batch H: rounds of a length that the run chooses itself."""
-    auto = {"rounds__prompts_per_round": "auto"}
-    for rate, seed in (("2e-6", 0), ("2e-6", 1), ("5e-6", 0)):
-        yield make_online("H", "16x128", rate, seed=seed, kind="auto", **auto)
+    yield make_online("H", "16x128", "2e-6", kind="auto", rounds__prompts_per_round="auto")
 
 
 def list_methods() -> Iterable[Run]:
     """Yield batch D: online KTO, and DAPO with groups of 8, at equal prompts."""
     yield make_online("D", "16x128", "2e-6", kind="kto")
     dapo = make_online("D", "16x128", "2e-6", kind="dapo")
-    yield dataclasses.replace(dapo, steps=(*dapo.steps, *list_evaluations(dapo.name, "16")))
+    yield dataclasses.replace(dapo, steps=(*dapo.steps, *list_evaluations(dapo.name)))
 
 
 def list_many_rounds() -> Iterable[Run]:
-    """Yield batch E: 64 rounds, evaluated every fourth."""
-    yield make_online("E", "64x32", "2e-6", rounds__eval_every="4")
+    """Yield batch E: 64 rounds, evaluated every eighth."""
+    yield make_online("E", "64x32", "2e-6", rounds__eval_every="8")
 
 
 def list_preset() -> Iterable[Run]:
     """Yield batch F: the preset for mathematics, one pass over the training questions.
 
-    Its last round and its best round are evaluated by the study's protocol.
+    Its last round and its best round are evaluated by the study's protocol. Each run has a GPU of
+    its own, and lengths and batches that fill it.
     """
     for seed in range(3):
         name = f"preset-s{seed}"
@@ -119,18 +121,25 @@ def list_preset() -> Iterable[Run]:
             "train.log_every": "1000",
             "model.path": "{folder}/model",
             "data.train": "{folder}/train.jsonl",
+            "data.eval": "",
+            "data.max_eval": "0",
+            "data.holdout": "400",
             "data.test": "{folder}/test.jsonl",
-            "rounds.keep_best": "true",
+            "eval.test_temperature": "0",
+            "rounds.eval_every": "4",
+            "sampling.slots": "1024",
+            "sampling.shard_prompts": "256",
+            "train.tokens_per_device": "32768",
         }
-        steps = (Step(name, GSM8K, fields), *list_evaluations(name, "28"))
+        steps = (Step(name, GSM8K, fields), *list_evaluations(name))
         yield Run(name, "F", 600, steps, is_alone=True)
 
 
-def list_evaluations(name: str, last: str) -> Iterable[Step]:
-    """Yield evaluations of a run's `final/` and of its round `last`, by the protocol."""
+def list_evaluations(name: str) -> Iterable[Step]:
+    """Yield evaluations of a run's `final/` and of its last round, by the protocol."""
     path = {"model.path": "{runs}/" + name}
     yield make_evaluation(f"{name}-final", path)
-    yield make_evaluation(f"{name}-last", path | {"model.checkpoint": last})
+    yield make_evaluation(f"{name}{LAST}", path | {"model.checkpoint": "{last}"})
 
 
 def make_evaluation(name: str, fields: Fields) -> Step:
@@ -185,17 +194,20 @@ def list_runs() -> list[Run]:
     return runs
 
 
-def choose_runs(batches: Iterable[str]) -> list[Run]:
-    """Return the runs of some batches or with some names, the longest first.
+def choose_runs(names: Sequence[str]) -> list[Run]:
+    """Return the runs of some batches, or with some names: in their order, the longest first.
 
     Raises:
       ValueError: if a name is neither that of a batch nor that of a run.
     """
-    runs, wanted = list_runs(), list(batches)
+    runs = list_runs()
     known = sorted({run.batch for run in runs})
-    unknown = [name for name in wanted if name not in {*known, *(run.name for run in runs)}]
+    unknown = [name for name in names if name not in {*known, *(run.name for run in runs)}]
     if unknown:
         allowed = f"a batch ({', '.join(known)}) or the name of a run"
         raise ValueError(f"got {', '.join(unknown)}; allowed: {allowed}")
-    chosen = [run for run in runs if run.batch in wanted or run.name in wanted]
-    return sorted(chosen, key=lambda run: -run.seconds)
+    chosen = {}
+    for name in names:
+        found = [run for run in runs if name in (run.batch, run.name)]
+        chosen |= {run.name: run for run in sorted(found, key=lambda run: -run.seconds)}
+    return list(chosen.values())

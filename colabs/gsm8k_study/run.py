@@ -106,6 +106,9 @@ def choose_slot(
 def make_command(step: Step, settings: Settings, workdir: Path) -> list[str]:
     """Return the command of a step."""
     names = {"folder": str(settings.folder), "runs": str(workdir.parent)}
+    evaluated = workdir.with_name(workdir.name.removesuffix(plan.LAST))
+    saved = [int(path.name) for path in evaluated.glob("checkpoints/[0-9]*")]
+    names["last"] = str(max(saved, default=0))
     fields = {name: value.format(**names) for name, value in step.fields.items()}
     return [
         sys.executable,
