@@ -226,7 +226,8 @@ def correlate(steps: Sequence[Step], *, draws: int = 400) -> Estimate:
     for _ in range(draws):
         chosen = random.choice(len(runs), len(runs))
         drawn.append(_spearman([step for index in chosen for step in by_run[runs[index]]]))
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    known = [one for one in drawn if not math.isnan(one)]
+    low, high = np.quantile(known, (0.025, 0.975)) if known else (math.nan, math.nan)
     return Estimate(value, float(low), float(high))
 
 
