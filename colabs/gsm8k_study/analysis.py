@@ -235,7 +235,7 @@ def _spearman(steps: Sequence[Step]) -> float:
     signs, changes = [step.sign for step in steps], [step.change.value for step in steps]
     if len(steps) < 3 or len(set(signs)) < 2 or len(set(changes)) < 2:
         return math.nan
-    return float(stats.spearmanr(signs, changes).statistic)
+    return float(np.corrcoef(stats.rankdata(signs), stats.rankdata(changes))[0, 1])
 
 
 def rank_falls(steps: Sequence[Step], direction: int) -> float:
