@@ -179,12 +179,10 @@ def list_runs() -> list[Run]:
     batches = (
         list_rates(),
         list_seeds(),
-        list_guarded(),
         list_methods(),
         list_many_rounds(),
         list_preset(),
         list_ceilings(),
-        list_auto(),
     )
     runs = [run for batch in batches for run in batch]
     names = [step.name for run in runs for step in run.steps]
