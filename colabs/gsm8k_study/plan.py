@@ -183,6 +183,7 @@ def list_runs() -> list[Run]:
         list_many_rounds(),
         list_preset(),
         list_ceilings(),
+        list_auto(),
     )
     runs = [run for batch in batches for run in batch]
     names = [step.name for run in runs for step in run.steps]
