@@ -13,6 +13,7 @@ import pytest
 from halos_jax.cli.overrides import apply_overrides, split_overrides
 from halos_jax.cli.presets import load_preset
 from halos_jax.config import freeze
+from halos_jax.rounds.order import start_order
 from halos_jax.signs.intervals import Estimate
 
 STUDY = Path(__file__).parents[2] / "colabs" / "gsm8k_study"
@@ -20,7 +21,9 @@ sys.path.insert(0, str(STUDY))
 
 import analysis  # noqa: E402
 import collect  # noqa: E402
+import hold_out  # noqa: E402
 import plan  # noqa: E402
+import preset  # noqa: E402
 import run  # noqa: E402
 from plan import Run, Step  # noqa: E402
 
@@ -79,6 +82,18 @@ def test_the_last_round_is_the_newest_checkpoint(settings, tmp_path):
     command = run.make_command(steps["preset-s0-last"], settings, tmp_path / "a" / "preset-s0-last")
     assert "--config.model.checkpoint=16" in command
     assert f"--config.model.path={tmp_path}/a/preset-s0" in command
+
+
+def test_the_held_out_questions_are_those_of_the_runs(monkeypatch, tmp_path):
+    questions = [{"question": f"{number} + 1?", "answer": f"#### {number}"} for number in range(9)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    monkeypatch.setattr(preset, "HELD_OUT", 3)
+    assert hold_out.write_held_out(tmp_path) == 3
+    written = [json.loads(line) for line in (tmp_path / "held_out.jsonl").read_text().splitlines()]
+    trained = start_order(freeze(preset.get_config(str(tmp_path)))).prompts
+    asked = [one.turns[-1].content for one in trained]
+    assert len(asked) == 6 and all(one in questions for one in written)
+    assert {one["question"] for one in written}.isdisjoint(asked)
 
 
 def test_slots_are_dealt_out_over_the_gpus():
