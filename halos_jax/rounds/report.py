@@ -20,7 +20,7 @@ from halos_jax.packing.batches import count_steps
 from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.context import Run
 from halos_jax.rounds.outlook import read_signs
-from halos_jax.workdir import manifests
+from halos_jax.workdir import changes, manifests
 from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.timing import format_times, read_times
 
@@ -110,7 +110,8 @@ def format_rounds(workdir: Path, *, last: int | None = None) -> str:
     what the columns are.
     """
     rows = _read_rows(workdir, last_round(workdir) if last is None else last)
-    columns = {name[:_LONGEST_HEADER]: read for name, read in _choose_columns(rows).items()}
+    chosen = _choose_columns(rows, _list_scorers(workdir))
+    columns = {name[:_LONGEST_HEADER]: read for name, read in chosen.items()}
     cells = [[read(row) for row in rows] for read in columns.values()]
     shown = [
         [name, *(cell or _NONE for cell in column)]
@@ -177,20 +178,23 @@ def _sum_up(row: _Row) -> RoundDone:
 _Read = Callable[[_Row], str]  # the text of a cell; "" if the round has no value
 
 
-def _choose_columns(rows: Sequence[_Row]) -> dict[str, _Read]:
+def _list_scorers(workdir: Path) -> list[str]:
+    """Return the names of `eval.scorers`, `reward.rules` and `reward.parts` of the run."""
+    path = workdir / changes.FILE
+    plain = changes.read_plain(path) if path.exists() else {}
+    reward = plain.get("reward", {})
+    rules = [rule.rpartition(":")[2] for rule in reward.get("rules", ())]
+    return [*plain.get("eval", {}).get("scorers", ()), *rules, *reward.get("parts", ())]
+
+
+def _choose_columns(rows: Sequence[_Row], scorers: Sequence[str]) -> dict[str, _Read]:
     """Return header -> reader of every column, of which some may have no value in any round."""
     known = {name for row in rows for name in row.metrics}
-    scorers = [
-        name
-        for row in rows
-        for name in row.metrics
-        if name.startswith("reward_eval/") and not name.endswith(("/low", "/high"))
-    ]
 
     def first(*names: str) -> str:
         return next((name for name in names if name in known), "")
 
-    scorer = scorers[0] if scorers else ""
+    scorer = first(*[f"reward_eval/{name}" for name in scorers])
     return {
         "round": lambda row: str(row.manifest.round),
         "prompts": lambda row: str(row.prompts),

@@ -39,6 +39,11 @@ def commit_rounds(workdir, *metrics):
         commit_all(round_folder(workdir, round), manifest)
 
 
+def name_scorers(workdir, *rules, **sections):
+    reward = {"rules": [f"module:{name}" for name in rules], **sections.pop("reward", {})}
+    (workdir / "config.json").write_text(json.dumps({"reward": reward, **sections}))
+
+
 def time_rounds(workdir):
     lines = [
         {"round": round, "stage": stage, "start": start, "end": start + seconds}
@@ -52,6 +57,7 @@ def test_a_table_of_all_rounds(tmp_path):
     """Steps are those of the round, seconds those of its stages; what a round lacks is "-"."""
     commit_rounds(tmp_path, FIRST, SECOND, THIRD)
     time_rounds(tmp_path)
+    name_scorers(tmp_path, "rule")
     columns = zip(
         ("round", "0", "1", "2"),
         ("prompts", "0", "10", "20"),
@@ -81,11 +87,24 @@ def test_a_table_of_a_run_of_before(tmp_path):
     """Manifests without steps and signs; what no round has is no column."""
     metrics = {"reward_eval": 0.25, "reward_eval/rule": 0.5, "response_tokens_eval": 4.0}
     commit_rounds(tmp_path, metrics, {**metrics, "feedback_examples": 3})
+    name_scorers(tmp_path, "rule")
     assert [line.split() for line in format_rounds(tmp_path).splitlines()] == [
         ["round", "prompts", "examples", "reward_eval", "rule", "tokens"],
         ["0", "0", "0", "0.250", "0.500", "4.0"],
         ["1", "10", "3", "0.250", "0.500", "4.0"],
     ]
+
+
+def test_the_first_scorer_of_its_own_is_shown_before_rules_and_parts(tmp_path):
+    names = ("part", "rule", "own", "other")
+    commit_rounds(tmp_path, {f"reward_eval/{name}": 0.5 for name in names})
+    sections = {"eval": {"scorers": {"own": {}, "other": {}}}, "reward": {"parts": {"part": {}}}}
+    name_scorers(tmp_path, "rule", **sections)
+    assert format_rounds(tmp_path).split()[3] == "own"
+    name_scorers(tmp_path, "rule", reward=sections["reward"])
+    assert format_rounds(tmp_path).split()[3] == "rule"
+    name_scorers(tmp_path, reward=sections["reward"])
+    assert format_rounds(tmp_path).split()[3] == "part"
 
 
 def test_a_table_without_evaluation(tmp_path):
@@ -110,6 +129,7 @@ def test_a_round_is_one_line_of_at_most_140_columns(tmp_path):
     }
     del long["reward_eval/rule"]
     commit_rounds(tmp_path, long)
+    name_scorers(tmp_path, scorer.removeprefix("reward_eval/"))
     assert max(map(len, format_rounds(tmp_path).splitlines())) <= 140
 
 
