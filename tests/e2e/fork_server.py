@@ -29,7 +29,7 @@ from halos_jax import main, metrics
 from halos_jax.checkpoints import store as checkpoints
 from halos_jax.models.files import export
 from halos_jax.rewards import scorers
-from halos_jax.rounds import stages
+from halos_jax.rounds import evaluation, stages
 from halos_jax.rounds.refill import gather
 from halos_jax.tasks import online as loop
 from halos_jax.tasks import train as single
@@ -129,7 +129,8 @@ def observe(request: dict) -> None:
     for name in ("replace", "rename", "unlink", "rmdir", "fsync"):
         observer.wrap_path(os, name)
     for name in ("sample", "score", "feedback", "train", "evaluate"):
-        observer.wrap(stages, f"{name}_stage", functools.partial(_name_stage, name), stage=True)
+        module = evaluation if name == "evaluate" else stages
+        observer.wrap(module, f"{name}_stage", functools.partial(_name_stage, name), stage=True)
     for name in ("sample_extent", "score_extent", "join_extents"):
         observer.wrap(gather, name, functools.partial(_name_extent, name), stage=True)
     observer.wrap(stages, "sample_shard", lambda *_, round, **__: f"{round}")
