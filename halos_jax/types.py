@@ -336,6 +336,8 @@ class Batch:
     # For training with a value head; else None.
     old_values: Float32[Array, "*m rows P"] | None = None  # values when the items were collected
     noise: UInt32[Array, "*m rows P"] | None = None  # random bits for each token's dropout
+    # Share of the run's prompts that are used before the step, where the learning rate follows it
+    progress: Float32[Array, "*m"] | None = None
 
     @property
     def is_response(self) -> Bool[Array, "*m rows P"]:

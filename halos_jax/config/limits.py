@@ -183,15 +183,15 @@ def _check_refill(values: Mapping[str, Any]) -> Iterable[str]:
                 "with each of its further prompts"
             )
     spec, factor = FEEDBACK_TYPES[values["feedback.type"]], values["feedback.max_prompts_factor"]
-    if not isinstance(per_round, int):
-        return
+    if per_round == "auto":
+        per_round = values["rounds.max_prompts_per_round"]
     prompts = int(per_round * factor)
     samples, mode = values["sampling.num_samples_per_prompt"], values["feedback.mode"]
     # A pair is two examples of a loss on single answers.
     most = spec.count(prompts, samples, mode) * (2 if spec.pairs else 1)
     if wanted > most:
         yield (
-            f"feedback.min_examples: got {wanted}, but rounds.prompts_per_round={per_round} x "
+            f"feedback.min_examples: got {wanted}, but a round of {per_round} prompts x "
             f"feedback.max_prompts_factor={factor:g} prompts give {most} at most; lower it, or "
             "raise one of these"
         )

@@ -135,12 +135,14 @@ def build_batch(
     *,
     reference_logps: TokenValues | None = None,
     old: Collected | None = None,
+    progress: float | None = None,
 ) -> Batch:
     """Build the batch of `step` as NumPy arrays with a leading microbatch axis.
 
     Args:
       reference_logps: for each item, f32[targets] for each of its responses.
       old: what the policy and its value head said when the items were collected.
+      progress: the share of the run's prompts that are used before the step.
     """
     layout = plan.layout
     shape = (layout.microbatches * layout.rows,)
@@ -161,7 +163,8 @@ def build_batch(
     view = View(**{name: split.pop(name) for name in view_names}, buckets=layout.buckets)
     sequence_names = ("role", "partner", "group", "last", "reward", "weight", "desirable")
     sequences = Sequences(**{name: split.pop(name) for name in sequence_names})
-    totals = {
+    totals: dict[str, float] = {} if progress is None else {"progress": progress}
+    totals |= {
         "num_examples": sum(item.weight for item in taken),
         "num_tokens": sum(sum(item.num_targets) for item in taken),
     }

@@ -58,6 +58,11 @@ class Budget:
         """Return where in an order of `num_available` prompts the last round ends."""
         return min(self.num_skip + self.total_prompts, num_available)
 
+    def measure(self, start: int, stop: int, num_available: int) -> tuple[float, float]:
+        """Return the shares of the run's prompts that lie before `start` and before `stop`."""
+        total = max(self.end(num_available) - self.num_skip, 1)
+        return (start - self.num_skip) / total, (stop - self.num_skip) / total
+
     def open(self, round: int, start: int, stop: int) -> "Budget":
         """Return the budget once `round` has begun with the range `[start, stop)`.
 

@@ -15,7 +15,7 @@ from halos_jax.errors import UserError
 from halos_jax.losses import get_loss
 from halos_jax.rounds.budget import Budget, describe_shortage, expect_examples, expect_steps
 from halos_jax.rounds.order import Order, count_known, load_order
-from halos_jax.training.optim import keep_warmup
+from halos_jax.training.optim import has_unknown_steps, keep_warmup
 from halos_jax.workdir import manifests
 from halos_jax.workdir.changes import History
 from halos_jax.workdir.manifests import Manifest
@@ -99,6 +99,8 @@ def lay_out(
 ) -> tuple[Config, int]:
     """Return the config, with the warm-up of the first start, and the run's total of steps.
 
+    If the run decides on the way how many steps it takes, they are those expected at its start.
+
     Args:
       num_prompts: how many prompts of the order can be used.
       order: tells how many prompts were added after the first start.
@@ -130,5 +132,7 @@ def lay_out(
     at_start = dataclasses.replace(budget, total_prompts=total, opened=())
     added = len(order.prompts) - order.at_start
     first = count(at_start, max(num_prompts - added, 0), lambda round: epochs)
+    if has_unknown_steps(config):
+        return config, first
     optimizer = keep_warmup(config.optimizer, first, steps)
     return dataclasses.replace(config, optimizer=optimizer), steps

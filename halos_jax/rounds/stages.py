@@ -35,7 +35,9 @@ from halos_jax.sampling.sampler import sample_shard
 from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
 from halos_jax.training.loop import Dataset
+from halos_jax.training.optim import decays_by_budget
 from halos_jax.types import Item, Params, Prompt, Sample, TrainState
+from halos_jax.workdir import manifests
 from halos_jax.workdir.intact import MANIFEST
 from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.workspace import Workspace
@@ -187,6 +189,14 @@ def train_stage(
     return state
 
 
+def _measure_progress(run: Run, folder: Path) -> tuple[float, float]:
+    """Return the shares of the run's prompts before a round and after it."""
+    manifest = manifests.load_manifest(folder)
+    if manifest is None:
+        raise RuntimeError(f"{folder} has no manifest, though its feedback is to be trained on")
+    return run.budget.measure(manifest.start, manifest.stop, len(run.prompts))
+
+
 def _prepare(
     run: Run,
     items: Sequence[Item],
@@ -212,6 +222,8 @@ def _prepare(
             len(dataset.plan),
             100 * dataset.plan.fill,
         )
+        if decays_by_budget(run.config):
+            dataset = dataclasses.replace(dataset, progress=_measure_progress(run, folder))
         reference = run.config.rounds.reference
         moving = reference == "previous_step"
         if training.needs_reference(run.trainer.loss, items, moving=moving):

@@ -53,7 +53,8 @@ class Dataset:
     """Items with their plan of batches.
 
     `reference_logps` are there if the loss has a reference; `old`, the log-probs and values when
-    the items were collected, if it has a value head.
+    the items were collected, if it has a value head; `progress`, the shares of the run's prompts
+    that are used before its first step and after its last one, if the learning rate follows them.
     """
 
     items: Sequence[Item]
@@ -61,6 +62,14 @@ class Dataset:
     reference_logps: TokenValues | None = None
     old: Collected | None = None
     recurring: str = ""  # name under which its layout is reused, see `make_dataset`
+    progress: tuple[float, float] | None = None
+
+    def progress_at(self, step: int) -> float | None:
+        """The share of the run's prompts that are used before a step: it grows evenly."""
+        if self.progress is None:
+            return None
+        start, stop = self.progress
+        return start + (stop - start) * step / len(self.plan)
 
 
 def make_trainer(
@@ -76,7 +85,7 @@ def make_trainer(
 
     With `frozen`, the trained params (`params` everywhere) are an adapter on that base.
     """
-    schedule = optim.make_schedule(config.optimizer, total_steps)
+    schedule = optim.make_run_schedule(config, total_steps)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
     trained = abstract_trained(decoder, mesh, frozen.adapter if frozen else None)
     if loss.value:
@@ -244,6 +253,7 @@ def stream_batches(mesh: Mesh, dataset: Dataset, *, start: int = 0) -> Iterator[
             number,
             reference_logps=dataset.reference_logps,
             old=dataset.old,
+            progress=dataset.progress_at(number),
         )
         placed: Batch = sharding.put_batch(batch, mesh, leading=1)
         return placed

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
-from halos_jax.config import OptimizerConfig
+from halos_jax.config import Config, OptimizerConfig
 from halos_jax.types import Params, Tree
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,55 @@ _MUON_AXES = {
     **dict.fromkeys(("gate", "up", "down"), ((1,), (2,))),
     **dict.fromkeys(("expert_gate", "expert_up", "expert_down"), ((2,), (3,))),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetSchedule:
+    """The learning rate of a run whose number of steps cannot be known at its start.
+
+    It warms up over steps and is constant then: that is what the object gives as an
+    `optax.Schedule`. `decay` maps the share of the run's prompts that are used, f32[], to what the
+    rate of a step is multiplied by.
+    """
+
+    rise: optax.Schedule
+    decay: Callable[[jax.Array], jax.Array]
+
+    def __call__(self, count: ArrayLike) -> jax.Array:
+        """Return the learning rate after `count` steps, apart from its decay."""
+        return jnp.asarray(self.rise(count))
+
+
+def has_unknown_steps(config: Config) -> bool:
+    """Tell whether a run decides on the way how many steps it takes."""
+    chooses = config.feedback.min_examples > 0 or config.rounds.prompts_per_round == "auto"
+    return config.task == "online" and chooses
+
+
+def decays_by_budget(config: Config) -> bool:
+    """Tell whether the learning rate decays with the prompts that are used, not with the steps."""
+    return has_unknown_steps(config) and config.optimizer.schedule != "constant"
+
+
+def make_run_schedule(config: Config, total_steps: int) -> optax.Schedule:
+    """Return the schedule of a run that is expected to take `total_steps`.
+
+    If it may take fewer or more, the decay is that of the schedule's name over the share of the
+    prompts, from all of the rate at 0 to none at 1: linearly, as a cosine, or, with "wsd", linearly
+    over the last `decay_fraction`.
+    """
+    if not decays_by_budget(config):
+        return make_schedule(config.optimizer, total_steps)
+    rise = make_schedule(dataclasses.replace(config.optimizer, schedule="constant"), total_steps)
+    last = config.optimizer.decay_fraction if config.optimizer.schedule == "wsd" else 1.0
+
+    def decay(share: jax.Array) -> jax.Array:
+        left = jnp.clip(1.0 - share, 0.0, 1.0)
+        if config.optimizer.schedule == "cosine":
+            return 0.5 - 0.5 * jnp.cos(jnp.pi * left)
+        return jnp.minimum(left / last, 1.0) if last else jnp.where(left > 0, 1.0, 0.0)
+
+    return BudgetSchedule(rise, decay)
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

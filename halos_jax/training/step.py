@@ -22,6 +22,7 @@ from halos_jax.training.followers import (
 )
 from halos_jax.training.inputs import compute_inputs, compute_step_logps
 from halos_jax.training.memory import choose_remat, measure_memory
+from halos_jax.training.optim import BudgetSchedule
 from halos_jax.training.rounding import measure_moved
 from halos_jax.types import Batch, Params, TrainState
 
@@ -137,11 +138,18 @@ def train_step(
     frozen = start_dropout(frozen, state.step)
     value, gradient, sums = loss_and_gradient(state.params, frozen, batch, loss, config)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    rate = jnp.asarray(schedule(state.step), jnp.float32)
+    if isinstance(schedule, BudgetSchedule):
+        assert batch.progress is not None  # `Dataset.progress` gives it to each batch
+        decay = schedule.decay(batch.progress[0])
+        # An update is proportional to the rate, whatever the optimizer.
+        updates = jax.tree.map(lambda update: update * decay.astype(update.dtype), updates)
+        rate *= decay
     params = optax.apply_updates(state.params, updates)
     metrics = average_metrics(sums) | {
         "loss": value,
         "grad_norm": _measure_norm(take_policy(gradient)),
-        "counters/lr": jnp.asarray(schedule(state.step), jnp.float32),
+        "counters/lr": rate,
     }
     if loss.value:
         metrics["grad_norm_value"] = _measure_norm(gradient["value"])

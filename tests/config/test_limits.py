@@ -197,10 +197,13 @@ def test_further_prompts_must_be_able_to_help():
     assert violations(**wanted, feedback__min_examples=24) == []
     (line,) = violations(**wanted, feedback__min_examples=25)
     assert line.startswith(
-        "feedback.min_examples: got 25, but rounds.prompts_per_round=8 x "
+        "feedback.min_examples: got 25, but a round of 8 prompts x "
         "feedback.max_prompts_factor=1.5 prompts give 24 at most"
     )
     assert len(violations(**wanted, feedback__min_examples=13, feedback__type="scalar")) == 1
+    wanted |= {"rounds__prompts_per_round": "auto", "rounds__max_prompts_per_round": 128}
+    assert violations(**wanted, feedback__min_examples=384) == []
+    assert len(violations(**wanted, feedback__min_examples=385)) == 1
     values = dict(schema.flatten(schema.to_plain(Config()))) | RIGHT
     part = PartConfig(path="reward", max_length=2560, normalise="file")
     values |= dict(schema.flatten(schema.to_plain(part), "reward.parts.a."))

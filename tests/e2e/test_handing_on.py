@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from halos_jax.config import FeedbackConfig, TrainConfig
+from halos_jax.config import FeedbackConfig, OptimizerConfig, TrainConfig
 from halos_jax.losses import get_loss
 from halos_jax.packing.layout import LayoutMemory
 from halos_jax.rounds import evaluation, stages
@@ -20,6 +20,8 @@ from halos_jax.rounds.context import StageResult
 from halos_jax.rounds.pending import PendingRound
 from halos_jax.rounds.progress import Progress
 from halos_jax.tasks import online as loop
+from halos_jax.training.loop import Dataset
+from halos_jax.workdir import manifests
 from halos_jax.workdir.manifests import Manifest, round_folder
 from tests.rounds.stand_ins import CONFIG, PROMPTS, make_run, make_sample
 
@@ -111,6 +113,36 @@ def test_every_round_of_every_seed_takes_its_examples_in_an_order_of_its_own(tmp
                 run, SimpleNamespace(step=0), tmp_path, round=round, start=0, **given
             )
     assert len(set(seeds)) == 3 and seeds[0] == seeds[3]
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(1, (0.25, 0.75)), (0, None)])
+def test_a_rate_that_follows_the_budget_knows_the_rounds_share(
+    tmp_path, monkeypatch, wanted, expected
+):
+    """The manifest says what the round uses: prompts 2 and 3, of the run's four from 1 on."""
+    config = dataclasses.replace(
+        CONFIG,
+        feedback=FeedbackConfig(min_examples=wanted),
+        optimizer=OptimizerConfig(schedule="linear"),
+    )
+    run = make_run(
+        config=config, trainer=make_trainer("dpo"), prompts=PROMPTS, budget=Budget(9, 1, 1)
+    )
+    manifests.save_manifest(tmp_path, Manifest(round=4, start=2, stop=4))
+    items = [object()]
+
+    def run_steps(trainer, state, dataset, **others):
+        raise Seen(dataset.progress)
+
+    monkeypatch.setattr(stages, "load_feedback_items", lambda *given: items)
+    dataset = Dataset(items, Plan(range(2)))
+    monkeypatch.setattr(stages.training, "make_dataset", lambda *given, **how: dataset)
+    monkeypatch.setattr(stages.training, "needs_reference", lambda *given, **how: False)
+    monkeypatch.setattr(stages.training, "run_steps", run_steps)
+    given = dict.fromkeys(("held_out", "load_sft", "load_round_start"))
+    with pytest.raises(Seen) as seen:
+        stages.train_stage(run, SimpleNamespace(step=8), tmp_path, round=4, start=0, **given)
+    assert seen.value.args == (expected,)
 
 
 @pytest.mark.parametrize("reference", ["sft", "round_start"])

@@ -15,11 +15,18 @@ REFILL = (
     "rounds.prompts_per_round=2",
     "feedback.min_examples=2",
     "feedback.max_prompts_factor=4",
+    "optimizer.schedule=linear",
+    "train.batch_size=1",
 )
 
 
 def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def load_rounds(workdir):
+    folders = sorted((workdir / "rounds").iterdir())[1:]
+    return [manifests.load_manifest(folder) for folder in folders]
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +40,19 @@ def refilled(program, tmp_path_factory):
 
 def test_a_refilled_round_is_one_that_had_its_prompts_from_the_start(program, refilled, tmp_path):
     workdir, _ = refilled
-    found = [manifests.load_manifest(round_folder(workdir, round)) for round in (1, 2)]
-    assert [(one.start, one.stop) for one in found] == [(0, 6), (6, 12)]
+    found = load_rounds(workdir)
+    assert [one.start for one in found] == [0, *(one.stop for one in found[:-1])]
+    assert found[-1].stop == 12 and (found[0].stop, len(found)) == (6, 3)
     for one in found:
-        examples = [extent["examples"] for extent in one.decisions["refill"]["extents"]]
-        assert len(examples) == 3 and examples[1] < 2 <= examples[2]
-        assert one.metrics["feedback_pairs"] == examples[2]
-        assert one.metrics["feedback_refilled"] == 4 and one.metrics["feedback_extensions"] == 2
+        extents = one.decisions["refill"]["extents"]
+        examples = [extent["examples"] for extent in extents]
+        assert all(number < 2 for number in examples[:-1]) and examples == sorted(examples)
+        assert one.decisions["refill"]["ended"] == (
+            "enough" if examples[-1] >= 2 else "no prompts left"
+        )
+        assert one.metrics["feedback_pairs"] == examples[-1]
+        assert one.metrics["feedback_extensions"] == len(extents) - 1
+        assert one.metrics["feedback_refilled"] == one.stop - one.start - 2
     code, _, errors = program.run(tmp_path / "whole", THRESHOLD)
     assert (code, errors) == (0, "")
     # A reward model's scores round differently in batches of other sizes.
@@ -60,13 +73,26 @@ def test_a_refilled_round_is_one_that_had_its_prompts_from_the_start(program, re
     assert len(pairs[0]) == 2 and pairs[0] == pairs[1]
 
 
+def test_the_rate_decays_with_the_share_of_the_prompts(refilled):
+    """A linear decay; of the 12 steps expected at the start, one is warm-up, from a tenth."""
+    records = read(refilled[0] / "metrics.jsonl")
+    found = [one["counters/lr"] for one in records if "counters/lr" in one]
+    expected = []
+    for one in load_rounds(refilled[0]):
+        steps = one.metrics["feedback_pairs"]  # in batches of one
+        shares = [(one.start + (one.stop - one.start) * n / steps) / 12 for n in range(steps)]
+        expected += [1e-2 * (1 - share) for share in shares]
+    expected[0] *= 0.1
+    assert len(found) >= 4 and found == pytest.approx(expected, rel=1e-6)
+
+
 def test_kill_between_the_extents_of_a_round(program, refilled, tmp_path):
     expected, events = refilled
     points = [event for event in events if ".extent-" in event and events.count(event) == 1]
     assert len(points) > 50
     points = sorted(random.Random(4).sample(points, 3), key=points.index)
     assert run_to_the_end(program, tmp_path / "run", points, *REFILL) == points
-    assert_same_run(tmp_path / "run", expected)
+    assert_same_run(tmp_path / "run", expected, per_round=0)
 
 
 @pytest.mark.slow
@@ -77,4 +103,4 @@ def test_kill_at_twenty_random_instants(program, refilled, tmp_path):
     points = sorted(rng.sample(points, 20), key=points.index)
     died = run_to_the_end(program, tmp_path / "run", points, *REFILL)
     assert len(died) >= 18
-    assert_same_run(tmp_path / "run", expected)
+    assert_same_run(tmp_path / "run", expected, per_round=0)

@@ -139,3 +139,10 @@ def test_rounds_may_have_any_size_and_each_begins_where_the_last_one_ended():
     assert budget.open(2, 5, 6).opened == ((2, 5), (5, 6))
     assert budget.open(1, 2, 4).opened == ((2, 4),)
     assert budget.plan_next(2, 4, 100) == RoundPlan(5, 9)
+
+
+def test_the_share_that_is_used_counts_the_prompts_of_the_run():
+    budget = Budget(total_prompts=20, prompts_per_round=8, num_skip=4)
+    assert budget.measure(4, 9, 100) == (0.0, 0.25)
+    assert budget.measure(9, 24, 100) == (0.25, 1.0)
+    assert budget.measure(9, 14, 14) == (0.5, 1.0)  # there are 10 prompts for it

@@ -150,3 +150,12 @@ def test_a_size_is_chosen_by_the_signs_of_the_last_round_and_what_is_left():
     assert outlook.choose_prompts_per_round(config, budget, done, 31)[0] == 9
     plain = Manifest(3, start=5, stop=9)
     assert outlook.read_signs(plain, 1e-6) == RoundSigns(3, 4, 1e-6, {})
+
+
+def test_a_run_that_decides_its_steps_on_the_way_keeps_the_warm_up_of_its_start(caplog):
+    caplog.set_level(logging.INFO)
+    feedback = dataclasses.replace(CONFIG.feedback, min_examples=20)
+    config = dataclasses.replace(CONFIG, feedback=feedback)
+    for opened in ((), ((0, 13),), ((0, 13), (13, 20))):
+        assert lay_out(config, make_order(100), opened=opened) == (config, 15)
+    assert not caplog.records

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 from halos_jax import sharding
-from halos_jax.config import Config, OptimizerConfig, TrainConfig
+from halos_jax.config import Config, FeedbackConfig, OptimizerConfig, TrainConfig
 from halos_jax.losses import get_loss
 from halos_jax.models import decoder
 from halos_jax.models.spec import DecoderConfig, init_params
@@ -374,3 +374,34 @@ def test_what_a_stage_moves_is_watched(trainer, data, caplog):
     assert (
         caplog.text.count("2 % of the weights with a gradient, on average over steps 9 to 10") == 1
     )
+
+
+def test_the_share_of_the_budget_grows_evenly_over_the_steps_and_scales_them(mesh, trainer, data):
+    """A round of 5 steps that takes the run from 20 % to 70 % of its prompts; a linear decay."""
+    train = dataclasses.replace(data[0], progress=(0.2, 0.7))
+    assert [train.progress_at(step) for step in range(5)] == pytest.approx(
+        [0.2, 0.3, 0.4, 0.5, 0.6]
+    )
+    assert data[0].progress_at(3) is None
+    optimizer = dataclasses.replace(CONFIG.optimizer, name="sgd", warmup_steps=0)
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    budgeted = dataclasses.replace(
+        config,
+        feedback=FeedbackConfig(min_examples=1),
+        optimizer=dataclasses.replace(optimizer, schedule="linear"),
+    )
+    params = jax.tree.map(np.asarray, init_params(jax.random.key(0), TINY))
+    batches, moved = list(loop.stream_batches(mesh, train, start=3)), []
+    for settings in (config, budgeted):
+        made = loop.make_trainer(settings, TINY, trainer.loss, mesh, total_steps=5)
+        for batch in batches:  # shares 0.5 and 0.6
+            plain = dataclasses.replace(batch, progress=None)
+            state = loop.start_state(made, jax.tree.map(jax.numpy.asarray, params))
+            after, metrics = made.train_step(state, None, batch if settings is budgeted else plain)
+            step = jax.tree.map(lambda new, old: np.asarray(new) - old, after.params, params)
+            moved.append((float(metrics["counters/lr"]), jax.tree.leaves(step)))
+        assert made.train_step._cache_size() == 1, "a share is no constant of the program"
+    for (full, whole), (rate, part), factor in zip(moved[:2], moved[2:], (0.5, 0.4), strict=True):
+        assert rate == pytest.approx(full * factor, rel=1e-6)
+        for large, small in zip(whole, part, strict=True):
+            np.testing.assert_allclose(small, factor * large, rtol=1e-3, atol=1e-7)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from halos_jax.config import OptimizerConfig
+from halos_jax.config import Config, FeedbackConfig, OptimizerConfig, RoundsConfig
 from halos_jax.training import optim
 from halos_jax.training.optim import make_optimizer, make_schedule
 
@@ -280,3 +280,61 @@ def test_policy_and_value_head_are_clipped_each_by_its_own_norm():
         value = np.linalg.norm(updates["value"]["w"])
         np.testing.assert_allclose(policy, min(2.0, scale * np.sqrt(50)), rtol=1e-5)
         np.testing.assert_allclose(value, min(0.1, scale * 5), rtol=1e-5)
+
+
+# --------------------------------------------------------------------------- decay by the budget
+
+UNKNOWN = Config(feedback=FeedbackConfig(min_examples=1))
+
+
+def decays(schedule, shares, **options):
+    settings = OptimizerConfig(schedule=schedule, learning_rate=PEAK, warmup_steps=3, **options)
+    made = optim.make_run_schedule(dataclasses.replace(UNKNOWN, optimizer=settings), 100)
+    assert isinstance(made, optim.BudgetSchedule)
+    rise = [float(made(step)) for step in range(3)]
+    np.testing.assert_allclose(rise, PEAK * np.linspace(0.1, 0.7, 3), rtol=1e-5)
+    assert made(3) == made(500) == np.float32(PEAK), "the rest is not in steps"
+    return [float(made.decay(jnp.float32(share))) for share in shares]
+
+
+def test_a_decay_by_the_budget_goes_from_all_of_the_rate_to_none():
+    shares = [0.0, 0.25, 0.5, 0.9, 1.0]
+    np.testing.assert_allclose(decays("linear", shares), [1, 0.75, 0.5, 0.1, 0], atol=1e-6)
+    cosine = [(1 + np.cos(np.pi * share)) / 2 for share in shares]
+    np.testing.assert_allclose(decays("cosine", shares), cosine, atol=1e-6)
+    found = decays("wsd", shares, decay_fraction=0.4)
+    np.testing.assert_allclose(found, [1, 1, 1, 0.25, 0], atol=1e-6)
+    assert decays("wsd", shares, decay_fraction=0.0) == [1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
+def test_a_run_of_known_length_has_the_schedule_by_steps(schedule):
+    """So does a constant rate, and a task whose number of steps refill does not change."""
+    settings = OptimizerConfig(schedule=schedule, learning_rate=PEAK)
+    expected = make_schedule(settings, 40)
+    unknown = dataclasses.replace(UNKNOWN, optimizer=settings)
+    cases = [Config(optimizer=settings), dataclasses.replace(unknown, task="align")]
+    cases += [unknown] if schedule == "constant" else []
+    for config in cases:
+        assert not optim.decays_by_budget(config)
+        made = optim.make_run_schedule(config, 40)
+        assert not isinstance(made, optim.BudgetSchedule)
+        assert [float(made(n)) for n in range(42)] == [float(expected(n)) for n in range(42)]
+    assert optim.has_unknown_steps(unknown)
+    auto = Config(rounds=RoundsConfig(prompts_per_round="auto"), optimizer=settings)
+    assert optim.decays_by_budget(auto) == (schedule != "constant")
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd", "muon"])
+def test_the_update_of_every_optimizer_is_proportional_to_the_rate(name):
+    """So a decay may multiply the update instead of the rate."""
+    params, (gradient,) = make_params(), make_gradients(1)
+    updates = []
+    for rate in (1e-2, 2.5e-3):
+        config = dataclasses.replace(CONFIG, name=name, learning_rate=rate)
+        optimizer = make_optimizer(config, optax.constant_schedule(rate))
+        found, _ = optimizer.update(gradient, optimizer.init(params), params)
+        updates.append(jax.tree.leaves(found))
+    for large, small in zip(*updates, strict=True):
+        np.testing.assert_allclose(small, 0.25 * large, rtol=1e-5, atol=1e-9)
+        assert np.abs(large).max() > 0
