@@ -1,5 +1,6 @@
 """The stages of a round. Each reads the files of the stages before it and writes its own file."""
 
+import dataclasses
 import functools
 import logging
 import shutil

@@ -16,7 +16,7 @@ from halos_jax.packing.layout import LayoutMemory
 from halos_jax.rounds import evaluation, stages
 from halos_jax.rounds import progress as progress_module
 from halos_jax.rounds.budget import Budget
-from halos_jax.rounds.context import StageResult
+from halos_jax.rounds.context import NOTHING, StageResult
 from halos_jax.rounds.pending import PendingRound
 from halos_jax.rounds.progress import Progress
 from halos_jax.tasks import online as loop
@@ -39,7 +39,23 @@ def make_trainer(loss):
     )
 
 
+def replace_known(dataset, name, params):
+    known = (*dataset.known, (name, params))
+    return SimpleNamespace(plan=dataset.plan, known=known, reference_logps=None)
+
+
+@pytest.fixture
+def unwatched(monkeypatch):
+    """Leave out the signs of a round, which read files that the stand-ins do not write."""
+    for name in ("read_samples", "read_scores"):
+        monkeypatch.setattr(stages, name, lambda *given: [])
+    monkeypatch.setattr(stages.before, "measure_before", lambda *given, **how: None)
+    monkeypatch.setattr(stages.before, "read_before", lambda folder: NOTHING)
+    monkeypatch.setattr(loop.after, "add_staleness", lambda run, state, done, round: done)
+
+
 @pytest.mark.parametrize("loss", ["dpo", "ppo"])
+@pytest.mark.usefixtures("unwatched")
 def test_training_gets_what_the_round_has(tmp_path, monkeypatch, loss):
     events, saved, after = [], [], SimpleNamespace(step=12)
     run = make_run(
@@ -53,15 +69,15 @@ def test_training_gets_what_the_round_has(tmp_path, monkeypatch, loss):
     def make_dataset(trainer, given, *, seed, epochs, recurring):
         assert (trainer, given, epochs, recurring) == (run.trainer, items, 3, "train")
         seeds.add(seed)
-        return SimpleNamespace(plan=Plan(range(6)), known=())
+        return SimpleNamespace(plan=Plan(range(6)), known=(), reference_logps=None)
 
     def add_reference(trainer, dataset, params, *, label):
         assert trainer is run.trainer
-        return SimpleNamespace(plan=dataset.plan, known=(*dataset.known, ("reference", params)))
+        return replace_known(dataset, "reference", params)
 
     def add_collected(trainer, dataset, params, *, seed, label):
         seeds.add(seed)
-        return SimpleNamespace(plan=dataset.plan, known=(*dataset.known, ("values", params)))
+        return replace_known(dataset, "values", params)
 
     def run_steps(trainer, state, dataset, *, start, first_step, on_step, **others):
         collected = [("values", "start")] if loss == "ppo" else []
@@ -96,6 +112,7 @@ class Seen(Exception):
     """Ends a stage when what it hands on is known."""
 
 
+@pytest.mark.usefixtures("unwatched")
 def test_every_round_of_every_seed_takes_its_examples_in_an_order_of_its_own(tmp_path, monkeypatch):
     seeds = []
 
@@ -107,7 +124,7 @@ def test_every_round_of_every_seed_takes_its_examples_in_an_order_of_its_own(tmp
     monkeypatch.setattr(stages.training, "make_dataset", make_dataset)
     for seed, round in ((3, 1), (3, 2), (4, 1), (3, 1)):
         run = make_run(config=dataclasses.replace(CONFIG, seed=seed))
-        given = dict.fromkeys(("held_out", "load_sft", "load_round_start"))
+        given = {"held_out": None, "load_sft": dict, "load_round_start": dict}
         with pytest.raises(Seen):
             stages.train_stage(
                 run, SimpleNamespace(step=0), tmp_path, round=round, start=0, **given
@@ -116,6 +133,7 @@ def test_every_round_of_every_seed_takes_its_examples_in_an_order_of_its_own(tmp
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [(1, (0.25, 0.75)), (0, None)])
+@pytest.mark.usefixtures("unwatched")
 def test_a_rate_that_follows_the_budget_knows_the_rounds_share(
     tmp_path, monkeypatch, wanted, expected
 ):
@@ -139,7 +157,7 @@ def test_a_rate_that_follows_the_budget_knows_the_rounds_share(
     monkeypatch.setattr(stages.training, "make_dataset", lambda *given, **how: dataset)
     monkeypatch.setattr(stages.training, "needs_reference", lambda *given, **how: False)
     monkeypatch.setattr(stages.training, "run_steps", run_steps)
-    given = dict.fromkeys(("held_out", "load_sft", "load_round_start"))
+    given = {"held_out": None, "load_sft": dict, "load_round_start": dict}
     with pytest.raises(Seen) as seen:
         stages.train_stage(run, SimpleNamespace(step=8), tmp_path, round=4, start=0, **given)
     assert seen.value.args == (expected,)
@@ -273,6 +291,7 @@ def make_state(number):
     return SimpleNamespace(params=params, ema=None, step=number)
 
 
+@pytest.mark.usefixtures("unwatched")
 def test_a_round_hands_its_policy_from_stage_to_stage(tmp_path, monkeypatch):
     before, trained = make_state(10), make_state(20)
     recorded = Recorded(monkeypatch, trained)
