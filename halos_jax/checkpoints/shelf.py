@@ -6,7 +6,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from halos_jax.checkpoints import saved
@@ -23,12 +23,17 @@ _LEFTOVER = re.compile(r"\d{8}\.(orbax-checkpoint-tmp.*|deleting)")
 
 @dataclasses.dataclass(frozen=True)
 class Shelf:
-    """Checkpoints by id; the newest `keep` round-end ones stay. Changes require `is_writer`."""
+    """Checkpoints by id. Changes require `is_writer`.
+
+    The newest `keep` round-end ones stay, and the newest at the end of each of `rounds` (None: of
+    every round).
+    """
 
     folder: Path
     keep: int
     ledger: Ledger
     is_writer: bool
+    rounds: Collection[int] | None = ()
 
     def path(self, save_id: int) -> Path:
         """Return the folder of a checkpoint."""
@@ -100,23 +105,36 @@ class Shelf:
             logger.warning("%s is missing", self.path(save_id))
             self.ledger.note_gone(self.path(save_id))
 
-    def prune(self, verified: int) -> None:
-        """Delete the checkpoints that are not needed now that `verified` has been verified."""
+    def prune(self, verified: int, *, damaged: bool = True) -> None:
+        """Delete the checkpoints that are not needed now that `verified` has been verified.
+
+        Those that were set aside go too if `damaged`.
+        """
         if not self.is_writer:
             return
         older = [save_id for save_id in self.ids() if save_id < verified]
         ends = [save_id for save_id in older if not self._is_in_stage(save_id)]
         newest_is_end = not self._is_in_stage(verified)
-        kept = set(ends[max(len(ends) - self.keep + newest_is_end, 0) :])
+        kept: set[int | None] = set(ends[max(len(ends) - self.keep + newest_is_end, 0) :])
+        kept |= set(ends) if self.rounds is None else set(map(self.find_round_end, self.rounds))
         for save_id in older:
             if save_id not in kept:
                 self.ledger.note_gone(self.path(save_id))
                 # Rename it first, so that an interrupted deletion leaves nothing that looks whole.
                 doomed = self.path(save_id).rename(self.folder / f"{save_id:08d}.deleting")
                 shutil.rmtree(doomed)
-        for path in self.folder.glob("*.damaged"):
+        for path in self.folder.glob("*.damaged") if damaged else ():
             if _DAMAGED.fullmatch(path.name) and not path.is_symlink():
                 shutil.rmtree(path)
+
+    def find_round_end(self, round: int) -> int | None:
+        """Return the id of the newest readable checkpoint at the end of `round`, or None."""
+        for save_id in reversed(self.ids()):
+            with contextlib.suppress(*saved.ERRORS):
+                record = saved.read_record(saved.find_record(self.folder, save_id))
+                if record.round_state.get("round") == round and not record.is_in_stage:
+                    return save_id
+        return None
 
     def _recorded(self) -> list[int]:
         first = self.ledger.name(self.path(0))[:-8]

@@ -7,13 +7,15 @@ newer id and the same step. A save is written under a temporary name and then re
 whose name has only digits is complete; other folders of saves are leftovers, deleted on opening.
 
 Older checkpoints are deleted only once a newer one has been verified. The `keep` newest round-end
-ones stay; one taken within a stage (`round_state["in_stage"]` true) is deleted after the next.
+ones stay, and those that `keep_rounds` names; one taken within a stage (`round_state["in_stage"]`
+true) is deleted after the next.
 """
 
+import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,6 @@ logger = logging.getLogger(__name__)
 # How long processes wait for each other's part of a save. Orbax's default of ten minutes is too
 # short for a large model on network storage.
 _TIMEOUT_SECONDS = 3600
-
 
 # The errors that all processes of a job raise if one of them does, the worst last.
 _KINDS = (DamagedError, CheckpointError, WorkdirError)
@@ -75,6 +76,7 @@ class Checkpoints:
         self._folder = Path(folder).absolute()
         self._ledger = ledger or no_ledger(self._folder)
         self._pending: int | None = None
+        self._verified = 0  # the newest checkpoint that was found intact
         is_writer = jax.process_index() == 0 and not read_only
         self._shelf = Shelf(self._folder, keep, self._ledger, is_writer)
         processes.run_on_all(self._shelf.clear, *_KINDS)
@@ -165,6 +167,12 @@ class Checkpoints:
             wanted = {smallest: np.empty(shape, jax.numpy.dtype(dtype))}
             self._refuse_changed(save_id, self._read_arrays(save_id, wanted), record.sums)
 
+    def keep_rounds(self, rounds: Collection[int] | None) -> None:
+        """Keep the checkpoints at the end of `rounds` too (None: of all), but no others longer."""
+        self._shelf = dataclasses.replace(self._shelf, rounds=rounds)
+        prune = functools.partial(self._shelf.prune, self._verified, damaged=False)
+        processes.run_on_all(prune, *_KINDS)
+
     def close(self) -> None:
         """Finish the save under way and stop Orbax's threads."""
         try:
@@ -176,12 +184,12 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """Return the id of the newest complete checkpoint, or None."""
-        ids = self._list_ids()
+        ids = self.list_ids()
         return ids[-1] if ids else None
 
     def find(self, save_id: int | None = None) -> int:
         """Return `save_id` (default: the newest); CheckpointError if there is no such one."""
-        ids = self._list_ids()
+        ids = self.list_ids()
         if save_id is None and ids:
             return ids[-1]
         if save_id not in ids:
@@ -282,18 +290,11 @@ class Checkpoints:
 
     def find_round_end(self, round: int) -> int | None:
         """Return the id of the newest checkpoint that was taken at the end of `round`, or None."""
-
-        def find() -> int | None:
-            for save_id in reversed(self._shelf.ids()):
-                state = self._read_record(save_id).round_state
-                if state.get("round") == round and not state.get("in_stage"):
-                    return save_id
-            return None
-
+        find = functools.partial(self._shelf.find_round_end, round)
         chosen: int | None = processes.decide_on_first(find, *_KINDS)
         return chosen
 
-    def _list_ids(self) -> list[int]:
+    def list_ids(self) -> list[int]:
         """Return the ids of all checkpoints, as process 0 sees them."""
         return list(processes.decide_on_first(self._shelf.ids, *_KINDS))
 
@@ -313,6 +314,7 @@ class Checkpoints:
         damaged: Mapping[int, DamagedError] | None = None,
     ) -> None:
         """Record an intact checkpoint, and drop those that it replaces."""
+        self._verified = save_id
         self._shelf.note(save_id)  # a killed process may have left it without a ledger line
         self._shelf.prune(save_id)
         self._shelf.forget(gone)

@@ -3,7 +3,6 @@
 They get the config flat, as path -> value, and so need none of its classes.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -160,6 +159,7 @@ def check_online(values: Mapping[str, Any]) -> Iterable[str]:
         if values[path] != unused:
             yield f"{path}: got {values[path]}, allowed with task='online': {unused}; {reason}"
     yield from _check_round_sizes(values)
+    yield from _check_guard(values)
     feedback = FEEDBACK_TYPES[values["feedback.type"]]
     compares = feedback.compares and values.get("loss.name") not in feedback.single_losses
     yield from _check_refill(values)
@@ -215,6 +215,34 @@ def _check_round_sizes(values: Mapping[str, Any]) -> Iterable[str]:
                 f"{path}: got {values[path]}, but every round has rounds.prompts_per_round={size} "
                 f"prompts; allowed: {default}; set --config.rounds.prompts_per_round=auto"
             )
+
+
+# Field of an online run that looks at held-out samples -> values for which it does not.
+_WATCHES = {"rounds.keep_best": (False, "auto"), "guard.scorer": ("",)}
+
+
+def _check_guard(values: Mapping[str, Any]) -> Iterable[str]:
+    """Yield an error line for each part of the guard that the run has not got the means for."""
+    retries = values["guard.action"] == "retry"
+    watches = _WATCHES | ({"guard.action": ()} if retries else {})
+    for path, others in watches.items():
+        is_watched = values["data.eval"] or values["data.holdout"]
+        if values[path] not in others and not is_watched:
+            yield (
+                f"{path}: got {values[path]!r}, but there are no held-out prompts to measure "
+                "rounds with; set --config.data.holdout=N or --config.data.eval=FILE"
+            )
+    if retries and values["rounds.keep_best"] is False:
+        yield (
+            "rounds.keep_best: got False, but guard.action='retry' goes back to the best round; "
+            "allowed: 'auto' or True; or set --config.guard.action=stop"
+        )
+    scorer = values["guard.scorer"]
+    names = [path.removeprefix("eval.scorers.") for path in _list_scorers(values)]
+    names += [name.rpartition(":")[2] for name in values["reward.rules"]]
+    if scorer and scorer not in names:
+        allowed = ", ".join(names) or "none is set"
+        yield f"guard.scorer: got {scorer!r}, allowed: one of eval.scorers: {allowed}"
 
 
 def check_sample(values: Mapping[str, Any]) -> Iterable[str]:
@@ -364,28 +392,3 @@ def _check_judge(values: Mapping[str, Any], path: str) -> Iterable[str]:
     lowest, highest = values[f"{path}.judge.lowest"], values[f"{path}.judge.highest"]
     if not lowest < highest:
         yield f"{path}.judge.lowest: got {lowest}, allowed: less than .highest, which is {highest}"
-
-
-def check_toy(values: Mapping[str, Any]) -> Iterable[str]:
-    """Yield an error line for each bad setting of the toy problem."""
-    alphabet = values["toy.alphabet"]
-    shortest, longest = max(values["toy.min_letters"], 2), values["toy.max_letters"]
-    if not alphabet.isalpha() or len(set(alphabet)) < max(len(alphabet), 2):
-        yield f"toy.alphabet: got {alphabet!r}, allowed: two letters or more, each of them once"
-        return
-    if not shortest <= longest <= len(alphabet):
-        yield (
-            f"toy.max_letters: got {longest}, allowed: {shortest} (see toy.min_letters) to "
-            f"{len(alphabet)} (the letters of toy.alphabet)"
-        )
-        return
-    # A prompt is a sequence of distinct letters that is not sorted.
-    lengths = range(shortest, longest + 1)
-    exist = sum(math.perm(len(alphabet), n) - math.comb(len(alphabet), n) for n in lengths)
-    names = ("num_sft", "num_pairs", "num_prompts", "num_eval")
-    wanted = sum(values[f"toy.{name}"] for name in names)
-    if wanted > exist // 2:
-        yield (
-            f"toy: got {wanted} prompts in all ({' + '.join(names)}), allowed: {exist // 2}, half "
-            "of those that exist; lower the numbers, or set a larger toy.alphabet or max_letters"
-        )

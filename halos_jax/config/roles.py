@@ -15,7 +15,7 @@ from halos_jax.config import schema
 # "result": decides what is computed; fixed for the life of a run.
 # "execution": decides how it is computed; may change, and results may then differ in the last bits.
 # "aside": no result depends on it (logs, what is kept, how to reach a service); may change.
-# "tuning": belongs to the optimizer; may change, with effect from the next step on.
+# "tuning": belongs to the optimizer or the guard; may change, with effect from here on.
 # "growing": decides how much is computed; may be raised, and the run goes on.
 Role = Literal["result", "execution", "aside", "tuning", "growing"]
 

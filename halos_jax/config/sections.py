@@ -143,6 +143,9 @@ class RoundsConfig:
     # With reference="previous_step": optimizer steps between two updates of the reference
     sync_every: PositiveInt = 1
     export_each: bool = aside(False)  # export the policy of each round (rounds/0003/model)
+    # Whether final/ holds the policy of the round with the highest held-out reward, whose
+    # checkpoint is kept, and not the last policy; "auto": where there are held-out prompts
+    keep_best: bool | Literal["auto"] = aside("auto")
     # Fresh samples of a round, whole prompts, for which the SFT checkpoint before its training and
     # the policy after it compute the log-probability: for signs of divergence and staleness. More
     # narrow their intervals, and cost two forward passes; 0: none; -1: all
@@ -150,6 +153,30 @@ class RoundsConfig:
     # Rounds from one evaluation on the held-out prompts to the next; round 0 and the last round are
     # evaluated in any case
     eval_every: PositiveInt = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """Bounds that a round of task=online must keep, and what is done if it does not."""
+
+    # What is done: "warn": say so and go on; "stop": end the run there; "retry": go back to the
+    # round with the highest held-out reward, with a smaller learning rate and on further prompts
+    action: Literal["warn", "stop", "retry"] = tuning("warn")
+    # Highest KL divergence from the SFT policy, in nats a response, of the round's samples; 0: any
+    max_kl: NonNegativeFloat = tuning(0.0)
+    # Lowest margin of the implicit rewards of the round's pairs before training; "off": any
+    min_margin: float | Literal["off"] = tuning("off")
+    max_truncated: Fraction = tuning(1.0)  # highest share of samples that a limit has cut
+    # Most that the mean length of the samples may differ from round 1, as a fraction of it; 0: any
+    max_length_change: NonNegativeFloat = tuning(0.0)
+    # One of eval.scorers, whose mean over the held-out samples must not fall, beyond its interval,
+    # below its highest so far; empty: none
+    scorer: str = tuning("")
+    # Whether the held-out reward must not fall, beyond its interval, below its highest so far
+    fall: bool = tuning(True)
+    patience: PositiveInt = tuning(1)  # rounds in a row that must break a bound
+    rate_factor: FractionAboveZero = tuning(0.5)  # "retry" multiplies the learning rate by it
+    max_retries: NonNegativeInt = tuning(3)  # times that the run goes back before it stops instead
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from halos_jax.config.sections import (
     EvalConfig,
     ExportConfig,
     FeedbackConfig,
+    GuardConfig,
     LoraConfig,
     MeshConfig,
     ModelConfig,
@@ -59,6 +60,7 @@ class Config:
     reward: RewardConfig = RewardConfig()
     data: DataConfig = DataConfig()
     rounds: RoundsConfig = RoundsConfig()
+    guard: GuardConfig = GuardConfig()
     sampling: SamplingConfig = SamplingConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     # The loss: its `name` and its keyword arguments; for name="sum", a section for each loss

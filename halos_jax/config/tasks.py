@@ -219,7 +219,7 @@ TASKS: Mapping[Task, TaskSpec] = {
         "data and an untrained model of the toy problem",
         run="halos_jax.data.toy:run_toy_data",
         on_mesh=False,
-        limits="halos_jax.config.limits:check_toy",
+        limits="halos_jax.data.toy:check_toy",
     ),
     "bench": TaskSpec(
         "timings of training, scoring, sampling and rounds",

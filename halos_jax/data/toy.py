@@ -6,10 +6,11 @@ purpose, so that a model trained on them knows how to sort and yet often answers
 """
 
 import json
+import math
 import random
 import shutil
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,28 @@ def _prefer(rng: random.Random, letters: str, toy: ToyConfig, seed: int) -> dict
     )
     prompt = Prompt(make_prompt_id(turns), turns)
     return preference_to_record(Preference(prompt, chosen, rejected), seed=seed)
+
+
+def check_toy(values: Mapping[str, Any]) -> Iterable[str]:
+    """Yield an error line for each bad setting of the toy problem."""
+    alphabet = values["toy.alphabet"]
+    shortest, longest = max(values["toy.min_letters"], 2), values["toy.max_letters"]
+    if not alphabet.isalpha() or len(set(alphabet)) < max(len(alphabet), 2):
+        yield f"toy.alphabet: got {alphabet!r}, allowed: two letters or more, each of them once"
+        return
+    if not shortest <= longest <= len(alphabet):
+        yield (
+            f"toy.max_letters: got {longest}, allowed: {shortest} (see toy.min_letters) to "
+            f"{len(alphabet)} (the letters of toy.alphabet)"
+        )
+        return
+    # A prompt is a sequence of distinct letters that is not sorted.
+    lengths = range(shortest, longest + 1)
+    exist = sum(math.perm(len(alphabet), n) - math.comb(len(alphabet), n) for n in lengths)
+    names = ("num_sft", "num_pairs", "num_prompts", "num_eval")
+    wanted = sum(values[f"toy.{name}"] for name in names)
+    if wanted > exist // 2:
+        yield (
+            f"toy: got {wanted} prompts in all ({' + '.join(names)}), allowed: {exist // 2}, half "
+            "of those that exist; lower the numbers, or set a larger toy.alphabet or max_letters"
+        )

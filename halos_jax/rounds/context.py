@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -47,6 +47,11 @@ def refuse_scores(samples: Sequence[Sample]) -> Labels:
     raise RuntimeError(f"no reward was made to score {len(samples)} samples")
 
 
+def refuse_remake(place: Mapping[str, int]) -> tuple[Workspace, Trainer]:
+    """Stand in for what makes a run's trainer anew, in a run without: raise RuntimeError."""
+    raise RuntimeError(f"nothing was given to make a trainer at {place}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
     """What draws samples from a policy and scores them, in a round or in a standalone task.
@@ -83,6 +88,8 @@ class Run:
     test: Sequence[Prompt] = ()
     layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)  # reward model
     budget: Budget = Budget(1, 1)
+    # Makes workspace and trainer as a resume from that "round" and "step" does.
+    remake: Callable[[Mapping[str, int]], tuple[Workspace, Trainer]] = refuse_remake
 
     @property
     def config(self) -> Config:

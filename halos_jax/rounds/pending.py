@@ -9,9 +9,12 @@ from typing import Any
 
 from halos_jax import sharding, storage
 from halos_jax.config import ConfigError
+from halos_jax.course.best import read_best
+from halos_jax.course.verdicts import read_verdict
 from halos_jax.data import datasets
 from halos_jax.rounds.budget import RoundPlan
 from halos_jax.rounds.context import NOTHING, Run, StageResult
+from halos_jax.rounds.outcome.decisions import find_needed, find_start, report_verdict
 from halos_jax.rounds.prompts import name_held_out
 from halos_jax.rounds.stages import remove_eval_shards
 from halos_jax.rounds.watch import before
@@ -43,6 +46,11 @@ class PendingRound:
             decisions={**self.manifest.decisions, **self.evaluation.decisions},
         )
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the guard has decided that the next round does not go on from this one."""
+        return read_verdict(self.as_committed).is_final
+
 
 def open_round(
     run: Run, round: int, plan: RoundPlan, decisions: Mapping[str, Any] = MappingProxyType({})
@@ -62,7 +70,8 @@ def open_round(
     prompts = run.prompts[plan.start : plan.stop] if round else [*run.held_out, *run.test]
     identity = datasets.identify_prompts(prompts)
     if manifest is None:
-        previous = f"round-{round - 1:04d}" if round > 1 else "sft"
+        start = find_start(run.workdir, round)
+        previous = f"round-{start:04d}" if start else "sft"
         reference = run.config.rounds.reference
         manifest = Manifest(
             round=round,
@@ -154,12 +163,20 @@ def commit_test(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
 
 
 def commit_round(run: Run, pending: PendingRound) -> Manifest:
-    """Wait until the round's checkpoint is on disk, then commit the round's last two stages."""
+    """Wait until the round's checkpoint is on disk, then commit the round's last two stages.
+
+    Only then are the checkpoints deleted that nothing needs any more.
+    """
     manifest = pending.manifest
     if manifest.next_stage == "train":
         run.checkpoints.finish()
         signs = before.read_before(round_folder(run.workdir, manifest.round))
         manifest = commit_stage(run, manifest, "train", signs)
     manifest = commit_stage(run, manifest, "evaluate", pending.evaluation)
+    sharding.wait_for_all(f"commit round {manifest.round}")
+    if read_best(manifest) is not None:
+        needed = find_needed(run.config, run.workdir, manifest.round)
+        run.checkpoints.keep_rounds(needed)
+    report_verdict(manifest)
     remove_eval_shards(run, round_folder(run.workdir, manifest.round))
     return manifest

@@ -12,6 +12,7 @@ from halos_jax.checkpoints.store import Checkpoints
 from halos_jax.policies.policy import Policy, load_start
 from halos_jax.rounds.budget import Budget, RoundPlan
 from halos_jax.rounds.context import Run
+from halos_jax.rounds.outcome.decisions import find_start
 from halos_jax.rounds.outlook import choose_prompts_per_round
 from halos_jax.rounds.pending import PendingRound, commit_round
 from halos_jax.rounds.report import report_round
@@ -107,19 +108,20 @@ def sft_loader(run: Run, progress: Progress) -> Callable[[], Params]:
 def load_round_start(run: Run, progress: Progress, round: int) -> Params:
     """Return the params that `round` started training with, even in the middle of the round.
 
-    They are in the checkpoint at the end of the previous round, which is kept until this round is
-    complete; round 1 starts from the SFT checkpoint.
+    They are in the checkpoint at the end of the previous round, or of the one that the run went
+    back to, which is kept until this round is complete; round 1 starts from the SFT checkpoint.
     """
     if progress.stage_step == 0:
         return _params(progress)
-    if round == 1:
+    before = find_start(run.workdir, round)
+    if before == 0:
         start = load_start(run.policy, run.mesh, run.trainer.frozen)
         params: Params = training.add_value_head(run.trainer, start)
         return params
-    checkpoint = run.checkpoints.find_round_end(round - 1)
+    checkpoint = run.checkpoints.find_round_end(before)
     if checkpoint is None:
         raise CheckpointError(
-            f"{run.workdir / 'checkpoints'}: the checkpoint at the end of round {round - 1} is "
+            f"{run.workdir / 'checkpoints'}: the checkpoint at the end of round {before} is "
             f"gone, but round {round}, which is half trained, compares with its policy; put it "
             "back, or delete the newer checkpoints too and run the same command again"
         )

@@ -1,6 +1,5 @@
 """Reports of an online run for people: its budget, a row per round, and a table of all rounds."""
 
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from halos_jax.course.budget_text import (
     describe_rest,
     find_traps,
 )
+from halos_jax.course.verdicts import scale_rate
 from halos_jax.losses import get_loss
 from halos_jax.packing.batches import count_steps
 from halos_jax.rounds.budget import Budget, expect_examples
@@ -82,14 +82,13 @@ def report_round(run: Run, manifest: Manifest, budget: Budget) -> None:
         logger.info("advice: %s", hint.text)
 
 
-def report_end(run: Run, folder: Path) -> None:
-    """Log where the policy is, the table of all rounds, and the advice that they gave."""
+def report_end(run: Run, result: str) -> None:
+    """Log the result of the run, the table of all rounds, and the advice that they gave.
+
+    `result` says which policy is where.
+    """
     last = last_round(run.workdir)
-    logger.info(
-        "the last policy is in %s; round 0 is the SFT policy:\n%s",
-        folder,
-        format_rounds(run.workdir),
-    )
+    logger.info("%s; round 0 is the SFT policy:\n%s", result, format_rounds(run.workdir))
     for round, hints in list_advice(run, last).items():
         for hint in hints:
             logger.info("advice of round %d: %s", round, hint.text)
@@ -98,7 +97,11 @@ def report_end(run: Run, folder: Path) -> None:
 def list_advice(run: Run, last: int) -> dict[int, list[Hint]]:
     """Return the hints of each round up to `last` that the rounds before had not given."""
     found = [manifests.load_manifest(round_folder(run.workdir, one)) for one in range(last + 1)]
-    rate = functools.partial(run.workspace.history.value_in, "optimizer.learning_rate")
+
+    def rate(round: int) -> float:
+        asked: float = run.workspace.history.value_in("optimizer.learning_rate", round)
+        return asked * scale_rate(found[:round])
+
     signs = [read_signs(one, rate(one.round)) for one in found if one is not None]
     return {one.round: list_new_hints(run.config, signs[: one.round + 1]) for one in signs}
 

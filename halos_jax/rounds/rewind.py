@@ -8,6 +8,7 @@ from pathlib import Path
 
 from halos_jax import processes, storage
 from halos_jax.checkpoints.failures import CheckpointError
+from halos_jax.rounds.outcome.decisions import NAMES
 from halos_jax.signs.table import is_stale
 from halos_jax.workdir import manifests
 from halos_jax.workdir.intact import MANIFEST
@@ -77,7 +78,10 @@ def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
         for name, one in manifest.metrics.items()
         if not (_is_held_out(name) or is_stale(name))
     }
-    before = dataclasses.replace(manifest, stages=tuple(_BEFORE), files=kept, metrics=metrics)
+    decided = {name: one for name, one in manifest.decisions.items() if name not in NAMES}
+    before = dataclasses.replace(
+        manifest, stages=tuple(_BEFORE), files=kept, metrics=metrics, decisions=decided
+    )
     with storage.explain_os_errors(folder):
         manifests.save_manifest(folder, before, ledger)
         for name in manifest.files.keys() - kept.keys():

@@ -18,6 +18,7 @@ from halos_jax.rewards.held_out import make_scorers
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds.context import Rollouts, Run
 from halos_jax.rounds.order import load_order, save_order
+from halos_jax.rounds.outcome.decisions import find_needed, keeps_best, lower_rate
 from halos_jax.rounds.outlook import find_place, lay_out, make_budget
 from halos_jax.rounds.progress import Progress, restore_progress
 from halos_jax.rounds.prompts import RunPrompts, check_lengths, load_prompts
@@ -46,14 +47,15 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     budget, order = make_budget(config, workdir), load_order(config, workdir)
     needed = budget.num_skip + budget.total_prompts
     prompts, held_out, test = load_prompts(config, policy.renderer, needed, order)
-    checkpoints = open_checkpoints(
-        workdir / "checkpoints", keep=config.checkpoint.keep, ledger=workspace.ledger
-    )
 
     def lay_out_from(place: Mapping[str, int]) -> tuple[Config, int]:
         history = workspace.plan_segment(grown=order.growth, **place)
-        return lay_out(config, history, budget, len(prompts), order)
+        now = make_budget(config, workdir)
+        laid_out, steps = lay_out(config, history, now, len(prompts), order)
+        return lower_rate(laid_out, workdir, place["round"]), steps
 
+    keeps = keeps_best(config, is_evaluated=bool(held_out))
+    checkpoints, grows = _open_checkpoints(workspace, keeps=keeps)
     laid_out, trainer, progress = _restore(workspace, policy, checkpoints, lay_out_from)
     workspace.begin_segment(grown=order.growth, **find_place(checkpoints))
     workspace = laid_out
@@ -70,8 +72,8 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     epochs = functools.partial(workspace.history.value_in, "train.epochs")
     report_budget(workspace.config, budget, len(prompts), epochs)
     is_trained = progress.round >= budget.count_rounds(len(prompts))
-    require_room(workdir, trainer.abstract_state, is_trained=is_trained)
-    rewind(workdir, workspace.ledger, progress.round, has_checkpoint=progress.is_restored)
+    require_room(workdir, trainer.abstract_state, is_trained=is_trained, checkpoints=grows)
+    _go_back(workspace, checkpoints, progress, keeps=keeps)
     layouts = LayoutMemory()
     run = Run(
         workspace=workspace,
@@ -85,11 +87,37 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
         test=test,
         layouts=layouts,
         budget=budget,
+        remake=functools.partial(_remake, workspace, policy, trainer, lay_out_from),
     )
     used = prompts[budget.num_skip : needed]
     check_lengths(run.rollouts.sampler, config, RunPrompts(used, held_out, test))
     progress.budget = budget
     return run, progress
+
+
+def _open_checkpoints(workspace: Workspace, *, keeps: bool) -> tuple[Checkpoints, int]:
+    """Open a run's checkpoints; return them, and by how many they may grow.
+
+    If the run `keeps` the best round's, none is deleted yet: see `_go_back`.
+    """
+    config, ledger = workspace.config, workspace.ledger
+    folder = workspace.workdir / "checkpoints"
+    checkpoints = open_checkpoints(folder, keep=config.checkpoint.keep, ledger=ledger)
+    if not keeps:
+        return checkpoints, 1
+    checkpoints.keep_rounds(None)
+    return checkpoints, 1 if len(checkpoints.list_ids()) > 1 else 2
+
+
+def _go_back(
+    workspace: Workspace, checkpoints: Checkpoints, progress: Progress, *, keeps: bool
+) -> None:
+    """Undo the rounds whose checkpoints are lost; then delete the checkpoints nothing needs."""
+    config, workdir = workspace.config, workspace.workdir
+    rewind(workdir, workspace.ledger, progress.round, has_checkpoint=progress.is_restored)
+    sharding.wait_for_all("go back to the last round that is there")
+    if keeps:
+        checkpoints.keep_rounds(find_needed(config, workdir, progress.round))
 
 
 def _restore(
@@ -117,6 +145,20 @@ def _restore(
         again = _make_trainer(laid_out, policy, frozen, steps)
         trainer = dataclasses.replace(again, layouts=trainer.layouts)
     return laid_out, trainer, progress
+
+
+def _remake(
+    workspace: Workspace,
+    policy: Policy,
+    trainer: Trainer,
+    lay_out_from: Callable[[Mapping[str, int]], tuple[Config, int]],
+    place: Mapping[str, int],
+) -> tuple[Workspace, Trainer]:
+    """Return the workspace and trainer for the rest of a run that goes on from `place`."""
+    config, steps = lay_out_from(place)
+    laid_out = workspace.with_config(config)
+    made = _make_trainer(laid_out, policy, trainer.frozen, steps)
+    return laid_out, dataclasses.replace(made, layouts=trainer.layouts)
 
 
 def _make_trainer(

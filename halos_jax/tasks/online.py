@@ -14,7 +14,9 @@ from halos_jax.policies import final, source
 from halos_jax.rounds import evaluation, stages
 from halos_jax.rounds.budget import NO_PROMPTS
 from halos_jax.rounds.context import NOTHING, Run
-from halos_jax.rounds.outlook import has_new_prompts
+from halos_jax.rounds.outcome.decisions import decide, find_stop
+from halos_jax.rounds.outcome.ending import Ending, has_more, report_stop, take_final
+from halos_jax.rounds.outcome.fallback import fall_back
 from halos_jax.rounds.pending import (
     PendingRound,
     commit_round,
@@ -51,11 +53,12 @@ logger = logging.getLogger(__name__)
 def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
     """Run or resume online alignment; return the held-out metrics of the last round.
 
-    Everything is under `config.workdir`; the last policy is exported to `workdir/final`.
+    Everything is under `config.workdir`; the last policy, or with `rounds.keep_best` that of the
+    best round, is exported to `workdir/final`.
     """
     with open_workspace(config, stop) as workspace:
         info = workspace.info
-        if manifests.is_complete(info) and not has_new_prompts(workspace.config, workspace.workdir):
+        if manifests.is_complete(info) and not has_more(workspace.config, workspace.workdir):
             return _report_complete(workspace)
         workspace = workspace.with_config(source.use_final(workspace.config))
         check_inputs(
@@ -77,16 +80,19 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
 
 
 def run_rounds(run: Run, progress: Progress) -> dict[str, float]:
-    """Do all remaining rounds and export the last policy; return its metrics.
+    """Do all remaining rounds and export the last or best policy; return the last metrics.
 
     Round 0 only evaluates the SFT policy; that also produces the held-out feedback. Each later
     round begins where the one before ended, until the budget or the prompts are used up.
     """
     held_out: Dataset | None = None
     for round in itertools.count():
+        if find_stop(run.config, run.workdir, round) is not None:
+            break
         plan, decisions = plan_round(run, progress, round) if round else (NO_PROMPTS, {})
         if round and plan.is_empty:
             break
+        run = fall_back(run, progress, round)
         manifest = open_round(run, round, plan, decisions)
         if round:
             progress.budget = progress.budget.open(round, manifest.start, manifest.stop)
@@ -102,9 +108,11 @@ def run_rounds(run: Run, progress: Progress) -> dict[str, float]:
             _export_round(run, progress, round)
     run.writer.flush()
     manifest = commit_pending(run, progress) or manifest
-    manifest = _test_final(run, progress, manifest)
-    _export_final(run, progress)
-    return dict(manifest.metrics)
+    step = int(progress.state.step)
+    ending = take_final(run, progress)
+    tested = _test_final(run, ending, step)
+    _export_final(run, ending)
+    return {**manifest.metrics, **tested}
 
 
 def run_round(
@@ -161,8 +169,9 @@ def run_round(
     # With the signs of before, which are committed later: decisions are made on all of them.
     signs = before.read_before(folder).metrics
     metrics = {**signs, **done.metrics, "steps_done": int(progress.state.step)}
-    pending = PendingRound(manifest, done._replace(metrics=metrics))
-    if manifest.next_stage == "evaluate":
+    done = decide(run, manifest, done._replace(metrics=metrics))
+    pending = PendingRound(manifest, done)
+    if manifest.next_stage == "evaluate" or pending.is_final:
         return commit_round(run, pending)
     progress.pending = pending
     return manifest
@@ -202,18 +211,23 @@ def _load_held_out(run: Run, progress: Progress) -> Dataset | None:
     return training.add_reference(run.trainer, dataset, params, label="reference eval")
 
 
-def _test_final(run: Run, progress: Progress, manifest: Manifest) -> Manifest:
-    """Score the final policy, that of `manifest`'s round, on the test prompts, if that is left."""
-    round, folder = manifest.round, round_folder(run.workdir, manifest.round)
+def _test_final(run: Run, ending: Ending, step: int) -> dict[str, float]:
+    """Score the final policy on the test prompts, if that is left; return its test's metrics.
+
+    They are added to the manifest of the round that the policy is of.
+    """
+    folder = round_folder(run.workdir, ending.round)
+    manifest = manifests.load_manifest(folder)
+    if manifest is None:
+        return {}
     if run.test and evaluation.TEST not in manifest.files:
-        with open_stage(run, round, "test"):
-            policy = _take_policy(run, progress)
-            step = int(progress.state.step)
-            done = evaluation.final_test_stage(run, policy, folder, round=round, step=step)
+        with open_stage(run, ending.round, "test"):
+            policy = merge_adapter(ending.params, run.trainer.frozen)
+            done = evaluation.final_test_stage(run, policy, folder, round=ending.round, step=step)
             del policy
         manifest = commit_test(run, manifest, done)
     stages.remove_eval_shards(run, folder)
-    return manifest
+    return {name: value for name, value in manifest.metrics.items() if "_test" in name}
 
 
 def _export_round(run: Run, progress: Progress, round: int) -> None:
@@ -232,15 +246,15 @@ def _export_round(run: Run, progress: Progress, round: int) -> None:
     logger.info("the policy of round %d is in %s", round, model)
 
 
-def _export_final(run: Run, progress: Progress) -> None:
+def _export_final(run: Run, ending: Ending) -> None:
     folder = final.export_final(
-        take_exported(progress.state),
+        ending.params,
         run.policy,
         run.workdir,
         ledger=run.workspace.ledger,
         frozen=run.trainer.frozen,
     )
-    report_end(run, folder)
+    report_end(run, f"{ending.name} is in {folder}")
 
 
 def _report_complete(workspace: Workspace) -> dict[str, float]:
@@ -250,4 +264,5 @@ def _report_complete(workspace: Workspace) -> dict[str, float]:
         logger.info("%s; this is for rounds not trained yet, but there are none left", change)
     logger.info("%s is complete: nothing to do", workspace.workdir)
     last = manifests.load_manifest(round_folder(workspace.workdir, last_round(workspace.workdir)))
+    report_stop(workspace.config, workspace.workdir, last_round(workspace.workdir))
     return dict(last.metrics) if last is not None else {}

@@ -1,5 +1,6 @@
 """The train state: its initial value, and its abstract form for compilation and restoring."""
 
+import dataclasses
 import math
 from typing import cast
 
@@ -78,6 +79,26 @@ def init_state(
         reference=None if abstract.reference is None else copy(abstract.reference),
         ema=None if abstract.ema is None else copy(abstract.ema),
     )
+
+
+def set_step(state: TrainState, step: int) -> TrainState:
+    """Return a state that counts on from `step`, and its learning rate's schedule with it.
+
+    A count that belongs to moments, such as that of Adam's bias correction, stays as it is.
+    """
+
+    def put(count: jax.Array) -> jax.Array:
+        placed: jax.Array = jax.device_put(jnp.asarray(step, count.dtype), count.sharding)
+        return placed
+
+    def change(node: Tree) -> Tree:
+        is_schedule = isinstance(node, optax.ScaleByScheduleState)
+        return node._replace(count=put(node.count)) if is_schedule else node
+
+    opt_state = jax.tree.map(
+        change, state.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState)
+    )
+    return dataclasses.replace(state, step=put(state.step), opt_state=opt_state)
 
 
 def count_bytes(state: Tree) -> int:

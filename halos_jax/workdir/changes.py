@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 FILE = "config.json"
 _SEGMENTS = "segments"
 _ABSENT = "(absent)"
+_ENDS = "guard."  # fields on which it depends where a run ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,8 @@ class History:
         place keeps its old spelling, so that records that contain it stay the same.
       changes: what differs from the last start and is not recorded yet.
       segments: the recorded changes, oldest first. Each has "changed", {path: [old, new]}, and the
-        "round" and "step" where it took effect. If it gave the run more to do, "exported" tells
-        whether that is done.
+        "round" and "step" where it took effect. If it may have given the run more to do,
+        "exported" tells whether that is done.
     """
 
     config: Config
@@ -188,7 +189,7 @@ def describe_allowed(task: str) -> str:
     ]
     parts = {
         "how it is computed": roles.list_fields(Config, "execution"),
-        "the optimizer, from the next step on": roles.list_fields(Config, "tuning"),
+        "the optimizer and the guard, from here on": roles.list_fields(Config, "tuning"),
         "to more": growing,
         "what no result depends on": roles.list_fields(Config, "aside"),
         "the spelling of paths": (),
@@ -259,7 +260,7 @@ def record_changes(history: History, grown: Mapping[str, Any], **where: Any) -> 
     if not (matter or grown):
         return dataclasses.replace(history, changes=())
     segment = {**where, "changed": {**{one.path: [one.old, one.new] for one in matter}, **grown}}
-    if grown or _pick_more(history):
+    if grown or _pick_more(history) or any(one.path.startswith(_ENDS) for one in matter):
         segment["exported"] = False
     return dataclasses.replace(history, changes=(), segments=(*history.segments, segment))
 

@@ -95,3 +95,41 @@ def test_what_a_failed_save_still_writes_goes_too(tmp_path):
     assert not list((tmp_path / "checkpoints").iterdir())
     for thread in threads:
         thread.join()
+
+
+def names(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def test_the_ends_of_rounds_that_are_named_stay_until_others_are(tmp_path):
+    checkpoints, state = open_checkpoints(tmp_path, keep=1), make_state()
+
+    def save(round, in_stage=False):
+        checkpoints.save(2, state, {"round": round, "in_stage": in_stage})
+        checkpoints.finish()
+        return names(tmp_path)
+
+    checkpoints.keep_rounds({2})
+    assert [save(1), save(2), save(3, True), save(3)] == [[1], [2], [2, 3], [2, 4]]
+    assert [save(4, True), save(4)] == [[2, 4, 5], [2, 6]]
+    checkpoints.keep_rounds({4})
+    assert names(tmp_path) == [6]
+    checkpoints.keep_rounds(None)  # of all rounds, but none that was taken within one
+    assert [save(5), save(6, True), save(6)] == [[6, 7], [6, 7, 8], [6, 7, 9]]
+    assert checkpoints.find_round_end(5) == 7 and checkpoints.find_round_end(2) is None
+    (tmp_path / "00000007" / "round" / "metadata").write_text("{")
+    assert checkpoints.find_round_end(5) is None and checkpoints.find_round_end(4) == 6
+    checkpoints.close()
+
+
+def test_what_is_set_aside_stays_until_the_next_checkpoint_whatever_is_named(tmp_path):
+    checkpoints, state = open_checkpoints(tmp_path, keep=1), make_state()
+    checkpoints.keep_rounds(None)
+    for round in (1, 2):
+        checkpoints.save(2, state, {"round": round, "in_stage": False})
+    checkpoints.finish()
+    (tmp_path / "00000002" / "round" / "metadata").write_text("{")
+    assert checkpoints.restore_newest(state)[1]["round"] == 1
+    checkpoints.keep_rounds({1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001", "00000002.damaged"]
+    checkpoints.close()

@@ -42,6 +42,13 @@ def test_a_run_that_trains_needs_room_for_a_checkpoint(tmp_path, monkeypatch):
         ask(monkeypatch, tmp_path, needed - 1, is_trained=False)
 
 
+def test_a_run_that_keeps_its_best_round_needs_room_for_one_more(tmp_path, monkeypatch):
+    needed = 2 * (7 * 2**20 + 4)
+    ask(monkeypatch, tmp_path, needed, is_trained=False, checkpoints=2)
+    with pytest.raises(WorkdirError, match=r"but a peak of 2 more checkpoints takes 14.0 MiB"):
+        ask(monkeypatch, tmp_path, needed - 1, is_trained=False, checkpoints=2)
+
+
 def test_a_run_that_only_exports_needs_room_for_the_policy_alone(tmp_path, monkeypatch):
     ask(monkeypatch, tmp_path, 2**20, is_trained=True)
     with pytest.raises(WorkdirError, match=r"but the exported model takes 1.0 MiB"):

@@ -16,8 +16,8 @@ AT_LEAST = {
     0: (
         *("bench.examples", "checkpoint.every", "data.max_eval", "data.max_prompt_count"),
         *("data.holdout", "data.max_test", "eval.test_samples"),
-        *("data.max_train", "data.n_examples", "lora.alpha", "lora.rank"),
-        "feedback.min_examples",
+        *("data.max_train", "data.n_examples", "guard.max_kl", "guard.max_length_change"),
+        *("feedback.min_examples", "guard.max_retries", "lora.alpha", "lora.rank"),
         *("optimizer.weight_decay", "reward.judge.max_tokens", "reward.judge.repeats"),
         *("reward.judge.requests_per_minute", "reward.judge.retries"),
         *("reward.missing_eos_penalty", "rounds.num_skip", "sampling.num_prompts"),
@@ -25,7 +25,7 @@ AT_LEAST = {
         *("toy.num_prompts", "train.eval_every"),
     ),
     1: (
-        "feedback.max_prompts_factor",
+        *("feedback.max_prompts_factor", "guard.patience"),
         *("bench.steps", "checkpoint.keep", "model.head_chunk", "model.pad_vocab_to"),
         *("reward.judge.concurrency", "reward.max_length"),
         *("rounds.max_prompts_per_round", "rounds.min_prompts_per_round"),
@@ -43,9 +43,10 @@ ABOVE_ZERO = (
 FRACTIONS = (
     *("data.frac_unique_desirable", "data.frac_unique_undesirable", "optimizer.decay_fraction"),
     *("optimizer.warmup_fraction", "optimizer.warmup_start", "reward.max_unlabelled"),
-    "toy.mistakes",
+    *("guard.max_truncated", "toy.mistakes"),
 )
 BELOW_ONE = ("lora.dropout", "optimizer.beta1", "optimizer.beta2", "train.ema_decay")
+ABOVE_ZERO_TO_ONE = ("guard.rate_factor", "sampling.top_p")
 
 
 def change(path, value):
@@ -71,8 +72,8 @@ def change(path, value):
     + [(path, 1.0, 0.999, "0 or more, less than 1") for path in BELOW_ONE]
     + [("rounds.prompts_per_round", 0, 1, "1 or more, or 'auto'")]
     + [("rounds.prompts_per_round", "many", "auto", "1 or more, or 'auto'")]
-    + [("sampling.top_p", 0.0, 1e-6, "above 0, 1 at most")]
-    + [("sampling.top_p", 1.01, 1.0, "above 0, 1 at most")],
+    + [(path, 0.0, 1e-6, "above 0, 1 at most") for path in ABOVE_ZERO_TO_ONE]
+    + [(path, 1.01, 1.0, "above 0, 1 at most") for path in ABOVE_ZERO_TO_ONE],
 )
 def test_each_number_has_its_bounds(path, bad, edge, allowed):
     lines = list(bounds.find_violations(change(path, bad)))
@@ -91,7 +92,7 @@ def test_the_defaults_are_within_their_bounds_and_every_bound_is_tested():
                 yield f"{prefix}{name}"
 
     tested = [path for paths in AT_LEAST.values() for path in paths]
-    tested += [*ABOVE_ZERO, *FRACTIONS, *BELOW_ONE, "sampling.top_p", "rounds.prompts_per_round"]
+    tested += [*ABOVE_ZERO, *FRACTIONS, *BELOW_ONE, *ABOVE_ZERO_TO_ONE, "rounds.prompts_per_round"]
     assert sorted(list_bounded(Config)) == sorted(tested)
     assert set(tested) <= schema.leaf_types(Config).keys()
 

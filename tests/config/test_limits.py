@@ -97,6 +97,16 @@ def test_right_configs_pass(task):
             {"task": "sft", "model__checkpoint": 3},
             "model.checkpoint: got 3, allowed for",
         ),
+        ({"rounds__keep_best": True}, "rounds.keep_best: got True, but there are no held-out"),
+        ({"guard__action": "retry"}, "guard.action: got 'retry', but there are no held-out"),
+        (
+            {"guard__action": "retry", "rounds__keep_best": False, "data__eval": "e"},
+            "rounds.keep_best: got False, but guard.action='retry' goes back to the best round",
+        ),
+        (
+            {"guard__scorer": "g", "data__eval": "e", "reward__rules": ["a:f"]},
+            "guard.scorer: got 'g', allowed: one of eval.scorers: f",
+        ),
         ({"task": "sample", "sampling__format": "alpacaeval"}, "has one output an instruction"),
         ({"task": "sample", "sampling__best_of": True, "reward__path": ""}, "reward.path: got ''"),
         (

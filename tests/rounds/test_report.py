@@ -177,7 +177,7 @@ def test_the_end_tells_the_table_and_the_advice_with_the_rate_of_each_round(tmp_
     changed = {"optimizer.learning_rate": [8e-6, run.config.optimizer.learning_rate]}
     segments = ({"round": 3, "step": 4, "changed": changed},)
     run.workspace.info.history = History(run.config, segments=segments)
-    report_end(run, tmp_path / "final")
+    report_end(run, f"the last policy is in {tmp_path / 'final'}")
     table, *advice = [record.getMessage() for record in caplog.records]
     assert table == f"the last policy is in {tmp_path / 'final'}; round 0 is the SFT policy:\n" + (
         format_rounds(tmp_path)

@@ -39,6 +39,7 @@ def ledger(tmp_path):
                 stage,
                 files={name: 1} if name else {},
                 metrics={} if stage == "train" else {NAMES.get(stage, stage): 1.0},
+                decisions={"guard": {}, "best": {}} if stage == "evaluate" else {"auto": 1},
                 ledger=ledger,
             )
     folder = round_folder(tmp_path, 4)
@@ -72,6 +73,7 @@ def test_later_rounds_are_forgotten_and_the_next_keeps_its_samples(
     manifest = manifests.load_manifest(folder)
     assert manifest.next_stage == "train"
     assert list(manifest.metrics) == ["sample", "score", "feedback"]
+    assert manifest.decisions == {"auto": 1}  # what was decided at its end is decided again
     names = {"samples.jsonl", "scores.jsonl", "feedback.jsonl", "manifest.json"}
     assert {path.name for path in folder.iterdir()} == names
     left = sorted(path.name for path in (tmp_path / "rounds").iterdir())

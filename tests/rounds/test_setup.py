@@ -63,7 +63,7 @@ def test_a_run_is_made_of_what_the_config_and_its_position_say(
     assert seen["MetricWriter"][1]["resume_step"] == progress.state.step == 7
     assert seen["require_room"] == (
         (tmp_path, run.trainer.abstract_state),
-        {"is_trained": is_trained},
+        {"is_trained": is_trained, "checkpoints": 1},
     )
     budget = run.budget
     assert (budget.total_prompts, budget.prompts_per_round, budget.num_skip) == (6, 3, 2)

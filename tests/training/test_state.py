@@ -15,7 +15,7 @@ from halos_jax.models.spec import (
 from halos_jax.models.value import abstract_value_params, init_value_params
 from halos_jax.training.followers import Followers, take_averaged, take_policy
 from halos_jax.training.optim import make_optimizer, make_schedule
-from halos_jax.training.state import count_bytes, init_state, make_abstract_state
+from halos_jax.training.state import count_bytes, init_state, make_abstract_state, set_step
 
 TINY = DecoderConfig(
     vocab_size=98,
@@ -105,3 +105,25 @@ def test_the_size_of_a_state_is_that_of_its_arrays(made):
     _, abstract, state = made
     expected = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert count_bytes(state) == count_bytes(abstract) == expected > 100_000
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd", "muon"])
+def test_a_state_counts_on_with_its_schedule_but_not_with_its_moments(name, mesh):
+    config = OptimizerConfig(name=name, schedule="linear", warmup_steps=0)
+    schedule = make_schedule(config, 10)
+    optimizer = make_optimizer(config, schedule)
+    params = jax.device_put(init_params(jax.random.key(0), TINY), params_shardings(TINY, mesh))
+    abstract = make_abstract_state(abstract_params(TINY, mesh), optimizer, mesh)
+    state = init_state(params, optimizer, abstract)
+    moved = set_step(state, 5)
+    assert int(moved.step) == 5 and jax.tree.structure(moved) == jax.tree.structure(state)
+    changed = [
+        int(one)
+        for one, before in zip(
+            jax.tree.leaves(moved.opt_state), jax.tree.leaves(state.opt_state), strict=True
+        )
+        if one is not before
+    ]
+    # Muon has a schedule for its matrices and one for the params that AdamW gets.
+    assert changed == [5] * (2 if name == "muon" else 1)
+    assert moved.step.sharding == state.step.sharding

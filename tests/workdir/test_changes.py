@@ -9,6 +9,7 @@ from halos_jax import config as config_lib
 from halos_jax.config import (
     Config,
     DataConfig,
+    GuardConfig,
     LoraConfig,
     MeshConfig,
     ModelConfig,
@@ -284,3 +285,13 @@ def test_a_part_that_says_what_the_reward_says_is_as_one_that_leaves_it_out():
     assert [str(one) for one in changes.find_changes(old, new)] == [
         "reward.parts.b.weight: 3.0 -> 2.0"
     ]
+
+
+def test_another_bound_of_the_guard_may_give_a_run_more_to_do(tmp_path):
+    """Until the run has exported once more, it is not complete."""
+    start(tmp_path, Config(), step=0)
+    start(tmp_path, Config(guard=GuardConfig(max_kl=5.0)), round=3, step=9)
+    (segment,) = recorded(tmp_path)["segments"]
+    assert segment["changed"] == {"guard.max_kl": [0.0, 5.0]} and segment["exported"] is False
+    history = changes.read_history(tmp_path, Config(guard=GuardConfig(max_kl=5.0)))
+    assert history.has_more and not changes.close_segments(history).has_more
