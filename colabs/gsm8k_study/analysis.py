@@ -254,7 +254,7 @@ def rank_falls(steps: Sequence[Step], direction: int) -> float:
 def table_signs(results: Mapping[str, Result]) -> Table:
     """Return, for each sign, how it goes with the change of accuracy in the round and the next."""
     rows = [["sign", "rounds", "falls", "rho, this round", "area", "rho, next round", "area"]]
-    runs = {name: one for name, one in results.items() if NAME.fullmatch(name)}
+    runs = select(results, kind="dpo")
     for sign, direction in {**BEFORE, **AFTER}.items():
         row = []
         for lag in (0, 1):
@@ -276,8 +276,7 @@ def table_alarms(
 ) -> Table:
     """Return, for each limit of a sign, how many falls it announces and how often it is wrong."""
     rows = [["limit", "falls announced", "of", "alarms", "right", "by chance"]]
-    runs = {name: one for name, one in results.items() if NAME.fullmatch(name)}
-    steps = pair_sign(runs, sign, lag=0)
+    steps = pair_sign(select(results, kind="dpo"), sign, lag=0)
     falls = [step for step in steps if step.change.high < 0]
     for limit in limits:
         alarms = [step for step in steps if direction * (step.sign - limit) > 0]
@@ -298,7 +297,7 @@ def table_alarms(
 def table_leads(results: Mapping[str, Result], sign: str, limit: float, direction: int) -> Table:
     """Return, for each run that fell, the round of the first alarm and those of peak and fall."""
     rows = [["run", "first alarm", "best round", "first fall", "best", "last"]]
-    for name, result in results.items():
+    for name, result in select(results, kind="dpo").items():
         curve = read_curve(result)
         values = list_values(result, sign)
         alarms = [one for one, value in values.items() if one and direction * (value - limit) > 0]
@@ -316,6 +315,28 @@ def table_leads(results: Mapping[str, Result], sign: str, limit: float, directio
                 f"{100 * curve[-1].shares.mean():.1f}",
             ]
         )
+    return rows
+
+
+# --------------------------------------------------------------------------- decisions
+
+
+def table_decisions(results: Mapping[str, Result]) -> Table:
+    """Return what runs have decided: each round in which the guard spoke, each change of size."""
+    rows = [["run", "round", "prompts", "what", "why"]]
+    for name, result in results.items():
+        size = None
+        for one in result["rounds"]:
+            decisions, place = one.get("decisions", {}), [name, str(one["round"])]
+            asked = str(one["stop"] - one["start"])
+            guard, chosen = decisions.get("guard", {}), decisions.get("prompts_per_round")
+            if guard.get("action", "none") != "none":
+                back = f" to round {guard['to']}" if "to" in guard else ""
+                bounds = ", ".join(broken["bound"] for broken in guard["broken"])
+                rows.append([*place, asked, f"{guard['action']}{back}", bounds])
+            if chosen and chosen["prompts"] != size:
+                size = chosen["prompts"]
+                rows.append([*place, asked, f"rounds of {size}", chosen["reason"]])
     return rows
 
 

@@ -53,7 +53,7 @@ def _draw_curve(
 
 def draw_signs(results: Mapping[str, Result], signs: Sequence[str]) -> Figure:
     """Draw the change of the accuracy in a round over what a sign was before its training."""
-    runs = {name: one for name, one in results.items() if NAME.fullmatch(name)}
+    runs = select(results, kind="dpo")
     figure, panels = _make_panels(len(signs))
     for axes, sign in zip(panels, signs, strict=True):
         for rate in sorted({NAME.fullmatch(name)["rate"] for name in runs}):

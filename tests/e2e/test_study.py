@@ -306,6 +306,21 @@ def test_a_sign_is_paired_with_the_change_of_its_round_or_the_next():
     assert analysis.table_leads(results, "fresh_margin", 0.2, -1)[1][1:4] == ["2", "1", "3"]
 
 
+def test_decisions_are_listed():
+    result = make_result("00", "44", "00")
+    for number, one in enumerate(result["rounds"]):
+        one |= {"start": 128 * (number - 1), "stop": 128 * number}
+    broken = [{"bound": "guard.fall"}, {"bound": "guard.max_kl"}]
+    guard = {"action": "retry", "to": 1, "broken": broken}
+    size = {"prompts": 128, "reason": "the first round"}
+    result["rounds"][1]["decisions"] = {"prompts_per_round": size, "guard": {"action": "none"}}
+    result["rounds"][2]["decisions"] = {"prompts_per_round": size, "guard": guard}
+    assert analysis.table_decisions({"one": result})[1:] == [
+        ["one", "1", "128", "rounds of 128", "the first round"],
+        ["one", "2", "128", "retry to round 1", "guard.fall, guard.max_kl"],
+    ]
+
+
 def test_the_area_counts_pairs_in_the_wrong_order():
     fell, rose = Estimate(-0.1, -0.2, -0.05), Estimate(0.1, 0.0, 0.2)
     steps = [
