@@ -4,18 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from analysis import (
-    NAME,
-    SHAPES,
-    Result,
-    find_best,
-    list_values,
-    pair_sign,
-    read_curve,
-    select,
-)
+from curves import NAME, SHAPES, Result, find_best, list_values, read_curve, select
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sign_tables import pair_sign
 
 COLOURS = {"offline": "tab:gray", "4x512": "tab:blue", "16x128": "tab:orange", "64x32": "tab:green"}
 PROMPTS = 2048

@@ -19,12 +19,14 @@ from halos_jax.signs.intervals import Estimate
 STUDY = Path(__file__).parents[2] / "colabs" / "gsm8k_study"
 sys.path.insert(0, str(STUDY))
 
-import analysis  # noqa: E402
 import collect  # noqa: E402
+import curves  # noqa: E402
 import hold_out  # noqa: E402
 import plan  # noqa: E402
 import preset  # noqa: E402
 import run  # noqa: E402
+import run_tables  # noqa: E402
+import sign_tables  # noqa: E402
 from plan import Run, Step  # noqa: E402
 
 # --------------------------------------------------------------------------- the runs
@@ -248,9 +250,9 @@ def make_result(*rights, signs=(), complete=True, samples=4):
 
 
 def test_a_curve_has_the_shares_of_each_question():
-    curve = analysis.read_curve(make_result("0424", "4440", "4400"))
+    curve = curves.read_curve(make_result("0424", "4440", "4400"))
     assert curve[0].shares.tolist() == [0, 1, 0.5, 1]
-    assert analysis.find_best(curve).round == 1
+    assert curves.find_best(curve).round == 1
     # Shares 0, 1, .5, 1: mean .625, variance between questions .2292, standard error .2394.
     estimate = curve[0].estimate
     assert estimate.value == 0.625 and estimate.error == pytest.approx(0.2394, abs=1e-4)
@@ -263,9 +265,9 @@ def test_rates_are_tabled_with_their_seeds():
         "dpo-offline-2e-6-s0": make_result("00", "20", complete=False),
         "guard-16x128-2e-6-s0": make_result("00", "44"),
     }
-    assert analysis.table_rates(results)[1] == ["2e-6", "", "", "25.0 (50.0, 0.0)", ""]
-    assert analysis.table_rates(results, best=True)[1][3] == "75.0 (50.0, 100.0)"
-    assert analysis.table_runs(results)[3][0] == "dpo-offline-2e-6-s0 (cut)"
+    assert run_tables.table_rates(results)[1] == ["2e-6", "", "", "25.0 (50.0, 0.0)", ""]
+    assert run_tables.table_rates(results, best=True)[1][3] == "75.0 (50.0, 100.0)"
+    assert run_tables.table_runs(results)[3][0] == "dpo-offline-2e-6-s0 (cut)"
 
 
 def test_shapes_are_compared_seed_by_seed():
@@ -278,32 +280,32 @@ def test_shapes_are_compared_seed_by_seed():
         "dpo-offline-2e-6-s1": make_result("00", "00"),
         "dpo-offline-2e-6-s2": make_result("00", "44"),  # the other shape has no such seed
     }
-    found = analysis.compare_shapes(results, "2e-6", "16x128", "offline")
+    found = run_tables.compare_shapes(results, "2e-6", "16x128", "offline")
     assert found.value == pytest.approx(0.25)
     assert found.error == pytest.approx(math.sqrt(0.125), rel=1e-3)
     with pytest.raises(ValueError, match="no seed"):
-        analysis.compare_shapes(results, "2e-6", "16x128", "4x512")
+        run_tables.compare_shapes(results, "2e-6", "16x128", "4x512")
 
 
 def test_a_sign_is_paired_with_the_change_of_its_round_or_the_next():
     zeros, fours = "0" * 12, "4" * 12
     result = make_result(zeros, fours, fours, zeros, signs=(9, 0.3, 0.1, -0.2))
     results = {"dpo-16x128-5e-6-s0": result}
-    now = analysis.pair_sign(results, "fresh_margin", lag=0)
+    now = sign_tables.pair_sign(results, "fresh_margin", lag=0)
     assert [(one.round, one.sign, one.change.value) for one in now] == [
         (1, 0.3, 1.0),
         (2, 0.1, 0.0),
         (3, -0.2, -1.0),
     ]
-    assert [one.change.value for one in analysis.pair_sign(results, "fresh_margin", lag=1)] == [
+    assert [one.change.value for one in sign_tables.pair_sign(results, "fresh_margin", lag=1)] == [
         0,
         -1,
     ]
-    assert analysis.correlate(now).value == pytest.approx(1.0)
-    assert analysis.rank_falls(now, -1) == 1.0
-    alarms = analysis.table_alarms(results, "fresh_margin", (0.0, 0.2), -1)
+    assert sign_tables.correlate(now).value == pytest.approx(1.0)
+    assert sign_tables.rank_falls(now, -1) == 1.0
+    alarms = sign_tables.table_alarms(results, "fresh_margin", (0.0, 0.2), -1)
     assert alarms[1][:4] == ["0", "1", "1", "1"] and alarms[2][:4] == ["0.2", "1", "1", "2"]
-    assert analysis.table_leads(results, "fresh_margin", 0.2, -1)[1][1:4] == ["2", "1", "3"]
+    assert sign_tables.table_leads(results, "fresh_margin", 0.2, -1)[1][1:4] == ["2", "1", "3"]
 
 
 def test_decisions_are_listed():
@@ -315,7 +317,7 @@ def test_decisions_are_listed():
     size = {"prompts": 128, "reason": "the first round"}
     result["rounds"][1]["decisions"] = {"prompts_per_round": size, "guard": {"action": "none"}}
     result["rounds"][2]["decisions"] = {"prompts_per_round": size, "guard": guard}
-    assert analysis.table_decisions({"one": result})[1:] == [
+    assert run_tables.table_decisions({"one": result})[1:] == [
         ["one", "1", "128", "rounds of 128", "the first round"],
         ["one", "2", "128", "retry to round 1", "guard.fall, guard.max_kl"],
     ]
@@ -324,30 +326,32 @@ def test_decisions_are_listed():
 def test_the_area_counts_pairs_in_the_wrong_order():
     fell, rose = Estimate(-0.1, -0.2, -0.05), Estimate(0.1, 0.0, 0.2)
     steps = [
-        analysis.Step("r", 1, sign, change)
+        sign_tables.Step("r", 1, sign, change)
         for sign, change in ((-0.2, fell), (0.1, fell), (0.0, rose), (0.1, rose), (0.2, rose))
     ]
     # -0.2 is below all three; 0.1 is below one, equal to one and above one.
-    assert analysis.rank_falls(steps, -1) == pytest.approx(4.5 / 6)
-    assert math.isnan(analysis.rank_falls(steps[:2], -1))
+    assert sign_tables.rank_falls(steps, -1) == pytest.approx(4.5 / 6)
+    assert math.isnan(sign_tables.rank_falls(steps[:2], -1))
 
 
 def test_pass_at_k_is_that_of_all_subsets():
     counts = {"right": "0214", "samples": 4}
-    assert analysis.estimate_pass(counts, 1).value == pytest.approx(7 / 16)
+    assert run_tables.estimate_pass(counts, 1).value == pytest.approx(7 / 16)
     # Of 2 samples of 4: none right in 6/6, 1/6, 3/6 and 0/6 of the pairs.
-    assert analysis.estimate_pass(counts, 2).value == pytest.approx(1 - np.mean([1, 1 / 6, 0.5, 0]))
+    assert run_tables.estimate_pass(counts, 2).value == pytest.approx(
+        1 - np.mean([1, 1 / 6, 0.5, 0])
+    )
     with pytest.raises(ValueError, match="at most 4"):
-        analysis.estimate_pass(counts, 5)
+        run_tables.estimate_pass(counts, 5)
 
 
 def test_times_are_those_of_warm_rounds():
-    assert analysis.table_times({"one": make_result("0")})[1] == [
+    assert run_tables.table_times({"one": make_result("0")})[1] == [
         *("one", "0.25", "10", "", "", "", "4.0", ""),
     ]
 
 
 def test_a_table_is_aligned():
-    assert analysis.show([["run", "best"], ["a-long-name", "1"]]) == (
+    assert curves.show([["run", "best"], ["a-long-name", "1"]]) == (
         "run          best\na-long-name     1"
     )
