@@ -84,8 +84,13 @@ def list_seeds() -> Iterable[Run]:
 
 
 def list_guarded() -> Iterable[Run]:
-    """Yield batch C: the guard where the rate is too high."""
-    guard = {"guard__action": "retry", "guard__min_margin": "-0.1", "guard__max_kl": "12"}
+    """Yield batch C: the guard where the rate is too high; final/ has the best round."""
+    guard = {
+        "rounds__keep_best": "true",
+        "guard__action": "retry",
+        "guard__min_margin": "-0.1",
+        "guard__max_kl": "12",
+    }
     for shape in ("16x128", "4x512", "offline"):
         yield make_online("C", shape, "5e-6", kind="guard", **guard)
 
@@ -179,6 +184,7 @@ def list_runs() -> list[Run]:
     batches = (
         list_rates(),
         list_seeds(),
+        list_guarded(),
         list_methods(),
         list_many_rounds(),
         list_preset(),
