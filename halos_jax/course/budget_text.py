@@ -37,6 +37,7 @@ def describe_budget(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
     sampling, optimizer, noun = config.sampling, config.optimizer, name_examples(config)
     prompts, examples, steps = (sum(column) for column in zip(*rounds, strict=True))
     samples = prompts * sampling.num_samples_per_prompt
+    warmup = count_warmup(optimizer, steps)
     sizes = [_show_range([one[column] for one in rounds]) for column in range(3)]
     return [
         f"budget: {len(rounds)} {_plural('round', len(rounds))} of {sizes[0]} prompts, "
@@ -46,7 +47,7 @@ def describe_budget(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
         f"budget: at most {sizes[1]} {noun} and {sizes[2]} optimizer steps a round, {examples:,} "
         f"{noun} and {steps:,} steps in all; fewer where samples tie or have no reward",
         f"budget: learning rate {optimizer.learning_rate:g} ({optimizer.schedule}) after "
-        f"{count_warmup(optimizer, steps):,} steps of warm-up",
+        f"{warmup:,} {_plural('step', warmup)} of warm-up",
     ]
 
 
