@@ -2,6 +2,7 @@
 
 `run` does what the command line does; `load_policy`, `sample`, `score`, `make_feedback`, `train`,
 `evaluate` and `export` are the stages of a run, to be called by hand. See `halos_jax/api.py`.
+`audit_workdir` reads all that a run has left, and lists what has changed.
 """
 
 import importlib
@@ -51,6 +52,7 @@ _EXPORTS = {
         "config",
     ),
     **dict.fromkeys(("Judgement", "Preference", "Prompt", "Sample", "Turn"), "types"),
+    "audit_workdir": "rounds.audit",
     "Interrupted": "workdir.interrupt",
     "UserError": "errors",
 }

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from halos_jax.config import schema
 from halos_jax.config.bounds import (
     Fraction,
     NonNegativeFloat,
@@ -119,16 +118,3 @@ class RewardConfig:
     # Subtracted from the reward of a sample that the token limit has cut
     missing_eos_penalty: NonNegativeFloat = 0.0
     cut_at_sentence: bool = False  # score the text up to its last ".", "!" or "?", as HALOs does
-
-
-def with_parts(reward: RewardConfig, parts: Mapping[str, Mapping[str, Any]]) -> RewardConfig:
-    """Return `reward` with these parts: name -> the fields that the part sets itself.
-
-    Raises:
-      ValueError: with one line for each unknown field or bad value.
-    """
-    errors: list[str] = []
-    made = schema.build_members(reward, "parts", parts, "reward.parts", errors)
-    if errors:
-        raise ValueError("\n".join(errors))
-    return dataclasses.replace(reward, parts=made)

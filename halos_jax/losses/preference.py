@@ -3,6 +3,9 @@
 R is the sum over a response of the log-ratios `log p - log r` (clamped under humanline), mean R
 their mean by token; c is the chosen and j the rejected response. The metrics `rewards/*` are
 implicit rewards: beta times what the loss reads, R or mean R.
+
+To read a loss to its last sum, this file and `sequences.py` are enough: `compute_ratios` makes
+`inputs.ratios`, `take_share` divides the value that a loss returns.
 """
 
 import jax

@@ -19,7 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from halos_jax.config.kinds import ITEM_KINDS, ItemKind
-from halos_jax.losses.sequences import Scalar, Sums, count_examples
+from halos_jax.losses.sequences import (
+    Scalar,
+    Sums,
+    compute_ratios,
+    count_examples,
+    take_share,
+)
 from halos_jax.losses.terms import LossInputs, LossTerms, Measure, Objective, Statistics
 from halos_jax.types import Batch
 
@@ -51,11 +57,8 @@ class Loss:
         Where the loss has statistics, `inputs.statistics` holds `measure` over the whole step.
         """
         terms = self.function(self._add_ratios(inputs, batch), batch)
-        # All responses of a step may be empty: then there is nothing to average, and 0 is right.
-        tokens = jnp.maximum(batch.num_tokens, 1.0)
-        share = terms.value / (tokens if self.per == "token" else batch.num_examples)
-        metrics = {"loss": (share, jnp.ones(())), **terms.metrics}
-        return share, metrics
+        share = take_share(terms.value, batch, per=self.per)
+        return share, {"loss": (share, jnp.ones(())), **terms.metrics}
 
     def measure(self, inputs: LossInputs, batch: Batch) -> Statistics:
         """Return what this batch adds to the statistics of its optimizer step, as constants."""
@@ -66,9 +69,8 @@ class Loss:
     def _add_ratios(self, inputs: LossInputs, batch: Batch) -> LossInputs:
         if not (self.reference or self.old) or inputs.policy is None:
             return inputs
-        ratios = inputs.policy - (inputs.old if self.old else inputs.reference)
-        # By the mask and not by value: what stands at padding never matters.
-        ratios = jnp.where(batch.is_response, ratios, 0.0)
+        other = inputs.old if self.old else inputs.reference
+        ratios = compute_ratios(inputs.policy, other, batch)
         low, high = self.clamp or (_HUMANLINE["log_epsilon_P"], _HUMANLINE["log_epsilon_R"])
         return dataclasses.replace(
             inputs,

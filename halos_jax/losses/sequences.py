@@ -1,9 +1,9 @@
-"""Sums over sequences and batches that losses are made of."""
+"""The steps that losses are made of: from tokens to sequences, and to the mean of a step."""
 
 import math
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,11 @@ PerSequence: TypeAlias = Float32[Array, "rows {batch.sequences.role.shape[-1]}"]
 Sums: TypeAlias = dict[str, tuple[Scalar, Scalar]]  # name -> (sum, count)
 
 _Number = TypeVar("_Number")  # an array, or on the host a float
+
+
+def compute_ratios(policy: PerToken, other: PerToken, batch: Batch) -> PerToken:
+    """Return the token log-ratios `policy - other` f32[rows, P]; 0 at padding, by its mask."""
+    return jnp.where(batch.is_response, policy - other, 0.0)
 
 
 def sum_by_sequence(values: PerToken, batch: Batch) -> PerSequence:
@@ -39,6 +44,14 @@ def weighted_sum(values: PerSequence, batch: Batch, role: int) -> Scalar:
     """Sum sequences' values, times the items' weights, over the sequences of one role."""
     mask = batch.sequences.role == role
     return jnp.sum(jnp.where(mask, values * batch.sequences.weight, 0.0))
+
+
+def take_share(value: Scalar, batch: Batch, *, per: Literal["example", "token"]) -> Scalar:
+    """Return a batch's share of its step's mean: its sum over all examples (or tokens) of the step.
+
+    All responses of a step may be empty: then there is nothing to average, and 0 is right.
+    """
+    return value / (jnp.maximum(batch.num_tokens, 1.0) if per == "token" else batch.num_examples)
 
 
 def count_and_sum(values: PerSequence, batch: Batch, role: int) -> tuple[Scalar, Scalar]:

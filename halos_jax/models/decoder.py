@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from halos_jax.models import layers
-from halos_jax.models.attention.backends import attend_rows, attend_view, choose_backend
+from halos_jax.models.attention.backends import attend_view, choose_backend
 from halos_jax.models.attention.dense import Scoring
 from halos_jax.models.attention.rope import Rotate, make_rotations
 from halos_jax.models.gating import compute_gated_scores
 from halos_jax.models.head import (
     compute_token_logps,
     compute_token_statistics,
-    project_logits,
 )
 from halos_jax.models.lookup import look_up_tokens, take_positions
 from halos_jax.models.quantized import Quantized, dequantize
@@ -148,23 +147,6 @@ def encode_batch(params: Params, batch: Batch, config: DecoderConfig) -> jax.Arr
     """Return the hidden states `[rows, T, D]` of a packed batch."""
     attend = functools.partial(attend_view, view=batch.view)
     return run_layers(params, batch.tokens, batch.positions, attend, config)
-
-
-def encode_rows(
-    params: Params, tokens: jax.Array, lengths: jax.Array, config: DecoderConfig
-) -> jax.Array:
-    """Return the hidden states `[rows, T, D]` of one right-padded sequence a row."""
-    attend = functools.partial(attend_rows, lengths=lengths)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return run_layers(params, tokens, positions, attend, config)
-
-
-def compute_logits(
-    params: Params, tokens: jax.Array, lengths: jax.Array, config: DecoderConfig
-) -> jax.Array:
-    """Return all logits f32[rows, T, V] of one right-padded sequence a row; for small inputs."""
-    hidden = encode_rows(params, tokens, lengths, config)
-    return project_logits(hidden, get_head(params, config), config.logit_softcap)
 
 
 def compute_logps(params: Params, batch: Batch, config: DecoderConfig) -> jax.Array:

@@ -127,7 +127,7 @@ def _check_length(*, target: int = 0, limit: int = 0, unit: str = "characters") 
         if type(value) is not int or value < 0:
             errors.append(f"{name}: got {value!r}, allowed: an integer of 0 or more (0: off)")
     if not errors and not (target or limit):
-        errors.append("got neither target nor limit, allowed: one of them or both, above 0")
+        errors.append("target: got 0, and so is limit; allowed: one of them above 0, or both")
     return errors
 
 

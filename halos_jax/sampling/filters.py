@@ -21,24 +21,14 @@ from halos_jax.types import Array
 _BITS = 30  # of the patterns of [0, 1]
 
 
-def filter_logits(
-    logits: Float32[Array, "S V"], *, temperature: float, top_k: int = 0, top_p: float = 1.0
-) -> Float32[Array, "S V"]:
-    """Return `logits / temperature` with the tokens that may not be drawn at -inf.
+def find_kept(logits: Float32[Array, "S V"], *, top_k: int, top_p: float) -> Bool[Array, "S V"]:
+    """Return the tokens that may be drawn, of logits to which the temperature was applied.
 
     Args:
-      temperature: must be greater than 0 (greedy decoding takes the argmax instead).
       top_k: keep the k likeliest tokens (Fan et al. 2018); 0 keeps all. Ties with the k-th stay.
       top_p: keep the smallest set of likeliest tokens whose probability reaches p (Holtzman et al.
         2020), after top-k. Ties with the last one stay.
     """
-    logits = logits / temperature
-    return jnp.where(find_kept(logits, top_k=top_k, top_p=top_p), logits, -jnp.inf)
-
-
-def find_kept(logits: Float32[Array, "S V"], *, top_k: int, top_p: float) -> Bool[Array, "S V"]:
-    """Return the tokens that may be drawn; arguments as of `filter_logits`, with the
-    temperature applied."""
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     # Formed once: rounded otherwise when formed again, the last token kept could be lost.
     weights = jax.lax.optimization_barrier(weights)

@@ -14,7 +14,8 @@ from halos_jax.config import (
     freeze,
 )
 from halos_jax.config.places import expand_homes, find_violations, split_names
-from halos_jax.config.rewards import JudgeConfig, with_parts
+from halos_jax.config.rewards import JudgeConfig
+from tests.reward_parts import with_parts
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from halos_jax.config import Config, DataConfig, ModelConfig, RewardConfig, roles, schema
-from halos_jax.config.rewards import PartConfig, with_parts
+from halos_jax.config.rewards import PartConfig
 from halos_jax.config.roles import find_mark, list_fields, list_places, map_places
+from tests.reward_parts import with_parts
 
 PACKAGE = Path(roles.__file__).parent
 

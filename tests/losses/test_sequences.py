@@ -8,6 +8,7 @@ from jaxtyping import TypeCheckError
 
 from halos_jax.losses.sequences import (
     average_metrics,
+    compute_ratios,
     count_and_sum,
     count_and_sum_tokens,
     count_examples,
@@ -17,6 +18,7 @@ from halos_jax.losses.sequences import (
     sum_by_sequence,
     sum_over_group,
     take_partner,
+    take_share,
     weighted_sum,
 )
 from halos_jax.types import CHOSEN, MEMBER, REJECTED, TARGET
@@ -40,6 +42,27 @@ def test_sum_by_sequence_adds_each_response_and_no_padding(pack, draw_logps, num
         got = np.asarray(sum_by_sequence(packed.place(logps, padding), packed.batch))
         np.testing.assert_allclose(got[real], expected[real], rtol=1e-6)
         assert not got[~real].any()
+
+
+def test_ratios_are_differences_and_zero_at_padding(pack, draw_logps):
+    packed = pack(PAIR)
+    policy, other = draw_logps(packed, 0), draw_logps(packed, 1)
+    expected = packed.place(
+        [tuple(p - r for p, r in zip(*parts, strict=True)) for parts in zip(policy, other)]
+    )
+    for padding in (0.0, np.inf, np.nan):
+        placed = (jnp.asarray(packed.place(one, padding)) for one in (policy, other))
+        got = np.asarray(compute_ratios(*placed, packed.batch))
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_a_share_is_of_the_examples_or_tokens_of_the_whole_step(pack):
+    batch = pack(PAIR).batch
+    batch = batch.replace(num_examples=jnp.float32(8), num_tokens=jnp.float32(20))
+    assert float(take_share(jnp.float32(6), batch, per="example")) == 0.75
+    assert float(take_share(jnp.float32(6), batch, per="token")) == np.float32(0.3)
+    empty = batch.replace(num_tokens=jnp.float32(0))
+    assert float(take_share(jnp.float32(0), empty, per="token")) == 0.0
 
 
 def test_the_gradient_of_a_sum_is_one_where_there_is_a_token(pack, draw_logps):

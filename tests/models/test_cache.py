@@ -9,8 +9,8 @@ import numpy as np
 
 from halos_jax import sharding
 from halos_jax.models import cache as caches
-from halos_jax.models import decoder
 from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
+from tests.logits import compute_logits
 
 TINY = DecoderConfig(
     vocab_size=97,
@@ -76,7 +76,7 @@ def expected_logits(tie):
     for row, sequence in enumerate(sequences):
         padded[row, : len(sequence)] = sequence
     lengths = jnp.array([len(sequence) for sequence in sequences])
-    run = jax.jit(functools.partial(decoder.compute_logits, config=config))
+    run = jax.jit(functools.partial(compute_logits, config=config))
     logits = np.asarray(run(params, jnp.asarray(padded), lengths))
     starts = PROMPTS[FORKS] - 1
     return params, config, [row[at : at + STEPS] for row, at in zip(logits, starts, strict=True)]

@@ -22,6 +22,7 @@ from halos_jax.models.spec import (
 )
 from halos_jax.packing.batches import build_batch, plan_batches
 from halos_jax.types import CHOSEN, REJECTED, Item
+from tests.logits import compute_logits
 
 TINY = DecoderConfig(
     vocab_size=97,
@@ -76,7 +77,7 @@ def our_logits(folder, tokens, mesh, dtype):
     settings = ModelConfig(path=str(folder), params_dtype="float32", compute_dtype=dtype)
     config = hf.load_decoder_config(str(folder), settings)
     params = hf.load_params(str(folder), config, mesh)
-    run = jax.jit(functools.partial(decoder.compute_logits, config=config))
+    run = jax.jit(functools.partial(compute_logits, config=config))
     return np.asarray(run(params, jnp.asarray(tokens), jnp.full(len(tokens), tokens.shape[1])))
 
 
@@ -140,7 +141,7 @@ def plain_logps(params, items, config):
     for row, pair in enumerate(pairs):
         tokens[row, : sum(map(len, pair))] = np.concatenate(pair)
     lengths = jnp.array([sum(map(len, pair)) for pair in pairs])
-    logps = jax.nn.log_softmax(decoder.compute_logits(params, tokens, lengths, config))
+    logps = jax.nn.log_softmax(compute_logits(params, tokens, lengths, config))
     logps = jnp.take_along_axis(logps[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
     return [
         logps[row, len(prompt) - 1 : len(prompt) + len(response) - 1]
@@ -273,6 +274,6 @@ def test_no_position_sees_a_later_token():
     changed = tokens.copy()
     changed[0, 15] = (changed[0, 15] + 1) % 97
     lengths = jnp.array([24])
-    before, after = (decoder.compute_logits(params, t, lengths, TINY) for t in (tokens, changed))
+    before, after = (compute_logits(params, t, lengths, TINY) for t in (tokens, changed))
     np.testing.assert_array_equal(before[0, :15], after[0, :15])
     assert np.abs(before[0, 15:] - after[0, 15:]).max() > 1e-3

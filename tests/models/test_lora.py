@@ -26,6 +26,7 @@ from halos_jax.models.spec import (
 )
 from halos_jax.training import step as steps
 from halos_jax.types import CHOSEN, REJECTED
+from tests.logits import compute_logits
 from tests.training import test_step
 
 TINY = DecoderConfig(
@@ -74,7 +75,7 @@ def draw_adapter(frozen, family="llama", seed=1):
 
 
 def logits(params, config):
-    return np.asarray(decoder.compute_logits(params, TOKENS, LENGTHS, config))
+    return np.asarray(compute_logits(params, TOKENS, LENGTHS, config))
 
 
 def merge_by_hand(frozen, adapter):

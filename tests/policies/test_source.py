@@ -10,12 +10,12 @@ import pytest
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.checkpoints.store import open_checkpoints
 from halos_jax.config import Config, ConfigError, ModelConfig, RewardConfig, to_dict
-from halos_jax.config.rewards import with_parts
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.models import spec
 from halos_jax.models.files import hf
 from halos_jax.policies import source
 from halos_jax.policies.policy import find_policy, load_params
+from tests.reward_parts import with_parts
 
 
 @pytest.fixture

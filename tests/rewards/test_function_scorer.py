@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from halos_jax.config import ConfigError, RewardConfig
-from halos_jax.config.rewards import with_parts
 from halos_jax.data.records.fields import RecordError
 from halos_jax.rewards.function_scorer import (
     check_records,
@@ -19,6 +18,7 @@ from halos_jax.rewards.function_scorer import (
 )
 from halos_jax.rewards.labels import RewardError
 from halos_jax.types import FINISH_STOP, Prompt, Sample, Turn
+from tests.reward_parts import with_parts
 
 MODULE = """\
 import sys

@@ -138,7 +138,7 @@ def test_valid_json(response, options, expected):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("length", {}, r"reward\.arguments\.got neither target nor limit"),
+        ("length", {}, r"reward\.arguments\.target: got 0, and so is limit"),
         ("length", {"target": -1}, r"reward\.arguments\.target: got -1, allowed: an integer of 0"),
         ("length", {"target": 1, "unit": "lines"}, r"unit: got 'lines', allowed: 'characters'"),
         ("length", {"goal": 1}, r"reward\.arguments: got {'goal': 1}, which .* does not take"),

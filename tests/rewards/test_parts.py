@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from halos_jax.config import Config, ConfigError, freeze, to_dict
-from halos_jax.config.rewards import JudgeConfig, PartConfig, RewardConfig, with_parts
+from halos_jax.config.rewards import JudgeConfig, PartConfig, RewardConfig
 from halos_jax.rewards.labels import Labels, RewardError
 from halos_jax.rewards.parts import make_sum_scorer, normalise_scores, part_to_reward
 from halos_jax.types import FINISH_STOP, Prompt, Sample, Turn
+from tests.reward_parts import with_parts
 
 PROMPTS = [f"p{index // 3}" for index in range(12)]
 SAMPLES = [

@@ -21,7 +21,7 @@ from halos_jax.config import (
     ToyConfig,
     TrainConfig,
 )
-from halos_jax.config.rewards import JudgeConfig, with_parts
+from halos_jax.config.rewards import JudgeConfig
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.toy import make_toy_data
 from halos_jax.devices import DeviceError
@@ -33,6 +33,7 @@ from halos_jax.packing.layout import LayoutMemory
 from halos_jax.rewards import scorers
 from halos_jax.rewards.scorers import RewardError, cut_at_sentence, make_scorer
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, MEMBER, Item, Prompt, Sample, Turn
+from tests.reward_parts import with_parts
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "head_dim": 8}
 SMALL |= {"num_key_value_heads": 1, "num_hidden_layers": 1, "initializer_range": 0.3}

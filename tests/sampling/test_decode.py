@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from halos_jax import sharding
-from halos_jax.models import decoder
 from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
 from halos_jax.sampling import decode
 from halos_jax.sampling.draws import DecodeSettings
+from tests.logits import compute_logits
 
 TINY = DecoderConfig(
     vocab_size=61,
@@ -76,7 +76,7 @@ def derive_key(number, sample):
 
 @functools.cache
 def compile_logits():
-    return jax.jit(functools.partial(decoder.compute_logits, config=TINY))
+    return jax.jit(functools.partial(compute_logits, config=TINY))
 
 
 def prefill(weights, compiled):

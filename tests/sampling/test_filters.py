@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halos_jax.sampling import filters
-from halos_jax.sampling.filters import filter_logits
+from tests.sampling.filtered import filter_logits
 
 
 def keep_by_sorting(logits, temperature, top_k, top_p):

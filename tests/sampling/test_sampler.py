@@ -24,6 +24,7 @@ from halos_jax.sampling.draws import DecodeSettings
 from halos_jax.sampling.sampler import make_sampler, sample_shard
 from halos_jax.sampling.schedule import Draft
 from halos_jax.types import TARGET, Item, Prompt, Turn
+from tests.logits import compute_logits
 
 SETTINGS = SamplingConfig(
     num_samples_per_prompt=3,
@@ -240,7 +241,7 @@ def test_greedy_takes_the_likeliest_token(mesh1):
     params = init_params(jax.random.key(0), config)
     for sample in samples[:3]:
         tokens = np.array([sample.prompt_ids + sample.response_ids])
-        logits = decoder.compute_logits(params, tokens, np.array([tokens.shape[1]]), config)
+        logits = compute_logits(params, tokens, np.array([tokens.shape[1]]), config)
         first = len(sample.prompt_ids) - 1
         best = np.asarray(logits.argmax(-1))[0, first:-1]
         assert tuple(best) == sample.response_ids

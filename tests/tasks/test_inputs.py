@@ -9,10 +9,11 @@ import pytest
 
 from halos_jax import storage
 from halos_jax.config import Config, ConfigError, DataConfig, LoraConfig, ModelConfig
-from halos_jax.config.rewards import JudgeConfig, RewardConfig, with_parts
+from halos_jax.config.rewards import JudgeConfig, RewardConfig
 from halos_jax.config.sections import EvalConfig, SamplingConfig
 from halos_jax.tasks import inputs
 from halos_jax.workdir.ledger import open_ledger, read_ledger
+from tests.reward_parts import with_parts
 
 MODEL = {
     "config.json": "{}",

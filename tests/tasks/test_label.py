@@ -16,7 +16,6 @@ from halos_jax.config import (
     RewardConfig,
     SamplingConfig,
 )
-from halos_jax.config.rewards import with_parts
 from halos_jax.data import datasets
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.records import formats as records
@@ -29,6 +28,7 @@ from halos_jax.tasks import label as label_task
 from halos_jax.tasks.label import run_labelling
 from halos_jax.types import Prompt, Sample, Turn
 from halos_jax.workdir.interrupt import StopSignal
+from tests.reward_parts import with_parts
 
 
 def score_letters(prompt, response: str) -> float:

@@ -24,6 +24,7 @@ from halos_jax.training import inputs
 from halos_jax.training import step as steps
 from halos_jax.training.state import init_state, make_abstract_state
 from halos_jax.types import CHOSEN, REJECTED, TARGET, Batch, Item
+from tests.logits import compute_logits, encode_rows
 
 TINY = DecoderConfig(
     vocab_size=97,
@@ -111,7 +112,7 @@ def plain_rows(items):
 def plain_logps(params, items, config):
     """Return the sums of response log-probs f32[items, responses], one sequence a row."""
     tokens, mask, lengths = plain_rows(items)
-    logits = decoder.compute_logits(params, tokens, jnp.asarray(lengths), config)
+    logits = compute_logits(params, tokens, jnp.asarray(lengths), config)
     logps = jax.nn.log_softmax(logits[:, :-1])
     logps = jnp.take_along_axis(logps, tokens[:, 1:, None], axis=-1)[..., 0]
     return jnp.where(mask[:, 1:], logps, 0).sum(axis=1).reshape(len(items), -1)
@@ -124,7 +125,7 @@ def plain_loss(params, name):
     weights = np.array([item.weight for item in items], np.float32)
     if name == "bradley-terry":
         tokens, _, lengths = plain_rows(items)
-        hidden = decoder.encode_rows(params, tokens, jnp.asarray(lengths), config)
+        hidden = encode_rows(params, tokens, jnp.asarray(lengths), config)
         last = hidden[np.arange(len(tokens)), lengths - 1]
         scores = (last @ params["score"][0]).reshape(COUNT, 2)
         margins = scores[:, 0] - scores[:, 1]

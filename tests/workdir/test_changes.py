@@ -19,10 +19,10 @@ from halos_jax.config import (
     SamplingConfig,
     TrainConfig,
 )
-from halos_jax.config.rewards import with_parts
 from halos_jax.policies import source
 from halos_jax.storage import WorkdirError
 from halos_jax.workdir import changes, manifests
+from tests.reward_parts import with_parts
 
 
 def start(workdir, config, **where):

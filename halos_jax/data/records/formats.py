@@ -34,15 +34,6 @@ from halos_jax.types import (
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class WrittenFile:
-    """What a manifest keeps of a file: its path, number of records and sha256 of its bytes."""
-
-    path: str
-    count: int
-    sha256: str
-
-
 def digest(*parts: Any) -> str:
     """Return the sha256 (hex) of JSON-like `parts`; no two lists of parts share an encoding."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -66,7 +57,7 @@ def write_records(
     records: Iterable[Mapping[str, Any]],
     *,
     note: Note | None = None,
-) -> WrittenFile:
+) -> None:
     """Write records as JSON Lines; at any instant `path` is absent, as before, or whole.
 
     They are written by `storage.replace_file`, which calls `note`.
@@ -75,16 +66,14 @@ def write_records(
       RecordError: if a record is not JSON (a NaN, say).
       OSError: if the folder cannot be written, with the path in the message.
     """
-    file, count = os.fspath(path), 0
+    file = os.fspath(path)
     try:
         with replace_file(file, note=note) as stream:
-            for record in records:
-                stream.write(_dump(file, count + 1, record))
-                count += 1
+            for number, record in enumerate(records, start=1):
+                stream.write(_dump(file, number, record))
     except OSError as error:
         reason = f"cannot write ({error.strerror}); allowed: a writable folder with free space"
         raise OSError(error.errno, reason, file) from error
-    return WrittenFile(path=file, count=count, sha256=stream.sha256)
 
 
 def _dump(file: str, number: int, record: Mapping[str, Any]) -> bytes:

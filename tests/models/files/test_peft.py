@@ -9,12 +9,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from halos_jax.config import LoraConfig
-from halos_jax.models import decoder, lora, spec
+from halos_jax.models import lora, spec
 from halos_jax.models.files import hf, peft
 from halos_jax.models.files.export import save_model
 from halos_jax.models.hf import families
 from halos_jax.models.hf.families import ModelError
 from halos_jax.models.hf.family_table import FAMILIES
+from tests.logits import compute_logits, encode_rows
 
 SMALL = {
     "vocab_size": 61,
@@ -76,8 +77,8 @@ def read_back(path, folder, config, family, mesh):
 def run(params, frozen, config):
     whole = lora.attach_adapter(params, frozen)
     if not config.num_labels:
-        return np.asarray(decoder.compute_logits(whole, TOKENS, LENGTHS, config))
-    hidden = decoder.encode_rows(whole, TOKENS, LENGTHS, config)
+        return np.asarray(compute_logits(whole, TOKENS, LENGTHS, config))
+    hidden = encode_rows(whole, TOKENS, LENGTHS, config)
     return np.asarray(hidden[:, -1] @ whole["score"].T)
 
 
@@ -230,8 +231,8 @@ def test_an_adapter_of_peft_gives_its_logits_and_gradients(
 def run_traced(params, frozen, config):
     whole = lora.attach_adapter(params, frozen)
     if not config.num_labels:
-        return decoder.compute_logits(whole, TOKENS, LENGTHS, config)
-    return decoder.encode_rows(whole, TOKENS, LENGTHS, config)[:, -1] @ whole["score"].T
+        return compute_logits(whole, TOKENS, LENGTHS, config)
+    return encode_rows(whole, TOKENS, LENGTHS, config)[:, -1] @ whole["score"].T
 
 
 # --------------------------------------------------------------------------- what is refused

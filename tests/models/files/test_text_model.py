@@ -10,11 +10,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from halos_jax.config import LoraConfig, ModelConfig
-from halos_jax.models import decoder, lora
+from halos_jax.models import lora
 from halos_jax.models.files import export, hf, peft
 from halos_jax.models.files.text_model import take_text_config, take_text_tensors
 from halos_jax.models.hf.families import ModelError
 from halos_jax.models.hf.family_table import FAMILIES
+from tests.logits import compute_logits, encode_rows
 
 TOKENS = np.random.default_rng(0).integers(3, 58, (2, 9))
 LENGTHS = np.array([9, 9])
@@ -72,7 +73,7 @@ def load(folder, mesh):
 
 
 def run(params, config):
-    return np.asarray(decoder.compute_logits(params, TOKENS, LENGTHS, config))
+    return np.asarray(compute_logits(params, TOKENS, LENGTHS, config))
 
 
 def test_the_published_config_leaves_out_what_the_class_has():
@@ -126,7 +127,7 @@ def test_a_classifier_has_its_score(tmp_path, mesh1):
     expected = run_theirs(write(tmp_path / "model", "SequenceClassification"))
     params, config = load(tmp_path / "model", mesh1)
     assert config.num_labels == 1
-    hidden = decoder.encode_rows(params, TOKENS, LENGTHS, config)
+    hidden = encode_rows(params, TOKENS, LENGTHS, config)
     np.testing.assert_allclose(hidden[:, -1] @ params["score"].T, expected, rtol=1e-4, atol=1e-5)
 
 

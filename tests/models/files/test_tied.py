@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from halos_jax.config import ModelConfig
-from halos_jax.models import decoder
 from halos_jax.models.files import export, hf
 from halos_jax.models.files.tied import has_own_head, share_embedding
 from halos_jax.models.hf.family_table import FAMILIES
+from tests.logits import compute_logits
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 LLAMA = FAMILIES["llama"]
@@ -93,7 +93,7 @@ def run_ours(folder, mesh):
     settings = ModelConfig(params_dtype="float32", compute_dtype="float32")
     config = hf.load_decoder_config(str(folder), settings)
     params = hf.load_params(str(folder), config, mesh)
-    return decoder.compute_logits(params, TOKENS, np.array([9, 9]), config), params, config
+    return compute_logits(params, TOKENS, np.array([9, 9]), config), params, config
 
 
 def test_another_head_is_read_said_and_exported_untied(tied, tmp_path, mesh1, caplog):

@@ -14,6 +14,7 @@ from halos_jax.models.files import export, hf
 from halos_jax.models.files.vocab import check_ids, find_unknown, fit_vocab
 from halos_jax.models.hf.families import ModelError
 from halos_jax.models.spec import DecoderConfig
+from tests.logits import compute_logits
 
 CONFIG = DecoderConfig(
     vocab_size=20, num_layers=1, d_model=8, num_heads=2, num_kv_heads=1, head_dim=4, d_mlp=12
@@ -122,8 +123,6 @@ def test_transformers_reads_a_grown_model(tmp_path, model, mesh1):
     torch = pytest.importorskip("torch")
     import transformers
 
-    from halos_jax.models import decoder
-
     config = dataclasses.replace(fit(["a", "b", "c"]), params_dtype="float32")
     params = hf.load_params(model, config, mesh1)
     export.save_model(params, config, tmp_path / "grown", source=tmp_path / "model")
@@ -134,7 +133,7 @@ def test_transformers_reads_a_grown_model(tmp_path, model, mesh1):
     tokens = np.array([[3, 20, 18, 5, 19]], np.int32)
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens).long()).logits.numpy()
-    got = decoder.compute_logits(params, tokens, np.array([5]), config)
+    got = compute_logits(params, tokens, np.array([5]), config)
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 

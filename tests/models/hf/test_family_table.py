@@ -16,6 +16,7 @@ from halos_jax.models.attention import rope
 from halos_jax.models.files import export, hf
 from halos_jax.packing.batches import build_batch, plan_batches
 from halos_jax.types import TARGET, Item
+from tests.logits import compute_logits
 
 VOCAB, LENGTH, TOLERANCE = 61, 24, 1e-4
 LENGTHS = np.array([24, 17, 9])  # of the rows
@@ -258,7 +259,7 @@ def test_logits_and_decoding_equal_transformers(tmp_path, mesh1, family, number)
 
     @jax.jit
     def run(params, tokens):
-        logits = decoder.compute_logits(params, tokens, jnp.asarray(LENGTHS), config)
+        logits = compute_logits(params, tokens, jnp.asarray(LENGTHS), config)
         return logits, decode_rows(params, tokens, config)
 
     logits, decoded = map(np.asarray, run(params, jnp.asarray(tokens)))
@@ -275,7 +276,7 @@ def test_float32_rounds_no_worse_than_torch(tmp_path, mesh1):
     model = make_torch_model("llama", 0)
     tokens = draw_tokens()[:1]
     params, config = load(save(model, tmp_path), mesh1)
-    ours = np.asarray(decoder.compute_logits(params, tokens, jnp.array([LENGTH]), config))
+    ours = np.asarray(compute_logits(params, tokens, jnp.array([LENGTH]), config))
 
     class Exact(torch.nn.Module):
         def forward(self, x, position_ids):
