@@ -305,7 +305,7 @@ class _LineStream:
         self._stream.flush()
 
 
-def _to_number(name: str, value: Any) -> int | float:
+def _to_number(name: str, value: object) -> int | float:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind in "OSU":
         raise TypeError(f"metric {name!r}: got {value!r}, allowed: one number")

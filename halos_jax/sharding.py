@@ -158,7 +158,7 @@ def mesh_spec(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec
     return partition_spec(axes, shape, mesh)
 
 
-def run_on_mesh(run: _Run, *, in_specs: Any, out_specs: Any) -> _Run:
+def run_on_mesh(run: _Run, *, in_specs: object, out_specs: object) -> _Run:
     """Return `run` under `shard_map` on the current mesh, or `run` itself on one device."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

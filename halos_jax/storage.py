@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from halos_jax.errors import UserError
 
@@ -164,7 +164,7 @@ def remove_partials(folder: str | Path) -> None:
             path.unlink()
 
 
-def write_json_atomic(path: str | Path, obj: Any, *, note: Note | None = None) -> None:
+def write_json_atomic(path: str | Path, obj: object, *, note: Note | None = None) -> None:
     """Replace `path` with `obj` as JSON; see `write_bytes_atomic`."""
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes_atomic(path, text.encode("utf-8"), note=note)

@@ -101,8 +101,8 @@ def _pack(items: list[Item], config: Config, mesh: Mesh) -> Batch:
     return sharding.put_batch(build_batch(items, plan, 0), mesh, leading=1)
 
 
-def _measure_error(found: Any, exact: Any) -> float:
-    def norm(tree: Any) -> float:
+def _measure_error(found: object, exact: object) -> float:
+    def norm(tree: object) -> float:
         return float(np.sqrt(sum(float(jnp.vdot(x, x)) for x in jax.tree.leaves(tree))))
 
     difference = jax.tree.map(lambda x, y: x.astype(jnp.float32) - y, found, exact)

@@ -90,5 +90,5 @@ def _run_case(
         return run(case, config, mesh, ceilings)
 
 
-def _shorten(value: Any) -> Any:
+def _shorten(value: object) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value

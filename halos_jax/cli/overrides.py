@@ -64,7 +64,7 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) ->
     return errors
 
 
-def _set_free(config: ConfigDict, path: str, value: Any) -> None:
+def _set_free(config: ConfigDict, path: str, value: object) -> None:
     *parents, leaf = path.split(".")
     section = config
     with config.unlocked():

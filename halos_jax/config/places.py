@@ -16,12 +16,12 @@ _SCHEME = re.compile(
 _MOUNT = "mount it (gcsfuse, s3fs, ...) or copy it, and give the folder of this machine"
 
 
-def expand_homes(config: Any) -> Any:
+def expand_homes(config: object) -> Any:
     """Return a config with a leading `~` or `~user` of every path replaced by the home folder."""
     return roles.map_places(config, lambda _, text, kind: _expand(text, kind))
 
 
-def find_violations(config: Any) -> Iterable[str]:
+def find_violations(config: object) -> Iterable[str]:
     """Yield an error line for each path in a config that is no path of this machine."""
     for path, text, kind in roles.list_places(config):
         for name in split_names(text, kind):

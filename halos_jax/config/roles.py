@@ -48,17 +48,17 @@ RESULT = Mark()
 _MARK = "mark"
 
 
-def execution(default: Any) -> Any:
+def execution(default: object) -> Any:
     """Declare a field with the role "execution"."""
     return _field(default, Mark("execution"))
 
 
-def aside(default: Any, place: Place = "") -> Any:
+def aside(default: object, place: Place = "") -> Any:
     """Declare a field with the role "aside"."""
     return _field(default, Mark("aside", place))
 
 
-def tuning(default: Any) -> Any:
+def tuning(default: object) -> Any:
     """Declare a field with the role "tuning"."""
     return _field(default, Mark("tuning"))
 
@@ -74,7 +74,7 @@ def place(default: str, kind: Place) -> Any:
     return _field(default, Mark(place=kind))
 
 
-def _field(default: Any, mark: Mark) -> Any:
+def _field(default: object, mark: Mark) -> Any:
     return dataclasses.field(default=default, metadata={_MARK: mark})
 
 
@@ -121,7 +121,7 @@ def map_places(config: _Config, change: Callable[[str, str, Place], str]) -> _Co
     return mapped
 
 
-def list_places(config: Any) -> list[tuple[str, str, Place]]:
+def list_places(config: object) -> list[tuple[str, str, Place]]:
     """List (path of the field, its text, its kind) for every path in a config that is not empty."""
     found: list[tuple[str, str, Place]] = []
 
@@ -169,6 +169,6 @@ def _map_section(
     return done
 
 
-def _pair(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
+def _pair(before: object, after: object) -> dict[str, tuple[Any, Any]]:
     names = schema.list_hints(type(before))
     return {name: (getattr(before, name), getattr(after, name)) for name in names}

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from halos_jax.config.aliases import find_alias
 
 
-def list_hints(cls: Any) -> Mapping[str, Any]:
+def list_hints(cls: object) -> Mapping[str, Any]:
     """Return the types of a dataclass's fields, without bounds; inherited fields come last."""
     return _list_hints(cls)
 
@@ -38,7 +38,7 @@ def _list_hints(cls: Any) -> Mapping[str, Any]:
     return {field.name: hints[field.name] for field in ordered}
 
 
-def to_plain(value: Any) -> Any:
+def to_plain(value: object) -> Any:
     """Return nested dataclasses and mappings as plain dicts, from which `build` makes equal ones.
 
     Members have only those fields that differ from the section around them.
@@ -67,7 +67,7 @@ def drop_shared(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _differ(cls: type, member: Any, section: Mapping[str, Any]) -> Any:
+def _differ(cls: type, member: object, section: Mapping[str, Any]) -> Any:
     """Return the fields of a plain member that differ from the section's, else from the default."""
     if not isinstance(member, Mapping):
         return member
@@ -111,12 +111,12 @@ def free_sections(cls: type, prefix: str = "") -> list[str]:
     return paths
 
 
-def is_free(annotation: Any) -> bool:
+def is_free(annotation: object) -> bool:
     """Say whether a field of this type is a free section."""
     return typing.get_origin(annotation) is collections.abc.Mapping
 
 
-def member_of(annotation: Any) -> type | None:
+def member_of(annotation: object) -> type | None:
     """Return the schema of the members of a field of this type; None if it has no members."""
     values = typing.get_args(annotation)[1:] if is_free(annotation) else ()
     is_member = bool(values) and dataclasses.is_dataclass(values[0])
@@ -176,7 +176,7 @@ def build(cls: type, plain: Mapping[str, Any], errors: list[str]) -> Any:
 
 
 def build_members(
-    section: Any, name: str, given: Mapping[str, Any], path: str, errors: list[str]
+    section: object, name: str, given: Mapping[str, Any], path: str, errors: list[str]
 ) -> Mapping[str, Any]:
     """Build the members of the field `name` of a section from nested mappings, as `build` does."""
     cls = member_of(list_hints(type(section))[name])
@@ -224,7 +224,7 @@ def _build(start: Any, plain: Mapping[str, Any], prefix: str, root: type, errors
     return dataclasses.replace(built, **made)
 
 
-def make_immutable(value: Any) -> Any:
+def make_immutable(value: object) -> Any:
     """Return nested dicts and lists as read-only mappings and tuples."""
     if isinstance(value, Mapping):
         return types.MappingProxyType({key: make_immutable(item) for key, item in value.items()})
@@ -255,7 +255,7 @@ def convert(value: Any, annotation: Any) -> Any:
     raise ValueError(f"{value!r} is not {describe(annotation)}")
 
 
-def parse(text: str, annotation: Any) -> Any:
+def parse(text: str, annotation: object) -> Any:
     """Parse command-line text as the annotated type, or raise ValueError.
 
     A tuple of strings is written as a Python literal, `('a','b')`; any other text is a tuple of
@@ -286,7 +286,7 @@ def parse_literal(text: str) -> Any:
         return text
 
 
-def explain_value(path: str, value: Any, annotation: Any) -> str:
+def explain_value(path: str, value: object, annotation: object) -> str:
     """Return the error line for a value that does not fit its field."""
     return f"{path}: got {value!r}, allowed: {describe(annotation)}"
 
@@ -303,5 +303,5 @@ def describe(annotation: Any) -> str:
     return names[annotation]
 
 
-def _is_union(annotation: Any) -> bool:
+def _is_union(annotation: object) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)

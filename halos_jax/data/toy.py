@@ -98,7 +98,7 @@ def make_mistake(rng: random.Random, letters: str, kinds: Sequence[str], alphabe
     raise ValueError(f"kinds: got {kind!r}, allowed: {', '.join(ALL_MISTAKES)}")
 
 
-def run_toy_data(config: Config, stop: Any = None) -> dict[str, float]:
+def run_toy_data(config: Config, stop: object = None) -> dict[str, float]:
     """Run the task "toy_data": one process of the job writes the data into `config.workdir`.
 
     `stop`, the signal that other tasks watch, is not: this takes a second, and can be repeated.

@@ -331,7 +331,7 @@ def _fits(value: Any, default: Any, limits: tuple[float, float] = (-math.inf, ma
     return bool(limits[0] <= value < limits[1])
 
 
-def _describe(default: Any, limits: tuple[float, float]) -> str:
+def _describe(default: object, limits: tuple[float, float]) -> str:
     if isinstance(default, bool):
         return "True or False"
     if limits == (-math.inf, math.inf):

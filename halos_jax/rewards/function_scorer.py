@@ -161,7 +161,7 @@ def _try_references(function: _Function, prompts: list[Prompt], skips: Skips) ->
     return kept
 
 
-def read_number(value: Any) -> float | None:
+def read_number(value: object) -> float | None:
     """Return a reward as a float; None if it is not a real number that fits in float32.
 
     Booleans count as numbers, as do scalars and zero-dimensional arrays of NumPy, JAX and PyTorch.
@@ -206,7 +206,7 @@ def _advise(record: Mapping[str, Any] | None) -> str:
     return f"{_NO_REWARD}; the record has {', '.join(sorted(record)) or 'no other fields'}"
 
 
-def _read_reward(function: _Function, reward: Any, where: str) -> float | None:
+def _read_reward(function: _Function, reward: object, where: str) -> float | None:
     if reward is None:
         return None
     number = read_number(reward)

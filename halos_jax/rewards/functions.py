@@ -170,7 +170,7 @@ def regular_expression(prompt: Turns, response: str, *, pattern: str, whole: boo
     return float(bool((compiled.fullmatch if whole else compiled.search)(response)))
 
 
-def _check_json(*, keys: Any = (), **_: object) -> list[str]:
+def _check_json(*, keys: object = (), **_: object) -> list[str]:
     if isinstance(keys, Mapping):
         return [
             f"keys.{key}: got {kind!r}, allowed: {', '.join(_JSON_TYPES)}"
@@ -210,7 +210,7 @@ def valid_json(
     return float(all(key in value and _has_type(value[key], wanted[key]) for key in wanted))
 
 
-def _has_type(value: Any, kind: str) -> bool:
+def _has_type(value: object, kind: str) -> bool:
     if isinstance(value, bool):  # in Python, also a number
         return kind in ("boolean", "any")
     if kind == "integer" and isinstance(value, float):

@@ -2,7 +2,6 @@
 
 import re
 from fractions import Fraction
-from typing import Any
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{{1,3}}(?![\w.]))?"
@@ -38,7 +37,7 @@ def find_answer(text: str) -> Fraction | None:
     return _last_number(text)
 
 
-def read_reference_answer(value: Any) -> Fraction | None:
+def read_reference_answer(value: object) -> Fraction | None:
     """Return the number in a reference answer, or None if it has none or more than one.
 
     It is a number, or text with one number after a marker or one number in all.

@@ -38,7 +38,7 @@ def _read_all(found: Any, samples: Sequence[Sample]) -> list[float | None]:
     return [_read_reward(*pair) for pair in zip(listed, samples, strict=True)]
 
 
-def _read_reward(value: Any, sample: Sample) -> float | None:
+def _read_reward(value: object, sample: Sample) -> float | None:
     number = read_number(value)
     if number is None and value is not None:
         raise RewardError(

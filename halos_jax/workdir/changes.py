@@ -306,7 +306,7 @@ def _has_grown(change: Change) -> bool:
     return new > old
 
 
-def is_same_place(old: Any, new: Any, kind: roles.Place) -> bool:
+def is_same_place(old: object, new: object, kind: roles.Place) -> bool:
     """Tell whether two paths lead to one place, despite links, ~, relative parts or a slash."""
     if not kind or not (isinstance(old, str) and isinstance(new, str)) or not (old and new):
         return False

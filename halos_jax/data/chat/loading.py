@@ -151,7 +151,7 @@ def apply_options(
             )
 
 
-def _thaw(value: Any) -> Any:
+def _thaw(value: object) -> Any:
     """Return a value of the config as plain dicts and lists, as templates expect them."""
     if isinstance(value, Mapping):
         return {key: _thaw(item) for key, item in value.items()}

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_renderer(
-    tokenizer: Any,
+    tokenizer: object,
     eos_token_ids: Iterable[int] | int | None = (),
     answer_tokens: Collection[str] = (),
 ) -> "Renderer":

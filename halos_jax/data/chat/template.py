@@ -66,7 +66,7 @@ def choose_template(tokenizer: Any, name: str = "") -> str:
     )
 
 
-def make_default_template(tokenizer: Any) -> str:
+def make_default_template(tokenizer: object) -> str:
     """Return the template for a tokenizer without one; it writes a BOS if the tokenizer adds one.
 
     So whoever renders with the template gets the same tokens; no BOS is added to rendered text.

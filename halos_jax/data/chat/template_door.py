@@ -89,7 +89,7 @@ def make_shown(
         raise
 
 
-def _find_refusal(record: Any, renderer: Renderer, *, skip: bool) -> RecordError | None:
+def _find_refusal(record: object, renderer: Renderer, *, skip: bool) -> RecordError | None:
     """Return why the template does not show a record, with its place and the ways on, or None."""
     try:
         _check_keys(record, renderer)
@@ -124,7 +124,7 @@ def _find_prompt(record: Any) -> Prompt:
     return record if isinstance(record, Prompt) else record.prompt
 
 
-def _check_keys(record: Any, renderer: Renderer) -> None:
+def _check_keys(record: object, renderer: Renderer) -> None:
     """Raise RecordError if a turn has a key that the template does not mention, or if the tools or
     documents of a conversation change nothing in its prompt."""
     prompt = _find_prompt(record)
@@ -145,7 +145,7 @@ def _check_keys(record: Any, renderer: Renderer) -> None:
         )
 
 
-def _list_prompts(record: Any) -> Iterator[tuple[Turn, ...]]:
+def _list_prompts(record: object) -> Iterator[tuple[Turn, ...]]:
     """Yield the prompts of a record: its own, and those before later answers to learn."""
     prompt = _find_prompt(record).turns
     turns = record.completion.turns if isinstance(record, Demonstration) else ()
@@ -157,7 +157,7 @@ def _list_prompts(record: Any) -> Iterator[tuple[Turn, ...]]:
             yield (*prompt, *turns[:index])
 
 
-def _list_answers(record: Any) -> Iterable[Turn]:
+def _list_answers(record: object) -> Iterable[Turn]:
     if isinstance(record, Preference):
         return (*record.chosen.turns, *record.rejected.turns)
     if isinstance(record, (Demonstration, Judgement)):

@@ -80,14 +80,14 @@ def find_variables(template: str) -> set[str]:
     return {name for name in found if name not in _GIVEN and not name.endswith("_token")}
 
 
-def _write_default(name: str, value: Any, field: str) -> str:
+def _write_default(name: str, value: object, field: str) -> str:
     return (
         f"{{%- if {name} is not defined or {name} is none %}}"
         f"{{%- set {name} = {_spell(value, f'{field}.{name}')} %}}{{%- endif %}}{{{{- '' }}}}"
     )
 
 
-def _spell(value: Any, field: str) -> str:
+def _spell(value: object, field: str) -> str:
     """Return a value as a Jinja expression on one line."""
     if value is None or isinstance(value, bool):
         return str(value).lower()

@@ -25,19 +25,19 @@ _SPECIAL = (
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
-def _is_flag(value: Any) -> bool:
+def _is_flag(value: object) -> bool:
     return value is None or isinstance(value, bool)
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _is_id(value: Any) -> bool:
+def _is_id(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
-def _is_token(value: Any) -> bool:
+def _is_token(value: object) -> bool:
     """Return whether this is a token: its text, or an object with the text and flags."""
     if not isinstance(value, dict):
         return _is_text(value)
@@ -50,7 +50,7 @@ def _is_tokens(value: Any) -> bool:
     return value is None or (isinstance(value, list | dict) and all(map(_is_token, found)))
 
 
-def _is_template(value: Any) -> bool:
+def _is_template(value: object) -> bool:
     """Return whether this is a template, or several with names, as a list or an object."""
     if isinstance(value, list):
         pairs = [one for one in value if isinstance(one, dict) and {*one} == {"name", "template"}]
@@ -61,7 +61,7 @@ def _is_template(value: Any) -> bool:
     return _is_text(value)
 
 
-def _is_decoder(value: Any) -> bool:
+def _is_decoder(value: object) -> bool:
     return value is None or (
         isinstance(value, dict)
         and all(isinstance(key, str) and key.isdecimal() for key in value)
@@ -69,11 +69,11 @@ def _is_decoder(value: Any) -> bool:
     )
 
 
-def _is_eos(value: Any) -> bool:
+def _is_eos(value: object) -> bool:
     return value is None or _is_id(value) or (isinstance(value, list) and all(map(_is_id, value)))
 
 
-def _is_ids_by_token(value: Any) -> bool:
+def _is_ids_by_token(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_id, value.values()))
 
 
@@ -268,7 +268,7 @@ def _read_vocabulary(path: str, read: Mapping[str, Any] | None) -> dict[str, int
     return {**found, **{token["content"]: token["id"] for token in added}}
 
 
-def _fault(path: str, name: str, field: str, got: Any, allowed: str) -> ConfigError:
+def _fault(path: str, name: str, field: str, got: object, allowed: str) -> ConfigError:
     text = got if isinstance(got, str) and " for " in got else repr(got)
     shown = text if len(text) <= 80 else f"{text[:77]}..."
     return ConfigError(
@@ -348,5 +348,5 @@ def _list_moved(found: Mapping[str, int], written: Mapping[str, int]) -> Iterato
         )
 
 
-def _content(token: Any) -> Any:
+def _content(token: object) -> Any:
     return token["content"] if isinstance(token, dict) else token

@@ -94,7 +94,7 @@ class Fields:
         """Return the record's name for one of our fields."""
         return self.edits.names.get(name, name)
 
-    def error(self, field: str, got: Any, allowed: str) -> RecordError:
+    def error(self, field: str, got: object, allowed: str) -> RecordError:
         """Return (do not raise) the error for a field, or for a part of it ("turns[1].role")."""
         shown = "nothing" if got is None else shorten(got)
         absent = got is None and field in KNOWN and not self.has(field)
@@ -127,14 +127,14 @@ class Fields:
         """Return whether all of the fields are there."""
         return all(self.peek(name) is not None for name in names)
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: object = None) -> Any:
         """Return a field of any type."""
         raw = self.name_of(name)
         self.used.add(raw)
         value = self.peek(name)
         return default if value is None else value
 
-    def parsed(self, name: str, default: Any = None) -> Any:
+    def parsed(self, name: str, default: object = None) -> Any:
         """Return a field of any type; where all values are text (`texts`), parse it."""
         value = self.get(name, default)
         if not self.texts or not isinstance(value, str):
@@ -213,7 +213,7 @@ class Fields:
             raise self.error(name, value, "an object")
         return value
 
-    def check_text(self, at: str, value: Any, allowed: str = "a string (valid Unicode)") -> str:
+    def check_text(self, at: str, value: object, allowed: str = "a string (valid Unicode)") -> str:
         """Return a value inside the record as text; `at` is its path, for the error."""
         if not isinstance(value, str) or not is_unicode(value):
             raise self.error(at, value, allowed)
@@ -225,7 +225,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= _FLOAT32
 
 
-def shorten(value: Any, length: int = 80) -> str:
+def shorten(value: object, length: int = 80) -> str:
     """Return `value` as text for an error message, cut to `length` characters."""
     try:
         text = repr(value)

@@ -32,7 +32,7 @@ class JsonFault(ValueError):
       end: where the JSON value that holds it ends in the parsed text, if that is known.
     """
 
-    def __init__(self, field: str, got: Any, allowed: str):
+    def __init__(self, field: str, got: object, allowed: str):
         super().__init__(f"field {field!r}: got {got!r}, allowed: {allowed}")
         self.field, self.got, self.allowed = field, got, allowed
         self.end: int | None = None
@@ -77,7 +77,7 @@ def _parse_odd(text: str, at: int) -> tuple[Any, int]:
         raise JsonFault(_find_deep(text, at), "more", _DEPTH) from None
 
 
-def find_faults(value: Any, field: str = "", depth: int = 1) -> Iterator[JsonFault]:
+def find_faults(value: object, field: str = "", depth: int = 1) -> Iterator[JsonFault]:
     """Yield an error for each part of a value that a record cannot have, from JSON or not."""
     if isinstance(value, _Odd):
         yield JsonFault(field, value.got, value.allowed)

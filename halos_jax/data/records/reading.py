@@ -178,7 +178,7 @@ def _skip_space(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _require_object(file: str, number: int, record: Any) -> Record:
+def _require_object(file: str, number: int, record: object) -> Record:
     if not isinstance(record, dict):
         raise RecordError(f"{file} line {number}: got {shorten(record)}, allowed: {_ONE_OBJECT}")
     return record

@@ -154,7 +154,7 @@ def make_messages(
     return messages, context
 
 
-def _change_text(value: Any, change: Callable[[str], str]) -> Any:
+def _change_text(value: object, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
@@ -211,7 +211,7 @@ def read_turns(fields: Fields, name: str, text_role: str) -> tuple[Turn, ...]:
     return tuple(_read_turn(fields, f"{name}[{index}]", turn) for index, turn in enumerate(value))
 
 
-def _is_list_of_turns(value: Any) -> bool:
+def _is_list_of_turns(value: object) -> bool:
     if not isinstance(value, list) or not value:
         return False
     return all(isinstance(one, dict) and ("role" in one or "from" in one) for one in value)
@@ -230,7 +230,7 @@ def read_context(fields: Fields) -> dict[str, Any]:
     return _read_context(fields, "", fields.record, fields.get)
 
 
-def _read_turn(fields: Fields, at: str, turn: Any) -> Turn:
+def _read_turn(fields: Fields, at: str, turn: object) -> Turn:
     if not isinstance(turn, dict):
         raise fields.error(at, turn, "an object with 'role' and 'content'")
     ignored = fields.edits.ignored
@@ -257,7 +257,7 @@ def _read_turn(fields: Fields, at: str, turn: Any) -> Turn:
     return Turn(_ROLES.get(role, role), content, pack(keys), learned)
 
 
-def _read_content(fields: Fields, at: str, content: Any) -> str:
+def _read_content(fields: Fields, at: str, content: object) -> str:
     """Return a content as text; text parts are joined without a separator, as templates do."""
     if not isinstance(content, list):
         return fields.check_text(at, content, "a string (valid Unicode) or a list of text parts")
@@ -317,7 +317,7 @@ def _read_context(
     return context
 
 
-def _check_calls(fields: Fields, at: str, calls: Any) -> list[dict[str, Any]]:
+def _check_calls(fields: Fields, at: str, calls: object) -> list[dict[str, Any]]:
     given = calls
     calls = _parse(calls) if isinstance(calls, str) else calls
     if not isinstance(calls, list) or not calls:

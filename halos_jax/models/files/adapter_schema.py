@@ -17,15 +17,15 @@ def _one_of(*allowed: Any) -> Kind:
     return Kind(words, lambda value: _is_one(value, allowed))
 
 
-def _is_one(value: Any, allowed: tuple[Any, ...]) -> bool:
+def _is_one(value: object, allowed: tuple[Any, ...]) -> bool:
     return any(type(value) is type(one) and value == one for one in allowed)
 
 
-def _is_names(value: Any) -> bool:
+def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _is_numbers(value: Any) -> bool:
+def _is_numbers(value: object) -> bool:
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
@@ -79,6 +79,6 @@ def list_faults(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: got {_show(value)}, allowed: false or null"
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     text = repr(value)
     return "null" if value is None else text if len(text) <= 80 else f"{text[:77]}..."

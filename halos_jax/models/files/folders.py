@@ -15,7 +15,6 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -104,7 +103,7 @@ def is_read_inside(name: str) -> bool:
     return folder + slash in _FOLDERS and is_read(file)
 
 
-def write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: object) -> None:
     """Write `value` as JSON whose bytes depend on nothing else."""
     file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -128,7 +128,7 @@ def _damaged(file: Path, error: Exception) -> ModelError:
     )
 
 
-def _check_header(header: Any, size: int) -> dict[str, Entry]:
+def _check_header(header: object, size: int) -> dict[str, Entry]:
     """Return the entries of a header before `size` bytes of data, which they must fill exactly."""
     if not isinstance(header, dict):
         raise ValueError(f"got {type(header).__name__}, allowed: an object")
@@ -148,7 +148,7 @@ def _check_header(header: Any, size: int) -> dict[str, Entry]:
     return ordered
 
 
-def _make_entry(name: str, fields: Any) -> Entry:
+def _make_entry(name: str, fields: object) -> Entry:
     if not isinstance(fields, dict) or fields.keys() != _FIELDS:
         found = sorted(fields) if isinstance(fields, dict) else type(fields).__name__
         raise ValueError(f"{name}: got {found}, allowed: dtype, shape and data_offsets")

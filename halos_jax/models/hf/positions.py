@@ -28,7 +28,7 @@ def find_max_positions(hf_config: Mapping[str, Any]) -> int:
     return max(found)
 
 
-def _read(value: Any) -> int:
+def _read(value: object) -> int:
     return value if type(value) is int and value > 0 else 0
 
 

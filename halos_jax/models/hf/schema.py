@@ -184,7 +184,7 @@ def is_read(name: str, hf_config: Mapping[str, Any]) -> bool:
     return family in readers
 
 
-def _describe(name: str, value: Any, kind: Kind) -> str:
+def _describe(name: str, value: object, kind: Kind) -> str:
     text = repr(value)
     shown = "null" if value is None else text if len(text) <= 80 else f"{text[:77]}..."
     return f"{name}: got {shown}, allowed: {kind.allowed}"
@@ -214,7 +214,7 @@ def list_unread(hf_config: Mapping[str, Any]) -> list[str]:
     return [f"{name} = {text if len(text) <= 40 else text[:37] + '...'}" for name, text in shown]
 
 
-def _is_unread(name: str, value: Any, family: str) -> bool:
+def _is_unread(name: str, value: object, family: str) -> bool:
     if name in FIELDS:
         return bool(value) and family not in READERS.get(name, (family,))
     return name not in _BESIDE and (name not in _NOISE or bool(value))
