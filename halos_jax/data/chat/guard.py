@@ -10,7 +10,8 @@ import itertools
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+
+from halos_jax.data.chat.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Guard:
     others may put a token at the start of each piece.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._allowed: frozenset[str] = frozenset()
         added = tokenizer.added_tokens_decoder.values()

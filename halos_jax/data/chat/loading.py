@@ -13,6 +13,7 @@ from halos_jax.data.chat.renderer import Renderer, make_renderer
 from halos_jax.data.chat.template import choose_template, make_default_template
 from halos_jax.data.chat.template_options import set_options
 from halos_jax.data.chat.thoughts import find_thought
+from halos_jax.data.chat.tokenizer import Tokenizer
 from halos_jax.data.chat.tokenizer_files import open_tokenizer, read_eos
 from halos_jax.data.records.fields import RecordError
 
@@ -26,7 +27,7 @@ _FRAMES = (
 )
 
 
-def load_tokenizer(path: str, chat_template: str = "") -> Any:
+def load_tokenizer(path: str, chat_template: str = "") -> Tokenizer:
     """Load a Hugging Face tokenizer from a local folder or hub id; never runs remote code.
 
     Args:
@@ -106,7 +107,7 @@ def load_policy_renderer(settings: ModelConfig, control: Collection[str] = ()) -
     return renderer
 
 
-def _make_renderer(tokenizer: Any, path: str, answers: Collection[str] = ()) -> Renderer:
+def _make_renderer(tokenizer: Tokenizer, path: str, answers: Collection[str] = ()) -> Renderer:
     """Make a tokenizer's renderer with the end tokens of the model at `path`."""
     try:
         return make_renderer(tokenizer, read_eos(path), answers)
@@ -121,7 +122,7 @@ def _make_renderer(tokenizer: Any, path: str, answers: Collection[str] = ()) -> 
 
 
 def apply_options(
-    tokenizer: Any, options: Mapping[str, Any], field: str = "model.chat_template_options"
+    tokenizer: Tokenizer, options: Mapping[str, Any], field: str = "model.chat_template_options"
 ) -> None:
     """Set options in the tokenizer's chat template, as `template_options.set_options` does.
 
@@ -132,7 +133,7 @@ def apply_options(
     if not options:
         return
     options = _thaw(options)
-    template = tokenizer.chat_template or make_default_template(tokenizer)
+    template = choose_template(tokenizer) or make_default_template(tokenizer)
     tokenizer.chat_template = set_options(template, options, field)
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     for count in (1, 2):
@@ -158,12 +159,12 @@ def _thaw(value: object) -> Any:
     return [_thaw(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _find_markers(tokenizer: Any, tokens: Collection[str]) -> set[str]:
+def _find_markers(tokenizer: Tokenizer, tokens: Collection[str]) -> set[str]:
     """Return which of the tokens the chat template writes around turns, whatever they say.
 
     The tags of a thought are not among them: they are a part of answers.
     """
-    template = tokenizer.chat_template or make_default_template(tokenizer)
+    template = choose_template(tokenizer) or make_default_template(tokenizer)
     frames = []
     for roles in _FRAMES:
         turns = [{"role": role, "content": "\ue000"} for role in roles]
@@ -177,7 +178,7 @@ def _find_markers(tokenizer: Any, tokens: Collection[str]) -> set[str]:
     return found - tags
 
 
-def _read_template(tokenizer: Any, name: str) -> str:
+def _read_template(tokenizer: Tokenizer, name: str) -> str:
     """Return the template called `name` of the tokenizer's own, or that of the file `name`."""
     own = tokenizer.chat_template
     if not name or (isinstance(own, dict) and name in own):
@@ -186,14 +187,14 @@ def _read_template(tokenizer: Any, name: str) -> str:
         with open(name, encoding="utf-8") as stream:
             return stream.read()
     except (OSError, UnicodeDecodeError) as error:
-        names = f", or one of the tokenizer's own: {', '.join(map(repr, own))}"
+        names = ", ".join(map(repr, own)) if isinstance(own, dict) else ""
+        others = f", or one of the tokenizer's own: {names}" if names else ""
         raise ConfigError(
-            f"model.chat_template: got {name!r}, allowed: a Jinja file in UTF-8"
-            f"{names if isinstance(own, dict) else ''}; {error}"
+            f"model.chat_template: got {name!r}, allowed: a Jinja file in UTF-8{others}; {error}"
         ) from error
 
 
-def _add_tokens(tokenizer: Any, tokens: Sequence[str], special: Collection[str]) -> set[str]:
+def _add_tokens(tokenizer: Tokenizer, tokens: Sequence[str], special: Collection[str]) -> set[str]:
     """Add tokens to the tokenizer, in this order; return those that its vocabulary did not have.
 
     One that is a piece of the vocabulary becomes a token that stands for itself wherever it stands.

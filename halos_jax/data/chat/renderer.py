@@ -4,11 +4,11 @@ import functools
 import itertools
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
 
 from halos_jax.data.chat.channels import find_lead, take_content
 from halos_jax.data.chat.guard import Guard
 from halos_jax.data.chat.template import PROBE, Template, adds_bos
+from halos_jax.data.chat.tokenizer import Tokenizer
 from halos_jax.data.chat.truncate import truncate_turns
 from halos_jax.data.records.formats import digest
 from halos_jax.types import Turn
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_renderer(
-    tokenizer: object,
+    tokenizer: Tokenizer,
     eos_token_ids: Iterable[int] | int | None = (),
     answer_tokens: Collection[str] = (),
 ) -> "Renderer":
@@ -49,7 +49,7 @@ class Renderer:
     """
 
     def __init__(
-        self, tokenizer: Any, eos_token_ids: Iterable[int], answer_tokens: Collection[str]
+        self, tokenizer: Tokenizer, eos_token_ids: Iterable[int], answer_tokens: Collection[str]
     ):
         self.tokenizer = tokenizer
         self.origin: str = tokenizer.name_or_path
@@ -176,7 +176,7 @@ class Renderer:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         begins = adds_bos(self.tokenizer)
         for ids in self._guard.encode_all(texts):
-            first = [bos] if begins and ids[:1] != [bos] else []
+            first = [bos] if begins and bos is not None and ids[:1] != [bos] else []
             last = [eos] if eos is not None and ids[-1:] != [eos] else []
             yield (*first, *ids, *last)
 

@@ -17,6 +17,7 @@ from halos_jax.data.chat import thoughts
 from halos_jax.data.chat.bounded import TemplateFault, apply_template
 from halos_jax.data.chat.guard import Guard
 from halos_jax.data.chat.template_options import list_options
+from halos_jax.data.chat.tokenizer import Tokenizer
 from halos_jax.data.records.fields import RecordError, shorten
 from halos_jax.data.records.turns import REASONING, drop_keys, make_messages, pack, unpack
 from halos_jax.types import Turn
@@ -42,13 +43,13 @@ _PROBES = (
 )
 
 
-def adds_bos(tokenizer: Any) -> bool:
+def adds_bos(tokenizer: Tokenizer) -> bool:
     """Return whether a tokenizer puts a BOS before what it encodes, without a template."""
     first = tokenizer("x", verbose=False)["input_ids"][:1]
     return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
 
 
-def choose_template(tokenizer: Any, name: str = "") -> str:
+def choose_template(tokenizer: Tokenizer, name: str = "") -> str:
     """Return a tokenizer's chat template: the one called `name`, or its default; "" if it has none.
 
     Raises:
@@ -66,7 +67,7 @@ def choose_template(tokenizer: Any, name: str = "") -> str:
     )
 
 
-def make_default_template(tokenizer: object) -> str:
+def make_default_template(tokenizer: Tokenizer) -> str:
     """Return the template for a tokenizer without one; it writes a BOS if the tokenizer adds one.
 
     So whoever renders with the template gets the same tokens; no BOS is added to rendered text.
@@ -87,7 +88,7 @@ class Template:
         line break; None if the end marker is not its own but the tokenizer's eos token.
     """
 
-    def __init__(self, tokenizer: Any, guard: Guard):
+    def __init__(self, tokenizer: Tokenizer, guard: Guard):
         self._tokenizer, self._guard = tokenizer, guard
         own = choose_template(tokenizer)
         self.text, self.is_default = own or make_default_template(tokenizer), not own

@@ -11,9 +11,10 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from halos_jax.config import ConfigError
+from halos_jax.data.chat.tokenizer import Tokenizer
 from halos_jax.json_text import parse_json
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ _ADDED = "added_tokens.json"
 _TOKENIZER = "tokenizer.json"
 
 
-def open_tokenizer(path: str) -> Any:
+def open_tokenizer(path: str) -> Tokenizer:
     """Return the Hugging Face tokenizer of a folder or hub id; never runs remote code.
 
     Raises:
@@ -127,13 +128,14 @@ def open_tokenizer(path: str) -> Any:
     _check_template_file(path)
     vocabulary = _read_vocabulary(path, files[_TOKENIZER])
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever the library raises for a damaged file
         reason = _find_missing(path) or f"{type(error).__name__}: {_first_line(error)}"
         raise ConfigError(
             f"model.tokenizer: got {path!r}, allowed: a folder or hub id with a Hugging Face "
             f"tokenizer that needs no remote code; {reason}"
         ) from error
+    tokenizer = cast(Tokenizer, loaded)
     _compare(path, tokenizer, files, vocabulary)
     return tokenizer
 
@@ -310,7 +312,7 @@ def _is_installed(module: str) -> bool:
 
 def _compare(
     path: str,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     files: Mapping[str, dict[str, Any] | None],
     vocabulary: Mapping[str, int],
 ) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,11 @@ def write_model(
     _write_tensors(params, table, plan, folder, np.dtype(dtype), max_shard_bytes)
 
 
-def replace_tokenizer(folder: Path, tokenizer: Any) -> None:
+class _Tokenizer(Protocol):
+    def save_pretrained(self, save_directory: Path) -> object: ...
+
+
+def replace_tokenizer(folder: Path, tokenizer: _Tokenizer) -> None:
     """Write a Hugging Face tokenizer, chat template included, in place of that in `folder`.
 
     For a model that was trained with another tokenizer or template than those of its source; to

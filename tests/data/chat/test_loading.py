@@ -46,6 +46,12 @@ def test_loading_takes_the_template_of_a_file(tmp_path):
         load_tokenizer(str(tmp_path), str(tmp_path / "none.jinja"))
 
 
+def test_a_file_that_is_missing_is_named_for_a_tokenizer_without_a_template(tmp_path):
+    make_tokenizer(None).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"got 'none\.jinja', allowed: a Jinja file in UTF-8; "):
+        load_tokenizer(str(tmp_path), "none.jinja")
+
+
 def test_loading_what_is_not_there_is_one_clear_error(tmp_path):
     with pytest.raises(ConfigError, match=r"model.tokenizer: got '', allowed"):
         load_tokenizer("")
