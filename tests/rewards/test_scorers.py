@@ -362,9 +362,8 @@ def test_a_judge_is_a_scorer_like_any_other(renderer, functions, server, tmp_pat
 def test_an_error_inside_a_function_names_its_part_and_not_its_file(renderer, functions, tmp_path):
     (tmp_path / "my_reward.py").write_text("def broken(prompt, response): raise KeyError('mine')\n")
     parts = {"own": {"function": "my_reward:broken"}}
-    scorer = make_scorer(
-        Config(reward=with_parts(RewardConfig(kind="function"), parts)), None, renderer
-    )
+    reward = with_parts(RewardConfig(kind="function"), parts)
+    scorer = make_scorer(Config(reward=reward), None, renderer)
     with pytest.raises(RewardError) as caught:
         scorer(make_samples(renderer))
     message = str(caught.value)
