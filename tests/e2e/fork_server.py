@@ -128,8 +128,10 @@ def observe(request: dict) -> None:
     observer = Observer(request)
     for name in ("replace", "rename", "unlink", "rmdir", "fsync"):
         observer.wrap_path(os, name)
-    for name in ("sample", "score", "feedback", "train", "evaluate"):
-        module = evaluation if name == "evaluate" else stages
+    for module, name in (
+        *((stages, name) for name in ("sample", "score", "feedback", "train")),
+        *((evaluation, name) for name in ("evaluate", "final_test")),
+    ):
         observer.wrap(module, f"{name}_stage", functools.partial(_name_stage, name), stage=True)
     for name in ("sample_extent", "score_extent", "join_extents"):
         observer.wrap(gather, name, functools.partial(_name_extent, name), stage=True)
