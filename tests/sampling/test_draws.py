@@ -11,7 +11,7 @@ import scipy.special
 
 from halos_jax.sampling import draws
 from halos_jax.sampling.decode import derive_keys
-from halos_jax.sampling.filters import filter_logits
+from tests.sampling.filtered import filter_logits
 
 PLAIN = draws.DecodeSettings(
     temperature=1.0, top_k=0, top_p=1.0, max_tokens=9, chunk=4, stop_ids=(3, 5, 11)
