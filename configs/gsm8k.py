@@ -4,9 +4,10 @@ Command:   python -m halos_jax.main --config=configs/gsm8k.py --config.workdir=r
              --config.model.path=DIR_OR_HUB_ID
 Hardware:  one GPU of 80 GB for models of up to 1.5B parameters; split larger ones over more devices
            with --config.mesh.fsdp=-1 --config.mesh.data=1.
-Expect:    `reward_eval` is the share of right answers to the held-out questions; it rises over the
-           rounds. Round 0 is the model as it came. Where that is near 0 or 1, most groups have
-           equal rewards (`rewards_train/advantage` near 0): little to learn.
+Expect:    `reward_eval` is the share of right answers to 400 training questions that are held out.
+           It rises over the rounds; round 0 is the model as it came. Where that is near 0 or 1,
+           most groups have equal rewards (`tied_share` near 1): little to learn. `reward_test` is
+           the share of right greedy answers to the test questions, in round 0 and of `final/`.
 Measured:  Qwen2.5-Coder-0.5B-Instruct (dequantised from 4 bits), trained on 7,073 of the training
            questions, 4 samples of each of the other 400 held out (data.train, data.eval, their
            files; data.max_eval=0); one H200, which four runs shared, jax 0.11.2, 2026-11-26:
@@ -19,12 +20,12 @@ Measured:  Qwen2.5-Coder-0.5B-Instruct (dequantised from 4 bits), trained on 7,0
 Questions come from the hub (openai/gsm8k). Files of your own need a record `{"question", "answer"}`
 each, where the answer is a number or ends with "#### number":
 
-  --config.data.train=train.jsonl --config.data.eval=test.jsonl
+  --config.data.train=train.jsonl --config.data.test=test.jsonl
 
 The reward is 1 where the response's final number equals the answer's, else 0 (`numeric_answer`).
 The loss and its reasons are those of configs/online_grpo.py. A round takes 256 questions, 8 samples
-of each and 8 optimizer steps; the run takes 7,168 of the 7,473 questions. Start from a model that
-follows instructions: nothing but its own chat template stands around a question.
+of each and 8 optimizer steps; the run takes each of the other 7,073 training questions once. Start
+from a model that follows instructions: nothing but its own chat template stands around a question.
 """
 
 from ml_collections import ConfigDict
@@ -38,14 +39,16 @@ def get_config() -> ConfigDict:
     config.task = "online"
     config.workdir = "runs/gsm8k"
     config.data.train = "openai/gsm8k:main@train"
-    config.data.eval = "openai/gsm8k:main@test"
-    config.data.max_eval = 256
+    config.data.holdout = 400
+    config.data.test = "openai/gsm8k:main@test"
+    config.eval.test_temperature = 0.0
     config.reward.kind = "function"
     config.reward.function = "halos_jax.rewards.functions:numeric_answer"
     config.loss.name = "dapo"
     config.feedback.type = "scalar"
-    config.rounds.total_prompts = 7168
+    config.rounds.total_prompts = 7073
     config.rounds.prompts_per_round = 256
+    config.rounds.eval_every = 4
     config.sampling.num_samples_per_prompt = 8
     config.sampling.temperature = 1.0
     config.sampling.top_p = 1.0

@@ -19,6 +19,7 @@ from halos_jax.config import Config, roles, schema
 # No field of a command is larger than here.
 SIZES = {
     "bench.steps": 1,
+    "data.holdout": 4,
     "data.max_eval": 4,
     "lora.rank": 4,
     "reward.max_length": 128,
