@@ -124,6 +124,15 @@ def test_without_lora_the_params_are_the_model(toy, mesh1):
     assert params.keys() == {"embed", "final_norm", "head", "layers"}
 
 
+def test_a_base_is_quantized_as_the_config_says(toy, mesh1, monkeypatch):
+    asked = []
+    monkeypatch.setattr(lora, "quantize_base", lambda base, kind: asked.append(kind) or base)
+    for kind in ("compute", "int8", "nf4"):
+        settings = LoraConfig(rank=2, base=kind)
+        load(Config(model=ModelConfig(path=str(toy / "policy")), lora=settings), mesh1)
+    assert asked == ["int8", "nf4"]
+
+
 def test_lora_starts_from_the_same_fresh_adapter_each_time(toy, mesh1):
     config = Config(model=ModelConfig(path=str(toy / "policy")), lora=LoraConfig(rank=2), seed=4)
     trainer, params = load(config, mesh1, num_labels=1)
@@ -134,6 +143,10 @@ def test_lora_starts_from_the_same_fresh_adapter_each_time(toy, mesh1):
     assert params.keys() == {"layers", "score"}
     _, again = load(config, mesh1, num_labels=1)
     jax.tree.map(np.testing.assert_array_equal, again, params)
+    of_seed = lora.init_adapter(4, trainer.frozen, trainer.decoder, mesh1)
+    jax.tree.map(np.testing.assert_array_equal, of_seed, params)
+    _, other = load(dataclasses.replace(config, seed=5), mesh1, num_labels=1)
+    assert (other["layers"]["q_lora_a"] != params["layers"]["q_lora_a"]).all()
     assert jax.tree.structure(trainer.abstract_state.params) == jax.tree.structure(params)
 
 
