@@ -50,7 +50,8 @@ def test_a_fault_that_cannot_be_tried_is_an_error(root):
         ({"old": "x"}, r"does not apply any more \(4 times in the source\)"),
         ({"file": "package/gone.py"}, "does not apply any more"),
         ({"new": BOUNDARY.old}, "does not apply any more"),
-        ({"tests": ("tests/test_gone.py::test_x",)}, "has no test file tests/test_gone.py::test_x"),
+        ({"tests": ("tests/test_gone.py::test_x",)}, "has no test tests/test_gone.py::test_x"),
+        ({"tests": ("tests/test_part.py::test_gone",)}, "no test tests/test_part.py::test_gone"),
     ):
         table = write_table(root, UNSEEN, dataclasses.replace(BOUNDARY, **changes))
         with pytest.raises(TableError, match=message):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from halos_jax.data.records.csv_files import read_csv
 from halos_jax.data.records.edits import change_record
 from halos_jax.data.records.fields import NO_EDITS, Edits, Fields, RecordError
 from halos_jax.data.records.hub import HUB_SETS, find_named, load_set, read_named
@@ -14,7 +15,6 @@ from halos_jax.data.records.reading import OnBad, raise_error, read_records
 from halos_jax.data.records.tables import (
     is_saved,
     read_arrow,
-    read_csv,
     read_parquet,
     read_rows,
     read_saved,
