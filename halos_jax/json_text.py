@@ -6,7 +6,10 @@ UTF-8 file can hold, and hits the recursion limit on deep nesting.
 
 import json
 import re
-from typing import Any
+from typing import Any, TypeAlias
+
+# An object of JSON, as it is parsed; whoever reads it checks its values.
+JsonObject: TypeAlias = dict[str, Any]
 
 MAX_DEPTH = 64  # of nested lists and objects; files of models and records have less than 10
 

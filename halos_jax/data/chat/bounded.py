@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 
 from halos_jax.config import ConfigError
 from halos_jax.data.chat.tokenizer import Tokenizer
+from halos_jax.json_text import JsonObject
 
 # Rendering takes milliseconds; a template that takes so long is assumed to loop for ever.
 SECONDS = 10.0
@@ -24,7 +25,7 @@ class TemplateFault(TemplateError):
     """A template neither returned a text nor refused the messages; see the error's cause."""
 
 
-def apply_template(tokenizer: Tokenizer, messages: list[dict[str, Any]], **options: Any) -> str:
+def apply_template(tokenizer: Tokenizer, messages: list[JsonObject], **options: Any) -> str:
     """Return `tokenizer.apply_chat_template(messages, tokenize=False, **options)`.
 
     Raises:

@@ -16,6 +16,7 @@ from halos_jax.data.chat.thoughts import find_thought
 from halos_jax.data.chat.tokenizer import Tokenizer
 from halos_jax.data.chat.tokenizer_files import open_tokenizer, read_eos
 from halos_jax.data.records.fields import RecordError
+from halos_jax.json_text import JsonObject
 
 # Roles of conversations in which a template shows its markers; it may refuse some of them.
 _FRAMES = (
@@ -137,7 +138,7 @@ def apply_options(
     tokenizer.chat_template = set_options(template, options, field)
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     for count in (1, 2):
-        chat: dict[str, Any] = {"messages": turns[:count], "add_generation_prompt": count == 1}
+        chat: JsonObject = {"messages": turns[:count], "add_generation_prompt": count == 1}
         try:
             passed = apply_template(tokenizer, **chat, chat_template=template, **options)
             found = apply_template(tokenizer, **chat)

@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, overload
 
+from halos_jax.json_text import JsonObject
+
 
 class AddedToken(Protocol):
     """A token that is matched as a whole, before the text is split into pieces."""
@@ -47,7 +49,7 @@ class Tokenizer(Protocol):
         """Encode one text or several; "input_ids" are the ids of each."""
         ...
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> Any:
+    def apply_chat_template(self, messages: list[JsonObject], **options: Any) -> Any:
         """Render messages as text, or as ids."""
         ...
 

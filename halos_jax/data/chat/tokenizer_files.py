@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from halos_jax.config import ConfigError
 from halos_jax.data.chat.tokenizer import Tokenizer
-from halos_jax.json_text import parse_json
+from halos_jax.json_text import JsonObject, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def _find_file(path: str, name: str) -> Path | None:
     return Path(found) if found else None
 
 
-def _read_object(path: str, name: str) -> dict[str, Any] | None:
+def _read_object(path: str, name: str) -> JsonObject | None:
     file = _find_file(path, name)
     if file is None:
         return None
@@ -313,7 +313,7 @@ def _is_installed(module: str) -> bool:
 def _compare(
     path: str,
     tokenizer: Tokenizer,
-    files: Mapping[str, dict[str, Any] | None],
+    files: Mapping[str, JsonObject | None],
     vocabulary: Mapping[str, int],
 ) -> None:
     """Warn where the tokenizer that the library made differs from the files."""

@@ -15,6 +15,7 @@ from halos_jax.config.field_names import SYSTEMS, parse_names, parse_template, s
 from halos_jax.data.records.fields import Edits, Fields, RecordError
 from halos_jax.data.records.json_door import find_faults
 from halos_jax.data.records.turns import add_context, find_context, strip_context
+from halos_jax.json_text import JsonObject
 from halos_jax.types import Turn
 from halos_jax.user_code import explain_errors, import_function
 
@@ -43,10 +44,10 @@ def make_edits(data: DataConfig) -> Edits:
     )
 
 
-def _load_function(name: str) -> Callable[[dict[str, Any]], Any]:
+def _load_function(name: str) -> Callable[[JsonObject], Any]:
     function = import_function(name, _MAP)
 
-    def change(record: dict[str, Any]) -> Any:
+    def change(record: JsonObject) -> Any:
         with explain_errors(
             f"{_MAP} {name!r}",
             advice="it is called with a record and returns a record, or None to leave it out",

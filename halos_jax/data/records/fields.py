@@ -8,7 +8,7 @@ from typing import Any
 from halos_jax.config.field_names import KNOWN
 from halos_jax.data.records.json_door import parse_json
 from halos_jax.errors import UserError
-from halos_jax.json_text import is_unicode
+from halos_jax.json_text import JsonObject, is_unicode
 
 _LARGEST, _VOCABULARY = 2**63 - 1, 2**31
 _FLOAT32 = 3.4028234e38
@@ -35,7 +35,7 @@ class Edits:
     """
 
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    change: Callable[[dict[str, Any]], Any] | None = None
+    change: Callable[[JsonObject], Any] | None = None
     template: tuple[tuple[str, str], ...] = ()
     system: str = ""
     merge: bool = False
@@ -206,7 +206,7 @@ class Fields:
                 return one
         raise self.error(name, value, ", ".join(map(repr, allowed)))
 
-    def mapping(self, name: str) -> dict[str, Any]:
+    def mapping(self, name: str) -> JsonObject:
         """Return an object, or {} if the field is absent."""
         value = self.parsed(name, {})
         if not isinstance(value, dict):

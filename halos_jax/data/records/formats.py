@@ -21,6 +21,7 @@ from halos_jax.data.records.turns import (
     refuse_unlearned,
     turns_to_record,
 )
+from halos_jax.json_text import JsonObject
 from halos_jax.storage import Note, replace_file
 from halos_jax.types import (
     FINISH_LENGTH,
@@ -86,7 +87,7 @@ def _dump(file: str, number: int, record: Mapping[str, Any]) -> bytes:
 # --------------------------------------------------------------------------- conversions
 
 
-def sample_to_record(sample: Sample, dataset: str = "", *, type: str = "sample") -> dict[str, Any]:
+def sample_to_record(sample: Sample, dataset: str = "", *, type: str = "sample") -> JsonObject:
     """Return HALOs' sample record with token ids; `sample_from_record` inverts it.
 
     A sample with a reward is feedback if `type` is "scalar_feedback".
@@ -148,7 +149,7 @@ def read_sample(fields: Fields, prompt: Prompt) -> Sample:
     return dataclasses.replace(sample, prompt=dataclasses.replace(prompt, extra=extra))
 
 
-def read_extra(fields: Fields, hidden: Iterable[str]) -> dict[str, Any]:
+def read_extra(fields: Fields, hidden: Iterable[str]) -> JsonObject:
     """Return the fields of a record, whatever their names, except those that are `hidden`.
 
     Records of HALOs' types hold them in `extra`; a field of that name in other records is merged
@@ -172,7 +173,7 @@ def read_extra(fields: Fields, hidden: Iterable[str]) -> dict[str, Any]:
 
 def preference_to_record(
     preference: Preference, *, seed: int = 0, round: int = 0, split: str = ""
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the HALOs pairwise_feedback record; `preference_from_record` inverts it.
 
     Whether A or B is the chosen output is a fair coin, which depends on (seed, round, prompt id,
@@ -182,7 +183,7 @@ def preference_to_record(
     names = sorted(_completion_key(completion) for completion in pair)
     swapped = int(digest("swap", seed, round, preference.prompt.prompt_id, names)[:8], 16) % 2 == 1
     first, second = sorted(pair, key=_completion_key, reverse=swapped)
-    record: dict[str, Any] = {"type": "pairwise_feedback"} | ({"split": split} if split else {})
+    record: JsonObject = {"type": "pairwise_feedback"} | ({"split": split} if split else {})
     record |= {
         "prompt_id": preference.prompt.prompt_id,
         "prompt": turns_to_record(preference.prompt.turns),
@@ -228,10 +229,10 @@ def read_pairwise(fields: Fields, prompt: Prompt) -> Preference:
     return Preference(prompt, chosen, rejected, fields.ids("prompt_ids"))
 
 
-def judgement_to_record(judgement: Judgement) -> dict[str, Any]:
+def judgement_to_record(judgement: Judgement) -> JsonObject:
     """Return the HALOs binary_feedback record; `judgement_from_record` inverts it."""
     completion = judgement.completion
-    record: dict[str, Any] = {
+    record: JsonObject = {
         "type": "binary_feedback",
         "prompt_id": judgement.prompt.prompt_id,
         "prompt": turns_to_record(judgement.prompt.turns),
@@ -315,5 +316,5 @@ def _completion_key(completion: Completion) -> str:
     return digest([_list_parts(turn) for turn in completion.turns])
 
 
-def _extra_to_record(prompt: Prompt) -> dict[str, Any]:
+def _extra_to_record(prompt: Prompt) -> JsonObject:
     return {"extra": dict(prompt.extra)} if prompt.extra else {}

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from halos_jax.data.records.fields import RecordError
+from halos_jax.json_text import JsonObject
 
 logger = logging.getLogger(__name__)
 
 Row: TypeAlias = Mapping[str, Any]
-Records: TypeAlias = Iterator[dict[str, Any] | None]
+Records: TypeAlias = Iterator[JsonObject | None]
 # (rows of a split, our name for the split) -> records.
 Reader: TypeAlias = Callable[[Iterable[Row], str], Records]
 
@@ -98,7 +99,7 @@ def load_set(source: str, allowed: str) -> Any:
         ) from error
 
 
-def _find_arguments(source: str) -> dict[str, Any]:
+def _find_arguments(source: str) -> JsonObject:
     """Return the arguments of `datasets.load_dataset`."""
     name, _, split = source.rpartition("@")
     hub_set = find_named(source)
@@ -114,7 +115,7 @@ def _find_arguments(source: str) -> dict[str, Any]:
 
 def read_named(
     source: str, hub_set: HubSet, rows: Iterable[Row]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+) -> Iterator[tuple[int, JsonObject]]:
     """Yield (number, record) from a data set's own reader; log how many rows it leaves out."""
     count = left_out = 0
     try:
@@ -300,9 +301,9 @@ def _compare(
     better: str,
     worse: str,
     rewards: tuple[float, float] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the pairwise_feedback record of two answers."""
-    record: dict[str, Any] = {
+    record: JsonObject = {
         "type": "pairwise_feedback",
         "prompt": prompt if isinstance(prompt, str) else _turns(prompt),
         "output_A": [_turn("assistant", better)],

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from halos_jax.json_text import MAX_DEPTH, is_unicode
+from halos_jax.json_text import MAX_DEPTH, JsonObject, is_unicode
 
 _MAX_BITS = 14_000  # of an integer: Python writes at most 4300 digits
 _UNICODE = "valid Unicode (half of a surrogate pair is no character)"
@@ -139,7 +139,7 @@ def _read_float(text: str) -> float:
     return value
 
 
-def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _read_object(pairs: list[tuple[str, Any]]) -> JsonObject:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a field stands twice in one object")
@@ -162,8 +162,8 @@ def _mark_integer(text: str) -> int | _Odd:
     return int(text)
 
 
-def _mark_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _mark_object(pairs: list[tuple[str, Any]]) -> JsonObject:
+    found: JsonObject = {}
     for name, value in pairs:
         twice = _Odd("two values", "a field once") if name in found else value
         found[name] = twice

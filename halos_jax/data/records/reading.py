@@ -10,13 +10,14 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from halos_jax.data.records.fields import RecordError, shorten
 from halos_jax.data.records.json_door import JsonFault, parse_json
 from halos_jax.errors import UserError
+from halos_jax.json_text import JsonObject
 
-Record = dict[str, Any]
+Record = JsonObject
 OnBad = Callable[[UserError], None]
 
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from halos_jax.data.records.csv_files import read_csv
 from halos_jax.data.records.edits import change_record
@@ -19,6 +18,7 @@ from halos_jax.data.records.tables import (
     read_rows,
     read_saved,
 )
+from halos_jax.json_text import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _SPLITS = {
     for name in names
 }
 
-Numbered = Iterator[tuple[int, dict[str, Any]]]
+Numbered = Iterator[tuple[int, JsonObject]]
 
 
 def read_sources(

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from halos_jax.data.records.fields import RecordError
+from halos_jax.json_text import JsonObject
 
-Rows = Iterator[tuple[int, dict[str, Any]]]
+Rows = Iterator[tuple[int, JsonObject]]
 
 
 def read_parquet(file: str) -> Rows:
@@ -107,7 +108,7 @@ def read_rows(rows: Any) -> Rows:
         yield number, plain_row(row)
 
 
-def plain_row(row: dict[str, Any]) -> dict[str, Any]:
+def plain_row(row: JsonObject) -> JsonObject:
     """Return a row of a table as a record, without its null values.
 
     All rows of a table have the same fields, even inside lists of objects, so a null means that the

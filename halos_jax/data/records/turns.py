@@ -15,6 +15,7 @@ from typing import Any
 from halos_jax.config.field_names import CHATS
 from halos_jax.data.records.fields import Fields
 from halos_jax.data.records.json_door import find_faults, parse_json
+from halos_jax.json_text import JsonObject
 from halos_jax.types import Turn
 
 # The keys that chat templates read: of a whole conversation, then of a turn.
@@ -53,12 +54,12 @@ def pack(keys: Mapping[str, Any]) -> str:
     return json.dumps(keys, ensure_ascii=False, separators=(",", ":")) if keys else ""
 
 
-def unpack(turn: Turn) -> dict[str, Any]:
+def unpack(turn: Turn) -> JsonObject:
     """Return a turn's further keys."""
     return json.loads(turn.further) if turn.further else {}
 
 
-def turns_to_record(turns: Iterable[Turn]) -> list[dict[str, Any]]:
+def turns_to_record(turns: Iterable[Turn]) -> list[JsonObject]:
     """Return turns as the list of objects that files hold; `read_turns` inverts it."""
     return [
         {"role": turn.role, "content": turn.content}
@@ -76,9 +77,9 @@ def add_context(turns: Sequence[Turn], context: Mapping[str, Any]) -> tuple[Turn
     return (first, *turns[1:])
 
 
-def find_context(turns: Iterable[Turn]) -> dict[str, Any]:
+def find_context(turns: Iterable[Turn]) -> JsonObject:
     """Return the keys of the whole conversation (`CONTEXT`) with their values."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for turn in turns:
         found |= {name: value for name, value in unpack(turn).items() if name in CONTEXT}
     return found
@@ -112,7 +113,7 @@ def _find_name(template: str, name: str) -> bool:
     return re.search(rf"(?<![A-Za-z0-9_]){name}(?![A-Za-z0-9_])", template) is not None
 
 
-def _name_reasoning(keys: dict[str, Any], template: str) -> dict[str, Any]:
+def _name_reasoning(keys: JsonObject, template: str) -> JsonObject:
     """Return a turn's keys, with its reasoning under the name that the template reads."""
     known = [name for name in REASONING if _find_name(template, name)]
     given = [name for name in REASONING if name in keys]
@@ -128,7 +129,7 @@ def make_messages(
     *,
     template: str = "",
     spell_calls: bool = False,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[JsonObject], JsonObject]:
     """Return the messages and the further arguments with which a chat template is rendered.
 
     Args:
@@ -137,8 +138,8 @@ def make_messages(
       template: the template; reasoning is given the name that it reads.
       spell_calls: give the arguments of calls as JSON text; else as objects, however they came.
     """
-    messages: list[dict[str, Any]] = []
-    context: dict[str, Any] = {}
+    messages: list[JsonObject] = []
+    context: JsonObject = {}
     for turn in turns:
         change_own = change_answers if turn.role == "assistant" and change_answers else change
         message = {"role": turn.role, "content": change_own(turn.content)}
@@ -225,7 +226,7 @@ def refuse_unlearned(fields: Fields, name: str, answer: Turn) -> None:
         )
 
 
-def read_context(fields: Fields) -> dict[str, Any]:
+def read_context(fields: Fields) -> JsonObject:
     """Return the keys of a record that belong to its whole conversation: tools, documents."""
     return _read_context(fields, "", fields.record, fields.get)
 
@@ -277,7 +278,7 @@ def _read_content(fields: Fields, at: str, content: object) -> str:
     return "".join(texts)
 
 
-def _read_keys(fields: Fields, at: str, turn: Mapping[str, Any]) -> dict[str, Any]:
+def _read_keys(fields: Fields, at: str, turn: Mapping[str, Any]) -> JsonObject:
     """Return those further keys of a turn that templates read; empty ones count as absent."""
     for name in _MEDIA:
         if turn.get(name):
@@ -298,7 +299,7 @@ def _read_keys(fields: Fields, at: str, turn: Mapping[str, Any]) -> dict[str, An
 
 def _read_context(
     fields: Fields, prefix: str, values: Mapping[str, Any], get: Callable[[str], Any]
-) -> dict[str, Any]:
+) -> JsonObject:
     context = {}
     for name in CONTEXT:
         if values.get(name) in (None, [], "") or name in fields.edits.ignored:
@@ -317,7 +318,7 @@ def _read_context(
     return context
 
 
-def _check_calls(fields: Fields, at: str, calls: object) -> list[dict[str, Any]]:
+def _check_calls(fields: Fields, at: str, calls: object) -> list[JsonObject]:
     given = calls
     calls = _parse(calls) if isinstance(calls, str) else calls
     if not isinstance(calls, list) or not calls:
@@ -331,7 +332,7 @@ def _check_calls(fields: Fields, at: str, calls: object) -> list[dict[str, Any]]
     return calls
 
 
-def _parse_calls(fields: Fields, at: str, content: str) -> list[dict[str, Any]]:
+def _parse_calls(fields: Fields, at: str, content: str) -> list[JsonObject]:
     """Return the calls in a ShareGPT turn of the role function_call, which holds JSON text."""
     value = _parse(content)
     calls = value if isinstance(value, list) else [value]

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
+from halos_jax.json_text import JsonObject
 from halos_jax.models import spec
 from halos_jax.models.files import hf
 from halos_jax.models.files.folders import replace_folder, write_json
@@ -239,7 +240,7 @@ def _write_header(file: BinaryIO, shard: list[_Planned], dtype: np.dtype) -> Non
     `safetensors.numpy.save_file` would need all tensors of the file in memory at once; with the
     header first they can follow one by one.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: JsonObject = {"__metadata__": {"format": "pt"}}
     start = 0
     for entry in shard:
         stop = start + _num_bytes(entry, dtype.itemsize)

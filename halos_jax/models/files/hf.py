@@ -15,7 +15,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import jax
@@ -25,6 +24,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from halos_jax.config import ModelConfig
+from halos_jax.json_text import JsonObject
 from halos_jax.models import spec
 from halos_jax.models.files import mxfp4, vocab
 from halos_jax.models.files.text_model import take_text_config, take_text_tensors
@@ -113,7 +113,7 @@ def _has_own_head(folder: Path) -> bool:
         return has_own_head(tensors, families.get_family(take_text_config(whole)))
 
 
-def read_hf_config(folder: Path) -> dict[str, Any]:
+def read_hf_config(folder: Path) -> JsonObject:
     """Return the folder's config.json, of a model of text and images that of the text model.
 
     Raises:
@@ -122,7 +122,7 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     return take_text_config(read_whole_config(folder))
 
 
-def read_whole_config(folder: Path) -> dict[str, Any]:
+def read_whole_config(folder: Path) -> JsonObject:
     """Return the folder's config.json as it is; raises as `read_hf_config`."""
     read = read_json(folder / "config.json")
     if not isinstance(read, dict):
@@ -132,7 +132,7 @@ def read_whole_config(folder: Path) -> dict[str, Any]:
 
 def load_params(
     path: str, config: DecoderConfig, mesh: Mesh, *, allow_new: Iterable[str] = ()
-) -> dict[str, Any]:
+) -> JsonObject:
     """Load the params of `config` from the model at `path`, in `config.params_dtype`, sharded.
 
     `allow_new` names arrays that are drawn (always the same) where the checkpoint has none: with
@@ -186,7 +186,7 @@ def load_or_init_params(
     seed: int,
     *,
     allow_new: Iterable[str] = (),
-) -> dict[str, Any]:
+) -> JsonObject:
     """Load the params of `settings.path`, or draw them from `seed` if `settings.random_init`."""
     if not settings.random_init:
         return load_params(settings.path, config, mesh, allow_new=allow_new)

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from halos_jax.integers import divide_up
+from halos_jax.json_text import JsonObject
 from halos_jax.models.hf.families import ModelError
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
@@ -78,7 +79,7 @@ def unpack(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return numbers.reshape(*scales.shape[:-1], -1)
 
 
-def unpack_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
+def unpack_tensors(tensors: Mapping[str, Any]) -> JsonObject:
     """Return `tensors` with one `Packed` in place of each pair of blocks and scales.
 
     Raises:

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from safetensors.numpy import save
 
+from halos_jax.json_text import JsonObject
 from halos_jax.models import lora
 from halos_jax.models.files import export, hf
 from halos_jax.models.files.adapter_schema import list_faults
@@ -81,7 +81,7 @@ def read_adapter(
 
 def load_adapter(
     path: str, frozen: Frozen, config: DecoderConfig, family: Family, mesh: Mesh
-) -> dict[str, Any]:
+) -> JsonObject:
     """Load the adapter at `path`, which `read_adapter` has read, in the params' dtype, sharded.
 
     Where it has no score head and the model has one, that is the base's.
@@ -191,7 +191,7 @@ def list_tensors(
 
 def _make_settings(
     adapter: Adapter, config: DecoderConfig, family: Family, base: str
-) -> dict[str, Any]:
+) -> JsonObject:
     modules = lora.find_modules(config, family)
     return {
         "peft_type": "LORA",

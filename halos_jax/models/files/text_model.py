@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from halos_jax.json_text import JsonObject
 from halos_jax.models.files.weight_files import Tensors
 from halos_jax.models.hf.families import ModelError
 
@@ -66,7 +67,7 @@ def find_composite(hf_config: Mapping[str, Any]) -> Composite | None:
     return COMPOSITES.get(model_type) if isinstance(model_type, str) else None
 
 
-def take_text_config(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+def take_text_config(hf_config: Mapping[str, Any]) -> JsonObject:
     """Return the config of the text model of a composite; any other config as it is.
 
     Raises:

@@ -14,13 +14,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from halos_jax.json_text import parse_json
+from halos_jax.json_text import JsonObject, parse_json
 from halos_jax.models.hf.families import ModelError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 # Name in the checkpoint -> its (lazily read) tensor.
-Tensors = dict[str, Any]
+Tensors = JsonObject
 
 FLOATS = ("BF16", "F16", "F32", "F64")  # types that weights may have
 _MAX_HEADER = 100_000_000  # bytes, the format's own limit

@@ -5,11 +5,11 @@ What there is to know of each family stands in `models.family_table`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from halos_jax.config import ModelConfig
 from halos_jax.config.execution import Execution
 from halos_jax.errors import UserError
+from halos_jax.json_text import JsonObject
 from halos_jax.models import gating
 from halos_jax.models.hf.family_table import FAMILIES, Family
 from halos_jax.models.hf.fields import HFConfig
@@ -55,7 +55,7 @@ def make_decoder_config(hf_config: HFConfig, settings: ModelConfig | None = None
     return DecoderConfig(**fields)
 
 
-def _read_fields(hf_config: HFConfig, family: Family, errors: list[str]) -> dict[str, Any]:
+def _read_fields(hf_config: HFConfig, family: Family, errors: list[str]) -> JsonObject:
     fields = family.read({**family.defaults, **hf_config}, errors)
     if gating.is_gated(hf_config, family):
         fields |= {"num_labels": 1, "gating": gating.read_gating(hf_config)}
@@ -91,9 +91,7 @@ def get_family(hf_config: HFConfig) -> Family:
     return FAMILIES[model_type]
 
 
-def make_hf_config(
-    config: DecoderConfig, dtype: str, source: HFConfig | None = None
-) -> dict[str, Any]:
+def make_hf_config(config: DecoderConfig, dtype: str, source: HFConfig | None = None) -> JsonObject:
     """Return the Hugging Face config for weights of `config` stored as `dtype`.
 
     It is that of `source`, with what the weights determine set anew; without a source it is a
@@ -157,7 +155,7 @@ def _read_num_labels(hf_config: HFConfig, family: Family, errors: list[str]) -> 
     return labels
 
 
-def _write_num_labels(made: dict[str, Any], num_labels: int) -> None:
+def _write_num_labels(made: JsonObject, num_labels: int) -> None:
     made.pop("num_labels", None)
     if len(made.get("id2label") or ()) == num_labels:
         return  # keep the names that the labels have
@@ -177,7 +175,7 @@ def list_tensors(config: DecoderConfig, family: Family) -> dict[str, Tensor]:
     return bind_tensors(table, shapes)
 
 
-def _write_llama(config: DecoderConfig) -> dict[str, Any]:
+def _write_llama(config: DecoderConfig) -> JsonObject:
     """Return a Llama config in the spelling of transformers 4, which 5 reads too."""
     return {
         "model_type": "llama",
@@ -199,7 +197,7 @@ def _write_llama(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _write_rope(rope: RopeConfig) -> dict[str, Any] | None:
+def _write_rope(rope: RopeConfig) -> JsonObject | None:
     if rope.kind == "default":
         return None
     fields = {theirs: getattr(rope, ours) for ours, (theirs, _) in ROPE_FIELDS[rope.kind].items()}

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from halos_jax.json_text import JsonObject
 from halos_jax.models.hf.fields import (
     HFConfig,
     get_layer_types,
@@ -35,7 +36,7 @@ from halos_jax.models.hf.key_tables import (
 from halos_jax.models.hf.rope_fields import NO_ROPE, read_rope, read_two_ropes
 from halos_jax.models.hf.tensors import Tensor
 
-Fields = dict[str, Any]
+Fields = JsonObject
 
 
 @dataclasses.dataclass(frozen=True)

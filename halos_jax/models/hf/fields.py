@@ -7,6 +7,7 @@ this decoder cannot run to `errors`.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from halos_jax.json_text import JsonObject
 from halos_jax.models.activations import NAMES
 from halos_jax.models.hf.rope_fields import FULL, WINDOWED, read_rope
 from halos_jax.models.spec import ClampedGate, ExpertsConfig
@@ -22,7 +23,7 @@ _SIZES = {
 }
 
 
-def read_architecture(hf_config: HFConfig, errors: list[str]) -> dict[str, Any]:
+def read_architecture(hf_config: HFConfig, errors: list[str]) -> JsonObject:
     """Return the fields of DecoderConfig that are named alike in all families."""
     std = hf_config.get("initializer_range")
     return {

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from halos_jax.json_text import JsonObject
 from halos_jax.models.spec import RopeConfig
 
 # RopeConfig field -> name in config.json, for each kind of scaling; True where it must be there.
@@ -101,7 +102,7 @@ def _make_rope(
         errors.append(f"rope type: got {kind!r}, allowed: {', '.join(map(repr, ROPE_FIELDS))}")
         return RopeConfig()
     rope = _fill_lengths(rope, kind, hf_config)
-    fields: dict[str, Any] = {}
+    fields: JsonObject = {}
     for ours, (theirs, required) in ROPE_FIELDS[kind].items():
         if rope.get(theirs) is not None:
             fields[ours] = rope[theirs]
@@ -127,7 +128,7 @@ def _make_rope(
     )
 
 
-def _fill_lengths(rope: Mapping[str, Any], kind: str, hf_config: HFConfig) -> dict[str, Any]:
+def _fill_lengths(rope: Mapping[str, Any], kind: str, hf_config: HFConfig) -> JsonObject:
     """Return `rope` with the lengths that transformers takes from the config around it."""
     original, model = "original_max_position_embeddings", "max_position_embeddings"
     filled = {**rope, model: hf_config.get(model)}
@@ -139,7 +140,7 @@ def _fill_lengths(rope: Mapping[str, Any], kind: str, hf_config: HFConfig) -> di
 
 
 def _finish_longrope(
-    fields: dict[str, Any], rope: Mapping[str, Any], hf_config: HFConfig, errors: list[str]
+    fields: JsonObject, rope: Mapping[str, Any], hf_config: HFConfig, errors: list[str]
 ) -> None:
     """Complete the fields of LongRoPE (Ding et al. 2024): one factor a pair, and a temperature."""
     width = hf_config.get("head_dim") or (

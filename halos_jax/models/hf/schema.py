@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from halos_jax.json_text import JsonObject
+
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
@@ -153,7 +155,7 @@ _NOISE = _split_words("attention_dropout hidden_dropout resid_pdrop embd_pdrop r
 _UNREAD_OF: dict[str, tuple[str, ...]] = {"gemma3_text": ("attn_logit_softcapping",)}
 
 
-def check_fields(hf_config: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
+def check_fields(hf_config: Mapping[str, Any], errors: list[str]) -> JsonObject:
     """Return the config without the fields of a wrong type, of which `errors` gets a line each.
 
     A field that the model's family does not read may have any value.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from halos_jax.data.records.formats import digest
+from halos_jax.json_text import JsonObject
 from halos_jax.storage import open_append
 
 logger = logging.getLogger(__name__)
@@ -31,11 +32,11 @@ class AnswerCache:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._answers: dict[str, dict[str, Any]] = {}
+        self._answers: dict[str, JsonObject] = {}
         self._lock = threading.Lock()
         self._torn = False
         self._broken = 0
-        self._unsealed: list[dict[str, Any]] = []  # those of an older version's file
+        self._unsealed: list[JsonObject] = []  # those of an older version's file
 
     def load(self) -> None:
         """Read the file as it is now; it need not exist."""
@@ -75,7 +76,7 @@ class AnswerCache:
         with self._lock:
             return len(self._answers)
 
-    def get(self, key: str) -> dict[str, Any] | None:
+    def get(self, key: str) -> JsonObject | None:
         """Return the answer with `key`, or None."""
         with self._lock:
             return self._answers.get(key)
@@ -104,7 +105,7 @@ def make_key(url: str, body: Mapping[str, Any], repeat: int) -> str:
     return digest("judge", url, json.dumps(body, sort_keys=True), repeat)
 
 
-def _parse_line(line: bytes) -> dict[str, Any] | None:
+def _parse_line(line: bytes) -> JsonObject | None:
     """Return the answer of a line whose hash is right, else None."""
     answer = _parse_answer(line)
     if answer is None or "sha256" not in answer:
@@ -113,13 +114,13 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
     return answer if found == _seal(answer)["sha256"] else None
 
 
-def _parse_old_line(line: bytes) -> dict[str, Any] | None:
+def _parse_old_line(line: bytes) -> JsonObject | None:
     """Return the answer of a line as an older version wrote it, without a hash; else None."""
     answer = _parse_answer(line)
     return answer if answer is not None and answer.keys() <= {*_NAMES, "model"} else None
 
 
-def _parse_answer(line: bytes) -> dict[str, Any] | None:
+def _parse_answer(line: bytes) -> JsonObject | None:
     try:
         answer = json.loads(line)
     except ValueError:
@@ -133,6 +134,6 @@ def _make_line(answer: Mapping[str, Any]) -> bytes:
     return json.dumps(_seal(answer)).encode() + b"\n"
 
 
-def _seal(answer: Mapping[str, Any]) -> dict[str, Any]:
+def _seal(answer: Mapping[str, Any]) -> JsonObject:
     """Return an answer with the hash of its fields."""
     return {**answer, "sha256": digest("answer", sorted(answer.items()))}

@@ -10,13 +10,13 @@ import random
 import threading
 import time
 from collections import Counter
-from typing import Any
 
 import httpx2
 
 from halos_jax.config import ConfigError
 from halos_jax.config.rewards import JudgeConfig
 from halos_jax.data.records.fields import shorten
+from halos_jax.json_text import JsonObject
 from halos_jax.rewards.labels import RewardError
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class JudgeClient:
         except httpx2.RequestError as error:
             logger.info("judge: %s at the first contact", type(error).__name__)
 
-    def probe(self, body: dict[str, Any]) -> None:
+    def probe(self, body: JsonObject) -> None:
         """Send one request to see whether the server accepts it.
 
         A failure that may pass (429, 5xx, a time-out) is only logged.
@@ -168,7 +168,7 @@ class JudgeClient:
             "--config.reward.judge.url=URL"
         )
 
-    def ask(self, body: dict[str, Any]) -> Answer | None:
+    def ask(self, body: JsonObject) -> Answer | None:
         """Send a request until it is answered; return None if it still is not after all retries.
 
         A lost connection, a time-out, an error of the server (5xx), 408, 409, 425, 429 and a reply
@@ -202,7 +202,7 @@ class JudgeClient:
         )
         return None
 
-    def _send(self, body: dict[str, Any]) -> Answer | tuple[str, float]:
+    def _send(self, body: JsonObject) -> Answer | tuple[str, float]:
         """Return the answer, or (why there is none yet, how many seconds to wait)."""
         self.counts["requests"] += 1
         try:

@@ -14,6 +14,7 @@ from halos_jax import sharding
 from halos_jax.config import Config, schema
 from halos_jax.config.rewards import JudgeConfig
 from halos_jax.data.records.fields import shorten
+from halos_jax.json_text import JsonObject
 from halos_jax.metrics import make_progress
 from halos_jax.rewards.judge.answers import parse_score, parse_verdict
 from halos_jax.rewards.judge.cache import AnswerCache, make_key
@@ -296,7 +297,7 @@ class _Asker:
     def _key(self, messages: Messages, repeat: int) -> str:
         return make_key(self._settings.url.rstrip("/"), self._body(messages), repeat)
 
-    def _body(self, messages: Messages) -> dict[str, Any]:
+    def _body(self, messages: Messages) -> JsonObject:
         return _make_body(self._settings, messages)
 
     def _report(self, distinct: int, asked: int, failed: int, client: JudgeClient) -> None:
@@ -313,7 +314,7 @@ class _Asker:
         )
 
 
-def _make_body(settings: JudgeConfig, messages: Messages) -> dict[str, Any]:
+def _make_body(settings: JudgeConfig, messages: Messages) -> JsonObject:
     body = {"model": settings.model, "messages": messages, "temperature": 0}
     if settings.max_tokens:
         body["max_tokens"] = settings.max_tokens
