@@ -8,7 +8,7 @@ from halos_jax.config import Config
 from halos_jax.config.kinds import ITEM_KINDS
 from halos_jax.losses import get_loss
 from halos_jax.packing.batches import count_steps
-from halos_jax.training.optim import count_warmup, make_schedule
+from halos_jax.training.optim import count_warmup, decays_by_budget, make_schedule
 
 # With fewer optimizer steps a round, a few ties leave one or none, and what a round costs beside
 # its training (weights for the sampler, a checkpoint, an evaluation) buys next to nothing.
@@ -111,7 +111,8 @@ def describe_rest(
         f"{len(left)} {_plural('round', len(left))} left",
         f"{share:.2f} {noun} a prompt so far, so about {steps:,} steps in all",
     ]
-    if config.optimizer.schedule != "constant" and steps < total_steps:
+    follows_steps = config.optimizer.schedule != "constant" and not decays_by_budget(config)
+    if follows_steps and steps < total_steps:
         last = float(make_schedule(config.optimizer, total_steps)(steps))
         parts.append(
             f"{total_steps:,} in the schedule, so the learning rate ends at {last:.2g} of "

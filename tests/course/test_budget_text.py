@@ -121,6 +121,9 @@ def test_a_decay_that_the_run_does_not_reach_the_end_of_is_told():
     )
     full = [RoundDone(512, 512, 16, 0.0)] * 2
     assert "schedule" not in describe_rest(config, full, ROUNDS[2:], 50)
+    # A rate that follows the prompts gets to its end, however many steps there are.
+    by_budget = change(config, "feedback", min_examples=32)
+    assert "schedule" not in describe_rest(by_budget, done, ROUNDS[2:], 50)
 
 
 def test_rounds_without_any_pair_take_no_step():
