@@ -152,6 +152,8 @@ class Completion:
 class Preference:
     """A pair: two completions of one prompt, the chosen one and the rejected one.
 
+    `weight` is that of the pair in the loss, more than 0.
+
     Example:
       >>> pair = Preference(
       ...     Prompt("7", (Turn("user", "What is 2 + 2?"),)),
@@ -166,6 +168,7 @@ class Preference:
     chosen: Completion
     rejected: Completion
     prompt_ids: tuple[int, ...] = ()
+    weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

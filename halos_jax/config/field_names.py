@@ -32,7 +32,7 @@ FORMAT = {
     "sample": _SAMPLE,
     "scalar_feedback": _SAMPLE,
     "binary_feedback": frozenset({*_ALWAYS, *_OUTPUT, "response_ids", "label"}),
-    "pairwise_feedback": frozenset({*_ALWAYS, *_PAIR, "label", "reward_difference"}),
+    "pairwise_feedback": frozenset({*_ALWAYS, *_PAIR, "label", "reward_difference", "weight"}),
 }
 SAMPLE_TYPES = ("sample", "scalar_feedback")
 KNOWN = tuple(

@@ -48,6 +48,7 @@ def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
             yield from _check_lengths(values)
     if task.makes_feedback:
         yield from _check_threshold(values)
+        yield from _check_pairs(values)
     if task.limits:
         yield from load(task.limits)(values)
 
@@ -272,6 +273,22 @@ def _check_threshold(values: Mapping[str, Any]) -> Iterable[str]:
             )
         elif threshold < 0:
             yield f"feedback.threshold: got {threshold}, allowed: 0 or more"
+
+
+def _check_pairs(values: Mapping[str, Any]) -> Iterable[str]:
+    """Refuse what only pairs have with other feedback, and weights that cannot have mean 1."""
+    kind, most = values["feedback.type"], values["feedback.margin_weights"]
+    for path in ("feedback.max_length_gap", "feedback.margin_weights"):
+        if values[path] and not FEEDBACK_TYPES[kind].pairs:
+            yield (
+                f"{path}: got {values[path]:g}, allowed with feedback.type={kind!r}: 0; it has no "
+                "pairs"
+            )
+    if 0 < most < 1:
+        yield (
+            f"feedback.margin_weights: got {most:g}, allowed: 0 (no weights), or 1 or more, the "
+            "largest weight as a multiple of the mean"
+        )
 
 
 def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:

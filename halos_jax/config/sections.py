@@ -231,6 +231,12 @@ class FeedbackConfig:
     threshold: float | Literal["auto", "mean", "median"] = "auto"
     # Whether "binary" takes the mean or median over all rewards or over those of one prompt
     scope: Literal["file", "prompt"] = "file"
+    # Most that the lengths of a pair's answers, in tokens, may differ, as a fraction of the longer
+    # one; "max" then takes the best pair within it; 0: any
+    max_length_gap: Fraction = 0.0
+    # Weigh the pairs of a round in the loss by the difference of their rewards, at most this many
+    # times the mean difference; the weights have mean 1; 0: all pairs weigh the same
+    margin_weights: NonNegativeFloat = 0.0
     # Least examples of an online round: while it has fewer, because its samples tie, further
     # prompts are sampled for it, a shard at a time, from the run's budget; 0: no further prompts
     min_examples: NonNegativeInt = 0

@@ -19,6 +19,7 @@ from halos_jax.data.records.shapes import (
     read_judgement,
     read_preference,
     read_scored,
+    refuse_weight,
 )
 from halos_jax.data.records.sources import find_benchmarks, read_sources
 from halos_jax.data.records.turns import turns_to_record
@@ -274,6 +275,7 @@ def _read_taught(
 
 
 def _read_judged(fields: Fields) -> Judgement | Preference:
+    refuse_weight(fields)  # a single answer has none
     is_pair = fields.has("output_A") or fields.has("chosen")
     return (read_preference if is_pair else read_judgement)(fields)
 

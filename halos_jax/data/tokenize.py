@@ -96,7 +96,7 @@ def make_pair_items(
         found = [_fit(one, texts, prompt_ids, lengths, preference.prompt.place) for one in pair]
         responses = tuple(response for response, _ in found)
         rewards = (preference.chosen.reward or 0.0, preference.rejected.reward or 0.0)
-        item = Item(prompt_ids, responses, (CHOSEN, REJECTED), rewards)
+        item = Item(prompt_ids, responses, (CHOSEN, REJECTED), rewards, preference.weight)
         yield None if any(truncated for _, truncated in found) else item
 
     return make_each(preferences, make, "pairs", on_bad)

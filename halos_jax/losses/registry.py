@@ -191,13 +191,16 @@ def check_loss(settings: Settings) -> list[str]:
     return _check(settings, "loss")
 
 
-def check_feedback(settings: Settings, feedback: str, *, keep_logps: bool = True) -> list[str]:
+def check_feedback(
+    settings: Settings, feedback: str, *, keep_logps: bool = True, weights: bool = False
+) -> list[str]:
     """Return error lines where an online run's feedback is not what the loss trains on.
 
     Args:
       settings: `config.loss`.
       feedback: `config.feedback.type`.
       keep_logps: `config.sampling.keep_logps`.
+      weights: whether pairs get weights, `config.feedback.margin_weights`.
     """
     if check_loss(settings):
         return []
@@ -210,6 +213,11 @@ def check_feedback(settings: Settings, feedback: str, *, keep_logps: bool = True
             f"{', '.join(name for name in able if _REGISTRY[name].needs == 'logps')}"
         ]
     if feedback in allowed:
+        if weights and loss.items != "pair":
+            return [
+                f"feedback.margin_weights: allowed with loss {loss.name!r}: 0; it trains on "
+                f"{ITEM_KINDS[loss.items].words}, and weights are those of pairs"
+            ]
         # A loss with a value head finds out itself, where that is not known, what it would sample.
         if loss.old and not loss.value and not keep_logps:
             return [

@@ -27,7 +27,8 @@ class FeedbackResult:
     `counts` has: prompts; pairs (preferences made); ties (pairs dropped because their rewards are
     too close; in mode "min", prompts without a pair that is far enough apart); single (prompts with
     fewer than two rewards); unlabelled (samples without a reward, left out); truncated (samples
-    cut by the token limit).
+    cut by the token limit); and with a largest length gap, length_gap (pairs that it alone rules
+    out, some of which another pair replaces).
     """
 
     preferences: list[Preference]
@@ -35,7 +36,13 @@ class FeedbackResult:
 
 
 def make_preferences(
-    samples: Sequence[Sample], *, mode: Mode, threshold: float, seed: int, round: int
+    samples: Sequence[Sample],
+    *,
+    mode: Mode,
+    threshold: float,
+    seed: int,
+    round: int,
+    max_length_gap: float = 0.0,
 ) -> FeedbackResult:
     """Make preferences from the samples of each prompt, in order of the prompts' first samples.
 
@@ -45,6 +52,10 @@ def make_preferences(
     close; "all" takes every pair. Except in mode "min", rewards must differ by more than
     `threshold`. Equal rewards never make a pair, since neither sample is better (HALOs keeps them
     in mode "min" at threshold 0, with an arbitrary label).
+
+    With `max_length_gap`, the two responses of a pair may differ in length, in tokens, by at most
+    this fraction of the longer one. Mode "max" then takes the pair within that gap whose rewards
+    differ most, and "min" the closest ones within it; the others drop pairs that exceed it.
     The shuffle depends only on (seed, round, prompt id, sample ids).
 
     Raises:
@@ -57,7 +68,8 @@ def make_preferences(
         raise ValueError(f"feedback.threshold: got {threshold}, allowed: a number of 0 or more")
     preferences: list[Preference] = []
     groups = _group_by_prompt(samples)
-    ties = single = 0
+    ties = single = gap = 0
+
     for prompt_id, group in groups.items():
         scored = [sample for sample in group if sample.reward is not None]
         if len(scored) < 2:
@@ -67,17 +79,51 @@ def make_preferences(
         shuffled = sorted(
             scored, key=lambda s: digest("shuffle", seed, round, prompt_id, int(s.sample_id))
         )
-        pairs, dropped = _PAIRINGS[mode](shuffled, threshold)
-        ties += dropped
+        pairs, dropped, ruled_out = _choose_pairs(shuffled, mode, threshold, max_length_gap)
+        ties, gap = ties + dropped, gap + ruled_out
         preferences += [_make_preference(better, worse) for better, worse in pairs]
     counts = {
         "prompts": len(groups),
         "pairs": len(preferences),
         "ties": ties,
         "single": single,
+        **({"length_gap": gap} if max_length_gap else {}),
         **_count_samples(samples),
     }
     return FeedbackResult(preferences, counts)
+
+
+def _choose_pairs(
+    shuffled: list[Sample], mode: Mode, threshold: float, max_length_gap: float
+) -> tuple[list[_Pair], int, int]:
+    """Return a prompt's pairs, how many are ties, and how many the gap rules out."""
+
+    def fits(pair: _Pair) -> bool:
+        lengths = sorted(len(sample.response_ids) for sample in pair)
+        return lengths[1] - lengths[0] <= max_length_gap * lengths[1]
+
+    pairs, dropped = _PAIRINGS[mode](shuffled, threshold, lambda pair: True)
+    if not max_length_gap:
+        return pairs, dropped, 0
+    within, _ = _PAIRINGS[mode](shuffled, threshold, fits)
+    return within, dropped, len(set(map(_name, pairs)) - set(map(_name, within)))
+
+
+def weigh_by_margin(preferences: Sequence[Preference], most: float) -> list[Preference]:
+    """Return the preferences with weights of mean 1 in proportion to the margins of their rewards.
+
+    Before they are scaled to that mean, weights are cut at `most` times the mean margin.
+    """
+    margins = [(one.chosen.reward or 0.0) - (one.rejected.reward or 0.0) for one in preferences]
+    if not margins:
+        return []
+    limit = most * statistics.fmean(margins)
+    cut = [min(margin, limit) for margin in margins]
+    mean = statistics.fmean(cut)
+    return [
+        dataclasses.replace(one, weight=margin / mean)
+        for one, margin in zip(preferences, cut, strict=True)
+    ]
 
 
 def make_judgements(
@@ -201,25 +247,37 @@ def _count_samples(samples: Sequence[Sample]) -> dict[str, int]:
     }
 
 
-def _pair_neighbours(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair], int]:
+# Each gets the samples of a prompt, the threshold, and the test of whether a pair may be made. It
+# returns the pairs, and how many more there are whose rewards are too close.
+_Fits = Callable[[_Pair], bool]
+_Found = tuple[list[_Pair], int]
+
+
+def _pair_neighbours(shuffled: list[Sample], threshold: float, fits: _Fits) -> _Found:
     halves = zip(shuffled[::2], shuffled[1::2], strict=False)
     pairs = [(better, worse) for better, worse in map(_rank, halves)]
-    kept = [pair for pair in pairs if _difference(pair) > threshold + _EPSILON]
-    return kept, len(pairs) - len(kept)
+    apart = [pair for pair in pairs if _difference(pair) > threshold + _EPSILON]
+    return list(filter(fits, apart)), len(pairs) - len(apart)
 
 
-def _pair_extremes(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair], int]:
+def _pair_extremes(shuffled: list[Sample], threshold: float, fits: _Fits) -> _Found:
     ranked = _rank(shuffled)
-    pair = (ranked[0], ranked[-1])
+    # From the outside in: of pairs that are as far apart, the first is taken.
+    ends = [(i, j) for i in range(len(ranked)) for j in range(len(ranked) - 1, i, -1)]
+    pairs = filter(fits, ((ranked[i], ranked[j]) for i, j in ends))
+    pair = max(pairs, key=_difference, default=None)
+    if pair is None:
+        return [], 0
     return ([pair], 0) if _difference(pair) > threshold + _EPSILON else ([], 1)
 
 
-def _pair_closest(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair], int]:
+def _pair_closest(shuffled: list[Sample], threshold: float, fits: _Fits) -> _Found:
     # Equal rewards are the closest of all but give no preference, even at threshold 0.
     pairs = [
         pair
         for pair in itertools.combinations(_rank(shuffled), 2)
         if _difference(pair) >= threshold - _EPSILON and _difference(pair) > _EPSILON
+        if fits(pair)
     ]
     if not pairs:
         return [], 1
@@ -227,10 +285,10 @@ def _pair_closest(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair]
     return [pair for pair in pairs if _difference(pair) <= closest + _EPSILON], 0
 
 
-def _pair_all(shuffled: list[Sample], threshold: float) -> tuple[list[_Pair], int]:
+def _pair_all(shuffled: list[Sample], threshold: float, fits: _Fits) -> _Found:
     pairs = list(itertools.combinations(_rank(shuffled), 2))
-    kept = [pair for pair in pairs if _difference(pair) > threshold + _EPSILON]
-    return kept, len(pairs) - len(kept)
+    apart = [pair for pair in pairs if _difference(pair) > threshold + _EPSILON]
+    return list(filter(fits, apart)), len(pairs) - len(apart)
 
 
 _PAIRINGS = {
@@ -244,6 +302,10 @@ _PAIRINGS = {
 def _rank(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     """Sort from best to worst, equal rewards by sample id."""
     return tuple(sorted(samples, key=lambda sample: (-_get_reward(sample), sample.sample_id)))
+
+
+def _name(pair: _Pair) -> tuple[int, int]:
+    return pair[0].sample_id, pair[1].sample_id
 
 
 def _difference(pair: _Pair) -> float:
@@ -304,9 +366,17 @@ def make_pairwise(config: Config, scored: Sequence[Sample], round: int) -> Rows:
     # The only name that is allowed here is "auto".
     threshold = 0.0 if isinstance(settings.threshold, str) else settings.threshold
     result = make_preferences(
-        scored, mode=settings.mode, threshold=threshold, seed=seed, round=round
+        scored,
+        mode=settings.mode,
+        threshold=threshold,
+        seed=seed,
+        round=round,
+        max_length_gap=settings.max_length_gap,
     )
-    rows = [formats.preference_to_record(one, seed=seed, round=round) for one in result.preferences]
+    pairs = result.preferences
+    if settings.margin_weights:
+        pairs = weigh_by_margin(pairs, settings.margin_weights)
+    rows = [formats.preference_to_record(one, seed=seed, round=round) for one in pairs]
     return rows, result.counts
 
 

@@ -46,9 +46,14 @@ def warn_of_pairs(config: Config, counts: Mapping[str, int]) -> str:
         return ""
     threshold = config.feedback.threshold
     least = 0 if threshold == "auto" else threshold
+    gap = counts.get("length_gap", 0)
     return (
         f"no pair of {counts['prompts']} prompts: {counts['single']} have fewer than two rewards, "
         f"and those of the others are equal, or no further apart than feedback.threshold={least:g}"
+        + (
+            f"; feedback.max_length_gap={config.feedback.max_length_gap:g} rules out {gap}"
+            * bool(gap)
+        )
     )
 
 

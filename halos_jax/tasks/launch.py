@@ -115,8 +115,12 @@ def _check_objective(config: Config) -> list[str]:
     errors = check_loss(config.loss)
     task = TASKS[config.task]
     if task.samples and task.makes_feedback:
-        keep_logps = config.sampling.keep_logps
-        errors += check_feedback(config.loss, config.feedback.type, keep_logps=keep_logps)
+        errors += check_feedback(
+            config.loss,
+            config.feedback.type,
+            keep_logps=config.sampling.keep_logps,
+            weights=bool(config.feedback.margin_weights),
+        )
     if task.has_reference:
         errors += check_reference(config.loss, config.rounds.reference, task=config.task)
     if config.task == "eval" and config.eval.on == "feedback":

@@ -17,7 +17,13 @@ AT_LEAST = {
         *("bench.examples", "checkpoint.every", "data.max_eval", "data.max_prompt_count"),
         *("data.holdout", "data.max_test", "eval.test_samples"),
         *("data.max_train", "data.n_examples", "guard.max_kl", "guard.max_length_change"),
-        *("feedback.min_examples", "guard.max_retries", "lora.alpha", "lora.rank"),
+        *(
+            "feedback.margin_weights",
+            "feedback.min_examples",
+            "guard.max_retries",
+            "lora.alpha",
+            "lora.rank",
+        ),
         *("optimizer.weight_decay", "reward.judge.max_tokens", "reward.judge.repeats"),
         *("reward.judge.requests_per_minute", "reward.judge.retries"),
         *("reward.missing_eos_penalty", "rounds.num_skip", "sampling.num_prompts"),
@@ -41,6 +47,7 @@ ABOVE_ZERO = (
     *("optimizer.value_max_grad_norm", "reward.judge.timeout"),
 )
 FRACTIONS = (
+    "feedback.max_length_gap",
     *("data.frac_unique_desirable", "data.frac_unique_undesirable", "optimizer.decay_fraction"),
     *("optimizer.warmup_fraction", "optimizer.warmup_start", "reward.max_unlabelled"),
     *("guard.max_truncated", "toy.mistakes"),

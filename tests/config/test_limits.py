@@ -236,3 +236,17 @@ def test_bounds_of_a_rounds_size_are_for_sizes_that_the_run_chooses():
         "prompts; allowed: 1024; set --config.rounds.prompts_per_round=auto"
     )
     assert violations(task="sft", **{high: 64}) == []
+
+
+def test_gaps_and_weights_are_those_of_pairs():
+    assert violations(feedback__max_length_gap=0.5, feedback__margin_weights=1.0) == []
+    (line,) = violations(feedback__margin_weights=0.5)
+    assert line.startswith("feedback.margin_weights: got 0.5, allowed: 0 (no weights), or 1 or mo")
+    found = violations(
+        feedback__type="binary", feedback__max_length_gap=0.5, feedback__margin_weights=2.0
+    )
+    assert [line.partition(":")[0] for line in found] == [
+        "feedback.max_length_gap",
+        "feedback.margin_weights",
+    ]
+    assert "allowed with feedback.type='binary': 0; it has no pairs" in found[0]

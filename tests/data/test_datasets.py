@@ -311,3 +311,13 @@ def test_what_the_config_adds_holds_for_both_sets():
     data = DataConfig(system_prompt="s", fields="prompt=x", skip_bad=True)
     expected = Edits(names={"prompt": "x"}, system="s", skip=True)
     assert select_train(data, 0).edits == select_eval(data).edits == expected
+
+
+def test_weights_of_pairs_are_for_losses_on_pairs_alone(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    outputs = {f"output_{letter}": [{"role": "assistant", "content": letter}] for letter in "AB"}
+    record = {"type": "pairwise_feedback", "prompt": "q", **outputs, "label": 1, "weight": 0.5}
+    path.write_text(json.dumps(record) + "\n")
+    assert [pair.weight for pair in load_preferences(str(path))] == [0.5]
+    with pytest.raises(RecordError, match=r"field 'weight': got 0\.5, allowed: nothing"):
+        load_judgements(str(path))

@@ -93,6 +93,8 @@ def test_text_pairs_are_rendered_with_an_end_marker_where_they_ended():
     assert item.roles == (CHOSEN, REJECTED)
     assert item.rewards == (2.0, -1.5)
     assert item.weight == 1.0
+    (item,) = make_pair_items([dataclasses.replace(pair, weight=0.25)], RENDERER, Lengths(8, 64))
+    assert item.weight == 0.25
 
 
 def test_sampled_ids_are_kept_as_they_are():

@@ -202,6 +202,11 @@ def test_feedback_that_a_loss_cannot_use_is_refused():
         (line,) = check_feedback({"name": name}, "pairwise")
         assert line.startswith(f"loss.name: got {name!r}, which does not train a policy on")
         assert " dpo," in line and " sft," not in line.partition("allowed")[2]
+    assert check_feedback({"name": "dpo"}, "pairwise", weights=True) == []
+    (line,) = check_feedback({"name": "kto"}, "pairwise", weights=True)
+    assert line.startswith(
+        "feedback.margin_weights: allowed with loss 'kto': 0; it trains on single"
+    )
     assert check_feedback({"name": "dpoo"}, "pairwise") == []  # said by check_loss already
 
 

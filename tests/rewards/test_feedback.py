@@ -6,8 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from halos_jax.config import Config, FeedbackConfig
 from halos_jax.data.records.formats import preference_from_record, preference_to_record
-from halos_jax.rewards.feedback import make_groups, make_judgements, make_preferences
+from halos_jax.rewards.feedback import (
+    make_groups,
+    make_judgements,
+    make_pairwise,
+    make_preferences,
+    weigh_by_margin,
+)
 from halos_jax.types import Prompt, Sample, Turn
 
 
@@ -291,3 +298,98 @@ def test_groups_keep_every_sample_with_a_reward_and_count_those_that_teach_nothi
     }
     mixed = [samples[0], samples[3], samples[1]]
     assert make_groups(mixed)[0] == [samples[0], samples[1], samples[3]]  # a prompt's together
+
+
+def sized(*samples):
+    """Return samples of a prompt with given (reward, length)s."""
+    made = make_samples([reward for reward, _ in samples])
+    return [
+        replace(one, response_ids=tuple(range(length)))
+        for one, (_, length) in zip(made, samples, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "gap", "pairs", "ruled_out"),
+    [
+        # Rewards 9, 7, 2, 0 of lengths 100, 40, 50, 10.
+        ("max", 0.0, [(0, 3)], 0),
+        ("max", 1.0, [(0, 3)], 0),
+        ("max", 0.9, [(0, 3)], 0),  # 90 of 100 are within
+        ("max", 0.89, [(0, 2)], 1),  # 50 of 100: better by 7
+        ("max", 0.75, [(0, 2)], 1),
+        ("max", 0.5, [(0, 2)], 1),
+        ("max", 0.49, [(1, 2)], 1),  # 10 of 50
+        ("max", 0.1, [], 1),
+        ("all", 0.5, [(0, 2), (1, 2)], 4),
+        ("min", 0.0, [(0, 1), (2, 3)], 0),
+        ("min", 0.7, [(0, 1)], 1),
+        ("min", 0.5, [(1, 2)], 2),
+        ("min", 0.1, [], 2),
+    ],
+)
+def test_a_pair_may_not_teach_length(mode, gap, pairs, ruled_out):
+    samples = sized((9, 100), (7, 40), (2, 50), (0, 10))
+    result = make_preferences(
+        samples, mode=mode, threshold=0.0, seed=0, round=1, max_length_gap=gap
+    )
+    assert pairs_of(result) == pairs
+    if not gap:
+        assert "length_gap" not in result.counts
+        return
+    # What the gap rules out is no tie.
+    assert (result.counts["length_gap"], result.counts["ties"]) == (ruled_out, 0)
+
+
+def test_neighbours_beyond_the_gap_are_dropped_and_ties_stay_ties():
+    samples = sized((9, 100), (7, 40), (2, 50), (2, 10))
+    without = make_preferences(samples, mode="random", threshold=0.0, seed=0, round=1)
+    for gap in (0.3, 0.7, 1.0):
+        found = make_preferences(
+            samples, mode="random", threshold=0.0, seed=0, round=1, max_length_gap=gap
+        )
+        lengths = {number: len(one.response_ids) for number, one in enumerate(samples)}
+        kept = [
+            pair
+            for pair in pairs_of(without)
+            if abs(lengths[pair[0]] - lengths[pair[1]]) <= gap * max(map(lengths.get, pair))
+        ]
+        assert pairs_of(found) == kept
+        assert found.counts["length_gap"] == len(pairs_of(without)) - len(kept)
+        assert found.counts["ties"] == without.counts["ties"]
+    # The threshold holds for the pair that replaces another one.
+    found = make_preferences(
+        sized((9, 100), (7, 40), (6, 50)),
+        mode="max",
+        threshold=1,
+        seed=0,
+        round=1,
+        max_length_gap=0.3,
+    )
+    assert found.preferences == [] and found.counts["length_gap"] == 1
+
+
+def test_weights_are_margins_cut_and_of_mean_1():
+    pairs = [
+        make_preferences(make_samples([0, margin], name), mode="max", threshold=0, seed=0, round=1)
+        for name, margin in (("a", 1), ("b", 1), ("c", 2), ("d", 12))
+    ]
+    preferences = [pair for one in pairs for pair in one.preferences]
+    weights = [one.weight for one in weigh_by_margin(preferences, 100.0)]
+    assert weights == pytest.approx([0.25, 0.25, 0.5, 3.0])  # over their mean, 4
+    # Cut at 1.5 times the mean: 1, 1, 2, 6 of mean 2.5.
+    weights = [one.weight for one in weigh_by_margin(preferences, 1.5)]
+    assert weights == pytest.approx([0.4, 0.4, 0.8, 2.4])
+    assert weigh_by_margin([], 2.0) == []
+
+
+def test_the_config_chooses_pairs_and_their_weights():
+    scored = [one for name in "ab" for one in make_samples([0, 1 + 2 * (name == "b")], name)]
+    scored[0] = replace(scored[0], response_ids=(1, 2, 3, 4))
+    settings = FeedbackConfig(margin_weights=5.0)
+    rows, counts = make_pairwise(Config(feedback=settings), scored, 1)
+    assert [row["weight"] for row in rows] == [0.5, 1.5] and "length_gap" not in counts
+    settings = replace(settings, max_length_gap=0.4)
+    rows, counts = make_pairwise(Config(feedback=settings), scored, 1)
+    assert [row["prompt_id"] for row in rows] == ["b"] and counts["length_gap"] == 1
+    assert "weight" not in rows[0], "the only pair has the mean margin"

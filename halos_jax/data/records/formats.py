@@ -193,6 +193,8 @@ def preference_to_record(
     }
     if first.reward is not None and second.reward is not None:
         record["reward_difference"] = abs(float(first.reward) - float(second.reward))
+    if preference.weight != 1:
+        record["weight"] = float(preference.weight)
     if preference.prompt_ids:
         record["prompt_ids"] = [int(token) for token in preference.prompt_ids]
     for letter, completion in (("A", first), ("B", second)):
@@ -226,7 +228,10 @@ def read_pairwise(fields: Fields, prompt: Prompt) -> Preference:
     if first.reward is None and fields.has("reward_difference"):
         chosen = dataclasses.replace(chosen, reward=fields.number("reward_difference"))
         rejected = dataclasses.replace(rejected, reward=0.0)
-    return Preference(prompt, chosen, rejected, fields.ids("prompt_ids"))
+    weight = fields.number("weight")
+    if weight is not None and weight <= 0:
+        raise fields.error("weight", weight, "a number above 0, or none: 1")
+    return Preference(prompt, chosen, rejected, fields.ids("prompt_ids"), weight or 1.0)
 
 
 def judgement_to_record(judgement: Judgement) -> JsonObject:

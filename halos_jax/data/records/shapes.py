@@ -51,7 +51,7 @@ def read_demonstration(fields: Fields, *, every_turn: bool = True) -> Demonstrat
       every_turn: in a conversation, learn every assistant turn that follows a question; else only
         the last turn.
     """
-    _refuse_weight(fields)
+    refuse_weight(fields)
     chat = find_field(fields, CHATS)
     name = _find_answer_field(fields)
     if fields.has("chosen"):
@@ -99,10 +99,10 @@ def read_preference(fields: Fields, *, margins: bool = False) -> Preference:
 
 
 def _read_pair(fields: Fields) -> Preference:
-    _refuse_weight(fields)
     if fields.has("output_A") or fields.peek("type") == "pairwise_feedback":
         _, turns, _ = read_question(fields)
         return read_pairwise(fields, make_prompt(fields, turns))
+    refuse_weight(fields)
     if not fields.has("chosen") and fields.has("label"):
         raise fields.error(
             "chosen",
@@ -134,7 +134,7 @@ def read_scored(fields: Fields) -> Sample:
 
 def read_judgement(fields: Fields) -> Judgement:
     """Return the judgement in a binary_feedback record, or in TRL's completion and label."""
-    _refuse_weight(fields)
+    refuse_weight(fields)
     name, chat = _find_answer_field(fields), find_field(fields, CHATS)
     if name is None and chat:
         return _judge_chat(fields, chat)
@@ -279,13 +279,17 @@ def _read_rewards(fields: Fields) -> tuple[float | None, float | None]:
     return first, second
 
 
-def _refuse_weight(fields: Fields) -> None:
-    """Refuse a record with a weight other than 1: the losses do not weight records."""
+def refuse_weight(fields: Fields) -> None:
+    """Refuse a weight other than 1, which only records of pairwise_feedback have, for pair losses.
+
+    Raises:
+      RecordError: if the record has one.
+    """
     value = fields.peek("weight")
     if type(value) in (int, float) and value != 1:
         raise fields.error(
             "weight",
             value,
-            "nothing: records have no weights (turns do: 0 or 1); leave it out or repeat it, "
-            "or set data.ignore_fields=weight",
+            "nothing: of records, only pairwise_feedback has weights, for losses on pairs (turns "
+            "have 0 or 1); leave it out or repeat it, or set data.ignore_fields=weight",
         )

@@ -1,5 +1,6 @@
 """Files are written whole or not at all; conversions are exact inverses."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -194,6 +195,16 @@ def test_preferences_survive_the_file_whatever_the_order_of_a_and_b(tmp_path, ro
     assert record[f"output_{better}"] == [{"role": "assistant", "content": "yes"}]
     assert record[f"reward_{better}"] == 1.5 and record["reward_difference"] == 1.75
     assert record["split"] == "train" and record["type"] == "pairwise_feedback"
+
+
+def test_the_weight_of_a_pair_survives_and_is_above_0():
+    weighed = dataclasses.replace(make_preference(), weight=0.75)
+    record = preference_to_record(weighed)
+    assert record["weight"] == 0.75 and preference_from_record(record) == weighed
+    assert "weight" not in preference_to_record(make_preference())
+    for weight in (0, -1.0, "2"):
+        with pytest.raises(RecordError, match="line 3: field 'weight': got "):
+            preference_from_record(record | {"weight": weight}, file="f", line=3)
 
 
 def test_a_preference_of_texts_alone_survives():
