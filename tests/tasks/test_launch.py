@@ -12,6 +12,7 @@ from halos_jax.config import (
     Config,
     ConfigError,
     DataConfig,
+    FeedbackConfig,
     ModelConfig,
     PipelineConfig,
     SamplingConfig,
@@ -102,6 +103,15 @@ def test_a_config_of_any_form_passes_the_same_checks():
     assert any("loss.betta" in line for line in lines) and any(
         "data.train" in line for line in lines
     )
+
+
+def test_a_loss_that_cannot_weigh_pairs_refuses_their_weights():
+    for loss, count in (("dpo", 0), ("kto", 1)):
+        feedback = FeedbackConfig(margin_weights=2.0)
+        with pytest.raises(ConfigError) as caught:  # for other reasons, too
+            launch.freeze_checked(Config(feedback=feedback, loss={"name": loss}))
+        found = [line for line in str(caught.value).splitlines() if "margin_weights" in line]
+        assert len(found) == count
 
 
 def test_a_thread_beside_the_main_one_catches_no_signals():
