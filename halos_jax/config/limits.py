@@ -246,23 +246,6 @@ def _check_guard(values: Mapping[str, Any]) -> Iterable[str]:
         yield f"guard.scorer: got {scorer!r}, allowed: one of eval.scorers: {allowed}"
 
 
-def check_sample(values: Mapping[str, Any]) -> Iterable[str]:
-    """Yield an error line for each bad setting of the output of task=sample."""
-    if values["sampling.format"] == "samples":
-        return
-    output, samples = values["sampling.output"], values["sampling.num_samples_per_prompt"]
-    if output and not output.endswith(".json"):
-        yield (
-            f"sampling.output: got {output!r}, but alpaca_eval tells the format from the name; "
-            "allowed for sampling.format='alpacaeval': a name that ends with .json"
-        )
-    if samples > 1 and not values["sampling.best_of"]:
-        yield (
-            f"sampling.num_samples_per_prompt: got {samples}, but sampling.format='alpacaeval' has "
-            "one output an instruction; allowed: 1, or --config.sampling.best_of=true"
-        )
-
-
 def _check_threshold(values: Mapping[str, Any]) -> Iterable[str]:
     threshold = values["feedback.threshold"]
     if FEEDBACK_TYPES[values["feedback.type"]].pairs and threshold != "auto":

@@ -177,7 +177,7 @@ TASKS: Mapping[Task, TaskSpec] = {
         reads=("data.train", "model"),
         divides=("sampling.slots",),
         stages=("sample", "score", "write"),
-        limits="halos_jax.config.limits:check_sample",
+        limits="halos_jax.tasks.sample:check_sample",
         check_data="halos_jax.tasks.preflight:check_sampled_data",
     ),
     "label": TaskSpec(

@@ -10,7 +10,7 @@ If `sampling.output` is set, the result (one of the last two, or the samples) is
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +267,20 @@ def _write_output(job: Job, output: Path | None) -> None:
 def name_dataset(path: str) -> str:
     """Name the data set of a source: the id of a hub data set, a file's name without suffixes."""
     return path if "@" in path else Path(path).name.partition(".")[0]
+
+
+def check_sample(values: Mapping[str, Any]) -> Iterable[str]:
+    """Yield an error line for each bad setting of the output of task=sample."""
+    if values["sampling.format"] == "samples":
+        return
+    output, samples = values["sampling.output"], values["sampling.num_samples_per_prompt"]
+    if output and not output.endswith(".json"):
+        yield (
+            f"sampling.output: got {output!r}, but alpaca_eval tells the format from the name; "
+            "allowed for sampling.format='alpacaeval': a name that ends with .json"
+        )
+    if samples > 1 and not values["sampling.best_of"]:
+        yield (
+            f"sampling.num_samples_per_prompt: got {samples}, but sampling.format='alpacaeval' has "
+            "one output an instruction; allowed: 1, or --config.sampling.best_of=true"
+        )

@@ -43,8 +43,12 @@ class BudgetSchedule:
 
 def has_unknown_steps(config: Config) -> bool:
     """Tell whether a run decides on the way how many steps it takes."""
-    chooses = config.feedback.min_examples > 0 or config.rounds.prompts_per_round == "auto"
-    return config.task == "online" and chooses
+    chooses = (
+        config.feedback.min_examples > 0,
+        config.rounds.prompts_per_round == "auto",
+        config.guard.action == "retry",
+    )
+    return config.task == "online" and any(chooses)
 
 
 def decays_by_budget(config: Config) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from halos_jax.config import Config, FeedbackConfig, OptimizerConfig, RoundsConfig
+from halos_jax.config import Config, FeedbackConfig, GuardConfig, OptimizerConfig, RoundsConfig
 from halos_jax.training import optim
 from halos_jax.training.optim import make_optimizer, make_schedule
 
@@ -321,8 +321,12 @@ def test_a_run_of_known_length_has_the_schedule_by_steps(schedule):
         assert not isinstance(made, optim.BudgetSchedule)
         assert [float(made(n)) for n in range(42)] == [float(expected(n)) for n in range(42)]
     assert optim.has_unknown_steps(unknown)
-    auto = Config(rounds=RoundsConfig(prompts_per_round="auto"), optimizer=settings)
-    assert optim.decays_by_budget(auto) == (schedule != "constant")
+    for chooses in (
+        {"rounds": RoundsConfig(prompts_per_round="auto")},
+        {"guard": GuardConfig(action="retry")},
+    ):
+        found = optim.decays_by_budget(Config(optimizer=settings, **chooses))
+        assert found == (schedule != "constant")
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd", "muon"])
