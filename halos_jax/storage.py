@@ -174,7 +174,7 @@ def write_bytes_atomic(path: str | Path, data: bytes, *, note: Note | None = Non
     """Replace `path` with `data`, creating its folder if needed; see `replace_file`.
 
     Raises:
-      WorkdirError: where the file cannot be written.
+      WorkdirError: if the file cannot be written.
     """
     path = Path(path)
     with explain_os_errors(path):

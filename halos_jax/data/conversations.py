@@ -43,8 +43,8 @@ def make_target_items(
     In a plain text (no prompt), all tokens are targets except the first, which nothing predicts.
 
     Raises:
-      RecordError: where a text has no two tokens, unless `on_bad` leaves it out.
-      ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves it out.
+      RecordError: if a text has no two tokens, unless `on_bad` leaves it out.
+      ConfigError: if a prompt leaves no room for a response, unless `on_bad` leaves it out.
     """
     demonstrations = list(demonstrations)
     talks = [one for one in demonstrations if one.prompt.turns]

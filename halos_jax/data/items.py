@@ -49,7 +49,7 @@ def load_items(
 
     Raises:
       RecordError: for a bad record, one that does not suit the kind, or tokens of another model.
-      ConfigError: where a prompt leaves no room for a response.
+      ConfigError: if a prompt leaves no room for a response.
     """
     spec = ITEM_KINDS[kind]
     if spec.scored_as and datasets.has_scores(source, selection):

@@ -149,7 +149,7 @@ def cut_response(
     """Return a response i32[response] cut to the room that its prompt leaves.
 
     Raises:
-      ConfigError: where that is none.
+      ConfigError: if that is none.
     """
     room = lengths.total - prompt_length
     if room < 1:

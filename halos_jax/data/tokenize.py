@@ -80,7 +80,7 @@ def make_pair_items(
     Feedback that carries token ids keeps them as they were sampled; text is rendered.
 
     Raises:
-      ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves it out.
+      ConfigError: if a prompt leaves no room for a response, unless `on_bad` leaves it out.
     """
     preferences = list(preferences)
     texts = Texts(
@@ -119,7 +119,7 @@ def make_controlled_items(
       control: the control tokens before desirable answers and before others.
 
     Raises:
-      ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves it out.
+      ConfigError: if a prompt leaves no room for a response, unless `on_bad` leaves it out.
     """
     prefixes = [renderer.render_prefix(text) for text in control]
     for text, prefix in zip(control, prefixes, strict=True):
@@ -166,7 +166,7 @@ def make_unpaired_items(
     its target alone.
 
     Raises:
-      ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves it out.
+      ConfigError: if a prompt leaves no room for a response, unless `on_bad` leaves it out.
     """
     texts = _render_judged(judgements, renderer, lengths)
     responses = [texts.response(one.completion) for one in judgements]
@@ -204,7 +204,7 @@ def make_answer_items(
     """Return one item (member) a judgement, with reward 1 where it is desirable, else -1.
 
     Raises:
-      ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves it out.
+      ConfigError: if a prompt leaves no room for a response, unless `on_bad` leaves it out.
     """
     texts = _render_judged(judgements, renderer, lengths)
 
@@ -258,7 +258,7 @@ def make_scored_items(
     kept where all samples of the prompt have them.
 
     Raises:
-      ConfigError: where a prompt leaves no room for a response, unless `on_bad` leaves its group
+      ConfigError: if a prompt leaves no room for a response, unless `on_bad` leaves its group
         out.
     """
     groups: dict[tuple[object, ...], list[Sample]] = {}

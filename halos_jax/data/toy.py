@@ -125,8 +125,8 @@ def make_toy_data(folder: Path, toy: ToyConfig, seed: int) -> None:
     No prompt is in two of sft, pairs, prompts and eval.
 
     Raises:
-      ValueError: where the alphabet does not give that many prompts.
-      OSError: where the folder cannot be written.
+      ValueError: if the alphabet does not give that many prompts.
+      OSError: if the folder cannot be written.
     """
     counts = (toy.num_sft, toy.num_pairs, toy.num_prompts, toy.num_eval)
     prompts = _draw_prompts(random.Random(f"prompts {seed}"), toy, sum(counts))

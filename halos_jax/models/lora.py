@@ -99,7 +99,7 @@ def make_adapter(
     """Return the adapter that `config.lora` asks for; `seed` is that of its dropout.
 
     Raises:
-      ModelError: where a target is no linear layer of the model.
+      ModelError: if a target is no linear layer of the model.
     """
     modules = choose_modules(settings.targets, find_modules(config, family))
     alpha = settings.alpha or 4.0 * settings.rank

@@ -33,7 +33,7 @@ def quantize(weight: jax.Array, kind: str, inputs: Collection[int]) -> Quantized
       inputs: the axes that a matrix product sums over. Every output has scales of its own.
 
     Raises:
-      ModelError: where qwix is not installed.
+      ModelError: if qwix is not installed.
     """
     qwix = _import_qwix()
     outputs = [axis for axis in range(weight.ndim) if axis not in inputs]

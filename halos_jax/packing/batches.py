@@ -75,8 +75,8 @@ def plan_batches(
         where that costs little. None: no such plan was made before, nor will one be after this.
 
     Raises:
-      ConfigError: where `items` is empty or an item is longer than a row.
-      ValueError: where an item has an empty prompt or no response.
+      ConfigError: if `items` is empty or an item is longer than a row.
+      ValueError: if an item has an empty prompt or no response.
     """
     sizes = _measure_items(items, tokens_per_row)
     batches = _draw_batches(len(items), batch_size, seed, epochs, max_items, sizes, cuts)

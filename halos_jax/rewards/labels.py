@@ -55,7 +55,7 @@ def label_samples(scorer: Scorer, samples: Sequence[Sample], settings: RewardCon
     """Score `samples` and subtract the penalty from those that the token limit has cut.
 
     Raises:
-      RewardError: where more than the fraction `reward.max_unlabelled` has no reward.
+      RewardError: if more than the fraction `reward.max_unlabelled` has no reward.
     """
     found = scorer(samples)
     labels = found if isinstance(found, Labels) else Labels(list(found))

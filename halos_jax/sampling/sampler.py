@@ -65,7 +65,7 @@ def make_sampler(
     """Make the sampler of `decoder` with the options of `config.sampling`.
 
     Raises:
-      ModelError: where these allow sequences that the model has no angles for.
+      ModelError: if these allow sequences that the model has no angles for.
     """
     longest = settings.max_prompt_length + settings.max_tokens
     refuse_longer(decoder, {"sampling.max_prompt_length + sampling.max_tokens": longest})
@@ -131,7 +131,7 @@ def sample_shard(
       The samples in the order of the prompts, then of the sample ids.
 
     Raises:
-      NonFiniteError: where the policy gives logits that nothing can be drawn from.
+      NonFiniteError: if the policy gives logits that nothing can be drawn from.
     """
     settings = sampler.settings
     prefix = render_prefix(settings, sampler.renderer)

@@ -36,7 +36,7 @@ def load_tokenizer(path: str, chat_template: str = "") -> Tokenizer:
       chat_template: one of the tokenizer's named templates, or a Jinja file, to use.
 
     Raises:
-      ConfigError: where there is no usable tokenizer, no such template, or several and no default.
+      ConfigError: if there is no usable tokenizer, no such template, or several and no default.
     """
     if not path:
         raise ConfigError(

@@ -120,9 +120,9 @@ class Renderer:
         it, or where a tokenizer without a template adds it by itself.
 
         Raises:
-          ConfigError: where the template alone is longer than `max_length`.
-          ValueError: where there are no turns.
-          RecordError: where the template refuses them.
+          ConfigError: if the template alone is longer than `max_length`.
+          ValueError: if there are no turns.
+          RecordError: if the template refuses them.
         """
         return next(self.render_prompts([turns], max_length))
 
@@ -221,7 +221,7 @@ class Renderer:
         """Return turns and the header of an answer as the template writes them.
 
         Raises:
-          RecordError: where the template refuses them.
+          RecordError: if the template refuses them.
         """
         return self._template.render(turns, generate=True)
 

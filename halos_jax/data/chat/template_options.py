@@ -66,7 +66,7 @@ def find_variables(template: str) -> set[str]:
     """Return the variables that a template reads and is not always given.
 
     Raises:
-      ConfigError: where it is not Jinja.
+      ConfigError: if it is not Jinja.
     """
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
     try:

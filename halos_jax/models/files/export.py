@@ -66,7 +66,7 @@ def save_model(
       max_shard_bytes: size at which another weight file is begun.
 
     Raises:
-      ModelError: where `folder` is the source or no export of ours, the source another model, or a
+      ModelError: if `folder` is the source or no export of ours, the source another model, or a
         weight not finite.
     """
     folder = Path(folder)

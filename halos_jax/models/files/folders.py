@@ -57,7 +57,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     together.
 
     Raises:
-      ModelError: where something that no export made stands in the place.
+      ModelError: if something that no export made stands in the place.
     """
     folder = _follow_link(folder)
     partial, old = (folder.with_name(_make_name(folder, end)) for end in ("partial", "old"))

@@ -57,7 +57,7 @@ def resolve_model(path: str) -> Path:
     """Return the local folder of a model: `path` itself, or the download of the hub id `path`.
 
     Raises:
-      ModelError: where `path` is neither.
+      ModelError: if `path` is neither.
     """
     folder = Path(path).expanduser()
     if path and folder.is_dir():
@@ -117,7 +117,7 @@ def read_hf_config(folder: Path) -> JsonObject:
     """Return the folder's config.json, of a model of text and images that of the text model.
 
     Raises:
-      ModelError: where it is missing or no JSON object.
+      ModelError: if it is missing or no JSON object.
     """
     return take_text_config(read_whole_config(folder))
 

@@ -83,7 +83,7 @@ def unpack_tensors(tensors: Mapping[str, Any]) -> JsonObject:
     """Return `tensors` with one `Packed` in place of each pair of blocks and scales.
 
     Raises:
-      ModelError: where a half of a pair is missing, or the two do not fit.
+      ModelError: if a half of a pair is missing, or the two do not fit.
     """
     found, problems = dict(tensors), []
     halves = [name for name in tensors if name.endswith((_BLOCKS, _SCALES))]

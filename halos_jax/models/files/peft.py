@@ -45,7 +45,7 @@ def read_adapter(
     """Return what the adapter at `path` (a folder or hub id) is: rank, alpha and modules.
 
     Raises:
-      ModelError: where it is no LoRA adapter for `config`, or of a kind that is not supported.
+      ModelError: if it is no LoRA adapter for `config`, or of a kind that is not supported.
     """
     folder = hf.resolve_model(path)
     settings = read_json(folder / CONFIG)
@@ -129,7 +129,7 @@ def write_adapter(
     Every process calls this, and process 0 writes. `base` is the base's path, which PEFT loads.
 
     Raises:
-      ModelError: where a weight is not finite.
+      ModelError: if a weight is not finite.
     """
     whole = hf.read_whole_config(hf.resolve_model(base))
     family, inside = families.get_family(take_text_config(whole)), find_composite(whole) is not None

@@ -71,7 +71,7 @@ def take_text_config(hf_config: Mapping[str, Any]) -> JsonObject:
     """Return the config of the text model of a composite; any other config as it is.
 
     Raises:
-      ModelError: where a composite has none, or one of another kind.
+      ModelError: if a composite has none, or one of another kind.
     """
     composite = find_composite(hf_config)
     if composite is None:

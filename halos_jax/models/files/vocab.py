@@ -40,7 +40,7 @@ def fit_vocab(
       new_tokens: those that the model has not been trained on, wherever their rows are.
 
     Raises:
-      ModelError: where tokens without a row are not in `settings.added_tokens`: model and
+      ModelError: if tokens without a row are not in `settings.added_tokens`: model and
         tokenizer do not belong together, and a look-up would silently take another token's row.
     """
     beyond = {token: row for token, row in vocabulary.items() if row >= config.vocab_size}

@@ -105,7 +105,7 @@ def read_header(file: Path) -> dict[str, Entry]:
     """Return the tensors of a safetensors file by name, in the order of their bytes.
 
     Raises:
-      ModelError: where there is no such file, or it is not whole.
+      ModelError: if there is no such file, or it is not whole.
     """
     try:
         with open(file, "rb") as stream:

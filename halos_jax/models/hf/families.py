@@ -98,7 +98,7 @@ def make_hf_config(config: DecoderConfig, dtype: str, source: HFConfig | None = 
     Llama config.
 
     Raises:
-      ModelError: where `source` describes another architecture than `config`.
+      ModelError: if `source` describes another architecture than `config`.
     """
     family = get_family(source) if source else FAMILIES["llama"]
     if source is None and config.rope.longest:
