@@ -21,6 +21,7 @@ SIZES = {
     "bench.steps": 1,
     "data.holdout": 4,
     "data.max_eval": 4,
+    "data.max_test": 4,
     "lora.rank": 4,
     "reward.max_length": 128,
     "rounds.prompts_per_round": 4,
@@ -52,7 +53,9 @@ MODELS = {"model.path": "policy", "reward.path": "reward"}
 NAMES = {
     "prompts.jsonl": "prompts.jsonl",
     "questions.jsonl": "prompts.jsonl",
+    "test_questions.jsonl": "held_out.jsonl",
     "held_out.jsonl": "held_out.jsonl",
+    "test.jsonl": "held_out.jsonl",
     "conversations.jsonl": "conversations.jsonl",
     "pairs.jsonl": "pairs.jsonl",
     "openai/gsm8k:main@train": "questions.jsonl",
