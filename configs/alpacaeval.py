@@ -16,8 +16,8 @@ FOLDER holds
 
 Result, with pairs of AlpacaEval (26 models against GPT-4), 462 and 79 prompts, a byte-level BPE of
 4,096 tokens fitted on the preferred outputs, and a Llama of 1.1M parameters (hidden 128, 3 layers);
-measured when `max_train` and `max_eval` took the first pairs of (shuffled) files, and the rounds were
-watched on prompts_test.jsonl (`data.eval`) with nothing of prompts_train.jsonl held out:
+measured when `max_train` and `max_eval` took the first pairs of (shuffled) files, and the rounds
+were watched on prompts_test.jsonl (`data.eval`) with nothing of prompts_train.jsonl held out:
 
   SFT, nats a token of the held-out answers     8.32 -> 5.52
   reward model, accuracy on 800 / 600 pairs     0.77 train / 0.63 test
