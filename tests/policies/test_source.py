@@ -10,6 +10,7 @@ import pytest
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.checkpoints.store import open_checkpoints
 from halos_jax.config import Config, ConfigError, EvalConfig, ModelConfig, RewardConfig, to_dict
+from halos_jax.config.rewards import ScorerConfig
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.models import spec
 from halos_jax.models.files import hf

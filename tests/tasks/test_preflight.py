@@ -87,13 +87,16 @@ def test_feedback_and_samples_are_read_as_their_tasks_read_them(toy, tmp_path):
         ({"eval": EvalConfig(scorers={"a": ScorerConfig(kind="function", function="absent:f")})},
          "eval.scorers.a.function: got 'absent:f', which cannot be imported"),
         ({"eval": EvalConfig(scorers={"a": ScorerConfig(path="/no/such/model")})},
-         "eval.scorers.a.path: got '/no/such/model'"),
+         "model '/no/such/model' not found"),
+        ({"eval": EvalConfig(scorers={"a": ScorerConfig(path="policy")})},
+         "eval.scorers.a.path: got "),
         ({"lora": LoraConfig(rank=2, targets=("q_prj",))}, "q_proj"),
         ({"model": ModelConfig(path="/no/such/model")}, "/no/such/model"),
         ({"sampling": SamplingConfig(max_prompt_length=1)}, "raise sampling.max_prompt_length"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_an_online_run(toy, tmp_path, changes, expected):
+def test_what_is_wrong_with_an_online_run(toy, tmp_path, monkeypatch, changes, expected):
+    monkeypatch.chdir(toy)
     message = fail(make_config(toy, tmp_path / "run", **changes))
     assert (
         message.startswith("1 error found before anything was run:\n  - ") and expected in message
