@@ -181,7 +181,8 @@ def _find(field: str, text: str, folder: Path, runs: Path) -> str:
     if text.startswith("runs/") and made.exists():
         return str(made)
     if text in PLACEHOLDERS:
-        section = "reward.path" if field.startswith("reward.") else field
+        scores = field.startswith(("reward.", "eval.scorers."))
+        section = "reward.path" if scores else field
         return str(folder / MODELS[section])
     if text not in NAMES:
         raise ValueError(f"{field}: {text!r} has no stand-in in {__name__}.NAMES")

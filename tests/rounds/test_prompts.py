@@ -95,7 +95,7 @@ def test_the_test_is_a_source_of_its_own(config, tmp_path):
         ({"test": "eval"}, r"data\.test: 2 of its prompts are in data\.eval too"),
         (
             {"test": "train", "eval": "", "holdout": 5},
-            r"data\.test: 1 of its prompts are in data.tr",
+            r"data\.test: 1 of its prompts are in",
         ),
     ],
 )
