@@ -257,7 +257,6 @@ def test_bounds_of_a_rounds_size_are_for_sizes_that_the_run_chooses():
     assert violations(task="sft", **{high: 64}) == []
 
 
-<<<<<<< HEAD
 def test_gaps_and_weights_are_those_of_pairs():
     assert violations(feedback__max_length_gap=0.5, feedback__margin_weights=1.0) == []
     (line,) = violations(feedback__margin_weights=0.5)
@@ -270,7 +269,8 @@ def test_gaps_and_weights_are_those_of_pairs():
         "feedback.margin_weights",
     ]
     assert "allowed with feedback.type='binary': 0; it has no pairs" in found[0]
-=======
+
+
 SCORER = dict(schema.flatten(schema.to_plain(ScorerConfig(path="gold"))))
 
 
@@ -311,4 +311,3 @@ def test_a_scorer_of_held_out_samples_is_checked_where_it_is_used(name, changes,
     values |= {path: value for path, value in changes.items() if path not in SCORER}
     found = list(limits.find_violations(values))
     assert (not found) if expected is None else (len(found) == 1 and expected in found[0])
->>>>>>> 12c12df (Tests of the wiring of what is held out)

@@ -386,10 +386,8 @@ def test_other_processes_leave_it_to_the_first(folder):
 
 def test_an_online_run_looks_at_its_test_and_at_what_scores_it(folder):
     judge = JudgeConfig(rubric=str(folder / "rubric.jinja"))
-    scorers = {
-        "own": ScorerConfig(kind="function", function="my_rewards:other"),
-        "asked": ScorerConfig(kind="judge", path="unread", judge=judge),
-    }
+    own = ScorerConfig(kind="function", function="my_rewards:other")
+    scorers = {"own": own, "asked": ScorerConfig(kind="judge", path="unread", judge=judge)}
     data = DataConfig(train=str(folder / "train.jsonl"), test=str(folder / "eval.jsonl"))
     config = make_config(folder, data=data, eval=EvalConfig(scorers=scorers))
     found = inputs.list_inputs(config)
@@ -398,6 +396,5 @@ def test_an_online_run_looks_at_its_test_and_at_what_scores_it(folder):
     assert "eval.scorers.asked.path" not in found
     start(config, is_begun=False)
     assert [one["name"] for one in recorded(folder)["eval.scorers.own.function"]] == ["my_rewards"]
-    # Without held-out samples nobody is asked.
     unused = inputs.list_inputs(dataclasses.replace(config, task="label"))
     assert not [field for field in unused if field.startswith("eval.")]
