@@ -9,7 +9,6 @@ from pathlib import Path
 from halos_jax import processes, storage
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.rounds.outcome.decisions import NAMES
-from halos_jax.signs.table import is_stale
 from halos_jax.workdir import manifests
 from halos_jax.workdir.intact import MANIFEST
 from halos_jax.workdir.ledger import Ledger
@@ -73,11 +72,10 @@ def _load_manifests(workdir: Path) -> list[Manifest]:
 def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
     """Restore a round to what it was before its training."""
     kept = {name: record for name, record in manifest.files.items() if name in _BEFORE.values()}
-    metrics = {
-        name: one
-        for name, one in manifest.metrics.items()
-        if not (_is_held_out(name) or is_stale(name))
-    }
+    # Metrics are in the order of the stages: what comes after feedback's is of training and after.
+    names = list(manifest.metrics)
+    last = max((at for at, name in enumerate(names) if name.startswith("feedback")), default=-1)
+    metrics = {name: manifest.metrics[name] for name in names[: last + 1]}
     decided = {name: one for name, one in manifest.decisions.items() if name not in NAMES}
     before = dataclasses.replace(
         manifest, stages=tuple(_BEFORE), files=kept, metrics=metrics, decisions=decided
@@ -87,10 +85,6 @@ def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
         for name in manifest.files.keys() - kept.keys():
             (folder / name).unlink(missing_ok=True)
         _remove_model(folder / "model", ledger)
-
-
-def _is_held_out(metric: str) -> bool:
-    return metric.partition("/")[0].endswith(("_eval", "_test"))
 
 
 def _remove(folder: Path, ledger: Ledger) -> None:

@@ -45,6 +45,8 @@ from halos_jax.workdir.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
+_LARGE = 1 << 28  # bytes of a round's samples that are too many to be kept in memory
+
 
 def sample_prompts(
     run: Rollouts,
@@ -141,7 +143,7 @@ def score_stage(run: Rollouts, folder: Path) -> StageResult:
 
 def feedback_stage(run: Rollouts, folder: Path, round: int) -> StageResult:
     """Write feedback.jsonl from samples and scores."""
-    scored = read_scores(folder / "scores.jsonl", read_samples(folder / "samples.jsonl"))
+    scored = read_scored(folder)
     rows, counts = make_feedback(run.config, scored, round)
     report_feedback(f"round {round}", counts, scored, run.config)
     write_rows(run.workspace, folder / "feedback.jsonl", rows)
@@ -208,7 +210,7 @@ def _prepare(
 ) -> Dataset | None:
     """Do what comes before a round's first step: return its dataset, if there are items, with what
     other policies say of them; and write down the signs of its fresh samples."""
-    load_sft = functools.cache(load_sft)  # for the reference and for the signs
+    sft = functools.cache(lambda: load_sft())  # for the reference and for the signs
     seed = zlib.crc32(f"{run.config.seed} {round}".encode())
     dataset, logps = None, None
     if items:
@@ -228,15 +230,15 @@ def _prepare(
         reference = run.config.rounds.reference
         moving = reference == "previous_step"
         if training.needs_reference(run.trainer.loss, items, moving=moving):
-            load = load_round_start if reference == "round_start" else load_sft
+            load = load_round_start if reference == "round_start" else sft
             label = f"reference {round}"
             dataset = training.add_reference(run.trainer, dataset, load(), label=label)
             logps = None if reference == "round_start" else dataset.reference_logps
-    samples = read_scores(folder / "scores.jsonl", read_samples(folder / "samples.jsonl"))
-    signs = before.measure_before(run, samples, items, logps, load_sft, round=round)
+    samples = read_scored(folder)
+    signs = before.measure_before(run, samples, items, logps, sft, round=round)
     if signs is not None:
         write_shard(run.workspace, folder / before.FILE, [signs])
-    del load_sft
+    del sft
     if dataset is not None and run.trainer.loss.value:
         dataset = training.add_collected(
             run.trainer, dataset, load_round_start(), seed=seed, label=f"values {round}"
@@ -331,6 +333,29 @@ def write_shard(workspace: Workspace, path: Path, rows: Iterable[Mapping[str, An
     if workspace.is_writer:
         records.write_records(path, rows, note=workspace.ledger.note_file)
     sharding.wait_for_all(f"wrote {path.name}")
+
+
+def read_scored(folder: Path) -> list[Sample]:
+    """Read a round's samples with their rewards.
+
+    Those of the round that was read last are kept, where they are not very many: the stages of a
+    round ask for the same ones, and reading them takes long beside a step of a small model.
+    """
+    found = [folder / name for name in ("samples.jsonl", "scores.jsonl")]
+    states = [path.stat() for path in found]
+    if states[0].st_size > _LARGE:
+        return _read_scored(folder)
+    known = tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in states)
+    return list(_keep_scored(folder, known))
+
+
+@functools.lru_cache(maxsize=1)
+def _keep_scored(folder: Path, known: tuple[tuple[int, int, int], ...]) -> list[Sample]:
+    return _read_scored(folder)
+
+
+def _read_scored(folder: Path) -> list[Sample]:
+    return read_scores(folder / "scores.jsonl", read_samples(folder / "samples.jsonl"))
 
 
 def read_samples(path: Path) -> list[Sample]:

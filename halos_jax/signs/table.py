@@ -103,8 +103,3 @@ STALE: Mapping[str, Sign] = {
 }
 
 SIGNS: Mapping[str, Sign] = {**FRESH, **STALE}
-
-
-def is_stale(metric: str) -> bool:
-    """Tell whether a metric, or the bound of an interval, is a sign of a round's end."""
-    return metric.partition("/")[0] in STALE

@@ -41,14 +41,13 @@ def make_trainer(loss):
 
 def replace_known(dataset, name, params):
     known = (*dataset.known, (name, params))
-    return SimpleNamespace(plan=dataset.plan, known=known, reference_logps=None)
+    return SimpleNamespace(plan=dataset.plan, known=known, reference_logps=f"of {name}")
 
 
 @pytest.fixture
 def unwatched(monkeypatch):
     """Leave out the signs of a round, which read files that the stand-ins do not write."""
-    for name in ("read_samples", "read_scores"):
-        monkeypatch.setattr(stages, name, lambda *given: [])
+    monkeypatch.setattr(stages, "read_scored", lambda folder: [])
     monkeypatch.setattr(stages.before, "measure_before", lambda *given, **how: None)
     monkeypatch.setattr(stages.before, "read_before", lambda folder: NOTHING)
     monkeypatch.setattr(loop.after, "add_staleness", lambda run, state, done, round: done)
@@ -88,7 +87,13 @@ def test_training_gets_what_the_round_has(tmp_path, monkeypatch, loss):
         on_step(after, 6)  # the last step of six: the stage's own checkpoint follows
         return after
 
+    def measure_before(run, samples, given, logps, load_sft, *, round):
+        assert (samples, given, load_sft(), round) == ("samples", items, "sft", 4)
+        assert logps == "of reference"
+
     monkeypatch.setattr(stages, "load_feedback_items", lambda *given: items)
+    monkeypatch.setattr(stages, "read_scored", lambda folder: "samples")
+    monkeypatch.setattr(stages.before, "measure_before", measure_before)
     for function in (make_dataset, add_reference, add_collected, run_steps):
         monkeypatch.setattr(stages.training, function.__name__, function)
     found = stages.train_stage(
@@ -212,8 +217,7 @@ def test_feedback_is_made_as_the_config_says():
 
 def test_a_rounds_feedback_is_drawn_by_its_number(tmp_path, monkeypatch):
     rounds = []
-    monkeypatch.setattr(stages, "read_samples", lambda path: [])
-    monkeypatch.setattr(stages, "read_scores", lambda path, samples: [])
+    monkeypatch.setattr(stages, "read_scored", lambda folder: [])
     monkeypatch.setattr(stages, "report_feedback", lambda *given: None)
     monkeypatch.setattr(
         stages, "make_feedback", lambda config, scored, round: rounds.append(round) or ([], {})
@@ -258,6 +262,7 @@ class Recorded:
             if name.endswith("_stage") or name in ("forget_samples", "save_round"):
                 monkeypatch.setattr(stages, name, self._note(name, trained))
         monkeypatch.setattr(evaluation, "evaluate_stage", self._note("evaluate_stage", trained))
+        monkeypatch.setattr(loop.after, "add_staleness", self._note("add_staleness", trained))
         monkeypatch.setattr(stages, "remove_shards", lambda *given: None)
         monkeypatch.setattr(
             loop.manifests,
@@ -325,7 +330,7 @@ def test_a_round_hands_its_policy_from_stage_to_stage(tmp_path, monkeypatch):
     assert recorded.names == [
         *("sample_stage", "settle", "finish", "train", "evaluate"),
         *("sample", "score_stage", "score", "feedback_stage", "feedback"),
-        *("forget_samples", "train_stage", "save_round", "evaluate_stage"),
+        *("forget_samples", "train_stage", "save_round", "evaluate_stage", "add_staleness"),
     ]
     assert recorded.find("settle") == (2,)
     policy = ("merged", {"policy": "params 10"}, "frozen")  # what is trained, without its head
@@ -337,6 +342,7 @@ def test_a_round_hands_its_policy_from_stage_to_stage(tmp_path, monkeypatch):
     assert (state, found, options["round"], options["start"]) == (before, folder, 3, 3)
     assert options["held_out"] is held_out
     assert recorded.find("save_round")[:2] == (trained, 3)
+    assert recorded.find("add_staleness")[::2] == (trained, 3)
     exported, found, due, options = recorded.find("evaluate_stage")
     assert (found, due) == (folder, ("eval",))
     assert exported == ("merged", "exported 20", "frozen") and options == {"round": 3, "step": 20}

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from halos_jax.config import Config, ConfigError
+from halos_jax.data.records.formats import write_records
 from halos_jax.rounds import pending, stages
 from halos_jax.rounds.budget import RoundPlan
 from halos_jax.rounds.context import StageResult
+from halos_jax.rounds.watch import before
 from halos_jax.types import Prompt, Turn
 from halos_jax.workdir import manifests, timing
 from halos_jax.workdir.ledger import open_ledger
@@ -51,6 +53,7 @@ def test_a_pending_round_is_committed_when_its_checkpoint_is_on_disk(tmp_path):
     folder.mkdir(parents=True)
     (folder / "eval.jsonl").write_text("{}\n")
     (folder / "eval.shard-0000.jsonl").touch()
+    write_records(folder / before.FILE, [{"round": 2, "metrics": {"kl_sft": 1.5}}])
 
     def finish():
         called.append(manifests.load_manifest(folder))
@@ -63,11 +66,14 @@ def test_a_pending_round_is_committed_when_its_checkpoint_is_on_disk(tmp_path):
     committed = pending.commit_round(run, done)
     # It was waited for before the manifest said that the round is trained.
     assert called == [manifest] and manifest.next_stage == "train"
-    assert committed.next_stage is None and committed.metrics == {"reward_eval": 0.5}
+    # The signs of before the training are committed with it.
+    assert committed.next_stage is None
+    assert committed.metrics == {"kl_sft": 1.5, "reward_eval": 0.5}
+    assert not (folder / before.FILE).exists()
     assert manifests.load_manifest(folder) == committed
     assert not (folder / "eval.shard-0000.jsonl").exists()
     # Committed up to its evaluation, there is no checkpoint to wait for.
-    trained = manifests.commit_stage(folder, manifest, "train")
+    trained = manifests.commit_stage(folder, manifest, "train", metrics={"kl_sft": 1.5})
     again = pending.commit_round(run, pending.PendingRound(trained, done.evaluation))
     assert len(called) == 1 and again == committed
 

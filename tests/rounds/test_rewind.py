@@ -18,7 +18,7 @@ FILES = {
     "evaluate": "eval.jsonl",
 }
 
-NAMES = {"evaluate": "reward_eval"}
+NAMES = {"train": ("kl_sft", "kl_sft/low"), "evaluate": ("reward_eval", "kl_stale", "steps_done")}
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def ledger(tmp_path):
                 manifest,
                 stage,
                 files={name: 1} if name else {},
-                metrics={} if stage == "train" else {NAMES.get(stage, stage): 1.0},
+                metrics=dict.fromkeys(NAMES.get(stage, (stage,)), 1.0),
                 decisions={"guard": {}, "best": {}} if stage == "evaluate" else {"auto": 1},
                 ledger=ledger,
             )

@@ -12,6 +12,7 @@ from halos_jax import storage
 from halos_jax.config import CheckpointConfig, Config, FeedbackConfig, RewardConfig
 from halos_jax.data.records import formats as records
 from halos_jax.devices import DeviceError
+from halos_jax.rewards.labels import Labels, make_score_rows
 from halos_jax.rounds import stages
 from halos_jax.types import CHOSEN, REJECTED
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
@@ -162,6 +163,30 @@ def test_sample_score_feedback_hand_files_to_each_other(tmp_path, sampled):
     # The very tokens that were sampled.
     assert [ids.tolist() for ids in items[0].responses] == [[10, 11, 4], [10, 4]]
     assert items[0].prompt_ids.tolist() == [1, 2]
+
+
+def test_scored_samples_are_read_once_and_again_when_a_file_is_another(tmp_path, monkeypatch):
+    run = make_run()
+    samples = [make_sample(prompt, 0, 1) for prompt in PROMPTS]
+    read, real = [], stages.read_samples
+    monkeypatch.setattr(stages, "read_samples", lambda path: read.append(path) or real(path))
+    stages.write_rows(
+        run.workspace, tmp_path / "samples.jsonl", map(records.sample_to_record, samples)
+    )
+
+    def score(reward):
+        rows = make_score_rows(samples, Labels([reward] * len(samples)))
+        stages.write_rows(run.workspace, tmp_path / "scores.jsonl", rows)
+
+    score(1.0)
+    first = stages.read_scored(tmp_path)
+    first.pop()  # a list of the caller's own
+    assert [one.reward for one in stages.read_scored(tmp_path)] == [1.0] * len(samples)
+    assert len(read) == 1
+    score(2.0)
+    assert [one.reward for one in stages.read_scored(tmp_path)] == [2.0] * len(samples)
+    monkeypatch.setattr(stages, "_LARGE", 10)
+    assert len(stages.read_scored(tmp_path)) == len(samples) and len(read) == 3
 
 
 def test_a_sample_without_a_reward_is_left_out_and_counted(tmp_path, sampled, caplog):

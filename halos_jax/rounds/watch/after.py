@@ -5,7 +5,7 @@ import time
 
 from halos_jax.devices import explain_memory
 from halos_jax.rounds.context import Run, StageResult
-from halos_jax.rounds.stages import read_samples
+from halos_jax.rounds.stages import read_scored
 from halos_jax.rounds.watch import watched as watching
 from halos_jax.signs.staleness import measure_staleness
 from halos_jax.training.followers import take_policy
@@ -23,7 +23,7 @@ def add_staleness(run: Run, state: TrainState, evaluation: StageResult, round: i
     if not (round and run.config.rounds.watch_samples):
         return evaluation
     began, folder = time.monotonic(), round_folder(run.workdir, round)
-    watched = watching.choose_watched(run.config, read_samples(folder / "samples.jsonl"), round)
+    watched = watching.choose_watched(run.config, read_scored(folder), round)
     if not watched:
         return evaluation
     run.stop.check()

@@ -9,6 +9,7 @@ import pytest
 
 from halos_jax.config import RoundsConfig, SamplingConfig
 from halos_jax.data.records import formats
+from halos_jax.rewards.labels import Labels, make_score_rows
 from halos_jax.rounds.context import StageResult
 from halos_jax.rounds.stages import write_rows
 from halos_jax.rounds.watch import after, watched
@@ -33,6 +34,8 @@ def make(tmp_path, count=-1):
     run, folder = make_run(workdir=tmp_path, config=config), round_folder(tmp_path, 3)
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(run.workspace, folder / "samples.jsonl", map(formats.sample_to_record, SAMPLES))
+    scores = make_score_rows(SAMPLES, Labels([0.0] * len(SAMPLES)))
+    write_rows(run.workspace, folder / "scores.jsonl", scores)
     return run
 
 

@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from halos_jax.config import RoundsConfig, SamplingConfig
+from halos_jax.packing.batches import Plan
+from halos_jax.rounds import stages
 from halos_jax.rounds.context import NOTHING
 from halos_jax.rounds.stages import write_shard
 from halos_jax.rounds.watch import before, watched
+from halos_jax.training.loop import Dataset
 from halos_jax.types import CHOSEN, REJECTED, Item, Prompt, Sample
 from halos_jax.workdir.manifests import round_folder
 from tests.rounds.stand_ins import CONFIG, make_run
@@ -48,7 +52,7 @@ def make_pair(prompt, chosen, rejected):
     return Item(np.array([1, prompt]), responses, (CHOSEN, REJECTED))
 
 
-PAIRS = [make_pair(0, 0, 1), make_pair(1, 1, 0)]
+PAIRS = [make_pair(0, 0, 1), make_pair(1, 2, 0)]  # not the best of the second prompt
 SFT = [[np.array([-3.0, -1.0])] * 2] * 2  # -4 each
 RATIOS = {watched.key_of(one): one.sum_logps + 4 for one in make_samples()}
 
@@ -78,11 +82,11 @@ def test_the_sft_checkpoint_is_asked_about_the_watched_samples(tmp_path, passes)
     metrics = record["metrics"]
     assert metrics["kl_sft"] == pytest.approx(0.4)
     assert metrics["kl_sft_per_token"] == pytest.approx(0.2)
-    # beta is the loss's; the pairs are the items: p0 0 > 1, p1 1 > 0.
-    assert metrics["fresh_margin"] == pytest.approx(0.5 * (-0.1 + 0.1) / 2)
+    # beta is the loss's; the pairs are the items: p0 0 > 1, p1 2 > 0.
+    assert metrics["fresh_margin"] == pytest.approx(0.5 * (-0.1 + 0.2) / 2)
     assert metrics["fresh_accuracy"] == 0.5
     assert metrics["fresh_loss"] == pytest.approx(
-        (math.log1p(math.exp(0.05)) + math.log1p(math.exp(-0.05))) / 2
+        (math.log1p(math.exp(0.05)) + math.log1p(math.exp(-0.1))) / 2
     )
     # p0: two wrong; p1: 1 > 0 right, 1 > 2 wrong, 2 > 0 right.
     assert metrics["implicit_accuracy"] == pytest.approx(2 / 5)
@@ -127,3 +131,51 @@ def test_signs_on_disk_are_taken_and_the_shapes_known_all_the_same(tmp_path, pas
     assert measure(run) is None and passes == ["planned"]
     assert before.read_before(folder).metrics == {"kl_sft": 7.5}
     assert json.loads((folder / before.FILE).read_text())["round"] == 2
+
+
+@pytest.mark.parametrize("reference", ["sft", "round_start", "previous_step"])
+@pytest.mark.parametrize("start", [0, 2])
+def test_the_train_stage_measures_them_before_its_first_step(
+    tmp_path, monkeypatch, reference, start
+):
+    called = []
+
+    def measure(run, samples, items, logps, load_sft, *, round):
+        called.append(("signs", samples, items, logps, load_sft(), round))
+        return {"round": round, "metrics": {"kl_sft": 0.5}}
+
+    def run_steps(trainer, state, dataset, *, writer, **_):
+        called.append(("steps", list(writer.calls)))
+        return state
+
+    fakes = {
+        "make_dataset": lambda *_, **__: Dataset([], Plan(None, (((0,),),), 1.0)),
+        "add_reference": lambda trainer, dataset, params, *, label: dataclasses.replace(
+            dataset, reference_logps=f"under {params}"
+        ),
+        "run_steps": run_steps,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(stages.training, name, fake)
+    monkeypatch.setattr(before, "measure_before", measure)
+    monkeypatch.setattr(stages, "load_feedback_items", lambda run, folder: PAIRS)
+    monkeypatch.setattr(stages, "read_scored", lambda folder: [folder])
+    loads = []
+    config = dataclasses.replace(EXACT, rounds=RoundsConfig(reference=reference))
+    run = make_run(workdir=tmp_path, config=config)
+    state = SimpleNamespace(step=7)
+    stages.train_stage(
+        run,
+        state,
+        tmp_path,
+        round=3,
+        start=start,
+        held_out=None,
+        load_sft=lambda: loads.append("sft") or "sft",
+        load_round_start=lambda: "start",
+    )
+    # From the pass with the reference, only if that is the SFT checkpoint; loaded once for both.
+    logps = "under sft" if reference == "sft" else None
+    written = [("write", 7, {"round": 3, "kl_sft": 0.5})] if start == 0 else []
+    assert called == [("signs", [tmp_path], PAIRS, logps, "sft", 3), ("steps", written)]
+    assert loads == ["sft"] and (tmp_path / before.FILE).exists()
