@@ -10,12 +10,14 @@ FOLDER holds
                            weights are drawn anew (`SCRATCH`)
   feedback_train.jsonl.gz  preference pairs, HALOs' `pairwise_feedback` or {prompt, chosen,
   feedback_test.jsonl.gz   rejected}; SFT learns the preferred outputs, the reward model the pairs
-  prompts_train.jsonl      prompts to sample from
-  prompts_test.jsonl       prompts to measure with, none of which may be in the file above
+  prompts_train.jsonl      prompts to sample from; 60 of them are held out and watched
+  prompts_test.jsonl       prompts to measure with at the start and the end, none of which may be
+                           in the file above
 
 Result, with pairs of AlpacaEval (26 models against GPT-4), 462 and 79 prompts, a byte-level BPE of
 4,096 tokens fitted on the preferred outputs, and a Llama of 1.1M parameters (hidden 128, 3 layers);
-measured when `max_train` and `max_eval` took the first pairs of (shuffled) files:
+measured when `max_train` and `max_eval` took the first pairs of (shuffled) files, and the rounds
+were watched on prompts_test.jsonl (`data.eval`) with nothing of prompts_train.jsonl held out:
 
   SFT, nats a token of the held-out answers     8.32 -> 5.52
   reward model, accuracy on 800 / 600 pairs     0.77 train / 0.63 test
@@ -88,7 +90,8 @@ def get_config(folder: str = "data/alpacaeval") -> ConfigDict:
             },
             "data": {
                 "train": f"{folder}/prompts_train.jsonl",
-                "eval": f"{folder}/prompts_test.jsonl",
+                "holdout": 60,
+                "test": f"{folder}/prompts_test.jsonl",
             },
             "optimizer": {"learning_rate": 1e-4},
             "train": {"batch_size": 16},

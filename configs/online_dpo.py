@@ -2,9 +2,12 @@
 
 Command:   python -m halos_jax.main --config=configs/online_dpo.py --config.workdir=runs/NAME
              --config.model.path=DIR --config.reward.path=DIR
-             --config.data.train=prompts.jsonl --config.data.eval=held_out.jsonl
+             --config.data.train=prompts.jsonl --config.data.holdout=256
+             --config.data.test=test.jsonl
 Hardware:  whatever holds the policy with its optimizer and the reward model. Split them over more
            devices with --config.mesh.fsdp=-1 --config.mesh.data=1.
+Held out:  256 prompts of prompts.jsonl, sampled after every round (--config.rounds.eval_every=4:
+           every fourth). test.jsonl is scored before the first round and at the end alone.
 
 4 rounds of 512 prompts x 4 samples; the best and the worst sample of a prompt make a pair. The
 learning rate is 2e-6 and not HALOs' 5e-6, which its warm-up hardly reaches in runs as short as

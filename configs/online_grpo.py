@@ -2,9 +2,12 @@
 
 Command:   python -m halos_jax.main --config=configs/online_grpo.py --config.workdir=runs/NAME
              --config.model.path=DIR --config.reward.path=DIR
-             --config.data.train=prompts.jsonl --config.data.eval=held_out.jsonl
+             --config.data.train=prompts.jsonl --config.data.holdout=256
+             --config.data.test=test.jsonl
 Hardware:  whatever holds the policy with its optimizer and the reward model. Split them over more
            devices with --config.mesh.fsdp=-1 --config.mesh.data=1.
+Held out:  256 prompts of prompts.jsonl, sampled after every round (--config.rounds.eval_every=4:
+           every fourth). test.jsonl is scored before the first round and at the end alone.
 Expect:    `reward_eval` (metrics.jsonl, and a line a round on the console) rises over the rounds;
            the loss itself stays near 0. `rewards_train/advantage` of 0 means that all samples of a
            prompt have the same reward, and nothing to learn from.

@@ -15,6 +15,7 @@ from halos_jax.metrics import (
     Record,
     make_progress,
     read_metrics,
+    show_metrics,
 )
 from halos_jax.storage import WorkdirError
 
@@ -277,3 +278,15 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(monkeypatch):
     assert any(line.startswith("Scoring: 5/5 [") for line in lines)
     assert any(line.startswith("Sampling: 8/8 [") for line in lines)
     assert len(lines) <= 4  # a line at the start and one at the end, not one an item
+
+
+def test_an_interval_stands_behind_what_it_belongs_to():
+    values = {"reward_eval": 0.25, "reward_eval/low": 0.125, "reward_eval/high": 1 / 3, "n": 3}
+    values |= {"reward_eval/a": 2.0, "reward_eval/a/low": 1.5, "reward_eval/a/high": 2.5}
+    values |= {"x/low": 1.0}  # of no mean: a number like any other
+    assert show_metrics(values) == [
+        "reward_eval 0.25 (0.125 to 0.3333)",
+        "n 3",
+        "reward_eval/a 2 (1.5 to 2.5)",
+        "x/low 1",
+    ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from halos_jax.config import ConfigError
 from halos_jax.config.rewards import PartConfig, RewardConfig, ScorerConfig
+from halos_jax.models.hf.families import ModelError
 from halos_jax.rewards.labels import Labels, RewardError, Scorer
 from halos_jax.types import Sample
 
@@ -22,7 +23,7 @@ def name_fields(prefix: str) -> Iterator[None]:
     """Call the fields of `reward` by another prefix ("reward.parts.a.") in errors of the block."""
     try:
         yield
-    except (ConfigError, RewardError) as error:
+    except (ConfigError, ModelError, RewardError) as error:
         raise type(error)(_OF_REWARD.sub(lambda _: prefix, str(error))) from error
 
 

@@ -16,6 +16,7 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.config.tasks import MODES, TASKS, Task, load
 from halos_jax.devices import explain_memory
 from halos_jax.losses import check_evaluation, check_feedback, check_loss, check_reference
+from halos_jax.metrics import show_metrics
 from halos_jax.once import forget_run
 from halos_jax.workdir.interrupt import StopSignal, catch_signals
 
@@ -66,7 +67,7 @@ def _launch(config: Config) -> dict[str, float]:
         metrics = run_task(config, stop)
     sharding.wait_for_all("end the job")  # the first to leave would disconnect the others
     if metrics:
-        logger.info("finished: %s", ", ".join(f"{k} {v:.4g}" for k, v in sorted(metrics.items())))
+        logger.info("finished: %s", ", ".join(show_metrics(dict(sorted(metrics.items())))))
     return metrics
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from halos_jax.config import Config, Task, limits, schema
 from halos_jax.config.kinds import REWARD_KINDS, RewardSpec
-from halos_jax.config.rewards import PartConfig
+from halos_jax.config.rewards import PartConfig, ScorerConfig
 
 # A config of each task that is right; each case below breaks it in one way.
 RIGHT = {
@@ -69,6 +69,25 @@ def test_right_configs_pass(task):
         ),
         ({"sampling__stop": [""]}, "sampling.stop: got an empty string"),
         ({"reward__rules": ["a:f", "b:f"]}, "reward.rules: got ['f', 'f'], allowed: functions of"),
+        ({"reward__rules": ["a:low"]}, "reward.rules: got ['low'], allowed: functions of"),
+        (
+            {"data__holdout": 4, "data__eval": "e"},
+            "data.holdout: got 4, but data.eval='e' is held out too; allowed: one of them",
+        ),
+        (
+            {"task": "sft", "data__holdout": 4, "data__max_eval": 2},
+            "data.max_eval: got 2, allowed with data.holdout: 0",
+        ),
+        (
+            {"data__holdout": 4, "data__eval_split": "a"},
+            "data.eval_split: got 'a', allowed with data.holdout: ''",
+        ),
+        ({"task": "align", "data__test": "t"}, "data.test: got 't', allowed with task='align': ''"),
+        ({"eval__test_temperature": -1.0}, "eval.test_temperature: got -1.0, allowed: 'auto', or"),
+        (
+            {"eval__test_temperature": 0.0, "eval__test_samples": 2},
+            "eval.test_samples: got 2, allowed with eval.test_temperature=0: 0 or 1",
+        ),
         ({"model__added_tokens": ["a", "a"]}, "model.added_tokens: got ['a', 'a']"),
         ({"model__added_tokens": [""]}, "allowed: distinct tokens that are not empty"),
         ({"reward__path": ""}, "reward.path: got '', but reward.kind='model'"),
@@ -250,3 +269,45 @@ def test_gaps_and_weights_are_those_of_pairs():
         "feedback.margin_weights",
     ]
     assert "allowed with feedback.type='binary': 0; it has no pairs" in found[0]
+
+
+SCORER = dict(schema.flatten(schema.to_plain(ScorerConfig(path="gold"))))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("gold", {}, None),
+        ("gold", {"task": "sft"}, None),  # which has no samples
+        ("gold", {"task": "eval", "data.eval": "e", "eval.on": "feedback"}, None),
+        (
+            "gold",
+            {"data.eval": ""},
+            "eval.scorers: got eval.scorers.gold, but there are no samples",
+        ),
+        ("gold", {"data.eval": "", "data.holdout": 3}, None),
+        ("gold", {"data.eval": "", "data.test": "t"}, None),
+        ("low", {}, "eval.scorers.low: allowed: a name of letters"),
+        ("a/b", {}, "eval.scorers.a/b: allowed: a name of letters"),
+        ("rule", {}, "that no other metric has (taken: rule, low, high, unpenalised)"),
+        (
+            "gold",
+            {"path": ""},
+            "eval.scorers.gold.path: got '', but eval.scorers.gold.kind='model'",
+        ),
+        ("gold", {"max_length": 2559}, "eval.scorers.gold.max_length: got 2559"),
+        (
+            "gold",
+            {"judge.url": "host"},
+            "eval.scorers.gold.judge.url: got what is no plain address",
+        ),
+    ],
+)
+def test_a_scorer_of_held_out_samples_is_checked_where_it_is_used(name, changes, expected):
+    values = dict(schema.flatten(schema.to_plain(Config()))) | RIGHT | {"data.eval": "e"}
+    values |= {"reward.rules": ["a:rule"]}
+    own = SCORER | {"max_length": 2560} | {k: v for k, v in changes.items() if k in SCORER}
+    values |= {f"eval.scorers.{name}.{field}": value for field, value in own.items()}
+    values |= {path: value for path, value in changes.items() if path not in SCORER}
+    found = list(limits.find_violations(values))
+    assert (not found) if expected is None else (len(found) == 1 and expected in found[0])

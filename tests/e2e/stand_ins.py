@@ -21,6 +21,7 @@ SIZES = {
     "bench.steps": 1,
     "data.holdout": 4,
     "data.max_eval": 4,
+    "data.max_test": 4,
     "lora.rank": 4,
     "reward.max_length": 128,
     "rounds.prompts_per_round": 4,
@@ -52,7 +53,9 @@ MODELS = {"model.path": "policy", "reward.path": "reward"}
 NAMES = {
     "prompts.jsonl": "prompts.jsonl",
     "questions.jsonl": "prompts.jsonl",
+    "test_questions.jsonl": "held_out.jsonl",
     "held_out.jsonl": "held_out.jsonl",
+    "test.jsonl": "held_out.jsonl",
     "conversations.jsonl": "conversations.jsonl",
     "pairs.jsonl": "pairs.jsonl",
     "openai/gsm8k:main@train": "questions.jsonl",
@@ -178,7 +181,8 @@ def _find(field: str, text: str, folder: Path, runs: Path) -> str:
     if text.startswith("runs/") and made.exists():
         return str(made)
     if text in PLACEHOLDERS:
-        section = "reward.path" if field.startswith("reward.") else field
+        scores = field.startswith(("reward.", "eval.scorers."))
+        section = "reward.path" if scores else field
         return str(folder / MODELS[section])
     if text not in NAMES:
         raise ValueError(f"{field}: {text!r} has no stand-in in {__name__}.NAMES")

@@ -21,6 +21,7 @@ def overrides(inputs):
         "rounds.prompts_per_round=4",
         "rounds.eval_every=2",
         "data.eval=",
+        "rounds.keep_best=false",
         "data.holdout=4",
         f"data.test={inputs / 'eval.jsonl'}",
         "data.max_test=3",

@@ -9,7 +9,8 @@ import pytest
 
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.checkpoints.store import open_checkpoints
-from halos_jax.config import Config, ConfigError, ModelConfig, RewardConfig, to_dict
+from halos_jax.config import Config, ConfigError, EvalConfig, ModelConfig, RewardConfig, to_dict
+from halos_jax.config.rewards import ScorerConfig
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.models import spec
 from halos_jax.models.files import hf
@@ -63,6 +64,9 @@ def test_training_starts_from_the_final_model_of_a_run(toy, tmp_path, caplog):
     helpful, short = found.reward.parts["helpful"], found.reward.parts["short"]
     assert (helpful.path, helpful.weight) == (str(run / "final"), 2.0)
     assert (short.path, short.kind) == ("org/reward", "function")
+    scorers = {"gold": ScorerConfig(path=str(run)), "rule": ScorerConfig(kind="function")}
+    found = source.use_final(Config(eval=EvalConfig(scorers=scorers))).eval.scorers
+    assert (found["gold"].path, found["rule"].path) == (str(run / "final"), "")
 
 
 def test_a_checkpoint_is_chosen_by_id_or_is_the_newest(toy, tmp_path, params, mesh1):

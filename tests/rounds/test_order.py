@@ -88,3 +88,57 @@ def test_a_limit_that_grows_keeps_what_was_chosen(config, tmp_path):
     assert second[:4] == first and found.groups == (4, 3)
     third, found = load(limit(0), tmp_path / "run")
     assert third[:7] == second and found.groups == (4, 3, 23)
+
+
+def hold_out(config, count):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, holdout=count))
+
+
+def test_what_is_held_out_is_not_in_the_order(config, tmp_path):
+    write(config, range(20))
+    every, _ = load(config, tmp_path / "all")
+    watched = hold_out(config, 6)
+    ids, found = load(watched, tmp_path / "run")
+    held = [prompt.prompt_id for prompt in found.held_out]
+    assert len(held) == 6 and ids == [one for one in every if one not in held]
+    assert found.groups == (14,) and order.count_known(tmp_path / "run") == 14
+    # Another seed orders and limits the others otherwise, and holds out the same.
+    other = dataclasses.replace(watched, seed=4)
+    data = dataclasses.replace(other.data, max_train=5)
+    few = order.start_order(dataclasses.replace(other, data=data))
+    assert [prompt.prompt_id for prompt in few.held_out] == held
+    assert len(few.prompts) == 5 and not {prompt.prompt_id for prompt in few.prompts} & set(held)
+    with pytest.raises(ConfigError, match=r"data\.holdout: got 20, but data\.train has 20"):
+        order.start_order(hold_out(config, 20))
+
+
+def test_data_that_grow_move_nothing_between_training_and_held_out(config, tmp_path, caplog):
+    watched, run = hold_out(config, 6), tmp_path / "run"
+    write(config, range(20))
+    first, before = load(watched, run)
+    write(config, range(200))
+    second, after = load(watched, run)
+    assert after.held_out == before.held_out and second[:14] == first
+    assert after.groups == (14, 180) and len(set(second)) == 194
+    # A new run of the data would hold out others, which this one trains on.
+    anew = order.start_order(watched)
+    assert {one.prompt_id for one in anew.held_out} & set(second)
+    again, found = load(watched, run)
+    assert again == second and not found.is_new and found.held_out == before.held_out
+    # What repeats a held-out prompt under another id is not trained on.
+    twin = before.held_out[0]
+    with open(config.data.train, "a") as stream:
+        stream.write(json.dumps({"prompt_id": "twin", "prompt": twin.turns[0].content}) + "\n")
+    caplog.clear()
+    assert load(watched, run)[0] == second
+    assert "1 added prompts repeat one that is held out" in caplog.text
+
+
+def test_a_held_out_prompt_must_be_there_as_it_was(config, tmp_path):
+    watched = hold_out(config, 2)
+    write(config, range(9))
+    _, found = load(watched, tmp_path / "run")
+    gone = int(found.held_out[0].prompt_id[1:])
+    write(config, [number for number in range(9) if number != gone])
+    with pytest.raises(ConfigError, match=f"1 are gone \\(the first is p{gone}\\)"):
+        order.load_order(watched, tmp_path / "run")

@@ -63,3 +63,43 @@ def test_refused_prompts_are_named_or_left_out(config, name):
     data = dataclasses.replace(config.data, skip_bad=True)
     found = load(dataclasses.replace(config, data=data), 7)
     assert [len(one) for one in found] == [6, 2, 0]
+
+
+def change(config, **fields):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **fields))
+
+
+def test_held_out_prompts_may_be_of_the_training_data(config):
+    found = load(change(config, eval="", holdout=2), 4)
+    assert [len(one) for one in found] == [4, 2, 0]
+    assert found.held_out == load_order(change(config, eval="", holdout=2), Path("absent")).held_out
+    assert sorted([*found.train, *found.held_out], key=lambda one: one.prompt_id) == sorted(
+        read(config.data.train), key=lambda one: one.prompt_id
+    )
+
+
+def test_the_test_is_a_source_of_its_own(config, tmp_path):
+    path = tmp_path / "s"
+    rows = [{"prompt": f"z{n}", "split": "ab"[n % 2]} for n in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load(change(config, test=str(path), test_split="b", max_test=3), 6)
+    texts = [one.turns[0].content for one in found.test]
+    assert len(texts) == 3 and set(texts) <= {"z1", "z3", "z5", "z7"}
+    assert [len(one) for one in found] == [6, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"test": "train"}, r"data\.test: 6 of its prompts are in data\.train too"),
+        ({"test": "eval"}, r"data\.test: 2 of its prompts are in data\.eval too"),
+        (
+            {"test": "train", "eval": "", "holdout": 5},
+            r"data\.test: 1 of its prompts are in",
+        ),
+    ],
+)
+def test_a_test_prompt_that_is_trained_on_or_watched_is_an_error(config, fields, message):
+    fields = fields | {"test": getattr(config.data, fields["test"])}
+    with pytest.raises(ConfigError, match=message):
+        load(change(config, **fields), 6)

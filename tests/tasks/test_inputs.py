@@ -9,7 +9,7 @@ import pytest
 
 from halos_jax import storage
 from halos_jax.config import Config, ConfigError, DataConfig, LoraConfig, ModelConfig
-from halos_jax.config.rewards import JudgeConfig, RewardConfig
+from halos_jax.config.rewards import JudgeConfig, RewardConfig, ScorerConfig
 from halos_jax.config.sections import EvalConfig, SamplingConfig
 from halos_jax.tasks import inputs
 from halos_jax.workdir.ledger import open_ledger, read_ledger
@@ -341,6 +341,11 @@ def test_a_judges_templates_are_read_where_a_judge_is_asked(folder):
             {"eval": EvalConfig(on="samples")},
             {"model.path", "data.eval", "reward.path"},
         ),
+        (
+            "eval",
+            {"eval": EvalConfig(scorers={"gold": ScorerConfig(path="reward")})},
+            {"model.path", "data.eval", "reward.path", "eval.scorers.gold.path"},
+        ),
         ("export", {}, {"model.path"}),
     ],
 )
@@ -377,3 +382,19 @@ def test_other_processes_leave_it_to_the_first(folder):
     (folder / "run").mkdir()
     assert inputs.check_inputs(read_ledger(folder / "run"), config, is_begun=True) == []
     assert not (folder / "run" / "inputs.json").exists()
+
+
+def test_an_online_run_looks_at_its_test_and_at_what_scores_it(folder):
+    judge = JudgeConfig(rubric=str(folder / "rubric.jinja"))
+    own = ScorerConfig(kind="function", function="my_rewards:other")
+    scorers = {"own": own, "asked": ScorerConfig(kind="judge", path="unread", judge=judge)}
+    data = DataConfig(train=str(folder / "train.jsonl"), test=str(folder / "eval.jsonl"))
+    config = make_config(folder, data=data, eval=EvalConfig(scorers=scorers))
+    found = inputs.list_inputs(config)
+    assert found["data.test"] == [("0:", folder / "eval.jsonl")]
+    assert found["eval.scorers.asked.judge.rubric"] == [("", folder / "rubric.jinja")]
+    assert "eval.scorers.asked.path" not in found
+    start(config, is_begun=False)
+    assert [one["name"] for one in recorded(folder)["eval.scorers.own.function"]] == ["my_rewards"]
+    unused = inputs.list_inputs(dataclasses.replace(config, task="label"))
+    assert not [field for field in unused if field.startswith("eval.")]

@@ -19,6 +19,7 @@ from halos_jax.config import (
     SamplingConfig,
     to_dict,
 )
+from halos_jax.config.rewards import ScorerConfig
 from halos_jax.data.chat.loading import load_tokenizer
 from halos_jax.data.datasets import load_prompts, order_prompts
 from halos_jax.tasks.preflight import check_start, is_made
@@ -83,12 +84,19 @@ def test_feedback_and_samples_are_read_as_their_tasks_read_them(toy, tmp_path):
         ({"reward": RewardConfig(kind="function", function=RULE, rules=("absent_module:f",))},
          "reward.rules: got 'absent_module:f'"),
         ({"reward": RewardConfig(kind="function", function=ANSWER)}, "field 'answer': got nothing"),
+        ({"eval": EvalConfig(scorers={"a": ScorerConfig(kind="function", function="absent:f")})},
+         "eval.scorers.a.function: got 'absent:f', which cannot be imported"),
+        ({"eval": EvalConfig(scorers={"a": ScorerConfig(path="/no/such/model")})},
+         "model '/no/such/model' not found"),
+        ({"eval": EvalConfig(scorers={"a": ScorerConfig(path="policy")})},
+         "eval.scorers.a.path: got "),
         ({"lora": LoraConfig(rank=2, targets=("q_prj",))}, "q_proj"),
         ({"model": ModelConfig(path="/no/such/model")}, "/no/such/model"),
         ({"sampling": SamplingConfig(max_prompt_length=1)}, "raise sampling.max_prompt_length"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_an_online_run(toy, tmp_path, changes, expected):
+def test_what_is_wrong_with_an_online_run(toy, tmp_path, monkeypatch, changes, expected):
+    monkeypatch.chdir(toy)
     message = fail(make_config(toy, tmp_path / "run", **changes))
     assert (
         message.startswith("1 error found before anything was run:\n  - ") and expected in message
@@ -210,3 +218,33 @@ def test_a_file_in_the_place_of_a_folder_and_a_folder_in_that_of_a_file(toy, tmp
 
     assert f"sampling.output: {tmp_path} is a folder" in fail(with_output(tmp_path))
     check_start(with_output(tmp_path / "file"), with_data=False)  # it is written over
+
+
+def test_held_out_and_test_prompts_are_checked_as_the_run_takes_them(toy, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    source = str(toy / "prompts.jsonl")
+    rounds = RoundsConfig(total_prompts=9, prompts_per_round=9)
+    data = DataConfig(train=source, holdout=4, test=str(toy / "eval.jsonl"))
+    check_start(make_config(toy, tmp_path / "run", data=data, rounds=rounds), with_data=True)
+    assert "8 prompts are enough" in caplog.text or "8 in all" in caplog.text  # of 12
+    twice = dataclasses.replace(data, test=source)
+    assert "data.test: 8 of its prompts are in data.train too" in fail(
+        make_config(toy, tmp_path / "run", data=twice)
+    )
+    few = dataclasses.replace(data, holdout=12)
+    assert "data.holdout: got 12, but data.train has 12" in fail(
+        make_config(toy, tmp_path / "run", data=few)
+    )
+    scorers = {"right": ScorerConfig(kind="function", function=ANSWER)}
+    lacking = make_config(toy, tmp_path / "run", data=data, eval=EvalConfig(scorers=scorers))
+    message = fail(lacking)
+    assert "eval.scorers.right.function" in message and "field 'answer': got nothing" in message
+
+
+@pytest.mark.parametrize("task", ["sft", "reward_model", "align"])
+def test_a_holdout_of_fixed_data_is_checked(toy, tmp_path, task):
+    config = make_config(toy, tmp_path / "run", task)
+    data = dataclasses.replace(config.data, holdout=2)
+    check_start(dataclasses.replace(config, data=data), with_data=True)
+    data = dataclasses.replace(config.data, holdout=1000)
+    assert "data.holdout: got 1000, but" in fail(dataclasses.replace(config, data=data))
