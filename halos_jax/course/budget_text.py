@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from halos_jax.config import Config
-from halos_jax.config.kinds import ITEM_KINDS
+from halos_jax.config.kinds import FEEDBACK_TYPES, ITEM_KINDS
 from halos_jax.losses import get_loss
 from halos_jax.packing.batches import count_steps
 from halos_jax.training.optim import count_warmup, decays_by_budget, make_schedule
@@ -45,7 +45,7 @@ def describe_budget(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
         f"prompt, {samples:,} in all, of at most {sampling.max_tokens:,} tokens, "
         f"{samples * sampling.max_tokens:,} in all",
         f"budget: at most {sizes[1]} {noun} and {sizes[2]} optimizer steps a round, {examples:,} "
-        f"{noun} and {steps:,} steps in all; fewer where samples tie or have no reward",
+        f"{noun} and {steps:,} steps in all; fewer where samples {_name_losses(config)}",
         f"budget: learning rate {optimizer.learning_rate:g} ({optimizer.schedule}) after "
         f"{warmup:,} {_plural('step', warmup)} of warm-up",
     ]
@@ -57,19 +57,20 @@ def find_traps(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
     The largest round counts: the last one may be a rest.
     """
     largest, batch, noun = max(rounds), config.train.batch_size, name_examples(config)
+    is_auto = config.rounds.prompts_per_round == "auto"
+    size = f"rounds.{'max_' if is_auto else ''}prompts_per_round"
     lines = []
     if batch > largest.examples:
         lines.append(
             f"train.batch_size={batch} is more than the {largest.examples} {noun} that a round has "
-            "at most: each of its steps will be smaller; lower it, or raise "
-            "rounds.prompts_per_round"
+            f"at most: each of its steps will be smaller; lower it, or raise {size}"
         )
     elif largest.steps < FEW_STEPS:
         wanted = max(largest.examples * config.train.epochs // FEW_STEPS, 1)
         lines.append(
             f"a round has at most {largest.steps} optimizer steps ({largest.examples} {noun}, "
-            f"train.batch_size={batch}), and fewer where samples tie; for {FEW_STEPS}, raise "
-            f"rounds.prompts_per_round, or set --config.train.batch_size={wanted}"
+            f"train.batch_size={batch}), fewer where samples {_name_losses(config)}; for "
+            f"{FEW_STEPS}, raise {size}, or set --config.train.batch_size={wanted}"
         )
     steps, warmup = sum(one.steps for one in rounds), config.optimizer.warmup_steps
     if warmup >= steps:
@@ -142,6 +143,12 @@ def show_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _name_losses(config: Config) -> str:
+    """Say which samples give no example: groups of ties are examples, though they teach nothing."""
+    pairs = FEEDBACK_TYPES[config.feedback.type].pairs
+    return "tie or have no reward" if pairs else "have no reward"
 
 
 def _describe_auto(config: Config) -> str:

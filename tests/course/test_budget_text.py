@@ -55,12 +55,12 @@ def test_sizes_that_the_run_chooses_are_called_expected():
 
 
 def test_examples_have_the_name_that_their_loss_gives_them():
-    config = dataclasses.replace(
-        CONFIG, loss={"name": "grpo"}, feedback=FeedbackConfig(type="scalar")
-    )
-    assert (
-        "at most 512 examples and 16 optimizer steps a round"
-        in describe_budget(config, ROUNDS[:1])[1]
+    """A group whose rewards are equal is an example, too."""
+    feedback = FeedbackConfig(type="scalar")
+    config = dataclasses.replace(CONFIG, loss={"name": "grpo"}, feedback=feedback)
+    assert describe_budget(config, ROUNDS[:1])[1] == (
+        "budget: at most 512 examples and 16 optimizer steps a round, 512 examples and 16 steps in "
+        "all; fewer where samples have no reward"
     )
 
 
@@ -81,8 +81,8 @@ def test_a_sound_budget_has_no_traps():
             "train",
             {"batch_size": 32},
             [RoundSize(96, 96, 3)] * 9,
-            "a round has at most 3 optimizer steps (96 pairs, train.batch_size=32), and fewer "
-            "where samples tie; for 4, raise rounds.prompts_per_round, or set "
+            "a round has at most 3 optimizer steps (96 pairs, train.batch_size=32), fewer where "
+            "samples tie or have no reward; for 4, raise rounds.prompts_per_round, or set "
             "--config.train.batch_size=24",
         ),
         (
@@ -97,6 +97,12 @@ def test_a_sound_budget_has_no_traps():
 def test_traps_are_named_with_their_numbers(section, fields, rounds, expected):
     (line,) = find_traps(change(CONFIG, section, **fields), rounds)
     assert line.startswith(expected)
+
+
+def test_sizes_that_the_run_chooses_are_raised_by_their_bound():
+    config = change(CONFIG, "rounds", prompts_per_round="auto", max_prompts_per_round=128)
+    (line,) = find_traps(change(config, "train", batch_size=128), [RoundSize(128, 128, 1)])
+    assert "for 4, raise rounds.max_prompts_per_round, or set" in line
 
 
 def test_what_is_left_is_told_from_what_was_measured():
