@@ -107,6 +107,7 @@ def load_prompts(source: str, selection: Selection = ALL) -> list[Prompt]:
     found = list(prompts.values())
     if selection.holdout:
         found = holdout.split_prompts(found, selection.holdout)[selection.is_held]
+        logger.info("%s: %d prompts held out (data.holdout)", source, selection.holdout)
     return choose(found, selection.limit, selection.seed)
 
 
@@ -242,7 +243,15 @@ def _read(
 
     read = [(make_key(one), one) for one in found]
     held = holdout.choose_held((key for key, _ in read), selection.holdout)
-    return [one for key, one in read if (key in held) == selection.is_held]
+    kept = [one for key, one in read if (key in held) == selection.is_held]
+    if not selection.is_held:
+        logger.info(
+            "%s: the %d records of %d prompts are held out (data.holdout)",
+            source,
+            len(read) - len(kept),
+            len(held),
+        )
+    return kept
 
 
 def _read_all(

@@ -102,4 +102,19 @@ STALE: Mapping[str, Sign] = {
     "stale_ratio_per_token_max": Sign("nats a token", "largest of the same", False),
 }
 
-SIGNS: Mapping[str, Sign] = {**FRESH, **STALE}
+# Of samples for prompts that are not trained on; NAME is a part of the reward or a scorer.
+HELD_OUT: Mapping[str, Sign] = {
+    "reward_eval": Sign("reward", "mean reward of the held-out samples that have one"),
+    "reward_eval/NAME": Sign("reward", "the same by a part of the reward or by a scorer"),
+    "win_rate_eval": Sign(
+        "share",
+        "of the held-out samples, those with a higher reward than the sample of the same prompt "
+        "and number in round 0; equal ones count half",
+    ),
+    "win_rate_eval/NAME": Sign("share", "the same by a scorer"),
+    "truncated_eval": Sign("share", "of the held-out samples, those cut by sampling.max_tokens"),
+    "response_tokens_eval": Sign("tokens", "mean length of the held-out responses"),
+    "unlabelled_eval": Sign("count", "held-out samples without a reward", False),
+}
+
+SIGNS: Mapping[str, Sign] = {**FRESH, **STALE, **HELD_OUT}

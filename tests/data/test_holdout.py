@@ -138,5 +138,7 @@ def test_bad_records_and_unread_fields_are_spoken_of_once(save, caplog):
     data = DataConfig(train=path, holdout=3)
     datasets.load_demonstrations(path, select_train(data, 0))
     assert caplog.text.count("meta") == 1
+    assert "the 3 records of 3 prompts are held out (data.holdout)" in caplog.text
     datasets.load_demonstrations(path, select_eval(data))
+    assert caplog.text.count("held out") == 1
     assert caplog.text.count("meta") == 1

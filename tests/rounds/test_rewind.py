@@ -110,3 +110,20 @@ def test_killed_while_it_deletes_a_model_it_is_carried_on(ledger, tmp_path, trai
     rewind(tmp_path, ledger, trained, has_checkpoint=True)
     assert stages(tmp_path)[trained + 1 : 4] == [3] + [None] * (2 - trained)
     assert not model.exists()
+
+
+def test_a_test_goes_with_the_policy_that_was_tested(ledger, tmp_path):
+    folder = round_folder(tmp_path, 3)
+    records.write_records(folder / "test.jsonl", [{}])
+    manifest = manifests.update_manifest(
+        folder,
+        manifests.load_manifest(folder),
+        files={"test.jsonl": 1},
+        metrics={"reward_test": 1.0, "reward_test/low": 0.5, "reward_train/latest": 2.0},
+        ledger=ledger,
+    )
+    assert manifest.next_stage is None and "test.jsonl" in manifest.files
+    rewind(tmp_path, ledger, 2, has_checkpoint=True)
+    found = manifests.load_manifest(folder)
+    assert list(found.metrics) == ["sample", "score", "feedback", "reward_train/latest"]
+    assert "test.jsonl" not in found.files and not (folder / "test.jsonl").exists()

@@ -178,6 +178,29 @@ def test_what_a_training_task_hands_on(toy, tmp_path, monkeypatch):
     assert seen["steps"] == (2, 5, 10) and seen["writer"] == 2
 
 
+@pytest.mark.parametrize("task", ["sft", "align"])
+def test_what_is_held_out_of_fixed_data_is_evaluated_and_not_trained_on(
+    toy, tmp_path, monkeypatch, task
+):
+    seen = {}
+
+    def run_steps(trainer, state, dataset, *, held_out, **others):
+        for name, one in (("train", dataset), ("held", held_out)):
+            seen[name] = {tuple(item.prompt_ids) for item in one.items}
+        return state
+
+    monkeypatch.setattr(single.training, "run_steps", run_steps)
+    monkeypatch.setattr(single.final, "export_final", lambda *given, **options: tmp_path)
+    source = toy / ("sft.jsonl" if task == "sft" else "pairs.jsonl")
+    sides = []
+    for seed in (0, 1):
+        data = DataConfig(train=str(source), holdout=3)
+        run(make_config(toy, tmp_path / str(seed), task, "", "", data=data, seed=seed))
+        assert len(seen["held"]) == 3 and seen["train"] and not seen["held"] & seen["train"]
+        sides.append(seen["held"])
+    assert sides[0] == sides[1]
+
+
 def test_a_reward_model_learns_to_tell_answers_apart(toy, data, tmp_path):
     files = (data / "pairs.jsonl", data / "eval.jsonl")
     metrics = run(make_config(toy, tmp_path, "reward_model", *files))
