@@ -119,11 +119,11 @@ def test_a_test_goes_with_the_policy_that_was_tested(ledger, tmp_path):
         folder,
         manifests.load_manifest(folder),
         files={"test.jsonl": 1},
-        metrics={"reward_test": 1.0, "reward_test/low": 0.5, "reward_train/latest": 2.0},
+        metrics={"reward_test": 1.0, "reward_test/low": 0.5},
         ledger=ledger,
     )
     assert manifest.next_stage is None and "test.jsonl" in manifest.files
     rewind(tmp_path, ledger, 2, has_checkpoint=True)
     found = manifests.load_manifest(folder)
-    assert list(found.metrics) == ["sample", "score", "feedback", "reward_train/latest"]
+    assert list(found.metrics) == ["sample", "score", "feedback"]
     assert "test.jsonl" not in found.files and not (folder / "test.jsonl").exists()
