@@ -2,25 +2,24 @@
 
 import json
 import random
-import signal
 
 import pytest
 
 from halos_jax.workdir import manifests
 from halos_jax.workdir.manifests import round_folder
-from tests.e2e.test_resume import is_of_checkpoint, read_metrics, run_to_the_end
+from tests.e2e.test_resume import read_metrics, run_to_the_end
 
-# Four rounds of three prompts, of which none has a new policy for long: the KL of round 2 is beyond
-# the bound, so the run goes back; when that happens once more, it ends.
-BACK = (
+# Rounds of three prompts, at a learning rate that ruins the policy: round 1 is still the best of
+# them at the end of round 2, whose samples are beyond the bound.
+RUINED = (
     "rounds.total_prompts=15",
     "rounds.prompts_per_round=3",
     "optimizer.learning_rate=1.0",
-    "guard.action=retry",
     "guard.fall=False",
     "guard.max_kl=0.001",
-    "guard.max_retries=1",
 )
+BACK = (*RUINED, "guard.action=retry", "guard.max_retries=1")  # and so is round 3, which ends it
+STOPPED = (*RUINED, "guard.action=stop", "rounds.export_each=True")
 
 
 def read_course(workdir) -> list[tuple]:
@@ -42,24 +41,99 @@ def read_all(workdir) -> dict:
         if path.is_file() and path.name not in skipped
     }
     files = {name: data for name, data in files.items() if not name.startswith("checkpoints/")}
-    records = [path / "round" / "metadata" for path in sorted((workdir / "checkpoints").iterdir())]
-    kept = [json.loads(path.read_text()) for path in records]
-    sums = [(one["round_state"]["round"], one["sums"]) for one in kept]
-    return {"files": files, "metrics": read_metrics(workdir), "checkpoints": sums}
+    states = [(one["round"], one["step"], one["sums"]) for one in read_states(workdir)]
+    return {"files": files, "metrics": read_metrics(workdir), "checkpoints": states}
+
+
+def read_states(workdir) -> list[dict]:
+    """Return the position of each checkpoint, in order, with the checksums of its arrays."""
+    folders = sorted((workdir / "checkpoints").iterdir())
+    records = [json.loads((one / "round" / "metadata").read_text()) for one in folders]
+    return [one["round_state"] | {"sums": one["sums"]} for one in records]
 
 
 @pytest.fixture(scope="module")
 def went_back(program, tmp_path_factory):
-    """Return the workdir of a run that nothing stopped but its guard, its events and output."""
+    """Return the workdir of a run that its guard has taken back once, and its events."""
     folder = tmp_path_factory.mktemp("went_back")
     code, output, errors = program.run(folder / "run", *BACK, trace=folder / "trace")
     assert (code, errors) == (0, "")
-    return folder / "run", (folder / "trace").read_text().splitlines(), output
+    assert "starts from the policy of round 1, with a learning rate of 0.5" in output
+    assert "the guard has ended the run after round 3: guard.max_kl" in output
+    return folder / "run", (folder / "trace").read_text().splitlines()
 
 
-def test_show(went_back):
-    print(went_back[2])
-    print(read_course(went_back[0]))
-    print([n for n, _ in read_all(went_back[0])["checkpoints"]])
-    print("\n".join(e for e in went_back[1]))
-    assert 0
+def test_a_run_goes_back_to_its_best_round_and_its_steps_go_on(went_back):
+    workdir, _ = went_back
+    assert read_course(workdir) == [
+        ("sft", None, None, 0),
+        ("sft", "none", None, 1),
+        ("round-0001", "retry", 1, 1),
+        ("round-0001", "stop", None, 3),
+    ]
+    rates = {
+        key[0]: one["counters/lr"]
+        for key, one in read_metrics(workdir).items()
+        if "loss/train" in one
+    }
+    assert list(rates) == [1, 2, 3, 4, 5, 6]
+    assert [rates[step] for step in (4, 5, 6)] == pytest.approx([1.0, 0.5, 0.5])
+    ranges = [manifests.load_manifest(round_folder(workdir, round)) for round in (1, 2, 3)]
+    assert [(one.start, one.stop) for one in ranges] == [(0, 3), (3, 6), (6, 9)]
+
+
+def test_killed_around_its_way_back_it_ends_as_if_nothing_had_happened(
+    program, went_back, tmp_path
+):
+    expected, events = went_back
+    points = [
+        "after 2 evaluate: before fsync checkpoints/00000004",  # decided, and not committed
+        "after 2 evaluate: before unlink rounds/0002/eval.shard-0001.jsonl",  # committed
+        "after 2 evaluate: after verify 2",  # the best round's policy is back
+        "3 sample: after sample_shard 3",
+        "3 train: after train_step 5",
+        "after 3 evaluate: after verify 6",
+    ]
+    assert set(points) <= set(events)
+    died = run_to_the_end(program, tmp_path / "run", points, *BACK)
+    assert len(died) >= 5
+    assert read_all(tmp_path / "run") == read_all(expected)
+
+
+def test_a_stopped_run_exports_its_best_round_and_goes_on_when_it_may(program, tmp_path):
+    """Killed before and after the export, it exports the policy of round 1, not the last."""
+    workdir, trace = tmp_path / "run", tmp_path / "trace"
+    code, output, errors = program.run(workdir, *STOPPED, trace=trace)
+    assert (code, errors) == (0, "") and "the policy of round 1, the best, is in" in output
+    exported = [
+        (workdir / folder / "model.safetensors").read_bytes()
+        for folder in ("final", "rounds/0001/model", "rounds/0002/model")
+    ]
+    assert exported[0] == exported[1] != exported[2]
+    assert [state["round"] for state in read_states(workdir)] == [1, 2]
+    events = trace.read_text().splitlines()
+    last = [event for event in events if event.startswith("after 2 evaluate: ")][-1]
+    died = run_to_the_end(program, tmp_path / "killed", [last, events[-1]], *STOPPED)
+    assert died[-1] == events[-1]
+    assert read_all(tmp_path / "killed") == read_all(workdir)
+    # It is complete and says why, until it may go on: round 3 follows the last policy.
+    assert "nothing to do" in program.run(workdir, *STOPPED)[1]
+    code, output, _ = program.run(workdir, *STOPPED, "guard.action=warn")
+    assert code == 0 and "guard.action: 'stop' -> 'warn'; from here on" in output
+    assert [one[:2] for one in read_course(workdir)][2:4] == [
+        ("round-0001", "stop"),
+        ("round-0002", "warn"),
+    ]
+    assert len(read_course(workdir)) == 6
+    assert "nothing to do" in program.run(workdir, *STOPPED, "guard.action=warn")[1]
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_instants_it_is_the_same_run(program, went_back, tmp_path):
+    expected, events = went_back
+    rng = random.Random(13)
+    once = [event for event in events if events.count(event) == 1]
+    points = sorted(rng.sample(once, 20), key=events.index)
+    died = run_to_the_end(program, tmp_path / "run", points, *BACK)
+    assert len(died) >= 12  # one that is passed by the time of a restart is not met again
+    assert read_all(tmp_path / "run") == read_all(expected)
