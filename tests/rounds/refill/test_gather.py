@@ -20,7 +20,8 @@ from halos_jax.workdir.ledger import open_ledger
 from halos_jax.workdir.manifests import round_folder
 from tests.rounds.stand_ins import CONFIG, make_run, make_sample
 
-# The samples of the first three prompts tie: both have one character. The others differ.
+# The samples of the first three prompts tie: both have one character. Of the others, one has four
+# and is cut, for which there is a penalty.
 PROMPTS = [Prompt(f"p{i}", (Turn("user", f"question {i}"),)) for i in range(9)]
 FEEDBACK = FeedbackConfig(min_examples=3, max_prompts_factor=4)
 
@@ -33,7 +34,7 @@ def parts(monkeypatch):
     def sample_shard(sampler, weights, prompts, *, seed, round, generator, on_sample):
         asked.sampled.append([one.prompt_id for one in prompts])
         return [
-            make_sample(one, n, 1 + n * (int(one.prompt_id[1:]) > 2))
+            make_sample(one, n, 1 + 3 * n * (int(one.prompt_id[1:]) > 2))
             for one in prompts
             for n in range(2)
         ]
@@ -111,7 +112,7 @@ def test_prompts_are_added_until_there_are_enough_pairs(tmp_path, parts, caplog)
         assert (refilled / name).read_bytes() == (folder / name).read_bytes()
     rest = {key: value for key, value in manifest.metrics.items() if "feedback" not in key}
     assert rest == {**sampled.metrics, **scored.metrics}
-    assert rest["asked_train"] == 12 and rest["reward_train/length"] == (6 * 1 + 3 * 1 + 3 * 2) / 12
+    assert rest["asked_train"] == 12 and rest["reward_train/length"] == (9 * 1 + 3 * 4) / 12
 
 
 def test_what_limits_a_round_is_said(tmp_path, parts, caplog):
