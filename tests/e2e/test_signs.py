@@ -13,7 +13,6 @@ from halos_jax.config import Config, RoundsConfig, SamplingConfig, TrainConfig
 from halos_jax.data.chat.renderer import make_renderer
 from halos_jax.data.toy import make_tokenizer
 from halos_jax.losses import get_loss
-from halos_jax.models import decoder
 from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
 from halos_jax.rounds.watch import watched
 from halos_jax.sampling.sampler import make_sampler, sample_shard
@@ -21,6 +20,7 @@ from halos_jax.signs import fresh
 from halos_jax.signs.staleness import measure_staleness
 from halos_jax.training import loop as training
 from halos_jax.types import Prompt, Sample, Turn
+from tests.logits import compute_logits
 from tests.rounds.stand_ins import make_run
 
 RENDERER = make_renderer(make_tokenizer("ab"))
@@ -81,7 +81,7 @@ def list_conditionals(params, prompt_ids):
     for _ in range(LONGEST):
         tokens = np.array([[*prompt_ids, *prefix] for prefix in prefixes], np.int32)
         lengths = np.full(len(tokens), tokens.shape[1], np.int32)
-        logits = np.asarray(decoder.compute_logits(params, tokens, lengths, TINY), np.float64)
+        logits = np.asarray(compute_logits(params, tokens, lengths, TINY), np.float64)
         rows = logits[:, -1] - np.log(np.exp(logits[:, -1]).sum(axis=-1, keepdims=True))
         conditionals |= dict(zip(prefixes, rows, strict=True))
         prefixes = [
