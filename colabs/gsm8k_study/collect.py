@@ -30,7 +30,7 @@ def collect_run(workdir: Path) -> dict[str, Any]:
       -> value of each step; `times`; and for a task without rounds, `result`.
     """
     record: dict[str, Any] = {
-        "config": read_json(workdir / "config.json"),
+        "config": name_places(read_json(workdir / "config.json")),
         "rounds": [collect_round(folder) for folder in sorted(workdir.glob("rounds/[0-9]*"))],
         "steps": collect_steps(read_lines(workdir / "metrics.jsonl")),
         "times": collect_times(read_lines(workdir / "timings.jsonl")),
@@ -38,7 +38,7 @@ def collect_run(workdir: Path) -> dict[str, Any]:
     }
     record["rounds"] = [one for one in record["rounds"] if one]
     if (workdir / "result.json").exists():
-        record["result"] = shorten(read_json(workdir / "result.json"))
+        record["result"] = name_places(shorten(read_json(workdir / "result.json")))
         record["right"] = count_right(read_lines(workdir / "eval.jsonl"))
     return record
 
@@ -109,6 +109,15 @@ def shorten(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [shorten(one) for one in value]
     return value
+
+
+def name_places(value: Any) -> Any:
+    """Return JSON with the last name alone of each absolute path: the rest is of one machine."""
+    if isinstance(value, str) and value.startswith("/"):
+        return Path(value).name
+    if isinstance(value, Mapping):
+        return {name: name_places(one) for name, one in value.items()}
+    return [name_places(one) for one in value] if isinstance(value, list) else value
 
 
 def read_json(path: Path) -> Any:

@@ -32,12 +32,14 @@ def draw_rates(results: Mapping[str, Result]) -> Figure:
 
 
 def _draw_curve(
-    axes: Axes, result: Result, places: Mapping[int, float], label: str | None, color: str
+    axes: Axes,
+    result: Result,
+    places: Mapping[int, float],
+    label: str | None,
+    color: str | None = None,
 ) -> None:
     curve = [point for point in read_curve(result) if point.round in places]
-    first = min(places.values(), default=0)
-    x = [0 if point.round == 0 else places[point.round] for point in curve]
-    x = [max(one - first, 0) if one else 0 for one in x]
+    x = [places[point.round] for point in curve]
     y = [100 * point.estimate.value for point in curve]
     error = [196 * point.estimate.error for point in curve]
     axes.errorbar(x, y, error, label=label, color=color, marker="o", markersize=3, linewidth=1)
@@ -56,6 +58,19 @@ def draw_signs(results: Mapping[str, Result], signs: Sequence[str]) -> Figure:
         axes.set_xlabel(sign)
     panels[0].set_ylabel("change in the round, points")
     panels[-1].legend(title="learning rate")
+    return figure
+
+
+def draw_preset(results: Mapping[str, Result]) -> Figure:
+    """Draw the held-out accuracy of the preset's seeds over the prompts used."""
+    figure, panels = _make_panels(1)
+    for name, result in results.items():
+        if "preset" in name and result["rounds"]:
+            stops = {one["round"]: one["stop"] for one in result["rounds"]}
+            _draw_curve(panels[0], result, stops, label=name)
+    panels[0].set_xlabel("prompts")
+    panels[0].set_ylabel("right answers, %")
+    panels[0].legend()
     return figure
 
 

@@ -34,24 +34,32 @@ class Step(NamedTuple):
     change: Estimate
 
 
-def list_changes(result: Result) -> dict[int, Estimate]:
-    """Return round -> change of accuracy since the round before, where both were evaluated."""
-    curve = {point.round: point for point in read_curve(result)}
-    return {
-        round: estimate_mean((point.shares - curve[round - 1].shares).tolist())
-        for round, point in curve.items()
-        if round - 1 in curve
-    }
+def list_changes(result: Result, *, lag: int | None = 0) -> dict[int, Estimate]:
+    """Return round r -> change of the accuracy in round r + lag, where both ends were evaluated.
+
+    With `lag` None it is the change from before round r to the run's last round.
+    """
+    curve = {point.round: point.shares for point in read_curve(result)}
+    found = {}
+    for round in range(1, max(curve, default=0) + 1):
+        ends = (round - 1, max(curve)) if lag is None else (round + lag - 1, round + lag)
+        if all(end in curve for end in ends):
+            found[round] = estimate_mean((curve[ends[1]] - curve[ends[0]]).tolist())
+    return found
 
 
-def pair_sign(results: Mapping[str, Result], sign: str, *, lag: int) -> list[Step]:
-    """Return a sign in each round r of each run, with the change of accuracy in round r + lag."""
+def pair_sign(results: Mapping[str, Result], sign: str, *, lag: int | None) -> list[Step]:
+    """Return a sign in each round of each run, with a change of the accuracy: see `list_changes`.
+
+    For a sign that is known when its round is over, changes to the end begin after the round.
+    """
     found = []
+    later = int(sign in AFTER and lag is None)
     for name, result in results.items():
-        changes = list_changes(result)
+        changes = list_changes(result, lag=lag)
         for round, value in list_values(result, sign).items():
-            if round and round + lag in changes:
-                found.append(Step(name, round, value, changes[round + lag]))
+            if round + later in changes:
+                found.append(Step(name, round, value, changes[round + later]))
     return found
 
 
@@ -91,31 +99,31 @@ def rank_falls(steps: Sequence[Step], direction: int) -> float:
 
 
 def table_signs(results: Mapping[str, Result]) -> Table:
-    """Return, for each sign, how it goes with the change of accuracy in the round and the next."""
-    rows = [["sign", "rounds", "falls", "rho, this round", "area", "rho, next round", "area"]]
+    """Return, for each sign, how it goes with the change of accuracy that follows it.
+
+    In this round (for signs that are known before its training), in the next one, and to the end.
+    """
+    rows = [["sign", "rounds", "rho, this round", "next round", "to the end", "falls", "area"]]
     runs = select(results, kind="dpo")
     for sign, direction in {**BEFORE, **AFTER}.items():
-        row = []
-        for lag in (0, 1):
-            steps = pair_sign(runs, sign, lag=lag)
-            if len(steps) < 3:
-                break
-            falls = sum(step.change.high < 0 for step in steps)
-            row += [str(len(steps)), str(falls)] if lag == 0 else []
-            is_late = sign in AFTER and lag == 0  # known only when the round is over
-            rho, area = correlate(steps), rank_falls(steps, direction)
-            row += ["", ""] if is_late else [show_signed(rho), f"{area:.2f}"]
-        if row:
-            rows.append([sign, *row])
+        ends = pair_sign(runs, sign, lag=None)
+        if len(ends) < 3:
+            continue
+        found = [correlate(pair_sign(runs, sign, lag=lag)) for lag in (0, 1)]
+        is_late = sign in AFTER  # known only when the round is over
+        now, soon, end = (show_signed(one) for one in (*found, correlate(ends)))
+        falls = sum(step.change.high < 0 for step in ends)
+        area = f"{rank_falls(ends, direction):.2f}"
+        rows.append([sign, str(len(ends)), "" if is_late else now, soon, end, str(falls), area])
     return rows
 
 
 def table_alarms(
     results: Mapping[str, Result], sign: str, limits: Iterable[float], direction: int
 ) -> Table:
-    """Return, for each limit of a sign, how many falls it announces and how often it is wrong."""
-    rows = [["limit", "falls announced", "of", "alarms", "right", "by chance"]]
-    steps = pair_sign(select(results, kind="dpo"), sign, lag=0)
+    """Return, for each limit of a sign, what follows its alarms: the change to the run's end."""
+    rows = [["limit", "falls announced", "of", "alarms", "right, %", "by chance", "mean change"]]
+    steps = pair_sign(select(results, kind="dpo"), sign, lag=None)
     falls = [step for step in steps if step.change.high < 0]
     for limit in limits:
         alarms = [step for step in steps if direction * (step.sign - limit) > 0]
@@ -128,6 +136,7 @@ def table_alarms(
                 str(len(alarms)),
                 percent(estimate_share(hits, len(alarms))) if alarms else "",
                 f"{100 * len(falls) / max(len(steps), 1):.1f}",
+                f"{100 * np.mean([one.change.value for one in alarms]):+.1f}" if alarms else "",
             ]
         )
     return rows

@@ -1,11 +1,15 @@
-"""The notebook of the quickstart runs from its first cell to its last, on less data."""
+"""The notebooks run from their first cell to their last: the quickstart's on less data."""
 
+import contextlib
+import io
 import json
 import logging
 import os
 import re
+import sys
 from pathlib import Path
 
+import matplotlib.pyplot
 import pytest
 
 import halos_jax
@@ -64,3 +68,27 @@ def test_the_notebook_runs(small, capsys):
     assert len(names["samples"]) == 4 * len(names["prompts"]) == 4 * 32
     assert names["pairs"]
     assert all(one.chosen.reward > one.rejected.reward for one in names["pairs"])
+
+
+@pytest.fixture
+def in_colabs(monkeypatch):
+    """Run where a notebook runs, with figures that are drawn into memory."""
+    matplotlib.use("Agg")
+    monkeypatch.chdir(ROOT / "colabs")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    yield
+    matplotlib.pyplot.close("all")
+
+
+def test_the_notebook_of_the_study_shows_what_its_results_say(in_colabs):
+    notebook = json.loads((ROOT / "colabs" / "gsm8k_study.ipynb").read_text())
+    names = {}
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" or source.startswith("%pip"):
+            continue
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(source, names)
+        shown = [one for one in cell["outputs"] if one["output_type"] == "stream"]
+        assert printed.getvalue() == "".join(line for one in shown for line in one["text"]), source
+    assert len(names["results"]) >= 10

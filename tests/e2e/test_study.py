@@ -210,7 +210,8 @@ def test_a_workdir_becomes_a_small_record(tmp_path):
 
     for round in ("0000", "0001", "0002"):
         (tmp_path / "rounds" / round).mkdir(parents=True)
-    (tmp_path / "config.json").write_text('{"task": "online"}')
+    config = {"task": "online", "model": {"path": "/a/b/model"}, "stop": ["/a/c"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     metrics = {"kl_sampled": 1.23456789, "reward_eval": 0.5}
     for number, files in ((0, {"eval.jsonl": 1, "test.jsonl": 1}), (1, {})):
         manifest = {"round": number, "stages": ["evaluate"], "metrics": metrics, "files": files}
@@ -220,7 +221,8 @@ def test_a_workdir_becomes_a_small_record(tmp_path):
     write("metrics.jsonl", [{"step": 1, "loss/train": 0.6931471, "other": 1}, {"round": 0}])
     write("timings.jsonl", [{"round": 0, "stage": "evaluate", "start": 1.0, "end": 3.5}])
     record = collect.collect_run(tmp_path)
-    assert record["config"] == {"task": "online"} and not record["is_complete"]
+    assert record["config"] == {"task": "online", "model": {"path": "model"}, "stop": ["c"]}
+    assert not record["is_complete"]
     first, second = record["rounds"]  # nothing of round 2 was committed
     assert first["metrics"]["kl_sampled"] == 1.2346 and first["test"]["right"] == "1"
     assert "held_out" in first and "held_out" not in second
@@ -303,8 +305,13 @@ def test_a_sign_is_paired_with_the_change_of_its_round_or_the_next():
     ]
     assert sign_tables.correlate(now).value == pytest.approx(1.0)
     assert sign_tables.rank_falls(now, -1) == 1.0
+    # To the end: 0 from before round 1, -1 from before rounds 2 and 3.
+    assert [
+        one.change.value for one in sign_tables.pair_sign(results, "fresh_margin", lag=None)
+    ] == [*(0.0, -1.0, -1.0)]
     alarms = sign_tables.table_alarms(results, "fresh_margin", (0.0, 0.2), -1)
-    assert alarms[1][:4] == ["0", "1", "1", "1"] and alarms[2][:4] == ["0.2", "1", "1", "2"]
+    assert alarms[1] == ["0", "1", "2", "1", "100.0 ± 39.7", "66.7", "-100.0"]
+    assert alarms[2][:4] == ["0.2", "2", "2", "2"]
     assert sign_tables.table_leads(results, "fresh_margin", 0.2, -1)[1][1:4] == ["2", "1", "3"]
 
 
