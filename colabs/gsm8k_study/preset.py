@@ -57,6 +57,7 @@ def get_config(argument: str = "data/gsm8k") -> ConfigDict:
     config.reward.kind = "function"
     config.reward.function = "halos_jax.rewards.functions:numeric_answer"
     config.rounds.total_prompts = 2048
+    config.rounds.watch_samples = 512
     config.rounds.prompts_per_round = 128
     config.rounds.keep_best = False  # final/ has the last round, unless a run is about the best one
     config.sampling.num_samples_per_prompt = 4

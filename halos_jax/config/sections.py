@@ -149,7 +149,7 @@ class RoundsConfig:
     # Fresh samples of a round, whole prompts, for which the SFT checkpoint before its training and
     # the policy after it compute the log-probability: for signs of divergence and staleness. More
     # narrow their intervals, and cost two forward passes; 0: none; -1: all
-    watch_samples: Annotated[int, Ge(-1)] = 512
+    watch_samples: Annotated[int, Ge(-1)] = 128
     # Rounds from one evaluation on the held-out prompts to the next; round 0 and the last round are
     # evaluated in any case
     eval_every: PositiveInt = 1

@@ -15,6 +15,7 @@ from halos_jax.config import Config
 from halos_jax.data.lengths import Lengths, make_lengths
 from halos_jax.metrics import MetricWriter
 from halos_jax.packing.layout import LayoutMemory
+from halos_jax.policies.host_copy import HostCopy
 from halos_jax.policies.policy import Policy
 from halos_jax.rewards.labels import Labels, Scorer
 from halos_jax.rounds.budget import Budget
@@ -87,6 +88,7 @@ class Run:
     held_out: Sequence[Prompt]
     test: Sequence[Prompt] = ()
     layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)  # reward model
+    sft: HostCopy = dataclasses.field(default_factory=HostCopy)  # params of the SFT checkpoint
     budget: Budget = Budget(1, 1)
     # Makes workspace and trainer as a resume from that "round" and "step" does.
     remake: Callable[[Mapping[str, int]], tuple[Workspace, Trainer]] = refuse_remake

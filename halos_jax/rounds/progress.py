@@ -102,7 +102,7 @@ def sft_loader(run: Run, progress: Progress) -> Callable[[], Params]:
     """Return a function that gives the SFT params: before the first step, those of the policy."""
     if int(progress.state.step) == 0:
         return lambda: _params(progress)
-    return lambda: load_start(run.policy, run.mesh, run.trainer.frozen)
+    return lambda: run.sft.load(lambda: load_start(run.policy, run.mesh, run.trainer.frozen))
 
 
 def load_round_start(run: Run, progress: Progress, round: int) -> Params:
