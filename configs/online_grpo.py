@@ -17,12 +17,17 @@ are those of the policy that sampled. All samples of a prompt train, as one grou
 
 The loss is "dapo": advantages divided by the group's deviation, ratios to the policy that sampled
 clipped to 0.8 .. 1.28, the mean over all tokens, no KL term. With --config.loss.epsilon_high=0.2 it
-is what TRL's GRPO does by default; the learning rate, 1e-6, is TRL's too. Ratios need the samples'
-own log-probabilities (`keep_logps`), which are those at temperature 1 over all tokens: so that is
-how it samples. --config.loss.name=dr_grpo, gspo or rloo needs no other change. HALOs' own grpo
-takes ratios to the reference, clipped to 0.99 .. 1.01: with the SFT checkpoint for reference, a
-token that should become likelier stops learning once it is 1 % likelier than under it. Take it with
+is what TRL's GRPO does by default. Ratios need the samples' own log-probabilities (`keep_logps`),
+which are those at temperature 1 over all tokens: so that is how it samples.
+--config.loss.name=dr_grpo, gspo or rloo needs no other change. HALOs' own grpo takes ratios to the
+reference, clipped to 0.99 .. 1.01: with the SFT checkpoint for reference, a token that should
+become likelier stops learning once it is 1 % likelier than under it. Take it with
 --config.rounds.reference=round_start, or with a larger --config.loss.epsilon.
+
+Measured:  the learning rate is 2e-6, twice TRL's. With it a 0.5B model rose from 15.0, 15.0, 15.5
+           to 30.0, 30.4, 28.6 % right answers in 64 steps of 32 groups (three seeds, 8 rounds
+           of 256 prompts; configs/gsm8k.py has the curve, colabs/gsm8k_study.ipynb the runs);
+           with 1e-6 from 13.4 to 15.9 % in 32 steps (16 rounds of 64).
 """
 
 from ml_collections import ConfigDict
@@ -44,7 +49,7 @@ def get_config() -> ConfigDict:
     config.sampling.keep_logps = True
     config.sampling.max_prompt_length = 512
     config.sampling.max_tokens = 1024
-    config.optimizer.learning_rate = 1e-6
+    config.optimizer.learning_rate = 2e-6
     config.optimizer.weight_decay = 0.0
     config.train.max_length = 1536
     config.train.batch_size = 32  # groups

@@ -5,6 +5,7 @@ Accuracies are in per cent. An interval is a 95 % one, from the spread between q
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,13 @@ def read_curve(result: Result, name: str = "held_out") -> list[Point]:
 def read_shares(counts: Mapping[str, Any]) -> np.ndarray:
     """Return the share of right samples of each question, f64[questions]."""
     return np.array([int(one, 36) for one in counts["right"]]) / counts["samples"]
+
+
+def has_ended(result: Result) -> bool:
+    """Tell whether a run has evaluated the round that used the last of its prompts."""
+    evaluated = [one["stop"] for one in result["rounds"] if "held_out" in one]
+    total = result["config"].get("rounds", {}).get("total_prompts", math.inf)
+    return bool(evaluated) and evaluated[-1] >= total
 
 
 def find_best(curve: Sequence[Point]) -> Point:

@@ -1,7 +1,7 @@
 """Tables of the study: accuracies, orderings, decisions, ceilings and times."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from curves import (
     Result,
     Table,
     find_best,
+    has_ended,
     percent,
     read_curve,
     select,
@@ -60,10 +61,24 @@ def table_rates(results: Mapping[str, Result], *, best: bool = False) -> Table:
 
 
 def list_ends(runs: Mapping[str, Result], *, best: bool = False) -> list[float]:
-    """Return the accuracy of each complete run, at its last round or at its best one."""
-    curves = [read_curve(one) for one in runs.values() if one["is_complete"]]
-    points = [find_best(curve) if best else curve[-1] for curve in curves if curve]
+    """Return the accuracy of each run that has ended, at its last round or at its best one."""
+    curves = [read_curve(one) for one in runs.values() if has_ended(one)]
+    points = [find_best(curve) if best else curve[-1] for curve in curves]
     return [float(point.shares.mean()) for point in points]
+
+
+def table_progress(
+    results: Mapping[str, Result], prompts: Sequence[int] = (512, 1024, 1536, 2048)
+) -> Table:
+    """Return the accuracy of each run after so many prompts, where it was evaluated there."""
+    rows = [["run", *map(str, prompts)]]
+    for name, result in results.items():
+        stops = {one["round"]: one["stop"] for one in result["rounds"]}
+        found = {stops[point.round]: point.estimate for point in read_curve(result)}
+        row = [percent(found[count]) if count in found else "" for count in prompts]
+        if any(row):
+            rows.append([name, *row])
+    return rows
 
 
 def compare_shapes(results: Mapping[str, Result], rate: str, many: str, few: str) -> Estimate:
@@ -73,16 +88,16 @@ def compare_shapes(results: Mapping[str, Result], rate: str, many: str, few: str
     seeds (for these questions), which Welch's formula has from the spread of each shape's ends.
 
     Raises:
-      ValueError: if no seed has complete runs of both shapes.
+      ValueError: if for no seed runs of both shapes have ended.
     """
     ends = {}
     for shape in (many, few):
         runs = select(results, kind="dpo", rate=rate, shape=shape)
-        curves = {name[-1]: read_curve(one) for name, one in runs.items() if one["is_complete"]}
-        ends[shape] = {seed: curve[-1].shares for seed, curve in curves.items() if curve}
+        curves = {name[-1]: read_curve(one) for name, one in runs.items() if has_ended(one)}
+        ends[shape] = {seed: curve[-1].shares for seed, curve in curves.items()}
     seeds = sorted(ends[many].keys() & ends[few].keys())
     if not seeds:
-        raise ValueError(f"{rate}: got no seed with complete runs of {many} and of {few}")
+        raise ValueError(f"{rate}: got no seed with ended runs of {many} and of {few}")
     first, second = (np.array([ends[shape][seed] for seed in seeds]) for shape in (many, few))
     between = estimate_mean((first - second).mean(0).tolist())
     error = between.error
@@ -95,11 +110,10 @@ def compare_shapes(results: Mapping[str, Result], rate: str, many: str, few: str
 
 def table_orders(results: Mapping[str, Result]) -> Table:
     """Return the differences of more rounds and fewer rounds, for each rate."""
-    rows = [["rate", "seeds", "few - offline", "many - few", "many - offline", "in errors"]]
+    rows = [["rate", "few - offline", "many - few", "many - offline", "in errors"]]
     runs = select(results, kind="dpo")
     for rate in sorted({NAME.fullmatch(name)["rate"] for name in runs}):
-        seeds = len(select(runs, rate=rate, shape="16x128"))
-        row = [rate, str(seeds)]
+        row = [rate]
         found = None
         for many, few in (("4x512", "offline"), ("16x128", "4x512"), ("16x128", "offline")):
             try:

@@ -236,13 +236,19 @@ def test_a_workdir_becomes_a_small_record(tmp_path):
 def make_result(*rights, signs=(), complete=True, samples=4):
     """Return the record of a run whose rounds have these counts of right samples."""
     rounds = [
-        {"round": number, "metrics": {}, "held_out": {"right": right, "samples": samples}}
+        {
+            "round": number,
+            "stop": number,
+            "metrics": {},
+            "held_out": {"right": right, "samples": samples},
+        }
         for number, right in enumerate(rights)
     ]
     for one, sign in zip(rounds, signs):
         one["metrics"] = {"fresh_margin": sign}
     attempts = [{"seconds": 10.0, "code": 0, "share": 0.25}]
     return {
+        "config": {"rounds": {"total_prompts": len(rights) - (1 if complete else 0)}},
         "rounds": rounds,
         "is_complete": complete,
         "steps": {"step": [1, 2]},
@@ -270,6 +276,10 @@ def test_rates_are_tabled_with_their_seeds():
     assert run_tables.table_rates(results)[1] == ["2e-6", "", "", "25.0 (50.0, 0.0)", ""]
     assert run_tables.table_rates(results, best=True)[1][3] == "75.0 (50.0, 100.0)"
     assert run_tables.table_runs(results)[3][0] == "dpo-offline-2e-6-s0 (cut)"
+    assert [row[0] for row in run_tables.table_progress(results, (2,))] == [
+        "run",
+        "dpo-16x128-2e-6-s1",
+    ]
 
 
 def test_shapes_are_compared_seed_by_seed():
