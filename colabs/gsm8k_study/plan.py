@@ -100,7 +100,9 @@ def list_auto() -> Iterable[Run]:
 
 def list_methods() -> Iterable[Run]:
     """Yield batch D: online KTO, and DAPO with groups of 8, at equal prompts."""
-    yield make_online("D", "16x128", "2e-6", kind="kto")
+    yield make_online("D", "16x128", "2e-6", kind="kto", rounds__eval_every="4")
+    balanced = {"loss__desirable_weight": "5", "rounds__eval_every": "4"}
+    yield make_online("D", "16x128", "5e-7", kind="kto", **balanced)
     dapo = make_online("D", "16x128", "2e-6", kind="dapo")
     yield dataclasses.replace(dapo, steps=(*dapo.steps, *list_evaluations(dapo.name)))
 
