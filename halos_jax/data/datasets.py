@@ -11,7 +11,7 @@ import numpy as np
 from halos_jax.config import ConfigError
 from halos_jax.data import holdout
 from halos_jax.data.records.fields import Fields, RecordError
-from halos_jax.data.records.formats import digest
+from halos_jax.data.records.formats import digest, make_prompt_id
 from halos_jax.data.records.questions import read_prompt
 from halos_jax.data.records.shapes import (
     is_feedback,
@@ -50,21 +50,40 @@ def warn_of_benchmarks(source: str) -> None:
 
 
 def refuse_overlap(
-    prompts: Iterable[Prompt],
-    others: Iterable[Prompt],
+    prompts: Sequence[Prompt],
+    others: Sequence[Prompt],
     *,
     field: str = "data.eval",
     known: str = "data.train",
 ) -> None:
     """Raise ConfigError if one of the `others`, which are held out, is among `prompts`.
 
-    `field` names the source of the others, and `known` that of the prompts.
+    A conversation counts whatever its id; in data.eval, one with another id is a warning, so that
+    runs begun before can go on.
+
+    Args:
+      field: the source of the others.
+      known: the source of the prompts.
     """
-    shared = {prompt.prompt_id for prompt in prompts} & {prompt.prompt_id for prompt in others}
+    if not others:
+        return
+    ids, talks = {one.prompt_id for one in prompts}, {make_prompt_id(one.turns) for one in prompts}
+    same = sorted(one.prompt_id for one in others if one.prompt_id in ids)
+    twins = sorted(one.prompt_id for one in others if make_prompt_id(one.turns) in talks)
+    shared = same if field == "data.eval" else sorted({*same, *twins})
     if shared:
         raise ConfigError(
             f"{field}: {len(shared)} of its prompts are in {known} too (the first is "
-            f"{sorted(shared)[0]}); allowed: no prompt in both; take them out of one of the files"
+            f"{shared[0]}); allowed: no prompt in both; take them out of one of the files"
+        )
+    if twins:
+        logger.warning(
+            "%s: %d of its prompts are in %s too, under other ids (the first is %s): they are no "
+            "measure of what is learned; take them out of one of the files",
+            field,
+            len(twins),
+            known,
+            twins[0],
         )
 
 
@@ -276,6 +295,7 @@ def _read_taught(
     """Read a record for SFT; return also whether it is a sample with a score."""
     if not is_feedback(fields):
         return False, read_demonstration(fields, every_turn=every_turn)
+    refuse_weight(fields)  # an answer that is learned has none
     if fields.has("output_A"):
         return False, read_preference(fields)
     if fields.peek("type") == "binary_feedback":

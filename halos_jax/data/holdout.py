@@ -32,8 +32,11 @@ def split_prompts(prompts: Sequence[Prompt], count: int) -> tuple[list[Prompt], 
 
 
 def make_key(prompt: Prompt) -> str:
-    """Return the hash of a prompt's conversation by which it is held out, whatever its id."""
-    return digest("holdout", make_prompt_id(prompt.turns))
+    """Return the hash of a prompt's conversation by which it is held out, whatever its id.
+
+    A plain text has no turns before it; its id is a hash of the text.
+    """
+    return digest("holdout", make_prompt_id(prompt.turns) if prompt.turns else prompt.prompt_id)
 
 
 def choose_held(keys: Iterable[str], count: int) -> frozenset[str]:

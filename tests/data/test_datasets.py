@@ -267,6 +267,19 @@ def test_a_prompt_that_is_held_out_and_trained_on_is_refused():
         refuse_overlap([two, one, three], [one, two])
 
 
+def test_a_conversation_under_another_id_is_refused_in_a_test_and_said_of_data_eval(caplog):
+    one, two = (Prompt(name, (Turn("user", name),)) for name in "ab")
+    twin, other = Prompt("t", one.turns), Prompt("a", (Turn("user", "other"),))
+    with pytest.raises(ConfigError, match=r"data\.test: 1 of its prompts .*\(the first is t\)"):
+        refuse_overlap([one, two], [twin], field="data.test")
+    with pytest.raises(ConfigError, match=r"data\.test: 2 of its prompts .*\(the first is a\)"):
+        refuse_overlap([one, two], [twin, other], field="data.test")
+    assert not caplog.messages
+    refuse_overlap([one, two], [twin])
+    [line] = caplog.messages
+    assert line.startswith("data.eval: 1 of its prompts are in data.train too, under other ids")
+
+
 # --------------------------------------------------------------------------- what is not used
 
 
@@ -319,5 +332,6 @@ def test_weights_of_pairs_are_for_losses_on_pairs_alone(tmp_path):
     record = {"type": "pairwise_feedback", "prompt": "q", **outputs, "label": 1, "weight": 0.5}
     path.write_text(json.dumps(record) + "\n")
     assert [pair.weight for pair in load_preferences(str(path))] == [0.5]
-    with pytest.raises(RecordError, match=r"field 'weight': got 0\.5, allowed: nothing"):
-        load_judgements(str(path))
+    for load in (load_judgements, load_demonstrations):
+        with pytest.raises(RecordError, match=r"field 'weight': got 0\.5, allowed: nothing"):
+            load(str(path))

@@ -132,6 +132,17 @@ def test_a_limit_takes_of_what_is_left_and_collapsed_spaces_make_one_prompt(save
     assert len(found) == 8 and len({one.prompt.turns for one in found}) == 4
 
 
+def test_plain_texts_are_held_out_one_by_one(save):
+    texts = [{"text": f"text {n // 2}"} for n in range(40)]  # each of them twice
+    path = save([*texts, {"prompt": "q", "completion": "a"}])
+    data = DataConfig(train=path, holdout=5)
+    found = datasets.load_demonstrations(path, select_eval(data))
+    rest = datasets.load_demonstrations(path, select_train(data, 0))
+    held, trained = ({one.completion.turns for one in side} for side in (found, rest))
+    assert len(held) == 5 and not held & trained and len(held | trained) == 21
+    assert len(found) + len(rest) == 41
+
+
 def test_bad_records_and_unread_fields_are_spoken_of_once(save, caplog):
     caplog.set_level("INFO")
     path = save([{"prompt": f"q{n}", "completion": "a", "meta": n} for n in range(9)])
