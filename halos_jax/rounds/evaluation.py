@@ -7,7 +7,6 @@ rounds/0004/test.jsonl    in the folder of its round, of the policy that final/ 
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +27,7 @@ from halos_jax.rounds import stages
 from halos_jax.rounds.context import Rollouts, Run, StageResult
 from halos_jax.rounds.cuts import report_samples
 from halos_jax.sampling.sampler import make_sampler
-from halos_jax.signs.intervals import Estimate, estimate_mean, name_estimate
+from halos_jax.signs.intervals import estimate_clustered_share, estimate_mean, name_estimate
 from halos_jax.signs.wins import estimate_wins
 from halos_jax.types import FINISH_LENGTH, Params, Prompt, Sample
 from halos_jax.workdir.manifests import Manifest, round_folder
@@ -204,7 +203,7 @@ def _measure_intervals(samples: Sequence[Sample], lists: Scores, split: Split) -
             metrics |= name_estimate(path, estimate_mean(rewards, owners))
     cut = [float(sample.finish_reason == FINISH_LENGTH) for sample in samples]
     lengths = [float(len(sample.response_ids)) for sample in samples]
-    metrics |= name_estimate(f"truncated_{split}", _clip(estimate_mean(cut, prompts)))
+    metrics |= name_estimate(f"truncated_{split}", estimate_clustered_share(cut, prompts))
     metrics |= name_estimate(f"response_tokens_{split}", estimate_mean(lengths, prompts))
     return metrics
 
@@ -229,12 +228,5 @@ def _compare(run: Run, found: Evaluation, split: Split) -> dict[str, float]:
         wins = estimate_wins(values, others, prompts)
         if wins is not None and name not in relative:
             path_of = f"win_rate_{split}/{name}" if name else f"win_rate_{split}"
-            metrics |= name_estimate(path_of, _clip(wins))
+            metrics |= name_estimate(path_of, wins)
     return metrics
-
-
-def _clip(share: Estimate) -> Estimate:
-    """Return the estimate of a share with an interval that holds shares alone."""
-    if not math.isfinite(share.low):
-        return share
-    return share._replace(low=max(share.low, 0.0), high=min(share.high, 1.0))

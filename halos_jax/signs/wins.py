@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from halos_jax.signs.intervals import Estimate, estimate_mean
+from halos_jax.signs.intervals import Estimate, estimate_clustered_share
 
 
 def estimate_wins(
@@ -23,4 +23,4 @@ def estimate_wins(
         if score is not None and other is not None:
             wins.append(1.0 if score > other else 0.5 if score == other else 0.0)
             of.append(prompt)
-    return estimate_mean(wins, of) if wins else None
+    return estimate_clustered_share(wins, of) if wins else None

@@ -55,6 +55,13 @@ def with_interval(name, value, error):
     return {name: value, f"{name}/low": value - Z * error, f"{name}/high": value + Z * error}
 
 
+def with_wilson(name, share, count):
+    """Return a share's metrics with Wilson's interval of `count` independent trials."""
+    half = Z * (share * (1 - share) / count + Z**2 / (4 * count**2)) ** 0.5
+    ends = {"low": share + Z**2 / (2 * count) - half, "high": share + Z**2 / (2 * count) + half}
+    return {name: share} | {f"{name}/{end}": at / (1 + Z**2 / count) for end, at in ends.items()}
+
+
 def test_evaluation_draws_with_the_keys_of_round_0_and_keeps_its_metrics(tmp_path, sampled):
     # A rule may leave a sample out, too.
     scorers = {"short": lambda samples: [float(len(s.output) < 2) for s in samples[:3]] + [None]}
@@ -73,11 +80,11 @@ def test_evaluation_draws_with_the_keys_of_round_0_and_keeps_its_metrics(tmp_pat
             **with_interval("reward_eval/short", 1 / 3, (2 * 2 / 9) ** 0.5 / 3),
             "unlabelled_eval/short": 1,
             **with_interval("response_tokens_eval", 3.0, error),
-            **with_interval("truncated_eval", 0.0, 0.0),
+            **with_wilson("truncated_eval", 0.0, 2),  # of two prompts that agree
         }
         if round:  # its samples are those of round 0
-            expected |= with_interval("win_rate_eval", 0.5, 0.0)
-            expected |= with_interval("win_rate_eval/short", 0.5, 0.0)
+            expected |= with_wilson("win_rate_eval", 0.5, 2)
+            expected |= with_wilson("win_rate_eval/short", 0.5, 2)
         assert metrics == pytest.approx(expected)
         rows = read(folder / "eval.jsonl")
         assert [row["reward"] for row in rows] == [1, 2, 2, 3]
@@ -109,11 +116,12 @@ def test_a_later_round_is_compared_with_round_0_sample_by_sample(tmp_path, sampl
             workdir=tmp_path,
         )
         _, metrics = evaluate(run, tmp_path, round=round)
-    # Won, tied and lost; the fourth cannot be compared. Residuals of 0.5 and -0.5 by prompt.
-    expected = with_interval("win_rate_eval", 0.5, (2 * (0.5**2 + 0.5**2)) ** 0.5 / 3)
-    # Two wins of one prompt, a win and a loss of the other: residuals of 0.5 and -0.5 of 4.
-    expected |= with_interval("win_rate_eval/other", 0.75, (2 * (0.5**2 + 0.5**2)) ** 0.5 / 4)
-    expected = {name: min(max(one, 0.0), 1.0) for name, one in expected.items()}  # of a share
+    # Won, tied and lost; the fourth cannot be compared. Residuals of 0.5 and -0.5 by prompt: a
+    # standard error of 1/3, which 0.5 * 0.5 * 9 independent trials have.
+    expected = with_wilson("win_rate_eval", 0.5, 2.25)
+    # Two wins of one prompt, a win and a loss of the other: residuals of 0.5 and -0.5 of 4, an
+    # error of 1/4, which 0.75 * 0.25 * 16 trials have.
+    expected |= with_wilson("win_rate_eval/other", 0.75, 3)
     found = {name: one for name, one in metrics.items() if name.startswith("win_rate")}
     assert found == pytest.approx(expected)
 
