@@ -72,8 +72,8 @@ class Hint(NamedTuple):
     text: str
 
 
-def list_new_hints(config: Config, done: Sequence[RoundSigns]) -> list[Hint]:
-    """Return the hints after the last of the rounds `done` that were not given before.
+def list_new_hints(config: Config, done: Sequence[RoundSigns]) -> list[list[Hint]]:
+    """Return, for each of the rounds `done`, the hints after it that were not given before.
 
     A hint is given again only if it advises something else than when it was last given.
 
@@ -81,11 +81,11 @@ def list_new_hints(config: Config, done: Sequence[RoundSigns]) -> list[Hint]:
       done: all rounds from round 0 on, without gaps.
     """
     said: dict[str, str] = {}
-    new: list[Hint] = []
+    new: list[list[Hint]] = [[] for _ in done[:1]]
     for count in range(2, len(done) + 1):
         found = list_hints(config, done[:count])
-        new = [hint for hint in found if said.get(hint.about) != hint.suits]
-        said |= {hint.about: hint.suits for hint in new}
+        new.append([hint for hint in found if said.get(hint.about) != hint.suits])
+        said |= {hint.about: hint.suits for hint in new[-1]}
     return new
 
 

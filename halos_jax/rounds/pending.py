@@ -149,16 +149,15 @@ def commit_extent(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
 
 def commit_test(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
     """Add the test of the final policy to the manifest of its round, which is complete."""
-    folder = round_folder(run.workdir, manifest.round)
     manifest = manifests.update_manifest(
-        folder,
+        round_folder(run.workdir, manifest.round),
         manifest,
         files=done.files,
         metrics=done.metrics,
         is_writer=run.workspace.is_writer,
         ledger=run.workspace.ledger,
     )
-    remove_eval_shards(run, folder)
+    remove_eval_shards(run, manifest)
     return manifest
 
 
@@ -178,5 +177,5 @@ def commit_round(run: Run, pending: PendingRound) -> Manifest:
         needed = find_needed(run.config, run.workdir, manifest.round)
         run.checkpoints.keep_rounds(needed)
     report_verdict(manifest)
-    remove_eval_shards(run, round_folder(run.workdir, manifest.round))
+    remove_eval_shards(run, manifest)
     return manifest

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from halos_jax.config import Config
-from halos_jax.course.advice import Hint, list_new_hints
+from halos_jax.course.advice import RoundSigns, list_new_hints
 from halos_jax.course.budget_text import (
     RoundDone,
     RoundSize,
@@ -78,7 +78,7 @@ def report_round(run: Run, manifest: Manifest, budget: Budget) -> None:
     rest = describe_rest(config, done, sizes[round:], sum(one.steps for one in sizes))
     if rest:
         logger.info("%s", rest)
-    for hint in list_advice(run, round)[round]:
+    for hint in list_new_hints(config, list_signs(run, round))[-1]:
         logger.info("advice: %s", hint.text)
 
 
@@ -87,23 +87,22 @@ def report_end(run: Run, result: str) -> None:
 
     `result` says which policy is where.
     """
-    last = last_round(run.workdir)
+    signs = list_signs(run, last_round(run.workdir))
     logger.info("%s; round 0 is the SFT policy:\n%s", result, format_rounds(run.workdir))
-    for round, hints in list_advice(run, last).items():
+    for one, hints in zip(signs, list_new_hints(run.config, signs), strict=True):
         for hint in hints:
-            logger.info("advice of round %d: %s", round, hint.text)
+            logger.info("advice of round %d: %s", one.round, hint.text)
 
 
-def list_advice(run: Run, last: int) -> dict[int, list[Hint]]:
-    """Return the hints of each round up to `last` that the rounds before had not given."""
+def list_signs(run: Run, last: int) -> list[RoundSigns]:
+    """Return what advice is given by of each round up to `last`."""
     found = [manifests.load_manifest(round_folder(run.workdir, one)) for one in range(last + 1)]
 
     def rate(round: int) -> float:
         asked: float = run.workspace.history.value_in("optimizer.learning_rate", round)
         return asked * scale_rate(found[:round])
 
-    signs = [read_signs(one, rate(one.round)) for one in found if one is not None]
-    return {one.round: list_new_hints(run.config, signs[: one.round + 1]) for one in signs}
+    return [read_signs(one, rate(one.round)) for one in found if one is not None]
 
 
 def format_rounds(workdir: Path, *, last: int | None = None) -> str:

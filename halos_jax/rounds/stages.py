@@ -230,9 +230,13 @@ def _prepare(
         reference = run.config.rounds.reference
         moving = reference == "previous_step"
         if training.needs_reference(run.trainer.loss, items, moving=moving):
-            load = load_round_start if reference == "round_start" else sft
-            label = f"reference {round}"
-            dataset = training.add_reference(run.trainer, dataset, load(), label=label)
+            # Only `sft` may hold the params, which are in memory beside the train state.
+            dataset = training.add_reference(
+                run.trainer,
+                dataset,
+                load_round_start() if reference == "round_start" else sft(),
+                label=f"reference {round}",
+            )
             logps = None if reference == "round_start" else dataset.reference_logps
     samples = read_scored(folder)
     signs = before.measure_before(run, samples, items, logps, sft, round=round)
@@ -292,10 +296,14 @@ def remove_sample_shards(run: Run, manifest: Manifest) -> None:
         remove_shards(round_folder(run.workdir, manifest.round), "samples")
 
 
-def remove_eval_shards(run: Run, folder: Path) -> None:
-    """Delete the shards of a committed evaluation or test, and of the signs before training."""
-    for label in ("eval", "test", "signs") if run.workspace.is_writer else ():
-        remove_shards(folder, label)
+def remove_eval_shards(run: Run, manifest: Manifest) -> None:
+    """Delete the shards of a committed round's evaluation, and of the signs before training.
+
+    Those of its test go once the test is committed: the final policy's comes after the last round.
+    """
+    labels = ("eval", "signs", *(("test",) if "test.jsonl" in manifest.files else ()))
+    for label in labels if run.workspace.is_writer else ():
+        remove_shards(round_folder(run.workdir, manifest.round), label)
 
 
 def forget_samples(run: Run, round: int) -> None:

@@ -155,7 +155,7 @@ def run_round(
             stages.save_round(run, progress.state, round)
         progress.round, progress.stage_step = round, 0
     if manifest.next_stage not in ("train", "evaluate"):
-        stages.remove_eval_shards(run, folder)
+        stages.remove_eval_shards(run, manifest)
         return manifest
     done = NOTHING
     due = evaluation.list_due(run, manifest)
@@ -226,7 +226,7 @@ def _test_final(run: Run, ending: Ending, step: int) -> dict[str, float]:
             done = evaluation.final_test_stage(run, policy, folder, round=ending.round, step=step)
             del policy
         manifest = commit_test(run, manifest, done)
-    stages.remove_eval_shards(run, folder)
+    stages.remove_eval_shards(run, manifest)
     return {name: value for name, value in manifest.metrics.items() if "_test" in name}
 
 

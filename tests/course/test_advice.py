@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from halos_jax.config import Config, FeedbackConfig, RoundsConfig, SamplingConfig, TrainConfig
+from halos_jax.course import advice
 from halos_jax.course.advice import THRESHOLDS, RoundSigns, list_hints, list_new_hints
 
 HALF = 1.96 * 0.013
@@ -47,11 +48,8 @@ def make_run(rewards, kls=None, *, rate=2e-6, steps=2, **metrics):
 
 def tell(run, config=CONFIG):
     """Return (round, hint) of all that is said in the course of a run."""
-    return [
-        (count - 1, hint)
-        for count in range(1, len(run) + 1)
-        for hint in list_new_hints(config, run[:count])
-    ]
+    new = list_new_hints(config, run)
+    return [(round, hint) for round, hints in enumerate(new) for hint in hints]
 
 
 TOO_HIGH = {
@@ -225,3 +223,17 @@ def test_nothing_is_said_of_round_0_and_of_runs_without_signs():
 
 def test_every_threshold_says_where_it_is_from():
     assert all(len(one.source) > 20 for one in THRESHOLDS.values())
+
+
+def test_a_report_reads_the_signs_of_each_round_once(monkeypatch):
+    """Reports of a run of many rounds would else take long beside a round."""
+    run, counts = make_run({0: 10.0, 40: 20.0}), []
+
+    def count(config, done):
+        counts.append(len(done))
+        return []
+
+    monkeypatch.setattr(advice, "list_hints", count)
+    assert list_new_hints(CONFIG, run) == [[]] * 41
+    assert counts == list(range(2, 42))
+    assert list_new_hints(CONFIG, run[:1]) == [[]]

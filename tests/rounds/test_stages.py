@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import weakref
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import jax
 import pytest
@@ -17,6 +19,7 @@ from halos_jax.rounds import stages
 from halos_jax.types import CHOSEN, REJECTED
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
 from halos_jax.workdir.ledger import open_ledger
+from halos_jax.workdir.manifests import FileRecord, Manifest, round_folder
 from tests.rounds.stand_ins import CONFIG, PROMPTS, make_run, make_sample
 
 
@@ -298,6 +301,55 @@ def test_only_the_shards_of_the_label_are_removed(tmp_path):
     stages.remove_shards(tmp_path, "samples")
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["eval.shard-0000.jsonl", "samples.jsonl"]
+
+
+def test_the_shards_of_a_test_stay_until_it_is_committed(tmp_path):
+    """A run that is killed in the final test passes by the last round again when it resumes."""
+    run, folder = make_run(workdir=tmp_path), round_folder(tmp_path, 2)
+    folder.mkdir(parents=True)
+    labels = ("eval", "signs", "test")
+    for label in labels:
+        (folder / f"{label}.shard-0000.jsonl").touch()
+    done = Manifest(2, files={"eval.jsonl": FileRecord("", 1)})
+    stages.remove_eval_shards(run, done)
+    assert [path.name for path in folder.iterdir()] == ["test.shard-0000.jsonl"]
+    stages.remove_eval_shards(run, dataclasses.replace(done, files={"test.jsonl": None}))
+    assert not list(folder.iterdir())
+
+
+def test_the_sft_params_are_let_go_before_values_are_computed(tmp_path, monkeypatch):
+    """Beside the train state, a device may have room for one more policy alone."""
+    run, held = make_run(workdir=tmp_path), []
+    loss = SimpleNamespace(items=run.trainer.loss.items, value=True, reference=True, old=True)
+    run = dataclasses.replace(run, trainer=SimpleNamespace(loss=loss))
+
+    class Loaded:
+        pass
+
+    def load_sft():
+        loaded = Loaded()
+        held.append(weakref.ref(loaded))
+        return loaded
+
+    def add_reference(trainer, dataset, params, *, label):
+        assert params is held[0]()
+        return dataset
+
+    def measure(run, samples, items, logps, sft, *, round):
+        assert logps == "logps" and sft() is held[0]()
+
+    def add_collected(trainer, dataset, params, *, seed, label):
+        assert held[0]() is None and params == "start"
+        return "collected"
+
+    dataset = SimpleNamespace(plan=MagicMock(fill=1.0), reference_logps="logps")
+    monkeypatch.setattr(stages, "read_scored", lambda folder: [])
+    monkeypatch.setattr(stages.training, "make_dataset", lambda *given, **named: dataset)
+    monkeypatch.setattr(stages.training, "add_reference", add_reference)
+    monkeypatch.setattr(stages.training, "add_collected", add_collected)
+    monkeypatch.setattr(stages.before, "measure_before", measure)
+    assert stages._prepare(run, ["item"], tmp_path, 1, load_sft, lambda: "start") == "collected"
+    assert len(held) == 1
 
 
 def test_other_processes_write_nothing(tmp_path, sampled):

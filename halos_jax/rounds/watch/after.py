@@ -5,6 +5,7 @@ import time
 
 from halos_jax.devices import explain_memory
 from halos_jax.rounds.context import Run, StageResult
+from halos_jax.rounds.pending import open_stage
 from halos_jax.rounds.stages import read_scored
 from halos_jax.rounds.watch import watched as watching
 from halos_jax.signs.staleness import measure_staleness
@@ -28,7 +29,8 @@ def add_staleness(run: Run, state: TrainState, evaluation: StageResult, round: i
         return evaluation
     run.stop.check()
     label = f"staleness {round}"
-    with explain_memory("train", f"the staleness of round {round}", run.config):
+    explained = explain_memory("train", f"the staleness of round {round}", run.config)
+    with open_stage(run, round, "staleness"), explained:
         sums = watching.compute_sums(run, watched, take_policy(state.params), label=label)
     drawn = [one.sum_logps for one in watched if one.sum_logps is not None]
     signs = measure_staleness(
