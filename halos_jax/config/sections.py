@@ -71,7 +71,8 @@ class DataConfig:
     # with a name in data/records/hub.py ("name@split"), any other one of the hub ("id@split" or
     # "id:config@split"), or several of these separated by commas
     train: str = place("", "source")
-    eval: str = place("", "source")  # held-out data, given like `train`; empty: no evaluation
+    # Held-out data, given like `train`; empty: those of `holdout`, or no evaluation
+    eval: str = place("", "source")
     # In place of `eval`: prompts of `train` that are held out, with all of their records; the same
     # for every seed and order. 0: none
     holdout: NonNegativeInt = 0
@@ -83,7 +84,7 @@ class DataConfig:
     eval_split: str = ""  # the same for `eval`
     test_split: str = ""  # the same for `test`
 
-    # What is added to the records of `train` and `eval`, in this order:
+    # What is added to the records of `train`, `eval` and `test`, in this order:
 
     # "package.module:function" that maps a record to a record, or to None to leave it out
     map: str = ""
