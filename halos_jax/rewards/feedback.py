@@ -60,8 +60,13 @@ def make_preferences(
 
     Raises:
       ValueError: for an unknown mode, a negative threshold, a reward that is not finite, a sample
-        that comes twice, or samples of one prompt whose prompt tokens differ.
+        twice or of unknown length, or samples of one prompt whose prompt tokens differ.
     """
+    if max_length_gap and (unknown := sum(not one.response_ids for one in samples if one.output)):
+        raise ValueError(
+            f"feedback.max_length_gap: got {max_length_gap:g}, but {unknown} of {len(samples)} "
+            "samples have no response_ids, which give their lengths; allowed for text alone: 0"
+        )
     if mode not in _PAIRINGS:
         raise ValueError(f"feedback.mode: got {mode!r}, allowed: {', '.join(map(repr, _PAIRINGS))}")
     if not (math.isfinite(threshold) and threshold >= 0):
@@ -69,7 +74,6 @@ def make_preferences(
     preferences: list[Preference] = []
     groups = _group_by_prompt(samples)
     ties = single = gap = 0
-
     for prompt_id, group in groups.items():
         scored = [sample for sample in group if sample.reward is not None]
         if len(scored) < 2:

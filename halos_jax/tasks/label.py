@@ -8,6 +8,7 @@ workdir/feedback.jsonl   what `feedback.type` asks for: pairs, judgements or sco
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from halos_jax.config import Config, ConfigError
 from halos_jax.config.kinds import REWARD_KINDS
@@ -65,6 +66,8 @@ def _label(job: Job) -> None:
     scorer = None
     if unscored:
         scorer = make_scorer(config, job.mesh, renderer, job.workspace.stop.check)
+    if scorer is not None and config.feedback.max_length_gap:  # before anything is scored
+        _make_feedback(job, [dataclasses.replace(one, reward=None) for one in samples])
     job.begin(inputs=records.digest(names))
     if scorer is not None:
         logger.info("%d samples of %d prompts", len(samples), len({name for name, *_ in names}))
@@ -194,10 +197,7 @@ def _write_feedback(job: Job, samples: Sequence[Sample]) -> None:
     stages.write_rows(
         job.workspace, job.workdir / "scored.jsonl", map(records.sample_to_record, scored)
     )
-    try:
-        rows, counts = stages.make_feedback(job.config, scored, job.config.sampling.round)
-    except ValueError as error:
-        raise RecordError(f"{job.config.data.train}: {error}") from error
+    rows, counts = _make_feedback(job, scored)
     stages.write_rows(job.workspace, job.workdir / "feedback.jsonl", rows)
     feedback = job.workdir / "feedback.jsonl"
     report_feedback(job.config.data.train, counts, scored, job.config)
@@ -205,3 +205,13 @@ def _write_feedback(job: Job, samples: Sequence[Sample]) -> None:
     files = {"scored.jsonl": len(scored), "feedback.jsonl": len(rows)}
     metrics = {f"feedback_{name}": count for name, count in counts.items()}
     job.commit("feedback", StageResult(files, metrics))
+
+
+def _make_feedback(
+    job: Job, scored: Sequence[Sample]
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return the records of feedback and their counts; name the source in an error."""
+    try:
+        return stages.make_feedback(job.config, scored, job.config.sampling.round)
+    except ValueError as error:
+        raise RecordError(f"{job.config.data.train}: {error}") from error

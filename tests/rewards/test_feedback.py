@@ -367,6 +367,9 @@ def test_neighbours_beyond_the_gap_are_dropped_and_ties_stay_ties():
         max_length_gap=0.3,
     )
     assert found.preferences == [] and found.counts["length_gap"] == 1
+    with pytest.raises(ValueError, match=r"got 0\.3, but 1 of 2 samples have no response_ids"):
+        settings = {"mode": "max", "threshold": 1, "seed": 0, "round": 1}
+        make_preferences(sized((9, 0), (7, 40)), **settings, max_length_gap=0.3)
 
 
 def test_weights_are_margins_cut_and_of_mean_1():

@@ -25,6 +25,7 @@ from halos_jax.models.files import export, hf
 from halos_jax.rewards.labels import RewardError
 from halos_jax.rounds import stages
 from halos_jax.tasks import label as label_task
+from halos_jax.tasks import scoring
 from halos_jax.tasks.label import run_labelling
 from halos_jax.types import Prompt, Sample, Turn
 from halos_jax.workdir.interrupt import StopSignal
@@ -91,6 +92,22 @@ def test_each_kind_of_feedback_comes_with_the_scored_samples(samples, tmp_path):
         assert (pair.chosen.sample_id, pair.rejected.sample_id) == (1, 0)
         original = next(s for s in samples if s.prompt == pair.prompt and s.sample_id == 1)
         assert pair.chosen.ids == original.response_ids  # what was sampled goes to training
+
+
+def test_lengths_that_are_not_known_are_said_before_anything_is_scored(samples, tmp_path):
+    texts = [dataclasses.replace(one, prompt_ids=(), response_ids=()) for one in samples]
+    source = write(tmp_path / "samples.jsonl", texts)
+    config = make_config(tmp_path / "run", source, feedback=FeedbackConfig(max_length_gap=0.5))
+    with pytest.raises(RecordError, match=r"samples\.jsonl: feedback\.max_length_gap: got 0\.5"):
+        run_labelling(config, StopSignal())
+    assert not (tmp_path / "run" / scoring.SCORES).exists()
+    for gap, count in ((0.25, 0), (0.5, 4)):  # answers of 2 and 3 tokens, the end among them
+        config = make_config(
+            tmp_path / f"{gap}",
+            write(tmp_path / "tokens.jsonl", samples),
+            feedback=FeedbackConfig(max_length_gap=gap),
+        )
+        assert run_labelling(config, StopSignal())["feedback_pairs"] == count
 
 
 def test_a_split_is_labelled_as_its_round_and_can_be_stopped(samples, tmp_path, monkeypatch):
