@@ -62,3 +62,21 @@ def test_free_memory_is_that_of_the_host(monkeypatch):
 
     monkeypatch.setattr(host_copy.os, "sysconf", refuse)
     assert host_copy.free_memory() == 0
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_container_has_what_is_left_of_its_limit(monkeypatch, tmp_path, version):
+    names = {2: ("memory.max", "memory.current", "memory.stat")}
+    files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
+    names[1] = tuple(f"memory/{name}" for name in files)
+    cache = {1: "total_inactive_file", 2: "inactive_file"}[version]
+    (tmp_path / "memory").mkdir()
+    texts = ("5000000\n", "4000000\n", f"anon 3500000\n{cache} 40000\n")
+    for name, text in zip(names[version], texts, strict=True):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(host_copy, "_CONTROL", tmp_path)
+    assert host_copy.free_memory() == 5000000 - 4000000 + 40000
+    (tmp_path / names[version][0]).write_text("max\n")
+    assert host_copy.free_memory() > 1 << 24
+    (tmp_path / names[version][0]).write_text("3000000\n")  # lowered below what is used
+    assert host_copy.free_memory() == 0
