@@ -7,6 +7,7 @@ rounds/0004/test.jsonl    in the folder of its round, of the policy that final/ 
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -218,7 +219,8 @@ def _compare(run: Run, found: Evaluation, split: Split) -> dict[str, float]:
     compare samples of one policy alone (`find_relative`).
     """
     path = round_folder(run.workdir, 0) / (EVAL if split == "eval" else TEST)
-    before = {(row["prompt_id"], row["sample_id"]): row for _, row in reading.read_records(path)}
+    state = path.stat()
+    before = _read_scores(path, (state.st_ino, state.st_size, state.st_mtime_ns))
     rows = [before.get((one.prompt.prompt_id, one.sample_id), {}) for one in found.samples]
     prompts = [one.prompt.prompt_id for one in found.samples]
     relative, metrics = find_relative(run.config), dict[str, float]()
@@ -230,3 +232,16 @@ def _compare(run: Run, found: Evaluation, split: Split) -> dict[str, float]:
             path_of = f"win_rate_{split}/{name}" if name else f"win_rate_{split}"
             metrics |= name_estimate(path_of, wins)
     return metrics
+
+
+@functools.lru_cache(maxsize=2)  # every evaluation needs them; of "eval" and of "test"
+def _read_scores(
+    path: Path, known: tuple[int, int, int]
+) -> Mapping[tuple[str, int], Mapping[str, Any]]:
+    """Return "reward" and "scores" of each sample in a file, by its prompt and its number."""
+    return {
+        (row["prompt_id"], row["sample_id"]): {
+            name: row[name] for name in ("reward", "scores") if name in row
+        }
+        for _, row in reading.read_records(path)
+    }

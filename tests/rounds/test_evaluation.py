@@ -212,3 +212,24 @@ def test_the_test_is_sampled_as_the_rest_unless_eval_says_otherwise(changes, exp
     assert found == dataclasses.replace(
         config.sampling, temperature=expected[0], num_samples_per_prompt=expected[1]
     )
+
+
+def test_round_0_is_read_once_however_many_rounds_are_compared_with_it(
+    tmp_path, sampled, monkeypatch
+):
+    run, reads, read = make_run(workdir=tmp_path), [], evaluation.reading.read_records
+    evaluate(run, tmp_path)
+
+    def note(path):
+        reads.extend([path.name] if path.name == "eval.jsonl" else [])  # no shards
+        return read(path)
+
+    monkeypatch.setattr(evaluation.reading, "read_records", note)
+    for round in (1, 2):
+        assert evaluate(run, tmp_path, round=round)[1]["win_rate_eval"] == 0.5
+    assert reads == ["eval.jsonl"]
+    better = make_run(workdir=tmp_path, scorer=lambda samples: [9.0] * 4)
+    assert evaluate(better, tmp_path, round=3)[1]["win_rate_eval"] == 1.0
+    evaluate(better, tmp_path)  # round 0 again, with other rewards
+    assert evaluate(better, tmp_path, round=4)[1]["win_rate_eval"] == 0.5
+    assert reads == ["eval.jsonl"] * 2

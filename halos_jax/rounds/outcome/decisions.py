@@ -6,6 +6,7 @@ the run follows from it.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -147,9 +148,20 @@ def compare_rounds(workdir: Path, now: int, best: int, *, chosen_from: int = 1) 
 
 
 def read_rewards(path: Path) -> Mapping[str, Sequence[float]]:
-    """Return the rewards in a file of scored samples, by prompt; {} if there is no file."""
+    """Return the rewards in a file of scored samples, by prompt; {} if there is no file.
+
+    Those of the files that were read last are kept: the best round is compared with every one.
+    """
+    if not path.exists():
+        return {}
+    state = path.stat()
+    return _read_rewards(path, (state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_rewards(path: Path, known: tuple[int, int, int]) -> Mapping[str, Sequence[float]]:
     rewards: dict[str, list[float]] = {}
-    for _, record in read_records(path, allow_empty=True) if path.exists() else ():
+    for _, record in read_records(path, allow_empty=True):
         if record.get("reward") is not None:
             rewards.setdefault(str(record["prompt_id"]), []).append(float(record["reward"]))
     return rewards

@@ -151,3 +151,19 @@ def test_what_is_broken_is_said_and_nothing_else(caplog):
     assert not caplog.records
     decisions.report_verdict(Manifest(3, decisions={"guard": BACK.to_record()}))
     assert "round 3 is beyond guard.max_kl=10" in caplog.text
+
+
+def test_rewards_of_a_file_are_read_once_until_it_changes(tmp_path, monkeypatch):
+    write_rewards(tmp_path, 0, 0.0, 1.0)
+    path, reads = round_folder(tmp_path, 0) / "eval.jsonl", []
+    read = decisions.read_records
+    monkeypatch.setattr(
+        decisions, "read_records", lambda path, **named: reads.append(path) or read(path, **named)
+    )
+    for _ in range(2):
+        assert decisions.read_rewards(path) == {"p0": [0.0], "p1": [1.0]}
+    assert reads == [path]
+    write_rewards(tmp_path, 0, 0.0, 1.0, 2.0)
+    assert decisions.read_rewards(path) == {"p0": [0.0], "p1": [1.0], "p2": [2.0]}
+    path.unlink()
+    assert decisions.read_rewards(path) == {} and reads == [path] * 2
