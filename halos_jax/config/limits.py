@@ -270,7 +270,7 @@ def _check_pairs(values: Mapping[str, Any]) -> Iterable[str]:
     if 0 < most < 1:
         yield (
             f"feedback.margin_weights: got {most:g}, allowed: 0 (no weights), or 1 or more, the "
-            "largest weight as a multiple of the mean"
+            "largest difference that counts, as a multiple of the mean difference"
         )
 
 
