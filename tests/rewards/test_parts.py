@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from halos_jax.config import Config, ConfigError, freeze, to_dict
-from halos_jax.config.rewards import JudgeConfig, PartConfig, RewardConfig
+from halos_jax.config import Config, ConfigError, freeze, schema, to_dict
+from halos_jax.config.rewards import JudgeConfig, PartConfig, RewardConfig, ScorerConfig
 from halos_jax.rewards.labels import Labels, RewardError
 from halos_jax.rewards.parts import make_sum_scorer, normalise_scores, part_to_reward
 from halos_jax.types import FINISH_STOP, Prompt, Sample, Turn
@@ -133,3 +133,13 @@ def test_bad_parts_are_all_named():
         assert line.startswith(start), line
     with pytest.raises(ValueError, match=r"reward\.parts\.b\.wait: unknown field"):
         with_parts(RewardConfig(), {"b": {"wait": 2}})
+
+
+def test_a_part_and_a_scorer_have_one_set_of_a_reward_s_fields_and_defaults():
+    part, scorer = schema.to_plain(PartConfig()), schema.to_plain(ScorerConfig())
+    assert part.keys() - scorer.keys() == {"weight", "normalise"}
+    assert {name: part[name] for name in scorer} == scorer
+    whole = schema.to_plain(RewardConfig())
+    assert {name: whole[name] for name in scorer} == scorer
+    hints = [schema.list_hints(one) for one in (RewardConfig, PartConfig, ScorerConfig)]
+    assert all(hints[0][name] == hints[1][name] == hints[2][name] for name in scorer)
