@@ -4,11 +4,13 @@ They are the functions of `reward.rules` and the rewards of `eval.scorers`.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 
 from jax.sharding import Mesh
 
-from halos_jax.config import Config, RewardConfig
+from halos_jax.config import Config, ConfigError, RewardConfig
+from halos_jax.config.rewards import JudgeConfig
 from halos_jax.config.tasks import TASKS
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.packing.layout import LayoutMemory
@@ -17,6 +19,10 @@ from halos_jax.rewards.labels import Labels, Scorer, label_samples
 from halos_jax.rewards.parts import name_fields, part_to_reward
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.types import Prompt, Sample
+
+logger = logging.getLogger(__name__)
+
+_WHY = "only compares samples of one policy, so that its mean is the same for every policy"
 
 
 def list_scorers(config: Config) -> dict[str, Config]:
@@ -91,7 +97,54 @@ def _is_relative(reward: RewardConfig) -> bool:
     parts = [reward, *(part_to_reward(part, reward) for part in reward.parts.values())]
     used = parts[1:] or parts
     normalised = any(part.normalise != "none" for part in reward.parts.values())
-    return normalised or any(one.kind == "judge" and one.judge.mode == "compare" for one in used)
+    return normalised or any(_compares(one.kind, one.judge) for one in used)
+
+
+def has_fixed_mean(reward: RewardConfig) -> bool:
+    """Tell whether the mean reward is the same for every policy, so that no round can be chosen
+    by it: if each part is normalised, or is of a judge that compares a prompt's samples."""
+    parts = list(reward.parts.values())
+    if parts:
+        return all(part.normalise != "none" or _compares(part.kind, part.judge) for part in parts)
+    return _compares(reward.kind, reward.judge)
+
+
+def check_means(config: Config, *, is_watched: bool) -> None:
+    """Refuse to choose or judge rounds by a mean that cannot change; warn if there is one.
+
+    Args:
+      is_watched: whether there are held-out prompts.
+
+    Raises:
+      ConfigError: naming the field that asks for it.
+    """
+    wanted = {
+        "rounds.keep_best": config.rounds.keep_best is True,
+        "guard.action": config.guard.action == "retry",
+    }
+    chosen = [path for path, is_wanted in wanted.items() if is_wanted]
+    if chosen and has_fixed_mean(config.reward):
+        raise ConfigError(
+            f"{chosen[0]}: the best round is that of the highest held-out reward, but this reward "
+            f"{_WHY}; allowed: a reward with a part that is not normalised and no comparison, or "
+            "rounds.keep_best='auto' with guard.action='warn' or 'stop'"
+        )
+    scorer = list_scorers(config).get(config.guard.scorer)
+    if scorer is not None and has_fixed_mean(scorer.reward):
+        raise ConfigError(
+            f"guard.scorer: got {config.guard.scorer!r}, which {_WHY}: its mean would never fall; "
+            "allowed: a scorer that judges each sample by itself"
+        )
+    if is_watched and has_fixed_mean(config.reward):
+        logger.warning(
+            "the reward %s: by reward_eval no round is the best, and none falls; watch the rounds "
+            "by eval.scorers",
+            _WHY,
+        )
+
+
+def _compares(kind: str, judge: JudgeConfig) -> bool:
+    return kind == "judge" and judge.mode == "compare"
 
 
 def _prefix(name: str) -> str:

@@ -13,6 +13,7 @@ from halos_jax.course.advice import RoundSigns
 from halos_jax.course.round_size import DECISION, choose_size, expect_size
 from halos_jax.errors import UserError
 from halos_jax.losses import get_loss
+from halos_jax.rewards.held_out import has_fixed_mean
 from halos_jax.rounds.budget import Budget, describe_shortage, expect_examples, expect_steps
 from halos_jax.rounds.order import Order, count_known, load_order
 from halos_jax.training.optim import has_unknown_steps, keep_warmup
@@ -70,19 +71,23 @@ def choose_prompts_per_round(
     start = budget.opened[-1][1] if budget.opened else budget.num_skip
     left = budget.end(num_prompts) - start
     rate = config.optimizer.learning_rate
-    chosen = choose_size(config, [read_signs(one, rate) for one in done], left)
+    chosen = choose_size(config, [read_signs(one, rate, config) for one in done], left)
     logger.info("round %d gets %d prompts: %s", len(done), chosen.prompts, chosen.reason)
     return chosen.prompts, {DECISION: chosen.to_record()}
 
 
-def read_signs(manifest: Manifest, rate: float) -> RoundSigns:
+def read_signs(manifest: Manifest, rate: float, config: Config) -> RoundSigns:
     """Return what advice is given by: the round's signs, its prompts, its learning rate `rate`.
 
-    The prompts are those that were decided for the round, if that was a decision.
+    The prompts are those that were decided for the round, if that was a decision. A held-out
+    reward that says nothing of one policy against another is no sign.
     """
     decided = manifest.decisions.get(DECISION, {}).get("prompts")
     prompts = manifest.stop - manifest.start if decided is None else decided
-    return RoundSigns(manifest.round, prompts, rate, manifest.metrics)
+    metrics = dict(manifest.metrics)
+    for end in ("", "/low", "/high") if has_fixed_mean(config.reward) else ():
+        metrics.pop(f"reward_eval{end}", None)
+    return RoundSigns(manifest.round, prompts, rate, metrics)
 
 
 def refuse_no_rounds(budget: Budget, num_prompts: int) -> None:

@@ -9,7 +9,7 @@ from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.chat.template_door import keep_shown
 from halos_jax.data.selection import Selection, select_eval, select_test
 from halos_jax.rewards.function_scorer import check_records
-from halos_jax.rewards.held_out import check_held_out
+from halos_jax.rewards.held_out import check_held_out, check_means
 from halos_jax.rounds import cuts
 from halos_jax.rounds.cuts import Limited
 from halos_jax.rounds.order import Order
@@ -41,7 +41,7 @@ def load_prompts(config: Config, renderer: Renderer, needed: int, order: Order) 
     Raises:
       RecordError: for a bad record, or a prompt that the chat template refuses.
       RewardError: for a prompt whose record lacks what a reward needs.
-      ConfigError: if a prompt is in two lists.
+      ConfigError: if a prompt is in two lists, or as `check_means`.
     """
     data = config.data
     datasets.warn_of_benchmarks(data.train)
@@ -55,6 +55,7 @@ def load_prompts(config: Config, renderer: Renderer, needed: int, order: Order) 
     test = load_usable(data.test, select_test, config, renderer)
     found = RunPrompts(train, held_out, test)
     check_prompts(config, found)
+    check_means(config, is_watched=bool(held_out))
     return found
 
 

@@ -102,7 +102,7 @@ def list_signs(run: Run, last: int) -> list[RoundSigns]:
         asked: float = run.workspace.history.value_in("optimizer.learning_rate", round)
         return asked * scale_rate(found[:round])
 
-    return [read_signs(one, rate(one.round)) for one in found if one is not None]
+    return [read_signs(one, rate(one.round), run.config) for one in found if one is not None]
 
 
 def format_rounds(workdir: Path, *, last: int | None = None) -> str:

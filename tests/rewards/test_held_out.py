@@ -1,8 +1,17 @@
 """The rewards of held-out samples that are not trained on."""
 
+import dataclasses
+
 import pytest
 
-from halos_jax.config import Config, ConfigError, EvalConfig, RewardConfig
+from halos_jax.config import (
+    Config,
+    ConfigError,
+    EvalConfig,
+    GuardConfig,
+    RewardConfig,
+    RoundsConfig,
+)
 from halos_jax.config.rewards import JudgeConfig, PartConfig, ScorerConfig
 from halos_jax.rewards import held_out, scorers
 from halos_jax.rewards.functions import numeric_answer
@@ -115,3 +124,47 @@ def test_scores_that_compare_one_policy_s_samples_are_told_apart():
     parts["b"] = PartConfig(kind="judge", judge=compare)
     del parts["a"]
     assert held_out.find_relative(make_config(reward=RewardConfig(parts=parts))) == {""}
+
+
+COMPARE = {"kind": "judge", "judge": JudgeConfig(mode="compare")}
+WHOLE, CENTRED = PartConfig(kind="function"), PartConfig(kind="function", normalise="file")
+
+
+@pytest.mark.parametrize(
+    ("reward", "is_fixed"),
+    [
+        (RewardConfig(path="m"), False),
+        (RewardConfig(**COMPARE), True),
+        (RewardConfig(kind="judge", judge=JudgeConfig(mode="score")), False),
+        (RewardConfig(parts={"a": CENTRED}), True),
+        (RewardConfig(parts={"a": CENTRED, "b": PartConfig(**COMPARE)}), True),
+        # A part that is as it is moves the mean, whatever the other does.
+        (RewardConfig(parts={"a": CENTRED, "b": WHOLE}), False),
+    ],
+)
+def test_no_round_is_chosen_by_a_mean_that_is_the_same_for_every_policy(reward, is_fixed, caplog):
+    config = make_config(reward=reward)
+    assert held_out.has_fixed_mean(reward) == is_fixed
+    held_out.check_means(config, is_watched=False)
+    assert not caplog.text
+    held_out.check_means(config, is_watched=True)
+    assert ("by reward_eval no round is the best" in caplog.text) == is_fixed
+    choosing = [("rounds", RoundsConfig(keep_best=True)), ("guard", GuardConfig(action="retry"))]
+    for section, settings in choosing:
+        asked = dataclasses.replace(config, **{section: settings})
+        if is_fixed:
+            with pytest.raises(ConfigError, match=f"{section}.*its mean is the same for every"):
+                held_out.check_means(asked, is_watched=True)
+        else:
+            held_out.check_means(asked, is_watched=True)
+
+
+def test_the_guard_takes_no_scorer_whose_mean_cannot_fall():
+    config = make_config(one=COMPARE, other={})
+    for name, is_fixed in (("one", True), ("other", False)):
+        asked = dataclasses.replace(config, guard=GuardConfig(scorer=name))
+        if is_fixed:
+            with pytest.raises(ConfigError, match="scorer: got 'one'"):
+                held_out.check_means(asked, is_watched=True)
+        else:
+            held_out.check_means(asked, is_watched=True)

@@ -11,10 +11,12 @@ from halos_jax.config import (
     DataConfig,
     FeedbackConfig,
     OptimizerConfig,
+    RewardConfig,
     RoundsConfig,
     SamplingConfig,
     TrainConfig,
 )
+from halos_jax.config.rewards import JudgeConfig
 from halos_jax.course.advice import RoundSigns
 from halos_jax.rounds import outlook
 from halos_jax.rounds.budget import Budget
@@ -149,7 +151,16 @@ def test_a_size_is_chosen_by_the_signs_of_the_last_round_and_what_is_left():
     # 31 prompts of the order: 9 are left, and a rest of one would be too small.
     assert outlook.choose_prompts_per_round(config, budget, done, 31)[0] == 9
     plain = Manifest(3, start=5, stop=9)
-    assert outlook.read_signs(plain, 1e-6) == RoundSigns(3, 4, 1e-6, {})
+    assert outlook.read_signs(plain, 1e-6, Config()) == RoundSigns(3, 4, 1e-6, {})
+
+
+def test_a_reward_that_compares_one_policy_s_samples_is_no_sign():
+    signs = {"reward_eval": 0.5, "reward_eval/low": 0.4, "reward_eval/high": 0.6, "kl_sft": 1.0}
+    done = Manifest(3, metrics={**signs, "reward_eval/other": 0.25})
+    assert outlook.read_signs(done, 1e-6, Config()).metrics == done.metrics
+    compared = Config(reward=RewardConfig(kind="judge", judge=JudgeConfig(mode="compare")))
+    found = outlook.read_signs(done, 1e-6, compared).metrics
+    assert found == {"kl_sft": 1.0, "reward_eval/other": 0.25}
 
 
 def test_a_run_that_decides_its_steps_on_the_way_keeps_the_warm_up_of_its_start(caplog):

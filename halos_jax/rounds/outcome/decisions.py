@@ -28,6 +28,7 @@ from halos_jax.course.verdicts import (
 )
 from halos_jax.course.verdicts import DECISION as GUARD
 from halos_jax.data.records.reading import read_records
+from halos_jax.rewards.held_out import has_fixed_mean
 from halos_jax.rounds.context import Run, StageResult
 from halos_jax.signs.intervals import Estimate
 from halos_jax.workdir import manifests
@@ -40,7 +41,9 @@ NAMES = (GUARD, BEST)  # of the decisions at the end of a round
 
 def keeps_best(config: Config, *, is_evaluated: bool) -> bool:
     """Tell whether the checkpoint of the best round is kept and its policy exported."""
-    return is_evaluated if config.rounds.keep_best == "auto" else config.rounds.keep_best
+    if config.rounds.keep_best == "auto":
+        return is_evaluated and not has_fixed_mean(config.reward)
+    return config.rounds.keep_best
 
 
 def list_done(workdir: Path, last: int) -> list[Manifest]:
@@ -55,6 +58,7 @@ def decide(run: Run, manifest: Manifest, evaluation: StageResult) -> StageResult
     All rounds before it must be committed.
     """
     config, is_evaluated = run.config, bool(run.held_out)
+    is_compared = is_evaluated and not has_fixed_mean(config.reward)
     merged = {**manifest.metrics, **evaluation.metrics}
     now = dataclasses.replace(manifest, metrics=merged)
     before, found = list_done(run.workdir, manifest.round - 1), dict[str, Any]()
@@ -62,8 +66,9 @@ def decide(run: Run, manifest: Manifest, evaluation: StageResult) -> StageResult
         explicit = config.rounds.keep_best is True or config.guard.action == "retry"
         best = choose_best([*before, now], begin=explicit)
         found |= {} if best is None else {BEST: best.to_record()}
-    if manifest.round and is_on(config.guard, is_evaluated=is_evaluated):
-        change = _measure_change(run.workdir, before, now) if config.guard.fall else {}
+    if manifest.round and is_on(config.guard, is_evaluated=is_compared):
+        falls = config.guard.fall and is_compared
+        change = _measure_change(run.workdir, before, now) if falls else {}
         now = dataclasses.replace(now, decisions={**now.decisions, **found, GUARD: change})
         best = read_best(now)
         verdict = judge(config.guard, [*before, now], best=best.round if best else 0)

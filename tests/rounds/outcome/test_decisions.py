@@ -5,7 +5,15 @@ import json
 
 import pytest
 
-from halos_jax.config import CheckpointConfig, Config, GuardConfig, OptimizerConfig, RoundsConfig
+from halos_jax.config import (
+    CheckpointConfig,
+    Config,
+    GuardConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RoundsConfig,
+)
+from halos_jax.config.rewards import PartConfig
 from halos_jax.course.verdicts import Broken, Verdict
 from halos_jax.rounds.context import StageResult
 from halos_jax.rounds.outcome import decisions
@@ -167,3 +175,18 @@ def test_rewards_of_a_file_are_read_once_until_it_changes(tmp_path, monkeypatch)
     assert decisions.read_rewards(path) == {"p0": [0.0], "p1": [1.0], "p2": [2.0]}
     path.unlink()
     assert decisions.read_rewards(path) == {} and reads == [path] * 2
+
+
+def test_nothing_is_decided_by_a_reward_that_compares_one_policy_s_samples(tmp_path):
+    reward = RewardConfig(parts={"a": PartConfig(kind="function", normalise="prompt")})
+    config = Config(reward=reward)
+    assert not decisions.keeps_best(config, is_evaluated=True)
+    assert decisions.keeps_best(Config(), is_evaluated=True)
+    for round in range(2):
+        write_rewards(tmp_path, round, 1.0 - round, 1.0 - round)
+        assert decide(tmp_path, round, 0.0, config) == {}
+    # Bounds on other signs hold.
+    config = dataclasses.replace(config, guard=GuardConfig(max_kl=1.0))
+    write_rewards(tmp_path, 2, -1.0, -1.0)
+    (broken,) = decide(tmp_path, 2, 0.0, config, kl_sft=2.0)["guard"]["broken"]
+    assert broken["bound"] == "guard.max_kl"
