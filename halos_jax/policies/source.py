@@ -94,8 +94,9 @@ def use_final(config: Config) -> Config:
     scorers = {
         name: dataclasses.replace(one, path=find_model(f"eval.scorers.{name}.path", one.path))
         for name, one in config.eval.scorers.items()
+        if TASKS[config.task].watches  # for another task of a pipeline they may not be there yet
     }
-    held_out = dataclasses.replace(config.eval, scorers=scorers)
+    held_out = dataclasses.replace(config.eval, scorers={**config.eval.scorers, **scorers})
     return dataclasses.replace(config, model=model, reward=reward, eval=held_out)
 
 

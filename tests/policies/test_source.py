@@ -1,5 +1,6 @@
 """A path that is a run's workdir stands for the model that the run has made."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -67,6 +68,12 @@ def test_training_starts_from_the_final_model_of_a_run(toy, tmp_path, caplog):
     scorers = {"gold": ScorerConfig(path=str(run)), "rule": ScorerConfig(kind="function")}
     found = source.use_final(Config(eval=EvalConfig(scorers=scorers))).eval.scorers
     assert (found["gold"].path, found["rule"].path) == (str(run / "final"), "")
+    # A task that has no use for them does not look at them either.
+    (run / "final").rmdir()
+    for task, is_refused in (("sft", False), ("eval", True)):
+        config = Config(task=task, eval=EvalConfig(scorers=scorers))
+        with pytest.raises(ConfigError) if is_refused else contextlib.nullcontext():
+            assert source.use_final(config).eval.scorers == scorers
 
 
 def test_a_checkpoint_is_chosen_by_id_or_is_the_newest(toy, tmp_path, params, mesh1):
