@@ -34,7 +34,7 @@ def choose_watched(config: Config, samples: Sequence[Sample], round: int) -> lis
 
     Which prompts these are depends on (seed, round, prompt id) alone; one is watched at least,
     unless none is to be. Samples that a version without `sum_logps` has drawn are not watched,
-    which is logged.
+    nor are prompts with a sample that is longer than a row; both are logged.
     """
     count, seed = config.rounds.watch_samples, config.seed
     groups = {
@@ -48,6 +48,7 @@ def choose_watched(config: Config, samples: Sequence[Sample], round: int) -> lis
             "compare policies are left out",
             round,
         )
+    groups = _leave_long(groups, config.train.tokens_per_device, round) if count else groups
     if count < 0:
         chosen = set(groups)
     else:
@@ -58,6 +59,30 @@ def choose_watched(config: Config, samples: Sequence[Sample], round: int) -> lis
             chosen.add(name)
             taken += len(groups[name])
     return [one for name, group in groups.items() if name in chosen for one in group]
+
+
+def _leave_long(
+    groups: Mapping[str, list[Sample]], most: int, round: int
+) -> dict[str, list[Sample]]:
+    """Return the groups of which every sample fits into a row; say how many do not.
+
+    Such a sample has not kept a round from being trained on other ones, and does not now.
+    """
+    kept = {
+        name: group
+        for name, group in groups.items()
+        if all(len(one.prompt_ids) + len(one.response_ids) <= most for one in group)
+    }
+    if len(kept) < len(groups):
+        logger.warning(
+            "round %d: %d of %d prompts have a sample of more than train.tokens_per_device=%d "
+            "tokens: they are not watched, so the signs are of the others; raise it",
+            round,
+            len(groups) - len(kept),
+            len(groups),
+            most,
+        )
+    return kept
 
 
 def plan_watched(run: Run, watched: Sequence[Sample]) -> None:

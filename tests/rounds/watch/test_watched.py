@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from halos_jax.config import Config, RoundsConfig, SamplingConfig
+from halos_jax.config import Config, RoundsConfig, SamplingConfig, TrainConfig
+from halos_jax.data.tokenize import make_group_items
 from halos_jax.rounds.watch import watched
 from halos_jax.signs.intervals import Estimate
 from halos_jax.training import loop as training
@@ -55,6 +56,20 @@ def test_samples_of_an_earlier_version_are_not_watched(caplog):
         assert choose(-1, samples=old) == []
     assert "have no sum_logps" in caplog.text
     assert choose(-1, samples=[*samples[:4], *old[4:]]) == samples[:4]
+
+
+def test_prompts_with_a_sample_longer_than_a_row_are_not_watched(caplog):
+    """Two tokens of the prompt and three or nine of the response: a row of 10 holds the former."""
+    samples = make_samples(3)
+    samples[5] = dataclasses.replace(samples[5], response_ids=(1,) * 9)
+    config = Config(rounds=RoundsConfig(watch_samples=-1), train=TrainConfig(tokens_per_device=10))
+    chosen = watched.choose_watched(config, samples, 2)
+    assert chosen == [*samples[:4], *samples[8:]]
+    assert "round 2: 1 of 3 prompts have a sample of more than train.tokens_per_device=10" in (
+        caplog.text
+    )
+    items, _ = make_group_items(chosen, max_tokens=10)
+    assert max(item.num_tokens for item in items) <= 10
 
 
 def test_exact_is_temperature_1_from_all_tokens():
