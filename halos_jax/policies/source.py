@@ -12,8 +12,8 @@ from pathlib import Path
 from halos_jax.checkpoints.position import Position
 from halos_jax.checkpoints.saved import find_record
 from halos_jax.checkpoints.store import read_checkpoints
-from halos_jax.config import Config, ConfigError, ModelConfig, schema
-from halos_jax.config.tasks import TASKS
+from halos_jax.config import Config, ConfigError, ModelConfig, RewardConfig, schema
+from halos_jax.config.tasks import TASKS, is_scored
 from halos_jax.models.hf import families
 from halos_jax.workdir import changes
 from halos_jax.workdir.intact import FINAL, find_damage
@@ -72,6 +72,9 @@ def is_workdir(path: str) -> bool:
 def use_final(config: Config) -> Config:
     """Return `config` with every path to a run's workdir replaced by that of its exported model.
 
+    Rewards that the task has no use for stay as they are: for an earlier task of a pipeline their
+    models may not be there yet.
+
     Raises:
       ConfigError: if the run has not exported a model yet.
     """
@@ -80,24 +83,30 @@ def use_final(config: Config) -> Config:
         path=find_model("model.path", config.model.path),
         tokenizer=find_model("model.tokenizer", config.model.tokenizer),
     )
-    path = find_model("reward.path", config.reward.path)
+    found = dataclasses.replace(config, model=model)
+    if is_scored(config):
+        found = dataclasses.replace(found, reward=_use_final_rewards(config.reward))
+    if not TASKS[config.task].watches:
+        return found
+    scorers = {
+        name: dataclasses.replace(one, path=find_model(f"eval.scorers.{name}.path", one.path))
+        for name, one in config.eval.scorers.items()
+    }
+    return dataclasses.replace(found, eval=dataclasses.replace(config.eval, scorers=scorers))
+
+
+def _use_final_rewards(reward: RewardConfig) -> RewardConfig:
+    path = find_model("reward.path", reward.path)
     parts = {
         name: dataclasses.replace(
             part,
             path=path
-            if part.path == config.reward.path
+            if part.path == reward.path
             else find_model(f"reward.parts.{name}.path", part.path),
         )
-        for name, part in config.reward.parts.items()
+        for name, part in reward.parts.items()
     }
-    reward = dataclasses.replace(config.reward, path=path, parts=parts)
-    scorers = {
-        name: dataclasses.replace(one, path=find_model(f"eval.scorers.{name}.path", one.path))
-        for name, one in config.eval.scorers.items()
-        if TASKS[config.task].watches  # for another task of a pipeline they may not be there yet
-    }
-    held_out = dataclasses.replace(config.eval, scorers={**config.eval.scorers, **scorers})
-    return dataclasses.replace(config, model=model, reward=reward, eval=held_out)
+    return dataclasses.replace(reward, path=path, parts=parts)
 
 
 def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:

@@ -74,6 +74,9 @@ def test_training_starts_from_the_final_model_of_a_run(toy, tmp_path, caplog):
         config = Config(task=task, eval=EvalConfig(scorers=scorers))
         with pytest.raises(ConfigError) if is_refused else contextlib.nullcontext():
             assert source.use_final(config).eval.scorers == scorers
+        config = Config(task=task, reward=RewardConfig(path=str(run)))
+        with pytest.raises(ConfigError) if is_refused else contextlib.nullcontext():
+            assert source.use_final(config).reward.path == str(run)
 
 
 def test_a_checkpoint_is_chosen_by_id_or_is_the_newest(toy, tmp_path, params, mesh1):
