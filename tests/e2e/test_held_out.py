@@ -110,11 +110,16 @@ def test_what_is_held_out_stays_so_when_the_data_grow(program, overrides, inputs
     held = list_ids(read(workdir, 0, "eval"))
     first = [read(workdir, 2, "test"), (workdir / "final" / "model.safetensors").read_bytes()]
     shutil.copy(inputs / "prompts.jsonl", data)
-    kill = {"4 final_test: before sample_shard 0": signal.SIGKILL}
+    shard = "rounds/0004/test.shard-0000.jsonl"
+    kill = {f"4 final_test: after replace {shard}": signal.SIGKILL}
     code, _, errors = program.run(workdir, *overrides, "rounds.total_prompts=16", signals=kill)
     assert code == -signal.SIGKILL, errors
-    code, _, errors = program.run(workdir, *overrides, "rounds.total_prompts=16")
+    trace = tmp_path / "trace"
+    code, _, errors = program.run(workdir, *overrides, "rounds.total_prompts=16", trace=trace)
     assert (code, errors) == (0, "")
+    # The shard of the test that was there is not sampled again.
+    events = [one for one in trace.read_text().splitlines() if "final_test: before" in one]
+    assert sum("sample_shard" in one for one in events) == 1
     trained = [one for round in range(1, 5) for one in list_ids(read(workdir, round, "samples"))]
     assert len(set(trained)) == 16 and not set(held) & set(trained)
     assert list_ids(read(workdir, 4, "eval")) == held
