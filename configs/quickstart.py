@@ -3,8 +3,8 @@
 Command:   bash launch/quickstart.sh
            (or, installed: python -m halos_jax.main --config=configs/quickstart.py)
 Hardware:  2 CPU cores, 2 GB of memory; runs the same on a GPU or TPU.
-Time:      3 to 4 minutes (2 shared CPU cores, 2026-11-23), installation aside.
-Result:    right answers on held-out prompts, by round: 52, 68, 76, 83, 86 %.
+Time:      1 to 4 minutes (2 CPU cores), installation aside.
+Result:    right answers on held-out prompts, by round: 51, 67, 77, 83, 86 %.
 
 The task is to sort letters ("dbca" -> "abcd"). The stages: make tokenizer, prompts and
 demonstrations, a share of which is wrong on purpose; train a small Llama on the demonstrations

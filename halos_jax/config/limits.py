@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from halos_jax.config import field_names
-from halos_jax.config.kinds import FEEDBACK_TYPES, REWARD_KINDS
+from halos_jax.config.kinds import FEEDBACK_TYPES, ITEM_KINDS, REWARD_KINDS
 from halos_jax.config.tasks import TASKS, load
 
 # Path of a field that a task may need -> (what it must be, an example).
@@ -18,9 +18,7 @@ _NEEDED = {
     "data.eval": ("a file or hub data set", "FILE"),
 }
 
-
-# Names that metrics have after "reward_eval/" already: an interval's ends, and the reward without
-# penalties.
+# Names after "reward_eval/" that metrics have: an interval's ends, the reward without penalties.
 _TAKEN = ("low", "high", "unpenalised")
 
 
@@ -173,7 +171,8 @@ def check_online(values: Mapping[str, Any]) -> Iterable[str]:
 
 def _check_refill(values: Mapping[str, Any]) -> Iterable[str]:
     """Refuse further prompts for a round that cannot help, or that would change its rewards."""
-    wanted, per_round = values["feedback.min_examples"], values["rounds.prompts_per_round"]
+    wanted, size = values["feedback.min_examples"], values["rounds.prompts_per_round"]
+    per_round = values["rounds.max_prompts_per_round"] if size == "auto" else size
     if not wanted:
         return
     for path in _list_parts(values):
@@ -184,18 +183,25 @@ def _check_refill(values: Mapping[str, Any]) -> Iterable[str]:
                 "with each of its further prompts"
             )
     spec, factor = FEEDBACK_TYPES[values["feedback.type"]], values["feedback.max_prompts_factor"]
-    if per_round == "auto":
-        per_round = values["rounds.max_prompts_per_round"]
-    prompts = int(per_round * factor)
     samples, mode = values["sampling.num_samples_per_prompt"], values["feedback.mode"]
-    # A pair is two examples of a loss on single answers.
-    most = spec.count(prompts, samples, mode) * (2 if spec.pairs else 1)
+    most = spec.count(int(per_round * factor), samples, mode) * (
+        _count_per_pair(values) if spec.pairs else 1
+    )
     if wanted > most:
         yield (
             f"feedback.min_examples: got {wanted}, but a round of {per_round} prompts x "
             f"feedback.max_prompts_factor={factor:g} prompts give {most} at most; lower it, or "
             "raise one of these"
         )
+
+
+def _count_per_pair(values: Mapping[str, Any]) -> int:
+    """Return how many examples of the loss a pair becomes; the most if the loss is a wrong one."""
+    try:
+        settings = {path[5:]: values[path] for path in values if path.startswith("loss.")}
+        return ITEM_KINDS[load("halos_jax.losses:get_loss")(settings).items].per_pair
+    except ValueError:
+        return max(spec.per_pair for spec in ITEM_KINDS.values())
 
 
 # Bound of the prompts of a round with "auto" -> its default.

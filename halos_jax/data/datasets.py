@@ -68,9 +68,12 @@ def refuse_overlap(
     if not others:
         return
     ids, talks = {one.prompt_id for one in prompts}, {make_prompt_id(one.turns) for one in prompts}
-    same = sorted(one.prompt_id for one in others if one.prompt_id in ids)
-    twins = sorted(one.prompt_id for one in others if make_prompt_id(one.turns) in talks)
-    shared = same if field == "data.eval" else sorted({*same, *twins})
+    same = [one.prompt_id in ids for one in others]
+    twin = [make_prompt_id(one.turns) in talks for one in others]
+    either = same if field == "data.eval" else [a or b for a, b in zip(same, twin, strict=True)]
+    places = [one.place or one.prompt_id for one in others]
+    twins = [place for place, is_one in zip(places, twin, strict=True) if is_one]
+    shared = [place for place, is_one in zip(places, either, strict=True) if is_one]
     if shared:
         raise ConfigError(
             f"{field}: {len(shared)} of its prompts are in {known} too (the first is "

@@ -116,7 +116,10 @@ def _check(
     _refuse([one for one in found if one not in grown], ledger.workdir, may_grow)
     edited = compare_inputs(known, code)
     for one in edited:
-        logger.warning("%s when the run was started; the run goes on with the new version", one)
+        since = "since" if one.verdict in ("grown", "missing") else "when"
+        logger.warning(
+            "%s %s the run was started; the run goes on with the new version", one, since
+        )
     is_new = not (files.keys() | code.keys()) <= known.keys() or _lacks(known, files)
     if grown or edited or is_new:
         storage.write_json_atomic(path, _describe({**files, **code}), note=ledger.note_file)

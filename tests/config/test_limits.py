@@ -222,17 +222,19 @@ def test_what_is_added_to_records_is_checked(changes, expected):
 
 def test_further_prompts_must_be_able_to_help():
     wanted = {"rounds__prompts_per_round": 8, "feedback__max_prompts_factor": 1.5}
-    # 12 prompts give a pair each in mode "max", which may be two examples, and 12 groups.
-    assert violations(**wanted, feedback__min_examples=24) == []
-    (line,) = violations(**wanted, feedback__min_examples=25)
-    assert line.startswith(
-        "feedback.min_examples: got 25, but a round of 8 prompts x "
-        "feedback.max_prompts_factor=1.5 prompts give 24 at most"
-    )
+    # 12 prompts give a pair each in mode "max", which is two examples of KTO, and 12 groups.
+    for loss, most in {"dpo": 12, "kto": 24, "unknown": 24}.items():
+        named = {**wanted, "loss__name": loss}
+        assert violations(**named, feedback__min_examples=most) == []
+        (line,) = violations(**named, feedback__min_examples=most + 1)
+        assert line.startswith(
+            f"feedback.min_examples: got {most + 1}, but a round of 8 prompts x "
+            f"feedback.max_prompts_factor=1.5 prompts give {most} at most"
+        )
     assert len(violations(**wanted, feedback__min_examples=13, feedback__type="scalar")) == 1
     wanted |= {"rounds__prompts_per_round": "auto", "rounds__max_prompts_per_round": 128}
-    assert violations(**wanted, feedback__min_examples=384) == []
-    assert len(violations(**wanted, feedback__min_examples=385)) == 1
+    assert violations(**wanted, feedback__min_examples=192) == []
+    assert len(violations(**wanted, feedback__min_examples=193)) == 1
     values = dict(schema.flatten(schema.to_plain(Config()))) | RIGHT
     part = PartConfig(path="reward", max_length=2560, normalise="file")
     values |= dict(schema.flatten(schema.to_plain(part), "reward.parts.a."))

@@ -272,8 +272,15 @@ def test_a_conversation_under_another_id_is_refused_in_a_test_and_said_of_data_e
     twin, other = Prompt("t", one.turns), Prompt("a", (Turn("user", "other"),))
     with pytest.raises(ConfigError, match=r"data\.test: 1 of its prompts .*\(the first is t\)"):
         refuse_overlap([one, two], [twin], field="data.test")
-    with pytest.raises(ConfigError, match=r"data\.test: 2 of its prompts .*\(the first is a\)"):
+    with pytest.raises(ConfigError, match=r"data\.test: 2 of its prompts .*\(the first is t\)"):
         refuse_overlap([one, two], [twin, other], field="data.test")
+    placed = [
+        Prompt("a", other.turns, place="t.jsonl:3"),
+        Prompt("b", two.turns, place="t.jsonl:9"),
+    ]
+    for field in ("data.test", "data.eval"):
+        with pytest.raises(ConfigError, match=rf"{field}: 2 of .*\(the first is t\.jsonl:3\)"):
+            refuse_overlap([one, two], placed, field=field)
     assert not caplog.messages
     refuse_overlap([one, two], [twin])
     [line] = caplog.messages

@@ -130,8 +130,8 @@ READERS: dict[str, tuple[str, ...]] = {
     "layer_types": ("qwen2", "qwen3", *_GEMMAS, "olmo3", "gpt_oss", "smollm3"),
 }
 
-# What a config says beside: of generation, of training elsewhere, of files. None of it changes what
-# a forward pass computes.
+# What a config says beside: of generation, of training elsewhere, of files, of where the score of a
+# reward model is read (`rewards.read_at`). None of it changes what a forward pass computes.
 _BESIDE = _split_words(
     """
     _name_or_path _sliding_window_pattern _attn_implementation attn_implementation auto_map dtype
@@ -147,6 +147,7 @@ _BESIDE = _split_words(
     encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
     return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    halos_jax_read_at
     """
 )
 # What changes training elsewhere where it is above 0, and is not done here.

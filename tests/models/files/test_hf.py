@@ -123,7 +123,8 @@ def test_types_are_converted_as_numpy_does(tmp_path, mesh, stored, asked):
 
 
 def test_what_config_json_says_and_is_not_read_is_said_once(tmp_path, caplog):
-    path = write_model(tmp_path / "model", make_tensors(), num_key_value_head=2, use_cache=True)
+    said = {"num_key_value_head": 2, "use_cache": True, "halos_jax_read_at": "end_of_turn"}
+    path = write_model(tmp_path / "model", make_tensors(), **said)
     for _ in range(2):
         hf.load_decoder_config(path, SETTINGS)
     (record,) = caplog.records
