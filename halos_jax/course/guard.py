@@ -1,6 +1,6 @@
 """The guard: which bounds the last rounds have broken, and what the run does about it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from halos_jax.config import GuardConfig
 from halos_jax.course.best import REWARD, RoundRecord, find_highest, read_number
@@ -42,7 +42,7 @@ def judge(settings: GuardConfig, done: Sequence[RoundRecord], *, best: int) -> V
     Args:
       done: all rounds from round 0 on. The last one's decision must have its `reward_change`, if
         that is known.
-      best: the best round so far.
+      best: the round to go back to; see `find_return`.
     """
     retries = [one.round for one in done if read_verdict(one).action == "retry"]
     counted = [one for one in done if one.round > max(retries, default=0)]
@@ -58,6 +58,75 @@ def judge(settings: GuardConfig, done: Sequence[RoundRecord], *, best: int) -> V
     if len(retries) >= settings.max_retries:
         return Verdict("stop", broken, retries=len(retries))
     return Verdict("retry", broken, best, settings.rate_factor, len(retries))
+
+
+def find_return(
+    settings: GuardConfig, done: Sequence[RoundRecord], *, is_kept: Callable[[int], bool]
+) -> int:
+    """Return the round to go back to: the best one whose policy is within the bounds.
+
+    Round 0, the SFT policy, may always be gone back to.
+
+    Args:
+      done: all rounds from round 0 on.
+      is_kept: tells whether the policy of a round may still be had.
+    """
+    beyond = find_beyond(settings, done)
+    within = [
+        one for one in done if not one.round or (one.round not in beyond and is_kept(one.round))
+    ]
+    highest, _ = find_highest(within, REWARD)
+    return highest.round if highest else 0
+
+
+def find_beyond(
+    settings: GuardConfig, done: Sequence[RoundRecord]
+) -> dict[int, tuple[Broken, ...]]:
+    """Map each round whose policy is beyond a bound, as far as is known, to what it breaks.
+
+    The samples of a round tell of the policy that the round began with, so a policy is measured by
+    the rounds that began with it. A policy with which no measured round began is taken to be beyond
+    the bounds that its own round's samples break: it was trained further from that policy. A scorer
+    is read on the policy itself. Round 0 is never beyond, and a fall of the reward does not count.
+    """
+    bounds = _list_bounds(settings, done)
+    bounds.pop("guard.fall", None)
+    beyond: dict[int, tuple[Broken, ...]] = {}
+    for one in done:
+        begun = _list_begun_with(one.round, done)
+        broken = (
+            _find_first_broken(bound, measure, [] if bound == "guard.scorer" else begun, one)
+            for bound, measure in bounds.items()
+        )
+        found = tuple(each for each in broken if each is not None)
+        if one.round and found:
+            beyond[one.round] = found
+    return beyond
+
+
+def _list_begun_with(round: int, done: Sequence[RoundRecord]) -> list[RoundRecord]:
+    """List the rounds that began with the policy of `round`."""
+    sent = {one.round + 1: read_verdict(one) for one in done}
+    starts = {
+        to: verdict.to if verdict.action == "retry" and verdict.to is not None else to - 1
+        for to, verdict in sent.items()
+    }
+    return [one for one in done if starts.get(one.round, one.round - 1) == round]
+
+
+def _find_first_broken(
+    bound: str, measure: _Measure, begun: Iterable[RoundRecord], own: RoundRecord
+) -> Broken | None:
+    """Return a bound that one of the rounds breaks; `own` counts if the others know nothing."""
+    measured = [found for one in begun if (found := _find_value(bound, measure, one)) is not None]
+    if not measured and (found := _find_value(bound, measure, own)) is not None:
+        measured = [found]
+    return next((each for each, is_broken in measured if is_broken), None)
+
+
+def _find_value(bound: str, measure: _Measure, one: RoundRecord) -> tuple[Broken, bool] | None:
+    found = measure(one)
+    return None if found is None else (_make_broken(bound, [(one.round, found)]), found[2])
 
 
 def _list_bounds(settings: GuardConfig, done: Sequence[RoundRecord]) -> dict[str, _Measure]:
@@ -157,9 +226,13 @@ def _find_broken(
         return None
     if not all(is_broken for _, (_, _, is_broken) in last):
         return None
-    rounds = tuple(round for round, _ in last)
-    values = tuple(value for _, (value, _, _) in last)
-    limits = [limit for _, (_, limit, _) in last]
+    return _make_broken(bound, last)
+
+
+def _make_broken(bound: str, measured: Sequence[tuple[int, _Measured]]) -> Broken:
+    rounds = tuple(round for round, _ in measured)
+    values = tuple(value for _, (value, _, _) in measured)
+    limits = [limit for _, (_, limit, _) in measured]
     intervals = tuple(one for one in limits if isinstance(one, tuple))
     numbers = [one for one in limits if isinstance(one, float)]
     return Broken(bound, rounds, values, numbers[0] if numbers else None, intervals)

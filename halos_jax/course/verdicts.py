@@ -139,6 +139,15 @@ def describe_stop(verdict: Verdict, round: int) -> str:
     )
 
 
+def describe_beyond(round: int, broken: Sequence[Broken]) -> str:
+    """Return the warning that the policy of `round`, which is exported, is beyond a bound."""
+    parts = " and ".join(_describe_broken(one) for one in broken)
+    return (
+        f"final/ holds the policy of round {round}, which is beyond {parts}, as far as is known; "
+        "an earlier round may be within it: see the metrics of the rounds"
+    )
+
+
 def _describe_broken(broken: Broken) -> str:
     what = _WORDS[broken.bound][0]
     values = [f"{value:.4g}" for value in broken.values]
@@ -152,7 +161,11 @@ def _describe_broken(broken: Broken) -> str:
 
 def _describe_action(verdict: Verdict) -> str:
     if verdict.action == "retry":
-        start = f"round {verdict.to}, the best so far," if verdict.to else "the SFT model"
+        start = (
+            f"round {verdict.to}, the best within the bounds so far,"
+            if verdict.to
+            else "the SFT model"
+        )
         return (
             f"the next round starts from {start} with the learning rate times "
             f"{verdict.rate_factor} (guard.action=retry)"

@@ -106,7 +106,8 @@ def _open_checkpoints(workspace: Workspace, *, keeps: bool) -> tuple[Checkpoints
     if not keeps:
         return checkpoints, 1
     checkpoints.keep_rounds(None)
-    return checkpoints, 1 if len(checkpoints.list_ids()) > 1 else 2
+    most = 3 if config.guard.action == "retry" else 2
+    return checkpoints, min(max(most + 1 - len(checkpoints.list_ids()), 1), most)
 
 
 def _go_back(

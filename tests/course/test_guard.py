@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from halos_jax.config import GuardConfig
-from halos_jax.course.guard import is_on, judge
+from halos_jax.course.guard import find_beyond, find_return, is_on, judge
 from halos_jax.course.verdicts import NO_VERDICT, Broken, Verdict
 
 
@@ -132,6 +132,63 @@ def test_a_run_goes_back_to_the_best_round_and_stops_when_that_does_not_help():
     patient = {**settings, "patience": 2}
     assert judge_last(patient, *kl(1, 12, 12, 13), r3=back) == NO_VERDICT
     assert judge_last(patient, *kl(1, 12, 12, 13, 14), r3=back).broken[0].rounds == (4, 5)
+
+
+def scored(*rounds):
+    """Return metrics of rounds 0, 1, ... from pairs of held-out reward and KL."""
+    return [
+        {name: one for name, one in zip(("reward_eval", "kl_sft"), pair, strict=True) if one}
+        for pair in rounds
+    ]
+
+
+def go_back(metrics, *, kept=range(9), settings=None, **decisions):
+    settings = GuardConfig(**(settings or {"max_kl": 1}))
+    return find_return(settings, make_rounds(*metrics, **decisions), is_kept=kept.__contains__)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "kept", "to"),
+    [
+        # The best, round 4, was trained from a policy that its own samples show beyond.
+        ([(0.1, 0), (0.2, 0.1), (0.3, 0.4), (0.4, 0.8), (0.5, 1.1)], range(9), 2),
+        ([(0.1, 0), (0.2, 0.1), (0.3, 0.4), (0.4, 0.8), (0.5, 1.1)], (1, 4), 1),
+        ([(0.1, 0), (0.2, 0.1), (0.3, 0.4), (0.4, 0.8), (0.5, 0.9)], range(9), 4),
+        # Round 2's samples are beyond, but round 3's show that its training has led back.
+        ([(0.1, 0), (0.2, 0.1), (0.3, 1.2), (0.1, 0.9)], range(9), 2),
+        ([(0.1, 0), (0.2, 0.1), (0.3, 1.2)], range(9), 0),
+        ([(0.1, 0), (0.2, 1.2)], (), 0),  # round 0 is always there
+        ([(0.3, 0), (0.2, 0.1), (0.1, 0.2)], range(9), 0),
+        ([(0.1, 0), (None, 0.1), (0.3, 0.2), (0.2, 1.5)], range(9), 0),  # round 1: no evaluation
+    ],
+)
+def test_a_run_goes_back_to_the_best_policy_that_is_not_known_to_be_beyond(rounds, kept, to):
+    assert go_back(scored(*rounds), kept=kept) == to
+
+
+def test_a_policy_is_measured_by_the_rounds_that_began_with_it():
+    metrics = scored((0.1, 0), (0.2, 0.1), (0.3, 0.9), (0.4, 1.5), (0.2, 0.9), (0.1, 0.8))
+    # Round 3's samples show round 2 beyond; the run goes back to 1, so round 4's are of round 1.
+    back = {"action": "retry", "to": 1, "rate_factor": 0.5}
+    settings = GuardConfig(max_kl=1)
+    beyond = find_beyond(settings, make_rounds(*metrics, r3=back))
+    limit = {"limit": 1.0}
+    assert beyond == {
+        2: (Broken("guard.max_kl", (3,), (1.5,), **limit),),
+        3: (Broken("guard.max_kl", (3,), (1.5,), **limit),),  # nothing else is known of it
+    }
+    assert go_back(metrics, r3=back) == 1
+    assert find_beyond(GuardConfig(), make_rounds(*metrics)) == {}
+
+
+def test_a_scorer_tells_of_the_policy_of_its_round():
+    def scores(reward, right):
+        name = "reward_eval/right"
+        return {"reward_eval": reward, name: right, f"{name}/low": right, f"{name}/high": right}
+
+    metrics = [scores(0.1, 0.5), scores(0.2, 0.6), scores(0.3, 0.4)]
+    assert go_back(metrics, settings={"scorer": "right"}) == 1
+    assert go_back(metrics) == 2
 
 
 def test_all_bounds_that_are_broken_are_named():

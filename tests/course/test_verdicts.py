@@ -7,6 +7,7 @@ from halos_jax.course.verdicts import (
     NO_VERDICT,
     Broken,
     Verdict,
+    describe_beyond,
     describe_stop,
     describe_verdict,
     make_change,
@@ -58,7 +59,10 @@ def test_a_verdict_is_said_with_its_numbers_and_what_to_change():
     assert "it goes on (guard.action=warn)" in said
     assert said.count("lower optimizer.learning_rate") == 2 and "beta" in said
     back = describe_verdict(Verdict("retry", (FALLEN,), 2, 0.5), 3)
-    assert "starts from round 2, the best so far, with the learning rate times 0.5" in back
+    assert (
+        "starts from round 2, the best within the bounds so far, with the learning rate times 0.5"
+        in back
+    )
     assert "starts from the SFT model" in describe_verdict(Verdict("retry", (FALLEN,), 0, 0.5), 3)
     assert "ends here (guard.action=stop)" in describe_verdict(Verdict("stop", (FALLEN,)), 3)
     tried = describe_verdict(Verdict("stop", (FALLEN,), retries=3), 3)
@@ -70,3 +74,9 @@ def test_a_run_that_was_ended_says_why_and_how_it_goes_on():
     assert said.startswith("the guard has ended the run after round 3: guard.max_kl=10 (")
     assert "and 2 retries (guard.max_retries); to go on, change the bound or set --config" in said
     assert "retries" not in describe_stop(Verdict("stop", (BEYOND,)), 3)
+
+
+def test_an_exported_policy_beyond_a_bound_is_said_with_its_numbers():
+    said = describe_beyond(4, (BEYOND,))
+    assert said.startswith("final/ holds the policy of round 4, which is beyond guard.max_kl=10 (")
+    assert "12, 13.25 in rounds 2, 3" in said

@@ -16,7 +16,7 @@ from halos_jax.config import Config
 from halos_jax.course.best import DECISION as BEST
 from halos_jax.course.best import REWARD, choose_best, find_highest, read_best, read_number
 from halos_jax.course.falls import compare_paired
-from halos_jax.course.guard import is_on, judge
+from halos_jax.course.guard import find_return, is_on, judge
 from halos_jax.course.verdicts import (
     CHANGE,
     NO_VERDICT,
@@ -70,10 +70,20 @@ def decide(run: Run, manifest: Manifest, evaluation: StageResult) -> StageResult
         falls = config.guard.fall and is_compared
         change = _measure_change(run.workdir, before, now) if falls else {}
         now = dataclasses.replace(now, decisions={**now.decisions, **found, GUARD: change})
-        best = read_best(now)
-        verdict = judge(config.guard, [*before, now], best=best.round if best else 0)
+        done = [*before, now]
+        back = _find_return(run, done) if config.guard.action == "retry" else 0
+        verdict = judge(config.guard, done, best=back)
         found[GUARD] = verdict.to_record() | change
     return evaluation._replace(decisions={**evaluation.decisions, **found})
+
+
+def _find_return(run: Run, done: Sequence[Manifest]) -> int:
+    """Return the round to go back to after the last of the rounds `done`."""
+
+    def is_kept(round: int) -> bool:
+        return round == done[-1].round or run.checkpoints.find_round_end(round) is not None
+
+    return find_return(run.config.guard, done, is_kept=is_kept)
 
 
 def report_verdict(manifest: Manifest) -> None:
@@ -108,8 +118,7 @@ def find_stop(config: Config, workdir: Path, round: int) -> Verdict | None:
     if has_begun or find_verdict(workdir, round - 1).action != "stop":
         return None
     done = list_done(workdir, round - 1)
-    best = read_best(done[-1])
-    verdict = judge(config.guard, done, best=best.round if best else 0)
+    verdict = judge(config.guard, done, best=0)
     return verdict if verdict.action == "stop" else None
 
 
@@ -127,11 +136,18 @@ def find_needed(config: Config, workdir: Path, trained: int) -> frozenset[int]:
     """Return the rounds whose checkpoints must be there, if `trained` is the last that is done.
 
     They are the best one and those that a run goes back to once more if it resumes from one of the
-    newest `checkpoint.keep` checkpoints.
+    newest `checkpoint.keep` checkpoints; and with guard.action="retry" the best ones within the
+    bounds, with and without the last one, of whose policy the next round tells more.
     """
-    done = {one.round: one for one in list_done(workdir, trained)}
-    last = [read_best(one) for one in done.values() if not one.next_stage]
-    needed = {last[-1].round} if last and last[-1] else set()
+    done = [one for one in list_done(workdir, trained) if not one.next_stage]
+    best = read_best(done[-1]) if done else None
+    needed = {best.round} if best else set()
+    if config.guard.action == "retry":
+        kept = {one.round for one in done if read_best(one) is not None}
+        needed |= {
+            find_return(config.guard, known, is_kept=kept.__contains__)
+            for known in (done, done[:-1])
+        }
     first = max(trained - config.checkpoint.keep + 1, 1)
     needed |= {find_start(workdir, round + 1) for round in range(first, trained + 1)}
     return frozenset(needed - {0})

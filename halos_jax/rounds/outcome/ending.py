@@ -9,11 +9,18 @@ import jax
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.config import Config
 from halos_jax.course.best import REWARD, Best, read_best
-from halos_jax.course.verdicts import describe_stop
+from halos_jax.course.guard import find_beyond
+from halos_jax.course.verdicts import describe_beyond, describe_stop
 from halos_jax.policies.policy import load_start
 from halos_jax.rounds.context import Run
 from halos_jax.rounds.order import count_known
-from halos_jax.rounds.outcome.decisions import compare_rounds, find_stop, find_verdict, keeps_best
+from halos_jax.rounds.outcome.decisions import (
+    compare_rounds,
+    find_stop,
+    find_verdict,
+    keeps_best,
+    list_done,
+)
 from halos_jax.rounds.outlook import has_new_prompts, make_budget
 from halos_jax.rounds.progress import Progress
 from halos_jax.rounds.report import last_round
@@ -52,6 +59,8 @@ def take_final(run: Run, progress: Progress) -> Ending:
             "final/ holds the last policy: the run was begun without rounds.keep_best, so the "
             "checkpoints of earlier rounds were not kept"
         )
+    is_chosen = keeps and best is not None and best.reward is not None
+    _report_beyond(run, best.round if best is not None and is_chosen else last, last)
     at_last = best is not None and best.round == progress.round
     if keeps and manifest is not None and best is not None and best.reward is not None:
         _report_best(run.workdir, best, manifest)
@@ -85,6 +94,13 @@ def report_stop(config: Config, workdir: Path, last: int) -> None:
     verdict = find_stop(config, workdir, last + 1)
     if verdict is not None:
         logger.warning("%s", describe_stop(verdict, last))
+
+
+def _report_beyond(run: Run, round: int, last: int) -> None:
+    """Warn if the policy of `round`, which is exported after round `last`, is beyond a bound."""
+    broken = find_beyond(run.config.guard, list_done(run.workdir, last)).get(round)
+    if broken:
+        logger.warning("%s", describe_beyond(round, broken))
 
 
 def _report_best(workdir: Path, best: Best, last: Manifest) -> None:

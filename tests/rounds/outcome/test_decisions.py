@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,9 +32,10 @@ def write_rewards(workdir, round, *rewards):
     (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def decide(workdir, round, reward=None, config=Config(), held_out=PROMPTS[:2], **metrics):
+def decide(workdir, round, reward=None, config=Config(), held_out=PROMPTS[:2], kept=(), **metrics):
     """Decide at the end of a round and commit that; return the decisions."""
-    run = make_run(workdir=workdir, config=config, held_out=held_out)
+    saved = SimpleNamespace(find_round_end=lambda round: round if round in kept else None)
+    run = make_run(workdir=workdir, config=config, held_out=held_out, checkpoints=saved)
     found = {} if reward is None else {"reward_eval": reward}
     manifest = Manifest(round=round, metrics=metrics, decisions={"auto": 1})
     done = decisions.decide(run, manifest, StageResult({}, found, {"own": 2}))
@@ -136,6 +138,25 @@ def test_the_checkpoints_that_a_resume_may_need_are_kept(tmp_path):
     manifests.save_manifest(round_folder(tmp_path, 4), Manifest(4))
     assert decisions.find_needed(one, tmp_path, 4) == {1, 4}
     assert decisions.find_needed(one, tmp_path / "new", 0) == set()
+
+
+def test_a_run_that_may_go_back_keeps_what_it_may_go_back_to(tmp_path):
+    """It goes back to the best round within the bounds whose checkpoint is there."""
+    guard = GuardConfig(max_kl=1, action="retry", fall=False)
+    config = Config(guard=guard)
+    kls = {1: 0.0, 2: 0.4, 3: 0.8, 4: 1.1}
+    needed = []
+    for round in range(5):
+        write_rewards(tmp_path, round, float(round), float(round))
+        found = decide(tmp_path, round, 0.1 * round, config, kl_sft=kls.get(round), kept=(1, 2, 3))
+        if round:
+            # The next round may tell that the last one is beyond: then the one before is wanted.
+            needed.append(decisions.find_needed(config, tmp_path, round))
+    assert found["best"]["round"] == 4
+    assert (found["guard"]["action"], found["guard"]["to"]) == ("retry", 2)
+    assert needed == [{1}, {1, 2}, {2, 3}, {2, 3, 4}]
+    found = decide(tmp_path, 4, 0.4, config, kl_sft=1.1, kept=(1, 3))
+    assert found["guard"]["to"] == 1  # round 2's checkpoint is gone
 
 
 def test_a_stop_holds_as_long_as_the_bounds_say_so(tmp_path):

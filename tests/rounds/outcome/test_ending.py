@@ -94,6 +94,17 @@ def test_without_a_best_round_the_last_policy_is_exported(
     assert ("begun without rounds.keep_best" in caplog.text) == is_said
 
 
+@pytest.mark.parametrize(
+    ("best", "settings", "round"),
+    [(1, {"max_kl": 10}, 1), (2, {"max_kl": 10}, 2), (0, {"max_kl": 10}, None), (1, {}, None)],
+)
+def test_a_final_policy_beyond_a_bound_is_said(take, caplog, best, settings, round):
+    assert take(best, config=Config(guard=GuardConfig(**settings)))[1] == best
+    said = f"final/ holds the policy of round {round}, which is beyond guard.max_kl=10 ("
+    assert (said in caplog.text) == (round is not None)
+    assert ("which is beyond" in caplog.text) == (round is not None)
+
+
 def test_a_run_that_the_guard_has_ended_says_why(take, caplog):
     stop = Verdict("stop", (Broken("guard.max_kl", (2,), (12.0,), 10.0),))
     take(2, config=Config(guard=GuardConfig(max_kl=10, action="stop", fall=False)), guard=stop)
