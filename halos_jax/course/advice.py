@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from halos_jax.config import Config
 from halos_jax.config.kinds import FEEDBACK_TYPES
-from halos_jax.course.budget_text import name_examples
+from halos_jax.course.budget_text import name_examples, show_count
 from halos_jax.course.falls import compare_means
 from halos_jax.integers import divide_up, round_up
 from halos_jax.signs.intervals import Estimate
@@ -54,14 +54,23 @@ class RoundSigns(NamedTuple):
 
     Attributes:
       prompts: how many it has used.
-      rate: its learning rate after the warm-up.
+      rate: `optimizer.learning_rate` as the config has it.
       metrics: those of its manifest.
+      factor: what retries of the guard before it multiply `rate` by.
+      back_to: the round that the guard went back to after it, with a lower rate; None: it did not.
     """
 
     round: int
     prompts: int
     rate: float
     metrics: Mapping[str, Any]
+    factor: float = 1.0
+    back_to: int | None = None
+
+    @property
+    def is_discarded(self) -> bool:
+        """Whether the next round does not start from the policy of this one."""
+        return self.back_to is not None and self.back_to < self.round
 
 
 class Hint(NamedTuple):
@@ -99,23 +108,42 @@ def list_hints(config: Config, done: Sequence[RoundSigns]) -> list[Hint]:
 
 
 def _read_rate(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
-    rate, excess, low = done[-1].rate, find_excess(done), _find_standstill(done)
+    last = done[-1]
+    if last.back_to is not None:
+        return None  # the guard has lowered it
+    excess, low = find_excess(done), _find_standstill(done)
     if excess:
-        return _advise_rate(rate / 2, f"the learning rate is too high: {excess}")
+        return _advise_rate("rate", last, 0.5, f"the learning rate is too high: {excess}")
     if low:
-        return _advise_rate(2 * rate, f"the learning rate may be too low: {low}")
+        return _advise_rate("rate", last, 2, f"the learning rate may be too low: {low}")
     return None
 
 
 def find_excess(done: Sequence[RoundSigns]) -> str:
-    """Say by which signs the learning rate is too high; "" if there is none."""
-    causes = [read(done) for read in (_find_fall, _find_low_margin, _find_kl_without_gain)]
+    """Say by which signs the learning rate is too high; "" if there is none.
+
+    Rounds whose policies the guard discarded do not count.
+    """
+    kept = list[RoundSigns]()
+    for one in done:
+        back_to = one.round if one.back_to is None else one.back_to
+        kept = [other for other in (*kept, one) if other.round <= back_to]
+    if done[-1].is_discarded:
+        return ""
+    causes = [read(kept) for read in (_find_fall, _find_low_margin, _find_kl_without_gain)]
     return "; ".join(cause for cause in causes if cause)
 
 
-def _advise_rate(rate: float, what: str) -> Hint:
-    suits = f"optimizer.learning_rate={rate:.3g}"
-    return Hint("rate", suits, f"{what}; try --config.{suits}, here (a resume takes it) or next")
+def _advise_rate(about: str, last: RoundSigns, by: float, what: str) -> Hint:
+    """Advise the config's learning rate times `by`, which a resume multiplies by the factor."""
+    rate = last.rate * by
+    suits, where = f"optimizer.learning_rate={rate:.3g}", "here (a resume takes it) or next"
+    if last.factor != 1:
+        where = (
+            f"here (a resume takes it, times {last.factor:.3g} for the guard's retries), or "
+            f"{rate * last.factor:.3g} in the next run"
+        )
+    return Hint(about, suits, f"{what}; try --config.{suits}, {where}")
 
 
 def _find_fall(done: Sequence[RoundSigns]) -> str:
@@ -140,7 +168,7 @@ def _find_low_margin(done: Sequence[RoundSigns]) -> str:
     return (
         "on the round's new pairs, before it was trained on them, the policy preferred the worse "
         f"answers more than the reference does (margin {margin.value:.3f}, at most "
-        f"{margin.high:.3f})"
+        f"{margin.high:z.3f})"
     )
 
 
@@ -150,16 +178,15 @@ def _find_kl_without_gain(done: Sequence[RoundSigns]) -> str:
     The samples of a round are of the policy of the round before.
     """
     rewards = _list_estimates(done, "reward_eval")
-    kls = {one.round: kl for one in done if (kl := _read_kl(one)) is not None}
     if not rewards:
         return ""
     best = max(rewards, key=lambda one: one[1].value)[0]
-    now = done[-1].round
-    if now - best < THRESHOLDS["kl_rounds"].value or rewards[-1][0] == best:
+    later = [one for one in done if one.round > best]
+    if len(later) < THRESHOLDS["kl_rounds"].value or rewards[-1][0] == best:
         return ""
-    if not {best + 1, now} <= kls.keys():
+    before, after = _read_kl(later[0]), _read_kl(later[-1])
+    if before is None or after is None:
         return ""
-    before, after = kls[best + 1], kls[now]
     if after < THRESHOLDS["kl_growth"].value * before:
         return ""
     if after - before < THRESHOLDS["kl_rise"].value:
@@ -171,7 +198,12 @@ def _find_kl_without_gain(done: Sequence[RoundSigns]) -> str:
 
 
 def _find_standstill(done: Sequence[RoundSigns]) -> str:
-    """Say that the policy hardly moves, although it has taken many steps."""
+    """Say that the policy hardly moves, although it has taken many steps.
+
+    After a retry of the guard, nothing is said: a higher rate is what it went back from.
+    """
+    if any(one.back_to is not None for one in done):
+        return ""
     now, kl = done[-1], _read_kl(done[-1])
     steps = done[-2].metrics.get("steps_done", 0)  # of the policy that the KL was measured with
     if kl is None or kl >= THRESHOLDS["small_kl"].value:
@@ -183,8 +215,8 @@ def _find_standstill(done: Sequence[RoundSigns]) -> str:
         return ""
     margin = now.metrics.get("fresh_margin", 0.0)
     return (
-        f"after {steps} steps the policy is {kl:.2f} nats a response from the SFT policy, the "
-        f"margin on new pairs is {margin:.3f}, and the held-out reward has not risen beyond its "
+        f"after {steps} steps the policy is {kl:z.2f} nats a response from the SFT policy, the "
+        f"margin on new pairs is {margin:z.3f}, and the held-out reward has not risen beyond its "
         "interval"
     )
 
@@ -194,10 +226,21 @@ def _find_standstill(done: Sequence[RoundSigns]) -> str:
 
 def _read_staleness(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
     """Advise shorter rounds where the policy leaves the samples that it learns from behind."""
-    now, stale = done[-1], find_staleness(done[-1])
-    if not stale or config.rounds.prompts_per_round == "auto":
+    now, stale, size = done[-1], find_staleness(done[-1]), config.rounds.prompts_per_round
+    least = config.rounds.min_prompts_per_round if size == "auto" else 1
+    if not stale or (size == "auto" and now.prompts > least):
         return None
-    wanted, shard = max(now.prompts // 2, 1), config.sampling.shard_prompts
+    if now.prompts <= least:
+        if now.back_to is not None or find_excess(done):
+            return None  # a lower rate is there already, or advised
+        what = (
+            f"rounds are as short as they may be ({least} {'prompts' if least > 1 else 'prompt'})"
+        )
+        return _advise_rate("staleness", now, 0.5, f"{what}, but {stale}")
+    prompts = now.prompts
+    if config.feedback.min_examples and size != "auto":
+        prompts = min(prompts, max(size, 2))  # the round may have got further ones
+    wanted, shard = prompts // 2, config.sampling.shard_prompts
     wanted = wanted // shard * shard or wanted
     suits = f"rounds.prompts_per_round={wanted}"
     text = f"rounds are long: {stale}; try --config.{suits} in the next run, or a lower rate"
@@ -205,7 +248,12 @@ def _read_staleness(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
 
 
 def find_staleness(one: RoundSigns) -> str:
-    """Say that the policy has left the samples of a round behind; "" if it has not."""
+    """Say that the policy has left the samples of a round behind; "" if it has not.
+
+    A policy that the guard discarded says nothing.
+    """
+    if one.is_discarded:
+        return ""
     share, kl = read_staleness(one)
     is_small = share is not None and share < THRESHOLDS["small_ess"].value
     if not is_small and (kl is None or kl <= THRESHOLDS["stale_kl"].value):
@@ -224,7 +272,7 @@ def read_staleness(one: RoundSigns) -> tuple[float | None, float | None]:
 def describe_staleness(share: float | None, kl: float | None) -> str:
     """Return what is known of the distance between the policy and a round's samples."""
     parts = [
-        "" if kl is None else f"KL {kl:.2f} nats a response",
+        "" if kl is None else f"KL {kl:z.2f} nats a response",
         "" if share is None else f"effective share of its samples {share:.2f}",
     ]
     return ", ".join(filter(None, parts))
@@ -241,10 +289,12 @@ def _read_ties(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
         return None
     samples = 2 * config.sampling.num_samples_per_prompt
     suits = f"sampling.num_samples_per_prompt={samples}"
+    others = "a higher sampling.temperature, or feedback.min_examples (further prompts for a round)"
+    if feedback.min_examples:
+        others = "or a higher sampling.temperature,"
     text = (
         f"{share:.0%} of the prompts have samples of equal reward and teach nothing; try "
-        f"--config.{suits}, a higher sampling.temperature, or feedback.min_examples (further "
-        "prompts for a round) in the next run"
+        f"--config.{suits}, {others} in the next run"
     )
     return Hint("ties", suits, text)
 
@@ -262,7 +312,7 @@ def _read_cuts(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
         suits += f" --config.train.max_length={length}"
     text = (
         f"{share:.0%} of the samples were cut at sampling.max_tokens={sampling.max_tokens}, before "
-        f"the end that the reward looks for; try --config.{suits} in the next run"
+        f"they ended; try --config.{suits} in the next run"
     )
     return Hint("cuts", suits, text)
 
@@ -279,13 +329,18 @@ def _read_steps(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
         return None
     wanted = divide_up(few * batch * now.prompts, examples)
     wanted = round_up(wanted, config.sampling.shard_prompts) if wanted > 1 else wanted
-    suits = f"rounds.prompts_per_round={wanted}"
+    ways = {
+        f"rounds.prompts_per_round={wanted}": wanted <= config.rounds.total_prompts,
+        f"train.batch_size={examples // few}": examples // few > 1,
+    }
+    possible = [way for way, is_possible in ways.items() if is_possible]
+    advised = " or ".join(f"--config.{way}" for way in possible)
     text = (
-        f"the round's {examples} {name_examples(config)} were a single step of "
-        f"train.batch_size={batch}; for {few} steps, try --config.{suits} or "
-        f"--config.train.batch_size={max(examples // few, 1)} in the next run"
+        f"the round's {show_count(examples, name_examples(config))} "
+        f"{'was' if examples == 1 else 'were'} a single step of train.batch_size={batch}; for "
+        f"{few} steps, try {advised or 'more prompts (rounds.total_prompts)'} in the next run"
     )
-    return Hint("steps", suits, text)
+    return Hint("steps", (possible or ["rounds.total_prompts"])[0], text)
 
 
 _READERS: tuple[Callable[[Config, Sequence[RoundSigns]], Hint | None], ...] = (

@@ -38,16 +38,24 @@ def describe_budget(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
     prompts, examples, steps = (sum(column) for column in zip(*rounds, strict=True))
     samples = prompts * sampling.num_samples_per_prompt
     warmup = count_warmup(optimizer, steps)
-    sizes = [_show_range([one[column] for one in rounds]) for column in range(3)]
+    sizes = [
+        _show_range([one[column] for one in rounds], nouns)
+        for column, nouns in enumerate(("prompts", noun, "optimizer steps"))
+    ]
+    further = " without further prompts" if config.feedback.min_examples else ""
+    by_prompts = ", over the prompts" if decays_by_budget(config) else ""
     return [
-        f"budget: {len(rounds)} {_plural('round', len(rounds))} of {sizes[0]} prompts, "
-        f"{prompts:,} in all{_describe_auto(config)}; {sampling.num_samples_per_prompt} samples a "
-        f"prompt, {samples:,} in all, of at most {sampling.max_tokens:,} tokens, "
+        f"budget: {show_count(len(rounds), 'rounds')} of {sizes[0]}, {prompts:,} in all"
+        f"{_describe_sizes(config, prompts)}; "
+        f"{show_count(sampling.num_samples_per_prompt, 'samples')} a prompt, {samples:,} in all, "
+        f"of at most {show_count(sampling.max_tokens, 'tokens')}, "
         f"{samples * sampling.max_tokens:,} in all",
-        f"budget: at most {sizes[1]} {noun} and {sizes[2]} optimizer steps a round, {examples:,} "
-        f"{noun} and {steps:,} steps in all; fewer where samples {_name_losses(config)}",
-        f"budget: learning rate {optimizer.learning_rate:g} ({optimizer.schedule}) after "
-        f"{warmup:,} {_plural('step', warmup)} of warm-up",
+        f"budget: at most {sizes[1]} and {sizes[2]} a round{further}, "
+        f"{show_count(examples, noun)} and {show_count(steps, 'steps')} in all; fewer where "
+        f"samples {_name_losses(config)}",
+        f"budget: learning rate {optimizer.learning_rate:g} ({optimizer.schedule}{by_prompts}) "
+        f"after {show_count(warmup, 'steps')} of warm-up",
+        *_describe_refill(config),
     ]
 
 
@@ -62,22 +70,24 @@ def find_traps(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
     lines = []
     if batch > largest.examples:
         lines.append(
-            f"train.batch_size={batch} is more than the {largest.examples} {noun} that a round has "
-            f"at most: each of its steps will be smaller; lower it, or raise {size}"
+            f"train.batch_size={batch} is more than the {show_count(largest.examples, noun)} that "
+            "a round has at most: each of its steps will be smaller; lower it, or raise "
+            f"{size}"
         )
     elif largest.steps < FEW_STEPS:
         wanted = max(largest.examples * config.train.epochs // FEW_STEPS, 1)
+        other = f", or set --config.train.batch_size={wanted}" if wanted < batch else ""
         lines.append(
-            f"a round has at most {largest.steps} optimizer steps ({largest.examples} {noun}, "
-            f"train.batch_size={batch}), fewer where samples {_name_losses(config)}; for "
-            f"{FEW_STEPS}, raise {size}, or set --config.train.batch_size={wanted}"
+            f"a round has at most {show_count(largest.steps, 'optimizer steps')} "
+            f"({show_count(largest.examples, noun)}, train.batch_size={batch}), fewer where "
+            f"samples {_name_losses(config)}; for {FEW_STEPS}, raise {size}{other}"
         )
     steps, warmup = sum(one.steps for one in rounds), config.optimizer.warmup_steps
     if warmup >= steps:
         lines.append(
-            f"optimizer.warmup_steps={warmup}, but the run has at most {steps} steps: only the "
-            "last of them reaches the learning rate; lower it, or set "
-            "--config.optimizer.warmup_steps=-1 for optimizer.warmup_fraction"
+            f"optimizer.warmup_steps={warmup}, but the run has at most "
+            f"{show_count(steps, 'steps')}: only the last of them reaches the learning rate; lower "
+            "it, or set --config.optimizer.warmup_steps=-1 for optimizer.warmup_fraction"
             f"={config.optimizer.warmup_fraction:g} of the steps"
         )
     return lines
@@ -109,8 +119,8 @@ def describe_rest(
         if count
     )
     parts = [
-        f"{len(left)} {_plural('round', len(left))} left",
-        f"{share:.2f} {noun} a prompt so far, so about {steps:,} steps in all",
+        f"{show_count(len(left), 'rounds')} left",
+        f"{share:.2f} {noun} a prompt so far, so about {show_count(steps, 'steps')} in all",
     ]
     follows_steps = config.optimizer.schedule != "constant" and not decays_by_budget(config)
     if follows_steps and steps < total_steps:
@@ -129,6 +139,15 @@ def describe_rest(
 def name_examples(config: Config) -> str:
     """Return what the examples of the config's loss are called, such as "pairs"."""
     return ITEM_KINDS[get_loss(config.loss).items].noun
+
+
+def show_count(number: int, nouns: str) -> str:
+    """Return a number of things, which are named in the plural.
+
+    >>> show_count(1, "optimizer steps"), show_count(1200, "pairs")
+    ('1 optimizer step', '1,200 pairs')
+    """
+    return f"{number:,} {nouns.removesuffix('s') if number == 1 else nouns}"
 
 
 def show_seconds(seconds: float) -> str:
@@ -151,19 +170,32 @@ def _name_losses(config: Config) -> str:
     return "tie or have no reward" if pairs else "have no reward"
 
 
-def _describe_auto(config: Config) -> str:
-    """Say that the sizes of rounds are an expectation, where they are."""
-    rounds = config.rounds
-    if rounds.prompts_per_round != "auto":
-        return ""
+def _describe_sizes(config: Config, prompts: int) -> str:
+    """Say where a run has fewer prompts than it was to use, and where its sizes are expected."""
+    rounds, notes = config.rounds, list[str]()
     low, high = rounds.min_prompts_per_round, rounds.max_prompts_per_round
-    return f" (expected; rounds.prompts_per_round=auto chooses {low} to {high})"
+    if prompts < rounds.total_prompts:
+        notes.append(f"there are no more for rounds.total_prompts={rounds.total_prompts}")
+    if rounds.prompts_per_round == "auto" and prompts < low:
+        notes.append(f"fewer than rounds.min_prompts_per_round={low}")
+    elif rounds.prompts_per_round == "auto":
+        notes.append(f"expected; rounds.prompts_per_round=auto chooses {low} to {high}")
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
-def _show_range(numbers: Sequence[int]) -> str:
+def _describe_refill(config: Config) -> list[str]:
+    """Say in a line that a round may get further prompts, where it may."""
+    feedback = config.feedback
+    if not feedback.min_examples:
+        return []
+    return [
+        "budget: a round that has fewer examples than "
+        f"feedback.min_examples={feedback.min_examples} gets further prompts, up to "
+        f"{feedback.max_prompts_factor:g} times its share in all (feedback.max_prompts_factor); "
+        "fewer are left for later rounds"
+    ]
+
+
+def _show_range(numbers: Sequence[int], nouns: str) -> str:
     low, high = min(numbers), max(numbers)
-    return f"{high:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"
+    return ("" if low == high else f"{low:,} to ") + show_count(high, nouns)

@@ -13,7 +13,7 @@ from halos_jax.course.advice import (
     find_staleness,
     read_staleness,
 )
-from halos_jax.course.budget_text import FEW_STEPS
+from halos_jax.course.budget_text import FEW_STEPS, show_count
 from halos_jax.integers import divide_up, round_up
 
 DECISION = "prompts_per_round"
@@ -55,7 +55,8 @@ def choose_size(config: Config, done: Sequence[RoundSigns], left: int) -> Size:
 
     It is half of the last one's where the policy has left the samples behind, or the signs say
     that the learning rate is too high: more rounds survive a rate that ruins fewer. It is twice as
-    large where the policy has hardly moved in a round, or where its examples made a single step.
+    large where the policy has hardly moved in a round, or where its examples made a single step. A
+    round that the guard went back from is no sign.
 
     Args:
       done: the rounds from round 0 on; `prompts` are those that were decided for a round, without
@@ -70,12 +71,17 @@ def _choose(config: Config, done: Sequence[RoundSigns]) -> Size:
     if len(done) < 2:
         return Size(expect_size(config), "the first round")
     last = done[-1]
+    if last.is_discarded:
+        reason = f"the run has gone back to round {last.back_to}, and what it left is no sign"
+        return Size(_bound(config, last.prompts), reason)
     stale, excess = find_staleness(last), find_excess(done)
     if stale or excess:
         return _resize(config, last.prompts, 0.5, "; ".join(filter(None, [stale, excess])))
     steps = last.metrics.get("steps_done", 0) - done[-2].metrics.get("steps_done", 0)
     if steps < THRESHOLDS["few_steps"].value:
-        return _resize(config, last.prompts, 2, f"the last round had {steps} optimizer steps")
+        return _resize(
+            config, last.prompts, 2, f"the last round had {show_count(steps, 'optimizer steps')}"
+        )
     fresh = _find_freshness(last)
     if fresh:
         return _resize(config, last.prompts, 2, fresh)

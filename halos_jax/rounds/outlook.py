@@ -11,6 +11,7 @@ from halos_jax.checkpoints.store import Checkpoints
 from halos_jax.config import Config, ConfigError
 from halos_jax.course.advice import RoundSigns
 from halos_jax.course.round_size import DECISION, choose_size, expect_size
+from halos_jax.course.verdicts import read_verdict
 from halos_jax.errors import UserError
 from halos_jax.losses import get_loss
 from halos_jax.rewards.held_out import has_fixed_mean
@@ -77,7 +78,7 @@ def choose_prompts_per_round(
 
 
 def read_signs(manifest: Manifest, rate: float, config: Config) -> RoundSigns:
-    """Return what advice is given by: the round's signs, its prompts, its learning rate `rate`.
+    """Return what advice is given by: the round's signs, its prompts, the config's learning rate.
 
     The prompts are those that were decided for the round, if that was a decision. A held-out
     reward that says nothing of one policy against another is no sign.
@@ -87,7 +88,9 @@ def read_signs(manifest: Manifest, rate: float, config: Config) -> RoundSigns:
     metrics = dict(manifest.metrics)
     for end in ("", "/low", "/high") if has_fixed_mean(config.reward) else ():
         metrics.pop(f"reward_eval{end}", None)
-    return RoundSigns(manifest.round, prompts, rate, metrics)
+    verdict = read_verdict(manifest)
+    back_to = verdict.to if verdict.action == "retry" else None
+    return RoundSigns(manifest.round, prompts, rate, metrics, back_to=back_to)
 
 
 def refuse_no_rounds(budget: Budget, num_prompts: int) -> None:

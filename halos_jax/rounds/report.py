@@ -98,11 +98,12 @@ def list_signs(run: Run, last: int) -> list[RoundSigns]:
     """Return what advice is given by of each round up to `last`."""
     found = [manifests.load_manifest(round_folder(run.workdir, one)) for one in range(last + 1)]
 
-    def rate(round: int) -> float:
-        asked: float = run.workspace.history.value_in("optimizer.learning_rate", round)
-        return asked * scale_rate(found[:round])
+    def read(one: Manifest) -> RoundSigns:
+        asked: float = run.workspace.history.value_in("optimizer.learning_rate", one.round)
+        signs = read_signs(one, asked, run.config)
+        return signs._replace(factor=scale_rate(found[: one.round]))
 
-    return [read_signs(one, rate(one.round), run.config) for one in found if one is not None]
+    return [read(one) for one in found if one is not None]
 
 
 def format_rounds(workdir: Path, *, last: int | None = None) -> str:
@@ -206,12 +207,12 @@ def _choose_columns(rows: Sequence[_Row], scorers: Sequence[str]) -> dict[str, _
         "win": _reader("win_rate_eval", ".2f"),
         scorer.removeprefix("reward_eval/"): lambda row: _show_estimate(row, scorer),
         "test": lambda row: _show_estimate(row, "reward_test"),
-        "kl": _reader(first("kl_sft", "kl_sampled"), ".2f"),
-        "margin": _reader("fresh_margin", "+.3f"),
+        "kl": _reader(first("kl_sft", "kl_sampled"), "z.2f"),
+        "margin": _reader("fresh_margin", "+z.3f"),
         "ties": _reader("tied_share", ".2f"),
         "cut": _show_cut,
         "tokens": _reader(first("response_tokens_eval", "response_tokens_mean"), ".1f"),
-        "stale": _reader(first("kl_stale", "kl_sampled_stale"), ".2f"),
+        "stale": _reader(first("kl_stale", "kl_sampled_stale"), "z.2f"),
         "seconds": lambda row: "" if row.seconds is None else f"{row.seconds:.1f}",
     }
 
@@ -225,7 +226,7 @@ def _show_estimate(row: _Row, name: str) -> str:
     """Return "0.250 ±0.021": a mean and, where it is known, half of its 95 % interval."""
     if name not in row.metrics:
         return ""
-    shown = f"{row.metrics[name]:.3f}"
+    shown = f"{row.metrics[name]:z.3f}"
     if f"{name}/low" not in row.metrics:
         return shown
     return f"{shown} ±{(row.metrics[f'{name}/high'] - row.metrics[f'{name}/low']) / 2:.3f}"

@@ -16,6 +16,7 @@ from halos_jax.checkpoints.position import Position
 from halos_jax.config import Config
 from halos_jax.config.kinds import FEEDBACK_TYPES, ITEM_KINDS
 from halos_jax.config.tasks import load
+from halos_jax.course.budget_text import show_count
 from halos_jax.data.items import load_items
 from halos_jax.data.records import formats as records
 from halos_jax.data.records import reading
@@ -218,11 +219,10 @@ def _prepare(
             run.trainer, items, seed=seed, epochs=run.config.train.epochs, recurring="train"
         )
         logger.info(
-            "round %d: %d %s, %d steps, packed fill %.0f %%",
+            "round %d: %s, %s, packed fill %.0f %%",
             round,
-            len(items),
-            ITEM_KINDS[run.trainer.loss.items].noun,
-            len(dataset.plan),
+            show_count(len(items), ITEM_KINDS[run.trainer.loss.items].noun),
+            show_count(len(dataset.plan), "steps"),
             100 * dataset.plan.fill,
         )
         if decays_by_budget(run.config):

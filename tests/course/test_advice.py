@@ -202,6 +202,60 @@ def test_a_round_of_a_single_step_asks_for_more_prompts():
     assert tell(few, auto) == []
 
 
+def test_advice_keeps_to_what_the_config_allows():
+    rounds = RoundsConfig(total_prompts=64, prompts_per_round=8)
+    config = dataclasses.replace(CONFIG, rounds=rounds)
+    run = make_run({0: 20, 1: 20}, steps=1)
+    one = [each._replace(metrics={**each.metrics, "feedback_pairs": 1}) for each in run]
+    ((_, hint),) = tell(one, config)
+    assert hint.suits == "rounds.total_prompts" and "prompts_per_round" not in hint.text
+    assert "the round's 1 pair was a single step" in hint.text and "batch_size=1 " not in hint.text
+    refilled = dataclasses.replace(
+        config, feedback=FeedbackConfig(min_examples=4), sampling=SamplingConfig(shard_prompts=2)
+    )
+    ((_, hint),) = tell(make_run({0: 20, 1: 20}, tied_share=0.6), refilled)
+    assert hint.text.endswith("=8, or a higher sampling.temperature, in the next run")
+    # A round of 8 prompts that got 120 further ones: half of the 8.
+    ((_, hint),) = tell(make_run({0: 20, 1: 20}, kl_stale=0.4), refilled)
+    assert hint.suits == "rounds.prompts_per_round=4"
+
+
+def test_the_shortest_rounds_that_are_stale_ask_for_a_lower_rate():
+    rounds = RoundsConfig(prompts_per_round="auto", min_prompts_per_round=128)
+    config = dataclasses.replace(CONFIG, rounds=rounds)
+    run = make_run({0: 20, 1: 20}, kl_stale=0.4)
+    ((_, hint),) = tell(run, config)
+    assert (hint.about, hint.suits) == ("staleness", "optimizer.learning_rate=1e-06")
+    assert hint.text.startswith("rounds are as short as they may be (128 prompts), but at the end")
+    assert tell([one._replace(prompts=256 * one.round) for one in run], config) == []
+    assert tell([run[0], run[1]._replace(back_to=0)], config) == []
+
+
+def test_no_higher_rate_is_advised_after_a_retry():
+    """The guard went back from round 3 to round 1: 26 steps later the policy has hardly moved."""
+    run = make_run({0: 17.5, 20: 17.9}, {1: 0.0, 20: 0.1}, rate=1e-7, fresh_margin=0.004)
+    assert len(tell(run)) == 1
+    run[3] = run[3]._replace(back_to=1)
+    assert tell(run) == []
+
+
+def test_a_rate_is_advised_as_the_config_has_it_and_discarded_rounds_do_not_count():
+    negative = {"fresh_margin": -0.2, "fresh_margin/low": -0.3, "fresh_margin/high": -0.1}
+    run = make_run({0: 20, 3: 20}, **negative)
+    run[1:3] = [run[1]._replace(back_to=0), run[2]._replace(back_to=0, factor=0.5)]
+    run[3] = run[3]._replace(factor=0.25)
+    ((round, hint),) = tell(run)
+    assert (round, hint.suits) == (3, "optimizer.learning_rate=1e-06")
+    assert hint.text.endswith(
+        "try --config.optimizer.learning_rate=1e-06, here (a resume takes it, times 0.25 for the "
+        "guard's retries), or 2.5e-07 in the next run"
+    )
+    high = make_run({0: 10, 1: 30, 2: 20})
+    assert "fell from 0.300 after round 1" in advice.find_excess(high)
+    high[1] = high[1]._replace(back_to=0)
+    assert advice.find_excess(high) == "", "round 1 is not what round 2 goes on from"
+
+
 def test_a_hint_is_given_again_only_if_it_changes():
     run = make_run({0: 20, 5: 20}, tied_share=0.6)
     assert [round for round, _ in tell(run)] == [1]

@@ -8,6 +8,7 @@ from halos_jax.config import (
     Config,
     FeedbackConfig,
     OptimizerConfig,
+    RoundsConfig,
     SamplingConfig,
     TrainConfig,
 )
@@ -25,6 +26,7 @@ CONFIG = Config(
     sampling=SamplingConfig(num_samples_per_prompt=4, max_tokens=320),
     train=TrainConfig(batch_size=32),
     optimizer=OptimizerConfig(learning_rate=2e-6, warmup_fraction=0.1),
+    rounds=RoundsConfig(total_prompts=1600),
 )
 ROUNDS = [RoundSize(512, 512, 16)] * 3 + [RoundSize(64, 64, 2)]
 
@@ -52,6 +54,23 @@ def test_sizes_that_the_run_chooses_are_called_expected():
         "1,600 in all (expected; rounds.prompts_per_round=auto chooses 128 to 512); 4 samp"
         in (describe_budget(config, ROUNDS)[0])
     )
+
+
+def test_a_budget_says_what_it_lacks_and_what_may_be_added():
+    config = change(CONFIG, "rounds", total_prompts=500, prompts_per_round="auto")
+    config = change(config, "optimizer", schedule="linear")
+    config = change(config, "feedback", min_examples=9, max_prompts_factor=1.5)
+    assert describe_budget(config, [RoundSize(64, 1, 1)]) == [
+        "budget: 1 round of 64 prompts, 64 in all (there are no more for rounds.total_prompts=500; "
+        "fewer than rounds.min_prompts_per_round=128); 4 samples a prompt, 256 in all, of at most "
+        "320 tokens, 81,920 in all",
+        "budget: at most 1 pair and 1 optimizer step a round without further prompts, 1 pair and "
+        "1 step in all; fewer where samples tie or have no reward",
+        "budget: learning rate 2e-06 (linear, over the prompts) after 0 steps of warm-up",
+        "budget: a round that has fewer examples than feedback.min_examples=9 gets further "
+        "prompts, up to 1.5 times its share in all (feedback.max_prompts_factor); fewer are left "
+        "for later rounds",
+    ]
 
 
 def test_examples_have_the_name_that_their_loss_gives_them():

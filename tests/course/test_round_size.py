@@ -60,7 +60,7 @@ def test_the_first_round_has_a_few_steps_if_half_of_the_prompts_are_ties(fields,
         (make_done(128, **FRESH), 256, "its samples were still fresh (KL 0.04 nats"),
         (make_done(256, **FRESH), 500, "still fresh"),
         (make_done(500, **FRESH), 500, "but it has rounds.max_prompts_per_round already"),
-        (make_done(128, steps=1), 256, "the last round had 1 optimizer steps"),
+        (make_done(128, steps=1), 256, "the last round had 1 optimizer step"),
         # Too few steps do not count where the policy has moved too far in them.
         (make_done(128, steps=1, **STALE), 64, "behind"),
         (make_done(128, kl_stale=0.2, stale_ess=0.8), 128, "no sign asks for another size"),
@@ -72,6 +72,14 @@ def test_signs_of_the_last_round_change_the_size(done, expected, reason):
     size = choose_size(CONFIG, done, MANY)
     assert size.prompts == expected and reason in size.reason
     assert size.to_record() == {"prompts": expected, "reason": size.reason}
+
+
+def test_a_round_that_the_guard_went_back_from_is_no_sign():
+    for signs in (STALE, FRESH, NEGATIVE, {"steps": 1}):
+        done = make_done(256, **signs)
+        done[-1] = done[-1]._replace(back_to=0)
+        reason = "the run has gone back to round 0, and what it left is no sign"
+        assert choose_size(CONFIG, done, MANY) == (256, reason)
 
 
 @pytest.mark.parametrize(

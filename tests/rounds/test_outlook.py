@@ -152,6 +152,8 @@ def test_a_size_is_chosen_by_the_signs_of_the_last_round_and_what_is_left():
     assert outlook.choose_prompts_per_round(config, budget, done, 31)[0] == 9
     plain = Manifest(3, start=5, stop=9)
     assert outlook.read_signs(plain, 1e-6, Config()) == RoundSigns(3, 4, 1e-6, {})
+    back = Manifest(3, decisions={"guard": {"action": "retry", "to": 1, "rate_factor": 0.5}})
+    assert outlook.read_signs(back, 1e-6, Config()) == RoundSigns(3, 0, 1e-6, {}, back_to=1)
 
 
 def test_a_reward_that_compares_one_policy_s_samples_is_no_sign():

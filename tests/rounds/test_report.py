@@ -142,7 +142,11 @@ def test_sizes_of_rounds_are_those_of_the_budget():
 
 def test_a_budget_is_told_with_its_traps(caplog):
     caplog.set_level(logging.INFO)
-    config = dataclasses.replace(CONFIG, sampling=SamplingConfig(num_samples_per_prompt=3))
+    config = dataclasses.replace(
+        CONFIG,
+        sampling=SamplingConfig(num_samples_per_prompt=3),
+        rounds=RoundsConfig(total_prompts=20, prompts_per_round=8),
+    )
     report_budget(config, Budget(20, 8), 100, lambda round: 1)
     levels = [record.levelname for record in caplog.records]
     assert levels == ["INFO", "INFO", "INFO", "WARNING"]
