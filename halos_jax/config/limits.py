@@ -158,7 +158,7 @@ def check_online(values: Mapping[str, Any]) -> Iterable[str]:
         if values[path] != unused:
             yield f"{path}: got {values[path]}, allowed with task='online': {unused}; {reason}"
     yield from _check_round_sizes(values)
-    yield from _check_guard(values)
+    yield from load("halos_jax.course.limits:check_guard")(values)
     feedback = FEEDBACK_TYPES[values["feedback.type"]]
     compares = feedback.compares and values.get("loss.name") not in feedback.single_losses
     yield from _check_refill(values)
@@ -224,34 +224,6 @@ def _check_round_sizes(values: Mapping[str, Any]) -> Iterable[str]:
             )
 
 
-# Field of an online run that looks at held-out samples -> values for which it does not.
-_WATCHES = {"rounds.keep_best": (False, "auto"), "guard.scorer": ("",)}
-
-
-def _check_guard(values: Mapping[str, Any]) -> Iterable[str]:
-    """Yield an error line for each part of the guard that the run has not got the means for."""
-    retries = values["guard.action"] == "retry"
-    watches = _WATCHES | ({"guard.action": ()} if retries else {})
-    for path, others in watches.items():
-        is_watched = values["data.eval"] or values["data.holdout"]
-        if values[path] not in others and not is_watched:
-            yield (
-                f"{path}: got {values[path]!r}, but there are no held-out prompts to measure "
-                "rounds with; set --config.data.holdout=N or --config.data.eval=FILE"
-            )
-    if retries and values["rounds.keep_best"] is False:
-        yield (
-            "rounds.keep_best: got False, but guard.action='retry' goes back to the best round; "
-            "allowed: 'auto' or True; or set --config.guard.action=stop"
-        )
-    scorer = values["guard.scorer"]
-    names = [path.removeprefix("eval.scorers.") for path in _list_scorers(values)]
-    names += [name.rpartition(":")[2] for name in values["reward.rules"]]
-    if scorer and scorer not in names:
-        allowed = ", ".join(names) or "none is set"
-        yield f"guard.scorer: got {scorer!r}, allowed: one of eval.scorers: {allowed}"
-
-
 def _check_threshold(values: Mapping[str, Any]) -> Iterable[str]:
     threshold = values["feedback.threshold"]
     if FEEDBACK_TYPES[values["feedback.type"]].pairs and threshold != "auto":
@@ -284,7 +256,7 @@ def _check_lengths(values: Mapping[str, Any]) -> Iterable[str]:
     """Refuse lengths that would cut a sample before it is scored or trained on."""
     longest = values["sampling.max_prompt_length"] + values["sampling.max_tokens"]
     uses = {"train.max_length": "trained"} if TASKS[values["task"]].trains else {}
-    for path in [*(_list_parts(values) or ["reward"]), *_list_scorers(values)]:
+    for path in [*(_list_parts(values) or ["reward"]), *list_scorers(values)]:
         if REWARD_KINDS[values[f"{path}.kind"]].by_tokens:
             uses[f"{path}.max_length"] = "scored"
     for path, use in uses.items():
@@ -302,7 +274,7 @@ def _list_parts(values: Mapping[str, Any]) -> list[str]:
     return [match[1] for match in found if match]
 
 
-def _list_scorers(values: Mapping[str, Any]) -> list[str]:
+def list_scorers(values: Mapping[str, Any]) -> list[str]:
     """List the paths of the scorers that the task uses."""
     found = [re.fullmatch(r"(eval\.scorers\.[^.]*)\.kind", path) for path in values]
     task = TASKS[values["task"]]
@@ -331,7 +303,7 @@ def _check_held_out(values: Mapping[str, Any]) -> Iterable[str]:
             "is for samples of task='online'; score a policy on it with task='eval' (data.eval)"
         )
     yield from _check_test(values)
-    scorers = _list_scorers(values)
+    scorers = list_scorers(values)
     others = [name.rpartition(":")[2] for name in values["reward.rules"]]
     others += [path.removeprefix("reward.parts.") for path in _list_parts(values)]
     for path in scorers:
