@@ -151,8 +151,8 @@ class RoundsConfig:
     # the policy after it compute the log-probability: for signs of divergence and staleness. More
     # narrow their intervals, and cost two forward passes; 0: none; -1: all
     watch_samples: Annotated[int, Ge(-1)] = 128
-    # Rounds from one evaluation on the held-out prompts to the next; round 0 and the last round are
-    # evaluated in any case
+    # Rounds from one evaluation on the held-out prompts to the next; round 0 and the last round of
+    # the budget are evaluated in any case, but not a round after which the guard ends the run
     eval_every: PositiveInt = 1
 
 

@@ -119,23 +119,33 @@ _WORDS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def describe_verdict(verdict: Verdict, round: int) -> str:
-    """Return the warning for a round whose verdict is not "none"."""
+def describe_verdict(verdict: Verdict, round: int, *, is_last: bool = False) -> str:
+    """Return the warning for a round whose verdict is not "none".
+
+    Args:
+      is_last: whether the budget is used up, so that no round follows.
+    """
     parts = [_describe_broken(one) for one in verdict.broken]
     advice = dict.fromkeys(_WORDS[one.bound][1] for one in verdict.broken)
     return (
-        f"round {round} is beyond {' and '.join(parts)}; {_describe_action(verdict)}; "
+        f"round {round} is beyond {' and '.join(parts)}; {_describe_action(verdict, is_last)}; "
         f"to change: {'; '.join(advice)}; or change the bound"
     )
 
 
-def describe_stop(verdict: Verdict, round: int) -> str:
-    """Return why a run has ended after `round`, and how it can go on."""
+def describe_stop(verdict: Verdict, round: int, *, is_last: bool = False) -> str:
+    """Return why a run has ended after `round`, and how it can go on.
+
+    Args:
+      is_last: whether the budget is used up, too.
+    """
     parts = [_describe_broken(one) for one in verdict.broken]
     tried = f" and {verdict.retries} retries (guard.max_retries)" if verdict.retries else ""
+    more = ", raise rounds.total_prompts (it is used up)" if is_last else ""
     return (
         f"the guard has ended the run after round {round}: {' and '.join(parts)}{tried}; to go "
-        "on, change the bound or set --config.guard.action=warn, and run the same command again"
+        f"on, change the bound or set --config.guard.action=warn{more}, and run the same command "
+        "again"
     )
 
 
@@ -159,15 +169,20 @@ def _describe_broken(broken: Broken) -> str:
     return f"{broken.bound}{limit} ({what}: {', '.join(values)}{rounds})"
 
 
-def _describe_action(verdict: Verdict) -> str:
+def _describe_action(verdict: Verdict, is_last: bool) -> str:
+    if is_last and verdict.action == "warn":
+        return "it was the last round (guard.action=warn)"
     if verdict.action == "retry":
         start = (
             f"round {verdict.to}, the best within the bounds so far,"
             if verdict.to
             else "the SFT model"
         )
+        next_round = "the next round"
+        if is_last:
+            next_round = "it was the last round; a further one, with more prompts,"
         return (
-            f"the next round starts from {start} with the learning rate times "
+            f"{next_round} starts from {start} with the learning rate times "
             f"{verdict.rate_factor} (guard.action=retry)"
         )
     if verdict.action == "stop":

@@ -176,6 +176,8 @@ def commit_round(run: Run, pending: PendingRound) -> Manifest:
     if read_best(manifest) is not None:
         needed = find_needed(run.config, run.workdir, manifest.round)
         run.checkpoints.keep_rounds(needed)
-    report_verdict(manifest)
+    if read_verdict(manifest).action != "none":
+        is_last = manifest.stop >= run.budget.end(len(run.prompts))
+        report_verdict(manifest, is_last=is_last)
     remove_eval_shards(run, manifest)
     return manifest

@@ -69,6 +69,16 @@ def test_a_verdict_is_said_with_its_numbers_and_what_to_change():
     assert "ends here: it has gone back 3 times (guard.max_retries)" in tried
 
 
+def test_in_the_last_round_no_next_one_is_promised():
+    back = describe_verdict(Verdict("retry", (FALLEN,), 2, 0.5), 3, is_last=True)
+    assert "it was the last round; a further one, with more prompts, starts from round 2" in back
+    assert "the next round" not in back
+    warned = describe_verdict(Verdict("warn", (FALLEN,)), 3, is_last=True)
+    assert "it was the last round (guard.action=warn)" in warned and "it goes on" not in warned
+    stop = describe_stop(Verdict("stop", (BEYOND,)), 3, is_last=True)
+    assert "guard.action=warn, raise rounds.total_prompts (it is used up), and run" in stop
+
+
 def test_a_run_that_was_ended_says_why_and_how_it_goes_on():
     said = describe_stop(Verdict("stop", (BEYOND,), retries=2), 3)
     assert said.startswith("the guard has ended the run after round 3: guard.max_kl=10 (")

@@ -86,11 +86,11 @@ def _find_return(run: Run, done: Sequence[Manifest]) -> int:
     return find_return(run.config.guard, done, is_kept=is_kept)
 
 
-def report_verdict(manifest: Manifest) -> None:
-    """Warn of the bounds that a round has broken."""
+def report_verdict(manifest: Manifest, *, is_last: bool = False) -> None:
+    """Warn of the bounds that a round has broken; `is_last`: with it the budget is used up."""
     verdict = read_verdict(manifest)
     if verdict.action != "none":
-        logger.warning("%s", describe_verdict(verdict, manifest.round))
+        logger.warning("%s", describe_verdict(verdict, manifest.round, is_last=is_last))
 
 
 def find_verdict(workdir: Path, round: int) -> Verdict:

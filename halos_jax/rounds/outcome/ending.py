@@ -93,7 +93,7 @@ def report_stop(config: Config, workdir: Path, last: int) -> None:
     """Warn that the guard has ended the run after round `last`, if it has."""
     verdict = find_stop(config, workdir, last + 1)
     if verdict is not None:
-        logger.warning("%s", describe_stop(verdict, last))
+        logger.warning("%s", describe_stop(verdict, last, is_last=_is_used_up(config, workdir)))
 
 
 def _report_beyond(run: Run, round: int, last: int) -> None:
@@ -111,7 +111,12 @@ def _report_best(workdir: Path, best: Best, last: Manifest) -> None:
         if change is not None:
             low, high = change.low, change.high
             parts.append(f"{change.value:+.4f} [{low:.4f}, {high:.4f}] against {name}")
-    if best.round == 0:
+    if best.round == 0 and best.of <= 1:
+        logger.warning(
+            "no round after round 0 was evaluated: final/ holds the SFT policy; lower "
+            "rounds.eval_every, or set --config.rounds.keep_best=false for the last policy"
+        )
+    elif best.round == 0:
         logger.warning(
             "no round was better than the SFT policy (%s %.4f): final/ holds that policy; lower "
             "optimizer.learning_rate, or set --config.rounds.keep_best=false for the last policy",
@@ -136,8 +141,16 @@ def has_more(config: Config, workdir: Path) -> bool:
 
 def _is_released(config: Config, workdir: Path) -> bool:
     """Tell whether the guard had ended the run before its last round, but now does not any more."""
-    rounds, known = last_round(workdir), count_known(workdir)
-    if find_verdict(workdir, rounds).action != "stop" or known is None:
+    rounds = last_round(workdir)
+    if find_verdict(workdir, rounds).action != "stop" or count_known(workdir) is None:
         return False
-    is_last = rounds >= make_budget(config, workdir).count_rounds(known)
+    is_last = _is_used_up(config, workdir)
     return not is_last and find_stop(config, workdir, rounds + 1) is None
+
+
+def _is_used_up(config: Config, workdir: Path) -> bool:
+    """Tell whether the rounds that have begun have used up the budget, as far as is known."""
+    known = count_known(workdir)
+    if known is None:
+        return False
+    return last_round(workdir) >= make_budget(config, workdir).count_rounds(known)

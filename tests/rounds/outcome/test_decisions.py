@@ -180,6 +180,10 @@ def test_what_is_broken_is_said_and_nothing_else(caplog):
     assert not caplog.records
     decisions.report_verdict(Manifest(3, decisions={"guard": BACK.to_record()}))
     assert "round 3 is beyond guard.max_kl=10" in caplog.text
+    assert "the next round starts from round 1" in caplog.text
+    caplog.clear()
+    decisions.report_verdict(Manifest(3, decisions={"guard": BACK.to_record()}), is_last=True)
+    assert "a further one, with more prompts, starts from round 1" in caplog.text
 
 
 def test_rewards_of_a_file_are_read_once_until_it_changes(tmp_path, monkeypatch):

@@ -27,10 +27,10 @@ def take(tmp_path, monkeypatch):
     """Return a function that takes the final policy of a run of two rounds with this best one."""
     monkeypatch.setattr(ending, "load_start", lambda *_: {"w": jnp.array([0.0])})
 
-    def call(best, *, config=Config(), saved=(1,), held_out=PROMPTS, ema=None, guard=None):
+    def call(best, *, config=Config(), saved=(1,), held_out=PROMPTS, ema=None, guard=None, of=3):
         for round, rewards in REWARDS.items():
             write_rewards(tmp_path, round, *rewards)
-            kept = {} if best is None else {"best": {"round": best, "reward": 0.5, "of": 3}}
+            kept = {} if best is None else {"best": {"round": best, "reward": 0.5, "of": of}}
             kept |= {"guard": guard.to_record()} if guard and round == 2 else {}
             manifest = Manifest(round, metrics={"kl_sft": 12.0}, decisions=kept)
             manifests.save_manifest(round_folder(tmp_path, round), manifest)
@@ -76,6 +76,10 @@ def test_a_run_that_only_got_worse_exports_the_sft_policy_and_says_so(take, capl
     params, round, name = take(0)
     assert params["w"].tolist() == [0.0] and (round, name) == (0, "the SFT policy")
     assert "no round was better than the SFT policy" in caplog.text
+    caplog.clear()
+    assert take(0, of=1)[1] == 0
+    assert "no round after round 0 was evaluated: final/ holds the SFT policy" in caplog.text
+    assert "no round was better" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,7 @@ def test_a_run_that_the_guard_has_ended_says_why(take, caplog):
     assert "ended the run" not in caplog.text
 
 
-def test_a_run_that_the_guard_has_ended_has_more_to_do_once_the_bound_is_raised(tmp_path):
+def test_a_run_that_the_guard_has_ended_has_more_to_do_once_the_bound_is_raised(tmp_path, caplog):
     file = tmp_path / "t.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"q{n}"}) + "\n" for n in range(20)))
     guard = GuardConfig(max_kl=10, action="stop", fall=False)
@@ -136,5 +140,10 @@ def test_a_run_that_the_guard_has_ended_has_more_to_do_once_the_bound_is_raised(
     assert not ending.has_more(config, tmp_path) and ending.has_more(raised, tmp_path)
     end(1, 8, Verdict("warn", broken))
     assert not ending.has_more(raised, tmp_path)
+    end(1, 8, Verdict("stop", broken))
+    ending.report_stop(config, tmp_path, 1)
+    assert "ended the run after round 1" in caplog.text and "used up" not in caplog.text
     end(1, 20, Verdict("stop", broken))  # its budget is used up
     assert not ending.has_more(raised, tmp_path)
+    ending.report_stop(config, tmp_path, 1)
+    assert "raise rounds.total_prompts (it is used up)" in caplog.text
