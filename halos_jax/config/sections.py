@@ -161,7 +161,8 @@ class GuardConfig:
     """Bounds that a round of task=online must keep, and what is done if it does not."""
 
     # What is done: "warn": say so and go on; "stop": end the run there; "retry": go back to the
-    # round with the highest held-out reward, with a smaller learning rate and on further prompts
+    # round with the highest held-out reward of those whose policy is within the bounds, with a
+    # smaller learning rate and on further prompts
     action: Literal["warn", "stop", "retry"] = tuning("warn")
     # Highest KL divergence from the SFT policy, in nats a response, of the round's samples; 0: any
     max_kl: NonNegativeFloat = tuning(0.0)
