@@ -9,6 +9,7 @@ from halos_jax.course.budget_text import RoundSize
 from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.report import (
     format_rounds,
+    list_signs,
     list_sizes,
     report_budget,
     report_end,
@@ -192,3 +193,19 @@ def test_the_end_tells_the_table_and_the_advice_with_the_rate_of_each_round(tmp_
         "advice of round 3",
     ]
     assert "=4e-06" in advice[0] and "=1e-06" in advice[1]
+
+
+def test_the_signs_of_rounds_have_the_rate_of_the_config_and_the_guards_factor(tmp_path):
+    commit_rounds(tmp_path, *[{"steps_done": 4, "fresh_margin": -0.0001, "kl_sft": -0.001}] * 3)
+    back = {"guard": {"action": "retry", "to": 0, "rate_factor": 0.5}}
+    path = round_folder(tmp_path, 1)
+    for file in path.glob("manifest*.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "decisions": back}))
+    run = make_run(workdir=tmp_path)
+    run.workspace.info.history = History(run.config, segments=())
+    rate = run.config.optimizer.learning_rate
+    told = [(one.rate, one.factor, one.back_to) for one in list_signs(run, 2)]
+    assert told == [(rate, 1.0, None), (rate, 1.0, 0), (rate, 0.5, None)]
+    names, row, *_ = (line.split() for line in format_rounds(tmp_path).splitlines())
+    shown = dict(zip(names, row, strict=True))
+    assert (shown["kl"], shown["margin"]) == ("0.00", "+0.000")
