@@ -299,15 +299,15 @@ def test_a_workdir_among_the_data_is_left_out_or_refused(folder):
 
 def test_the_users_code_may_change_and_that_is_said_once(folder, caplog):
     reward = RewardConfig(kind="function", function="my_rewards:score", rules=("my_rewards:other",))
-    config = make_config(folder, reward=reward)
-    start(config, is_begun=False)
-    (folder / "my_rewards.py").write_text("def score(prompt, response):\n    return 2\n")
-    start(config)
-    assert "reward.function: " in caplog.text and "reward.rules: " in caplog.text
-    assert "my_rewards.py holds something else than it did" in caplog.text
-    caplog.clear()
-    start(config)
-    assert not caplog.records
+    start(config := make_config(folder, reward=reward), is_begun=False)
+    for more, said in (("", "holds something else than it did when"), ("#\n", "has grown since")):
+        (folder / "my_rewards.py").write_text(f"def score(prompt, answer):\n    return 2\n{more}")
+        start(config)
+        start(config)
+        fields = [line.partition(": ")[0] for line in caplog.messages]
+        assert fields == ["reward.function", "reward.rules"], "once"
+        assert f"my_rewards.py {said} the run was started" in caplog.text
+        caplog.clear()
 
 
 def test_a_judges_templates_are_read_where_a_judge_is_asked(folder):
