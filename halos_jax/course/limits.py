@@ -1,11 +1,15 @@
 """Checks of the guard's fields that types cannot express: what the run cannot measure or do."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from halos_jax.config import Config, schema
 from halos_jax.config.limits import list_scorers
 from halos_jax.config.tasks import load
 from halos_jax.integers import divide_up
+
+logger = logging.getLogger(__name__)
 
 # Field of an online run that looks at held-out samples -> values for which it does not.
 _WATCHES = {"rounds.keep_best": (False, "auto"), "guard.scorer": ("",)}
@@ -80,10 +84,21 @@ def _check_rounds(values: Mapping[str, Any]) -> Iterable[str]:
 
     With rounds of a size that the run chooses, their number is not known.
     """
-    size, every = values["rounds.prompts_per_round"], values["rounds.eval_every"]
-    if size == "auto":
-        return
-    rounds = divide_up(values["rounds.total_prompts"], size)
+    size = values["rounds.prompts_per_round"]
+    if size != "auto":
+        yield from _find_idle(values, divide_up(values["rounds.total_prompts"], size))
+
+
+def warn_of_idle(config: Config, rounds: int) -> None:
+    """Warn of bounds that a run of `rounds`, as the data allow, cannot do anything about."""
+    values = dict(schema.flatten(schema.to_plain(config)))
+    if values["rounds.prompts_per_round"] != "auto":
+        for line in _find_idle(values, rounds):
+            logger.warning("%s", line)
+
+
+def _find_idle(values: Mapping[str, Any], rounds: int) -> Iterable[str]:
+    every = values["rounds.eval_every"]
     watched = bool(values["data.eval"] or values["data.holdout"])
     on_samples = any(values[path] != off for path, off in _ON_SAMPLES.items())
     on_held_out = watched and (values["guard.fall"] or bool(values["guard.scorer"]))

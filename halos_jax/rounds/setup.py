@@ -9,6 +9,7 @@ from halos_jax import sharding
 from halos_jax.checkpoints.space import require_room
 from halos_jax.checkpoints.store import Checkpoints, open_checkpoints
 from halos_jax.config import Config
+from halos_jax.course.limits import warn_of_idle
 from halos_jax.losses import get_loss
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.lora import Frozen
@@ -61,18 +62,17 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     workspace = laid_out
     if workspace.is_writer:
         save_order(order, workdir, workspace.ledger.note_file)
+    rounds = budget.count_rounds(len(prompts))
     logger.info(
         "%d prompts, %d held out, %d for the test; %d rounds; mesh %s",
-        len(prompts),
-        len(held_out),
-        len(test),
-        budget.count_rounds(len(prompts)),
+        *map(len, (prompts, held_out, test)),
+        rounds,
         sharding.describe(workspace.mesh),
     )
-    epochs = functools.partial(workspace.history.value_in, "train.epochs")
-    report_budget(workspace.config, budget, len(prompts), epochs)
-    is_trained = progress.round >= budget.count_rounds(len(prompts))
-    require_room(workdir, trainer.abstract_state, is_trained=is_trained, checkpoints=grows)
+    warn_of_idle(workspace.config, rounds)
+    report_budget(workspace.config, budget, len(prompts), _read_epochs(workspace))
+    state, is_trained = trainer.abstract_state, progress.round >= rounds
+    require_room(workdir, state, is_trained=is_trained, checkpoints=grows)
     _go_back(workspace, checkpoints, progress, keeps=keeps)
     layouts = LayoutMemory()
     run = Run(
@@ -89,10 +89,15 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
         budget=budget,
         remake=functools.partial(_remake, workspace, policy, trainer, lay_out_from),
     )
-    used = prompts[budget.num_skip : needed]
-    check_lengths(run.rollouts.sampler, config, RunPrompts(used, held_out, test))
+    used = RunPrompts(prompts[budget.num_skip : needed], held_out, test)
+    check_lengths(run.rollouts.sampler, config, used)
     progress.budget = budget
     return run, progress
+
+
+def _read_epochs(workspace: Workspace) -> Callable[[int], int]:
+    """Return a function that gives the epochs of a round, as the history has them."""
+    return functools.partial(workspace.history.value_in, "train.epochs")
 
 
 def _open_checkpoints(workspace: Workspace, *, keeps: bool) -> tuple[Checkpoints, int]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from halos_jax.config import Config, schema
-from halos_jax.course.limits import check_guard
+from halos_jax.config import Config, GuardConfig, RoundsConfig, schema
+from halos_jax.course.limits import check_guard, warn_of_idle
 
 HELD_OUT = {"data.holdout": 4}
 ROUNDS = {"rounds.total_prompts": 30, "rounds.prompts_per_round": 8}  # four rounds
@@ -76,3 +76,12 @@ def test_a_bound_that_can_never_do_anything_is_refused(changes, expected):
 )
 def test_what_may_be_broken_is_allowed(changes):
     assert check(changes) == []
+
+
+def test_a_run_that_has_fewer_prompts_than_it_may_use_is_warned(caplog):
+    rounds = RoundsConfig(total_prompts=80, prompts_per_round=8)
+    config = Config(rounds=rounds, guard=GuardConfig(max_kl=1.0, patience=3))
+    warn_of_idle(config, 3)
+    assert not caplog.records
+    warn_of_idle(config, 2)
+    assert "guard.patience: got 3, but the run has 2 rounds, so no bound" in caplog.text
