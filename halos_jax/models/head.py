@@ -168,27 +168,27 @@ def _forward_shard(
     def one(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, _Chunk]:
         hidden, targets = xs
         logits = project_logits(hidden, head, softcap)
-        peak = _reduce(jnp.max(logits, axis=-1), jax.lax.pmax, vocab_axis)
+        peak = reduce_shards(jnp.max(logits, axis=-1), jax.lax.pmax, vocab_axis)
         shifted = logits - peak[..., None]
-        total = _reduce(jnp.sum(jnp.exp(shifted), axis=-1), jax.lax.psum, vocab_axis)
+        total = reduce_shards(jnp.sum(jnp.exp(shifted), axis=-1), jax.lax.psum, vocab_axis)
         normalizer = peak + jnp.log(total)
         # Each target lies in one vocabulary shard; the others add zero.
         index = index_in_shard(targets, head.shape[0], vocab_axis)
         here = (index >= 0) & (index < head.shape[0])
         picked = jnp.take_along_axis(logits, jnp.where(here, index, 0)[..., None], axis=-1)
-        picked = _reduce(jnp.where(here, picked[..., 0], 0.0), jax.lax.psum, vocab_axis)
+        picked = reduce_shards(jnp.where(here, picked[..., 0], 0.0), jax.lax.psum, vocab_axis)
         found: tuple[jax.Array, ...] = (picked - normalizer, normalizer)
         if entropy:
             moment = jnp.sum(jnp.exp(shifted) * shifted, axis=-1)
-            found += (jnp.log(total) - _reduce(moment, jax.lax.psum, vocab_axis) / total,)
+            found += (jnp.log(total) - reduce_shards(moment, jax.lax.psum, vocab_axis) / total,)
         slopes = None
         if keep:
             slopes = _differentiate(logits, normalizer, index, softcap).astype(hidden.dtype)
         return None, (found, slopes)
 
-    xs = tuple(_split(x, chunk) for x in (hidden, targets))
+    xs = tuple(split_positions(x, chunk) for x in (hidden, targets))
     _, (found, slopes) = jax.lax.scan(one, None, xs)
-    found = tuple(_join(x, targets.shape[1]) for x in found)
+    found = tuple(join_positions(x, targets.shape[1]) for x in found)
     return found if slopes is None else (*found, slopes)
 
 
@@ -227,12 +227,14 @@ def _backward_shard(
         hidden_gradient = jnp.einsum(
             "rcv,vd->rcd", logits_gradient, head, preferred_element_type=jnp.float32
         )
-        hidden_gradient = _reduce(hidden_gradient, jax.lax.psum, vocab_axis)
+        hidden_gradient = reduce_shards(hidden_gradient, jax.lax.psum, vocab_axis)
         return head_gradient, hidden_gradient.astype(hidden.dtype)
 
-    xs = tuple(_split(x, chunk) for x in (hidden, targets, normalizers, gradient))
+    xs = tuple(split_positions(x, chunk) for x in (hidden, targets, normalizers, gradient))
     head_gradient, hidden_gradient = jax.lax.scan(one, jnp.zeros(head.shape, jnp.float32), xs)
-    return _join(hidden_gradient, targets.shape[1]), sum_parts(head_gradient).astype(head.dtype)
+    return join_positions(hidden_gradient, targets.shape[1]), sum_parts(head_gradient).astype(
+        head.dtype
+    )
 
 
 def _backward_kept(
@@ -248,24 +250,25 @@ def _backward_kept(
     """Return what `_backward_shard` does, from the slopes: no pass over positions and words but
     the two matrix products. What a position's log-prob weighs is put on its hidden state."""
     chunk = slopes.shape[2]
-    hidden, gradient = (_split(x, chunk) for x in (hidden, gradient[..., None]))
+    hidden, gradient = (split_positions(x, chunk) for x in (hidden, gradient[..., None]))
     weighted = (hidden * gradient).astype(hidden.dtype)
     head_gradient = jnp.einsum(
         "nrcv,nrcd->vd", slopes, weighted, preferred_element_type=jnp.float32
     )
     hidden_gradient = jnp.einsum("nrcv,vd->nrcd", slopes, head, preferred_element_type=jnp.float32)
-    hidden_gradient = _reduce(hidden_gradient, jax.lax.psum, vocab_axis) * gradient
-    hidden_gradient = _join(hidden_gradient.astype(hidden.dtype), targets.shape[1])
+    hidden_gradient = reduce_shards(hidden_gradient, jax.lax.psum, vocab_axis) * gradient
+    hidden_gradient = join_positions(hidden_gradient.astype(hidden.dtype), targets.shape[1])
     return hidden_gradient, sum_parts(head_gradient).astype(head.dtype)
 
 
-def _reduce(
+def reduce_shards(
     x: jax.Array, how: Callable[[jax.Array, str], jax.Array], axis: str | None
 ) -> jax.Array:
+    """Reduce `x` over the shards of the vocabulary by `how`, where it is split over `axis`."""
     return how(x, axis) if axis else x
 
 
-def _split(x: jax.Array, chunk: int) -> jax.Array:
+def split_positions(x: jax.Array, chunk: int) -> jax.Array:
     """`[rows, P, ...]` -> `[chunks, rows, P / chunks, ...]`, padded at the end."""
     count = divide_up(x.shape[1], chunk)
     size = divide_up(x.shape[1], count)
@@ -273,5 +276,6 @@ def _split(x: jax.Array, chunk: int) -> jax.Array:
     return x.reshape(x.shape[0], count, size, *x.shape[2:]).swapaxes(0, 1)
 
 
-def _join(x: jax.Array, positions: int) -> jax.Array:
+def join_positions(x: jax.Array, positions: int) -> jax.Array:
+    """Undo `split_positions`, whose padding is cut off: `[rows, positions, ...]`."""
     return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :positions]
