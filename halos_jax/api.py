@@ -30,7 +30,6 @@ from jax.sharding import Mesh
 
 from halos_jax import config as config_lib
 from halos_jax import devices, sharding
-from halos_jax.cli.logs import start_logging
 from halos_jax.cli.presets import load_preset
 from halos_jax.config import (
     Config,
@@ -44,6 +43,7 @@ from halos_jax.config import (
 )
 from halos_jax.config import default as default_config
 from halos_jax.config.bounds import find_violations
+from halos_jax.console.logs import start_logging
 from halos_jax.data.asked import check_type, read_asked, read_samples, write_feedback
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.datasets import load_prompts

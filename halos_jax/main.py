@@ -9,10 +9,10 @@ from absl import app, flags
 
 from halos_jax.cli.command_line import refuse_arguments, take_check
 from halos_jax.cli.help import make_help, takes_help
-from halos_jax.cli.logs import start_logging
 from halos_jax.cli.overrides import apply_overrides, split_overrides
 from halos_jax.cli.presets import explain_absent, load_preset
 from halos_jax.config import ConfigError
+from halos_jax.console.logs import start_logging
 from halos_jax.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", None, "A preset, e.g. configs/quickstart.py.")

@@ -1,4 +1,4 @@
-"""Metrics, read one step late and handed to sinks (a JSON Lines file, the console); progress bars.
+"""Metrics, read one step late and handed to sinks: a JSON Lines file, the console.
 
 Names are those of HALOs ("loss/train", "rewards_train/margins", "counters/lr"); values are JSON
 numbers. A compiled step returns before the device has run it, so reading its metrics at once would
@@ -9,24 +9,28 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TextIO
+from typing import Any, BinaryIO, Protocol
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from halos_jax import processes
+from halos_jax.console.values import describe_step
 from halos_jax.errors import UserError
 from halos_jax.storage import Note, WorkdirError, write_bytes_atomic
 
 # A run cannot recover from a loss or gradient that is not finite, so it stops.
 MUST_BE_FINITE = ("loss/train", "grad_norm")
+
+_PAUSE = 5.0  # seconds between two lines on the console
+
+logger = logging.getLogger(__name__)
 
 _Key = tuple[int, float | None, frozenset[str]]
 
@@ -133,17 +137,18 @@ class _JsonLines:
 
 
 class _Console:
-    """Prints a line a record, above the progress bars."""
+    """Says in a short line how an evaluation went, at most one every few seconds."""
 
-    def __init__(self, every: int) -> None:
-        self._every = every
+    def __init__(self) -> None:
+        self._due = 0.0
 
     def resume(self, step: int | None) -> Sequence[Record]:
         return ()
 
     def write(self, record: Record) -> None:
-        if "loss/train" not in record.values or record.step % self._every == 0:
-            tqdm.write(_format_line(record))
+        if "loss/eval" in record.values and record.wall_time >= self._due:
+            self._due = record.wall_time + _PAUSE
+            logger.info("step %d: %s", record.step, describe_step(record.values))
 
     def flush(self) -> None:
         pass
@@ -156,7 +161,7 @@ class _Console:
 # sink is a class and a line here.
 SINKS: dict[str, Callable[[Destination], Sink | None]] = {
     "jsonl": lambda to: _JsonLines(to.path, to.note) if to.path else None,
-    "console": lambda to: _Console(to.console_every) if to.console else None,
+    "console": lambda to: _Console() if to.console else None,
 }
 
 
@@ -271,72 +276,12 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     return _read_lines(Path(path))[0]
 
 
-def make_progress(work: Iterable[Any] | int, description: str, *, enabled: bool) -> tqdm:
-    """Return a progress bar over an iterable, or over a total that `update(n)` counts up to.
-
-    It is silent unless `enabled`, and on processes other than 0. If stderr is not a terminal (but a
-    log file, for example), it prints a line every ten seconds instead of redrawing one.
-    """
-    total = work if isinstance(work, int) else None
-    settings: dict[str, Any] = {
-        "desc": description,
-        "disable": not enabled or jax.process_index() != 0,
-    }
-    if sys.stderr.isatty():
-        settings |= {"dynamic_ncols": True, "leave": False}
-    else:
-        layout = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
-        settings |= {"file": _LineStream(sys.stderr), "mininterval": 10.0, "bar_format": layout}
-    return tqdm(None if total is not None else work, total=total, **settings)
-
-
-class _LineStream:
-    """Turns the one line that tqdm redraws into separate lines."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        line = text.replace("\r", "").strip()
-        if line:
-            self._stream.write(line + "\n")
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-
 def _to_number(name: str, value: object) -> int | float:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind in "OSU":
         raise TypeError(f"metric {name!r}: got {value!r}, allowed: one number")
     scalar = array.reshape(())
     return int(scalar) if scalar.dtype.kind in "biu" else float(scalar)
-
-
-def _format_line(record: Record) -> str:
-    return " | ".join([f"step {record.step}", *show_metrics(record.values)])
-
-
-def show_metrics(values: Mapping[str, Any]) -> list[str]:
-    """Return a text for each metric; the ends of an interval stand behind what they belong to.
-
-    Example:
-      >>> show_metrics({"reward_eval": 0.5, "reward_eval/low": 0.25, "reward_eval/high": 0.75})
-      ['reward_eval 0.5 (0.25 to 0.75)']
-    """
-    shown = []
-    for name, value in values.items():
-        stem, _, end = name.rpartition("/")
-        if end in ("low", "high") and stem in values:
-            continue
-        ends = [values[f"{name}/{end}"] for end in ("low", "high") if f"{name}/{end}" in values]
-        interval = f" ({' to '.join(map(_show_value, ends))})" if len(ends) == 2 else ""
-        shown.append(f"{name} {_show_value(value)}{interval}")
-    return shown
-
-
-def _show_value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _trim(path: Path, resume_step: int | None, note: Note | None) -> list[Record]:

@@ -15,7 +15,7 @@ LEVELS = (
     {"config"},
     {"types"},
     {"sharding", "losses", "user_code", "devices", "packing"},
-    {"processes", "cli"},
+    {"processes", "cli", "console"},
     {"metrics", "models", "data"},
     {"sampling", "rewards", "training"},
     {"signs"},

@@ -1,7 +1,7 @@
-import io
 import json
+import logging
 import math
-import sys
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +13,7 @@ from halos_jax.metrics import (
     MetricWriter,
     NonFiniteError,
     Record,
-    make_progress,
     read_metrics,
-    show_metrics,
 )
 from halos_jax.storage import WorkdirError
 
@@ -169,9 +167,25 @@ def test_what_is_not_one_number_is_refused(path, value):
         writer.flush()
 
 
-def test_console_lines(path, capsys):
-    write_steps(path, [1], console=True)
-    assert capsys.readouterr().out == "step 1 | loss/train 0.5\n"
+def test_the_console_gets_a_short_line_of_an_evaluation_every_few_seconds(
+    path, monkeypatch, caplog
+):
+    """Steps and rounds are for the files; the second evaluation comes too soon."""
+    caplog.set_level(logging.INFO)
+    times = iter([10.0, 11.0, 14.9, 16.0, 17.0])
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(time=times.__next__))
+    writer = MetricWriter(path, console=True)
+    long = {f"logps_eval/{number}": 0.5 for number in range(40)}
+    writer.write(0, {"loss/eval": 0.69314, "rewards_eval/accuracies": 0.5, **long})
+    writer.write(1, {"loss/train": 0.5})
+    writer.write(2, {"loss/eval": 0.6})
+    writer.write(3, {"loss/eval": 0.25, "rewards_eval/margins": 0.125})
+    writer.write(3, {"round": 1, "reward_eval": 0.5})
+    writer.close()
+    assert caplog.messages == [
+        "step 0: held-out loss 0.6931, accuracy 0.5",
+        "step 3: held-out loss 0.25, margin 0.125",
+    ]
 
 
 class Memory:
@@ -258,35 +272,3 @@ def test_a_file_that_one_process_cannot_read_stops_them_all(path, monkeypatch):
         MetricWriter(path)
     MetricWriter(None)  # a process without a file takes part
     assert asked == [(MetricsError, WorkdirError)] * 2
-
-
-def test_progress_counts_and_is_silent_when_disabled(capsys):
-    assert list(make_progress([3, 4], "Scoring", enabled=False)) == [3, 4]
-    assert capsys.readouterr().err == ""
-
-
-def test_progress_prints_plain_lines_where_there_is_no_terminal(monkeypatch):
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    assert list(make_progress(range(5), "Scoring", enabled=True)) == [0, 1, 2, 3, 4]
-    with make_progress(8, "Sampling", enabled=True) as bar:
-        for _ in range(4):
-            bar.update(2)
-    text = stream.getvalue()
-    lines = text.splitlines()
-    assert "\r" not in text and "\x1b" not in text
-    assert any(line.startswith("Scoring: 5/5 [") for line in lines)
-    assert any(line.startswith("Sampling: 8/8 [") for line in lines)
-    assert len(lines) <= 4  # a line at the start and one at the end, not one an item
-
-
-def test_an_interval_stands_behind_what_it_belongs_to():
-    values = {"reward_eval": 0.25, "reward_eval/low": 0.125, "reward_eval/high": 1 / 3, "n": 3}
-    values |= {"reward_eval/a": 2.0, "reward_eval/a/low": 1.5, "reward_eval/a/high": 2.5}
-    values |= {"x/low": 1.0}  # of no mean: a number like any other
-    assert show_metrics(values) == [
-        "reward_eval 0.25 (0.125 to 0.3333)",
-        "n 3",
-        "reward_eval/a 2 (1.5 to 2.5)",
-        "x/low 1",
-    ]

@@ -286,7 +286,8 @@ class TrainConfig:
     epochs: PositiveInt = growing(1, "online", "sft", "reward_model", "align")
     # Optimizer steps between evaluations; 0: only at the start and the end
     eval_every: NonNegativeInt = aside(32)
-    # Optimizer steps between lines on the console; metrics.jsonl has every step
+    # Optimizer steps between two updates of the progress on the console; metrics.jsonl has every
+    # step
     log_every: PositiveInt = aside(1)
     # Most tokens in a packed row; larger batches are split into microbatches
     tokens_per_device: PositiveInt = execution(16384)

@@ -13,12 +13,12 @@ from halos_jax import sharding
 from halos_jax.config import Config, ConfigError
 from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.config.tasks import TASKS, load
+from halos_jax.console.bars import make_progress
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.lengths import Tally, report_positions
 from halos_jax.data.tokenize import make_group_items
 from halos_jax.devices import explain_memory
 from halos_jax.integers import divide_up
-from halos_jax.metrics import make_progress
 from halos_jax.models import decoder
 from halos_jax.models.files import hf, vocab
 from halos_jax.models.hf.families import ModelError
@@ -264,7 +264,7 @@ def _score_items(
         known=known,
     )
     rewards = np.full(len(samples), np.nan)
-    bar = make_progress(len(plan), "score", enabled=config.progress)
+    bar = make_progress(len(plan), "score", unit="batches", enabled=config.progress)
     for step in range(len(plan)):
         batch = sharding.put_batch(build_batch(items, plan, step), mesh, leading=1)
         scores = np.asarray(run(params, batch))

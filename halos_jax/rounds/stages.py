@@ -16,12 +16,12 @@ from halos_jax.checkpoints.position import Position
 from halos_jax.config import Config
 from halos_jax.config.kinds import FEEDBACK_TYPES, ITEM_KINDS
 from halos_jax.config.tasks import load
+from halos_jax.console.bars import make_progress
 from halos_jax.course.budget_text import show_count
 from halos_jax.data.items import load_items
 from halos_jax.data.records import formats as records
 from halos_jax.data.records import reading
 from halos_jax.devices import explain_memory
-from halos_jax.metrics import make_progress
 from halos_jax.rewards.feedback_report import report_feedback
 from halos_jax.rewards.labels import (
     average_rewards,
@@ -65,7 +65,9 @@ def sample_prompts(
     size = run.config.sampling.shard_prompts
     per_prompt = run.config.sampling.num_samples_per_prompt
     weights, samples = None, []
-    bar = make_progress(len(prompts) * per_prompt, label, enabled=run.config.progress)
+    bar = make_progress(
+        len(prompts) * per_prompt, label, unit="samples", enabled=run.config.progress
+    )
 
     def count(finished: int) -> None:
         bar.update(finished)

@@ -14,9 +14,10 @@ from halos_jax import config as config_lib
 from halos_jax import devices, sharding
 from halos_jax.config import Config, ConfigError
 from halos_jax.config.tasks import MODES, TASKS, Task, load
+from halos_jax.console.logs import hush
+from halos_jax.console.values import show_metrics
 from halos_jax.devices import explain_memory
 from halos_jax.losses import check_evaluation, check_feedback, check_loss, check_reference
-from halos_jax.metrics import show_metrics
 from halos_jax.once import forget_run
 from halos_jax.workdir.interrupt import StopSignal, catch_signals
 
@@ -135,7 +136,7 @@ def start_jax(config: Config) -> None:
         devices.join_processes()
     platform = devices.find_devices()
     if jax.process_index():
-        logging.getLogger().setLevel(logging.WARNING)
+        hush()
     if platform != "cpu" and config.mode == "run":  # no other mode writes into the workdir
         # The cache includes the autotuner's choices, so that a resumed run executes the very same
         # program and stays the same bit for bit.

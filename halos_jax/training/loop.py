@@ -12,8 +12,10 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config import Config
+from halos_jax.console.bars import make_progress
+from halos_jax.console.values import describe_step
 from halos_jax.losses import Loss, average_metrics
-from halos_jax.metrics import MetricWriter, make_progress
+from halos_jax.metrics import MetricWriter
 from halos_jax.models.lora import Frozen, abstract_trained
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.models.value import abstract_value_params, init_value_params
@@ -225,7 +227,7 @@ def _pass_over(
     """Return the token values of all items; `run` gives them for a batch, f32[m, rows, P] each."""
     single = plan_pass(trainer, items, recurring=recurring)
     found: list[dict[int, tuple[np.ndarray, ...]]] = []
-    bar = make_progress(len(single.plan), label, enabled=trainer.config.progress)
+    bar = make_progress(len(single.plan), label, unit="batches", enabled=trainer.config.progress)
     for number, batch in enumerate(stream_batches(trainer.mesh, single)):
         trainer.check()
         results = [np.asarray(result) for result in run(batch)]
@@ -295,10 +297,11 @@ def run_steps(
     if held_out and first_step + start == 0:
         trainer.check()
         writer.write(0, evaluate(trainer, take_averaged(state), held_out))
-    bar = make_progress(total, label, enabled=config.progress)
+    bar = make_progress(total, label, unit="steps", enabled=config.progress)
     bar.update(start)
     seen = sum(len(row) for step_rows in dataset.plan.steps[:start] for row in step_rows)
     clock, watch = _StepClock(), MovedWatch(trainer.watched)
+    before: dict[str, jax.Array | float] = {}
     for number, batch in enumerate(stream_batches(trainer.mesh, dataset, start=start), start):
         state, metrics = trainer.train_step(state, trainer.frozen, batch)
         taken = first_step + number + 1
@@ -317,7 +320,11 @@ def run_steps(
             writer.write(taken, evaluate(trainer, take_averaged(state), held_out))
             clock = _StepClock()
         on_step(state, number + 1)
-        bar.update(1)
+        if not bar.disable and (taken % config.train.log_every == 0 or number + 1 == total):
+            # The metrics of the step before: the writer has waited for them already.
+            bar.set_postfix_str(describe_step(before), refresh=False)
+            bar.update(number + 1 - bar.n)
+        before = named
     watch.finish()
     bar.close()
     return state

@@ -13,9 +13,9 @@ import jax
 from halos_jax import sharding
 from halos_jax.config import Config, schema
 from halos_jax.config.rewards import JudgeConfig
+from halos_jax.console.bars import make_progress
 from halos_jax.data.records.fields import shorten
 from halos_jax.json_text import JsonObject
-from halos_jax.metrics import make_progress
 from halos_jax.rewards.judge.answers import parse_score, parse_verdict
 from halos_jax.rewards.judge.cache import AnswerCache, make_key
 from halos_jax.rewards.judge.client import (
@@ -230,7 +230,9 @@ class _Asker:
         if open_questions and not met.is_set():
             client.reach()
             met.set()
-        bar = make_progress(len(open_questions), "judge", enabled=self._config.progress)
+        bar = make_progress(
+            len(open_questions), "judge", unit="questions", enabled=self._config.progress
+        )
         pool = concurrent.futures.ThreadPoolExecutor(self._settings.concurrency, "judge")
         try:
             pending = {

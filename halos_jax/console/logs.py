@@ -1,24 +1,45 @@
-"""Logging to the console: plain lines on standard output."""
+"""Logging to the console: plain lines on standard output, above the progress bars."""
 
 import logging
 import sys
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+_QUIET = ("absl", "orbax", "jax", "httpx", "httpx2", "datasets", "transformers", "huggingface_hub")
+
+
+class _Lines(logging.Handler):
+    """Writes each record as lines above the progress bars, so that no bar is left torn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except Exception:  # as every handler of the standard library
+            self.handleError(record)
+
 
 def start_logging() -> None:
     """Log to the console in plain lines; from libraries, only warnings and errors."""
+    handler = _Lines()
+    handler.addFilter(_mark_record)
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(kind)s%(message)s",
         datefmt="%H:%M:%S",
-        stream=sys.stdout,
+        handlers=[handler],
         force=True,  # replace absl's handler
     )
-    logging.getLogger().handlers[0].addFilter(_mark_record)
-    for noisy in ("absl", "orbax", "jax", "httpx", "httpx2", "datasets"):
+    for noisy in _QUIET:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     sys.unraisablehook = _print_unraisable
+
+
+def hush() -> None:
+    """Say errors alone from here on: process 0 of the job says everything else."""
+    logging.getLogger().setLevel(logging.ERROR)
 
 
 def _mark_record(record: logging.LogRecord) -> bool:

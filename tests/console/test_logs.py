@@ -4,7 +4,7 @@ import logging
 import sys
 from types import SimpleNamespace
 
-from halos_jax.cli import logs
+from halos_jax.console import logs
 
 
 def make_unraisable(text, file=None):
