@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from halos_jax import sharding, storage
 from halos_jax.config import Config, ConfigError
+from halos_jax.console.values import show_metrics
 from halos_jax.data import datasets
 from halos_jax.data.chat.template_door import keep_shown
 from halos_jax.data.records import formats as records
 from halos_jax.data.selection import select_eval
 from halos_jax.losses import get_loss
-from halos_jax.metrics import show_metrics
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.policies.policy import Policy, load_params, load_reference, load_trained
 from halos_jax.policies.source import find_origin
