@@ -120,24 +120,47 @@ def list_preset() -> Iterable[Run]:
     """
     for seed in range(3):
         name = f"preset-s{seed}"
-        fields = {
-            "seed": str(seed),
-            "progress": "false",
-            "train.log_every": "1000",
-            "model.path": "{folder}/model",
-            "data.train": "{folder}/train.jsonl",
-            "data.eval": "",
-            "data.max_eval": "0",
-            "data.holdout": "400",
-            "data.test": "{folder}/test.jsonl",
-            "eval.test_temperature": "0",
-            "rounds.eval_every": "4",
-            "sampling.slots": "1024",
-            "sampling.shard_prompts": "256",
-            "train.tokens_per_device": "32768",
-        }
-        steps = (Step(name, GSM8K, fields), *list_evaluations(name))
+        steps = (make_preset(name, seed), *list_evaluations(name))
         yield Run(name, "F", 600, steps, is_alone=True)
+
+
+def list_ten_minutes() -> Iterable[Run]:
+    """Yield batch T: as much of batch F as ten minutes of a GPU allow, from start to `final/`.
+
+    The study's held-out questions are the test, so that the model before the first round and
+    `final/` are evaluated by the study's protocol within the run; rounds are watched on others.
+    """
+    fields = {
+        "data.train": "{folder}/rest.jsonl",
+        "rounds.total_prompts": "2816",
+        "data.test": "{folder}/held_out.jsonl",
+        "eval.test_temperature": "0.8",
+        "eval.test_samples": "4",
+    }
+    for seed in range(3):
+        name = f"ten-minutes-s{seed}"
+        yield Run(name, "T", 500, (make_preset(name, seed, **fields),), is_alone=True)
+
+
+def make_preset(name: str, seed: int, **changed: str) -> Step:
+    """Return a start of the preset for mathematics that fills a GPU."""
+    fields = {
+        "seed": str(seed),
+        "progress": "false",
+        "train.log_every": "1000",
+        "model.path": "{folder}/model",
+        "data.train": "{folder}/train.jsonl",
+        "data.eval": "",
+        "data.max_eval": "0",
+        "data.holdout": "400",
+        "data.test": "{folder}/test.jsonl",
+        "eval.test_temperature": "0",
+        "rounds.eval_every": "4",
+        "sampling.slots": "1024",
+        "sampling.shard_prompts": "256",
+        "train.tokens_per_device": "32768",
+    }
+    return Step(name, GSM8K, fields | changed)
 
 
 def list_evaluations(name: str) -> Iterable[Step]:
@@ -188,6 +211,7 @@ def list_runs() -> list[Run]:
         list_methods(),
         list_many_rounds(),
         list_preset(),
+        list_ten_minutes(),
         list_ceilings(),
         list_auto(),
     )

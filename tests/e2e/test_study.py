@@ -96,6 +96,11 @@ def test_the_held_out_questions_are_those_of_the_runs(monkeypatch, tmp_path):
     asked = [one.turns[-1].content for one in trained]
     assert len(asked) == 6 and all(one in questions for one in written)
     assert {one["question"] for one in written}.isdisjoint(asked)
+    kept, all_of_them = ((tmp_path / name).read_text() for name in ("rest.jsonl", "train.jsonl"))
+    rest = [json.loads(line)["question"] for line in kept.splitlines()]
+    assert sorted(rest + [one["question"] for one in written]) == sorted(
+        json.loads(line)["question"] for line in all_of_them.splitlines()
+    )
 
 
 def test_slots_are_dealt_out_over_the_gpus():
