@@ -25,6 +25,7 @@ LEVELS = (
     {"policies"},
     {"rounds"},
     {"tasks"},
+    {"audit"},
     {"bench"},
     {"api", "main"},
 )

@@ -18,6 +18,7 @@ from halos_jax.config.sections import (
     SamplingConfig,
     ToyConfig,
     TrainConfig,
+    VerifyConfig,
 )
 from halos_jax.config.settings import (
     Config,
@@ -54,6 +55,7 @@ __all__ = [
     "Task",
     "ToyConfig",
     "TrainConfig",
+    "VerifyConfig",
     "check_fields",
     "complete",
     "default",

@@ -32,6 +32,7 @@ from halos_jax.config.sections import (
     SamplingConfig,
     ToyConfig,
     TrainConfig,
+    VerifyConfig,
 )
 from halos_jax.config.tasks import PIPELINE_TASKS, Mode
 from halos_jax.config.tasks import Task as Task
@@ -50,7 +51,7 @@ class Config:
 
     task: Task = "online"  # what to compute
     # "run": run the task; "check": make the checks of a start, without reading weights or writing
-    # anything
+    # anything; "verify": check what a finished or running workdir holds
     mode: Mode = aside("run")
     workdir: str = aside("runs/default", "path")  # folder for the run's results and checkpoints
     seed: int = 0  # seed of everything random: orders, samples, new weights, dropout
@@ -74,6 +75,7 @@ class Config:
     toy: ToyConfig = ToyConfig()
     bench: BenchConfig = BenchConfig()
     pipeline: PipelineConfig = PipelineConfig()
+    verify: VerifyConfig = VerifyConfig()
 
 
 def default() -> ConfigDict:

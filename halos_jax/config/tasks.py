@@ -23,7 +23,7 @@ Task = Literal[
     "bench",
     "pipeline",
 ]
-Mode = Literal["run", "check"]
+Mode = Literal["run", "check", "verify"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,10 @@ MODES: Mapping[Mode, ModeSpec] = {
     "check": ModeSpec(
         "make the checks of a start, without reading weights or writing anything",
         run="halos_jax.tasks.preflight:run_check",
+    ),
+    "verify": ModeSpec(
+        "check a finished or running workdir by its hashes and by making some of its results again",
+        run="halos_jax.audit.run:run_verify",
     ),
 }
 
@@ -103,7 +107,7 @@ class TaskSpec:
     remakes: tuple[str, ...] = ("final",)
     limits: str = ""
     check_data: str = ""
-    modes: tuple[Mode, ...] = ("run", "check")
+    modes: tuple[Mode, ...] = ("run", "check", "verify")
 
     def is_scored(self, read: Callable[[str], Any]) -> bool:
         """Tell whether it needs rewards; `read` returns the value of a field from its path."""

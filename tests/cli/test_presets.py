@@ -1,9 +1,11 @@
 """Presets are read, and what is none says why, with its line."""
 
+import json
+
 import pytest
 
 from halos_jax.cli.presets import explain_absent, list_presets, load_preset
-from halos_jax.config import ConfigError
+from halos_jax.config import Config, ConfigError, to_dict
 
 GOOD = "from halos_jax.config import default\n\n\ndef get_config(name='a'):\n    "
 GOOD += "config = default()\n    config.workdir = name\n    return config\n"
@@ -66,3 +68,18 @@ def test_the_presets_are_those_of_the_folder(folder):
     assert list_presets(folder) == ["good"]
     assert {"online_dpo", "online_kto", "quickstart"} <= set(list_presets())
     assert "online_dpo" in explain_absent()
+
+
+def test_the_config_of_a_run_is_read_for_the_workdir_that_it_lies_in(folder):
+    run = folder / "moved"
+    run.mkdir()
+    plain = to_dict(Config(seed=3, workdir="before", loss={"name": "kto", "beta": 0.2}))
+    del plain["verify"]  # of a version that did not have this section
+    (run / "config.json").write_text(json.dumps(plain | {"segments": [{"round": 1}]}))
+    config = load_preset("moved/config.json")
+    assert config.seed == 3
+    assert (config.workdir, config.loss.to_dict()) == ("moved", {"name": "kto", "beta": 0.2})
+    assert config.verify.round == "all" and "segments" not in config
+    (run / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match="which no run has written"):
+        load_preset("moved/config.json")

@@ -12,8 +12,9 @@ from halos_jax.config.rewards import PartConfig
 
 # Least value -> the integers and numbers that must not be below it.
 AT_LEAST = {
-    -1: ("optimizer.warmup_steps", "rounds.watch_samples"),
+    -1: ("optimizer.warmup_steps", "rounds.watch_samples", "verify.samples"),
     0: (
+        "verify.steps",
         *("bench.examples", "checkpoint.every", "data.max_eval", "data.max_prompt_count"),
         *("data.holdout", "data.max_test", "eval.test_samples"),
         *("data.max_train", "data.n_examples", "guard.max_kl", "guard.max_length_change"),
@@ -79,6 +80,7 @@ def change(path, value):
     + [(path, 1.0, 0.999, "0 or more, less than 1") for path in BELOW_ONE]
     + [("rounds.prompts_per_round", 0, 1, "1 or more, or 'auto'")]
     + [("rounds.prompts_per_round", "many", "auto", "1 or more, or 'auto'")]
+    + [("verify.round", -1, 0, "0 or more, or 'all'")]
     + [(path, 0.0, 1e-6, "above 0, 1 at most") for path in ABOVE_ZERO_TO_ONE]
     + [(path, 1.01, 1.0, "above 0, 1 at most") for path in ABOVE_ZERO_TO_ONE],
 )
@@ -99,7 +101,8 @@ def test_the_defaults_are_within_their_bounds_and_every_bound_is_tested():
                 yield f"{prefix}{name}"
 
     tested = [path for paths in AT_LEAST.values() for path in paths]
-    tested += [*ABOVE_ZERO, *FRACTIONS, *BELOW_ONE, *ABOVE_ZERO_TO_ONE, "rounds.prompts_per_round"]
+    tested += [*ABOVE_ZERO, *FRACTIONS, *BELOW_ONE, *ABOVE_ZERO_TO_ONE]
+    tested += ["rounds.prompts_per_round", "verify.round"]
     assert sorted(list_bounded(Config)) == sorted(tested)
     assert set(tested) <= schema.leaf_types(Config).keys()
 

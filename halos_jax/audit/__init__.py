@@ -1,0 +1,1 @@
+"""Verify a workdir: its hashes, and what can be derived again from the files that it names."""

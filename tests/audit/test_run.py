@@ -1,0 +1,75 @@
+"""mode=verify: the table, the file, the exit code."""
+
+import dataclasses
+import json
+
+import pytest
+
+from halos_jax.audit import run
+from halos_jax.audit.findings import passed
+from halos_jax.audit.table import Check
+from halos_jax.config import ConfigError, PipelineConfig
+from halos_jax.storage import WorkdirError
+
+
+def test_a_run_as_it_was_written_is_verified(made, capsys):
+    before = {path: path.read_bytes() for path in made.workdir.rglob("*") if path.is_file()}
+    run.run_verify(made.config)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["where", "check", "looked", "at", "outcome", "what"]
+    record = json.loads((made.workdir / "verification.json").read_text())
+    assert record["counts"]["differs"] == 0
+    assert len(record["findings"]) == len(lines) - 1 == sum(record["counts"].values())
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_difference_is_an_error_with_exit_code_1(made, tmp_path):
+    made.edit("rounds/0001/score.jsonl", lambda text: text.replace("1", "7"))
+    output = str(tmp_path / "found.json")
+    verify = dataclasses.replace(made.config.verify, output=output)
+    with pytest.raises(run.VerificationError, match="round 1, files: score") as caught:
+        run.run_verify(dataclasses.replace(made.config, verify=verify))
+    assert caught.value.exit_code == 1
+    record = json.loads((tmp_path / "found.json").read_text())
+    assert record["counts"]["differs"] == 1
+    assert not (made.workdir / "verification.json").exists()
+
+
+def raise_user_error(opened, manifest):
+    raise WorkdirError("damaged")
+
+
+def raise_config_error(opened):
+    raise ConfigError("model.path: is not there")
+
+
+def find_round(opened, manifest):
+    yield passed("made", "up", manifest.round, unit="things")
+
+
+def test_errors_of_a_check_are_findings_and_derived_rounds_are_chosen(made, monkeypatch):
+    here = __name__
+    checks = (
+        Check("a", f"{here}:raise_config_error"),
+        Check("b", f"{here}:raise_user_error", per="manifest", derives=True),
+        Check("c", f"{here}:find_round", per="manifest"),
+        Check("d", f"{here}:find_round", per="manifest", tasks=("sft",)),
+    )
+    monkeypatch.setattr(run, "CHECKS", checks)
+    found = [(one.place, one.outcome, one.why) for one in run.verify_opened(made.open(round=2))]
+    assert found == [
+        ("online", "not checked", "model.path: is not there"),
+        ("round 2", "differs", "damaged"),
+        ("round 0", "passed", ""),
+        ("round 1", "passed", ""),
+        ("round 2", "passed", ""),
+    ]
+
+
+def test_a_task_of_a_pipeline_that_has_not_begun_is_not_checked(made):
+    override = {"online": {"workdir": made.config.workdir}}
+    pipeline = PipelineConfig(tasks=("sft", "online"), overrides=override)
+    config = dataclasses.replace(made.config, task="pipeline", pipeline=pipeline)
+    found = list(run.verify(config))
+    assert (found[0].place, found[0].outcome) == ("sft", "not checked")
+    assert {one.outcome for one in found[1:]} == {"passed"}
