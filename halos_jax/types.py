@@ -27,6 +27,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Bool, Float32, Int, Int32, UInt32
 
+from halos_jax.drawn import Drawn
+
 # Batches are built on the host as NumPy arrays; from then on they are JAX arrays or tracers.
 if TYPE_CHECKING:
     Array: TypeAlias = jax.Array
@@ -100,7 +102,8 @@ class Sample:
     by the token limit ("length") has no end marker. `logps` are the policy's log-probabilities
     (nats, temperature 1, unfiltered) of `response_ids`, if they were kept. `sum_logps` is their
     sum and `mean_entropy` (nats a token) the mean entropy of the distributions that the tokens are
-    of; None in records that lack them.
+    of; None in records that lack them. `drawn` says what the tokens were drawn from, if that was
+    kept and is not the policy itself.
 
     Example:
       >>> prompt = Prompt("7", (Turn("user", "What is 2 + 2?"),))
@@ -129,6 +132,7 @@ class Sample:
     logps: tuple[float, ...] | None = None
     sum_logps: float | None = None
     mean_entropy: float | None = None
+    drawn: Drawn | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -219,9 +223,10 @@ class Item:
     """The unit of packing: one prompt and the responses that must share its row.
 
     A supervised example has one response, a pair two, a group n; `roles` has the role of each.
-    `old_logps` are the log-probabilities (nats) under which the responses were sampled. `masks`
-    mark the response tokens that are targets; a user's turns inside a conversation are not. A
-    response without targets counts as a member of its group but has no part in the loss.
+    `old_logps` are the log-probabilities (nats) under which the responses were sampled, and `drawn`
+    the distributions that these belong to, where they are not the policy's own. `masks` mark the
+    response tokens that are targets; a user's turns inside a conversation are not. A response
+    without targets counts as a member of its group but has no part in the loss.
 
     Example:
       >>> pair = Item(
@@ -239,6 +244,7 @@ class Item:
     desirable: bool = True
     old_logps: tuple[Float32[np.ndarray, " _"], ...] = ()  # empty if unknown
     masks: tuple[Bool[np.ndarray, " _"], ...] = ()  # empty if every token is a target
+    drawn: tuple[Drawn, ...] = ()  # empty: from the policy itself, or unknown
 
     @property
     def num_targets(self) -> tuple[int, ...]:
@@ -309,6 +315,26 @@ class Sequences:
 
 
 @struct.dataclass
+class Transform:
+    """What the logits at response positions go through before their softmax, as in the sampler.
+
+    A log-probability is that of softmax(logits / temperature) over the kept tokens, or without sets
+    over all tokens that there are (a row of the vocabulary may have none).
+
+    Example: the pair of `View`, drawn at temperature 0.7, the 6 from {6, 7} and the 7 for sure.
+      >>> transform = Transform(
+      ...     temperature=np.array([[0.7, 0.7]], np.float32),
+      ...     kept=np.array([[[6, 7], [7, -1]]], np.int32),
+      ... )
+      >>> (transform.kept >= 0).sum(axis=-1).tolist()
+      [[2, 1]]
+    """
+
+    temperature: Float32[Array, "*m rows P"]  # 1 at padding
+    kept: Int32[Array, "*m rows P kept"] | None = None  # ids, filled up with -1
+
+
+@struct.dataclass
 class Batch:
     """Packed rows of whole items: one batch type for all losses.
 
@@ -341,6 +367,9 @@ class Batch:
     noise: UInt32[Array, "*m rows P"] | None = None  # random bits for each token's dropout
     # Share of the run's prompts that are used before the step, where the learning rate follows it
     progress: Float32[Array, "*m"] | None = None
+    # What the sampler drew from, where that is not the policy itself: all log-probabilities of the
+    # batch, the reference's too, are those after it
+    transform: Transform | None = None
 
     @property
     def is_response(self) -> Bool[Array, "*m rows P"]:

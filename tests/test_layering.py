@@ -10,7 +10,7 @@ PACKAGE = "halos_jax"
 
 # A module imports only from lower levels, or from its own subpackage.
 LEVELS = (
-    {"errors", "integers", "json_text", "once"},
+    {"drawn", "errors", "integers", "json_text", "once"},
     {"storage"},
     {"config"},
     {"types"},

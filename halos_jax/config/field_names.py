@@ -26,7 +26,8 @@ SCORES = tuple(
 # Fields of the records that this package and HALOs write, by the record's `type`.
 _ALWAYS = {"type", "prompt", "prompt_id", "prompt_ids", "instruction", "extra", "dataset", "split"}
 _OUTPUT = ("output", "reward", "generator", "finish_reason", "sample_id")
-_SAMPLE = frozenset({*_ALWAYS, *_OUTPUT, "response_ids", "logps", "sum_logps", "mean_entropy"})
+_DRAWN = ("logps", "sum_logps", "mean_entropy", "drawn")
+_SAMPLE = frozenset({*_ALWAYS, *_OUTPUT, "response_ids", *_DRAWN})
 _PAIR = {f"{name}_{letter}" for name in (*_OUTPUT, "ids") for letter in "AB"}
 FORMAT = {
     "sample": _SAMPLE,

@@ -258,8 +258,8 @@ def make_scored_items(
     kept where all samples of the prompt have them.
 
     Raises:
-      ConfigError: if a prompt leaves no room for a response, unless `on_bad` leaves its group
-        out.
+      ConfigError: if a prompt leaves no room for a response, or only some of its samples say what
+        they were drawn from, unless `on_bad` leaves its group out.
     """
     groups: dict[tuple[object, ...], list[Sample]] = {}
     for sample in samples:
@@ -294,9 +294,20 @@ def _make_scored_item(group: Sequence[Sample], renderer: Renderer, lengths: Leng
     if any(truncated):
         pairs = zip(responses, truncated, strict=True)
         masks = tuple(np.full(len(response), not cut) for response, cut in pairs)
-    known = [one.logps for one in group if one.logps is not None and one.response_ids]
+    drawn = tuple(
+        one.drawn.cut(len(response))
+        for one, response in zip(group, responses, strict=True)
+        if one.drawn is not None and one.response_ids
+    )
+    if drawn and len(drawn) < len(group):
+        raise ConfigError(
+            f"{asked.place or asked.prompt_id}: {len(drawn)} of the {len(group)} samples of this "
+            "prompt say what their tokens were drawn from ('drawn' in the records); allowed: all "
+            "or none; leave the field out by data.ignore_fields=drawn"
+        )
+    known = [one.logps for one in drawn or group if one.logps is not None]
     old_logps: tuple[np.ndarray, ...] = ()
-    if len(known) == len(group):
+    if len(known) == len(group) and all(one.response_ids for one in group):
         old_logps = tuple(
             np.asarray(logps[: len(response)], np.float32)
             for logps, response in zip(known, responses, strict=True)
@@ -308,6 +319,7 @@ def _make_scored_item(group: Sequence[Sample], renderer: Renderer, lengths: Leng
         tuple(float(one.reward) for one in group if one.reward is not None),
         old_logps=old_logps,
         masks=masks,
+        drawn=drawn,
     )
 
 

@@ -18,7 +18,8 @@ from halos_jax.integers import divide_up, round_up
 from halos_jax.packing.layout import Layout, assign_sequences, fit_layout, reuse_layout
 from halos_jax.packing.rows import empty_arrays, fill_row
 from halos_jax.packing.token_values import Collected, TokenValues, list_token_values
-from halos_jax.types import Batch, Item, Sequences, View
+from halos_jax.packing.transforms import NOTHING, list_transforms
+from halos_jax.types import Batch, Item, Sequences, Transform, View
 
 _STRETCH = 16  # steps among which items are exchanged
 _EQUAL = 1.02  # largest step over the mean that is left alone
@@ -151,8 +152,12 @@ def build_batch(
         for name, dtype in (("old_values", np.float32), ("noise", np.uint32)):
             arrays[name] = np.zeros((*shape, layout.positions), dtype)
     for row, members in enumerate(plan.steps[step]):
-        fill_row(arrays, row, [items[index] for index in members], layout)
-        for name, parts in list_token_values(items, members, step, reference_logps, old).items():
+        own = [items[index] for index in members]
+        fill_row(arrays, row, own, layout)
+        known = list_token_values(items, members, step, reference_logps, old)
+        if layout.kept != NOTHING:
+            known |= list_transforms(own, layout.kept)
+        for name, parts in known.items():
             arrays[name][row, : len(parts)] = parts
     taken = [items[index] for row in plan.steps[step] for index in row]
     split: dict[str, Any] = {  # NumPy's, on their way to a device
@@ -163,6 +168,8 @@ def build_batch(
     view = View(**{name: split.pop(name) for name in view_names}, buckets=layout.buckets)
     sequence_names = ("role", "partner", "group", "last", "reward", "weight", "desirable")
     sequences = Sequences(**{name: split.pop(name) for name in sequence_names})
+    heat, kept = split.pop("temperature", None), split.pop("kept", None)
+    transform = None if heat is None else Transform(heat, kept)
     totals: dict[str, float] = {} if progress is None else {"progress": progress}
     totals |= {
         "num_examples": sum(item.weight for item in taken),
@@ -171,7 +178,7 @@ def build_batch(
     split |= {
         name: np.full(layout.microbatches, value, np.float32) for name, value in totals.items()
     }
-    return Batch(view=view, sequences=sequences, **split)
+    return Batch(view=view, sequences=sequences, transform=transform, **split)
 
 
 def split_logps(

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from halos_jax.integers import divide_up, round_up
+from halos_jax.packing.transforms import NO_SETS, NOTHING, measure_kept
 from halos_jax.types import Item
 
 Buckets: TypeAlias = tuple[tuple[int, int], ...]  # (sequences, length) of each
@@ -23,6 +24,7 @@ class Layout:
     positions: int
     copies: int
     buckets: Buckets
+    kept: int = NOTHING  # ids of kept tokens of a position, see `transforms.measure_kept`
 
     @property
     def num_entries(self) -> int:
@@ -62,10 +64,7 @@ class LayoutMemory:
     def to_record(self) -> dict[str, list[dict[str, Any]]]:
         """Return the memory as plain JSON."""
         return {
-            name: [
-                dataclasses.asdict(layout) | {"buckets": [list(b) for b in layout.buckets]}
-                for layout in layouts
-            ]
+            name: [_layout_to_record(layout) for layout in layouts]
             for name, layouts in self._known.items()
         }
 
@@ -77,6 +76,13 @@ class LayoutMemory:
             )
             for name, layouts in record.items()
         }
+
+
+def _layout_to_record(layout: Layout) -> dict[str, Any]:
+    record = dataclasses.asdict(layout) | {"buckets": [list(b) for b in layout.buckets]}
+    if layout.kept == NOTHING:
+        del record["kept"]
+    return record
 
 
 def fit_layout(
@@ -104,6 +110,7 @@ def fit_layout(
         positions=round_shape(positions, 8, parts=parts // 2),
         copies=max(len(item.responses) for row in rows for item in row),
         buckets=_fit_buckets(rows, longest, multiple, recurring=recurring),
+        kept=measure_kept([item for row in rows for item in row]),
     )
 
 
@@ -118,6 +125,7 @@ def reuse_layout(items: Sequence[Item], steps: Steps, *, needed: Layout, known: 
     lengths = [length for _, length in known.buckets]
     longest = max(length for row in rows for length in _sequence_lengths(row))
     same = (known.rows, known.microbatches) == (needed.rows, needed.microbatches)
+    same &= known.kept == needed.kept or min(known.kept, needed.kept) > NO_SETS
     if not same or longest > lengths[-1]:
         return needed
     buckets = _grow_buckets(known.buckets, _count_longer(rows, lengths), recurring=True)
@@ -127,6 +135,7 @@ def reuse_layout(items: Sequence[Item], steps: Steps, *, needed: Layout, known: 
         positions=max(known.positions, needed.positions),
         copies=max(known.copies, needed.copies),
         buckets=buckets,
+        kept=max(known.kept, needed.kept),
     )
     dear = (
         grown.tokens > 1.25 * needed.tokens

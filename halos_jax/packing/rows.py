@@ -3,6 +3,7 @@
 import numpy as np
 
 from halos_jax.packing.layout import Layout, assign_sequences
+from halos_jax.packing.transforms import NO_SETS, NOTHING
 from halos_jax.types import CHOSEN, PADDING, REJECTED, Item
 
 
@@ -12,7 +13,7 @@ def empty_arrays(layout: Layout, rows: int) -> dict[str, np.ndarray]:
     def full(value: int, *shape: int, dtype: type = np.int32) -> np.ndarray:
         return np.full((rows, *shape), value, dtype)
 
-    return {
+    arrays = {
         "tokens": full(0, tokens),
         "positions": full(0, tokens),
         "indices": full(tokens, entries),
@@ -33,6 +34,11 @@ def empty_arrays(layout: Layout, rows: int) -> dict[str, np.ndarray]:
         "weight": full(0, sequences, dtype=np.float32),
         "desirable": full(False, sequences, dtype=bool),
     }
+    if layout.kept != NOTHING:
+        arrays["temperature"] = full(1, layout.positions, dtype=np.float32)
+    if layout.kept > NO_SETS:
+        arrays["kept"] = full(-1, layout.positions, layout.kept)
+    return arrays
 
 
 def fill_row(arrays: dict[str, np.ndarray], row: int, items: list[Item], layout: Layout) -> None:

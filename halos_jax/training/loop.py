@@ -143,8 +143,11 @@ def make_dataset(
 
     A data set that comes again every round, with other items, has a name, `recurring`. It reuses
     the layout that `trainer.layouts` holds under that name, so that no step is compiled again, and
-    stores its own there.
+    stores its own there. What the items were drawn from counts only for a loss that compares the
+    policy with the one that sampled: to all others log-probabilities are the policy's own.
     """
+    if not trainer.loss.old and any(item.drawn for item in items):
+        items = [dataclasses.replace(item, drawn=()) for item in items]
     train = trainer.config.train
     plan = plan_batches(
         items,

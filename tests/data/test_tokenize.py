@@ -19,6 +19,7 @@ from halos_jax.data.tokenize import (
     make_unpaired_items,
     split_preferences,
 )
+from halos_jax.drawn import Drawn
 from halos_jax.types import (
     CHOSEN,
     FINISH_LENGTH,
@@ -243,6 +244,19 @@ def test_all_samples_of_a_prompt_are_one_group():
     assert [list(part) for part in first.old_logps] == [[-1, -2], [-3, -3, -3]]
     assert same(second, ids("q", 1), ids("ab"), ids("ab")) and second.rewards == (3.0, 2.0)
     assert second.old_logps == ()  # text does not say how likely it was
+
+
+def test_what_a_group_was_drawn_from_is_cut_like_its_tokens():
+    kept = np.array([6, 8, 9, 1, 9, 9], "<i4").tobytes()
+    drawn = Drawn(0.7, (-0.5, -0.1, -0.2, 0.0), (2, 1, 2, 1), kept)
+    fields = {"prompt_ids": (5,), "response_ids": (8, 9, 9, 9), "logps": (-3.0,) * 4}
+    one = make_scored("p", 1.0, drawn=drawn, **fields)
+    (item,) = make_scored_items([one, one], RENDERER, Lengths(8, 4))
+    assert item.drawn == (drawn.cut(3),) * 2 and [len(one) for one in item.responses] == [3, 3]
+    assert item.old_logps[1].tolist() == np.float32([-0.5, -0.1, -0.2]).tolist()
+    other = make_scored("p", 1.0, **fields)
+    with pytest.raises(ConfigError, match="p: 1 of the 2 samples of this prompt say what"):
+        make_scored_items([one, other], RENDERER, Lengths(8, 4))
 
 
 def test_a_group_has_one_prompt_whatever_its_id():

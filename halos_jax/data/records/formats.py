@@ -4,12 +4,16 @@ The formats are those of HALOs (sample, three kinds of feedback), with token ids
 added so that training sees the very tokens that were sampled. Files are written as JSON Lines.
 """
 
+import base64
+import binascii
 import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from halos_jax.config.field_names import SAMPLE_TYPES, list_format
 from halos_jax.data.records.fields import Fields, RecordError
@@ -21,6 +25,7 @@ from halos_jax.data.records.turns import (
     refuse_unlearned,
     turns_to_record,
 )
+from halos_jax.drawn import Drawn
 from halos_jax.json_text import JsonObject
 from halos_jax.storage import Note, replace_file
 from halos_jax.types import (
@@ -112,7 +117,17 @@ def sample_to_record(sample: Sample, dataset: str = "", *, type: str = "sample")
         record["sum_logps"] = float(sample.sum_logps)
     if sample.mean_entropy is not None:
         record["mean_entropy"] = float(sample.mean_entropy)
+    if sample.drawn is not None:
+        record["drawn"] = _drawn_to_record(sample.drawn)
     return record | _extra_to_record(sample.prompt)
+
+
+def _drawn_to_record(drawn: Drawn) -> JsonObject:
+    record: JsonObject = {"temperature": drawn.temperature, "logps": list(drawn.logps)}
+    if drawn.kept_counts:
+        record["kept_counts"] = list(drawn.kept_counts)
+        record["kept_ids"] = base64.b64encode(drawn.kept_ids).decode()
+    return record
 
 
 def sample_from_record(record: Mapping[str, Any], *, file: str = "record", line: int = 0) -> Sample:
@@ -144,9 +159,40 @@ def read_sample(fields: Fields, prompt: Prompt) -> Sample:
         logps=logps,
         sum_logps=fields.number("sum_logps"),
         mean_entropy=fields.number("mean_entropy"),
+        drawn=_read_drawn(fields, response_ids) if fields.has("drawn") else None,
     )
     extra = read_extra(fields, fields.used - {"extra"})
     return dataclasses.replace(sample, prompt=dataclasses.replace(prompt, extra=extra))
+
+
+def _read_drawn(outer: Fields, response: Sequence[int]) -> Drawn:
+    """Read what a response's tokens were drawn from, and check that they can have been."""
+    fields = Fields(outer.mapping("drawn"), f"{outer.place}: field 'drawn'", texts=outer.texts)
+    heat, logps = fields.number("temperature"), fields.numbers("logps")
+    if heat is None or heat <= 0:
+        raise fields.error("temperature", heat, "a number above 0")
+    if logps is None or len(logps) != len(response):
+        got = None if logps is None else f"{len(logps)} numbers"
+        raise fields.error("logps", got, f"one for each response id ({len(response)})")
+    counts, text = fields.ids("kept_counts"), fields.text("kept_ids", "")
+    try:
+        packed = base64.b64decode(text, validate=True)
+        ids = np.frombuffer(packed, "<i4")
+    except (binascii.Error, ValueError) as error:
+        raise fields.error("kept_ids", text, "little-endian int32 in base64") from error
+    if not (counts or len(ids)):
+        return Drawn(heat, logps)
+    if len(counts) != len(response) or 0 in counts or sum(counts) != len(ids):
+        allowed = f"one of 1 or more for each response id ({len(response)}), {len(ids)} in all"
+        raise fields.error("kept_counts", f"{len(counts)} numbers, {sum(counts)} in all", allowed)
+    starts = np.cumsum([0, *counts[:-1]])
+    rises = np.diff(ids, prepend=np.int32(-1)) > 0
+    rises[starts] = ids[starts] >= 0
+    held = np.add.reduceat(ids == np.repeat(np.array(response), counts), starts)
+    if not (rises.all() and held.all()):
+        allowed = "ascending ids of 0 or more for each response id, which is among them"
+        raise fields.error("kept_ids", "other ones", allowed)
+    return Drawn(heat, logps, counts, packed)
 
 
 def read_extra(fields: Fields, hidden: Iterable[str]) -> JsonObject:

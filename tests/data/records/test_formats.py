@@ -7,6 +7,7 @@ import os
 import random
 import stat
 
+import numpy as np
 import pytest
 
 from halos_jax.data.records import formats as records
@@ -19,6 +20,7 @@ from halos_jax.data.records.formats import (
     write_records,
 )
 from halos_jax.data.records.reading import read_records
+from halos_jax.drawn import Drawn
 from halos_jax.types import Completion, Judgement, Preference, Prompt, Sample, Turn
 
 RECORDS = [{"a": 1, "b": "é\u2028x"}, {"a": [2, {"c": None}]}, {"a": "end"}]
@@ -354,3 +356,44 @@ def test_scalar_feedback_is_a_scored_sample_by_its_type():
     assert record["type"] == "scalar_feedback"
     assert record == records.sample_to_record(sample) | {"type": "scalar_feedback"}
     assert records.sample_from_record(record) == sample
+
+
+# 6 of {3, 6}, and 7 for sure
+DRAWN = Drawn(0.7, (-0.25, 0.0), (2, 1), np.array([3, 6, 7], "<i4").tobytes())
+
+
+def make_drawn(drawn):
+    return Sample(Prompt("p", (Turn("user", "q"),)), 0, "", (5,), (6, 7), "stop", drawn=drawn)
+
+
+@pytest.mark.parametrize("drawn", [None, DRAWN, Drawn(1.3, (-0.5, -2.0))])
+@pytest.mark.parametrize("kind", ["sample", "scalar_feedback"])
+def test_what_tokens_were_drawn_from_is_read_back(drawn, kind):
+    record = json.loads(json.dumps(sample_to_record(make_drawn(drawn), type=kind)))
+    assert ("drawn" in record) == (drawn is not None)
+    assert sample_from_record(record) == make_drawn(drawn)
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        ({"temperature": 0}, "field 'temperature': got 0"),
+        ({"logps": [-1.0]}, "field 'logps': got '1 numbers', allowed: one for each response id"),
+        ({"kept_counts": [2]}, "field 'kept_counts': got '1 numbers, 2 in all', allowed: one of 1"),
+        ({"kept_counts": [1, 2]}, "field 'kept_ids': .* which is among them"),
+        ({"kept_ids": "AwA"}, "field 'kept_ids': got 'AwA', allowed: little-endian int32"),
+        ({"kept_ids": "AwAAAAYA"}, ".*little-endian int32 in base64"),  # 1.5 ids
+    ],
+)
+def test_a_set_that_no_token_can_have_been_drawn_from_is_refused(change, error):
+    record = sample_to_record(make_drawn(DRAWN))
+    record["drawn"] |= change
+    with pytest.raises(RecordError, match="x.jsonl line 4: field 'drawn': " + error):
+        sample_from_record(record, file="x.jsonl", line=4)
+
+
+@pytest.mark.parametrize("ids", [(6, 3, 7), (6, 6, 7), (-1, 6, 7), (3, 5, 7)])
+def test_a_set_has_ascending_ids_with_the_token_among_them(ids):
+    drawn = dataclasses.replace(DRAWN, kept_ids=np.array(ids, "<i4").tobytes())
+    with pytest.raises(RecordError, match="ascending ids of 0 or more"):
+        sample_from_record(sample_to_record(make_drawn(drawn)))
