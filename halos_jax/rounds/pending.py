@@ -131,6 +131,7 @@ def commit_stage(
         layouts=run.layouts.to_record(),
         is_writer=run.workspace.is_writer and is_saved,
         ledger=run.workspace.ledger,
+        **run.workspace.name_execution(manifest, stage),
     )
 
 
@@ -156,6 +157,7 @@ def commit_test(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
         metrics=done.metrics,
         is_writer=run.workspace.is_writer,
         ledger=run.workspace.ledger,
+        **run.workspace.name_execution(manifest, "test"),
     )
     remove_eval_shards(run, manifest)
     return manifest

@@ -77,8 +77,14 @@ def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
     last = max((at for at, name in enumerate(names) if name.startswith("feedback")), default=-1)
     metrics = {name: manifest.metrics[name] for name in names[: last + 1]}
     decided = {name: one for name, one in manifest.decisions.items() if name not in NAMES}
+    executed = {stage: names for stage, names in manifest.executed.items() if stage in _BEFORE}
     before = dataclasses.replace(
-        manifest, stages=tuple(_BEFORE), files=kept, metrics=metrics, decisions=decided
+        manifest,
+        stages=tuple(_BEFORE),
+        files=kept,
+        metrics=metrics,
+        decisions=decided,
+        executed=executed,
     )
     with storage.explain_os_errors(folder):
         manifests.save_manifest(folder, before, ledger)

@@ -136,6 +136,7 @@ class Job:
             metrics=done.metrics,
             is_writer=self.workspace.is_writer,
             ledger=self.workspace.ledger,
+            **self.workspace.name_execution(self._begun, stage),
         )
 
 

@@ -42,7 +42,7 @@ from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported, take_policy
 from halos_jax.training.loop import Dataset
 from halos_jax.types import Params, TrainState
-from halos_jax.workdir import manifests
+from halos_jax.workdir import manifests, runs
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
 from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.workspace import Workspace, open_workspace
@@ -58,7 +58,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
     """
     with open_workspace(config, stop) as workspace:
         info = workspace.info
-        if manifests.is_complete(info) and not has_more(workspace.config, workspace.workdir):
+        if runs.is_complete(info) and not has_more(workspace.config, workspace.workdir):
             return _report_complete(workspace)
         workspace = workspace.with_config(source.use_final(workspace.config))
         check_inputs(
@@ -70,7 +70,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
         run, progress = make_run(workspace)
         try:
             metrics = run_rounds(run, progress)
-            manifests.end_segments(info)
+            runs.end_segments(info)
             return metrics
         except Interrupted:
             commit_pending(run, progress)  # the round before is done: keep it

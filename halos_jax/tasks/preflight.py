@@ -47,7 +47,7 @@ from halos_jax.storage import WorkdirError
 from halos_jax.tasks import label as label_task
 from halos_jax.tasks import sample as sample_task
 from halos_jax.tasks import train as single
-from halos_jax.workdir import manifests
+from halos_jax.workdir import runs
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _check_places(config: Config) -> None:
         if path:
             absolute = Path(path).expanduser().absolute()
             _require_writable(field, absolute, is_folder=field != "sampling.output")
-    manifests.refuse_other(config)
+    runs.refuse_other(config)
 
 
 def _require_writable(field: str, path: Path, *, is_folder: bool) -> None:

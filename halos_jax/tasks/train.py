@@ -37,7 +37,7 @@ from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.training.optim import keep_warmup
 from halos_jax.training.rounding import warn_of_rounding
 from halos_jax.types import Item, Params, TrainState
-from halos_jax.workdir import manifests
+from halos_jax.workdir import runs
 from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.workspace import Workspace, open_workspace
 
@@ -53,7 +53,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
       The last evaluation's metrics; without a held-out set, the last training step's.
     """
     with open_workspace(config, stop) as workspace:
-        if manifests.is_complete(workspace.info):
+        if runs.is_complete(workspace.info):
             logger.info("%s is complete: nothing to do", workspace.workdir)
             return _last_metrics(workspace.workdir)
         stop.place = f"task {config.task}"
@@ -68,7 +68,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
             _train(workspace, checkpoints)
         finally:
             checkpoints.close()
-        manifests.end_segments(workspace.info)
+        runs.end_segments(workspace.info)
         return _last_metrics(workspace.workdir)
 
 

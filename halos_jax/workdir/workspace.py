@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 from halos_jax import sharding, storage
 from halos_jax.config import Config
 from halos_jax.metrics import MetricWriter
-from halos_jax.workdir import manifests
+from halos_jax.workdir import execution, runs
 from halos_jax.workdir.changes import History, record_changes
 from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.ledger import Ledger
-from halos_jax.workdir.manifests import RunInfo
+from halos_jax.workdir.manifests import Manifest
+from halos_jax.workdir.runs import RunInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +65,13 @@ class Workspace:
         return record_changes(self.history, grown or {}, **where)
 
     def begin_segment(self, *, grown: Mapping[str, Any] | None = None, **where: Any) -> None:
-        """Record what has changed in the config since the last start; see `manifests`."""
-        manifests.begin_segment(self.info, grown=grown, **where)
+        """Record what has changed since the last start: the config, and what the run runs on."""
+        runs.begin_segment(self.info, grown=grown, **where)
+        self.info.executions = execution.begin_execution(self.ledger, self.config, self.mesh)
+
+    def name_execution(self, manifest: Manifest, stage: str) -> dict[str, Any]:
+        """Return the fields of a manifest that say how a stage, done now, was executed."""
+        return execution.make_updates(self.info.executions, manifest, stage)
 
     def open_metrics(self, resume_step: int) -> MetricWriter:
         """Open `metrics.jsonl` for a run that goes on after `resume_step`."""
@@ -85,9 +91,9 @@ def open_workspace(config: Config, stop: StopSignal) -> Iterator[Workspace]:
     Every process of the job calls this. The workdir is locked until the block ends.
 
     Raises:
-      WorkdirError: as `manifests.open_run`, or for a file system error inside the block.
+      WorkdirError: as `runs.open_run`, or for a file system error inside the block.
     """
-    info = manifests.join_run(config)
+    info = runs.join_run(config)
     try:
         mesh = sharding.make_mesh(config.mesh)
         with storage.explain_run_errors(info.workdir), jax.set_mesh(mesh):

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from halos_jax.data import datasets
-from halos_jax.workdir import manifests
+from halos_jax.workdir import execution, manifests
 
 
 def read_ids(workdir, round: int) -> list[str]:
@@ -33,6 +33,12 @@ def test_a_last_partial_round_after_skipped_prompts(program, tmp_path):
     assert [read_ids(workdir, round) for round in (1, 2)] == [order[5:11], order[11:15]]
     assert [(m.start, m.stop) for m in read_rounds(workdir)] == [(0, 0), (5, 11), (11, 15)]
     assert len(list((workdir / "checkpoints").iterdir())) == 2
+    (start,) = execution.read_starts(workdir)
+    for found in read_rounds(workdir):
+        assert tuple(found.executed) == found.stages
+        assert [execution.find_executions(found, one) for one in found.stages] == [
+            [start.execution] for _ in found.stages
+        ]
     assert "round 2 of 2 done" in output and "reward_eval" in output
 
 

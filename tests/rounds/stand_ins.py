@@ -13,7 +13,7 @@ from halos_jax.types import Prompt, Sample, Turn
 from halos_jax.workdir.changes import History
 from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.ledger import no_ledger
-from halos_jax.workdir.manifests import RunInfo
+from halos_jax.workdir.runs import RunInfo
 from halos_jax.workdir.workspace import Workspace
 
 CONFIG = Config(

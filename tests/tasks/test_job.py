@@ -9,6 +9,7 @@ from halos_jax.policies.source import Source
 from halos_jax.rounds.context import StageResult
 from halos_jax.storage import WorkdirError
 from halos_jax.tasks.job import open_job
+from halos_jax.workdir import execution
 from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.manifests import ManifestError
 
@@ -57,6 +58,9 @@ def test_a_job_is_carried_on_with_what_it_was_started_on(tmp_path, caplog):
     with open_job(config, StopSignal()) as job:
         assert job.is_complete and job.metrics == {"reward": 0.5}
         assert job.manifest.seed == 4 and "nothing to do" in caplog.text
+        for stage in ("score", "feedback"):
+            (found,) = execution.find_executions(job.manifest, stage)
+            assert found == execution.describe_execution(config, job.mesh)
     (tmp_path / "job" / "scores.jsonl").write_text("changed\n")
     with pytest.raises(ManifestError, match=r"scores\.jsonl has sha256"):
         begin(config)

@@ -27,7 +27,7 @@ from halos_jax.models.hf.families import ModelError
 from halos_jax.rounds import progress as progress_module
 from halos_jax.storage import WorkdirError
 from halos_jax.tasks import online as loop
-from halos_jax.workdir import manifests, timing
+from halos_jax.workdir import manifests, runs, timing
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
 from halos_jax.workdir.ledger import open_ledger
 from halos_jax.workdir.manifests import Manifest, round_folder
@@ -61,7 +61,7 @@ def commit_all(folder, manifest, ledger) -> None:
 def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
     caplog.set_level("INFO")
     config = make_config(toy, tmp_path)
-    info = manifests.join_run(config)
+    info = runs.join_run(config)
     commit_all(round_folder(tmp_path, 0), Manifest(round=0), info.ledger)
     last = Manifest(round=1, metrics={"reward_eval": 0.5})
     commit_all(round_folder(tmp_path, 1), last, info.ledger)
@@ -76,7 +76,7 @@ def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
     assert "-> 7; this is for rounds not trained yet, but there are none left" in caplog.text
     assert "nothing to do" in caplog.text
     # A loop that changes nothing still holds the lock while it looks, and lets it go.
-    manifests.join_run(config).close()
+    runs.join_run(config).close()
     # What is complete is looked at all the same.
     (round_folder(tmp_path, 0) / "eval.jsonl").write_text("{ }\n")
     with pytest.raises(manifests.ManifestError, match=r"rounds/0000.*eval.jsonl has sha256"):
@@ -84,11 +84,11 @@ def test_a_complete_run_has_nothing_to_do(toy, tmp_path, caplog):
 
 
 def test_a_changed_config_is_refused_and_the_lock_released(toy, tmp_path):
-    manifests.join_run(make_config(toy, tmp_path)).close()
+    runs.join_run(make_config(toy, tmp_path)).close()
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(WorkdirError, match="seed: 0 -> 1"):
         loop.run_online(make_config(toy, tmp_path, seed=1), StopSignal())
-    manifests.join_run(make_config(toy, tmp_path)).close()
+    runs.join_run(make_config(toy, tmp_path)).close()
 
 
 def test_held_out_prompts_that_are_trained_on_are_refused(toy, tmp_path):

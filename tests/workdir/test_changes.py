@@ -21,16 +21,16 @@ from halos_jax.config import (
 )
 from halos_jax.policies import source
 from halos_jax.storage import WorkdirError
-from halos_jax.workdir import changes, manifests
+from halos_jax.workdir import changes, runs
 from tests.reward_parts import with_parts
 
 
 def start(workdir, config, **where):
     """Start a run as a job does, to the point where it records where it stands."""
-    info = manifests.open_run(workdir, config)
+    info = runs.open_run(workdir, config)
     try:
         if where:
-            manifests.begin_segment(info, **where)
+            runs.begin_segment(info, **where)
     finally:
         info.close()
     (workdir / "metrics.jsonl").touch()  # so that it is no run that has left nothing

@@ -10,7 +10,7 @@ from halos_jax.config import Config
 from halos_jax.data.records import formats as records
 from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.storage import WorkdirError
-from halos_jax.workdir import manifests
+from halos_jax.workdir import manifests, runs
 from halos_jax.workdir.intact import find_damage
 from halos_jax.workdir.ledger import open_ledger
 from halos_jax.workdir.manifests import Manifest, round_folder
@@ -24,7 +24,7 @@ def workdir(tmp_path):
 
 
 def with_ledger(workdir, do) -> None:
-    info = manifests.open_run(workdir, Config())
+    info = runs.open_run(workdir, Config())
     try:
         do(workdir, info.ledger)
     finally:
@@ -52,7 +52,7 @@ def write_metrics(workdir, ledger, steps) -> None:
 
 
 def start(workdir) -> None:
-    manifests.open_run(workdir, Config()).close()
+    runs.open_run(workdir, Config()).close()
 
 
 # Name -> what it does to the lines of a file; None deletes it.
@@ -175,7 +175,7 @@ def test_a_commit_is_done_or_not_wherever_it_is_killed(workdir, monkeypatch):
 
             return call
 
-        info = manifests.open_run(workdir, Config())
+        info = runs.open_run(workdir, Config())
         manifest = manifests.load_manifest(folder) or Manifest(round=1)
         stage = manifest.next_stage or "evaluate"
         with monkeypatch.context() as patch:
@@ -237,11 +237,11 @@ def test_a_run_from_before_ledgers_is_taken_as_it_is_and_said_so_once(workdir, c
 
 def test_a_run_that_has_left_nothing_may_be_begun_anew(tmp_path):
     start(tmp_path)
-    manifests.open_run(tmp_path, Config(seed=1)).close()
+    runs.open_run(tmp_path, Config(seed=1)).close()
     assert open_ledger(tmp_path).entries["config.json"]["sha256"] == storage.hash_file(
         tmp_path / "config.json"
     )
-    start_again = manifests.open_run(tmp_path, Config(seed=1))
+    start_again = runs.open_run(tmp_path, Config(seed=1))
     assert not start_again.is_resumed
     start_again.close()
 

@@ -8,7 +8,7 @@ import pytest
 
 from halos_jax.config import Config
 from halos_jax.storage import WorkdirError
-from halos_jax.workdir import lock, manifests
+from halos_jax.workdir import lock, runs
 
 
 def test_two_jobs_never_share_a_workdir(tmp_path):
@@ -16,20 +16,20 @@ def test_two_jobs_never_share_a_workdir(tmp_path):
         import sys
         from halos_jax.config import Config
         from halos_jax import storage
-        from halos_jax.workdir import manifests
+        from halos_jax.workdir import runs
         try:
-            manifests.open_run(sys.argv[1], Config())
+            runs.open_run(sys.argv[1], Config())
         except storage.WorkdirError as error:
             print(error)
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
-    run = manifests.open_run(tmp_path, Config())
+    run = runs.open_run(tmp_path, Config())
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert f"is in use by another job (process {os.getpid()} on " in found
     # A process that dies holds nothing: the other one got the lock and is gone.
     run.close()
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
-    manifests.open_run(tmp_path, Config()).close()
+    runs.open_run(tmp_path, Config()).close()
 
 
 def test_a_lock_names_its_holder_and_goes_with_it(tmp_path):

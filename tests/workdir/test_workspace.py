@@ -8,7 +8,7 @@ import pytest
 
 from halos_jax.config import Config, MeshConfig, TrainConfig
 from halos_jax.storage import WorkdirError
-from halos_jax.workdir import manifests
+from halos_jax.workdir import runs
 from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.workspace import open_workspace
 
@@ -22,8 +22,8 @@ def test_a_workspace_is_locked_and_has_the_current_mesh(tmp_path):
         assert dict(found.mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
         assert jax.sharding.get_abstract_mesh().shape == found.mesh.abstract_mesh.shape
         with pytest.raises(WorkdirError, match="in use by another job"):
-            manifests.join_run(config)
-    manifests.join_run(config).close()
+            runs.join_run(config)
+    runs.join_run(config).close()
 
 
 def test_the_lock_goes_with_an_error_which_the_file_systems_are_explained(tmp_path):
@@ -32,7 +32,7 @@ def test_the_lock_goes_with_an_error_which_the_file_systems_are_explained(tmp_pa
         raise ValueError("mine")
     with pytest.raises(WorkdirError, match="run"), open_workspace(config, StopSignal()) as found:
         (found.workdir / "missing" / "file").write_text("x")
-    manifests.join_run(config).close()
+    runs.join_run(config).close()
 
 
 def test_another_config_leaves_the_run_as_it_is(tmp_path):

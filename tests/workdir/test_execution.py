@@ -1,0 +1,139 @@
+"""What a stage was executed on, in the manifest of its round."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+import halos_jax
+from halos_jax import sharding
+from halos_jax.config import Config, MeshConfig, TrainConfig
+from halos_jax.workdir import execution, manifests
+from halos_jax.workdir.execution import Executions, Start
+from halos_jax.workdir.ledger import open_ledger
+from halos_jax.workdir.manifests import Manifest, round_folder
+
+ONE, TWO, THREE = ({"device": name, "deterministic": True} for name in ("a", "b", "c"))
+
+
+def describe(config=Config()):
+    return execution.describe_execution(config, sharding.make_mesh(config.mesh))
+
+
+def test_the_record_says_what_may_change_bits(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/x --xla_b=2 --xla_a='1 2'")
+    found = describe(Config(mesh=MeshConfig(fsdp=2), train=TrainConfig(tokens_per_device=64)))
+    assert (found["platform"], found["devices"], found["processes"]) == ("cpu", 8, 1)
+    assert found["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert found["device"].endswith(" cores") and found["deterministic"] is True
+    assert found["flags"] == {"XLA_FLAGS": ["--xla_a=1 2", "--xla_b=2"]}
+    assert found["settings"]["train.tokens_per_device"] == 64
+    assert found["settings"]["model.remat"] == "auto" and "seed" not in found["settings"]
+    versions = found["versions"]
+    assert versions["jax"] == jax.__version__ and versions["halos_jax"] == halos_jax.__version__
+    assert versions["code"] == execution.hash_code() and "runtime" in versions
+    assert found["switches"]["jax_enable_x64"] is False
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], False),
+        (["--xla_gpu_deterministic_ops"], True),
+        (["--xla_gpu_deterministic_ops=true"], True),
+        (["--xla_gpu_deterministic_ops=false"], False),
+        (["--xla_other=1", "--xla_gpu_exclude_nondeterministic_ops=1"], True),
+    ],
+)
+def test_a_gpu_is_deterministic_by_its_flags(flags, expected):
+    assert execution.is_deterministic(flags) is expected
+
+
+def test_records_differ_by_path():
+    one, other = describe(), describe(Config(mesh=MeshConfig(tensor=2)))
+    assert execution.find_differences(one, one) == {}
+    assert execution.find_differences(one, other) == {
+        "mesh.data": (8, 4),
+        "mesh.tensor": (1, 2),
+        "settings.mesh.tensor": (1, 2),
+    }
+    assert execution.are_equal_to_the_bit(one, one)
+    assert not execution.are_equal_to_the_bit(one, other)
+    assert not execution.are_equal_to_the_bit({"deterministic": False}, {"deterministic": False})
+
+
+def test_a_start_is_noted_if_it_is_another_execution(tmp_path):
+    config, ledger = Config(task="online"), open_ledger(tmp_path)
+    mesh = sharding.make_mesh(config.mesh)
+    first = execution.begin_execution(ledger, config, mesh)
+    assert [(one.round, one.stage) for one in first.starts] == [(0, "evaluate")]
+    written = (tmp_path / execution.FILE).read_bytes()
+    assert execution.begin_execution(ledger, config, mesh) == first
+    assert (tmp_path / execution.FILE).read_bytes() == written
+    manifests.save_manifest(round_folder(tmp_path, 0), Manifest(0, stages=("evaluate",)))
+    manifests.save_manifest(round_folder(tmp_path, 1), Manifest(1, stages=("sample",)))
+    changed = dataclasses.replace(config, train=TrainConfig(row_multiple=64))
+    found = execution.begin_execution(ledger, changed, mesh)
+    assert [(one.round, one.stage) for one in found.starts] == [(0, "evaluate"), (1, "score")]
+    assert execution.read_starts(tmp_path) == found.starts
+    assert ledger.find(tmp_path / execution.FILE)["size"] > len(written)
+
+
+def test_the_next_stage_of_a_run(tmp_path):
+    assert execution.find_next(tmp_path, "online") == (0, "evaluate")
+    assert execution.find_next(tmp_path, "sample") == (0, "sample")
+    manifest = Manifest(0, task="sample", stages=("sample", "score"))
+    manifests.save_manifest(tmp_path, manifest)
+    assert execution.find_next(tmp_path, "sample") == (0, "write")
+    manifests.save_manifest(tmp_path, dataclasses.replace(manifest, stages=()))
+    assert execution.find_next(tmp_path, "sample") == (0, "sample")
+    done = ("sample", "score", "write")
+    manifests.save_manifest(tmp_path, dataclasses.replace(manifest, stages=done))
+    assert execution.find_next(tmp_path, "sample") == (0, "")
+    for round, stages in enumerate([("evaluate",), ("sample", "score", "feedback")]):
+        folder = round_folder(tmp_path, round)
+        folder.mkdir(parents=True)
+        manifests.save_manifest(folder, Manifest(round, stages=stages))
+    assert execution.find_next(tmp_path, "online") == (1, "train")
+
+
+def test_a_stage_names_every_execution_that_may_have_begun_it():
+    starts = (Start(0, "evaluate", ONE), Start(1, "sample", TWO), Start(1, "train", THREE))
+    found = Executions(starts)
+    assert found.list_for(1, "sample") == [ONE, THREE]
+    assert found.list_for(1, "score") == [ONE, THREE]
+    assert found.list_for(1, "feedback") == [THREE]
+    assert found.list_for(1, "train") == [TWO, THREE]
+    assert found.list_for(1, "evaluate") == [TWO, THREE]
+    assert found.list_for(2, "sample") == [TWO, THREE]
+    assert found.list_for(2, "feedback") == [THREE]
+    assert found.list_for(1, "test") == [ONE, TWO, THREE]
+    assert found.list_for(2, "test") == [THREE]
+    assert Executions(starts[:2]).list_for(1, "sample") == [ONE, TWO]
+    assert Executions().list_for(1, "sample") == []
+
+
+def test_a_manifest_holds_each_record_once(tmp_path):
+    found = Executions((Start(1, "sample", ONE), Start(1, "score", TWO)))
+    manifest = Manifest(1)
+    for stage in ("sample", "score", "feedback"):
+        updates = execution.make_updates(found, manifest, stage)
+        manifest = manifests.commit_stage(tmp_path, manifest, stage, **updates)
+    one, two = map(execution.name_record, (ONE, TWO))
+    assert manifest.executions == {one: ONE, two: TWO}
+    assert manifest.executed == {"sample": (two,), "score": (one, two), "feedback": (two,)}
+    assert manifests.load_manifest(tmp_path) == manifest
+    assert execution.find_executions(manifest, "score") == [ONE, TWO]
+    assert execution.find_executions(manifest, "train") == []
+    assert execution.make_updates(Executions(), manifest, "train") == {}
+
+
+def test_a_manifest_of_a_version_without_executions_is_read(tmp_path):
+    manifests.save_manifest(tmp_path, Manifest(1))
+    path = tmp_path / "manifest.json"
+    plain = json.loads(path.read_text())
+    assert plain.pop("executions") == {} and plain.pop("executed") == {}
+    path.write_text(json.dumps(plain))
+    assert manifests.load_manifest(tmp_path) == Manifest(1)
