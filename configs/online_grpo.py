@@ -19,10 +19,13 @@ The loss is "dapo": advantages divided by the group's deviation, ratios to the p
 clipped to 0.8 .. 1.28, the mean over all tokens, no KL term. With --config.loss.epsilon_high=0.2 it
 is what TRL's GRPO does by default. Ratios need the samples' own log-probabilities (`keep_logps`),
 which are those at temperature 1 over all tokens: so that is how it samples.
---config.loss.name=dr_grpo, gspo or rloo needs no other change. HALOs' own grpo takes ratios to the
-reference, clipped to 0.99 .. 1.01: with the SFT checkpoint for reference, a token that should
-become likelier stops learning once it is 1 % likelier than under it. Take it with
---config.rounds.reference=round_start, or with a larger --config.loss.epsilon.
+--config.loss.name=dr_grpo, gspo, cispo, sapo or rloo needs no other change. GRPO as published is
+--config.loss.name=grpo_clip: the same ratio, and a KL term to the SFT checkpoint besides
+(--config.loss.beta; its forward pass costs time); --config.loss.aggregation=token averages it as
+TRL and verl do by default. HALOs' own grpo takes ratios to the reference, clipped to 0.99 .. 1.01:
+with the SFT checkpoint for reference, a token that should become likelier stops learning once it is
+1 % likelier than under it. Take it with --config.rounds.reference=round_start, or with a larger
+--config.loss.epsilon.
 
 Measured:  the learning rate is 2e-6, twice TRL's. With it a 0.5B model rose from 15.0, 15.0, 15.5
            to 30.0, 30.4, 28.6 % right answers in 64 steps of 32 groups (three seeds, 8 rounds

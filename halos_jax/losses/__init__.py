@@ -3,22 +3,15 @@
 from halos_jax.losses import (
     actor_critic,
     groups,
+    penalised,
     preference,
     reference_free,
     reward,
     supervised,
     unpaired,
 )
-from halos_jax.losses.registry import (
-    Loss,
-    check_evaluation,
-    check_feedback,
-    check_loss,
-    check_reference,
-    get_loss,
-    list_losses,
-    register,
-)
+from halos_jax.losses.registry import Loss, check_loss, get_loss, list_losses, register
+from halos_jax.losses.requirements import check_evaluation, check_feedback, check_reference
 from halos_jax.losses.sequences import average_metrics
 from halos_jax.losses.terms import LossInputs, LossTerms, Statistics
 
@@ -36,6 +29,7 @@ __all__ = [
     "get_loss",
     "groups",
     "list_losses",
+    "penalised",
     "preference",
     "reference_free",
     "register",

@@ -43,14 +43,14 @@ def grpo(
 
     `-min(A rho, A clip(rho, 1 - epsilon, 1 + epsilon)) + beta (e^(r-p) - (r-p) - 1)`, the mean over
     the step's response tokens; rho = e^(p-r), and A is divided by the group's deviation + 0.01. The
-    paper's rho is that of "dapo".
+    paper's own is "grpo_clip".
     """
-    advantages = _center(batch) / (_deviation(batch, sample_deviation) + 0.01)
+    advantages = center_rewards(batch) / (measure_deviation(batch, sample_deviation) + 0.01)
     gain = _clip_gain(advantages, inputs.ratios, batch, epsilon, epsilon)
     gap = jnp.where(batch.is_response, inputs.reference - inputs.policy, 0.0)
     divergence = jnp.exp(gap) - gap - 1
     losses = sum_by_sequence(beta * divergence - gain, batch)
-    metrics = _measure_groups(advantages, inputs, batch)
+    metrics = measure_groups(advantages, inputs, batch)
     metrics["rewards/KL"] = count_and_sum_tokens(divergence, batch, MEMBER)
     return LossTerms(weighted_sum(losses, batch, MEMBER), metrics)
 
@@ -69,10 +69,10 @@ def dapo(
     `-min(A rho, A clip(rho, 1 - epsilon_low, 1 + epsilon_high))`, the mean over the step's response
     tokens; A is divided by the group's deviation.
     """
-    advantages = _center(batch) / (_deviation(batch, sample_deviation) + 1e-4)
+    advantages = center_rewards(batch) / (measure_deviation(batch, sample_deviation) + 1e-4)
     gain = _clip_gain(advantages, inputs.ratios, batch, epsilon_low, epsilon_high)
     value = -weighted_sum(sum_by_sequence(gain, batch), batch, MEMBER)
-    return LossTerms(value, _measure_groups(advantages, inputs, batch))
+    return LossTerms(value, measure_groups(advantages, inputs, batch))
 
 
 @register("dr_grpo", old=True, items="group", limits={"max_tokens": (1.0, float("inf"))})
@@ -84,11 +84,11 @@ def dr_grpo(
 
     `-sum of min(A rho, A clip(rho, 1 - epsilon, 1 + epsilon)) / max_tokens`, averaged by group.
     """
-    advantages = _center(batch)
+    advantages = center_rewards(batch)
     gain = _clip_gain(advantages, inputs.ratios, batch, epsilon, epsilon)
     losses = -sum_by_sequence(gain, batch) / max_tokens
-    value = weighted_sum(losses / _group_size(batch), batch, MEMBER)
-    return LossTerms(value, _measure_groups(advantages, inputs, batch))
+    value = weighted_sum(losses / size_groups(batch), batch, MEMBER)
+    return LossTerms(value, measure_groups(advantages, inputs, batch))
 
 
 @register("gspo", old=True, items="group")
@@ -105,12 +105,12 @@ def gspo(
 
     `-min(A s, A clip(s, 1 - epsilon_low, 1 + epsilon_high))`, averaged by group.
     """
-    advantages = _center(batch) / (_deviation(batch, sample_deviation) + 1e-4)
+    advantages = center_rewards(batch) / (measure_deviation(batch, sample_deviation) + 1e-4)
     ratio = jnp.exp(mean_by_sequence(inputs.ratios, batch))
     clipped = jnp.clip(ratio, 1 - epsilon_low, 1 + epsilon_high)
     losses = -jnp.minimum(advantages * ratio, advantages * clipped)
-    value = weighted_sum(losses / _group_size(batch), batch, MEMBER)
-    return LossTerms(value, _measure_groups(advantages, inputs, batch))
+    value = weighted_sum(losses / size_groups(batch), batch, MEMBER)
+    return LossTerms(value, measure_groups(advantages, inputs, batch))
 
 
 @register("rloo", reference=True, items="group")
@@ -122,32 +122,32 @@ def rloo(inputs: LossInputs, batch: Batch, *, beta: float = 0.05) -> LossTerms:
     its group has nothing to be compared with: A = 0.
     """
     penalty = beta * sum_by_sequence(jax.lax.stop_gradient(inputs.ratios), batch)
-    size = _group_size(batch)
-    advantages = _center(batch, penalty) * size / jnp.maximum(size - 1, 1.0)
+    size = size_groups(batch)
+    advantages = center_rewards(batch, penalty) * size / jnp.maximum(size - 1, 1.0)
     losses = -advantages * sum_by_sequence(inputs.policy, batch)
-    metrics = _measure_groups(advantages, inputs, batch)
+    metrics = measure_groups(advantages, inputs, batch)
     return LossTerms(weighted_sum(losses / size, batch, MEMBER), metrics)
 
 
-def _group_size(batch: Batch) -> PerSequence:
+def size_groups(batch: Batch) -> PerSequence:
     """Return the samples of each sequence's group: f32[rows, sequences], 1 at padding."""
     return jnp.maximum(sum_over_group(jnp.ones_like(batch.sequences.reward), batch), 1.0)
 
 
-def _center(batch: Batch, penalty: PerSequence | float = 0.0) -> PerSequence:
+def center_rewards(batch: Batch, penalty: PerSequence | float = 0.0) -> PerSequence:
     """Return rewards f32[rows, sequences], less a penalty, less their group's mean."""
     rewards = batch.sequences.reward - penalty
-    return rewards - sum_over_group(rewards, batch) / _group_size(batch)
+    return rewards - sum_over_group(rewards, batch) / size_groups(batch)
 
 
-def _deviation(batch: Batch, sample: bool) -> PerSequence:
+def measure_deviation(batch: Batch, sample: bool) -> PerSequence:
     """Return the standard deviation of each sequence's group: f32[rows, sequences].
 
     The squares' sum is divided by n, or of a `sample` by n - 1; alone a sequence deviates by 0.
     """
-    size = _group_size(batch)
+    size = size_groups(batch)
     divisor = jnp.maximum(size - 1, 1.0) if sample else size
-    return jnp.sqrt(sum_over_group(_center(batch) ** 2, batch) / divisor)
+    return jnp.sqrt(sum_over_group(center_rewards(batch) ** 2, batch) / divisor)
 
 
 def _clip_gain(
@@ -158,11 +158,12 @@ def _clip_gain(
     return jnp.minimum(spread * ratio, spread * jnp.clip(ratio, 1 - low, 1 + high))
 
 
-def _measure_groups(advantages: PerSequence, inputs: LossInputs, batch: Batch) -> Sums:
+def measure_groups(advantages: PerSequence, inputs: LossInputs, batch: Batch) -> Sums:
+    """Return the metrics of groups from their advantages f32[rows, sequences]."""
     weighted = jnp.abs(spread_to_tokens(advantages, batch)) * jnp.exp(inputs.ratios)
     return {
         "rewards/scores": count_and_sum(batch.sequences.reward, batch, MEMBER),
-        "rewards/groupsize": count_and_sum(_group_size(batch), batch, MEMBER),
+        "rewards/groupsize": count_and_sum(size_groups(batch), batch, MEMBER),
         "rewards/advantage": count_and_sum(jnp.abs(advantages), batch, MEMBER),
         "rewards/weighted_advantage": count_and_sum_tokens(weighted, batch, MEMBER),
         "rewards/unclamped": count_and_sum_tokens(inputs.unclamped, batch, MEMBER),

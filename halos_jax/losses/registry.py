@@ -12,13 +12,14 @@ import difflib
 import functools
 import inspect
 import math
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from halos_jax.config.kinds import ITEM_KINDS, ItemKind
+from halos_jax.config.kinds import ItemKind
 from halos_jax.losses.sequences import (
     Scalar,
     Sums,
@@ -32,6 +33,12 @@ from halos_jax.types import Batch
 Settings: TypeAlias = Mapping[str, Any]  # `config.loss`, as the user has written it
 
 _HUMANLINE = {"humanline": False, "log_epsilon_P": -1.0, "log_epsilon_R": 1.5}
+# Hyperparameter `aggregation` -> what the step's sum is divided by.
+_PER: Mapping[str, Literal["example", "token"]] = {
+    "token": "token",
+    "sequence": "example",
+    "constant": "example",
+}
 _Objective = TypeVar("_Objective", bound=Objective)
 
 
@@ -50,6 +57,7 @@ class Loss:
     statistics: Measure | None = None
     limits: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     clamp: tuple[float, float] | None = None
+    penalty: str = ""
 
     def __call__(self, inputs: LossInputs, batch: Batch) -> tuple[Scalar, Sums]:
         """Return this batch's share of the step's mean loss, and its metric sums.
@@ -93,6 +101,7 @@ def register(
     items: ItemKind = "pair",
     statistics: Callable[..., Statistics] | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
+    penalty: str = "",
 ) -> Callable[[_Objective], _Objective]:
     """Register a loss under `name`; a name can be taken once.
 
@@ -105,6 +114,11 @@ def register(
       statistics: gives sums that the loss needs over the whole step (see `Loss.measure`), called
         with those of the loss's hyperparameters that it has too.
       limits: hyperparameter -> (least, not above nor equal to) where not every number will do.
+      penalty: the hyperparameter that weighs the distance to the reference, if that is all that the
+        reference is read for: at 0 it is not.
+
+    A hyperparameter that is a text is annotated with the Literal of those that are allowed. Where
+    `aggregation` is "token", the step's sum is divided by its tokens, otherwise by its examples.
     """
 
     def add(function: _Objective) -> _Objective:
@@ -112,7 +126,17 @@ def register(
             taken = _REGISTRY[name].function if name in _REGISTRY else get_loss
             raise ValueError(f"loss {name!r} is registered already, by {taken}")
         _REGISTRY[name] = Loss(
-            name, function, needs, reference, per, items, old, value, statistics, limits or {}
+            name,
+            function,
+            needs,
+            reference,
+            per,
+            items,
+            old,
+            value,
+            statistics,
+            limits or {},
+            penalty=penalty,
         )
         return function
 
@@ -133,8 +157,12 @@ def get_loss(settings: Settings) -> Loss:
     loss = _REGISTRY[settings["name"]]
     arguments = {name: value for name, value in settings.items() if name != "name"}
     on, low, high = (arguments.pop(name, default) for name, default in _HUMANLINE.items())
+    bound = _list_parameters(loss.name) | arguments
+    per = _PER[bound["aggregation"]] if "aggregation" in bound else loss.per
     return dataclasses.replace(
         loss,
+        reference=loss.reference and bool(bound.get(loss.penalty, True)),
+        per=per,
         function=functools.partial(loss.function, **arguments),
         statistics=_bind_known(loss.statistics, arguments),
         clamp=(low, high) if on else None,
@@ -191,81 +219,6 @@ def check_loss(settings: Settings) -> list[str]:
     return _check(settings, "loss")
 
 
-def check_feedback(
-    settings: Settings, feedback: str, *, keep_logps: bool = True, weights: bool = False
-) -> list[str]:
-    """Return error lines where an online run's feedback is not what the loss trains on.
-
-    Args:
-      settings: `config.loss`.
-      feedback: `config.feedback.type`.
-      keep_logps: `config.sampling.keep_logps`.
-      weights: whether pairs get weights, `config.feedback.margin_weights`.
-    """
-    if check_loss(settings):
-        return []
-    loss = get_loss(settings)
-    allowed = ITEM_KINDS[loss.items].feedback
-    if loss.needs == "scores" or not allowed:
-        able = [name for name in list_losses() if ITEM_KINDS[_REGISTRY[name].items].feedback]
-        return [
-            f"loss.name: got {loss.name!r}, which does not train a policy on feedback; allowed: "
-            f"{', '.join(name for name in able if _REGISTRY[name].needs == 'logps')}"
-        ]
-    if feedback in allowed:
-        if weights and loss.items != "pair":
-            return [
-                f"feedback.margin_weights: allowed with loss {loss.name!r}: 0; it trains on "
-                f"{ITEM_KINDS[loss.items].words}, and weights are those of pairs"
-            ]
-        # A loss with a value head finds out itself, where that is not known, what it would sample.
-        if loss.old and not loss.value and not keep_logps:
-            return [
-                f"sampling.keep_logps: got False, but loss {loss.name!r} compares the policy with "
-                "itself as it sampled; set --config.sampling.keep_logps=true"
-            ]
-        return []
-    return [
-        f"feedback.type: got {feedback!r}, but loss {loss.name!r} trains on "
-        f"{ITEM_KINDS[loss.items].words}; allowed: {', '.join(map(repr, allowed))}; set "
-        f"--config.feedback.type={allowed[0]}, or another loss"
-    ]
-
-
-def check_reference(settings: Settings, reference: str, *, task: str) -> list[str]:
-    """Return error lines where a moving reference has no meaning.
-
-    Args:
-      settings: `config.loss`.
-      reference: `config.rounds.reference`.
-      task: "online" or "align".
-    """
-    if reference == "sft" or check_loss(settings):
-        return []
-    if task == "align" and reference == "round_start":
-        return [
-            "rounds.reference: got 'round_start', but task='align' has no rounds; allowed: 'sft', "
-            "'previous_step'"
-        ]
-    loss = get_loss(settings)
-    if not loss.reference:
-        return [
-            f"rounds.reference: got {reference!r}, but loss {loss.name!r} has no reference; "
-            "allowed: 'sft'; or take a loss that compares the policy with one"
-        ]
-    return []
-
-
-def check_evaluation(settings: Settings) -> list[str]:
-    """Return error lines where a loss cannot be measured of a model alone."""
-    if check_loss(settings) or not get_loss(settings).value:
-        return []
-    return [
-        f"loss.name: got {settings['name']!r}, which is measured with its value head, and that is "
-        "no part of a model; allowed for eval.on='feedback': a loss without one"
-    ]
-
-
 def _check(settings: Settings, path: str) -> list[str]:
     name = settings.get("name")
     if name == "sum" and path == "loss":
@@ -290,13 +243,32 @@ def _check(settings: Settings, path: str) -> list[str]:
             errors.append(f"{path}.{key}: {name!r} has no such parameter{hint}; allowed: {allowed}")
         else:
             limits = _REGISTRY[name].limits.get(key, (-math.inf, math.inf))
-            if not _fits(value, known[key], limits):
-                allowed = _describe(known[key], limits)
+            choices = _list_choices(name, key)
+            if not (value in choices if choices else _fits(value, known[key], limits)):
+                allowed = ", ".join(map(repr, choices)) or _describe(known[key], limits)
                 errors.append(f"{path}.{key}: got {value!r}, allowed: {allowed}")
+    errors += _check_idle(settings, path)
     low, high = (settings.get(key, _HUMANLINE[key]) for key in ("log_epsilon_P", "log_epsilon_R"))
     if not errors and not low < high:
         errors.append(f"{path}.log_epsilon_P: got {low}, allowed: less than log_epsilon_R={high}")
     return errors
+
+
+def _check_idle(settings: Settings, path: str) -> list[str]:
+    """Return error lines for hyperparameters that another one leaves without effect."""
+    name = settings["name"]
+    bound = _list_parameters(name) | dict(settings)
+    idle = []
+    if "max_tokens" in settings and bound.get("aggregation", "constant") != "constant":
+        idle.append(("max_tokens", f"aggregation={bound['aggregation']!r}", "aggregation=constant"))
+    penalty = _REGISTRY[name].penalty
+    if settings.get("unbiased_kl") and not bound.get(penalty, True):
+        idle.append(("unbiased_kl", f"{penalty}=0", f"{penalty}=0.04"))
+    return [
+        f"{path}.{key}: got {settings[key]!r}, which has no effect with {off}; leave it out, or "
+        f"set --config.{path}.{on}"
+        for key, off, on in idle
+    ]
 
 
 def _check_sum(settings: Settings) -> list[str]:
@@ -329,6 +301,14 @@ def _list_parameters(name: str) -> dict[str, Any]:
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
     return known | (_HUMANLINE if loss.reference or loss.old else {})
+
+
+def _list_choices(name: str, key: str) -> tuple[Any, ...]:
+    """Return the values of a hyperparameter that is annotated with a Literal; () of another."""
+    parameter = inspect.signature(_REGISTRY[name].function).parameters.get(key)
+    if parameter is None or typing.get_origin(parameter.annotation) is not Literal:
+        return ()
+    return typing.get_args(parameter.annotation)
 
 
 def _fits(value: Any, default: Any, limits: tuple[float, float] = (-math.inf, math.inf)) -> bool:

@@ -70,6 +70,7 @@ EXPECTED = {
     "bco": Expected(wrong=-1),
     "bradley-terry": ORDER,
     "cdpo": ORDER,
+    "cispo": REWARDED,
     "csft": LIKELIER,
     "dapo": REWARDED,
     "dpo": ORDER,
@@ -77,6 +78,7 @@ EXPECTED = {
     "dr_grpo": REWARDED,
     "exo": ORDER,
     "grpo": dataclasses.replace(REWARDED, settings={"epsilon": 2.0}),
+    "grpo_clip": REWARDED,
     "gspo": REWARDED,
     "hinge": ORDER,
     "ipo": ORDER,
@@ -89,6 +91,7 @@ EXPECTED = {
     "rloo": REWARDED,
     "robust": ORDER,
     "rpo": LIKELIER,
+    "sapo": REWARDED,
     "sft": LIKELIER,
     "simpo": ORDER,
     "slic": LIKELIER,
@@ -268,9 +271,16 @@ def train(trainer, name: str, params):
     items = make_items(loss.items, questions)
     dataset = plan(trainer, items, seed=0, epochs=EPOCHS)
     for number in range(EXPECTED[name].rounds):
-        if loss.needs == "logps" and (number == 0 or (loss.old and not loss.reference)):
+        if loss.needs == "logps" and (number == 0 or (loss.old and not loss.value)):
             logps = measure_logps(trainer, items, state.params)
-            dataset = dataclasses.replace(dataset, reference_logps=logps)
+            if loss.reference and loss.old and not loss.value:  # two policies
+                sampled = [
+                    dataclasses.replace(item, old_logps=parts)
+                    for item, parts in zip(items, logps, strict=True)
+                ]
+                dataset = dataclasses.replace(dataset, items=sampled)
+            if number == 0 or not loss.reference:
+                dataset = dataclasses.replace(dataset, reference_logps=logps)
         if loss.value:
             dataset = loop.add_collected(trainer, dataset, state.params, seed=number, label="")
         state = loop.run_steps(

@@ -14,10 +14,7 @@ from halos_jax import sharding
 from halos_jax.losses import (
     LossInputs,
     LossTerms,
-    check_evaluation,
-    check_feedback,
     check_loss,
-    check_reference,
     get_loss,
     list_losses,
     registry,
@@ -189,45 +186,6 @@ def test_a_sum_adds_values_gradients_and_metrics(pack, draw_logps):
 def test_what_cannot_be_summed_is_refused(parts, line):
     (got,) = check_loss({"name": "sum", **parts})
     assert got.startswith(line)
-
-
-def test_feedback_that_a_loss_cannot_use_is_refused():
-    assert check_feedback({"name": "dpo"}, "pairwise") == []
-    (line,) = check_feedback({"name": "dpo"}, "binary")
-    assert line == (
-        "feedback.type: got 'binary', but loss 'dpo' trains on pairs of a better and a worse "
-        "answer; allowed: 'pairwise'; set --config.feedback.type=pairwise, or another loss"
-    )
-    for name in ("sft", "bradley-terry"):
-        (line,) = check_feedback({"name": name}, "pairwise")
-        assert line.startswith(f"loss.name: got {name!r}, which does not train a policy on")
-        assert " dpo," in line and " sft," not in line.partition("allowed")[2]
-    assert check_feedback({"name": "dpo"}, "pairwise", weights=True) == []
-    (line,) = check_feedback({"name": "kto"}, "pairwise", weights=True)
-    assert line.startswith(
-        "feedback.margin_weights: allowed with loss 'kto': 0; it trains on single"
-    )
-    assert check_feedback({"name": "dpoo"}, "pairwise") == []  # said by check_loss already
-
-
-def test_a_moving_reference_is_refused_where_there_is_nothing_to_compare_with():
-    for reference in ("sft", "round_start", "previous_step"):
-        assert check_reference({"name": "kto"}, reference, task="online") == []
-    assert check_reference({"name": "kto"}, "previous_step", task="align") == []
-    (line,) = check_reference({"name": "kto"}, "round_start", task="align")
-    assert line.startswith("rounds.reference: got 'round_start', but task='align' has no rounds")
-    for name in ("simpo", "dapo"):
-        assert check_reference({"name": name}, "sft", task="online") == []
-        (line,) = check_reference({"name": name}, "previous_step", task="online")
-        assert line.startswith(
-            f"rounds.reference: got 'previous_step', but loss {name!r} has no reference; allowed"
-        )
-
-
-def test_a_value_head_is_no_part_of_a_model_that_is_evaluated():
-    assert check_evaluation({"name": "dpo"}) == []
-    (line,) = check_evaluation({"name": "ppo"})
-    assert line.startswith("loss.name: got 'ppo', which is measured with its value head")
 
 
 def run_step(loss, items, tokens, *, num_rows, tokens_per_row, place=lambda x: x):

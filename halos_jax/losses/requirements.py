@@ -1,0 +1,85 @@
+"""What a loss requires of the rest of the config: feedback, a reference, an evaluation."""
+
+from halos_jax.config.kinds import ITEM_KINDS
+from halos_jax.losses.registry import Loss, Settings, check_loss, get_loss, list_losses
+
+
+def check_feedback(
+    settings: Settings, feedback: str, *, keep_logps: bool = True, weights: bool = False
+) -> list[str]:
+    """Return error lines where an online run's feedback is not what the loss trains on.
+
+    Args:
+      settings: `config.loss`.
+      feedback: `config.feedback.type`.
+      keep_logps: `config.sampling.keep_logps`.
+      weights: whether pairs get weights, `config.feedback.margin_weights`.
+    """
+    if check_loss(settings):
+        return []
+    loss = get_loss(settings)
+    allowed = ITEM_KINDS[loss.items].feedback
+    if loss.needs == "scores" or not allowed:
+        losses = [get_loss({"name": name}) for name in list_losses()]
+        able = [one for one in losses if ITEM_KINDS[one.items].feedback and one.needs == "logps"]
+        return [
+            f"loss.name: got {loss.name!r}, which does not train a policy on feedback; allowed: "
+            f"{', '.join(one.name for one in able)}"
+        ]
+    if feedback in allowed:
+        if weights and loss.items != "pair":
+            return [
+                f"feedback.margin_weights: allowed with loss {loss.name!r}: 0; it trains on "
+                f"{ITEM_KINDS[loss.items].words}, and weights are those of pairs"
+            ]
+        # A loss with a value head finds out itself, where that is not known, what it would sample.
+        if loss.old and not loss.value and not keep_logps:
+            return [
+                f"sampling.keep_logps: got False, but loss {loss.name!r} compares the policy with "
+                "itself as it sampled; set --config.sampling.keep_logps=true"
+            ]
+        return []
+    return [
+        f"feedback.type: got {feedback!r}, but loss {loss.name!r} trains on "
+        f"{ITEM_KINDS[loss.items].words}; allowed: {', '.join(map(repr, allowed))}; set "
+        f"--config.feedback.type={allowed[0]}, or another loss"
+    ]
+
+
+def check_reference(settings: Settings, reference: str, *, task: str) -> list[str]:
+    """Return error lines where a moving reference has no meaning.
+
+    Args:
+      settings: `config.loss`.
+      reference: `config.rounds.reference`.
+      task: "online" or "align".
+    """
+    if reference == "sft" or check_loss(settings):
+        return []
+    if task == "align" and reference == "round_start":
+        return [
+            "rounds.reference: got 'round_start', but task='align' has no rounds; allowed: 'sft', "
+            "'previous_step'"
+        ]
+    loss = get_loss(settings)
+    if not loss.reference:
+        return [
+            f"rounds.reference: got {reference!r}, but loss {loss.name!r}{_name_off(loss)} has no "
+            "reference; allowed: 'sft'; or take a loss that compares the policy with one"
+        ]
+    return []
+
+
+def _name_off(loss: Loss) -> str:
+    """Say of a loss that could have a reference why it has none."""
+    return f" with {loss.penalty}=0" if loss.penalty else ""
+
+
+def check_evaluation(settings: Settings) -> list[str]:
+    """Return error lines where a loss cannot be measured of a model alone."""
+    if check_loss(settings) or not get_loss(settings).value:
+        return []
+    return [
+        f"loss.name: got {settings['name']!r}, which is measured with its value head, and that is "
+        "no part of a model; allowed for eval.on='feedback': a loss without one"
+    ]
