@@ -6,12 +6,13 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from halos_jax.checkpoints import saved
 from halos_jax.storage import hash_file, sync_folder, sync_tree
-from halos_jax.workdir.ledger import Ledger
+from halos_jax.workdir.ledger import Ledger, no_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +147,13 @@ class Shelf:
             return saved.read_record(saved.find_record(self.folder, save_id)).is_in_stage
         except saved.ERRORS:
             return False  # unreadable: treat it as a round-end checkpoint
+
+
+def find_sums(folder: Path, round: int) -> Mapping[str, Any] | None:
+    """Return the checksums of the newest checkpoint at the end of `round`, or None; only read."""
+    shelf = Shelf(folder, 1, no_ledger(folder), is_writer=False)
+    save_id = shelf.find_round_end(round)
+    return None if save_id is None else saved.read_record(saved.find_record(folder, save_id)).sums
 
 
 def _remove(folder: Path) -> None:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from halos_jax import sharding, storage
+from halos_jax.checkpoints.shelf import find_sums
 from halos_jax.config import ConfigError
 from halos_jax.course.best import read_best
 from halos_jax.course.verdicts import read_verdict
@@ -18,7 +19,7 @@ from halos_jax.rounds.outcome.decisions import find_needed, find_start, report_v
 from halos_jax.rounds.prompts import name_held_out
 from halos_jax.rounds.stages import remove_eval_shards
 from halos_jax.rounds.watch import before
-from halos_jax.workdir import manifests
+from halos_jax.workdir import chain, manifests
 from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.timing import time_stage
 
@@ -150,17 +151,21 @@ def commit_extent(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
 
 def commit_test(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
     """Add the test of the final policy to the manifest of its round, which is complete."""
-    manifest = manifests.update_manifest(
-        round_folder(run.workdir, manifest.round),
+    folder = round_folder(run.workdir, manifest.round)
+    tested = manifests.update_manifest(
+        folder,
         manifest,
         files=done.files,
         metrics=done.metrics,
-        is_writer=run.workspace.is_writer,
+        is_writer=False,
         ledger=run.workspace.ledger,
         **run.workspace.name_execution(manifest, "test"),
     )
-    remove_eval_shards(run, manifest)
-    return manifest
+    if run.workspace.is_writer:
+        tested = chain.extend(manifest, tested)
+        manifests.save_manifest(folder, tested, run.workspace.ledger)
+    remove_eval_shards(run, tested)
+    return tested
 
 
 def commit_round(run: Run, pending: PendingRound) -> Manifest:
@@ -173,7 +178,11 @@ def commit_round(run: Run, pending: PendingRound) -> Manifest:
         run.checkpoints.finish()
         signs = before.read_before(round_folder(run.workdir, manifest.round))
         manifest = commit_stage(run, manifest, "train", signs)
-    manifest = commit_stage(run, manifest, "evaluate", pending.evaluation)
+    manifest = commit_stage(run, manifest, "evaluate", pending.evaluation, is_saved=False)
+    if run.workspace.is_writer:
+        manifest = _seal(run, manifest)
+        folder = round_folder(run.workdir, manifest.round)
+        manifests.save_manifest(folder, manifest, run.workspace.ledger)
     sharding.wait_for_all(f"commit round {manifest.round}")
     if read_best(manifest) is not None:
         needed = find_needed(run.config, run.workdir, manifest.round)
@@ -183,3 +192,15 @@ def commit_round(run: Run, pending: PendingRound) -> Manifest:
         report_verdict(manifest, is_last=is_last)
     remove_eval_shards(run, manifest)
     return manifest
+
+
+def _seal(run: Run, manifest: Manifest) -> Manifest:
+    """Return the manifest of a complete round with its link of the run's chain."""
+    before = manifests.load_manifest(round_folder(run.workdir, manifest.round - 1))
+    facts = {
+        "config": chain.hash_config(run.workspace.history, manifest.round),
+        "inputs": chain.hash_inputs(run.workdir),
+        "rows": chain.hash_rows(run.workdir, *chain.find_steps(before, manifest)),
+        "checkpoint": chain.hash_sums(find_sums(run.workdir / "checkpoints", manifest.round)),
+    }
+    return chain.seal(manifest, chain.find_digest(before), facts)

@@ -23,7 +23,7 @@ from halos_jax.policies.policy import Policy, find_policy
 from halos_jax.policies.source import Source
 from halos_jax.rounds.context import NOTHING, StageResult
 from halos_jax.tasks.inputs import check_inputs
-from halos_jax.workdir import manifests
+from halos_jax.workdir import chain, manifests
 from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.manifests import Manifest
 from halos_jax.workdir.workspace import Workspace, open_workspace
@@ -134,10 +134,19 @@ class Job:
             stage,
             files=done.files,
             metrics=done.metrics,
-            is_writer=self.workspace.is_writer,
+            is_writer=False,
             ledger=self.workspace.ledger,
             **self.workspace.name_execution(self._begun, stage),
         )
+        if not self.workspace.is_writer:
+            return
+        if self.next_stage is None:
+            facts = {
+                "config": chain.hash_config(self.workspace.history, 0),
+                "inputs": chain.hash_inputs(self.workdir),
+            }
+            self.manifest = chain.seal(self.manifest, "", facts)
+        manifests.save_manifest(self.workdir, self.manifest, self.workspace.ledger)
 
 
 @contextlib.contextmanager

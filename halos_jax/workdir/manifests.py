@@ -56,7 +56,7 @@ class Manifest:
     `layouts` holds the shapes of the reward model's
     batches (`LayoutMemory.to_record`) at the end of the last stage. `segments` are those of
     config.json that began in this round: what changed in the config, the devices or the data, and
-    from which step on.
+    from which step on. `chain` is set when the last stage is done; see `chain.py`.
     """
 
     round: int
@@ -74,6 +74,7 @@ class Manifest:
     segments: tuple[Mapping[str, Any], ...] = ()
     executions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     executed: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    chain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     task: str = "online"
     version: int = VERSION
 
@@ -231,8 +232,8 @@ def _parse_manifest(plain: dict[str, Any]) -> Manifest:
         for name, record in plain["files"].items()
     }
     known = {field.name for field in dataclasses.fields(Manifest)}
-    later: dict[str, Any] = {"segments": [], "decisions": {}, "executions": {}, "executed": {}}
-    plain = {**later, **plain}  # older versions did not write these
+    later: dict[str, Any] = {key: {} for key in ("decisions", "executions", "executed", "chain")}
+    plain = {"segments": [], **later, **plain}  # older versions did not write these
     if known != plain.keys():
         raise ValueError(f"missing or unknown fields: {', '.join(sorted(known ^ plain.keys()))}")
     lists = {name: tuple(plain[name]) for name in ("stages", "segments")}
