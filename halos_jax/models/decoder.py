@@ -150,9 +150,12 @@ def encode_batch(params: Params, batch: Batch, config: DecoderConfig) -> jax.Arr
 
 
 def compute_logps(params: Params, batch: Batch, config: DecoderConfig) -> jax.Array:
-    """Return the log-probabilities f32[rows, P] of a batch's response tokens; 0 at padding."""
-    hidden = encode_responses(params, batch, config)
-    logps = compute_token_logps(hidden, get_head(params, config), batch.target, **_head_of(config))
+    """Return the log-probabilities f32[rows, P] of a batch's response tokens; 0 at padding.
+
+    They are those after `batch.transform`, where there is one.
+    """
+    hidden, head = encode_responses(params, batch, config), get_head(params, config)
+    logps = compute_token_logps(hidden, head, batch.target, **_head_of(batch, config))
     return _mask_padding(logps, batch)
 
 
@@ -170,14 +173,19 @@ def compute_statistics(
       hidden: of `encode_responses`.
     """
     logps, entropies = compute_token_statistics(
-        hidden, get_head(params, config), batch.target, **_head_of(config)
+        hidden, get_head(params, config), batch.target, **_head_of(batch, config)
     )
     return _mask_padding(logps, batch), _mask_padding(entropies, batch)
 
 
-def _head_of(config: DecoderConfig) -> dict[str, Any]:
-    keep = config.head_remat is False
-    return {"chunk": config.head_chunk, "softcap": config.logit_softcap, "keep": keep}
+def _head_of(batch: Batch, config: DecoderConfig) -> dict[str, Any]:
+    return {
+        "chunk": config.head_chunk,
+        "softcap": config.logit_softcap,
+        "keep": config.head_remat is False,
+        "transform": batch.transform,
+        "unknown": config.unknown_rows,
+    }
 
 
 def _mask_padding(values: jax.Array, batch: Batch) -> jax.Array:

@@ -8,7 +8,7 @@ where they are and the vocabulary may be split over "tensor": every collective i
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,28 @@ from jax.sharding import PartitionSpec
 from halos_jax import sharding
 from halos_jax.integers import divide_up
 from halos_jax.models.lookup import find_specs, index_in_shard
+from halos_jax.models.transforms import (
+    Narrowing,
+    Ranges,
+    mask_logits,
+    narrow_logits,
+    prepare_transform,
+)
+from halos_jax.types import Transform
 
 _Found = Any  # log-probs, or these and entropies: f32[rows, P] each
-_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, Narrowing | None, jax.Array]
 _Chunk = tuple[tuple[jax.Array, ...], jax.Array | None]  # results, slopes
+
+
+class _How(NamedTuple):
+    """How the head is computed; see `compute_token_logps`."""
+
+    chunk: int
+    softcap: float
+    entropy: bool
+    keep: bool
+    unknown: Ranges
 
 
 def compute_token_logps(
@@ -31,6 +49,8 @@ def compute_token_logps(
     chunk: int,
     softcap: float = 0.0,
     keep: bool = False,
+    transform: Transform | None = None,
+    unknown: Ranges = (),
 ) -> jax.Array:
     """Log-probabilities of `targets` under `softmax(project_logits(hidden, head))`.
 
@@ -41,11 +61,14 @@ def compute_token_logps(
       chunk: positions of a row whose logits exist at one time.
       softcap: of the logits, see `project_logits`.
       keep: keep what the backward pass needs of the logits instead of forming them again.
+      transform: what the logits go through before the softmax; None: nothing.
+      unknown: rows of the vocabulary that no token has; a transform leaves them out.
 
     Returns:
       f32[rows, P], in nats.
     """
-    logps: jax.Array = _token_logps(hidden, head, targets, chunk, softcap, False, keep)
+    how = _How(chunk, softcap, False, keep, unknown)
+    logps: jax.Array = _token_logps(hidden, head, targets, prepare_transform(transform), how)
     return logps
 
 
@@ -57,13 +80,16 @@ def compute_token_statistics(
     chunk: int,
     softcap: float = 0.0,
     keep: bool = False,
+    transform: Transform | None = None,
+    unknown: Ranges = (),
 ) -> tuple[jax.Array, jax.Array]:
     """Return `compute_token_logps` and the distributions' entropies, both f32[rows, P] in nats.
 
     The entropies are for metrics: they have no gradient.
     """
+    how = _How(chunk, softcap, True, keep, unknown)
     found: tuple[jax.Array, jax.Array] = _token_logps(
-        hidden, head, targets, chunk, softcap, True, keep
+        hidden, head, targets, prepare_transform(transform), how
     )
     return found
 
@@ -77,75 +103,56 @@ def project_logits(hidden: jax.Array, head: jax.Array, softcap: float = 0.0) -> 
     return softcap * jnp.tanh(logits / softcap) if softcap else logits
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _token_logps(
     hidden: jax.Array,
     head: jax.Array,
     targets: jax.Array,
-    chunk: int,
-    softcap: float,
-    entropy: bool,
-    keep: bool,
+    narrowing: Narrowing | None,
+    how: _How,
 ) -> _Found:
-    return _forward(hidden, head, targets, chunk, softcap, entropy, False)[0]
+    return _forward(hidden, head, targets, narrowing, how._replace(keep=False))[0]
 
 
 def _forward(
     hidden: jax.Array,
     head: jax.Array,
     targets: jax.Array,
-    chunk: int,
-    softcap: float,
-    entropy: bool,
-    keep: bool,
+    narrowing: Narrowing | None,
+    how: _How,
 ) -> tuple[_Found, _Residuals]:
     rows, vocab = find_specs(targets, head)
     vocab_axis = vocab[0]
-    run = functools.partial(
-        _forward_shard,
-        chunk=chunk,
-        softcap=softcap,
-        vocab_axis=vocab_axis,
-        entropy=entropy,
-        keep=keep,
-    )
+    run = functools.partial(_forward_shard, how=how, vocab_axis=vocab_axis)
     slopes = PartitionSpec(None, rows[0], None, vocab_axis)
-    out_specs = (rows,) * (3 if entropy else 2) + ((slopes,) if keep else ())
-    on_mesh = sharding.run_on_mesh(run, in_specs=(rows, vocab, rows), out_specs=out_specs)
-    logps, normalizers, *others = on_mesh(hidden, head, targets)
-    kept = others.pop() if keep else normalizers
-    return (logps, *others) if entropy else logps, (hidden, head, targets, kept)
+    out_specs = (rows,) * (3 if how.entropy else 2) + ((slopes,) if how.keep else ())
+    on_mesh = sharding.run_on_mesh(run, in_specs=(rows, vocab, rows, rows), out_specs=out_specs)
+    logps, normalizers, *others = on_mesh(hidden, head, targets, narrowing)
+    kept = others.pop() if how.keep else normalizers
+    found = (logps, *others) if how.entropy else logps
+    return found, (hidden, head, targets, narrowing, kept)
 
 
 def _backward(
-    chunk: int,
-    softcap: float,
-    entropy: bool,
-    keep: bool,
-    residuals: _Residuals,
-    gradients: _Found,
-) -> tuple[jax.Array, jax.Array, None]:
-    gradient = gradients[0] if entropy else gradients
-    hidden, head, targets, kept = residuals
+    how: _How, residuals: _Residuals, gradients: _Found
+) -> tuple[jax.Array, jax.Array, None, None]:
+    gradient = gradients[0] if how.entropy else gradients
+    hidden, head, targets, narrowing, kept = residuals
     rows, vocab = find_specs(targets, head)
     vocab_axis, row_axes = vocab[0], rows[0] or ()
     split = sharding.mesh_spec(("vocab", "embed" if row_axes else None), head.shape)
     sum_parts = functools.partial(sharding.sum_parts, row_axes=row_axes, spec=split)
     kept_spec = rows
-    if keep:
+    if how.keep:
         run = functools.partial(_backward_kept, vocab_axis=vocab_axis, sum_parts=sum_parts)
         kept_spec = PartitionSpec(None, rows[0], None, vocab_axis)
     else:
         run = functools.partial(
-            _backward_shard,
-            chunk=chunk,
-            softcap=softcap,
-            vocab_axis=vocab_axis,
-            sum_parts=sum_parts,
+            _backward_shard, how=how, vocab_axis=vocab_axis, sum_parts=sum_parts
         )
-    in_specs = (rows, vocab, rows, kept_spec, rows)
+    in_specs = (rows, vocab, rows, rows, kept_spec, rows)
     on_mesh = sharding.run_on_mesh(run, in_specs=in_specs, out_specs=(rows, split))
-    return *on_mesh(hidden, head, targets, kept, gradient), None
+    return *on_mesh(hidden, head, targets, narrowing, kept, gradient), None, None
 
 
 _token_logps.defvjp(_forward, _backward)
@@ -155,71 +162,91 @@ def _forward_shard(
     hidden: jax.Array,
     head: jax.Array,
     targets: jax.Array,
+    narrowing: Narrowing | None,
     *,
-    chunk: int,
-    softcap: float,
+    how: _How,
     vocab_axis: str | None,
-    entropy: bool,
-    keep: bool,
 ) -> tuple[jax.Array, ...]:
     """Return log-probs, log-normalizers and, if asked for, entropies f32[rows, P] of one device's
     rows, and the slopes of the log-probs `[chunks, rows, P / chunks, V]`."""
 
-    def one(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, _Chunk]:
-        hidden, targets = xs
-        logits = project_logits(hidden, head, softcap)
-        peak = reduce_shards(jnp.max(logits, axis=-1), jax.lax.pmax, vocab_axis)
-        shifted = logits - peak[..., None]
-        total = reduce_shards(jnp.sum(jnp.exp(shifted), axis=-1), jax.lax.psum, vocab_axis)
-        normalizer = peak + jnp.log(total)
+    def one(_: None, xs: tuple[jax.Array, jax.Array, Narrowing | None]) -> tuple[None, _Chunk]:
+        hidden, targets, narrowing = xs
+        logits = project_logits(hidden, head, how.softcap)
         # Each target lies in one vocabulary shard; the others add zero.
         index = index_in_shard(targets, head.shape[0], vocab_axis)
         here = (index >= 0) & (index < head.shape[0])
         picked = jnp.take_along_axis(logits, jnp.where(here, index, 0)[..., None], axis=-1)
         picked = reduce_shards(jnp.where(here, picked[..., 0], 0.0), jax.lax.psum, vocab_axis)
+        counted = logits
+        if narrowing is not None:
+            picked *= narrowing.inverse
+            counted = narrow_logits(logits, narrowing, how.unknown, vocab_axis)
+        peak = reduce_shards(jnp.max(counted, axis=-1), jax.lax.pmax, vocab_axis)
+        if narrowing is not None:  # padding has nothing else
+            peak = jnp.where(peak > -jnp.inf, peak, 0.0)
+        shifted = counted - peak[..., None]
+        weights = jnp.exp(shifted)
+        total = reduce_shards(jnp.sum(weights, axis=-1), jax.lax.psum, vocab_axis)
+        if narrowing is not None:
+            total = jnp.where(total > 0, total, 1.0)
+            shifted = jnp.where(shifted > -jnp.inf, shifted, 0.0)
+        normalizer = peak + jnp.log(total)
         found: tuple[jax.Array, ...] = (picked - normalizer, normalizer)
-        if entropy:
-            moment = jnp.sum(jnp.exp(shifted) * shifted, axis=-1)
+        if how.entropy:
+            moment = jnp.sum(weights * shifted, axis=-1)
             found += (jnp.log(total) - reduce_shards(moment, jax.lax.psum, vocab_axis) / total,)
         slopes = None
-        if keep:
-            slopes = _differentiate(logits, normalizer, index, softcap).astype(hidden.dtype)
+        if how.keep:
+            slopes = _differentiate(logits, normalizer, index, narrowing, how, vocab_axis)
+            slopes = slopes.astype(hidden.dtype)
         return None, (found, slopes)
 
-    xs = tuple(split_positions(x, chunk) for x in (hidden, targets))
+    split = functools.partial(split_positions, chunk=how.chunk)
+    xs = jax.tree.map(split, (hidden, targets, narrowing))
     _, (found, slopes) = jax.lax.scan(one, None, xs)
     found = tuple(join_positions(x, targets.shape[1]) for x in found)
     return found if slopes is None else (*found, slopes)
 
 
 def _differentiate(
-    logits: jax.Array, normalizers: jax.Array, index: jax.Array, softcap: float
+    logits: jax.Array,
+    normalizers: jax.Array,
+    index: jax.Array,
+    narrowing: Narrowing | None,
+    how: _How,
+    vocab_axis: str | None,
 ) -> jax.Array:
     """Return the derivatives of the targets' log-probs by the logits before the soft cap."""
     hits = index[..., None] == jnp.arange(logits.shape[-1])
-    slopes = hits - jnp.exp(logits - normalizers[..., None])
-    return slopes * (1 - (logits / softcap) ** 2) if softcap else slopes
+    counted = logits
+    if narrowing is not None:
+        counted = mask_logits(logits, narrowing, how.unknown, vocab_axis)
+    slopes = hits - jnp.exp(counted - normalizers[..., None])
+    if narrowing is not None:
+        slopes *= narrowing.inverse[..., None]
+    return slopes * (1 - (logits / how.softcap) ** 2) if how.softcap else slopes
 
 
 def _backward_shard(
     hidden: jax.Array,
     head: jax.Array,
     targets: jax.Array,
+    narrowing: Narrowing | None,
     normalizers: jax.Array,
     gradient: jax.Array,
     *,
-    chunk: int,
-    softcap: float,
+    how: _How,
     vocab_axis: str | None,
     sum_parts: Callable[[jax.Array], jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """Return the gradients of `hidden` and `head`; one sum over the row shards at the end."""
 
-    def one(head_gradient: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        hidden, targets, normalizers, gradient = xs
-        logits = project_logits(hidden, head, softcap)
+    def one(head_gradient: jax.Array, xs: Any) -> tuple[jax.Array, jax.Array]:
+        hidden, targets, narrowing, normalizers, gradient = xs
+        logits = project_logits(hidden, head, how.softcap)
         index = index_in_shard(targets, head.shape[0], vocab_axis)
-        slopes = _differentiate(logits, normalizers, index, softcap)
+        slopes = _differentiate(logits, normalizers, index, narrowing, how, vocab_axis)
         logits_gradient = (slopes * gradient[..., None]).astype(hidden.dtype)
         head_gradient += jnp.einsum(
             "rcv,rcd->vd", logits_gradient, hidden, preferred_element_type=jnp.float32
@@ -230,7 +257,8 @@ def _backward_shard(
         hidden_gradient = reduce_shards(hidden_gradient, jax.lax.psum, vocab_axis)
         return head_gradient, hidden_gradient.astype(hidden.dtype)
 
-    xs = tuple(split_positions(x, chunk) for x in (hidden, targets, normalizers, gradient))
+    split = functools.partial(split_positions, chunk=how.chunk)
+    xs = jax.tree.map(split, (hidden, targets, narrowing, normalizers, gradient))
     head_gradient, hidden_gradient = jax.lax.scan(one, jnp.zeros(head.shape, jnp.float32), xs)
     return join_positions(hidden_gradient, targets.shape[1]), sum_parts(head_gradient).astype(
         head.dtype
@@ -241,6 +269,7 @@ def _backward_kept(
     hidden: jax.Array,
     head: jax.Array,
     targets: jax.Array,
+    narrowing: Narrowing | None,
     slopes: jax.Array,
     gradient: jax.Array,
     *,

@@ -120,6 +120,7 @@ class DecoderConfig(Execution):
     # how they are filled, see `models.vocab`.
     new_rows: tuple[int, ...] = ()
     new_rows_init: Literal["mean", "random"] = "mean"
+    unknown_rows: tuple[tuple[int, int], ...] = ()  # ranges [start, stop) of rows without a token
     # Without settings nothing is left to be chosen by itself.
     _: dataclasses.KW_ONLY
     compute_dtype: Dtype = "float32"

@@ -235,7 +235,9 @@ def _read_model(settings: ModelConfig, control: Collection[str]) -> tuple[Decode
         )
     renderer = load_policy_renderer(settings, control)
     vocabulary = renderer.tokenizer.get_vocab()
-    return vocab.fit_vocab(decoder, vocabulary, renderer.new_tokens, settings), renderer
+    decoder = vocab.fit_vocab(decoder, vocabulary, renderer.new_tokens, settings)
+    unknown = vocab.find_unknown(renderer.token_ids, decoder.vocab_size)
+    return dataclasses.replace(decoder, unknown_rows=unknown), renderer
 
 
 def _load_model(policy: Policy, decoder: DecoderConfig, mesh: Mesh) -> Params:

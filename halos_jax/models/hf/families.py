@@ -122,7 +122,7 @@ def make_hf_config(config: DecoderConfig, dtype: str, source: HFConfig | None = 
 
 def _check_equal(config: DecoderConfig, found: DecoderConfig) -> None:
     # The weights have the new rows; a limit to warn of is no part of what is computed.
-    execution = {*EXECUTION, "new_rows", "new_rows_init", "max_positions"}
+    execution = {*EXECUTION, "new_rows", "new_rows_init", "unknown_rows", "max_positions"}
     lines = [
         f"{field.name}: the weights have {ours!r}, config.json has {theirs!r}"
         for field in dataclasses.fields(DecoderConfig)
