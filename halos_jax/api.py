@@ -71,7 +71,7 @@ from halos_jax.rewards.labels import Scorer, average_rewards, label_samples
 from halos_jax.rewards.own_scorer import guard_scorer
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
-from halos_jax.rounds.report import format_rounds
+from halos_jax.rounds.outcome.table import format_rounds
 from halos_jax.sampling.sampler import make_sampler, sample_shard
 from halos_jax.tasks.launch import freeze_checked, launch
 from halos_jax.tasks.train import add_fixed

@@ -31,7 +31,7 @@ def make_progress(total: int, description: str, *, unit: str, enabled: bool) -> 
         settings["dynamic_ncols"] = True
     else:
         settings |= {"file": _Lines(), "mininterval": SECONDS, "delay": SECONDS, "miniters": 0}
-        settings |= {"bar_format": _LAYOUT, "ncols": 100}
+        settings["bar_format"] = _LAYOUT
     return tqdm(**settings)
 
 
@@ -39,7 +39,7 @@ class _Lines:
     """Turns the one line that tqdm redraws into lines of the log."""
 
     def write(self, text: str) -> None:
-        line = text.replace("\r", "").strip()
+        line = " ".join(text.split())  # a rate comes padded
         if line:
             logger.info("%s", line)
 

@@ -129,11 +129,19 @@ def describe_rest(
             f"{total_steps:,} in the schedule, so the learning rate ends at {last:.2g} of "
             f"{config.optimizer.learning_rate:g}"
         )
-    paces = [one.seconds / one.prompts for one in done if one.seconds]
-    if paces:
-        pace = statistics.fmean(paces[1:] or paces)
+    pace = find_pace(done)
+    if pace is not None:
         parts.append(f"about {show_seconds(pace * sum(one.prompts for one in left))}")
     return "; ".join(parts)
+
+
+def find_pace(done: Sequence[RoundDone]) -> float | None:
+    """Return the seconds that finished rounds have taken a prompt; None where none is known.
+
+    The first round, which compiles most, counts only while there is no other.
+    """
+    paces = [one.seconds / one.prompts for one in done if one.seconds and one.prompts]
+    return statistics.fmean(paces[1:] or paces) if paces else None
 
 
 def name_examples(config: Config) -> str:

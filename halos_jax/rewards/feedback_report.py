@@ -23,7 +23,7 @@ def report_feedback(
       counts: the counts of the function that made it.
     """
     settings = config.feedback
-    shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+    shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     logger.info("%s: %s feedback: %s", label, settings.type, shown)
     rewards = [one.reward for one in samples if one.reward is not None]
     if not rewards:

@@ -101,6 +101,11 @@ def evaluate_stage(
     return StageResult(files, metrics)
 
 
+def count_samples(done: StageResult) -> int:
+    """Return how many samples an evaluation has drawn and scored."""
+    return sum(count for name, count in done.files.items() if name in (EVAL, TEST))
+
+
 def final_test_stage(
     run: Run, params: Params, folder: Path, *, round: int, step: int
 ) -> StageResult:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from halos_jax.rounds.budget import RoundPlan
 from halos_jax.rounds.context import NOTHING, Run, StageResult
 from halos_jax.rounds.outcome.decisions import find_needed, find_start, report_verdict
 from halos_jax.rounds.prompts import name_held_out
+from halos_jax.rounds.report import report_stage
 from halos_jax.rounds.stages import remove_eval_shards
 from halos_jax.rounds.watch import before
 from halos_jax.workdir import chain, manifests
@@ -104,15 +106,28 @@ def _name_source(run: Run, round: int) -> str:
     return name_held_out(run.config) + (" or data.test" if run.test else "")
 
 
-@contextlib.contextmanager
-def open_stage(run: Run, round: int, stage: str) -> Iterator[Callable[[], None]]:
-    """Time the block as `stage`; if the run is stopped inside it, the message names the stage.
+@dataclasses.dataclass
+class OpenStage:
+    """A stage under way. `write_time` records its time before its end; see `time_stage`."""
 
-    Yields a function that records the time before the end of the block; see `time_stage`.
-    """
+    write_time: Callable[[], None]
+    done: Mapping[str, int] | None = None
+
+    def tell(self, **done: int) -> None:
+        """Say at the end of the stage what it has done: noun -> count; see `report_stage`."""
+        self.done = done
+
+
+@contextlib.contextmanager
+def open_stage(run: Run, round: int, stage: str) -> Iterator[OpenStage]:
+    """Time the block as `stage`; if the run is stopped inside it, the message names the stage."""
     run.stop.place = f"round {round}, stage {stage}"
+    began = time.monotonic()
     with time_stage(run.workspace.ledger, round, stage) as write_time:
-        yield write_time
+        opened = OpenStage(write_time)
+        yield opened
+    if opened.done is not None and run.workspace.is_writer:
+        report_stage(run, round, stage, time.monotonic() - began, opened.done)
 
 
 def commit_stage(

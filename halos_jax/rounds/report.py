@@ -1,33 +1,38 @@
-"""Reports of an online run for people: its budget, a row per round, and a table of all rounds."""
+"""What an online run says to people: its budget, a line a stage, the table of rounds, its end."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
 
 from halos_jax.config import Config
+from halos_jax.console import compiling
 from halos_jax.course.advice import RoundSigns, list_new_hints
 from halos_jax.course.budget_text import (
     RoundDone,
     RoundSize,
     describe_budget,
     describe_rest,
+    find_pace,
     find_traps,
+    show_count,
+    show_seconds,
 )
 from halos_jax.course.verdicts import scale_rate
 from halos_jax.losses import get_loss
 from halos_jax.packing.batches import count_steps
 from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.context import Run
+from halos_jax.rounds.outcome.table import Row, format_rounds, last_round, read_rows
 from halos_jax.rounds.outlook import read_signs
-from halos_jax.workdir import changes, manifests
+from halos_jax.workdir import manifests
 from halos_jax.workdir.manifests import Manifest, round_folder
-from halos_jax.workdir.timing import format_times, read_times
 
 logger = logging.getLogger(__name__)
 
-_NONE = "-"  # in a cell without a value
-_LONGEST_HEADER = 20
+_ROWS = 12  # of the table that is shown after a round: the newest
+
+# What the stages before training say in a round's manifest. The rest, which is the signs and the
+# evaluation, is in the metrics since it was measured.
+_COUNTS = ("samples", "truncated", "response_tokens_mean", "steps_done")
 
 
 def report_budget(
@@ -61,25 +66,71 @@ def list_sizes(
     return sizes
 
 
+def report_stage(run: Run, round: int, stage: str, seconds: float, did: Mapping[str, int]) -> None:
+    """Log that a stage is done: what it did, how fast, and how much time the run will still take.
+
+    Args:
+      did: noun -> count; the first is what its rate counts. "tokens" are counted a second alone.
+    """
+    counts = [show_count(count, noun) for noun, count in did.items() if noun != "tokens"]
+    parts = [f"{', '.join(counts)} in {_show_time(seconds)}"]
+    for noun in dict.fromkeys((*list(did)[:1], "tokens")):
+        if did.get(noun) and seconds:
+            parts.append(f"{_show_rate(did[noun] / seconds)} {noun}/s")
+    compiled = compiling.take_seconds()
+    if compiled >= 0.1:
+        parts.append(f"{_show_time(compiled)} of it compiling")
+    rest = _estimate_rest(run)
+    if rest is not None:
+        parts.append(f"about {show_seconds(rest)} left of the run")
+    logger.info("round %d, %s: %s", round, stage, "; ".join(parts))
+
+
 def report_round(run: Run, manifest: Manifest, budget: Budget) -> None:
-    """Log a finished round: its row of the table, its times, and what is left of the run.
+    """Log a finished round: the table so far, what is left of the run, and advice.
+
+    The table has the newest rounds alone if there are many.
 
     Args:
       budget: the run's, with the ranges of the rounds that have begun.
     """
     round, config = manifest.round, run.config
     sizes = list_sizes(config, budget, len(run.prompts), lambda _: config.train.epochs)
-    lines = format_rounds(run.workdir, last=round).splitlines()
-    logger.info("round %d of %d done:\n%s\n%s", round, len(sizes), lines[0], lines[-1])
-    times = format_times(run.workdir, round)
-    if times:
-        logger.info("time of round %d: %s", round, times)
-    done = [_sum_up(row) for row in _read_rows(run.workdir, round) if row.manifest.round]
+    table = format_rounds(run.workdir, last=round, most=_ROWS)
+    logger.info("round %d of %d is done:\n%s", round, len(sizes), table)
+    done = [_sum_up(row) for row in read_rows(run.workdir, round) if row.manifest.round]
     rest = describe_rest(config, done, sizes[round:], sum(one.steps for one in sizes))
     if rest:
         logger.info("%s", rest)
     for hint in list_new_hints(config, list_signs(run, round))[-1]:
         logger.info("advice: %s", hint.text)
+    record_round(run, manifest)
+
+
+def record_round(run: Run, manifest: Manifest) -> None:
+    """Write what the table says of a round, and nothing else has written, to the metrics."""
+    row = read_rows(run.workdir, manifest.round)[-1]
+    values: dict[str, float] = {
+        name: value
+        for name, value in row.metrics.items()
+        if name.startswith(("feedback_", "unlabelled_train")) or name in _COUNTS
+    }
+    values |= {f"seconds/{stage}": seconds for stage, seconds in row.times.items()}
+    if row.seconds is not None:
+        values["seconds"] = row.seconds
+    if row.tokens_per_second is not None:
+        values["sampled_tokens_per_second"] = row.tokens_per_second
+    run.writer.write(row.metrics.get("steps_done", 0), {"round": manifest.round, **values})
+    run.writer.flush()
+
+
+def report_resumed(run: Run) -> None:
+    """Log the table of a run that goes on, once; its rounds are not told again."""
+    rounds = run.workdir / "rounds"
+    rows = read_rows(run.workdir, last_round(run.workdir)) if rounds.is_dir() else []
+    done = [row.manifest.round for row in rows if row.is_done]
+    if done:
+        logger.info("done before:\n%s", format_rounds(run.workdir, last=max(done)))
 
 
 def report_end(run: Run, result: str) -> None:
@@ -106,133 +157,25 @@ def list_signs(run: Run, last: int) -> list[RoundSigns]:
     return [read(one) for one in found if one is not None]
 
 
-def format_rounds(workdir: Path, *, last: int | None = None) -> str:
-    """Return a table of the rounds up to `last`, or of all: their budget, rewards and signs.
-
-    A column is there if any of these rounds has a value for it. `halos_jax/course/README.md` says
-    what the columns are.
-    """
-    rows = _read_rows(workdir, last_round(workdir) if last is None else last)
-    chosen = _choose_columns(rows, _list_scorers(workdir))
-    columns = {name[:_LONGEST_HEADER]: read for name, read in chosen.items()}
-    cells = [[read(row) for row in rows] for read in columns.values()]
-    shown = [
-        [name, *(cell or _NONE for cell in column)]
-        for name, column in zip(columns, cells, strict=True)
-        if any(column)
-    ]
-    widths = [max(map(len, column)) for column in shown]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in zip(*shown, strict=True)
-    )
+def _estimate_rest(run: Run) -> float | None:
+    """Return for how many seconds the run will go on, by the pace of its finished rounds."""
+    rows = read_rows(run.workdir, last_round(run.workdir))
+    done = [row for row in rows if row.is_done and row.manifest.round]
+    pace = find_pace([_sum_up(row) for row in done])
+    if pace is None:
+        return None
+    left = run.budget.end(len(run.prompts)) - done[-1].manifest.stop
+    spent = sum(row.seconds or 0.0 for row in rows if not row.is_done)
+    return max(pace * left - spent, 0.0)
 
 
-def last_round(workdir: Path) -> int:
-    """Return the number of the newest round in `workdir`."""
-    names = [path.name for path in (workdir / "rounds").iterdir()]
-    return max(int(name) for name in names if name.isdigit())  # skip files like .DS_Store
-
-
-# --------------------------------------------------------------------------- the table
-
-
-class _Row(NamedTuple):
-    """A round of the table; `steps` and `seconds` are None where they are not known."""
-
-    manifest: Manifest
-    steps: int | None
-    seconds: float | None
-
-    @property
-    def metrics(self) -> Mapping[str, Any]:
-        return self.manifest.metrics
-
-    @property
-    def prompts(self) -> int:
-        return self.manifest.stop - self.manifest.start
-
-    @property
-    def examples(self) -> int:
-        counts = [self.metrics.get(f"feedback_{name}", 0) for name in ("pairs", "examples")]
-        return sum(counts) if self.manifest.round else 0
-
-
-def _read_rows(workdir: Path, last: int) -> list[_Row]:
-    """Read the rounds from 0 to `last` that have begun."""
-    found = [manifests.load_manifest(round_folder(workdir, round)) for round in range(last + 1)]
-    times, rows = read_times(workdir), list[_Row]()
-    before: int | None = 0
-    for manifest in found:
-        if manifest is None:
-            continue
-        total: int | None = manifest.metrics.get("steps_done")
-        spans = [one["end"] - one["start"] for one in times if one["round"] == manifest.round]
-        steps = None if total is None or before is None else total - before
-        rows.append(_Row(manifest, steps, sum(spans) if spans else None))
-        before = total
-    return rows
-
-
-def _sum_up(row: _Row) -> RoundDone:
+def _sum_up(row: Row) -> RoundDone:
     return RoundDone(row.prompts, row.examples, row.steps or 0, row.seconds or 0.0)
 
 
-_Read = Callable[[_Row], str]  # the text of a cell; "" if the round has no value
+def _show_time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else show_seconds(seconds)
 
 
-def _list_scorers(workdir: Path) -> list[str]:
-    """Return the names of `eval.scorers`, `reward.rules` and `reward.parts` of the run."""
-    path = workdir / changes.FILE
-    plain = changes.read_plain(path) if path.exists() else {}
-    reward = plain.get("reward", {})
-    rules = [rule.rpartition(":")[2] for rule in reward.get("rules", ())]
-    return [*plain.get("eval", {}).get("scorers", ()), *rules, *reward.get("parts", ())]
-
-
-def _choose_columns(rows: Sequence[_Row], scorers: Sequence[str]) -> dict[str, _Read]:
-    """Return header -> reader of every column, of which some may have no value in any round."""
-    known = {name for row in rows for name in row.metrics}
-
-    def first(*names: str) -> str:
-        return next((name for name in names if name in known), "")
-
-    scorer = first(*[f"reward_eval/{name}" for name in scorers])
-    return {
-        "round": lambda row: str(row.manifest.round),
-        "prompts": lambda row: str(row.prompts),
-        "examples": lambda row: str(row.examples),
-        "steps": lambda row: "" if row.steps is None else str(row.steps),
-        "reward_eval": lambda row: _show_estimate(row, "reward_eval"),
-        "win": _reader("win_rate_eval", ".2f"),
-        scorer.removeprefix("reward_eval/"): lambda row: _show_estimate(row, scorer),
-        "test": lambda row: _show_estimate(row, "reward_test"),
-        "kl": _reader(first("kl_sft", "kl_sampled"), "z.2f"),
-        "margin": _reader("fresh_margin", "+z.3f"),
-        "ties": _reader("tied_share", ".2f"),
-        "cut": _show_cut,
-        "tokens": _reader(first("response_tokens_eval", "response_tokens_mean"), ".1f"),
-        "stale": _reader(first("kl_stale", "kl_sampled_stale"), "z.2f"),
-        "seconds": lambda row: "" if row.seconds is None else f"{row.seconds:.1f}",
-    }
-
-
-def _reader(name: str, form: str) -> _Read:
-    """Return a reader of one metric."""
-    return lambda row: format(row.metrics[name], form) if name in row.metrics else ""
-
-
-def _show_estimate(row: _Row, name: str) -> str:
-    """Return "0.250 ±0.021": a mean and, where it is known, half of its 95 % interval."""
-    if name not in row.metrics:
-        return ""
-    shown = f"{row.metrics[name]:z.3f}"
-    if f"{name}/low" not in row.metrics:
-        return shown
-    return f"{shown} ±{(row.metrics[f'{name}/high'] - row.metrics[f'{name}/low']) / 2:.3f}"
-
-
-def _show_cut(row: _Row) -> str:
-    """Return the share of the round's samples that the token limit has cut."""
-    samples = row.metrics.get("samples", 0)
-    return f"{row.metrics['truncated'] / samples:.2f}" if samples else ""
+def _show_rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

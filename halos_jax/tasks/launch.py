@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
 
@@ -14,14 +15,19 @@ from halos_jax import config as config_lib
 from halos_jax import devices, sharding
 from halos_jax.config import Config, ConfigError
 from halos_jax.config.tasks import MODES, TASKS, Task, load
+from halos_jax.console.compiling import watch_compilations
 from halos_jax.console.logs import hush
-from halos_jax.console.values import show_metrics
+from halos_jax.console.values import WIDTH, fit, show_metrics
+from halos_jax.course.budget_text import show_seconds
 from halos_jax.devices import explain_memory
 from halos_jax.losses import check_evaluation, check_feedback, check_loss, check_reference
 from halos_jax.once import forget_run
 from halos_jax.workdir.interrupt import StopSignal, catch_signals
 
 logger = logging.getLogger("halos_jax")
+
+# Metrics in the order in which the last line has them; "" stands for all others.
+_FIRST = ("reward_eval", "reward_test", "loss/eval", "rewards_eval/accuracies", "loss/train", "")
 
 _CACHE_SETTINGS = (
     "jax_compilation_cache_dir",
@@ -57,6 +63,7 @@ def launch(config: Config) -> dict[str, float]:
 
 def _launch(config: Config) -> dict[str, float]:
     start_jax(config)
+    watch_compilations()
     if config.mode != "run":
         load(MODES[config.mode].run)(config)
         return {}
@@ -64,12 +71,27 @@ def _launch(config: Config) -> dict[str, float]:
         from halos_jax.tasks.preflight import check_start  # imports all other tasks too
 
         check_start(config, with_data=False)
+    began = time.monotonic()
     with _listen() as stop:
         metrics = run_task(config, stop)
     sharding.wait_for_all("end the job")  # the first to leave would disconnect the others
     if metrics:
-        logger.info("finished: %s", ", ".join(show_metrics(dict(sorted(metrics.items())))))
+        logger.info("%s", describe_end(metrics, time.monotonic() - began))
     return metrics
+
+
+def describe_end(metrics: Mapping[str, float], seconds: float) -> str:
+    """Return a line that says how long a task has taken, and the first of its metrics."""
+    took = f"finished in {show_seconds(seconds)}: "
+    shown = show_metrics(dict(sorted(metrics.items(), key=_rank)))
+    return took + fit(shown, width=WIDTH - len(took))
+
+
+def _rank(item: tuple[str, float]) -> tuple[int, str]:
+    """Put what a run is for before what says how it went, and intervals behind their means."""
+    stem = item[0].removesuffix("/low").removesuffix("/high")
+    order = [number for number, name in enumerate(_FIRST) if stem == name or not name]
+    return order[0], stem
 
 
 @contextlib.contextmanager

@@ -13,10 +13,11 @@ from halos_jax.models.lora import merge_adapter
 from halos_jax.policies import final, source
 from halos_jax.rounds import evaluation, stages
 from halos_jax.rounds.budget import NO_PROMPTS
-from halos_jax.rounds.context import NOTHING, Run
+from halos_jax.rounds.context import NOTHING, Run, StageResult
 from halos_jax.rounds.outcome.decisions import decide, find_stop
 from halos_jax.rounds.outcome.ending import Ending, has_more, report_stop, take_final
 from halos_jax.rounds.outcome.fallback import fall_back
+from halos_jax.rounds.outcome.table import count_tokens, format_rounds, last_round
 from halos_jax.rounds.pending import (
     PendingRound,
     commit_round,
@@ -34,7 +35,7 @@ from halos_jax.rounds.progress import (
 )
 from halos_jax.rounds.refill import extents
 from halos_jax.rounds.refill.gather import gather, remove_extents
-from halos_jax.rounds.report import last_round, report_end, report_round
+from halos_jax.rounds.report import record_round, report_end, report_resumed, report_round
 from halos_jax.rounds.setup import make_run
 from halos_jax.rounds.watch import after, before
 from halos_jax.tasks.inputs import check_inputs
@@ -86,6 +87,7 @@ def run_rounds(run: Run, progress: Progress) -> dict[str, float]:
     round begins where the one before ended, until the budget or the prompts are used up.
     """
     held_out: Dataset | None = None
+    report_resumed(run)
     for round in itertools.count():
         if find_stop(run.config, run.workdir, round) is not None:
             break
@@ -100,8 +102,11 @@ def run_rounds(run: Run, progress: Progress) -> dict[str, float]:
         if round == 1:
             with explain_memory("train", "the pass over held-out feedback", run.config):
                 held_out = _load_held_out(run, progress)
+        is_told = manifest.next_stage is None  # by the process that has done it
         manifest = run_round(run, progress, manifest, held_out)
-        if progress.pending is None:
+        if is_told and manifest.metrics.get("steps_done") == int(progress.state.step):
+            record_round(run, manifest)  # which it may have been killed before
+        elif progress.pending is None and not is_told:
             report_round(run, manifest, progress.budget)
         if round and run.config.rounds.export_each:
             manifest = commit_pending(run, progress) or manifest
@@ -128,9 +133,10 @@ def run_round(
         manifest = gather(run, progress, manifest)
     if manifest.next_stage == "sample":
         prompts = run.prompts[manifest.start : manifest.stop]
-        with open_stage(run, round, "sample"):
+        with open_stage(run, round, "sample") as stage:
             policy = merge_adapter(take_policy(progress.state.params), run.trainer.frozen)
             done = stages.sample_stage(run.rollouts, policy, prompts, folder, round)
+            stage.tell(samples=done.metrics["samples"], tokens=count_tokens(done.metrics))
             del policy
         commit_pending(run, progress)
         manifest = commit_stage(run, manifest, "sample", done)
@@ -138,8 +144,9 @@ def run_round(
     remove_extents(run, manifest)
     if manifest.next_stage == "score":
         run.stop.check()
-        with open_stage(run, round, "score"):
+        with open_stage(run, round, "score") as stage:
             done = stages.score_stage(run.rollouts, folder)
+            stage.tell(samples=done.files["scores.jsonl"])
         manifest = commit_stage(run, manifest, "score", done)
     if manifest.next_stage == "feedback":
         with open_stage(run, round, "feedback"):
@@ -149,23 +156,17 @@ def run_round(
         run.stop.check()
         stages.forget_samples(run, round)
         explained = explain_memory("train", f"training of round {round}", run.config)
-        with open_stage(run, round, "train") as write_time, explained:
+        with open_stage(run, round, "train") as stage, explained:
+            began = int(progress.state.step)
             progress.state = _train(run, progress, round, held_out)
-            write_time()  # before the save: after it the stage is never repeated
+            stage.tell(steps=int(progress.state.step) - began)
+            stage.write_time()  # before the save: after it the stage is never repeated
             stages.save_round(run, progress.state, round)
         progress.round, progress.stage_step = round, 0
     if manifest.next_stage not in ("train", "evaluate"):
         stages.remove_eval_shards(run, manifest)
         return manifest
-    done = NOTHING
-    due = evaluation.list_due(run, manifest)
-    if due:
-        with open_stage(run, round, "evaluate"):
-            policy = _take_policy(run, progress)
-            step = int(progress.state.step)
-            done = evaluation.evaluate_stage(run, policy, folder, due, round=round, step=step)
-            del policy
-    done = after.add_staleness(run, progress.state, done, round)
+    done = _evaluate(run, progress, manifest)
     # With the signs of before, which are committed later: decisions are made on all of them.
     signs = before.read_before(folder).metrics
     metrics = {**signs, **done.metrics, "steps_done": int(progress.state.step)}
@@ -175,6 +176,20 @@ def run_round(
         return commit_round(run, pending)
     progress.pending = pending
     return manifest
+
+
+def _evaluate(run: Run, progress: Progress, manifest: Manifest) -> StageResult:
+    """Evaluate the policy where the round is due for it; measure how stale its samples are."""
+    round, done = manifest.round, NOTHING
+    due = evaluation.list_due(run, manifest)
+    if due:
+        with open_stage(run, round, "evaluate") as stage:
+            policy, folder = _take_policy(run, progress), round_folder(run.workdir, round)
+            step = int(progress.state.step)
+            done = evaluation.evaluate_stage(run, policy, folder, due, round=round, step=step)
+            stage.tell(samples=evaluation.count_samples(done))
+            del policy
+    return after.add_staleness(run, progress.state, done, round)
 
 
 def _take_policy(run: Run, progress: Progress) -> Params:
@@ -221,9 +236,10 @@ def _test_final(run: Run, ending: Ending, step: int) -> dict[str, float]:
     if manifest is None:
         return {}
     if run.test and evaluation.TEST not in manifest.files:
-        with open_stage(run, ending.round, "test"):
+        with open_stage(run, ending.round, "test") as stage:
             policy = merge_adapter(ending.params, run.trainer.frozen)
             done = evaluation.final_test_stage(run, policy, folder, round=ending.round, step=step)
+            stage.tell(samples=evaluation.count_samples(done))
             del policy
         manifest = commit_test(run, manifest, done)
     stages.remove_eval_shards(run, manifest)
@@ -262,7 +278,9 @@ def _report_complete(workspace: Workspace) -> dict[str, float]:
     manifests.verify_run(workspace.workdir)
     for change in workspace.history.pick("growing"):
         logger.info("%s; this is for rounds not trained yet, but there are none left", change)
-    logger.info("%s is complete: nothing to do", workspace.workdir)
+    logger.info(
+        "%s is complete: nothing to do\n%s", workspace.workdir, format_rounds(workspace.workdir)
+    )
     last = manifests.load_manifest(round_folder(workspace.workdir, last_round(workspace.workdir)))
     report_stop(workspace.config, workspace.workdir, last_round(workspace.workdir))
     return dict(last.metrics) if last is not None else {}

@@ -191,3 +191,15 @@ def test_what_is_logged_once_is_logged_once_in_each_run_of_a_process(monkeypatch
     for count in (1, 2):
         launch.launch(Config())
         assert caplog.text.count("x is not read") == count
+
+
+def test_the_last_line_has_the_time_and_what_the_run_is_for():
+    metrics = {f"feedback_{number}": 1.5 for number in range(40)}
+    metrics |= {"reward_eval/high": 0.5, "reward_eval/low": 0.25, "reward_eval": 1 / 3}
+    line = launch.describe_end(metrics, 80.2)
+    assert line.startswith(
+        "finished in 1 min 20 s: reward_eval 0.3333 (0.25 to 0.5), feedback_0 1.5, "
+    )
+    assert line.endswith(" more") and len(line) <= 100
+    line = launch.describe_end({"counters/lr": 1e-5, "loss/train": 0.5, "loss/eval": 0.25}, 2)
+    assert line == "finished in 2 s: loss/eval 0.25, loss/train 0.5, counters/lr 1e-05"

@@ -21,9 +21,9 @@ from halos_jax.rounds.outcome.decisions import (
     keeps_best,
     list_done,
 )
+from halos_jax.rounds.outcome.table import last_round
 from halos_jax.rounds.outlook import has_new_prompts, make_budget
 from halos_jax.rounds.progress import Progress
-from halos_jax.rounds.report import last_round
 from halos_jax.training.followers import take_exported, take_policy
 from halos_jax.types import Params
 from halos_jax.workdir import manifests

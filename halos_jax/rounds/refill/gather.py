@@ -52,9 +52,9 @@ def sample_extent(run: Run, progress: Progress, manifest: Manifest) -> list[Samp
     """Sample the prompts of the round's range that no extent has yet."""
     known, round = ranges.read_extents(manifest), manifest.round
     prompts = run.prompts[known[-1].stop if known else manifest.start : manifest.stop]
-    with open_stage(run, round, _name_stage("sample", len(known))):
+    with open_stage(run, round, _name_stage("sample", len(known))) as stage:
         policy = merge_adapter(take_policy(progress.state.params), run.trainer.frozen)
-        return stages.sample_prompts(
+        samples = stages.sample_prompts(
             run.rollouts,
             policy,
             prompts,
@@ -62,13 +62,17 @@ def sample_extent(run: Run, progress: Progress, manifest: Manifest) -> list[Samp
             round=round,
             label=_name("samples", len(known)),
         )
+        tokens = sum(len(one.response_ids) for one in samples)
+        stage.tell(samples=len(samples), tokens=tokens)
+    return samples
 
 
 def score_extent(run: Run, manifest: Manifest, samples: Sequence[Sample]) -> Manifest:
     """Score an extent and commit it, with the decision whether another one follows."""
     folder, number = round_folder(run.workdir, manifest.round), len(ranges.read_extents(manifest))
     names = [f"{_name(kind, number)}.jsonl" for kind in ("samples", "scores")]
-    with open_stage(run, manifest.round, _name_stage("score", number)):
+    with open_stage(run, manifest.round, _name_stage("score", number)) as stage:
+        stage.tell(samples=len(samples))
         labels = label_samples(run.rollouts.scorer, samples, run.config.reward)
         rows = map(records.sample_to_record, samples)
         stages.write_rows(run.workspace, folder / names[0], rows)

@@ -42,5 +42,5 @@ def add_staleness(run: Run, state: TrainState, evaluation: StageResult, round: i
     metrics = watching.name_metrics(signs)
     run.writer.write(int(state.step), {"round": round, **metrics})
     run.writer.flush()  # before the manifest says that the stage is done
-    logger.info("round %d: staleness in %.2f s", round, time.monotonic() - began)
+    logger.debug("round %d: staleness in %.2f s", round, time.monotonic() - began)
     return evaluation._replace(metrics={**evaluation.metrics, **metrics})

@@ -58,7 +58,7 @@ def measure_before(
     ratios = _find_ratios(run, samples, watched, items, reference, load_sft)
     compared = items if reference is not None else ()
     metrics = measure_fresh(run.config, samples, watched, ratios, compared)
-    logger.info("round %d: signs before training in %.2f s", round, time.monotonic() - began)
+    logger.debug("round %d: signs before training in %.2f s", round, time.monotonic() - began)
     return {"round": round, "metrics": metrics}
 
 

@@ -1,0 +1,169 @@
+"""The table of rounds: what came of each of them, read from the manifests and the timings."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from halos_jax.console.table import Column, format_table, show_estimate
+from halos_jax.workdir import changes, manifests
+from halos_jax.workdir.manifests import Manifest, round_folder
+from halos_jax.workdir.timing import read_times
+
+
+class Row(NamedTuple):
+    """A round of the table.
+
+    `steps` is None where it is not known. `times` maps a stage that is timed to its seconds.
+    """
+
+    manifest: Manifest
+    steps: int | None
+    times: Mapping[str, float]
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        return self.manifest.metrics
+
+    @property
+    def is_done(self) -> bool:
+        return self.manifest.next_stage is None
+
+    @property
+    def prompts(self) -> int:
+        return self.manifest.stop - self.manifest.start
+
+    @property
+    def examples(self) -> int:
+        counts = [self.metrics.get(f"feedback_{name}", 0) for name in ("pairs", "examples")]
+        return sum(counts) if self.manifest.round else 0
+
+    @property
+    def seconds(self) -> float | None:
+        """The time of all stages of the round; None where none is known."""
+        return sum(self.times.values()) if self.times else None
+
+    @property
+    def start(self) -> str:
+        """The round whose policy it started from, or "sft"; "" where that is not known."""
+        return self.manifest.policy.removeprefix("round-").lstrip("0")
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The tokens of the round's own samples for each second of its sample stage."""
+        known = self.metrics
+        seconds = sum(one for stage, one in self.times.items() if stage.startswith("sample"))
+        return count_tokens(known) / seconds if seconds and "samples" in known else None
+
+
+def count_tokens(metrics: Mapping[str, Any]) -> int:
+    """Return the tokens of a round's own samples, from the metrics of its sample stage."""
+    tokens: int = round(metrics.get("samples", 0) * metrics.get("response_tokens_mean", 0.0))
+    return tokens
+
+
+def read_rows(workdir: Path, last: int) -> list[Row]:
+    """Read the rounds from 0 to `last` that have begun."""
+    found = [manifests.load_manifest(round_folder(workdir, round)) for round in range(last + 1)]
+    times, rows = read_times(workdir), list[Row]()
+    before: int | None = 0
+    for manifest in found:
+        if manifest is None:
+            continue
+        total: int | None = manifest.metrics.get("steps_done")
+        spans = {
+            one["stage"]: one["end"] - one["start"]
+            for one in times
+            if one["round"] == manifest.round
+        }
+        steps = None if total is None or before is None else total - before
+        rows.append(Row(manifest, steps, spans))
+        before = total
+    return rows
+
+
+def format_rounds(workdir: Path, *, last: int | None = None, most: int | None = None) -> str:
+    """Return a table of the rounds up to `last`, or of all: their budget, rewards and signs.
+
+    It is at most 100 columns wide. A column is there if any of these rounds has a value for it.
+    `halos_jax/course/README.md` says what the columns are.
+
+    Args:
+      most: how many rounds it has at most, the newest; None: all.
+    """
+    rows = read_rows(workdir, last_round(workdir) if last is None else last)
+    return format_table(_choose_columns(rows[-most:] if most else rows, _list_scorers(workdir)))
+
+
+def last_round(workdir: Path) -> int:
+    """Return the number of the newest round in `workdir`."""
+    names = [path.name for path in (workdir / "rounds").iterdir()]
+    return max(int(name) for name in names if name.isdigit())  # skip files like .DS_Store
+
+
+_Read = Callable[[Row], str]  # the text of a cell; "" if the round has no value
+
+
+def _list_scorers(workdir: Path) -> list[str]:
+    """Return the names of `eval.scorers`, `reward.rules` and `reward.parts` of the run."""
+    path = workdir / changes.FILE
+    plain = changes.read_plain(path) if path.exists() else {}
+    reward = plain.get("reward", {})
+    rules = [rule.rpartition(":")[2] for rule in reward.get("rules", ())]
+    return [*plain.get("eval", {}).get("scorers", ()), *rules, *reward.get("parts", ())]
+
+
+def _choose_columns(rows: Sequence[Row], scorers: Sequence[str]) -> list[Column]:
+    """Return the columns, of which some may have no value in any row."""
+    known = {name for row in rows for name in row.metrics}
+
+    def first(*names: str) -> str:
+        return next((name for name in names if name in known), "")
+
+    scorer = first(*[f"reward_eval/{name}" for name in scorers])
+    # A round goes on from the one before it, unless the guard has gone back.
+    went_back = any(
+        row.manifest.round > 1 and row.start not in ("", str(row.manifest.round - 1))
+        for row in rows
+    )
+
+    def make(name: str, read: _Read, rank: int = 0) -> Column:
+        return Column(name, [read(row) for row in rows], rank)
+
+    return [
+        make("round", lambda row: str(row.manifest.round)),
+        make("from", lambda row: row.start if went_back and row.manifest.round else ""),
+        make("prompts", lambda row: str(row.prompts), 4),
+        make("examples" if "feedback_examples" in known else "pairs", lambda r: str(r.examples)),
+        make("steps", lambda row: "" if row.steps is None else str(row.steps), 2),
+        make("reward", lambda row: show_estimate(row.metrics, "reward_eval")),
+        make("win", _reader("win_rate_eval", ".2f")),
+        make(scorer.removeprefix("reward_eval/"), lambda row: show_estimate(row.metrics, scorer)),
+        make("test", lambda row: show_estimate(row.metrics, "reward_test"), 1),
+        make("kl", _reader(first("kl_sft", "kl_sampled"), "z.2f")),
+        make("margin", _reader("fresh_margin", "+z.3f")),
+        make("ties", _reader("tied_share", ".2f")),
+        make("cut", _show_cut),
+        make("length", _reader(first("response_tokens_eval", "response_tokens_mean"), ".1f")),
+        make("stale", _reader(first("kl_stale", "kl_sampled_stale"), "z.2f"), 3),
+        make("sec", lambda row: "" if row.seconds is None else _show_seconds(row.seconds)),
+        make("tok/s", _show_rate),
+    ]
+
+
+def _reader(name: str, form: str) -> _Read:
+    """Return a reader of one metric."""
+    return lambda row: format(row.metrics[name], form) if name in row.metrics else ""
+
+
+def _show_cut(row: Row) -> str:
+    """Return the share of the round's samples that the token limit has cut."""
+    samples = row.metrics.get("samples", 0)
+    return f"{row.metrics['truncated'] / samples:.2f}" if samples else ""
+
+
+def _show_seconds(seconds: float) -> str:
+    return f"{seconds:.1f}" if seconds < 1000 else f"{seconds:.0f}"
+
+
+def _show_rate(row: Row) -> str:
+    return "" if row.tokens_per_second is None else f"{row.tokens_per_second:.0f}"
