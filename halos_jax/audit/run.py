@@ -29,6 +29,8 @@ from halos_jax.storage import WorkdirError
 logger = logging.getLogger(__name__)
 
 FILE = "verification.json"
+# What reading a file raises that is not as a run writes it.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class VerificationError(UserError, RuntimeError):
@@ -91,8 +93,9 @@ def _make(check: Check, place: str, *arguments: Any) -> Iterator[Finding]:
             yield dataclasses.replace(finding, place=place)
     except (ConfigError, ModelError) as error:
         yield dataclasses.replace(not_checked(check.name, "an input", str(error)), place=place)
-    except UserError as error:
-        yield dataclasses.replace(differs(check.name, "a file", str(error)), place=place)
+    except (UserError, *_UNREADABLE) as error:
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        yield dataclasses.replace(differs(check.name, "a file of the run", said), place=place)
 
 
 def _write(config: Config, findings: list[Finding], seconds: float) -> None:

@@ -108,7 +108,7 @@ def _check(
 ) -> list[Change]:
     path = ledger.workdir / INPUTS
     known = _drop_unread(_read(path) if is_begun and ledger.find(path) else {}, config)
-    files, code = list_inputs(config), _list_code(config)
+    files, code = list_inputs(config), list_code(config)
     if policy is not None:
         files["model.path"] = [("", policy)]
     found = compare_inputs(known, files, _count_sources(ledger.workdir))
@@ -313,7 +313,7 @@ def _list_model(text: str, *, weights: bool) -> Iterator[tuple[str, Path]]:
             yield path.name, path
 
 
-def _list_code(config: Config) -> dict[str, list[tuple[str, Path]]]:
+def list_code(config: Config) -> dict[str, list[tuple[str, Path]]]:
     """Map each field that names functions of the user's own to the files that hold them."""
     named = {}
     if is_scored(config):

@@ -159,7 +159,7 @@ def hash_inputs(workdir: Path) -> dict[str, str]:
     }
 
 
-def hash_rows(workdir: Path, first: int, last: int | None = None) -> dict[str, Any]:
+def hash_rows(workdir: Path, first: int = 0, last: int | None = None) -> dict[str, Any]:
     """Return number and SHA-256 of the rows of metrics.jsonl for the steps after `first` to `last`.
 
     Rows of a whole round, which have a "round", are left out: the manifest has their values. The
@@ -167,17 +167,20 @@ def hash_rows(workdir: Path, first: int, last: int | None = None) -> dict[str, A
     the order, in which rows of one step may come after a resume.
 
     Args:
-      last: None: to the end, with the rows of whole rounds.
+      last: None: all rows, with those of whole rounds.
     """
     path, rows = workdir / METRICS, []
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
         row = json.loads(line)
-        inside = (first or -1) < row["step"] <= (row["step"] if last is None else last)
-        if inside and (last is None or "round" not in row):
+        if last is None or ("round" not in row and _is_between(row["step"], first, last)):
             kept = {name: value for name, value in row.items() if name not in _TIMES}
             rows.append(json.dumps(kept, sort_keys=True))
     digest = hashlib.sha256("".join(f"{row}\n" for row in sorted(rows)).encode())
     return {"count": len(rows), "sha256": digest.hexdigest()}
+
+
+def _is_between(step: int, first: int, last: int) -> bool:
+    return first < step <= last or step == first == 0 < last
 
 
 def hash_sums(sums: Mapping[str, Any] | None) -> str:

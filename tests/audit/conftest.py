@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from halos_jax import storage
 from halos_jax.audit.opened import Opened, open_workdir
-from halos_jax.config import Config, ModelConfig, VerifyConfig
+from halos_jax.config import Config, DataConfig, VerifyConfig
 from halos_jax.data.records import formats as records
-from halos_jax.workdir import changes, manifests
+from halos_jax.metrics import MetricWriter
+from halos_jax.workdir import chain, changes, manifests
 from halos_jax.workdir.changes import History
+from halos_jax.workdir.fingerprints import fingerprint
 from halos_jax.workdir.ledger import open_ledger
 from halos_jax.workdir.manifests import Manifest, round_folder
 
@@ -50,18 +53,43 @@ def made(tmp_path) -> Made:
     """Return a finished run of rounds 0 to 2."""
     workdir = tmp_path / "run"
     workdir.mkdir()
-    config = Config(workdir=str(workdir), model=ModelConfig(path=str(tmp_path / "policy")))
+    config = Config(workdir=str(workdir), data=DataConfig(train=str(tmp_path / "prompts.jsonl")))
     ledger = open_ledger(workdir)
     changes.write_history(workdir, History(config), note=ledger.note_file)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    path = tmp_path / "prompts.jsonl"
+    entry = {"name": "0:", "path": str(path), **fingerprint(path, whole_limit=99)}
+    inputs = {"data.train": [entry]}
+    storage.write_json_atomic(workdir / "inputs.json", inputs, note=ledger.note_file)
+    writer = MetricWriter(workdir / "metrics.jsonl", note=ledger.note_prefix)
+    before = None
     for round in range(3):
-        folder, manifest = round_folder(workdir, round), Manifest(round=round)
+        folder = round_folder(workdir, round)
+        policy = "sft" if round < 2 else f"round-{round - 1:04d}"
+        start, stop = max(round - 1, 0) * 4, round * 4
+        manifest = Manifest(round=round, start=start, stop=stop, policy=policy)
         folder.mkdir(parents=True)
+        for step in range(3 * round - 2, 3 * round + 1) if round else ():
+            writer.write(step, {"loss/train": 1 / step})
+        writer.flush()
         for stage in manifests.stages_of(round):
             name = f"{stage}.jsonl"
             records.write_records(folder / name, [{"a": number} for number in range(round + 2)])
             manifest = manifests.commit_stage(
                 folder, manifest, stage, files={name: round + 2}, ledger=ledger
             )
+        metrics = {**manifest.metrics, "steps_done": 3 * round}
+        manifest = dataclasses.replace(manifest, metrics=metrics)
+        facts = {
+            "config": chain.hash_config(History(config), round),
+            "inputs": chain.hash_inputs(workdir),
+            "rows": chain.hash_rows(workdir, *chain.find_steps(before, manifest)),
+            "checkpoint": "",
+        }
+        manifest = chain.seal(manifest, chain.find_digest(before), facts)
+        manifests.save_manifest(folder, manifest, ledger)
+        before = manifest
+    writer.close()
     (workdir / "final").mkdir()
     (workdir / "final" / "config.json").write_text("{}\n")
     ledger.note_tree(workdir / "final", workdir / "final")

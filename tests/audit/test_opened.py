@@ -15,7 +15,7 @@ def test_a_run_is_read_with_all_its_rounds(made):
     assert opened.is_online and opened.is_finished and opened.problems == ()
     assert [place for place, _ in list_places(opened)] == ["round 0", "round 1", "round 2"]
     assert opened.folder(opened.manifests[2]) == made.workdir / "rounds" / "0002"
-    assert opened.config.model.path == made.config.model.path
+    assert opened.config.data == made.config.data
     assert [one.round for one in made.open(round=1).list_derived()] == [1]
     assert len(opened.list_derived()) == 3
 

@@ -135,6 +135,7 @@ def test_rows_of_a_round_are_those_of_its_steps(tmp_path):
     write(range(6))
     assert chain.hash_rows(tmp_path, 0, 2) != first
     assert chain.hash_rows(tmp_path, 2, 3) == second
+    assert chain.hash_rows(tmp_path, 0, 0)["count"] == 0  # of round 0
 
 
 def test_the_hash_of_inputs_is_of_their_content(tmp_path):

@@ -1,0 +1,158 @@
+"""The chain of manifests: each follows from the one before, the config, the inputs, its files."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from halos_jax.audit.findings import Finding, compare, not_checked, passed
+from halos_jax.audit.opened import Opened
+from halos_jax.checkpoints.shelf import find_sums
+from halos_jax.config.schema import flatten, to_plain
+from halos_jax.rounds.outcome.decisions import find_start
+from halos_jax.workdir import chain
+from halos_jax.workdir.changes import FILE as CONFIG
+from halos_jax.workdir.changes import History, drop_segments, find_changes, read_plain
+from halos_jax.workdir.manifests import Manifest
+
+
+def check_chain(opened: Opened) -> Iterator[Finding]:
+    """Check that no manifest is missing, changed or moved, and what each has the hash of."""
+    done = [one for one in opened.manifests if one.next_stage is None]
+    if not done:
+        return
+    wrong = list(_find_gaps(opened))
+    before: Manifest | None = None
+    for manifest in done:
+        if manifest.chain:
+            broken = chain.find_broken(manifest, chain.find_digest(before))
+            wrong += [f"{_name(opened, manifest)}: {line}" for line in broken]
+        elif before is not None and before.chain:
+            wrong.append(f"{_name(opened, manifest)} is not sealed, though the one before it is")
+        before = manifest
+    sealed = [one for one in done if one.chain]
+    if wrong or sealed:
+        what = "manifests follow from each other"
+        yield compare("chain", what, wrong, len(sealed), len(done), "manifests")
+    if len(sealed) < len(done):
+        why = "an earlier version wrote them, which sealed nothing"
+        yield not_checked("chain", "manifests without a seal", why, len(done) - len(sealed))
+    if sealed:
+        yield _check_config(opened, sealed)
+        yield from _check_inputs(opened, sealed)
+    if opened.is_online:
+        yield from _check_rows(opened, sealed)
+        yield from _check_sums(opened, sealed)
+
+
+def _find_gaps(opened: Opened) -> Iterator[str]:
+    """Yield a line for each round that is missing, or begins where another one should."""
+    if not opened.is_online:
+        return
+    stop = opened.config.rounds.num_skip
+    for expected, manifest in enumerate(opened.manifests):
+        if manifest.round != expected:
+            yield f"round {expected} is missing"
+            return
+        if not manifest.round:
+            continue
+        if manifest.start != stop:
+            yield f"round {manifest.round} begins at prompt {manifest.start}, not {stop}"
+        stop = manifest.stop
+        start = find_start(opened.workdir, manifest.round)
+        policy = f"round-{start:04d}" if start else "sft"
+        if manifest.policy != policy:
+            yield f"round {manifest.round} samples from {manifest.policy!r}, not {policy!r}"
+
+
+def _check_config(opened: Opened, sealed: Sequence[Manifest]) -> Finding:
+    history = History(opened.config, segments=opened.segments)
+    wrong = [
+        f"{_name(opened, one)} had another config"
+        for one in sealed
+        if chain.hash_config(history, one.round) != one.chain.get("config")
+    ]
+    return compare("chain", "config.json is that of each manifest", wrong, len(sealed))
+
+
+def _check_inputs(opened: Opened, sealed: Sequence[Manifest]) -> Iterator[Finding]:
+    """Compare inputs.json with the newest manifest, and tell which inputs have changed before."""
+    now, last = chain.hash_inputs(opened.workdir), sealed[-1].chain.get("inputs", {})
+    grown = {path for segment in opened.segments for path in segment["changed"]}
+    wrong = [
+        f"{field} is not what {_name(opened, sealed[-1])} was made with"
+        for field in sorted(now.keys() | last.keys())
+        if now.get(field) != last.get(field) and not (field in grown and not opened.is_finished)
+    ]
+    changed: list[str] = []
+    for before, after in itertools.pairwise(sealed):
+        one, other = before.chain.get("inputs", {}), after.chain.get("inputs", {})
+        for field in sorted(one.keys() | other.keys()):
+            if one.get(field) == other.get(field):
+                continue
+            line = f"{field} changed before {_name(opened, after)}"
+            allowed = field in grown or not field.startswith(("data.", "model.", "lora."))
+            (changed if allowed else wrong).append(line)
+    finding = compare(
+        "chain", "inputs.json is that of the manifests", wrong, len(now), unit="inputs"
+    )
+    if changed and not wrong:
+        why = "; ".join(changed) + " (allowed: code of the user's own, data that has grown)"
+        finding = passed("chain", finding.what, len(now), unit="inputs", why=why)
+    yield finding
+
+
+def _check_rows(opened: Opened, sealed: Sequence[Manifest]) -> Iterator[Finding]:
+    """Compare the rows of metrics.jsonl with what each manifest says of those of its steps."""
+    wrong, gone, before = [], [], None
+    known = {one.round for one in sealed}
+    total = 0
+    for manifest in opened.manifests:
+        if manifest.round in known:
+            expected = manifest.chain.get("rows", {})
+            found = chain.hash_rows(opened.workdir, *chain.find_steps(before, manifest))
+            total += expected.get("count", 0)
+            if found["count"] == 0 and expected.get("count"):
+                gone.append(_name(opened, manifest))
+            elif found != expected:
+                said = f"{found['count']} rows, expected {expected.get('count')}"
+                values = "other values" if found["count"] == expected.get("count") else said
+                wrong.append(f"{_name(opened, manifest)} has {values}")
+        before = manifest
+    if sealed:
+        what = "metrics.jsonl has the steps of each round"
+        yield compare("metrics", what, wrong, total, unit="rows")
+    if gone:
+        why = f"metrics.jsonl has none of {', '.join(gone)}; it may have been moved away"
+        yield not_checked("metrics", "rows of some rounds", why)
+
+
+def _check_sums(opened: Opened, sealed: Sequence[Manifest]) -> Iterator[Finding]:
+    """Compare the checkpoints that are left with the manifests of their rounds."""
+    wrong, gone, looked = [], 0, 0
+    for manifest in (one for one in sealed if one.chain.get("checkpoint")):
+        sums = find_sums(opened.workdir / "checkpoints", manifest.round)
+        if sums is None:
+            gone += 1
+            continue
+        looked += 1
+        if chain.hash_sums(sums) != manifest.chain["checkpoint"]:
+            wrong.append(f"the checkpoint is not the one that {_name(opened, manifest)} ended with")
+    if looked or wrong:
+        what = "checkpoints are those of their rounds"
+        yield compare("checkpoints", what, wrong, looked, unit="checkpoints")
+    if gone:
+        why = "the run has deleted them (checkpoint.keep)"
+        yield not_checked("checkpoints", "those of other rounds", why, gone, "checkpoints")
+
+
+def check_given(opened: Opened) -> Iterator[Finding]:
+    """Compare the config of this command with that of the run, as far as results depend on it."""
+    recorded = drop_segments(read_plain(opened.workdir / CONFIG))
+    task = opened.config.task
+    found = find_changes(recorded, to_plain(opened.given))
+    wrong = [str(one) for one in found if one.mark.role_in(task) == "result" and not one.mark.place]
+    count = len(list(flatten(recorded)))
+    yield compare("config", "config.json is this command's", wrong, count, unit="fields")
+
+
+def _name(opened: Opened, manifest: Manifest) -> str:
+    return f"round {manifest.round}" if opened.is_online else "the manifest"
