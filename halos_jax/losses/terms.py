@@ -1,5 +1,6 @@
 """What a loss is given and what it returns."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -12,6 +13,20 @@ from halos_jax.types import Array
 Statistics: TypeAlias = Sums  # over a whole optimizer step
 
 
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+    """A divergence between the next-token distributions of the policy and of a teacher.
+
+    Attributes:
+      beta: 0: KL(teacher || policy), "forward"; 1: KL(policy || teacher), "reverse"; between: the
+        generalised Jensen-Shannon divergence with a mixture of 1 - beta of the policy.
+      temperature: the logits of both are divided by it.
+    """
+
+    beta: float = 0.5
+    temperature: float = 1.0
+
+
 @struct.dataclass
 class LossInputs:
     """What the models say about a batch; a loss never sees a model.
@@ -20,8 +35,10 @@ class LossInputs:
     `scores` are a classifier's logits. `ratios` are policy - old, or policy - reference, 0 at
     padding and clamped under humanline; `unclamped` is 1 where they are strictly inside of its
     interval. `values` are those of a value head, `old_values` the same when the answers were
-    collected (in evaluation: now), `entropies` the policy's, for metrics. `statistics` are sums
-    over the whole optimizer step. The leading m is there before the microbatches are taken apart.
+    collected (in evaluation: now), `entropies` the policy's, for metrics. `divergences` are those
+    from a teacher, over the whole vocabulary, `teacher` its log-probabilities. `statistics` are
+    sums over the whole optimizer step. The leading m is there before the microbatches are taken
+    apart.
 
     A field's type is what a loss finds that has asked for it with `register`; others find None.
 
@@ -41,6 +58,8 @@ class LossInputs:
     values: Float32[Array, "*m rows P"] = struct.field(default=None)
     old_values: Float32[Array, "*m rows P"] = struct.field(default=None)
     entropies: Float32[Array, "*m rows P"] = struct.field(default=None)
+    divergences: Float32[Array, "*m rows P"] = struct.field(default=None)
+    teacher: Float32[Array, "*m rows P"] = struct.field(default=None)
     statistics: dict[str, tuple[Float32[Array, "*m"], Float32[Array, "*m"]]] = struct.field(
         default=None
     )
