@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-RewardKind = Literal["model", "function", "judge"]
-FeedbackType = Literal["pairwise", "binary", "scalar"]
-ItemKind = Literal["pair", "target", "controlled", "unpaired", "group", "answer"]
+RewardKind = Literal["model", "function", "judge", "none"]
+FeedbackType = Literal["pairwise", "binary", "scalar", "samples"]
+ItemKind = Literal["pair", "target", "controlled", "unpaired", "group", "answer", "output"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class RewardSpec:
       by_tokens: whether it scores tokens, at most `reward.max_length` of them, rather than text.
       one_by_one: whether the samples of a prompt may be scored without those of other prompts, so
         that a file is scored, and saved, in shards.
+      scores: whether samples get a reward at all.
     """
 
     make: str
@@ -36,6 +37,7 @@ class RewardSpec:
     function: bool = False
     by_tokens: bool = False
     one_by_one: bool = False
+    scores: bool = True
 
 
 REWARD_KINDS: Mapping[RewardKind, RewardSpec] = {
@@ -60,6 +62,12 @@ REWARD_KINDS: Mapping[RewardKind, RewardSpec] = {
         needs="judge.model",
         reads=("judge",),
     ),
+    "none": RewardSpec(
+        make="halos_jax.rewards.scorers:make_no_scorer",
+        check="halos_jax.tasks.preflight:check_no_reward",
+        one_by_one=True,
+        scores=False,
+    ),
 }
 
 
@@ -81,6 +89,7 @@ class FeedbackSpec:
         of examples that these can give.
       pairs: whether an example is a pair, and the threshold the least difference of its rewards.
       compares: whether a prompt needs two samples or more, because they are compared.
+      scored: whether it needs the samples' rewards.
       single_losses: losses that can learn from a prompt's only sample even so.
     """
 
@@ -90,6 +99,7 @@ class FeedbackSpec:
     count: Callable[[int, int, str], int]
     pairs: bool = False
     compares: bool = False
+    scored: bool = True
     single_losses: tuple[str, ...] = ()
 
 
@@ -117,6 +127,13 @@ FEEDBACK_TYPES: Mapping[FeedbackType, FeedbackSpec] = {
         compares=True,
         single_losses=("ppo",),
     ),
+    "samples": FeedbackSpec(
+        make="halos_jax.rewards.samples:make_samples",
+        warn="halos_jax.rewards.samples:warn_of_samples",
+        useful=lambda counts: counts["examples"],
+        count=lambda num_prompts, num_samples, mode: num_prompts * num_samples,
+        scored=False,
+    ),
 }
 
 
@@ -136,6 +153,7 @@ class ItemSpec:
       has_classes: whether each item is desirable or undesirable; the data should have enough of
         both.
       is_weighed: whether the loss has a weight for each of the two classes.
+      takes_all: whether it takes every output of feedback, and not those alone that are good.
     """
 
     words: str
@@ -148,6 +166,7 @@ class ItemSpec:
     has_control: bool = False
     has_classes: bool = False
     is_weighed: bool = False
+    takes_all: bool = False
 
 
 ITEM_KINDS: Mapping[ItemKind, ItemSpec] = {
@@ -194,5 +213,13 @@ ITEM_KINDS: Mapping[ItemKind, ItemSpec] = {
         feedback=("scalar", "binary", "pairwise"),
         per_pair=2,
         scored_as="group",
+    ),
+    "output": ItemSpec(
+        "samples and demonstrations, whatever their rewards",
+        load="halos_jax.data.datasets:load_demonstrations",
+        make="halos_jax.data.conversations:make_target_items",
+        feedback=("samples",),
+        per_pair=2,
+        takes_all=True,
     ),
 }

@@ -40,6 +40,7 @@ def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
         allowed = ", ".join(map(repr, task.modes))
         yield f"mode: got {values['mode']!r}, allowed with task={values['task']!r}: {allowed}"
     if task.is_scored(values.__getitem__):
+        yield from load("halos_jax.rewards.samples:check_no_reward")(values)
         if not _list_parts(values):
             yield from _check_reward(values, "reward")
         if task.samples:

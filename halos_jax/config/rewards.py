@@ -87,7 +87,8 @@ class ScorerConfig:
 class RewardConfig:
     """How samples are scored."""
 
-    # What scores the samples: a reward model, a function of yours, or a judge
+    # What scores the samples: a reward model, a function of yours, or a judge; "none": nothing, for
+    # a loss that needs no rewards (gkd)
     kind: RewardKind = "model"
     # Reward model: folder or hub id of a sequence classifier in Hugging Face format
     path: str = place("", "model")

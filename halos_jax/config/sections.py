@@ -37,6 +37,8 @@ class ModelConfig(Execution):
     chat_template: str = place("", "path")
     # Variables for the template besides the conversation: enable_thinking, tools, date_string, ...
     chat_template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # The teacher of loss gkd: folder or hub id, or the workdir of a run; with the same tokenizer
+    teacher: str = place("", "model")
     random_init: bool = False  # take only the architecture from `path`; initialise the weights
     # Tokens that answers may contain, added to the tokenizer if it lacks them. Those that the chat
     # template writes, and csft's data.good_token and data.bad_token, are markers: added as special
@@ -221,7 +223,8 @@ class FeedbackConfig:
     """The feedback that the rewards of a round's samples are turned into."""
 
     # "pairwise": pairs of a better and a worse sample; "binary": samples that are desirable or
-    # not; "scalar": all samples of a prompt with their rewards
+    # not; "scalar": all samples of a prompt with their rewards; "samples": all samples as they are,
+    # for a loss that needs no rewards (gkd)
     type: FeedbackType = "pairwise"
     # Pairs that "pairwise" makes of a prompt's samples. "random": neighbours in a random order;
     # "max": the best and the worst; "min": those with the closest rewards; "all": every pair

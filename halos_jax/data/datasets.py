@@ -138,10 +138,10 @@ def load_demonstrations(source: str, selection: Selection = ALL) -> list[Demonst
 
     Takes prompt + completion / output / response / answer, messages that end with the assistant,
     prompt + chosen, samples, and feedback of every kind; `targets.Targets` chooses which outputs of
-    the feedback are learned.
+    the feedback are taken.
     """
     found: list[Demonstration] = []
-    targets = Targets(best_only=selection.best_only)
+    targets = Targets(best_only=selection.best_only, every=selection.every_output)
     reader = functools.partial(_read_taught, every_turn=selection.every_turn)
     for is_scored, one in _read(source, selection, reader, prompt_of=lambda read: read[1].prompt):
         if isinstance(one, Preference):

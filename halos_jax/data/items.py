@@ -57,6 +57,8 @@ def load_items(
     make = load(spec.make)
     if spec.has_control:
         make = functools.partial(make, control=control)
+    if spec.takes_all:
+        selection = dataclasses.replace(selection, every_output=True)
     loading = _Loading(source, renderer, lengths, selection, check_tokens)
     return loading.make(load(spec.load), make)
 

@@ -20,6 +20,7 @@ class Selection:
       collapse: replace runs of spaces and tabs by one space in all text (not in token ids).
       every_turn: learn all assistant turns of a conversation, not only the last one.
       best_only: learn one output per prompt from feedback (`targets.Targets`).
+      every_output: take all outputs of feedback, however often, instead of choosing.
       edits: changes to records and conversations as they are read.
       margins: every pair must have rewards, or a margin.
       holdout: how many prompts are held out with all of their records (see `holdout`).
@@ -35,6 +36,7 @@ class Selection:
     collapse: bool = False
     every_turn: bool = True
     best_only: bool = True
+    every_output: bool = False
     edits: Edits = NO_EDITS
     margins: bool = False
     holdout: int = 0

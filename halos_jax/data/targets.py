@@ -1,4 +1,4 @@
-"""Which outputs in feedback SFT learns."""
+"""Which outputs in feedback are targets: those that SFT learns, or all of them."""
 
 import dataclasses
 
@@ -23,14 +23,16 @@ class Targets:
     else the one with the best reward (the mean, if several records have one), or without rewards
     the one that wins most pairs. A prompt without a good output (with a single undesirable answer
     and no reward, for example) gives none. Without `best_only` it chooses every output that is
-    preferred in some pair or desirable, once each, and from scored samples the best.
+    preferred in some pair or desirable, once each, and from scored samples the best. With `every`
+    it takes all outputs, both halves of pairs too, as often as they come.
 
     Attributes:
       left_out: how many distinct outputs `choose` did not take.
     """
 
-    def __init__(self, *, best_only: bool):
+    def __init__(self, *, best_only: bool, every: bool = False):
         self.left_out = 0
+        self._every = every
         self._best_only = best_only
         self._outputs: dict[tuple[object, ...], dict[tuple[object, ...], _Output]] = {}
 
@@ -53,8 +55,8 @@ class Targets:
         chosen = []
         for by_text in self._outputs.values():
             outputs = list(by_text.values())
-            taken = [one for one in outputs if one.preferred]
-            if self._best_only or not taken:
+            taken = [one for one in outputs if one.preferred or self._every]
+            if not self._every and (self._best_only or not taken):
                 taken = _find_best(outputs)
             self.left_out += len(outputs) - len(taken)
             chosen += [one.demonstration for one in taken]
@@ -63,7 +65,8 @@ class Targets:
     def _find(self, prompt: Prompt, completion: Completion, prompt_ids: tuple[int, ...]) -> _Output:
         outputs = self._outputs.setdefault(prompt.key, {})
         new = _Output(Demonstration(prompt, completion, prompt_ids))
-        output = outputs.setdefault((completion.turns, completion.ids), new)
+        number = len(outputs) if self._every else -1  # a sample that comes twice counts twice
+        output = outputs.setdefault((completion.turns, completion.ids, number), new)
         if completion.reward is not None:
             output.rewards.append(completion.reward)
         return output

@@ -2,6 +2,7 @@
 
 from halos_jax.losses import (
     actor_critic,
+    distillation,
     groups,
     penalised,
     preference,
@@ -26,6 +27,7 @@ __all__ = [
     "check_feedback",
     "check_loss",
     "check_reference",
+    "distillation",
     "get_loss",
     "groups",
     "list_losses",

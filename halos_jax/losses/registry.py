@@ -27,7 +27,14 @@ from halos_jax.losses.sequences import (
     count_examples,
     take_share,
 )
-from halos_jax.losses.terms import LossInputs, LossTerms, Measure, Objective, Statistics
+from halos_jax.losses.terms import (
+    Divergence,
+    LossInputs,
+    LossTerms,
+    Measure,
+    Objective,
+    Statistics,
+)
 from halos_jax.types import Batch
 
 Settings: TypeAlias = Mapping[str, Any]  # `config.loss`, as the user has written it
@@ -58,6 +65,7 @@ class Loss:
     limits: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     clamp: tuple[float, float] | None = None
     penalty: str = ""
+    divergence: Divergence | None = None
 
     def __call__(self, inputs: LossInputs, batch: Batch) -> tuple[Scalar, Sums]:
         """Return this batch's share of the step's mean loss, and its metric sums.
@@ -102,6 +110,7 @@ def register(
     statistics: Callable[..., Statistics] | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
     penalty: str = "",
+    divergence: Divergence | None = None,
 ) -> Callable[[_Objective], _Objective]:
     """Register a loss under `name`; a name can be taken once.
 
@@ -116,6 +125,8 @@ def register(
       limits: hyperparameter -> (least, not above nor equal to) where not every number will do.
       penalty: the hyperparameter that weighs the distance to the reference, if that is all that the
         reference is read for: at 0 it is not.
+      divergence: which divergence from a teacher it reads, if it does: its fields are
+        hyperparameters of the loss.
 
     A hyperparameter that is a text is annotated with the Literal of those that are allowed. Where
     `aggregation` is "token", the step's sum is divided by its tokens, otherwise by its examples.
@@ -137,6 +148,7 @@ def register(
             statistics,
             limits or {},
             penalty=penalty,
+            divergence=divergence,
         )
         return function
 
@@ -159,10 +171,15 @@ def get_loss(settings: Settings) -> Loss:
     on, low, high = (arguments.pop(name, default) for name, default in _HUMANLINE.items())
     bound = _list_parameters(loss.name) | arguments
     per = _PER[bound["aggregation"]] if "aggregation" in bound else loss.per
+    divergence = loss.divergence
+    if divergence is not None:
+        own = {name: arguments.pop(name) for name in vars(divergence) if name in arguments}
+        divergence = dataclasses.replace(divergence, **own)
     return dataclasses.replace(
         loss,
         reference=loss.reference and bool(bound.get(loss.penalty, True)),
         per=per,
+        divergence=divergence,
         function=functools.partial(loss.function, **arguments),
         statistics=_bind_known(loss.statistics, arguments),
         clamp=(low, high) if on else None,
@@ -211,6 +228,7 @@ def _make_sum(settings: Settings) -> Loss:
         old=any(loss.old for loss in losses),
         value=any(loss.value for loss in losses),
         statistics=measure if any(loss.statistics for loss in losses) else None,
+        divergence=losses[0].divergence,
     )
 
 
@@ -300,6 +318,7 @@ def _list_parameters(name: str) -> dict[str, Any]:
         for parameter in inspect.signature(loss.function).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+    known |= {} if loss.divergence is None else vars(loss.divergence)
     return known | (_HUMANLINE if loss.reference or loss.old else {})
 
 

@@ -15,7 +15,7 @@ from halos_jax.config.tasks import TASKS
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.packing.layout import LayoutMemory
 from halos_jax.rewards.function_scorer import check_records, make_rules
-from halos_jax.rewards.labels import Labels, Scorer, label_samples
+from halos_jax.rewards.labels import Labels, Scorer, gives_rewards, label_samples
 from halos_jax.rewards.parts import name_fields, part_to_reward
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.types import Prompt, Sample
@@ -23,6 +23,7 @@ from halos_jax.types import Prompt, Sample
 logger = logging.getLogger(__name__)
 
 _WHY = "only compares samples of one policy, so that its mean is the same for every policy"
+_NONE = "is none, since reward.kind='none' scores no sample"
 
 
 def list_scorers(config: Config) -> dict[str, Config]:
@@ -102,11 +103,12 @@ def _is_relative(reward: RewardConfig) -> bool:
 
 def has_fixed_mean(reward: RewardConfig) -> bool:
     """Tell whether the mean reward is the same for every policy, so that no round can be chosen
-    by it: if each part is normalised, or is of a judge that compares a prompt's samples."""
+    by it: if each part is normalised, or is of a judge that compares a prompt's samples; or if
+    there is no reward."""
     parts = list(reward.parts.values())
     if parts:
         return all(part.normalise != "none" or _compares(part.kind, part.judge) for part in parts)
-    return _compares(reward.kind, reward.judge)
+    return not gives_rewards(reward) or _compares(reward.kind, reward.judge)
 
 
 def check_means(config: Config, *, is_watched: bool) -> None:
@@ -123,10 +125,11 @@ def check_means(config: Config, *, is_watched: bool) -> None:
         "guard.action": config.guard.action == "retry",
     }
     chosen = [path for path, is_wanted in wanted.items() if is_wanted]
+    why = _WHY if gives_rewards(config.reward) else _NONE
     if chosen and has_fixed_mean(config.reward):
         raise ConfigError(
             f"{chosen[0]}: the best round is that of the highest held-out reward, but this reward "
-            f"{_WHY}; allowed: a reward with a part that is not normalised and no comparison, or "
+            f"{why}; allowed: a reward with a part that is not normalised and no comparison, or "
             "rounds.keep_best='auto' with guard.action='warn' or 'stop'"
         )
     scorer = list_scorers(config).get(config.guard.scorer)
@@ -139,7 +142,7 @@ def check_means(config: Config, *, is_watched: bool) -> None:
         logger.warning(
             "the reward %s: by reward_eval no round is the best, and none falls; watch the rounds "
             "by eval.scorers",
-            _WHY,
+            why,
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from halos_jax.config import RewardConfig
+from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.data.records.fields import Fields
 from halos_jax.data.records.reading import read_records
 from halos_jax.errors import UserError
@@ -51,14 +52,23 @@ def list_rewards(found: list[float | None] | Labels) -> list[float | None]:
     return found.rewards if isinstance(found, Labels) else list(found)
 
 
+def gives_rewards(settings: RewardConfig) -> bool:
+    """Tell whether samples get a reward at all: not with `reward.kind="none"`."""
+    return bool(settings.parts) or REWARD_KINDS[settings.kind].scores
+
+
 def label_samples(scorer: Scorer, samples: Sequence[Sample], settings: RewardConfig) -> Labels:
     """Score `samples` and subtract the penalty from those that the token limit has cut.
+
+    With `reward.kind="none"` no sample has a reward.
 
     Raises:
       RewardError: if more than the fraction `reward.max_unlabelled` has no reward.
     """
     found = scorer(samples)
     labels = found if isinstance(found, Labels) else Labels(list(found))
+    if not gives_rewards(settings):
+        return labels
     check_unlabelled(labels.unlabelled, len(samples), settings.max_unlabelled)
     if labels.unlabelled:
         logger.warning(

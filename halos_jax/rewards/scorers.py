@@ -129,6 +129,18 @@ def make_asking_scorer(
     return make_judge_scorer(config, check, is_known=is_known)
 
 
+def make_no_scorer(
+    config: Config,
+    mesh: Mesh,
+    renderer: Renderer | None,
+    layouts: LayoutMemory | None,
+    name: str,
+    check: Callable[[], None],
+) -> Scorer:
+    """Return the scorer that gives no sample a reward."""
+    return lambda samples: [None] * len(samples)
+
+
 def cut_at_sentence(sample: Sample, renderer: Renderer) -> Sample:
     """Return the sample cut after its last ".", "!" or "?", as if it had ended there.
 

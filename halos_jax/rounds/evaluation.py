@@ -21,6 +21,7 @@ from halos_jax.rewards.labels import (
     Labels,
     Scorer,
     average_rewards,
+    gives_rewards,
     label_samples,
     measure_labels,
 )
@@ -174,7 +175,10 @@ def evaluate_prompts(
         dataclasses.replace(sample, reward=reward)
         for sample, reward in zip(samples, labels.rewards, strict=True)
     ]
-    metrics = {f"reward_{split}": average_rewards(labels.rewards)} | measure_labels(labels, split)
+    metrics: dict[str, float] = {}
+    if gives_rewards(run.config.reward):
+        metrics[f"reward_{split}"] = average_rewards(labels.rewards)
+        metrics |= measure_labels(labels, split)
     shown = {"": labels.rewards, **labels.parts}
     if labels.raw:
         shown["unpenalised"] = labels.raw

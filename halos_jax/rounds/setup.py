@@ -15,6 +15,7 @@ from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.lora import Frozen
 from halos_jax.packing.layout import LayoutMemory
 from halos_jax.policies.policy import Policy, load_frozen, start_policy
+from halos_jax.policies.teacher import load_teacher
 from halos_jax.rewards.held_out import make_scorers
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds.context import Rollouts, Run
@@ -29,6 +30,7 @@ from halos_jax.sampling.sampler import make_sampler
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Trainer
 from halos_jax.training.rounding import warn_of_rounding
+from halos_jax.training.teacher import Teacher
 from halos_jax.workdir.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -139,16 +141,18 @@ def _restore(
     last start are not recorded.
     """
     frozen = load_frozen(policy, workspace.mesh)  # once: it may fill most of a device
+    loss = get_loss(workspace.config.loss)
+    teacher = load_teacher(workspace.config, loss, policy, workspace.mesh)
     place = find_place(checkpoints)
     config, steps = lay_out_from(place)
     laid_out = workspace.with_config(config)
-    trainer = _make_trainer(laid_out, policy, frozen, steps)
+    trainer = _make_trainer(laid_out, policy, frozen, teacher, steps)
     progress = restore_progress(trainer, policy, checkpoints)
     found = find_place(checkpoints)
     if found != place:
         config, steps = lay_out_from(found)
         laid_out = workspace.with_config(config)
-        again = _make_trainer(laid_out, policy, frozen, steps)
+        again = _make_trainer(laid_out, policy, frozen, teacher, steps)
         trainer = dataclasses.replace(again, layouts=trainer.layouts)
     return laid_out, trainer, progress
 
@@ -163,19 +167,29 @@ def _remake(
     """Return the workspace and trainer for the rest of a run that goes on from `place`."""
     config, steps = lay_out_from(place)
     laid_out = workspace.with_config(config)
-    made = _make_trainer(laid_out, policy, trainer.frozen, steps)
+    made = _make_trainer(laid_out, policy, trainer.frozen, trainer.teacher, steps)
     return laid_out, dataclasses.replace(made, layouts=trainer.layouts)
 
 
 def _make_trainer(
-    workspace: Workspace, policy: Policy, frozen: Frozen | None, steps: int
+    workspace: Workspace,
+    policy: Policy,
+    frozen: Frozen | None,
+    teacher: Teacher | None,
+    steps: int,
 ) -> Trainer:
     """Return the trainer for a run of `steps` optimizer steps; it heeds a request to stop."""
     config, mesh, decoder = workspace.config, workspace.mesh, policy.decoder
     if frozen is None:  # an adapter starts at 0: no update is rounded away
         warn_of_rounding(config.optimizer, decoder.params_dtype)
     trainer = training.make_trainer(
-        config, decoder, get_loss(config.loss), mesh, total_steps=steps, frozen=frozen
+        config,
+        decoder,
+        get_loss(config.loss),
+        mesh,
+        total_steps=steps,
+        frozen=frozen,
+        teacher=teacher,
     )
     return dataclasses.replace(trainer, check=workspace.stop.check)
 

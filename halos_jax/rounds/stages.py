@@ -25,6 +25,7 @@ from halos_jax.devices import explain_memory
 from halos_jax.rewards.feedback_report import report_feedback
 from halos_jax.rewards.labels import (
     average_rewards,
+    gives_rewards,
     label_samples,
     make_score_rows,
     measure_labels,
@@ -140,6 +141,8 @@ def score_stage(run: Rollouts, folder: Path) -> StageResult:
     labels = label_samples(run.scorer, samples, run.config.reward)
     rows = make_score_rows(samples, labels)
     write_rows(run.workspace, folder / "scores.jsonl", rows)
+    if not gives_rewards(run.config.reward):
+        return StageResult({"scores.jsonl": len(rows)}, {})
     metrics = {"reward_train_mean": average_rewards(labels.rewards)}
     return StageResult({"scores.jsonl": len(rows)}, metrics | measure_labels(labels, "train"))
 

@@ -19,6 +19,7 @@ from halos_jax.losses import get_loss
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.policies.policy import Policy, load_params, load_reference, load_trained
 from halos_jax.policies.source import find_origin
+from halos_jax.policies.teacher import load_teacher
 from halos_jax.rewards.held_out import check_held_out, make_scorers
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, evaluation, stages
@@ -94,7 +95,8 @@ def _evaluate_feedback(job: Job) -> None:
         config, loss, policy.renderer, data.eval, selection, positions=positions
     )
     job.begin(inputs=_identify(items), policy=policy.source)
-    trainer = training.make_trainer(config, decoder, loss, job.mesh, total_steps=1)
+    teacher = load_teacher(config, loss, policy, job.mesh)
+    trainer = training.make_trainer(config, decoder, loss, job.mesh, total_steps=1, teacher=teacher)
     dataset = training.make_dataset(trainer, items, seed=None)
     if training.needs_reference(loss, items):
         dataset = _add_reference(job, policy, trainer, dataset)

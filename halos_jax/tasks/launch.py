@@ -21,6 +21,7 @@ from halos_jax.console.values import WIDTH, fit, show_metrics
 from halos_jax.course.budget_text import show_seconds
 from halos_jax.devices import explain_memory
 from halos_jax.losses import check_evaluation, check_feedback, check_loss, check_reference
+from halos_jax.losses.distillation import check_teacher
 from halos_jax.once import forget_run
 from halos_jax.workdir.interrupt import StopSignal, catch_signals
 
@@ -147,8 +148,16 @@ def _check_objective(config: Config) -> list[str]:
         )
     if task.has_reference:
         errors += check_reference(config.loss, config.rounds.reference, task=config.task)
-    if config.task == "eval" and config.eval.on == "feedback":
+    by_feedback = config.task == "eval" and config.eval.on == "feedback"
+    if by_feedback:
         errors += check_evaluation(config.loss)
+    if config.task != "pipeline":
+        errors += check_teacher(
+            config.loss,
+            config.model.teacher,
+            task=config.task,
+            has_loss=task.has_reference or by_feedback,
+        )
     return errors
 
 

@@ -29,6 +29,7 @@ from halos_jax.models.hf.families import ModelError
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.policies import source
 from halos_jax.policies.policy import Policy, find_policy, start_policy
+from halos_jax.policies.teacher import describe_teacher
 from halos_jax.rewards.function_scorer import (
     check_records,
     make_function_scorer,
@@ -102,7 +103,7 @@ def _find_errors(config: Config, made: Sequence[Path], with_data: bool) -> Itera
         yield from attempt(_check_reward, config, made)
     if is_made(config.model.path, made) or not config.model.path:
         return
-    yield from attempt(_find_policy, config)
+    yield from attempt(_find_policy, config, made)
     if found and with_data:
         yield from attempt(_check_data, config, found[0], made)
 
@@ -167,6 +168,10 @@ def check_reward_judge(config: Config, made: Sequence[Path]) -> None:
     probe_judge(config)
 
 
+def check_no_reward(config: Config, made: Sequence[Path]) -> None:
+    """Check nothing: there is no reward."""
+
+
 def check_reward_model(config: Config, made: Sequence[Path]) -> None:
     """Read a reward model's config and tokenizer, unless an earlier stage will make it."""
     reward = config.reward
@@ -181,7 +186,7 @@ def check_reward_model(config: Config, made: Sequence[Path]) -> None:
     load_renderer(path)
 
 
-def _find_policy(config: Config) -> Policy:
+def _find_policy(config: Config, made: Sequence[Path]) -> Policy:
     """Return the policy; refuse a model of a kind that the task cannot use."""
     task, model = TASKS[config.task], config.model
     if task.trains:
@@ -197,6 +202,8 @@ def _find_policy(config: Config) -> Policy:
     scores = by_feedback and get_loss(config.loss).needs == "scores"
     if task.policy == "language" and not scores:
         policy.refuse_classifier(config.model.path)
+    if config.model.teacher and not is_made(config.model.teacher, made):
+        describe_teacher(config, policy)
     return policy
 
 

@@ -29,6 +29,7 @@ from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.packing.batches import count_steps
 from halos_jax.policies import final, source
 from halos_jax.policies.policy import Policy, load_frozen, load_start, start_policy
+from halos_jax.policies.teacher import load_teacher
 from halos_jax.tasks.inputs import check_inputs
 from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
@@ -175,7 +176,10 @@ def _make_trainer(workspace: Workspace, policy: Policy, loss: Loss, steps: int) 
     frozen = load_frozen(policy, mesh)
     if frozen is None:  # an adapter starts at 0: no update is rounded away
         warn_of_rounding(config.optimizer, decoder.params_dtype)
-    trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=steps, frozen=frozen)
+    teacher = load_teacher(config, loss, policy, mesh)
+    trainer = training.make_trainer(
+        config, decoder, loss, mesh, total_steps=steps, frozen=frozen, teacher=teacher
+    )
     return dataclasses.replace(trainer, check=workspace.stop.check)
 
 

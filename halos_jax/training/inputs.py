@@ -13,18 +13,28 @@ from halos_jax.models import decoder
 from halos_jax.models.lora import Frozen, attach_adapter
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.models.value import compute_values
+from halos_jax.training.teacher import Teacher, compute_divergences
 from halos_jax.types import Array, Batch, Params
 
 
 def compute_inputs(
-    params: Params, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
+    params: Params,
+    frozen: Frozen | None,
+    batch: Batch,
+    loss: Loss,
+    config: DecoderConfig,
+    teacher: Teacher | None = None,
 ) -> LossInputs:
     """Return the inputs of the loss for a microbatch.
 
     Here and below, `params` are the trained params and `frozen` the base of the adapter that they
-    are; None: they are the whole model.
+    are; None: they are the whole model. `teacher` is there if the loss has one.
     """
     params = attach_adapter(params, frozen)
+    if loss.divergence is not None:
+        assert teacher is not None  # `loop.make_trainer` sees to it
+        found = compute_divergences(params, batch, teacher, loss.divergence, config)
+        return LossInputs(divergences=found.values, policy=found.policy, teacher=found.teacher)
     if loss.needs == "scores":
         return LossInputs(scores=decoder.compute_scores(params, batch, config))
     inputs = LossInputs()

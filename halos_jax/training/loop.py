@@ -26,6 +26,7 @@ from halos_jax.training import inputs, optim, step
 from halos_jax.training.followers import Followers, take_averaged
 from halos_jax.training.rounding import MovedWatch, choose_watched
 from halos_jax.training.state import init_state, make_abstract_state
+from halos_jax.training.teacher import Teacher
 from halos_jax.types import Batch, Item, Params, TrainState
 
 
@@ -44,6 +45,7 @@ class Trainer:
     logps: Callable[[Params, Frozen | None, Batch], jax.Array]
     collect: Callable[[Params, Frozen | None, Batch], tuple[jax.Array, jax.Array]]
     frozen: Frozen | None = None  # the base of an adapter; None: all params are trained
+    teacher: Teacher | None = None  # that the loss compares the policy with, if it has one
     # Called between batches while there is nothing to save; an error that it raises stops the run.
     check: Callable[[], None] = lambda: None
     watched: range = range(0)  # steps of the run whose `moved_params` are averaged and judged
@@ -82,11 +84,15 @@ def make_trainer(
     *,
     total_steps: int,
     frozen: Frozen | None = None,
+    teacher: Teacher | None = None,
 ) -> Trainer:
     """Make the trainer of a run that is expected to take `total_steps` optimizer steps.
 
-    With `frozen`, the trained params (`params` everywhere) are an adapter on that base.
+    With `frozen`, the trained params (`params` everywhere) are an adapter on that base. A loss with
+    a divergence needs its `teacher`; without one, RuntimeError is raised.
     """
+    if (loss.divergence is None) != (teacher is None):
+        raise RuntimeError(f"loss {loss.name!r} got {'no' if teacher is None else 'a'} teacher")
     schedule = optim.make_run_schedule(config, total_steps)
     optimizer = optim.make_optimizer(config.optimizer, schedule)
     trained = abstract_trained(decoder, mesh, frozen.adapter if frozen else None)
@@ -104,12 +110,13 @@ def make_trainer(
         optimizer=optimizer,
         abstract_state=abstract,
         train_step=step.compile_train_step(
-            abstract, loss, optimizer, schedule, decoder, mesh, followers
+            abstract, loss, optimizer, schedule, decoder, mesh, followers, teacher
         ),
-        eval_step=step.compile_eval_step(loss, plain, mesh),
+        eval_step=step.compile_eval_step(loss, plain, mesh, teacher),
         logps=inputs.compile_logps(plain, mesh),
         collect=inputs.compile_collect(plain, mesh),
         frozen=frozen,
+        teacher=teacher,
         watched=choose_watched(config.optimizer, total_steps),
     )
 

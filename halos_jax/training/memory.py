@@ -14,6 +14,7 @@ from halos_jax.config.execution import Remat
 from halos_jax.integers import divide_up
 from halos_jax.models.spec import DecoderConfig, count_params
 from halos_jax.once import once_a_run
+from halos_jax.training.teacher import Teacher
 from halos_jax.types import Batch, TrainState
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,13 @@ _SHARE = 0.94  # share of the memory to plan for; the allocator cannot use all o
 
 
 def choose_remat(
-    config: DecoderConfig, batch: Batch, state: TrainState, mesh: Mesh, *, limit: int
+    config: DecoderConfig,
+    batch: Batch,
+    state: TrainState,
+    mesh: Mesh,
+    *,
+    limit: int,
+    teacher: Teacher | None = None,
 ) -> DecoderConfig:
     """Return `config` with "auto" in `remat` and `head_remat` replaced by the fastest that fits.
 
@@ -38,6 +45,7 @@ def choose_remat(
       state: the abstract state, with shardings.
       limit: bytes of a device, from `measure_memory`. If it is 0 (on a CPU), "auto" is "matmuls"
         and the logits are recomputed.
+      teacher: that the loss compares the policy with; it needs room of its own.
     """
     remats = _REMATS if config.remat == "auto" else (config.remat,)
     again = (False, True) if config.head_remat == "auto" else (config.head_remat,)
@@ -45,6 +53,7 @@ def choose_remat(
         return dataclasses.replace(config, remat=remats[0], head_remat=again[-1])
     for chosen in itertools.product(remats, again):
         needed = _count_bytes(config, batch, state, mesh, *chosen)
+        needed += _count_teacher(config, batch, mesh, teacher)
         if needed <= _SHARE * limit:
             break
     _log_choice(*chosen, batch.tokens.shape[-1], round(needed / 2**30, 1))
@@ -107,6 +116,27 @@ def _count_bytes(
     if not head_remat:
         head += words * positions * width
     return held + int(blocks) + max(head, sum(map(measure, params)) + block)
+
+
+def _count_teacher(config: DecoderConfig, batch: Batch, mesh: Mesh, teacher: Teacher | None) -> int:
+    """Estimate the bytes that a device needs for the teacher: its params, its hidden states and one
+    block's activations, its logits of a chunk and what they are compared by."""
+    if teacher is None:
+        return 0
+    own, split = teacher.config, mesh.shape["tensor"]
+    width: int = jnp.dtype(own.compute_dtype).itemsize
+    rows = divide_up(batch.tokens.shape[1], mesh.shape["data"] * mesh.shape["fsdp"])
+    tokens, positions = (rows * x.shape[-1] for x in (batch.tokens, batch.target))
+    experts = own.experts
+    mlp = (experts.d_mlp * experts.per_token if experts else own.d_mlp) // split
+    attended = (2 * own.num_heads + 2 * own.num_kv_heads) * own.head_dim // split
+    block = (4 * own.d_model + attended + 2 * mlp) * tokens * width
+    words, chunk = own.vocab_size // split, min(config.head_chunk * rows, positions)
+    compared = 3 * 4 * words * chunk  # the teacher's logits, the mixture, the slopes: float32
+    held: int = count_params(own) * jnp.dtype(own.params_dtype).itemsize
+    held //= split * mesh.shape["fsdp"]
+    hidden: int = positions * own.d_model * width
+    return held + max(block, compared) + hidden
 
 
 @once_a_run

@@ -1,6 +1,7 @@
 """One optimizer step, for every objective: loss and gradient over microbatches, then the update."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -24,6 +25,7 @@ from halos_jax.training.inputs import compute_inputs, compute_step_logps
 from halos_jax.training.memory import choose_remat, measure_memory
 from halos_jax.training.optim import BudgetSchedule
 from halos_jax.training.rounding import measure_moved
+from halos_jax.training.teacher import Teacher
 from halos_jax.types import Batch, Params, TrainState
 
 # The compiled step: (state, base of an adapter, batch) -> (new state, metrics).
@@ -41,20 +43,28 @@ def batch_loss(
     loss: Loss,
     config: DecoderConfig,
     statistics: Statistics | None = None,
+    *,
+    teacher: Teacher | None = None,
 ) -> tuple[Scalar, Sums]:
     """Return one microbatch's share of the step's mean loss, and its metric sums.
 
     Args:
       statistics: those of the loss over the whole step; None if this microbatch is the whole step.
+      teacher: here and below, the loss's, if it has one.
     """
-    inputs = compute_inputs(params, frozen, batch, loss, config)
+    inputs = compute_inputs(params, frozen, batch, loss, config, teacher)
     if statistics is None:
         statistics = loss.measure(inputs, batch)
     return loss(dataclasses.replace(inputs, statistics=statistics), batch)
 
 
 def measure_step(
-    params: Params, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
+    params: Params,
+    frozen: Frozen | None,
+    batch: Batch,
+    loss: Loss,
+    config: DecoderConfig,
+    teacher: Teacher | None = None,
 ) -> Statistics:
     """Return the loss's statistics over all microbatches `[m, rows, ...]`; {} if it has none.
 
@@ -66,7 +76,8 @@ def measure_step(
 
     def measure(numbered: tuple[jax.Array, Batch]) -> Statistics:
         number, one = numbered
-        inputs = compute_inputs(params, fold_microbatch(frozen, number), one, loss, config)
+        adapted = fold_microbatch(frozen, number)
+        inputs = compute_inputs(params, adapted, one, loss, config, teacher)
         return loss.measure(inputs, one)
 
     parts = jax.lax.map(measure, (jnp.arange(batch.tokens.shape[0]), batch))
@@ -80,14 +91,21 @@ def _sum_microbatches(parts: dict[str, tuple[jax.Array, jax.Array]]) -> Sums:
 
 
 def loss_and_gradient(
-    params: Params, frozen: Frozen | None, batch: Batch, loss: Loss, config: DecoderConfig
+    params: Params,
+    frozen: Frozen | None,
+    batch: Batch,
+    loss: Loss,
+    config: DecoderConfig,
+    teacher: Teacher | None = None,
 ) -> tuple[Scalar, Params, Sums]:
     """Return the step's mean loss f32[], its gradient, and metric sums, over `[m, rows, ...]`.
 
     Numerators are summed over the microbatches, and denominators are those of the whole step, so
     the result does not depend on the number of microbatches.
     """
-    value_and_grad = jax.value_and_grad(batch_loss, has_aux=True)
+    value_and_grad = jax.value_and_grad(
+        functools.partial(batch_loss, teacher=teacher), has_aux=True
+    )
     count = batch.tokens.shape[0]
     if count == 1:
         single = jax.tree.map(lambda x: x[0], batch)
@@ -96,7 +114,7 @@ def loss_and_gradient(
         )
         return value, gradient, sums
 
-    statistics = measure_step(params, frozen, batch, loss, config)
+    statistics = measure_step(params, frozen, batch, loss, config, teacher)
 
     def one(carry: _Carry, numbered: tuple[jax.Array, Batch]) -> tuple[_Carry, None]:
         number, microbatch = numbered
@@ -129,6 +147,7 @@ def train_step(
     schedule: optax.Schedule,
     config: DecoderConfig,
     followers: Followers = NO_FOLLOWERS,
+    teacher: Teacher | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step; return the new state and the step's metrics."""
     if followers.sync_every and loss.reference:
@@ -136,7 +155,7 @@ def train_step(
         logps = compute_step_logps(state.reference, frozen, batch, config)
         batch = dataclasses.replace(batch, reference_logps=logps)
     frozen = start_dropout(frozen, state.step)
-    value, gradient, sums = loss_and_gradient(state.params, frozen, batch, loss, config)
+    value, gradient, sums = loss_and_gradient(state.params, frozen, batch, loss, config, teacher)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     rate = jnp.asarray(schedule(state.step), jnp.float32)
     if isinstance(schedule, BudgetSchedule):
@@ -173,12 +192,13 @@ def compile_train_step(
     config: DecoderConfig,
     mesh: Mesh,
     followers: Followers = NO_FOLLOWERS,
+    teacher: Teacher | None = None,
 ) -> TrainStep:
     """Return the jitted `train_step`, which takes over the state's buffers but not the base's."""
     memory = measure_memory()
 
     def step(
-        state: TrainState, frozen: Frozen | None, batch: Batch
+        state: TrainState, frozen: Frozen | None, batch: Batch, teacher: Teacher | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         return train_step(
             state,
@@ -187,19 +207,28 @@ def compile_train_step(
             loss=loss,
             optimizer=optimizer,
             schedule=schedule,
-            config=choose_remat(config, batch, abstract_state, mesh, limit=memory),
+            config=choose_remat(config, batch, abstract_state, mesh, limit=memory, teacher=teacher),
             followers=followers,
+            teacher=teacher,
         )
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    placed = (shardings, sharding.replicated(mesh))
+    run = jax.jit(step, donate_argnums=0, out_shardings=placed)
+    return run if teacher is None else functools.partial(run, teacher=teacher)
 
 
-def compile_eval_step(loss: Loss, config: DecoderConfig, mesh: Mesh) -> EvalStep:
+def compile_eval_step(
+    loss: Loss, config: DecoderConfig, mesh: Mesh, teacher: Teacher | None = None
+) -> EvalStep:
     """Return the jitted function from params and a batch to metric (sum, count)s."""
 
-    def step(params: Params, frozen: Frozen | None, batch: Batch) -> Sums:
-        inputs = jax.lax.map(lambda one: compute_inputs(params, frozen, one, loss, config), batch)
+    def step(
+        params: Params, frozen: Frozen | None, batch: Batch, teacher: Teacher | None = None
+    ) -> Sums:
+        inputs = jax.lax.map(
+            lambda one: compute_inputs(params, frozen, one, loss, config, teacher), batch
+        )
         statistics = _sum_microbatches(
             jax.lax.map(lambda both: loss.measure(*both), (inputs, batch))
         )
@@ -212,4 +241,5 @@ def compile_eval_step(loss: Loss, config: DecoderConfig, mesh: Mesh) -> EvalStep
         total = (batch.num_tokens if loss.per == "token" else batch.num_examples)[0]
         return {**_sum_microbatches(sums), "loss": (values.sum() * total, total)}
 
-    return jax.jit(step, out_shardings=sharding.replicated(mesh))
+    run = jax.jit(step, out_shardings=sharding.replicated(mesh))
+    return run if teacher is None else functools.partial(run, teacher=teacher)

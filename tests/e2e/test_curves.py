@@ -22,6 +22,7 @@ from halos_jax.models.spec import DecoderConfig, init_params
 from halos_jax.packing.batches import plan_batches, split_logps, split_scores
 from halos_jax.training import loop, optim
 from halos_jax.training import step as steps
+from halos_jax.training.teacher import Teacher
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item
 
 LETTERS = 6  # 0 to 5 stand in prompts, 6 to 11 in answers
@@ -77,6 +78,8 @@ EXPECTED = {
     "dpo_norm": ORDER,
     "dr_grpo": REWARDED,
     "exo": ORDER,
+    # Of a teacher that knows the right answers: see `make_trainer`.
+    "gkd": LIKELIER,
     "grpo": dataclasses.replace(REWARDED, settings={"epsilon": 2.0}),
     "grpo_clip": REWARDED,
     "gspo": REWARDED,
@@ -147,6 +150,8 @@ def make_items(kind: str, questions: list[Question]) -> list[Item]:
             items.append(Item(one.prompt, pair, (CHOSEN, REJECTED)))
         elif kind == "target":
             items.append(Item(one.prompt, pair[:1], (TARGET,)))
+        elif kind == "output":  # nothing says which of them is right
+            items += [Item(one.prompt, (response,), (TARGET,)) for response in pair]
         elif kind == "controlled":
             for token, response in zip((GOOD, BAD), pair, strict=True):
                 items.append(Item(np.append(one.prompt, token), (response,), (TARGET,)))
@@ -173,7 +178,7 @@ def make_items(kind: str, questions: list[Question]) -> list[Item]:
 
 def family(loss) -> tuple:
     """Return what losses have in common that one program can serve."""
-    return loss.needs, loss.value
+    return loss.needs, loss.value, loss.divergence is not None
 
 
 @functools.cache
@@ -211,22 +216,31 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def make_trainer(mesh, choose):
-    """Return the function from a loss's name to its trainer, whose program is shared."""
+    """Return the function from a loss's name to its trainer, whose program is shared.
+
+    The teacher of a loss that has one is a policy trained by SFT.
+    """
     schedule = optim.make_schedule(CONFIG.optimizer, 1)
     optimizer = optim.make_optimizer(CONFIG.optimizer, schedule)
 
+    @functools.cache
+    def make_teacher():
+        params = init_params(jax.random.key(4), TINY)
+        return Teacher(train(make("sft"), "sft", params), TINY, words=VOCAB)
+
     def plain(loss):
         config = dataclasses.replace(TINY, num_labels=int(loss.needs == "scores"))
-        return loop.make_trainer(CONFIG, config, loss, mesh, total_steps=1)
+        teacher = None if loss.divergence is None else make_teacher()
+        return loop.make_trainer(CONFIG, config, loss, mesh, total_steps=1, teacher=teacher)
 
     logps = plain(LOSSES["dpo"]).logps
 
     @functools.cache
     def compile_family(name):
         mine = [other for other in LOSSES if family(LOSSES[other]) == name]
-        config = plain(LOSSES[mine[0]]).decoder
+        config, teacher = plain(LOSSES[mine[0]]).decoder, plain(LOSSES[mine[0]]).teacher
 
-        def run(index, state, frozen, batch):
+        def run(index, state, frozen, batch, teacher):
             return steps.train_step(
                 state,
                 frozen,
@@ -235,9 +249,10 @@ def make_trainer(mesh, choose):
                 optimizer=optimizer,
                 schedule=schedule,
                 config=config,
+                teacher=teacher,
             )
 
-        return mine, jax.jit(run)
+        return mine, functools.partial(jax.jit(run), teacher=teacher)
 
     def make(name):
         mine, run = compile_family(family(LOSSES[name]))

@@ -19,6 +19,7 @@ from halos_jax.models.value import abstract_value_params, init_value_params
 from halos_jax.packing.batches import build_batch, plan_batches
 from halos_jax.packing.token_values import Collected
 from halos_jax.training import step as steps
+from halos_jax.training.teacher import Teacher
 from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item
 
 VOCAB = 31
@@ -40,6 +41,7 @@ ROLES = {
     "unpaired": (TARGET, MISMATCHED),
     "group": (MEMBER,) * 3,
     "answer": (MEMBER,) * 2,
+    "output": (TARGET,),
 }
 KINDS = list(ROLES)
 LOSSES = {name: get_loss({"name": name}) for name in list_losses()}
@@ -118,7 +120,7 @@ def plan_steps(packing: str):
 
 def family(loss) -> tuple:
     """Return what losses have in common that one program can serve."""
-    return loss.needs, loss.value
+    return loss.needs, loss.value, loss.divergence is not None
 
 
 def case_loss(name: str, humanline: bool):
@@ -136,6 +138,14 @@ def model_of(family: tuple):
     return config, jax.tree.map(np.asarray, params)
 
 
+@functools.cache
+def make_teacher() -> Teacher:
+    """Return a teacher of another width, whose last rows no token has."""
+    config = dataclasses.replace(TINY, d_model=24, num_layers=2)
+    params = jax.tree.map(np.asarray, init_params(jax.random.key(3), config))
+    return Teacher(params, config, words=VOCAB - 2)
+
+
 @pytest.fixture(scope="module")
 def run_case(choose):
     """Return the function from (name, humanline, edge, packing) to a step's loss and gradient."""
@@ -144,9 +154,9 @@ def run_case(choose):
     def compile_family(family, config):
         losses = [case_loss(*case) for case in CASES if case[0] in FAMILIES[family]]
 
-        def run(index, params, batch):
+        def run(index, params, batch, teacher):
             loss = choose(losses, index)
-            value, gradient, _ = steps.loss_and_gradient(params, None, batch, loss, config)
+            value, gradient, _ = steps.loss_and_gradient(params, None, batch, loss, config, teacher)
             return value, gradient
 
         return jax.jit(run)
@@ -174,8 +184,12 @@ def run_case(choose):
                 placed["value"] = {name: leaf.sharding for name, leaf in head.items()}
             params = jax.device_put(params, placed)
             batch = sharding.put_batch(batch, mesh, leading=1)
-            index = cases.index((name, humanline))
-            return jax.device_get(compile_family(kind, config)(index, params, batch))
+            index, teacher = cases.index((name, humanline)), None
+            if LOSSES[name].divergence is not None:
+                teacher = make_teacher()
+                placed = params_shardings(teacher.config, mesh)
+                teacher = teacher.replace(params=jax.device_put(teacher.params, placed))
+            return jax.device_get(compile_family(kind, config)(index, params, batch, teacher))
 
     return run
 

@@ -29,6 +29,7 @@ ROLES = {
     "unpaired": (TARGET, MISMATCHED),
     "group": (MEMBER,) * 4,
     "answer": (MEMBER,) * 2,
+    "output": (TARGET,),
 }
 
 
@@ -214,6 +215,8 @@ def run_step(loss, items, tokens, *, num_rows, tokens_per_row, place=lambda x: x
                 values=policy + values,
                 old_values=values,
                 entropies=-other,
+                divergences=(policy - other) ** 2,
+                teacher=other,
             )
         )
         parts = jax.vmap(loss.measure)(inputs, batch)
