@@ -133,10 +133,9 @@ def _count_teacher(config: DecoderConfig, batch: Batch, mesh: Mesh, teacher: Tea
     block = (4 * own.d_model + attended + 2 * mlp) * tokens * width
     words, chunk = own.vocab_size // split, min(config.head_chunk * rows, positions)
     compared = 3 * 4 * words * chunk  # the teacher's logits, the mixture, the slopes: float32
-    held: int = count_params(own) * jnp.dtype(own.params_dtype).itemsize
-    held //= split * mesh.shape["fsdp"]
-    hidden: int = positions * own.d_model * width
-    return held + max(block, compared) + hidden
+    held = count_params(own) * jnp.dtype(own.params_dtype).itemsize // (split * mesh.shape["fsdp"])
+    total: int = held + max(block, compared) + positions * own.d_model * width
+    return total
 
 
 @once_a_run
