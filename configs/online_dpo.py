@@ -11,13 +11,13 @@ Held out:  256 prompts of prompts.jsonl, sampled after every round (--config.rou
 
 4 rounds of 512 prompts x 4 samples; the best and the worst sample of a prompt make a pair. The
 learning rate is 2e-6 and not HALOs' 5e-6, which its warm-up hardly reaches in runs as short as
-this. Measured after 2,048 prompts, from 17.1 to 20.1 % right answers (means of the seeds; four
-H100s, 2026-11-26; the setting is that below, every run is in colabs/gsm8k_study.ipynb):
+this. Measured after 2,048 prompts, from 17.1 to 20.1 % right answers (means of the seeds; H100s
+and H200s, 2026-11-26; the setting is that below, every run is in colabs/gsm8k_study.ipynb):
 
              rate                 1e-6       2e-6 (seeds)   3e-6 (seeds)   5e-6
              1 round, %           23.2       26.2 (3)       23.3 (3)        7.8
              4 rounds of 512      23.5       26.1 (3)                      26.5, then 23.2
-             16 rounds of 128     23.2       27.0 (1)       29.1 (1)       26.4, then 25.4
+             16 rounds of 128     23.2       27.1 (3)       28.7 (3)       26.4, then 25.4
 
 More rounds allow a higher rate: with --config.rounds.prompts_per_round=128, 3e-6 was best.
 

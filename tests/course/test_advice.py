@@ -121,6 +121,16 @@ def test_a_negative_margin_on_new_pairs_counts_beyond_its_interval():
     assert tell(make_run({0: 20, 2: 20}, fresh_margin=-0.2)) == [], "its interval is not known"
 
 
+@pytest.mark.parametrize("signs", [{"fresh_margin": -0.15}, {"kl_stale": 0.5, "stale_ess": 0.1}])
+def test_signs_of_too_much_count_only_where_the_reward_does_not_rise(signs):
+    """DAPO, groups of 8, 2e-6, rounds of 256: it rose to the end in three of three seeds."""
+    signs |= {f"fresh_margin/{end}": -0.15 + by for end, by in (("low", -0.12), ("high", 0.12))}
+    rising = make_run({0: 15.2, 4: 24.8, 8: 31.4, 11: 34.6}, steps=8, **signs)
+    assert tell(rising) == []
+    ((round, _),) = tell(make_run({0: 15.2, 4: 24.8, 5: 24.8}, steps=8, **signs))
+    assert round == 5
+
+
 def test_a_policy_that_hardly_moves_is_told_once_it_has_had_its_chance():
     """24 steps are done after round 12, whose policy samples in round 13."""
     run = make_run({0: 17.5, 20: 17.9}, {1: 0.0, 20: 0.1}, rate=1e-7, fresh_margin=0.004)
