@@ -17,8 +17,8 @@ Measured:  Qwen2.5-Coder-0.5B-Instruct (dequantised from 4 bits), trained on 7,0
            sampling.temperature=0, num_samples_per_prompt=1). With twice the rate (4e-6) rounds 1
            to 9 were alike (28.9 % in round 9). Three seeds as the preset is, 8 samples of each
            held-out question, one GPU each (sampling.slots=1024, train.tokens_per_device=32768),
-           until 2,816 questions were used, from start to final/ in 436, 494 and 459 s of an H200, of
-           which nearly two minutes were compilation; a round takes 20 s:
+           until 2,816 questions were used, from start to final/ in 436, 494 and 459 s of an H200,
+           of which nearly two minutes were compilation; a round takes 20 s:
              round         0     4     8    11     other 400, temperature 0.8, start -> final/
              right, %   15.2  24.8  31.4  34.6     17.6 -> 36.8
                         15.9  27.4  31.7  34.1     17.9 -> 35.4

@@ -28,7 +28,7 @@ Measured:  Qwen2.5-Coder-0.5B-Instruct (dequantised from 4 bits) on GSM8K's ques
              round          0     4     8    12    16     greedy, 1,319 of the test
              right, %    17.1  20.8  23.9  28.4  29.3     24.6 -> 30.2 %
            With 2e-6, and both weights 1 in spite of the warning, the 16 steps of round 1 moved it
-           by 25 nats a response (`kl_sampled_stale`), and from round 4 on it answered nothing right.
+           by 25 nats a response (`kl_sampled_stale`); from round 4 on no answer was right.
 """
 
 from ml_collections import ConfigDict
