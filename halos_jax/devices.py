@@ -24,6 +24,24 @@ _PATIENCE = 300.0  # seconds to wait for the first process to listen, as long as
 _PLUGINS = {"jax_cuda12_plugin": "cuda12", "jax_cuda13_plugin": "cuda13", "libtpu": "tpu"}
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
+# Device kind -> operations a second of a dense 16-bit matmul, as its vendor's data sheet says.
+_PEAKS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA GH200 480GB": 989.4e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
 Work = Literal["load", "sample", "score", "train"]
 
 # Kind of work -> settings that need less memory: field -> the value to set; None: lower it.
@@ -96,6 +114,11 @@ def find_devices() -> str:
     if first and not (found == first or (found == "gpu" and first in ("cuda", "rocm"))):
         logger.warning("JAX_PLATFORMS=%r, but the devices found are of %r", asked, found)
     return found
+
+
+def find_peak_flops(kind: str) -> float | None:
+    """Return the 16-bit operations a second that a kind of device can do; None: not known."""
+    return _PEAKS.get(kind)
 
 
 @contextlib.contextmanager

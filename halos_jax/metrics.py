@@ -28,6 +28,19 @@ from halos_jax.storage import Note, WorkdirError, write_bytes_atomic
 # A run cannot recover from a loss or gradient that is not finite, so it stops.
 MUST_BE_FINITE = ("loss/train", "grad_norm")
 
+# Name in the file of the time of a record, in seconds since 1970.
+WALL_TIME = "wall_time"
+# Metrics that say how long something took or how fast it was; see `is_time`.
+_TIMES = (
+    WALL_TIME,
+    "examples_per_second",
+    "tokens_per_second",
+    "sampled_tokens_per_second",
+    "tflops_per_device",
+    "mfu",
+    "seconds",
+)
+
 _PAUSE = 5.0  # seconds between two lines on the console
 
 logger = logging.getLogger(__name__)
@@ -114,7 +127,7 @@ class _JsonLines:
 
     def write(self, record: Record) -> None:
         assert self._file is not None, "resume comes first"
-        values = {"step": record.step, **record.values}
+        values = {"step": record.step, WALL_TIME: round(record.wall_time, 3), **record.values}
         # JSON has no NaN: values that are not finite become null, which read_metrics reads as NaN.
         line = json.dumps({k: v if math.isfinite(v) else None for k, v in values.items()})
         self._file.write(line.encode() + b"\n")
@@ -267,6 +280,11 @@ class MetricWriter:
             )
 
 
+def is_time(name: str) -> bool:
+    """Tell whether a metric is of time: it differs between two runs that compute the same."""
+    return name in _TIMES or name.startswith("seconds/")
+
+
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """Return the records of a metrics file in order, without an incomplete last line.
 
@@ -306,8 +324,9 @@ def _trim(path: Path, resume_step: int | None, note: Note | None) -> list[Record
 
 
 def _make_record(line: Mapping[str, float]) -> Record:
-    values = {name: value for name, value in line.items() if name != "step"}
-    return Record(int(line["step"]), values, wall_time=math.nan)  # the file has no times
+    values = {name: value for name, value in line.items() if name not in ("step", WALL_TIME)}
+    wall_time = line.get(WALL_TIME, math.nan)  # files of before have none
+    return Record(int(line["step"]), values, wall_time=wall_time)
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, float]], list[str], bool]:

@@ -19,7 +19,8 @@ from halos_jax.storage import WorkdirError
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(time=lambda: 1000.0))
     return tmp_path / "metrics.jsonl"
 
 
@@ -48,7 +49,7 @@ def test_records_are_flat_json_numbers_under_the_names_given(path):
     writer.close()
     (line,) = path.read_text().splitlines()
     record = json.loads(line)
-    assert list(record) == ["step", *metrics]
+    assert list(record) == ["step", "wall_time", *metrics] and record["wall_time"] == 1000.0
     assert all(type(value) in (int, float) for value in record.values())
     assert record["loss/train"] == float(np.float32(0.6931472))
     assert record["rewards_train/margins"] == 0.5
@@ -216,7 +217,8 @@ def test_a_sink_of_ones_own_gets_every_record_and_the_place_to_go_on_from(path, 
         return made[-1]
 
     monkeypatch.setitem(metrics.SINKS, "memory", make)
-    monkeypatch.setattr(metrics.time, "time", iter([10.0, 11.0, 12.0]).__next__)
+    times = iter([10.0, 11.0, 12.0])
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(time=times.__next__))
     writer = MetricWriter(path, console_every=5, resume_step=3)
     writer.write(3, {"loss/eval": 0.25})  # which the sink has
     writer.write(4, {"loss/train": jnp.float32(0.5)})
@@ -272,3 +274,9 @@ def test_a_file_that_one_process_cannot_read_stops_them_all(path, monkeypatch):
         MetricWriter(path)
     MetricWriter(None)  # a process without a file takes part
     assert asked == [(MetricsError, WorkdirError)] * 2
+
+
+def test_the_times_of_a_run_are_known_by_their_names():
+    """Two runs that compute the same differ in nothing else."""
+    assert all(map(metrics.is_time, ("wall_time", "mfu", "seconds/train", "tokens_per_second")))
+    assert not any(map(metrics.is_time, ("loss/train", "round", "response_tokens_mean")))

@@ -3,14 +3,13 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from halos_jax.models import spec
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.types import Item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,27 +43,6 @@ def _time(run: Callable[..., jax.Array], *arguments: jax.Array, repeats: int = 2
         jax.block_until_ready(result)
         best = min(best, (time.perf_counter() - start) / repeats)
     return best
-
-
-def count_forward_flops(items: Sequence[Item], config: DecoderConfig) -> float:
-    """Count the operations of a forward pass over `items`, nothing wasted: a prompt once, no
-    padding, causal attention, logits at response positions alone.
-
-    A multiplication and its addition are two.
-    """
-    shapes = spec.list_shapes(config)
-    layers = sum(math.prod(s) for path, s in shapes.items() if path.startswith("layers/"))
-    heads = 1 if config.num_labels else config.vocab_size
-    tokens = sum(item.num_tokens for item in items)
-    responses = [len(response) for item in items for response in item.responses]
-    predicted = len(responses) if config.num_labels else sum(responses)
-    pairs = sum(  # (query, key) pairs: a prompt's once, then each response sees both
-        len(item.prompt_ids) ** 2 / 2
-        + sum(len(r) * (len(item.prompt_ids) + len(r) / 2) for r in item.responses)
-        for item in items
-    )
-    attention = 4 * config.num_layers * config.num_heads * config.head_dim * pairs
-    return 2 * layers * tokens + 2 * heads * config.d_model * predicted + attention
 
 
 def count_decode_bytes(config: DecoderConfig, *, slots: int, mean_length: float) -> float:

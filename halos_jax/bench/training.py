@@ -10,12 +10,13 @@ import jax
 from jax.sharding import Mesh
 
 from halos_jax import sharding
-from halos_jax.bench.ceilings import Ceilings, count_forward_flops
+from halos_jax.bench.ceilings import Ceilings
 from halos_jax.bench.workloads import Case, make_decoder, make_items
 from halos_jax.config import Config
 from halos_jax.losses import get_loss
 from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
 from halos_jax.training import loop as training
+from halos_jax.training.pace import count_forward_flops
 from halos_jax.types import Item, Params
 
 _WARM_UP = 2  # steps before the clock runs: one with compilation, one with everything warm

@@ -24,7 +24,7 @@ from halos_jax.data.lengths import make_lengths
 from halos_jax.data.selection import Selection, select_eval, select_train
 from halos_jax.devices import explain_memory
 from halos_jax.losses import Loss, get_loss
-from halos_jax.metrics import read_metrics
+from halos_jax.metrics import WALL_TIME, read_metrics
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.packing.batches import count_steps
 from halos_jax.policies import final, source
@@ -318,4 +318,5 @@ def _last_metrics(workdir: Path) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for record in read_metrics(path) if path.exists() else ():
         metrics |= {name: value for name, value in record.items() if np.isfinite(value)}
+    metrics.pop(WALL_TIME, None)
     return metrics

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -24,6 +23,7 @@ from halos_jax.packing.layout import LayoutMemory
 from halos_jax.packing.token_values import Collected, TokenValues
 from halos_jax.training import inputs, optim, step
 from halos_jax.training.followers import Followers, take_averaged
+from halos_jax.training.pace import StepClock, count_step_flops
 from halos_jax.training.rounding import MovedWatch, choose_watched
 from halos_jax.training.state import init_state, make_abstract_state
 from halos_jax.training.teacher import Teacher
@@ -310,7 +310,7 @@ def run_steps(
     bar = make_progress(total, label, unit="steps", enabled=config.progress)
     bar.update(start)
     seen = sum(len(row) for step_rows in dataset.plan.steps[:start] for row in step_rows)
-    clock, watch = _StepClock(), MovedWatch(trainer.watched)
+    clock, watch = _make_clock(trainer), MovedWatch(trainer.watched)
     before: dict[str, jax.Array | float] = {}
     for number, batch in enumerate(stream_batches(trainer.mesh, dataset, start=start), start):
         state, metrics = trainer.train_step(state, trainer.frozen, batch)
@@ -318,17 +318,18 @@ def run_steps(
         named: dict[str, jax.Array | float] = {
             _rename(name, "train"): value for name, value in metrics.items()
         }
-        examples = sum(len(row) for row in dataset.plan.steps[number])
+        items = [dataset.items[one] for row in dataset.plan.steps[number] for one in row]
+        examples = len(items)
         seen += examples
         named |= {"counters/updates": taken, "counters/stage_examples": seen}
         named |= clock.rate
         writer.write(taken, named)
         watch.see(taken, metrics)
-        clock.tick(examples)
+        clock.tick(examples, *_measure_work(trainer, items))
         due = config.train.eval_every and taken % config.train.eval_every == 0
         if held_out and (due or number + 1 == total):
             writer.write(taken, evaluate(trainer, take_averaged(state), held_out))
-            clock = _StepClock()
+            clock = _make_clock(trainer)
         on_step(state, number + 1)
         if not bar.disable and (taken % config.train.log_every == 0 or number + 1 == total):
             # The metrics of the step before: the writer has waited for them already.
@@ -340,25 +341,15 @@ def run_steps(
     return state
 
 
-class _StepClock:
-    """Times steps by when the metric writer returns.
+def _make_clock(trainer: Trainer) -> StepClock:
+    return StepClock(trainer.mesh, trainer.decoder.compute_dtype)
 
-    A step is dispatched long before it has run, but the writer waits for the metrics of the step
-    before it: when the writer returns, that step is done. So a step's rate is known two steps
-    later.
-    """
 
-    def __init__(self) -> None:
-        self.rate: dict[str, float] = {}
-        self._finished: float | None = None  # when the last step but one was done
-        self._examples = 0  # examples in the last step
-
-    def tick(self, examples: int) -> None:
-        """Note that a step of `examples` was handed to the writer: the step before it is done."""
-        now = time.perf_counter()
-        if self._finished is not None:
-            self.rate = {"examples_per_second": self._examples / (now - self._finished)}
-        self._finished, self._examples = (now if self._examples else None), examples
+def _measure_work(trainer: Trainer, items: Sequence[Item]) -> tuple[int, float]:
+    """Return the tokens of a step, without padding, and its operations."""
+    adapter = trainer.frozen is not None
+    flops = count_step_flops(items, trainer.decoder, adapter=adapter)
+    return sum(one.num_tokens for one in items), flops
 
 
 def evaluate(trainer: Trainer, params: Params, dataset: Dataset) -> dict[str, float]:

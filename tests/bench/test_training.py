@@ -3,10 +3,10 @@
 import jax
 import pytest
 
-from halos_jax.bench.ceilings import count_forward_flops
 from halos_jax.bench.training import run_forward_case, run_training_case
 from halos_jax.bench.workloads import get_case, make_decoder, make_items
 from halos_jax.packing.batches import plan_batches
+from halos_jax.training.pace import count_forward_flops
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from halos_jax.metrics import is_time
 from halos_jax.workdir import manifests
 from halos_jax.workdir.changes import find_changes
 
@@ -24,7 +25,6 @@ PLACES = [
 ]
 PLACES += ["export", "after export"]
 # Of a metrics record, what depends on the clock.
-TIMES = ("examples_per_second",)
 
 
 def choose_points(events: list[str], per_place: int, rng: random.Random) -> list[str]:
@@ -77,7 +77,7 @@ def read_metrics(workdir) -> dict:
     """Return the metrics by step and names; each record must be there once."""
     records = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        record = {name: value for name, value in json.loads(line).items() if name not in TIMES}
+        record = {name: value for name, value in json.loads(line).items() if not is_time(name)}
         key = (record["step"], record.get("round"), *sorted(record))
         assert key not in records, f"twice: {record}"
         records[key] = record
