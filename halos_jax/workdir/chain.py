@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from halos_jax.config import Config, roles, schema
+from halos_jax.metrics import is_time
 from halos_jax.workdir.changes import History
 from halos_jax.workdir.intact import INPUTS
 from halos_jax.workdir.manifests import Manifest
 
 _ASIDE = ("chain", "segments", "version")  # of a manifest: what its digest is not of
 METRICS = "metrics.jsonl"
-_TIMES = ("examples_per_second",)  # of a row: what the machine did, and not what was computed
 
 
 def seal(manifest: Manifest, previous: str, facts: Mapping[str, Any]) -> Manifest:
@@ -173,7 +173,7 @@ def hash_rows(workdir: Path, first: int = 0, last: int | None = None) -> dict[st
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
         row = json.loads(line)
         if last is None or ("round" not in row and _is_between(row["step"], first, last)):
-            kept = {name: value for name, value in row.items() if name not in _TIMES}
+            kept = {name: value for name, value in row.items() if not is_time(name)}
             rows.append(json.dumps(kept, sort_keys=True))
     digest = hashlib.sha256("".join(f"{row}\n" for row in sorted(rows)).encode())
     return {"count": len(rows), "sha256": digest.hexdigest()}
