@@ -24,6 +24,7 @@ LEVELS = (
     {"checkpoints"},
     {"policies"},
     {"rounds"},
+    {"report"},
     {"tasks"},
     {"audit"},
     {"bench"},

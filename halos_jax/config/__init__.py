@@ -23,6 +23,7 @@ from halos_jax.config.sections import (
 from halos_jax.config.settings import (
     Config,
     ConfigError,
+    ReportConfig,
     Settings,
     Task,
     check_fields,
@@ -48,6 +49,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PipelineConfig",
+    "ReportConfig",
     "RewardConfig",
     "RoundsConfig",
     "SamplingConfig",

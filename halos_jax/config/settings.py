@@ -46,12 +46,24 @@ class ConfigError(UserError, ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """The page about a run, report.html in its workdir."""
+
+    enabled: bool = aside(True)  # write it after each round and at the end of a task
+    # mode=report: workdirs of further runs, to compare that of `workdir` with
+    workdirs: tuple[str, ...] = aside(())
+    # mode=report: the page to write; empty: report.html, or comparison.html, in the workdir
+    output: str = aside("", "path")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that a run is asked to do."""
 
     task: Task = "online"  # what to compute
     # "run": run the task; "check": make the checks of a start, without reading weights or writing
-    # anything; "verify": check what a finished or running workdir holds
+    # anything; "verify": check what a finished or running workdir holds; "report": write the page
+    # about the run, or compare runs
     mode: Mode = aside("run")
     workdir: str = aside("runs/default", "path")  # folder for the run's results and checkpoints
     seed: int = 0  # seed of everything random: orders, samples, new weights, dropout
@@ -76,6 +88,7 @@ class Config:
     bench: BenchConfig = BenchConfig()
     pipeline: PipelineConfig = PipelineConfig()
     verify: VerifyConfig = VerifyConfig()
+    report: ReportConfig = ReportConfig()
 
 
 def default() -> ConfigDict:

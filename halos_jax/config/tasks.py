@@ -23,7 +23,7 @@ Task = Literal[
     "bench",
     "pipeline",
 ]
-Mode = Literal["run", "check", "verify"]
+Mode = Literal["run", "check", "verify", "report"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,12 @@ class ModeSpec:
       summary: one line for --help.
       run: called with the config instead of the task. It takes no lock, and writes nothing into
         the workdir except a report of its own. Empty: the task itself is run.
+      on_devices: whether the devices must suit the config; if not, any machine will do.
     """
 
     summary: str
     run: str = ""
+    on_devices: bool = True
 
 
 MODES: Mapping[Mode, ModeSpec] = {
@@ -49,6 +51,11 @@ MODES: Mapping[Mode, ModeSpec] = {
     "verify": ModeSpec(
         "check a finished or running workdir by its hashes and by making some of its results again",
         run="halos_jax.audit.run:run_verify",
+    ),
+    "report": ModeSpec(
+        "write the page about the run in the workdir, or one that compares runs",
+        run="halos_jax.report.command:run_report",
+        on_devices=False,
     ),
 }
 
@@ -107,7 +114,7 @@ class TaskSpec:
     remakes: tuple[str, ...] = ("final",)
     limits: str = ""
     check_data: str = ""
-    modes: tuple[Mode, ...] = ("run", "check", "verify")
+    modes: tuple[Mode, ...] = ("run", "check", "verify", "report")
 
     def is_scored(self, read: Callable[[str], Any]) -> bool:
         """Tell whether it needs rewards; `read` returns the value of a field from its path."""

@@ -48,6 +48,10 @@ def refuse_scores(samples: Sequence[Sample]) -> Labels:
     raise RuntimeError(f"no reward was made to score {len(samples)} samples")
 
 
+def do_nothing() -> None:
+    """Stand in for what a run does after a round, in a run that does nothing."""
+
+
 def refuse_remake(place: Mapping[str, int]) -> tuple[Workspace, Trainer]:
     """Stand in for what makes a run's trainer anew, in a run without: raise RuntimeError."""
     raise RuntimeError(f"nothing was given to make a trainer at {place}")
@@ -90,6 +94,7 @@ class Run:
     layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)  # reward model
     sft: HostCopy = dataclasses.field(default_factory=HostCopy)  # params of the SFT checkpoint
     budget: Budget = Budget(1, 1)
+    on_round: Callable[[], None] = do_nothing  # called when a round is done and on disk
     # Makes workspace and trainer as a resume from that "round" and "step" does.
     remake: Callable[[Mapping[str, int]], tuple[Workspace, Trainer]] = refuse_remake
 

@@ -105,6 +105,7 @@ def report_round(run: Run, manifest: Manifest, budget: Budget) -> None:
     for hint in list_new_hints(config, list_signs(run, round))[-1]:
         logger.info("advice: %s", hint.text)
     record_round(run, manifest)
+    run.on_round()
 
 
 def record_round(run: Run, manifest: Manifest) -> None:

@@ -20,6 +20,7 @@ from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.policies.policy import Policy, load_params, load_reference, load_trained
 from halos_jax.policies.source import find_origin
 from halos_jax.policies.teacher import load_teacher
+from halos_jax.report.live import report_on
 from halos_jax.rewards.held_out import check_held_out, make_scorers
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, evaluation, stages
@@ -46,10 +47,11 @@ def run_evaluation(config: Config, stop: StopSignal) -> dict[str, float]:
     """
     with open_job(config, stop) as job:
         if not job.is_complete:
-            if config.eval.on == "samples":
-                _evaluate_samples(job)
-            else:
-                _evaluate_feedback(job)
+            with report_on(job.workspace):
+                if config.eval.on == "samples":
+                    _evaluate_samples(job)
+                else:
+                    _evaluate_feedback(job)
         return job.metrics
 
 

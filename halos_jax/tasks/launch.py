@@ -178,7 +178,7 @@ def start_jax(config: Config) -> None:
         caches = "xla_gpu_per_fusion_autotune_cache_dir"
         for name, value in zip(_CACHE_SETTINGS, (str(cache), 0.0, caches), strict=True):
             jax.config.update(name, value)
-    errors = _check_devices(config)
+    errors = _check_devices(config) if MODES[config.mode].on_devices else []
     if errors:
         raise ConfigError("\n".join(errors))
 

@@ -3,6 +3,7 @@
 A run can be stopped and resumed at any point.
 """
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -11,6 +12,7 @@ from halos_jax.config import Config
 from halos_jax.devices import explain_memory
 from halos_jax.models.lora import merge_adapter
 from halos_jax.policies import final, source
+from halos_jax.report.live import report_on
 from halos_jax.rounds import evaluation, stages
 from halos_jax.rounds.budget import NO_PROMPTS
 from halos_jax.rounds.context import NOTHING, Run, StageResult
@@ -69,15 +71,17 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
             may_grow=("data.train",),
         )
         run, progress = make_run(workspace)
-        try:
-            metrics = run_rounds(run, progress)
-            runs.end_segments(info)
-            return metrics
-        except Interrupted:
-            commit_pending(run, progress)  # the round before is done: keep it
-            raise
-        finally:
-            run.checkpoints.close()
+        with report_on(workspace) as reporter:
+            run = dataclasses.replace(run, on_round=reporter.update)
+            try:
+                metrics = run_rounds(run, progress)
+                runs.end_segments(info)
+                return metrics
+            except Interrupted:
+                commit_pending(run, progress)  # the round before is done: keep it
+                raise
+            finally:
+                run.checkpoints.close()
 
 
 def run_rounds(run: Run, progress: Progress) -> dict[str, float]:

@@ -30,6 +30,7 @@ from halos_jax.packing.batches import count_steps
 from halos_jax.policies import final, source
 from halos_jax.policies.policy import Policy, load_frozen, load_start, start_policy
 from halos_jax.policies.teacher import load_teacher
+from halos_jax.report.live import Reporter, report_on
 from halos_jax.tasks.inputs import check_inputs
 from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
@@ -43,6 +44,8 @@ from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.workspace import Workspace, open_workspace
 
 logger = logging.getLogger(__name__)
+
+_PAGE_EVERY = 60.0  # seconds between two versions of report.html in the course of training
 
 
 def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
@@ -65,15 +68,16 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
             keep=config.checkpoint.keep,
             ledger=workspace.ledger,
         )
-        try:
-            _train(workspace, checkpoints)
-        finally:
-            checkpoints.close()
-        runs.end_segments(workspace.info)
+        with report_on(workspace) as reporter:
+            try:
+                _train(workspace, checkpoints, reporter)
+            finally:
+                checkpoints.close()
+            runs.end_segments(workspace.info)
         return _last_metrics(workspace.workdir)
 
 
-def _train(workspace: Workspace, checkpoints: Checkpoints) -> None:
+def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -> None:
     config, loss = workspace.config, choose_loss(workspace.config)
     policy = _start_policy(config, loss)
     items = _load_items(config, loss, policy)
@@ -116,7 +120,7 @@ def _train(workspace: Workspace, checkpoints: Checkpoints) -> None:
             held_out=held_out,
             writer=writer,
             start=start,
-            on_step=functools.partial(_save, saver, total=len(dataset.plan)),
+            on_step=functools.partial(_finish_step, saver, reporter, total=len(dataset.plan)),
             label=config.task,
         )
         writer.close()
@@ -257,7 +261,9 @@ def choose_loss(config: Config) -> Loss:
     return get_loss(config.loss if config.loss["name"] == name else {"name": name})
 
 
-def _save(saver: Saver, state: TrainState, done: int, *, total: int) -> None:
+def _finish_step(
+    saver: Saver, reporter: Reporter, state: TrainState, done: int, *, total: int
+) -> None:
     """Save after step `done` if a checkpoint is due, and always after the last step.
 
     The exported model can be made again from the last checkpoint.
@@ -270,6 +276,7 @@ def _save(saver: Saver, state: TrainState, done: int, *, total: int) -> None:
     if done == total:
         saver.writer.flush()
         saver.save(state, locate())
+    reporter.update(every=_PAGE_EVERY)
 
 
 def load_fixed_items(

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 # Files of lines for people; a run can go on without them.
 REPORTS = ("metrics.jsonl", "timings.jsonl")
 MANIFEST = "manifest.json"
+PAGE = "report.html"  # about the run, for people; see `halos_jax/report`
 INPUTS = "inputs.json"  # fingerprints of the run's inputs, see `inputs.py`
 PROMPTS = "prompts.json"  # the order of the prompts, see `order.py`
 FINAL = "final"  # the export at the end of a run

@@ -10,7 +10,7 @@ from typing import Any
 from halos_jax import config as config_lib
 from halos_jax import processes, sharding, storage
 from halos_jax.config.tasks import TASKS, Task
-from halos_jax.workdir import changes, execution, intact
+from halos_jax.workdir import changes, execution, intact, journal
 from halos_jax.workdir import ledger as ledgers
 from halos_jax.workdir.changes import History
 from halos_jax.workdir.execution import Executions
@@ -162,6 +162,8 @@ def _is_untouched(workdir: Path) -> bool:
         execution.FILE,
         intact.INPUTS,
         intact.PROMPTS,
+        intact.PAGE,
+        journal.FILE,
     )
     others = [path for path in workdir.iterdir() if path.name not in ours]
     is_run = changes.is_run(changes.read_plain(workdir / changes.FILE))

@@ -15,6 +15,7 @@ from halos_jax.metrics import MetricWriter
 from halos_jax.workdir import execution, runs
 from halos_jax.workdir.changes import History, record_changes
 from halos_jax.workdir.interrupt import StopSignal
+from halos_jax.workdir.journal import keep_journal
 from halos_jax.workdir.ledger import Ledger
 from halos_jax.workdir.manifests import Manifest
 from halos_jax.workdir.runs import RunInfo
@@ -96,7 +97,8 @@ def open_workspace(config: Config, stop: StopSignal) -> Iterator[Workspace]:
     info = runs.join_run(config)
     try:
         mesh = sharding.make_mesh(config.mesh)
-        with storage.explain_run_errors(info.workdir), jax.set_mesh(mesh):
+        kept = keep_journal(info.workdir, is_new=not info.is_resumed, is_writer=info.is_writer)
+        with storage.explain_run_errors(info.workdir), kept, jax.set_mesh(mesh):
             yield Workspace(info.config, info, mesh, stop)
     finally:
         info.close()

@@ -9,6 +9,7 @@ def get_config(inputs: str) -> ConfigDict:
     """Return an online run of 2 rounds of 6 prompts x 3 samples, with 4 held-out prompts."""
     config = default()
     config.progress = False
+    config.report.enabled = False
     config.model.path = f"{inputs}/policy"
     config.model.compute_dtype = "float32"
     config.model.remat = "none"

@@ -1,0 +1,65 @@
+"""A page that compares runs."""
+
+import pytest
+
+from halos_jax.config import ConfigError
+from halos_jax.report.comparison import (
+    compare_runs,
+    list_differences,
+    merge_charts,
+    name_runs,
+    sum_up,
+)
+from halos_jax.report.page import render
+from halos_jax.report.recorded import read_run
+from tests.report.written_runs import write_config, write_run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    first = write_run(tmp_path / "one", optimizer__learning_rate=1e-6)
+    return [read_run(one) for one in (first, write_run(tmp_path / "two", seed=1))]
+
+
+def test_every_chart_has_a_line_for_each_run(runs):
+    charts = {one.name: one for one in merge_charts(runs, ["one", "two"])}
+    assert [line.name for line in charts["reward"].lines] == ["one", "two"]
+    assert charts["reward"].lines[0].y == (0.0, 0.5, 1.0) and "times" not in charts
+
+
+def test_only_fields_that_differ_are_listed(runs):
+    assert list_differences(runs) == [
+        ("optimizer.learning_rate", ["1e-06", "2e-06"]),
+        ("seed", ["0", "1"]),
+    ]
+
+
+def test_a_row_for_each_run_has_its_newest_values(runs):
+    columns = {one.name: one.cells for one in sum_up(runs, ["one", "two"])}
+    assert columns["run"] == ("one", "two") and columns["win rate"] == ("75%", "75%")
+    assert columns["time"] == ("2.0 s", "2.0 s")
+
+
+def test_samples_of_the_same_held_out_prompts_stand_side_by_side(runs):
+    contents = compare_runs(runs)
+    browser = contents.browsers["held_out"]
+    assert browser.columns == ("round 0 (SFT)", "one, round 2 (best)", "two, round 2 (best)")
+    assert [cell[0][1] for cell in browser.prompts[0]["cells"]] == [0.0, 1.0, 1.0]
+    assert "What differs in their configs" in render(contents)
+
+
+def test_a_run_without_rounds_is_compared_by_its_steps(tmp_path, runs):
+    alone = read_run(write_config(tmp_path / "sft", task="sft"))
+    contents = compare_runs([runs[0], alone])
+    assert contents.browsers == {} and contents.values["overview"][0].cells[0] == "one"
+
+
+def test_names_tell_runs_apart(tmp_path, runs):
+    assert name_runs(runs) == ["one", "two"]
+    others = [read_run(write_config(tmp_path / f"{name}/run")) for name in ("a", "b")]
+    assert name_runs(others) == ["a/run", "b/run"]
+
+
+def test_too_many_runs_are_refused(runs):
+    with pytest.raises(ConfigError, match="got 10 runs"):
+        compare_runs(runs * 5)

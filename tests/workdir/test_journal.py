@@ -1,0 +1,55 @@
+"""What the processes of a run have said."""
+
+import logging
+import sys
+
+import pytest
+
+from halos_jax.workdir import journal
+from halos_jax.workdir.journal import describe_start, keep_journal, read_journal
+
+LOGGER = logging.getLogger("halos_jax.some.room")
+
+
+def test_starts_and_warnings_are_kept_the_same_text_once(tmp_path):
+    for is_new in (True, False):
+        with keep_journal(tmp_path, is_new=is_new):
+            for text in ("first", "second", "first"):
+                LOGGER.warning("the %s", text)
+            LOGGER.info("no warning")
+            logging.getLogger("another.library").warning("not ours")
+    LOGGER.warning("after the run")
+    found = read_journal(tmp_path)
+    assert len(found.starts) == 2 and found.starts[0]["kind"] == "start"
+    assert [one["text"] for one in found.warnings] == ["the first", "the second"]
+    with keep_journal(tmp_path, is_new=True):
+        pass
+    assert len(read_journal(tmp_path).starts) == 1 and read_journal(tmp_path).warnings == ()
+
+
+def test_other_processes_write_nothing(tmp_path):
+    with keep_journal(tmp_path, is_new=True, is_writer=False):
+        LOGGER.warning("of process 1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_nothing_does_not_end_the_run(tmp_path):
+    with keep_journal(tmp_path / "absent", is_new=True):
+        LOGGER.warning("unheard")
+    assert read_journal(tmp_path / "absent") == journal.Journal()
+
+
+def test_lines_that_are_none_are_left_out(tmp_path):
+    (tmp_path / "journal.jsonl").write_text(
+        '{"kind": "warning", "text": "a"}\n[]\n{"kind": 3}\n{"k'
+    )
+    assert [one["text"] for one in read_journal(tmp_path).warnings] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "program, is_shown", [("/x/halos_jax/main.py", True), ("/usr/bin/pytest", False)]
+)
+def test_the_command_is_that_of_the_program(monkeypatch, program, is_shown):
+    monkeypatch.setattr(sys, "argv", [program, "--config=a b.py"])
+    command = "python -m halos_jax.main '--config=a b.py'"
+    assert describe_start().get("command") == (command if is_shown else None)
