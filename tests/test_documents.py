@@ -64,7 +64,7 @@ def test_fields_that_are_named_exist(document):
         spans = [FIELD.fullmatch(span) for span in list_code(document)]
         named += [one[1] for one in spans if one and one[1].partition(".")[0] in SECTIONS]
     for path in named:
-        is_file = path.rpartition(".")[2] in ("py", "json", "jsonl")
+        is_file = path.rpartition(".")[2] in ("py", "html", "json", "jsonl")
         known = path in leaves or f"{path}.".startswith(tuple(f"{section}." for section in free))
         known |= path in SECTIONS | EXAMPLES_OF_FIELDS
         assert known or is_file, f"{document}: {path}"
