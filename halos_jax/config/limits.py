@@ -87,6 +87,24 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
         yield f"reward.rules: got {rules}, allowed: functions of different names, not {_TAKEN}"
     if "" in values["sampling.stop"]:
         yield "sampling.stop: got an empty string, which would end every sample at once"
+    yield from _check_exact(values)
+
+
+def _check_exact(values: Mapping[str, Any]) -> Iterable[str]:
+    """Refuse exact ratios where nothing is drawn, and more tokens than a set can hold."""
+    if not values["sampling.exact_ratios"]:
+        return
+    top_k, most = values["sampling.top_k"], values["sampling.max_kept"]
+    if values["sampling.temperature"] == 0:
+        yield (
+            "sampling.exact_ratios: got True, allowed with sampling.temperature=0: False; greedy "
+            "decoding draws nothing, so there is no ratio of probabilities"
+        )
+    if top_k > most:
+        yield (
+            f"sampling.top_k: got {top_k}, allowed with sampling.exact_ratios: at most "
+            f"sampling.max_kept={most}; lower it, or raise the latter"
+        )
 
 
 # Fields that change prompts, which tasks that keep the prompts of samples refuse.

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32, Int32, UInt32
 
 from halos_jax.models import cache as caches
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.sampling.draws import DecodeSettings, draw_tokens
+from halos_jax.sampling.draws import DecodeSettings, ExactDraws, draw_exactly, draw_tokens
 from halos_jax.sharding import constrain
 from halos_jax.types import Array, Params
 
@@ -45,6 +45,9 @@ class ChunkOutput:
     entropies: Float32[Array, "S chunk"]  # nats, of its distribution at each token
     count: Int32[Array, " S"]
     done: Bool[Array, " S"]
+    # Of exact draws (`draws.ExactDraws`):
+    drawn_logps: Float32[Array, "S chunk"] | None = None
+    kept: Int32[Array, "S chunk kept"] | None = None
 
 
 @struct.dataclass
@@ -148,22 +151,20 @@ def decode_chunk(
     weights: Params, slots: Slots, settings: DecodeSettings, config: DecoderConfig
 ) -> tuple[Slots, ChunkOutput]:
     """Advance every slot that is not done by up to `settings.chunk` tokens."""
-    count = slots.token.shape[0]
-    output = ChunkOutput(
-        tokens=jnp.zeros((count, settings.chunk), jnp.int32),
-        logps=jnp.zeros((count, settings.chunk), jnp.float32),
-        entropies=jnp.zeros((count, settings.chunk), jnp.float32),
-        count=jnp.zeros((count,), jnp.int32),
-        done=slots.done,
-    )
+    output = _start_output(slots, settings, config)
 
     def advance(step: jax.Array, carry: tuple[Slots, ChunkOutput]) -> tuple[Slots, ChunkOutput]:
         slots, output = carry
         logits, cache = caches.decode_step(
             weights, slots.cache, slots.token, slots.position, config
         )
-        drawn, logps, entropies = draw_tokens(logits, slots.key, slots.generated, settings)
         live = ~slots.done
+        if settings.is_exact:
+            exact = draw_exactly(logits, slots.key, slots.generated, settings)
+            drawn, logps, entropies = exact[:3]
+            output = _note_exact(output, step, live, exact)
+        else:
+            drawn, logps, entropies = draw_tokens(logits, slots.key, slots.generated, settings)
         output = dataclasses.replace(
             output,
             tokens=output.tokens.at[:, step].set(jnp.where(live, drawn, 0)),
@@ -187,6 +188,32 @@ def decode_chunk(
     # A fixed number of steps: a condition on the data would have a GPU wait for the host each step.
     slots, output = jax.lax.fori_loop(0, settings.chunk, advance, (slots, output))
     return _split_slots(slots), dataclasses.replace(output, done=slots.done)
+
+
+def _start_output(slots: Slots, settings: DecodeSettings, config: DecoderConfig) -> ChunkOutput:
+    """Return the output of a chunk that has drawn nothing yet."""
+    count, kept = len(slots.token), min(settings.max_kept, config.vocab_size)
+    zeros = jnp.zeros((count, settings.chunk), jnp.float32)
+    return ChunkOutput(
+        tokens=jnp.zeros((count, settings.chunk), jnp.int32),
+        logps=zeros,
+        entropies=zeros,
+        count=jnp.zeros((count,), jnp.int32),
+        done=slots.done,
+        drawn_logps=zeros if settings.is_exact else None,
+        kept=jnp.full((count, settings.chunk, kept), -1, jnp.int32) if kept else None,
+    )
+
+
+def _note_exact(
+    output: ChunkOutput, step: jax.Array, live: jax.Array, exact: ExactDraws
+) -> ChunkOutput:
+    assert output.drawn_logps is not None  # `_start_output` has made it
+    logps = output.drawn_logps.at[:, step].set(jnp.where(live, exact.drawn_logps, 0.0))
+    kept = output.kept
+    if kept is not None and exact.kept is not None:
+        kept = kept.at[:, step].set(jnp.where(live[:, None], exact.kept, -1))
+    return dataclasses.replace(output, drawn_logps=logps, kept=kept)
 
 
 class InitSlots(Protocol):

@@ -3,12 +3,19 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float32, Int32, UInt32
 
-from halos_jax.sampling.filters import find_kept, mask_unknown, sum_above, sum_together
+from halos_jax.sampling.filters import (
+    find_kept,
+    find_largest,
+    mask_unknown,
+    sum_above,
+    sum_together,
+)
 from halos_jax.types import Array
 
 # Tokens whose weights are summed, block by block, to find the one that is drawn: a cumulative sum
@@ -30,6 +37,18 @@ class DecodeSettings:
     chunk: int
     stop_ids: tuple[int, ...]
     unknown: tuple[tuple[int, int], ...] = ()  # ranges [start, stop) of ids that no token has
+    is_exact: bool = False  # whether to say what tokens are drawn from, see `draw_exactly`
+    max_kept: int = 0  # of an exact draw with top-k or top-p: most tokens to keep
+
+
+class ExactDraws(NamedTuple):
+    """Tokens, one a slot, and what they were drawn from."""
+
+    tokens: Int32[Array, " S"]
+    logps: Float32[Array, " S"]  # at temperature 1, unfiltered, as of `draw_tokens`
+    entropies: Float32[Array, " S"]
+    drawn_logps: Float32[Array, " S"]  # under the distribution that they were drawn from
+    kept: Int32[Array, "S kept"] | None  # its ids, filled up with -1; None: all that tokens have
 
 
 def draw_tokens(
@@ -50,13 +69,72 @@ def draw_tokens(
     the likeliest candidate is taken then. Where p is so small that many would fail, the cutoff is
     searched for.
     """
-    allowed = mask_unknown(logits, settings.unknown)
     if settings.temperature == 0:
-        drawn = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
+        drawn = jnp.argmax(mask_unknown(logits, settings.unknown), axis=-1).astype(jnp.int32)
         normalizers, top = jax.nn.logsumexp(logits, axis=-1), jnp.max(logits, axis=-1)
         gaps = jnp.sum(_weigh_gaps(logits, top), axis=-1)
         entropies = _find_entropies(gaps, normalizers, top)
         return drawn, _take(logits, drawn) - normalizers, entropies
+    return _draw(logits, keys, generated, settings)[:3]
+
+
+def draw_exactly(
+    logits: Float32[Array, "S V"],
+    keys: UInt32[Array, "S 2"],
+    generated: Int32[Array, " S"],
+    settings: DecodeSettings,
+) -> ExactDraws:
+    """Draw as `draw_tokens` does, and say from which distribution, at a temperature above 0.
+
+    With top-k or top-p, that is a set of at most `settings.max_kept` tokens. It is formed and then
+    drawn from, so a token's log-probability is that of its draw up to the rounding of float32.
+    Where more tokens than `max_kept` would make up top-p, the likeliest of them are kept. Of tokens
+    that are equally likely, only as many are kept as are needed.
+    """
+    if settings.top_k == 0 and settings.top_p == 1:
+        return ExactDraws(*_draw(logits, keys, generated, settings), kept=None)
+    allowed = mask_unknown(logits, settings.unknown)
+    values, ids = find_largest(allowed, settings.max_kept)
+    peak = values[:, :1]
+    top = jnp.max(logits, axis=-1) if settings.unknown else peak[:, 0]
+    weights = jnp.exp((values - peak) / settings.temperature)
+    is_kept = values > -jnp.inf
+    plain = _split_blocks(logits)
+    parts = [jnp.exp(plain - top[:, None, None]), _weigh_gaps(plain, top)]
+    if settings.top_k:
+        is_kept &= jnp.arange(values.shape[1]) < settings.top_k
+        total, (shares, gaps) = (
+            jnp.sum(jnp.where(is_kept, weights, 0.0), axis=-1),
+            sum_together(parts),
+        )
+    else:
+        whole = jnp.exp((_split_blocks(allowed) - peak[..., None]) / settings.temperature)
+        sums, shares, gaps = sum_together([whole, *parts])
+        total = jnp.sum(sums, axis=-1)
+    if settings.top_p < 1:
+        likelier = jnp.pad(jnp.cumsum(weights, axis=-1), [(0, 0), (1, 0)])[:, :-1]
+        is_kept &= likelier < settings.top_p * total[:, None]
+    weights = jnp.where(is_kept, weights, 0.0)
+    up_to = jnp.cumsum(weights, axis=-1)
+    uniforms = _draw_uniforms(keys, generated, 1)
+    drawn = _find_first(up_to > uniforms * up_to[:, -1:], weights > 0)
+    value = _take(values, drawn)
+    normalizers = top + jnp.log(shares.sum(axis=-1))
+    return ExactDraws(
+        _take(ids, drawn),
+        value - normalizers,
+        _find_entropies(jnp.sum(gaps, axis=-1), normalizers, top),
+        (value - peak[:, 0]) / settings.temperature - jnp.log(up_to[:, -1]),
+        jnp.where(is_kept, ids, -1),
+    )
+
+
+def _draw(
+    logits: jax.Array, keys: jax.Array, generated: jax.Array, settings: DecodeSettings
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Return what `draw_tokens` does at a temperature above 0 and, where nothing but `unknown` is
+    left out, the log-probabilities of the draws."""
+    allowed = mask_unknown(logits, settings.unknown)
     candidates = count_candidates(settings.top_p)
     searched = 1.0 if candidates else settings.top_p
     # Each weight is relative to the largest of those that it is added to.
@@ -71,11 +149,7 @@ def draw_tokens(
     ) -> jax.Array:
         return jnp.exp((logits - jnp.expand_dims(peak, range(1, logits.ndim))) / temperature)
 
-    def draw_uniforms(key_data: jax.Array, position: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.wrap_key_data(key_data), position)
-        return jax.random.uniform(key, (max(candidates, 1),))
-
-    uniforms = jax.vmap(draw_uniforms)(keys, generated)
+    uniforms = _draw_uniforms(keys, generated, max(candidates, 1))
     blocks, plain = _split_blocks(allowed), _split_blocks(logits)
     sums, shares, gaps = sum_together(
         [weigh(blocks), weigh(plain, 1.0, top), _weigh_gaps(plain, top)]
@@ -83,15 +157,27 @@ def draw_tokens(
     normalizers = top + jnp.log(jnp.sum(shares, axis=-1))
     entropies = _find_entropies(jnp.sum(gaps, axis=-1), normalizers, top)
     drawn = invert_cumulative(blocks, sums, uniforms, weigh)
+    logps = (_take(logits, drawn[:, 0]) - peak) / settings.temperature
+    logps -= jnp.log(jnp.sum(sums, axis=-1))
     if candidates < 2:
-        return drawn[:, 0], _take(logits, drawn[:, 0]) - normalizers, entropies
+        return drawn[:, 0], _take(logits, drawn[:, 0]) - normalizers, entropies, logps
     # Logits are compared, not weights: these may be rounded otherwise where they are formed again.
     likelier = sum_above(weigh(allowed), allowed, jnp.take_along_axis(allowed, drawn, axis=-1))
     accepted = likelier < settings.top_p * jnp.sum(sums, axis=-1, keepdims=True)
     likeliest = jnp.argmin(likelier, axis=-1)
     taken = jnp.where(jnp.any(accepted, axis=-1), jnp.argmax(accepted, axis=-1), likeliest)
     drawn = _take(drawn, taken)
-    return drawn, _take(logits, drawn) - normalizers, entropies
+    return drawn, _take(logits, drawn) - normalizers, entropies, logps
+
+
+def _draw_uniforms(keys: jax.Array, generated: jax.Array, count: int) -> jax.Array:
+    """Return f32[S, count] in [0, 1): a function of the sample's key and the position."""
+
+    def draw(key_data: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.wrap_key_data(key_data), position)
+        return jax.random.uniform(key, (count,))
+
+    return jax.vmap(draw)(keys, generated)
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int32
 
 from halos_jax.types import Array
 
 _BITS = 30  # of the patterns of [0, 1]
+_NARROWER = (128, 8)  # logits in the blocks of which `find_largest` leaves most out
 
 
 def find_kept(logits: Float32[Array, "S V"], *, top_k: int, top_p: float) -> Bool[Array, "S V"]:
@@ -41,6 +42,32 @@ def find_kept(logits: Float32[Array, "S V"], *, top_k: int, top_p: float) -> Boo
         cutoff = jnp.maximum(cutoff, _search(left, left, share))
     kept: jax.Array = weights >= cutoff
     return kept
+
+
+def find_largest(
+    logits: Float32[Array, "S V"], count: int
+) -> tuple[Float32[Array, "S largest"], Int32[Array, "S largest"]]:
+    """Return the `count` largest logits of each row, in falling order, and their ids.
+
+    Of V logits at most, and of equal ones any. The largest are in the `count` blocks with the
+    largest maxima, so few logits are left to be sorted: one pass over all of them, then blocks of
+    these blocks.
+    """
+    count = min(count, logits.shape[1])
+    values, ids = logits, jnp.broadcast_to(jnp.arange(logits.shape[1]), logits.shape)
+    for width in _NARROWER:
+        if values.shape[1] < 2 * count * width:
+            continue
+        padding = [(0, 0), (0, -values.shape[1] % width)]
+        blocks = jnp.pad(values, padding, constant_values=-jnp.inf)
+        blocks = blocks.reshape(len(blocks), -1, width)
+        _, chosen = jax.lax.top_k(jnp.max(blocks, axis=-1), count)
+        places = (chosen[..., None] * width + jnp.arange(width)).reshape(len(blocks), -1)
+        values = jnp.take_along_axis(blocks, chosen[..., None], axis=1).reshape(len(blocks), -1)
+        # Of the padding there is none among them: it is -inf, and whoever asks leaves that out.
+        ids = jnp.take_along_axis(ids, places, axis=-1, mode="clip")
+    values, places = jax.lax.top_k(values, count)
+    return values, jnp.take_along_axis(ids, places, axis=-1)
 
 
 def mask_unknown(

@@ -7,7 +7,6 @@ what a chunk finished only when the next one is under way, so the device never w
 import dataclasses
 import hashlib
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -25,6 +24,7 @@ from halos_jax.models.spec import DecoderConfig
 from halos_jax.packing.layout import round_shape
 from halos_jax.sampling import decode
 from halos_jax.sampling.draws import DecodeSettings
+from halos_jax.sampling.responses import decode_output, find_finish, make_sample
 from halos_jax.sampling.schedule import (
     Draft,
     Owners,
@@ -36,7 +36,7 @@ from halos_jax.sampling.schedule import (
     plan_waves,
     release_slots,
 )
-from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Params, Prompt, Sample
+from halos_jax.types import Params, Prompt, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ def make_sampler(
     refuse_longer(decoder, {"sampling.max_prompt_length + sampling.max_tokens": longest})
     decoder = dataclasses.replace(decoder, remat="none")
     stop_ids = tuple(sorted(renderer.stop_ids))
+    unknown = _find_unknown(renderer, decoder)
+    is_exact, max_kept = _choose_exact(settings, unknown)
     compiled = decode.compile_decoder(
         DecodeSettings(
             temperature=settings.temperature,
@@ -79,7 +81,9 @@ def make_sampler(
             max_tokens=settings.max_tokens,
             chunk=min(settings.chunk, settings.max_tokens),
             stop_ids=stop_ids,
-            unknown=_find_unknown(renderer, decoder),
+            unknown=unknown,
+            is_exact=is_exact,
+            max_kept=max_kept,
         ),
         decoder,
         sharding.replicated(mesh),
@@ -93,6 +97,20 @@ def make_sampler(
         (*settings.stop, *renderer.stop_strings),
         *compiled,
     )
+
+
+def _choose_exact(
+    settings: SamplingConfig, unknown: tuple[tuple[int, int], ...]
+) -> tuple[bool, int]:
+    """Return whether to keep what tokens are drawn from, and how many tokens to keep at most.
+
+    A greedy choice is no draw, and at temperature 1 from all tokens it is the policy itself.
+    """
+    is_filtered = settings.top_k > 0 or settings.top_p < 1
+    is_policy = settings.temperature == 1 and not is_filtered and not unknown
+    if not settings.exact_ratios or settings.temperature == 0 or is_policy:
+        return False, 0
+    return True, (settings.top_k or settings.max_kept) if is_filtered else 0
 
 
 def _find_unknown(renderer: Renderer, decoder: DecoderConfig) -> tuple[tuple[int, int], ...]:
@@ -141,7 +159,7 @@ def sample_shard(
     ]
     drafts = _make_drafts(prompts, rendered, settings.num_samples_per_prompt, seed, round)
     _run_drafts(sampler, weights, drafts, on_sample)
-    return [_make_sample(sampler, draft, generator) for draft in drafts]
+    return [make_sample(sampler, draft, generator) for draft in drafts]
 
 
 def _make_drafts(
@@ -302,15 +320,13 @@ def _start_chunk(sampler: Sampler, weights: Params, shard: _Shard) -> _Chunk | N
 
 def _collect(sampler: Sampler, chunk: _Chunk, on_sample: Callable[[int], None]) -> int:
     """Read what a chunk drew into its drafts; return how many of them it finished."""
-    output = chunk.output
-    tokens, logps, entropies, count, done = jax.device_get(
-        (output.tokens, output.logps, output.entropies, output.count, output.done)
-    )
+    output: decode.ChunkOutput = jax.device_get(chunk.output)
+    tokens, logps, entropies = output.tokens, output.logps, output.entropies
     finished = 0
     for slot, draft in enumerate(chunk.owners):
         if draft is None or draft.finish_reason:
             continue
-        new = int(count[slot])
+        new = int(output.count[slot])
         if not np.isfinite(logps[slot, :new]).all():
             raise NonFiniteError(
                 f"the policy gives NaN or infinite logits for prompt {draft.prompt.prompt_id}, "
@@ -320,69 +336,17 @@ def _collect(sampler: Sampler, chunk: _Chunk, on_sample: Callable[[int], None]) 
         draft.ids += tokens[slot, :new].tolist()
         draft.logps += logps[slot, :new].tolist()
         draft.entropies += entropies[slot, :new].tolist()
-        draft.finish_reason = _find_finish(sampler, draft, new, is_done=bool(done[slot]))
+        if output.drawn_logps is not None:
+            draft.drawn_logps += output.drawn_logps[slot, :new].tolist()
+        if output.kept is not None:
+            draft.kept.append(np.asarray(output.kept[slot, :new]))
+        draft.finish_reason = find_finish(sampler, draft, new, is_done=bool(output.done[slot]))
         if draft.finish_reason:  # detokenised at once: the device is busy with the next chunk
-            draft.output = _decode_output(sampler, draft)
+            draft.output = decode_output(sampler, draft)
             finished += 1
     if finished:
         on_sample(finished)
     return finished
-
-
-def _find_finish(sampler: Sampler, draft: Draft, new: int, *, is_done: bool) -> str:
-    """Return why a draft is finished, cut at a stop string if it has one; else ""."""
-    if _cut_at_stop_string(sampler, draft, new):
-        return FINISH_STOP
-    if not is_done:
-        return ""
-    return FINISH_STOP if draft.ids[-1] in sampler.stop_ids else FINISH_LENGTH
-
-
-def _cut_at_stop_string(sampler: Sampler, draft: Draft, new: int) -> bool:
-    """Cut the draft's tokens after the one that completes a stop string; tell if there was one.
-
-    Only the end that the `new` last tokens may have completed is looked at first: a stop string
-    has no more tokens than bytes, and the first token of a part may read otherwise.
-    """
-
-    def stops(count: int, start: int = 0) -> bool:
-        text = sampler.renderer.decode_response(draft.ids[start:count], keep_marker=True)
-        return any(stop in text for stop in sampler.stop_strings)
-
-    if not sampler.stop_strings:
-        return False
-    longest = max(len(stop.encode()) for stop in sampler.stop_strings)
-    end = len(draft.ids)
-    if not stops(end, max(end - new - longest - 1, 0)) or not stops(end):
-        return False
-    low, high = 0, len(draft.ids)  # stops(high) and not stops(low)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if stops(middle) else (middle, high)
-    del draft.ids[high:], draft.logps[high:], draft.entropies[high:]
-    return True
-
-
-def _decode_output(sampler: Sampler, draft: Draft) -> str:
-    text = sampler.renderer.decode_response(draft.ids)
-    for stop in sampler.settings.stop:
-        text = text.partition(stop)[0]
-    return text
-
-
-def _make_sample(sampler: Sampler, draft: Draft, generator: str) -> Sample:
-    return Sample(
-        prompt=draft.prompt,
-        sample_id=draft.sample_id,
-        output=draft.output,
-        prompt_ids=tuple(draft.prompt_ids),
-        response_ids=tuple(draft.ids),
-        finish_reason=draft.finish_reason,
-        generator=generator,
-        logps=tuple(draft.logps) if sampler.settings.keep_logps else None,
-        sum_logps=math.fsum(draft.logps),
-        mean_entropy=math.fsum(draft.entropies) / len(draft.entropies),
-    )
 
 
 def _number_prompt(prompt: Prompt) -> int:

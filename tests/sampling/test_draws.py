@@ -11,6 +11,7 @@ import scipy.special
 
 from halos_jax.sampling import draws
 from halos_jax.sampling.decode import derive_keys
+from tests.sampling.exact_sets import list_kept
 from tests.sampling.filtered import filter_logits
 
 PLAIN = draws.DecodeSettings(
@@ -181,3 +182,85 @@ def test_temperature_zero_takes_the_argmax():
     drawn = draws.draw_tokens(logits, keys, jnp.arange(50), settings)[0]
     np.testing.assert_array_equal(drawn, np.argmax(logits, axis=-1))
     assert drawn.dtype == jnp.int32
+
+
+EXACT = [
+    {"temperature": 0.7},
+    {"temperature": 1.3},
+    {"temperature": 0.7, "top_p": 0.9, "max_kept": 64},
+    {"temperature": 1.3, "top_p": 0.9, "max_kept": 3},  # more would make up 0.9
+    {"temperature": 1.3, "top_k": 5, "max_kept": 5},
+    {"temperature": 0.7, "top_k": 9, "top_p": 0.6, "max_kept": 9},
+    {"temperature": 1.0, "top_p": 0.9, "max_kept": 64},
+    {"temperature": 1.3, "top_k": 40, "max_kept": 40},  # than there are tokens
+    {"temperature": 1.3, "unknown": ((0, 2), (9, 12))},
+    {"temperature": 1.3, "top_p": 0.9, "max_kept": 64, "unknown": ((0, 2), (9, 12))},
+]
+exactly = jax.jit(draws.draw_exactly, static_argnames="settings")
+
+
+def expect_kept(row, settings):
+    row = np.array(row, np.float64)
+    for start, stop in settings.unknown:
+        row[start:stop] = -np.inf
+    return list_kept(
+        row,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        most=settings.max_kept or 10**9,
+    )
+
+
+@pytest.mark.parametrize("options", EXACT)
+def test_an_exact_draw_is_of_the_set_and_the_probability_that_it_says(options):
+    settings = dataclasses.replace(PLAIN, is_exact=True, **options)
+    logits = 2 * np.random.default_rng(1).normal(size=(300, 12)).astype(np.float32)
+    keys = derive_keys(0, 1, [1] * 300, range(300))
+    drawn = exactly(jnp.asarray(logits), keys, jnp.arange(300) % 7, settings=settings)
+    for row, token, logp, kept in zip(
+        logits,
+        np.asarray(drawn.tokens),
+        np.asarray(drawn.drawn_logps),
+        [None] * 300 if drawn.kept is None else np.asarray(drawn.kept),
+        strict=True,
+    ):
+        expected = expect_kept(row, settings)
+        assert logp == pytest.approx(np.log(expected[token]), abs=2e-6)
+        if kept is not None:
+            assert sorted(kept[kept >= 0]) == sorted(expected)
+    assert (drawn.kept is None) == (settings.max_kept == 0)
+    plain = draws.draw_tokens(jnp.asarray(logits), keys, jnp.arange(300) % 7, settings)
+    if drawn.kept is None:
+        np.testing.assert_array_equal(drawn.tokens, plain[0])
+    np.testing.assert_allclose(drawn.entropies, plain[2], rtol=1e-5, atol=1e-6)
+    expected = jax.nn.log_softmax(jnp.asarray(logits))[jnp.arange(300), drawn.tokens]
+    np.testing.assert_allclose(drawn.logps, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("options", EXACT)
+def test_exact_draws_have_the_probabilities_of_the_formula(options):
+    settings = dataclasses.replace(PLAIN, is_exact=True, **options)
+    count = 20_000
+    row = 1.5 * np.random.default_rng(0).normal(size=12).astype(np.float32)
+    keys = derive_keys(0, 1, [1] * count, range(count))
+    logits = jnp.broadcast_to(row, (count, 12))
+    drawn = exactly(logits, keys, jnp.zeros(count, jnp.int32), settings=settings)
+    observed = np.bincount(np.asarray(drawn.tokens), minlength=12)
+    expected = np.zeros(12)
+    for token, share in expect_kept(row, settings).items():
+        expected[token] = count * share
+    assert not observed[expected == 0].any()
+    kept = expected > 0
+    statistic = np.sum((observed[kept] - expected[kept]) ** 2 / expected[kept])
+    freedom = kept.sum() - 1
+    assert statistic < freedom + 4 * np.sqrt(2 * freedom) + 4
+
+
+def test_an_exact_draw_of_a_large_vocabulary_finds_its_set():
+    settings = dataclasses.replace(PLAIN, is_exact=True, temperature=0.7, top_p=0.9, max_kept=16)
+    logits = 3 * np.random.default_rng(1).normal(size=(8, 9000)).astype(np.float32)
+    keys = derive_keys(0, 1, [1] * 8, range(8))
+    drawn = exactly(jnp.asarray(logits), keys, jnp.zeros(8, jnp.int32), settings=settings)
+    for row, kept in zip(logits, np.asarray(drawn.kept)):
+        assert sorted(kept[kept >= 0]) == sorted(expect_kept(row, settings))

@@ -117,3 +117,25 @@ def test_a_vocabulary_with_many_holes_costs_no_more_than_one_with_few():
     masked = filters.mask_unknown(jnp.zeros((2, 4000)), holes)
     assert np.flatnonzero(np.isinf(masked[0])).tolist() == list(range(1, 4000, 2))
     assert count_operations(holes) == count_operations(holes[:1])
+
+
+@pytest.mark.parametrize("size, count", [(5, 9), (101, 64), (3000, 7), (5001, 4), (40_000, 64)])
+def test_the_largest_logits_are_found_whole_in_falling_order(size, count):
+    rng = np.random.default_rng(size)
+    logits = rng.normal(size=(6, size)).astype(np.float32)
+    logits[1] = np.sort(logits[1])  # all of the largest in one block, at the end
+    logits[2] = np.sort(logits[2])[::-1]
+    logits[3, size // 3 :] = -np.inf
+    values, ids = jax.jit(filters.find_largest, static_argnums=1)(logits, count)
+    expected = -np.sort(-logits, axis=1)[:, :count]
+    np.testing.assert_array_equal(values, expected)
+    ids = np.asarray(ids)
+    assert all(len(set(row)) == len(row) == min(count, size) for row in ids[[0, 1, 2, 4, 5]])
+    np.testing.assert_array_equal(np.take_along_axis(logits, ids, axis=1), expected)
+
+
+def test_of_equal_logits_any_are_the_largest_but_each_once():
+    logits = jnp.zeros((2, 5000)).at[1, 4000].set(1.0)
+    values, ids = filters.find_largest(logits, 12)
+    assert [len(set(row.tolist())) for row in ids] == [12, 12]
+    assert ids[1, 0] == 4000 and values[1].tolist() == [1.0] + [0.0] * 11

@@ -12,6 +12,9 @@ import pytest
 
 from halos_jax.config import SamplingConfig
 from halos_jax.data.chat.renderer import make_renderer
+from halos_jax.data.lengths import Lengths
+from halos_jax.data.records import formats
+from halos_jax.data.tokenize import make_scored_items
 from halos_jax.data.toy import make_tokenizer
 from halos_jax.metrics import NonFiniteError
 from halos_jax.models import decoder
@@ -233,6 +236,56 @@ def test_logps_and_entropies_equal_the_trainers(mesh1, dtype, tolerance):
         mean = entropies[start : start + length].mean()
         assert samples[index].mean_entropy == pytest.approx(mean, abs=tolerance)
         start += length
+
+
+EXACT = dataclasses.replace(SETTINGS, exact_ratios=True, keep_logps=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": 0.7, "top_p": 0.9, "max_kept": 6},
+        {"temperature": 1.3, "top_p": 1.0, "top_k": 4, "stop": ("ab", "cd")},
+        {"temperature": 1.3, "top_p": 1.0},
+    ],
+)
+def test_exact_samples_say_what_the_trainer_makes_of_their_sets(mesh1, changes):
+    """The trainer's head, given what the samples were drawn from, finds their log-probabilities."""
+    size = len(renderer().tokenizer)
+    config = tiny(vocab_size=5 * size, unknown_rows=((size, 5 * size),))  # most rows have no token
+    samples = run(mesh1, dataclasses.replace(EXACT, **changes), config=config)
+    assert {one.drawn.temperature for one in samples} == {changes["temperature"]}
+    assert all(one.logps is None for one in samples)
+    records = [formats.sample_from_record(formats.sample_to_record(one)) for one in samples]
+    assert [one.drawn for one in records] == [one.drawn for one in samples]
+    scored = [dataclasses.replace(one, reward=1.0) for one in records]
+    items = make_scored_items(scored, renderer(), Lengths(64, 32))
+    plan = plan_batches(items, batch_size=99, num_rows=1, tokens_per_row=4096, row_multiple=8)
+    batch = jax.tree.map(lambda x: x[0], build_batch(items, plan, 0))
+    params = init_params(jax.random.key(0), config)
+    found = np.asarray(decoder.compute_logps(params, batch, config))
+    np.testing.assert_allclose(found, batch.old_logps, atol=2e-5)
+    most = max(max(one.drawn.kept_counts, default=0) for one in samples)
+    assert most == changes.get("max_kept", changes.get("top_k", 0))
+    plain = decoder.compute_logps(params, dataclasses.replace(batch, transform=None), config)
+    assert np.abs(np.asarray(plain) - batch.old_logps).max() > 0.3, "the test shows nothing"
+
+
+def test_exact_samples_do_not_depend_on_the_mesh_or_slots(mesh, mesh1):
+    expected = run(mesh1, EXACT)
+    for other in (run(mesh, EXACT), run(mesh1, dataclasses.replace(EXACT, slots=3, chunk=2))):
+        assert by_name(other) == by_name(expected)
+        for one, same in zip(other, expected, strict=True):
+            assert one.drawn.kept_ids == same.drawn.kept_ids
+            np.testing.assert_allclose(one.drawn.logps, same.drawn.logps, atol=1e-5)
+
+
+def test_a_draw_from_the_policy_itself_keeps_its_plain_log_probs(mesh1):
+    settings = dataclasses.replace(EXACT, top_p=1.0)
+    plain = dataclasses.replace(settings, exact_ratios=False, keep_logps=True)
+    assert run(mesh1, settings) == run(mesh1, plain)
+    greedy = run(mesh1, dataclasses.replace(settings, temperature=0.0))
+    assert all(one.drawn is None for one in greedy)
 
 
 def test_greedy_takes_the_likeliest_token(mesh1):
