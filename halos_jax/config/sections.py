@@ -199,8 +199,7 @@ class SamplingConfig:
     stop: tuple[str, ...] = ()  # stop strings, besides the end-of-sequence tokens
     slots: PositiveInt = execution(256)  # samples decoded at the same time, over all devices
     chunk: PositiveInt = execution(8)  # decode steps between two checks for finished samples
-    # When no samples are waiting, divide the number of slots by this once the busy ones still fit;
-    # 0: never
+    # With no samples waiting, divide the slots by this once the busy ones still fit; 0: never
     shrink: int = execution(2)
     # Prompts in a shard, which is either on disk whole or sampled again
     shard_prompts: PositiveInt = execution(128)

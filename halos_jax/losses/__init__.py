@@ -12,7 +12,12 @@ from halos_jax.losses import (
     unpaired,
 )
 from halos_jax.losses.registry import Loss, check_loss, get_loss, list_losses, register
-from halos_jax.losses.requirements import check_evaluation, check_feedback, check_reference
+from halos_jax.losses.requirements import (
+    check_evaluation,
+    check_exact,
+    check_feedback,
+    check_reference,
+)
 from halos_jax.losses.sequences import average_metrics
 from halos_jax.losses.terms import LossInputs, LossTerms, Statistics
 
@@ -24,6 +29,7 @@ __all__ = [
     "actor_critic",
     "average_metrics",
     "check_evaluation",
+    "check_exact",
     "check_feedback",
     "check_loss",
     "check_reference",

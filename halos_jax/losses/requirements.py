@@ -46,6 +46,31 @@ def check_feedback(
     ]
 
 
+def check_exact(settings: Settings, feedback: str) -> list[str]:
+    """Return error lines where nothing reads what an online run's tokens are drawn from.
+
+    Args:
+      settings: `config.loss`, of a run with `config.sampling.exact_ratios`.
+      feedback: `config.feedback.type`.
+    """
+    if check_loss(settings):
+        return []
+    loss = get_loss(settings)
+    if not loss.old:
+        able = [name for name in list_losses() if get_loss({"name": name}).old]
+        return [
+            f"sampling.exact_ratios: got True, but loss {loss.name!r} compares the policy with "
+            f"none that sampled; allowed: False, or a loss that does: {', '.join(able)}"
+        ]
+    if feedback != "scalar":
+        return [
+            f"sampling.exact_ratios: got True, allowed with feedback.type={feedback!r}: False, "
+            "since its records do not say what tokens were drawn from; set "
+            "--config.feedback.type=scalar"
+        ]
+    return []
+
+
 def check_reference(settings: Settings, reference: str, *, task: str) -> list[str]:
     """Return error lines where a moving reference has no meaning.
 

@@ -22,6 +22,7 @@ from halos_jax.data.items import load_items
 from halos_jax.data.records import formats as records
 from halos_jax.data.records import reading
 from halos_jax.devices import explain_memory
+from halos_jax.packing.transforms import NOTHING
 from halos_jax.rewards.feedback_report import report_feedback
 from halos_jax.rewards.labels import (
     average_rewards,
@@ -242,7 +243,9 @@ def _prepare(
                 load_round_start() if reference == "round_start" else sft(),
                 label=f"reference {round}",
             )
-            logps = None if reference == "round_start" else dataset.reference_logps
+            # The signs are of the policies themselves, whatever the sampler drew from.
+            is_plain = reference != "round_start" and dataset.plan.layout.kept == NOTHING
+            logps = dataset.reference_logps if is_plain else None
     samples = read_scored(folder)
     signs = before.measure_before(run, samples, items, logps, sft, round=round)
     if signs is not None:

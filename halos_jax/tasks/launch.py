@@ -20,7 +20,13 @@ from halos_jax.console.logs import hush
 from halos_jax.console.values import WIDTH, fit, show_metrics
 from halos_jax.course.budget_text import show_seconds
 from halos_jax.devices import explain_memory
-from halos_jax.losses import check_evaluation, check_feedback, check_loss, check_reference
+from halos_jax.losses import (
+    check_evaluation,
+    check_exact,
+    check_feedback,
+    check_loss,
+    check_reference,
+)
 from halos_jax.losses.distillation import check_teacher
 from halos_jax.once import forget_run
 from halos_jax.workdir.interrupt import StopSignal, catch_signals
@@ -143,9 +149,11 @@ def _check_objective(config: Config) -> list[str]:
         errors += check_feedback(
             config.loss,
             config.feedback.type,
-            keep_logps=config.sampling.keep_logps,
+            keep_logps=config.sampling.keep_logps or config.sampling.exact_ratios,
             weights=bool(config.feedback.margin_weights),
         )
+        if config.sampling.exact_ratios and not errors:
+            errors += check_exact(config.loss, config.feedback.type)
     if task.has_reference:
         errors += check_reference(config.loss, config.rounds.reference, task=config.task)
     by_feedback = config.task == "eval" and config.eval.on == "feedback"

@@ -68,6 +68,14 @@ def test_right_configs_pass(task):
             "data.good_token, data.bad_token: got ('<|good|>', '<|good|>'), allowed: two texts",
         ),
         ({"sampling__stop": [""]}, "sampling.stop: got an empty string"),
+        (
+            {"sampling__exact_ratios": True, "sampling__temperature": 0.0},
+            "sampling.exact_ratios: got True, allowed with sampling.temperature=0: False",
+        ),
+        (
+            {"sampling__exact_ratios": True, "sampling__top_k": 65},
+            "sampling.top_k: got 65, allowed with sampling.exact_ratios: at most sampling.max_kept",
+        ),
         ({"reward__rules": ["a:f", "b:f"]}, "reward.rules: got ['f', 'f'], allowed: functions of"),
         ({"reward__rules": ["a:low"]}, "reward.rules: got ['low'], allowed: functions of"),
         (

@@ -1,6 +1,6 @@
 """What a loss requires of the rest of the config, and how a want of it is said."""
 
-from halos_jax.losses import check_evaluation, check_feedback, check_reference
+from halos_jax.losses import check_evaluation, check_exact, check_feedback, check_reference
 
 
 def test_feedback_that_a_loss_cannot_use_is_refused():
@@ -20,6 +20,17 @@ def test_feedback_that_a_loss_cannot_use_is_refused():
         "feedback.margin_weights: allowed with loss 'kto': 0; it trains on single"
     )
     assert check_feedback({"name": "dpoo"}, "pairwise") == []  # said by check_loss already
+
+
+def test_exact_ratios_need_a_loss_and_feedback_that_have_them():
+    for name in ("dapo", "dr_grpo", "gspo", "ppo"):
+        assert check_exact({"name": name}, "scalar") == []
+    (line,) = check_exact({"name": "grpo"}, "scalar")
+    assert line.startswith("sampling.exact_ratios: got True, but loss 'grpo' compares the policy")
+    assert " dapo," in line and " dpo," not in line
+    (line,) = check_exact({"name": "ppo"}, "binary")
+    assert "allowed with feedback.type='binary': False" in line
+    assert check_exact({"name": "dpoo"}, "scalar") == []  # said by check_loss already
 
 
 def test_a_moving_reference_is_refused_where_there_is_nothing_to_compare_with():

@@ -114,6 +114,16 @@ def test_a_loss_that_cannot_weigh_pairs_refuses_their_weights():
         assert len(found) == count
 
 
+def test_exact_ratios_stand_in_for_kept_log_probs_and_need_a_loss_that_reads_them():
+    for loss, wanted in (("dapo", ""), ("dpo", "compares the policy with none that sampled")):
+        feedback = FeedbackConfig(type="scalar" if loss == "dapo" else "pairwise")
+        sampling = SamplingConfig(exact_ratios=True)
+        with pytest.raises(ConfigError) as caught:  # for other reasons, too
+            launch.freeze_checked(Config(feedback=feedback, sampling=sampling, loss={"name": loss}))
+        lines = [one for one in str(caught.value).splitlines() if "sampling." in one]
+        assert len(lines) == bool(wanted) and all(wanted in one for one in lines)
+
+
 def test_a_thread_beside_the_main_one_catches_no_signals():
     found = []
 
