@@ -120,7 +120,7 @@ def test_exact_ratios_stand_in_for_kept_log_probs_and_need_a_loss_that_reads_the
         sampling = SamplingConfig(exact_ratios=True)
         with pytest.raises(ConfigError) as caught:  # for other reasons, too
             launch.freeze_checked(Config(feedback=feedback, sampling=sampling, loss={"name": loss}))
-        lines = [one for one in str(caught.value).splitlines() if "sampling." in one]
+        lines = [one for one in str(caught.value).splitlines() if "ratios" in one or "keep_" in one]
         assert len(lines) == bool(wanted) and all(wanted in one for one in lines)
 
 
