@@ -62,8 +62,8 @@ class Config:
 
     task: Task = "online"  # what to compute
     # "run": run the task; "check": make the checks of a start, without reading weights or writing
-    # anything; "verify": check what a finished or running workdir holds; "report": write the page
-    # about the run, or compare runs
+    # anything; "show": print the config and what a run would do; "verify": check what a finished or
+    # running workdir holds; "report": write the page about the run, or compare runs
     mode: Mode = aside("run")
     workdir: str = aside("runs/default", "path")  # folder for the run's results and checkpoints
     seed: int = 0  # seed of everything random: orders, samples, new weights, dropout

@@ -23,7 +23,7 @@ Task = Literal[
     "bench",
     "pipeline",
 ]
-Mode = Literal["run", "check", "verify", "report"]
+Mode = Literal["run", "check", "show", "verify", "report"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,10 @@ MODES: Mapping[Mode, ModeSpec] = {
     "check": ModeSpec(
         "make the checks of a start, without reading weights or writing anything",
         run="halos_jax.tasks.preflight:run_check",
+    ),
+    "show": ModeSpec(
+        "print the resolved config, the budget and where the run would start or go on",
+        run="halos_jax.tasks.overview:run_show",
     ),
     "verify": ModeSpec(
         "check a finished or running workdir by its hashes and by making some of its results again",
@@ -114,7 +118,7 @@ class TaskSpec:
     remakes: tuple[str, ...] = ("final",)
     limits: str = ""
     check_data: str = ""
-    modes: tuple[Mode, ...] = ("run", "check", "verify", "report")
+    modes: tuple[Mode, ...] = ("run", "check", "show", "verify", "report")
 
     def is_scored(self, read: Callable[[str], Any]) -> bool:
         """Tell whether it needs rewards; `read` returns the value of a field from its path."""

@@ -17,6 +17,7 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.config.tasks import MODES, TASKS, Task, load
 from halos_jax.console.compiling import watch_compilations
 from halos_jax.console.logs import hush
+from halos_jax.console.summary import format_facts
 from halos_jax.console.values import WIDTH, fit, show_metrics
 from halos_jax.course.budget_text import show_seconds
 from halos_jax.devices import explain_memory
@@ -29,6 +30,7 @@ from halos_jax.losses import (
 )
 from halos_jax.losses.distillation import check_teacher
 from halos_jax.once import forget_run
+from halos_jax.tasks.overview import describe_machine, describe_task
 from halos_jax.workdir.interrupt import StopSignal, catch_signals
 
 logger = logging.getLogger("halos_jax")
@@ -79,6 +81,7 @@ def _launch(config: Config) -> dict[str, float]:
 
         check_start(config, with_data=False)
     began = time.monotonic()
+    logger.info("%s", format_facts("this machine", describe_machine()))
     with _listen() as stop:
         metrics = run_task(config, stop)
     sharding.wait_for_all("end the job")  # the first to leave would disconnect the others
@@ -130,9 +133,10 @@ def run_task(config: Config, stop: StopSignal) -> dict[str, float]:
     if config.task == "pipeline":
         metrics: dict[str, float] = {}
         for step in config_lib.expand_pipeline(config):
-            logger.info("pipeline: %s in %s", step.task, step.workdir)
             metrics = run_task(step, stop)
         return metrics
+    if jax.process_index() == 0:
+        logger.info("%s", describe_task(config))
     # For memory errors that no stage explains itself: they come up while models are loaded.
     with explain_memory("load", f"task {config.task}", config):
         return _find_task(config.task)(config, stop)

@@ -1,0 +1,31 @@
+"""The summary of a run: a label and what it stands for, a line each."""
+
+import textwrap
+from collections.abc import Sequence
+
+from halos_jax.console.values import WIDTH
+
+Fact = tuple[str, str]  # label and text; without a text it is left out
+
+
+def format_facts(title: str, facts: Sequence[Fact], *, width: int = WIDTH) -> str:
+    """Return a title and a line a fact, wrapped behind the label where it is longer.
+
+    >>> print(format_facts("a run", [("mesh", "data=1"), ("reward", "none")]))
+    a run
+      mesh    data=1
+      reward  none
+    """
+    shown = [(label, text) for label, text in facts if text]
+    room = max((len(label) for label, _ in shown), default=0)
+    lines = [title]
+    for label, text in shown:
+        lines += textwrap.wrap(
+            text,
+            width,
+            initial_indent=f"  {label:{room}}  ",
+            subsequent_indent=" " * (room + 4),
+            break_long_words=False,  # a path is to be copied
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
