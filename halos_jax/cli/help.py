@@ -1,23 +1,28 @@
 """The text of `--help`: the program on one screen or, with a preset, every config field."""
 
-import ast
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from halos_jax.cli.overrides import apply_overrides
-from halos_jax.cli.presets import FOLDER, list_presets, load_preset
+from halos_jax.cli.presets import find_folder, list_presets, load_preset, read_summary
+from halos_jax.cli.topics import EXIT_CODES, TOPICS, describe_topic
 from halos_jax.config import Config, ConfigError, docs, schema
 from halos_jax.config.tasks import MODES, TASKS
 
 _FLAGS = {"help", "helpshort", "helpfull", "h", "?"}
 _WIDTH = 100
+_SHORT = {0: "done", 1: "error", 75: "stopped, run it again to go on", 130: "Ctrl-C, nothing saved"}
 
 
 def takes_help(arguments: Sequence[str]) -> bool:
     """Tell whether the command line asks for help."""
-    return any(one.startswith("-") and one.lstrip("-") in _FLAGS for one in arguments)
+    return any(one.startswith("-") and _split(one)[0] in _FLAGS for one in arguments)
+
+
+def _split(argument: str) -> tuple[str, str]:
+    name, _, value = argument.lstrip("-").partition("=")
+    return name, value
 
 
 def make_help(arguments: Sequence[str], overrides: Sequence[tuple[str, str | None]]) -> str:
@@ -30,6 +35,9 @@ def make_help(arguments: Sequence[str], overrides: Sequence[tuple[str, str | Non
     Raises:
       ConfigError: if the preset cannot be read, or an override is wrong.
     """
+    topics = [value for name, value in map(_split, arguments) if name in _FLAGS and value]
+    if topics:
+        return describe_topic(topics[0])
     name = ""
     for argument, behind in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, value = argument.lstrip("-").partition("=")
@@ -44,20 +52,23 @@ def make_help(arguments: Sequence[str], overrides: Sequence[tuple[str, str | Non
     return describe_fields(preset.to_dict())
 
 
-def describe_program(folder: Path = FOLDER) -> str:
+def describe_program() -> str:
     """Return the help for a command line without a preset: one screen."""
+    folder = find_folder()
     presets = {name: read_summary(folder / f"{name}.py") for name in list_presets(folder)}
     return "\n".join(
         [
-            "python -m halos_jax.main --config=configs/PRESET.py --config.FIELD=VALUE ...",
+            "python -m halos_jax.main --config=PRESET --config.FIELD=VALUE ...",
             "",
-            "Presets, --config=configs/PRESET.py:",
+            "Presets, --config=PRESET (a name, or the path of a file):",
             *_list_rows(presets),
             "Tasks, --config.task=TASK:",
             *_list_rows({name: task.summary for name, task in TASKS.items()}),
             "Modes, --config.mode=MODE:",
             *_list_rows({name: mode.summary for name, mode in MODES.items()}),
-            "Every field, with its default and what it allows: --config=configs/PRESET.py --help",
+            "Every field, with its default and what it allows: --config=PRESET --help",
+            f"Lists: --help={', --help='.join(TOPICS)}",
+            f"Exit codes: {'; '.join(f'{code} {_SHORT[code]}' for code in EXIT_CODES)}",
             "More: README.md, and the README of each folder of halos_jax/",
         ]
     )
@@ -78,15 +89,6 @@ def describe_fields(preset: Mapping[str, Any]) -> str:
             head += "".join(f"; here {path}={value!r}" for path, value in given.items())
         lines += ["", head, *_wrap(one.text, "    ")]
     return "\n".join(lines)
-
-
-def read_summary(file: Path) -> str:
-    """Return the first line of a Python file's docstring ("" if none), without running the file."""
-    try:
-        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, SyntaxError):
-        text = None
-    return text.splitlines()[0] if text else ""
 
 
 def _describe_set(value: object, default: str) -> str:

@@ -3,9 +3,13 @@
 The `config.json` in the workdir of a run can be given in the place of one.
 """
 
+import ast
+import contextlib
 import difflib
+import functools
 import importlib.util
 import json
+from importlib import metadata
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -14,7 +18,7 @@ from halos_jax.config import ConfigError, default
 from halos_jax.errors import UserError
 from halos_jax.user_code import describe_raised
 
-FOLDER = Path(__file__).parents[2] / "configs"
+_INSTALLED = "share/halos_jax/configs"  # where an installation without a checkout has the presets
 _ALLOWED = "a Python file with a function get_config() that returns a ConfigDict"
 _RUN = "config.json"  # what a run keeps of its configuration
 
@@ -22,13 +26,15 @@ _RUN = "config.json"  # what a run keeps of its configuration
 def load_preset(given: str) -> ConfigDict:
     """Return the config of a preset: "FILE.py", or "FILE.py:ARGUMENT" to pass an argument to it.
 
-    "DIR/config.json" is the config of the run whose workdir is DIR, wherever DIR was before.
+    "NAME" or "configs/NAME.py", if there is no such file, is the preset of that name which comes
+    with the package. "DIR/config.json" is the config of the run whose workdir is DIR, wherever DIR
+    was before.
 
     Raises:
       ConfigError: if there is no such file, or it raises an error; the message names the line.
     """
     file, colon, argument = given.partition(":")
-    path = Path(file).expanduser()
+    path = _find_own(Path(file).expanduser())
     if not path.is_file():
         raise ConfigError(_explain_missing(path, file))
     if path.name == _RUN and not colon:
@@ -75,8 +81,41 @@ def _load_run(path: Path) -> ConfigDict:
     return config
 
 
-def list_presets(folder: Path = FOLDER) -> list[str]:
-    """Return the names of the presets in a folder."""
+@functools.cache
+def find_folder() -> Path:
+    """Return the folder of the presets that come with the package: of the checkout, or installed.
+
+    Where there is neither, it is the checkout's, which does not exist.
+    """
+    checkout = Path(__file__).parents[2] / "configs"
+    if (checkout / "quickstart.py").is_file():
+        return checkout
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for file in metadata.files("halos_jax") or ():
+            if file.as_posix().endswith(f"{_INSTALLED}/quickstart.py"):
+                return Path(str(file.locate())).resolve().parent
+    return checkout
+
+
+def _find_own(path: Path) -> Path:
+    """Return the preset of the package that a path names, if it is no file of the user's."""
+    named = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".py")
+    own = find_folder() / f"{path.stem}.py"
+    return own if named and not path.exists() and own.is_file() else path
+
+
+def read_summary(file: Path) -> str:
+    """Return the first line of a Python file's docstring ("" if none), without running the file."""
+    try:
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, SyntaxError):
+        text = None
+    return text.splitlines()[0] if text else ""
+
+
+def list_presets(folder: Path | None = None) -> list[str]:
+    """Return the names of the presets in a folder; None: of those that come with the package."""
+    folder = folder or find_folder()
     return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
 
 
@@ -84,12 +123,12 @@ def explain_absent() -> str:
     """Return the error message for a command line without a preset."""
     return (
         f"--config: got nothing, allowed: {_ALLOWED}; presets here: {', '.join(list_presets())}; "
-        "such as --config=configs/quickstart.py"
+        "such as --config=quickstart"
     )
 
 
 def _explain_missing(path: Path, file: str) -> str:
-    near = path.parent if path.parent.is_dir() and list_presets(path.parent) else FOLDER
+    near = path.parent if path.parent.is_dir() and list_presets(path.parent) else find_folder()
     names = list_presets(near)
     close = difflib.get_close_matches(path.stem.replace("_", ""), names, n=1, cutoff=0.5)
     hint = f"did you mean {str(near / f'{close[0]}.py')!r}? " if close else ""

@@ -22,14 +22,17 @@ def run(monkeypatch, capsys, *arguments):
 def test_the_program_is_on_one_screen(monkeypatch, capsys):
     shown = run(monkeypatch, capsys, "--help")
     lines = shown.splitlines()
-    assert len(lines) <= 40 and max(map(len, lines)) <= 110
-    assert lines[0].startswith("python -m halos_jax.main --config=configs/PRESET.py")
+    assert len(lines) <= 45 and max(map(len, lines)) <= 110
+    assert lines[0].startswith("python -m halos_jax.main --config=PRESET")
     for name, row in {**TASKS, **MODES}.items():
         assert re.search(rf"^  {name} +{re.escape(row.summary)}$", shown, re.MULTILINE)
     for name in list_presets():
         assert f"\n  {name} " in shown
     assert "  quickstart   The whole loop on a toy task, from nothing, on two CPU" in shown
-    assert "--config=configs/PRESET.py --help" in shown and "README.md" in shown
+    assert "--config=PRESET --help" in shown and "README.md" in shown
+    assert "--help=losses, --help=rewards" in shown
+    codes = "0 done; 1 error; 75 stopped, run it again to go on; 130 Ctrl-C, nothing saved"
+    assert lines[-2] == f"Exit codes: {codes}"
 
 
 def test_a_presets_help_lists_every_field_with_its_default_and_its_bound(monkeypatch, capsys):
@@ -57,9 +60,8 @@ def test_a_wrong_preset_or_field_is_an_error_as_ever(tmp_path):
         cli_help.make_help(["--config=configs/bench.py"], [("train.bach_size", "3")])
 
 
-def test_the_summary_of_a_file(tmp_path):
-    file = tmp_path / "a.py"
-    file.write_text('"""One.\n\nTwo."""\nraise SystemExit\n')
-    assert cli_help.read_summary(file) == "One."
-    file.write_text("x = 1\n")
-    assert cli_help.read_summary(file) == cli_help.read_summary(tmp_path / "none.py") == ""
+def test_a_topic_is_told_by_itself(monkeypatch, capsys):
+    shown = run(monkeypatch, capsys, "--help=exit", "--config=none.py")
+    assert shown.splitlines()[0] == "Exit codes:" and "\n   75  stopped by a signal" in shown
+    with pytest.raises(ConfigError, match="got 'loses', allowed: losses, rewards, presets, data"):
+        cli_help.make_help(["--help=loses"], [])

@@ -1,10 +1,23 @@
 """Presets are read, and what is none says why, with its line."""
 
+import importlib
 import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
-from halos_jax.cli.presets import explain_absent, list_presets, load_preset
+from halos_jax.cli import presets
+from halos_jax.cli.presets import (
+    explain_absent,
+    find_folder,
+    list_presets,
+    load_preset,
+    read_summary,
+)
 from halos_jax.config import Config, ConfigError, to_dict
 
 GOOD = "from halos_jax.config import default\n\n\ndef get_config(name='a'):\n    "
@@ -83,3 +96,70 @@ def test_the_config_of_a_run_is_read_for_the_workdir_that_it_lies_in(folder):
     (run / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ConfigError, match="which no run has written"):
         load_preset("moved/config.json")
+
+
+@pytest.fixture
+def new_folder():
+    """Forget where the presets are, before and after a test that moves them."""
+    find_folder.cache_clear()
+    yield
+    find_folder.cache_clear()
+
+
+def test_a_preset_of_the_package_is_found_by_its_name_from_anywhere(folder):
+    for name in ("quickstart", "quickstart.py", "configs/quickstart.py"):
+        assert load_preset(name).task == "pipeline", name
+    (folder / "quickstart.py").write_text(GOOD)  # a file of one's own comes first
+    assert load_preset("quickstart.py").workdir == "a"
+    with pytest.raises(ConfigError, match="there is no such file"):
+        load_preset("other/quickstart.py")
+    for file in folder.glob("*.py"):
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"did you mean '.*/quickstart.py'"):
+        load_preset("quickstrat")
+
+
+def test_presets_are_found_where_an_installation_put_them(tmp_path, monkeypatch, new_folder):
+    site, share = tmp_path / "lib" / "site", tmp_path / "share" / "halos_jax" / "configs"
+    info = site / "halos_jax-0.1.0.dist-info"
+    for made in (info, share):
+        made.mkdir(parents=True)
+    (share / "quickstart.py").write_text(GOOD)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: halos_jax\nVersion: 0.1.0\n")
+    (info / "RECORD").write_text("../../share/halos_jax/configs/quickstart.py,,\n")
+    monkeypatch.setattr(presets, "__file__", str(site / "halos_jax" / "cli" / "presets.py"))
+    monkeypatch.setattr(sys, "path", [str(site)])
+    importlib.invalidate_caches()
+    assert find_folder() == share.resolve()
+    assert list_presets() == ["quickstart"] and load_preset("quickstart").workdir == "a"
+    find_folder.cache_clear()
+    monkeypatch.setattr(sys, "path", [])
+    importlib.invalidate_caches()
+    assert list_presets() == []
+
+
+def test_a_wheel_has_the_presets(tmp_path):
+    """Where an installer puts what is below .data/data: the prefix of the environment."""
+    source = Path(__file__).parents[2]
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(source / name, tmp_path)
+    for name in ("halos_jax", "configs"):
+        shutil.copytree(source / name, tmp_path / name, ignore=shutil.ignore_patterns("*.pyc"))
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    wheel = tmp_path / "dist" / done.stdout.splitlines()[-1]
+    names = zipfile.ZipFile(wheel).namelist()
+    found = [name for name in names if name.endswith("/share/halos_jax/configs/quickstart.py")]
+    assert len(found) == 1 and ".data/data/" in found[0]
+    assert not [name for name in names if name.startswith("configs/")]
+    assert "halos_jax/console/logs.py" in names
+
+
+def test_the_summary_of_a_file(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text('"""One.\n\nTwo."""\nraise SystemExit\n')
+    assert read_summary(file) == "One."
+    file.write_text("x = 1\n")
+    assert read_summary(file) == read_summary(tmp_path / "none.py") == ""

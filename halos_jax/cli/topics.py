@@ -1,0 +1,137 @@
+"""What there is to choose from: `--help=losses`, `rewards`, `presets`, `data` and `exit`."""
+
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from halos_jax.cli.presets import find_folder, list_presets, read_summary
+from halos_jax.config import ConfigError
+from halos_jax.config.kinds import FEEDBACK_TYPES, ITEM_KINDS, REWARD_KINDS
+from halos_jax.config.tasks import load
+
+_WIDTH = 100
+# Code -> what it means; `halos_jax/main.py` exits with these.
+EXIT_CODES: Mapping[int, str] = {
+    0: "done; also of --help and of a check that finds nothing",
+    1: "an error; the message says what to change, and what is done is kept",
+    75: "stopped by a signal and saved: run the same command again to go on",
+    130: "stopped by Ctrl-C where there was nothing to save, or by a second one at once",
+}
+
+
+def describe_topic(name: str) -> str:
+    """Return the help on a topic.
+
+    Raises:
+      ConfigError: if there is no such topic.
+    """
+    if name not in TOPICS:
+        raise ConfigError(f"--help: got {name!r}, allowed: {', '.join(TOPICS)}")
+    return "\n".join(TOPICS[name]())
+
+
+def _list_losses() -> list[str]:
+    from halos_jax import losses  # imports jax: only when asked
+
+    def _get_loss(name: str) -> losses.Loss:
+        return losses.get_loss({"name": name})
+
+    lines = ["Losses, --config.loss.name=NAME --config.loss.HYPERPARAMETER=VALUE:"]
+    for kind, item in ITEM_KINDS.items():
+        found = [loss for loss in map(_get_loss, losses.list_losses()) if loss.items == kind]
+        if found:
+            lines += ["", f"on {item.words} (from feedback: {', '.join(item.feedback) or 'none'})"]
+        for loss in found:
+            lines += _wrap(f"{loss.name}{_show_arguments(loss.function)}", 2)
+            lines += _wrap(_read_first(getattr(loss.function, "func", loss.function)))
+    more = "Their formulas and papers: halos_jax/losses/README.md; a sum of several: loss.name=sum"
+    return [*lines, "", more]
+
+
+def _list_rewards() -> list[str]:
+    lines = ["Rewards, --config.reward.kind=KIND:", ""]
+    for kind, spec in REWARD_KINDS.items():
+        does = _read_first(load(spec.make)).removeprefix("Return the scorer that ")
+        needs = f" (needs reward.{spec.needs})" if spec.needs else ""
+        lines += [f"  {kind}{needs}", *_wrap(does)]
+    lines += ["", "Ready functions, --config.reward.function=halos_jax.rewards.functions:NAME"]
+    lines += ["with --config.reward.arguments.ARGUMENT=VALUE:", ""]
+    module = inspect.getmodule(load("halos_jax.rewards.functions:exact_answer"))
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+        parameters = inspect.signature(function).parameters
+        if function.__module__ == "halos_jax.rewards.functions" and "response" in parameters:
+            lines += _wrap(f"{name}{_show_arguments(function)}", 2)
+            lines += _wrap(_read_first(function))
+    lines += ["", f"What rewards become, --config.feedback.type: {', '.join(FEEDBACK_TYPES)}"]
+    return [*lines, "A function of your own, sums and judges: halos_jax/rewards/README.md"]
+
+
+def _list_presets() -> list[str]:
+    folder = find_folder()
+    rows = {name: read_summary(folder / f"{name}.py") for name in list_presets(folder)}
+    width = max(map(len, rows), default=0)
+    return [
+        f"Presets in {folder}, --config=NAME:",
+        "",
+        *(f"  {name:{width}}  {text}" for name, text in rows.items()),
+        "",
+        "Every field of one: --config=NAME --help; a preset of your own: configs/README.md",
+    ]
+
+
+def _list_data() -> list[str]:
+    sets = load("halos_jax.data.records.hub:HUB_SETS")
+    lines = [
+        "Data, --config.data.train=SOURCE (and data.eval, data.test); several with commas:",
+        "",
+        "  FILE                JSON, JSON Lines, CSV, TSV (.gz, .zst, .xz, .bz2), Parquet, Arrow",
+        "  DIR, 'DIR/*.jsonl'  its files; DIR@SPLIT: one split of it",
+        "  ID@SPLIT            a data set of the hub; ID:CONFIG@SPLIT",
+        "  NAME@SPLIT          one of these, each with a reader of its own:",
+        "",
+    ]
+    for name, one in sets.items():
+        lines.append(f"  {name}@{{{','.join(one.splits)}}}")
+        lines += _wrap(_read_first(one.read))
+    return [
+        *lines,
+        "",
+        'A record has a prompt ({"prompt": TEXT} or {"messages": [...]}) and what its task needs:',
+        "a demonstration, a pair, a judgement, rewards. Which fields these are, and how others are",
+        "renamed: halos_jax/data/records/README.md",
+    ]
+
+
+def _list_exit_codes() -> list[str]:
+    return ["Exit codes:", "", *(f"  {code:3}  {text}" for code, text in EXIT_CODES.items())]
+
+
+TOPICS: Mapping[str, Callable[[], list[str]]] = {
+    "losses": _list_losses,
+    "rewards": _list_rewards,
+    "presets": _list_presets,
+    "data": _list_data,
+    "exit": _list_exit_codes,
+}
+
+
+def _show_arguments(function: Callable[..., Any]) -> str:
+    """Return the keyword arguments of a function with their defaults, as "(beta=0.1)"."""
+    shown = [
+        one.name if one.default is one.empty else f"{one.name}={one.default!r}"
+        for one in inspect.signature(function).parameters.values()
+        if one.kind is one.KEYWORD_ONLY
+    ]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _read_first(function: Callable[..., Any]) -> str:
+    """Return the first paragraph of a function's docstring."""
+    return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
+
+
+def _wrap(text: str, indent: int = 6) -> list[str]:
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=" " * indent, subsequent_indent=" " * max(indent, 4)
+    )
