@@ -1,5 +1,6 @@
 """A workdir as its checks see it: read once, never written, and not locked."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ class Opened:
         are missing (and are among `problems`).
       problems: what could not be read, one line each.
       memory: what the checks of this workdir share with each other, such as a loaded policy.
+      closing: what is closed behind the last check.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Opened:
     manifests: tuple[Manifest, ...]
     problems: tuple[str, ...] = ()
     memory: dict[str, Any] = dataclasses.field(default_factory=dict)
+    closing: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
     @property
     def is_online(self) -> bool:

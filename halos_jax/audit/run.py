@@ -75,6 +75,11 @@ def verify(config: Config) -> Iterator[Finding]:
 
 def verify_opened(opened: Opened) -> Iterator[Finding]:
     """Yield the findings of all checks of one workdir, in the order of `CHECKS`."""
+    with opened.closing:
+        yield from _verify_opened(opened)
+
+
+def _verify_opened(opened: Opened) -> Iterator[Finding]:
     for check in CHECKS:
         if check.tasks and opened.config.task not in check.tasks:
             continue

@@ -39,4 +39,11 @@ CHECKS: tuple[Check, ...] = (
     Check("chain", "halos_jax.audit.links:check_chain"),
     Check("config", "halos_jax.audit.links:check_given"),
     Check("inputs", "halos_jax.audit.inputs:check_inputs"),
+    Check(
+        "rederive",
+        "halos_jax.audit.rederive.rounds:check_round",
+        per="manifest",
+        derives=True,
+        tasks=("online",),
+    ),
 )

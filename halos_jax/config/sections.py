@@ -392,7 +392,7 @@ class VerifyConfig:
     # The one round whose results are made again
     round: NonNegativeInt | Literal["all"] = aside("all")
     samples: Annotated[int, Ge(-1)] = aside(8)  # random samples of a round to make again; -1: all
-    steps: NonNegativeInt = aside(1)  # random optimizer steps of a round to make again; 0: none
+    steps: Annotated[int, Ge(-1)] = aside(1)  # first steps of a round to take again; -1: all
     seed: int = aside(0)  # seed of the random choice
     # Train policies again, from the SFT checkpoint on, whose checkpoints are deleted
     replay: bool = aside(False)

@@ -121,14 +121,14 @@ def final_test_stage(
 
 
 def _test(run: Run, params: Params, folder: Path, round: int) -> StageResult:
-    rollouts = _make_test_rollouts(run.rollouts)
+    rollouts = make_test_rollouts(run.rollouts)
     found = evaluate_prompts(rollouts, params, run.test, folder, split="test")
     metrics = found.metrics | (_compare(run, found, "test") if round else {})
     stages.write_rows(run.workspace, folder / TEST, found.to_records())
     return StageResult({TEST: len(found.samples)}, metrics)
 
 
-def _make_test_rollouts(run: Rollouts) -> Rollouts:
+def make_test_rollouts(run: Rollouts) -> Rollouts:
     """Return what draws samples for the test prompts, with the sampling options of `eval`."""
     settings = choose_test_sampling(run.config)
     if settings == run.config.sampling:

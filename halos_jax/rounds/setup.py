@@ -79,7 +79,7 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     layouts = LayoutMemory()
     run = Run(
         workspace=workspace,
-        rollouts=_make_rollouts(workspace, policy, layouts),
+        rollouts=make_rollouts(workspace, policy, layouts),
         policy=policy,
         trainer=trainer,
         checkpoints=checkpoints,
@@ -146,13 +146,13 @@ def _restore(
     place = find_place(checkpoints)
     config, steps = lay_out_from(place)
     laid_out = workspace.with_config(config)
-    trainer = _make_trainer(laid_out, policy, frozen, teacher, steps)
+    trainer = make_run_trainer(laid_out, policy, frozen, teacher, steps)
     progress = restore_progress(trainer, policy, checkpoints)
     found = find_place(checkpoints)
     if found != place:
         config, steps = lay_out_from(found)
         laid_out = workspace.with_config(config)
-        again = _make_trainer(laid_out, policy, frozen, teacher, steps)
+        again = make_run_trainer(laid_out, policy, frozen, teacher, steps)
         trainer = dataclasses.replace(again, layouts=trainer.layouts)
     return laid_out, trainer, progress
 
@@ -167,11 +167,11 @@ def _remake(
     """Return the workspace and trainer for the rest of a run that goes on from `place`."""
     config, steps = lay_out_from(place)
     laid_out = workspace.with_config(config)
-    made = _make_trainer(laid_out, policy, trainer.frozen, trainer.teacher, steps)
+    made = make_run_trainer(laid_out, policy, trainer.frozen, trainer.teacher, steps)
     return laid_out, dataclasses.replace(made, layouts=trainer.layouts)
 
 
-def _make_trainer(
+def make_run_trainer(
     workspace: Workspace,
     policy: Policy,
     frozen: Frozen | None,
@@ -194,7 +194,7 @@ def _make_trainer(
     return dataclasses.replace(trainer, check=workspace.stop.check)
 
 
-def _make_rollouts(workspace: Workspace, policy: Policy, layouts: LayoutMemory) -> Rollouts:
+def make_rollouts(workspace: Workspace, policy: Policy, layouts: LayoutMemory) -> Rollouts:
     config, mesh, stop = workspace.config, workspace.mesh, workspace.stop
     renderer = policy.renderer
     return Rollouts(

@@ -180,7 +180,7 @@ def train_stage(
     if not items:
         noun = ITEM_KINDS[run.trainer.loss.items].noun
         logger.warning("round %d has no %s to train on: the policy stays as it is", round, noun)
-    dataset = _prepare(run, items, folder, round, load_sft, load_round_start)
+    dataset = prepare_round(run, items, folder, round, load_sft, load_round_start)
     if start == 0:
         run.writer.write(first_step, {"round": round, **before.read_before(folder).metrics})
     if dataset is not None:
@@ -207,7 +207,7 @@ def _measure_progress(run: Run, folder: Path) -> tuple[float, float]:
     return run.budget.measure(manifest.start, manifest.stop, len(run.prompts))
 
 
-def _prepare(
+def prepare_round(
     run: Run,
     items: Sequence[Item],
     folder: Path,

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,6 +39,7 @@ logger = logging.getLogger("halos_jax")
 # Metrics in the order in which the last line has them; "" stands for all others.
 _FIRST = ("reward_eval", "reward_test", "loss/eval", "rewards_eval/accuracies", "loss/train", "")
 
+_CACHE = "compilation_cache"  # in the workdir
 _CACHE_SETTINGS = (
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
@@ -181,18 +183,34 @@ def start_jax(config: Config) -> None:
     if jax.process_index():
         hush()
     if platform != "cpu" and config.mode == "run":  # no other mode writes into the workdir
-        # The cache includes the autotuner's choices, so that a resumed run executes the very same
-        # program and stays the same bit for bit.
-        cache = Path(config.workdir).absolute() / "compilation_cache"
-        compilation_cache.reset_cache()  # jax stays with that of a run before in this process
-        # XLA's kernel cache stays off: with it, programs compiled by another process have failed
-        # with illegal instructions (H200, jax 0.11.2).
-        caches = "xla_gpu_per_fusion_autotune_cache_dir"
-        for name, value in zip(_CACHE_SETTINGS, (str(cache), 0.0, caches), strict=True):
-            jax.config.update(name, value)
+        _use_cache(Path(config.workdir).absolute() / _CACHE)
     errors = _check_devices(config) if MODES[config.mode].on_devices else []
     if errors:
         raise ConfigError("\n".join(errors))
+
+
+def _use_cache(folder: Path) -> None:
+    """Keep compiled programs in `folder`.
+
+    It includes the autotuner's choices, so that a resumed run executes the very same program and
+    stays the same bit for bit.
+    """
+    compilation_cache.reset_cache()  # jax stays with that of a run before in this process
+    # XLA's kernel cache stays off: with it, programs compiled by another process have failed
+    # with illegal instructions (H200, jax 0.11.2).
+    caches = "xla_gpu_per_fusion_autotune_cache_dir"
+    for name, value in zip(_CACHE_SETTINGS, (str(folder), 0.0, caches), strict=True):
+        jax.config.update(name, value)
+
+
+def use_copied_cache(workdir: Path, scratch: Path) -> None:
+    """Compile with the programs and choices that the run in `workdir` has, as in a resume of it.
+
+    What is compiled now goes into `scratch`. Without such programs nothing changes.
+    """
+    if (workdir / _CACHE).is_dir():
+        shutil.copytree(workdir / _CACHE, scratch / _CACHE)
+        _use_cache(scratch / _CACHE)
 
 
 def _check_devices(config: Config) -> list[str]:

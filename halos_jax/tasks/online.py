@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+from collections.abc import Callable
 
 from halos_jax.config import Config
 from halos_jax.devices import explain_memory
@@ -105,7 +106,7 @@ def run_rounds(run: Run, progress: Progress) -> dict[str, float]:
         run.layouts.load(manifest.layouts)
         if round == 1:
             with explain_memory("train", "the pass over held-out feedback", run.config):
-                held_out = _load_held_out(run, progress)
+                held_out = load_held_out(run, sft_loader(run, progress))
         is_told = manifest.next_stage is None  # by the process that has done it
         manifest = run_round(run, progress, manifest, held_out)
         if is_told and manifest.metrics.get("steps_done") == int(progress.state.step):
@@ -215,8 +216,11 @@ def _train(run: Run, progress: Progress, round: int, held_out: Dataset | None) -
     )
 
 
-def _load_held_out(run: Run, progress: Progress) -> Dataset | None:
-    """Return the held-out feedback, which is fixed for the run, with the reference's log-probs."""
+def load_held_out(run: Run, load_sft: Callable[[], Params]) -> Dataset | None:
+    """Return the held-out feedback, which is fixed for the run, with the reference's log-probs.
+
+    `load_sft` returns the params that the run started with.
+    """
     if not run.held_out:
         return None
     items = stages.load_feedback_items(run, round_folder(run.workdir, 0))
@@ -226,8 +230,7 @@ def _load_held_out(run: Run, progress: Progress) -> Dataset | None:
     dataset = training.make_dataset(run.trainer, items, seed=None)
     if not training.needs_reference(run.trainer.loss, items):
         return dataset
-    params = sft_loader(run, progress)()
-    return training.add_reference(run.trainer, dataset, params, label="reference eval")
+    return training.add_reference(run.trainer, dataset, load_sft(), label="reference eval")
 
 
 def _test_final(run: Run, ending: Ending, step: int) -> dict[str, float]:

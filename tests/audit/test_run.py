@@ -72,4 +72,4 @@ def test_a_task_of_a_pipeline_that_has_not_begun_is_not_checked(made):
     config = dataclasses.replace(made.config, task="pipeline", pipeline=pipeline)
     found = list(run.verify(config))
     assert (found[0].place, found[0].outcome) == ("sft", "not checked")
-    assert {one.outcome for one in found[1:]} == {"passed"}
+    assert "differs" not in {one.outcome for one in found[1:]}

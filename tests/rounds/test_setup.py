@@ -98,7 +98,7 @@ def test_what_lies_ahead_is_laid_out_from_where_the_run_really_goes_on(
     monkeypatch.setattr(setup, "find_place", find_place)
     monkeypatch.setattr(setup, "restore_progress", restore_progress)
     monkeypatch.setattr(setup, "load_frozen", load_frozen)
-    monkeypatch.setattr(setup, "_make_trainer", make_trainer)
+    monkeypatch.setattr(setup, "make_run_trainer", make_trainer)
     workspace = SimpleNamespace(
         mesh="mesh", with_config=lambda config: SimpleNamespace(config=config)
     )

@@ -348,7 +348,9 @@ def test_the_sft_params_are_let_go_before_values_are_computed(tmp_path, monkeypa
     monkeypatch.setattr(stages.training, "add_reference", add_reference)
     monkeypatch.setattr(stages.training, "add_collected", add_collected)
     monkeypatch.setattr(stages.before, "measure_before", measure)
-    assert stages._prepare(run, ["item"], tmp_path, 1, load_sft, lambda: "start") == "collected"
+    assert (
+        stages.prepare_round(run, ["item"], tmp_path, 1, load_sft, lambda: "start") == "collected"
+    )
     assert len(held) == 1
 
 

@@ -31,6 +31,8 @@ from halos_jax.types import Sample
 
 logger = logging.getLogger(__name__)
 
+# The address of no server: the answers on disk must do, and other questions have no answer.
+CACHE_ONLY = "cache:"
 _PROBE = "Answer with the word yes."
 _LOOK = 0.5  # seconds between two checks whether the run must stop
 _POINTS = {"A": 1.0, "B": 0.0, "tie": 0.5}  # of the sample that stands as A
@@ -49,6 +51,8 @@ def probe_judge(config: Config) -> bool:
       RewardError: if there is no server, or it refuses the request.
     """
     settings = config.reward.judge
+    if settings.url == CACHE_ONLY:
+        return False
     key = load_key(settings.key_variable)
     make_question(settings)
     check_url(settings.url)
@@ -105,7 +109,7 @@ def make_judge_scorer(
 
     def ask(conversations: Sequence[Messages], parse: Parse) -> list[Any]:
         asker = _Asker(config, cache, parse)
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and settings.url != CACHE_ONLY:
             cache.load()
             asker.ask_all(conversations, key, check, met)
         sharding.wait_for_all("asked the judge")

@@ -8,7 +8,7 @@ the run follows from it.
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,19 @@ def list_done(workdir: Path, last: int) -> list[Manifest]:
     return [one for one in found if one is not None]
 
 
-def decide(run: Run, manifest: Manifest, evaluation: StageResult) -> StageResult:
+def decide(
+    run: Run,
+    manifest: Manifest,
+    evaluation: StageResult,
+    is_kept: Callable[[int], bool] | None = None,
+) -> StageResult:
     """Return the result of a round's evaluation with what the run decides at the round's end.
 
     All rounds before it must be committed.
+
+    Args:
+      is_kept: tells whether the policy of a round may still be had; None: its checkpoint must be
+        there now.
     """
     config, is_evaluated = run.config, bool(run.held_out)
     is_compared = is_evaluated and not has_fixed_mean(config.reward)
@@ -71,19 +80,21 @@ def decide(run: Run, manifest: Manifest, evaluation: StageResult) -> StageResult
         change = _measure_change(run.workdir, before, now) if falls else {}
         now = dataclasses.replace(now, decisions={**now.decisions, **found, GUARD: change})
         done = [*before, now]
-        back = _find_return(run, done) if config.guard.action == "retry" else 0
+        back = _find_return(run, done, is_kept) if config.guard.action == "retry" else 0
         verdict = judge(config.guard, done, best=back)
         found[GUARD] = verdict.to_record() | change
     return evaluation._replace(decisions={**evaluation.decisions, **found})
 
 
-def _find_return(run: Run, done: Sequence[Manifest]) -> int:
-    """Return the round to go back to after the last of the rounds `done`."""
+def _find_return(
+    run: Run, done: Sequence[Manifest], is_kept: Callable[[int], bool] | None = None
+) -> int:
+    """Return the round to go back to after the last of the rounds `done`; see `decide`."""
 
-    def is_kept(round: int) -> bool:
+    def is_there(round: int) -> bool:
         return round == done[-1].round or run.checkpoints.find_round_end(round) is not None
 
-    return find_return(run.config.guard, done, is_kept=is_kept)
+    return find_return(run.config.guard, done, is_kept=is_kept or is_there)
 
 
 def report_verdict(manifest: Manifest, *, is_last: bool = False) -> None:

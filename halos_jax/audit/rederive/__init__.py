@@ -1,0 +1,1 @@
+"""Parts of a run made again from what they follow from, and compared with what the run wrote."""

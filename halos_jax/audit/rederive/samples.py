@@ -1,0 +1,240 @@
+"""Samples drawn again: a shard of prompts is what is sampled whole, so shards are made again.
+
+A sample depends on its keys, the policy and, to the last bit, on the shapes of its shard. So a few
+samples cannot be made again by themselves: all samples of their shards are.
+"""
+
+import dataclasses
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from halos_jax.audit.findings import Finding, compare, differs, not_checked, passed
+from halos_jax.audit.rederive.compare import Amount, compare_rows
+from halos_jax.data.records import formats as records
+from halos_jax.data.tokenize import make_group_items
+from halos_jax.integers import divide_up
+from halos_jax.rounds import stages
+from halos_jax.rounds.context import Rollouts, Run
+from halos_jax.sampling.sampler import render_prefix
+from halos_jax.training import loop as training
+from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Params, Prompt, Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """What a run has drawn from one policy.
+
+    Attributes:
+      check: the name of the check, "samples" or "held-out samples".
+      round: the round whose keys were used.
+      prompts: in order; those of one extent of a round or of a held-out set.
+      samples: of all the prompts, in order.
+    """
+
+    check: str
+    round: int
+    prompts: Sequence[Prompt]
+    samples: Sequence[Sample]
+
+    @property
+    def per_prompt(self) -> int:
+        return len(self.samples) // max(len(self.prompts), 1)
+
+    def take_shard(self, number: int, size: int) -> "Draws":
+        """Return the part that was sampled as one shard of `size` prompts."""
+        prompts = self.prompts[number * size : (number + 1) * size]
+        count = self.per_prompt
+        samples = self.samples[number * size * count : (number + 1) * size * count]
+        return dataclasses.replace(self, prompts=prompts, samples=samples)
+
+
+def choose_shards(
+    drawn: Sequence[Draws], size: int, wanted: int, seed: int
+) -> list[tuple[int, int]]:
+    """Return (index of a part, number of a shard in it) of as many as have `wanted` samples.
+
+    Args:
+      wanted: samples to make again; -1: all.
+      seed: of the random choice.
+    """
+    places = [
+        (index, number)
+        for index, part in enumerate(drawn)
+        for number in range(divide_up(len(part.prompts), size))
+    ]
+    if wanted < 0:
+        return places
+    random.Random(seed).shuffle(places)
+    chosen, taken = list[tuple[int, int]](), 0
+    for index, number in places:
+        if taken >= wanted:
+            break
+        chosen.append((index, number))
+        taken += len(drawn[index].take_shard(number, size).samples)
+    return sorted(chosen)
+
+
+def check_prompts(run: Rollouts, drawn: Sequence[Draws]) -> Finding:
+    """Compare what a sample says of its prompt, text and end with what its tokens say.
+
+    No policy is needed for that, so it is done for all samples.
+    """
+    name, what = drawn[0].check, "prompts, tokens, texts and ends of the answers belong together"
+    count = run.config.sampling.num_samples_per_prompt
+    found = [sample for part in drawn for sample in part.samples]
+    asked = [(one, at) for part in drawn for one in part.prompts for at in range(count)]
+    if len(asked) != len(found):
+        why = f"{len(found)} samples, expected {len(asked)}: {count} of each prompt"
+        return differs(name, what, why, len(found), unit="samples")
+    prefix = render_prefix(run.sampler.settings, run.sampler.renderer)
+    room = run.sampler.settings.max_prompt_length - len(prefix)
+    wrong, rendered = list[str](), dict[str, tuple[int, ...]]()
+    for (prompt, number), sample in zip(asked, found, strict=True):
+        if prompt.prompt_id not in rendered:
+            ids = run.sampler.renderer.render_prompt(prompt.turns, room)
+            rendered[prompt.prompt_id] = (*ids, *prefix)
+        fault = _find_fault(run, sample, prompt, number, rendered[prompt.prompt_id])
+        wrong += [f"sample {number} of prompt {prompt.prompt_id}: {fault}"] if fault else []
+    return compare(name, what, wrong, len(found), unit="samples")
+
+
+def _find_fault(
+    run: Rollouts, sample: Sample, prompt: Prompt, number: int, rendered: tuple[int, ...]
+) -> str:
+    expected = dataclasses.replace(sample, prompt=prompt, sample_id=number)
+    if records.sample_to_record(expected) != records.sample_to_record(sample):
+        return "its prompt or number is another one"
+    if tuple(sample.prompt_ids) != rendered:
+        return "its prompt_ids are not the tokens of its prompt"
+    text = run.sampler.renderer.decode_response(list(sample.response_ids))
+    for stop in run.sampler.settings.stop:
+        text = text.partition(stop)[0]
+    if text != sample.output:
+        return "its output is not the text of its response_ids"
+    at_limit = len(sample.response_ids) >= run.sampler.settings.max_tokens
+    if sample.finish_reason == FINISH_LENGTH and not at_limit:
+        return "it ends as if cut by the token limit, which it has not reached"
+    stops = {*run.sampler.stop_ids}
+    if sample.response_ids and any(token in stops for token in sample.response_ids[:-1]):
+        return "it goes on after a token that ends an answer"
+    ended = sample.response_ids and sample.response_ids[-1] in stops
+    if ended and sample.finish_reason != FINISH_STOP:
+        return "it has a token that ends an answer, but another end"
+    sums = None if sample.logps is None else math.fsum(sample.logps)
+    if None not in (sums, sample.sum_logps) and sums != sample.sum_logps:
+        return "its sum_logps is not the sum of its logps"
+    return ""
+
+
+def check_drawn(
+    run: Run,
+    rollouts: Rollouts,
+    params: Params,
+    drawn: Sequence[Draws],
+    chosen: Sequence[tuple[int, int]],
+    *,
+    is_same: bool,
+    folder: Path,
+) -> Finding:
+    """Sample shards again with the policy `params` and compare them with what was recorded.
+
+    Args:
+      run: its trainer re-scores what is not the same.
+      params: the policy as it sampled, with an adapter merged into it.
+      chosen: from `choose_shards`.
+      is_same: whether the run sampled them on what this job runs on.
+      folder: an empty one, for the shards.
+    """
+    size = rollouts.config.sampling.shard_prompts
+    what = f"shards of {size} prompts, drawn again with the same keys"
+    name, total = drawn[0].check, sum(len(part.samples) for part in drawn)
+    equal, others, first = 0, list[tuple[Sample, Sample]](), ""
+    for index, number in chosen:
+        shard = drawn[index].take_shard(number, size)
+        made = stages.sample_prompts(
+            rollouts,
+            params,
+            shard.prompts,
+            folder,
+            round=shard.round,
+            label=f"made-{index}-{number}",
+        )
+        for recorded, again in zip(shard.samples, made, strict=True):
+            rows = [records.sample_to_record(_strip(one)) for one in (recorded, again)]
+            difference = compare_rows(rows[:1], rows[1:])
+            if not difference.first:
+                equal += 1
+                continue
+            others.append((recorded, again))
+            known = f"sample {recorded.sample_id} of prompt {recorded.prompt.prompt_id}"
+            first = first or f"{known}: {difference.first.partition(' ')[2]}"
+    checked = equal + len(others)
+    amount = Amount(checked, total, "samples")
+    if not others:
+        return passed(name, what, checked, total, "samples", _name_shards(chosen))
+    if is_same:
+        why = f"{len(others)} are not what this policy draws; {first}"
+        return differs(name, what, why, checked, total, "samples")
+    return _score_again(run, params, [one for one, _ in others], name, amount, equal=equal)
+
+
+def _strip(sample: Sample) -> Sample:
+    """Return a sample as it was drawn, without a reward."""
+    return dataclasses.replace(sample, reward=None)
+
+
+def _name_shards(chosen: Sequence[tuple[int, int]]) -> str:
+    several = any(index for index, _ in chosen)
+    names = [f"{index}.{number}" if several else str(number) for index, number in chosen]
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"shard{'s' if len(names) > 1 else ''} {shown}"
+
+
+def _score_again(
+    run: Run, params: Params, samples: Sequence[Sample], name: str, amount: Amount, *, equal: int
+) -> Finding:
+    """Compare the recorded log-probabilities of samples with those of a forward pass over them."""
+    counts = (amount.checked, amount.total, amount.unit)
+    what = "drawn again; where other tokens came out, the recorded ones re-scored"
+    known = [one for one in samples if one.sum_logps is not None and one.response_ids]
+    if not known:
+        return not_checked(name, what, "no sum_logps are recorded to compare with", amount.total)
+    bound, gaps = find_bound(run), list[tuple[float, Sample]]()
+    for sample, logps in zip(known, score_tokens(run, params, known), strict=True):
+        if sample.logps is not None:
+            gap = float(np.max(np.abs(np.asarray(sample.logps, np.float64) - logps)))
+        else:
+            gap = abs(math.fsum(logps) - (sample.sum_logps or 0.0)) / len(logps)
+        gaps.append((gap, sample))
+    largest, worst = max(gaps, key=lambda pair: pair[0])
+    said = f"the largest difference of a token's log-probability is {largest:.3g} of {bound:g}"
+    if largest > bound:
+        where = f"sample {worst.sample_id} of prompt {worst.prompt.prompt_id}"
+        return differs(name, what, f"{where}: {said}", *counts)
+    why = f"{equal} are the same to the last bit; of the {len(known)} others {said}"
+    return passed(name, what, *counts, why=why)
+
+
+def score_tokens(run: Run, params: Params, samples: Sequence[Sample]) -> list[np.ndarray]:
+    """Return the log-probability f64[tokens] of each token of the answers, in one forward pass.
+
+    Args:
+      params: the policy, with an adapter merged into it.
+    """
+    items, members = make_group_items(samples, max_tokens=run.config.train.tokens_per_device)
+    whole = dataclasses.replace(run.trainer, frozen=None)
+    found = training.compute_logps(whole, items, params, label="re-score")
+    scored = [np.zeros(0)] * len(samples)
+    for numbers, parts in zip(members, found, strict=True):
+        for number, logps in zip(numbers, parts, strict=True):
+            scored[number] = np.asarray(logps, np.float64)
+    return scored
+
+
+def find_bound(run: Run) -> float:
+    """Return how far a token's log-probability may be from what a forward pass gives it (nats)."""
+    return 0.25 if run.policy.settings.compute_dtype == "bfloat16" else 1e-3
