@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from halos_jax.config import RoundsConfig, TrainConfig
+from halos_jax.config import Config
 from halos_jax.rounds import setup
 from halos_jax.workdir import workspace as workspaces
 from halos_jax.workdir.interrupt import StopSignal
@@ -90,8 +91,8 @@ def test_what_lies_ahead_is_laid_out_from_where_the_run_really_goes_on(
         bases.append(mesh)
         return "base"
 
-    def make_trainer(workspace, policy, frozen, steps):
-        assert frozen == "base"
+    def make_trainer(workspace, policy, frozen, teacher, steps):
+        assert (frozen, teacher) == ("base", None)
         return loop_like(steps=steps, layouts=[])
 
     loop_like = dataclasses.make_dataclass("Trainer", ["steps", "layouts"])
@@ -100,7 +101,9 @@ def test_what_lies_ahead_is_laid_out_from_where_the_run_really_goes_on(
     monkeypatch.setattr(setup, "load_frozen", load_frozen)
     monkeypatch.setattr(setup, "make_run_trainer", make_trainer)
     workspace = SimpleNamespace(
-        mesh="mesh", with_config=lambda config: SimpleNamespace(config=config)
+        config=Config(),
+        mesh="mesh",
+        with_config=lambda config: SimpleNamespace(config=config),
     )
     laid_out, trainer, _ = setup._restore(
         workspace, None, None, lambda place: (f"from {place['round']}", 100 * place["round"])
