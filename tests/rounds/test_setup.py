@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from halos_jax.config import RoundsConfig, TrainConfig
-from halos_jax.config import Config
+from halos_jax.config import Config, RoundsConfig, TrainConfig
 from halos_jax.rounds import setup
 from halos_jax.workdir import workspace as workspaces
 from halos_jax.workdir.interrupt import StopSignal
