@@ -12,9 +12,8 @@ from halos_jax.config.rewards import PartConfig
 
 # Least value -> the integers and numbers that must not be below it.
 AT_LEAST = {
-    -1: ("optimizer.warmup_steps", "rounds.watch_samples", "verify.samples"),
+    -1: ("optimizer.warmup_steps", "rounds.watch_samples", "verify.samples", "verify.steps"),
     0: (
-        "verify.steps",
         *("bench.examples", "checkpoint.every", "data.max_eval", "data.max_prompt_count"),
         *("data.holdout", "data.max_test", "eval.test_samples"),
         *("data.max_train", "data.n_examples", "guard.max_kl", "guard.max_length_change"),
