@@ -1,6 +1,7 @@
-"""Bounds of numbers, as part of the types of fields."""
+"""Bounds of numbers: as part of the types of fields, and of settings that have a default alone."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -87,3 +88,29 @@ def _allows(bound: Ge | Gt | Le | Lt, value: Any) -> bool:
     if isinstance(bound, Le):
         return bool(value <= bound.le)
     return bool(value < bound.lt)
+
+
+def fits(value: Any, default: object, limits: tuple[float, float] = (-math.inf, math.inf)) -> bool:
+    """Tell whether a setting may have a value: a switch's or a finite number's, as its default is.
+
+    Args:
+      limits: of a number: the least, and what it must be less than.
+    """
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if type(value) not in (int, float) or not math.isfinite(value):
+        return False
+    return bool(limits[0] <= value < limits[1])
+
+
+def describe_setting(default: object, limits: tuple[float, float]) -> str:
+    """Describe in words what `fits` allows."""
+    if isinstance(default, bool):
+        return "True or False"
+    if limits == (-math.inf, math.inf):
+        return "a finite number"
+    upper = ""
+    if math.isfinite(limits[1]):
+        most = math.nextafter(limits[1], -math.inf)  # a limit just above a round number allows it
+        upper = f", {most:g} at most" if most == round(most, 6) else f", less than {limits[1]:g}"
+    return f"{limits[0]:g} or more{upper}"

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float32
 
+from halos_jax.losses.correction import weigh_tokens
 from halos_jax.losses.registry import register
 from halos_jax.losses.sequences import (
     PerToken,
@@ -89,7 +90,7 @@ def ppo(
     whitened = _whiten(advantages, inputs.statistics)
     ratios = jnp.exp(inputs.ratios)
     clipped = jnp.clip(ratios, 1 - cliprange, 1 + cliprange)
-    policy = jnp.maximum(-whitened * ratios, -whitened * clipped)
+    policy = weigh_tokens(jnp.maximum(-whitened * ratios, -whitened * clipped), inputs, batch)
     critic = (inputs.values - goals) ** 2
     if cliprange_value:
         step = jnp.clip(inputs.values - inputs.old_values, -cliprange_value, cliprange_value)

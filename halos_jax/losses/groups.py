@@ -13,6 +13,7 @@ of |A rho| over their tokens, both HALOs'; `rewards/scores` are the scorer's own
 import jax
 import jax.numpy as jnp
 
+from halos_jax.losses.correction import weigh_sequences, weigh_tokens
 from halos_jax.losses.registry import register
 from halos_jax.losses.sequences import (
     PerSequence,
@@ -71,6 +72,7 @@ def dapo(
     """
     advantages = center_rewards(batch) / (measure_deviation(batch, sample_deviation) + 1e-4)
     gain = _clip_gain(advantages, inputs.ratios, batch, epsilon_low, epsilon_high)
+    gain = weigh_tokens(gain, inputs, batch)
     value = -weighted_sum(sum_by_sequence(gain, batch), batch, MEMBER)
     return LossTerms(value, measure_groups(advantages, inputs, batch))
 
@@ -86,6 +88,7 @@ def dr_grpo(
     """
     advantages = center_rewards(batch)
     gain = _clip_gain(advantages, inputs.ratios, batch, epsilon, epsilon)
+    gain = weigh_tokens(gain, inputs, batch)
     losses = -sum_by_sequence(gain, batch) / max_tokens
     value = weighted_sum(losses / size_groups(batch), batch, MEMBER)
     return LossTerms(value, measure_groups(advantages, inputs, batch))
@@ -108,7 +111,8 @@ def gspo(
     advantages = center_rewards(batch) / (measure_deviation(batch, sample_deviation) + 1e-4)
     ratio = jnp.exp(mean_by_sequence(inputs.ratios, batch))
     clipped = jnp.clip(ratio, 1 - epsilon_low, 1 + epsilon_high)
-    losses = -jnp.minimum(advantages * ratio, advantages * clipped)
+    gain = jnp.minimum(advantages * ratio, advantages * clipped)
+    losses = -weigh_sequences(gain, inputs, batch)
     value = weighted_sum(losses / size_groups(batch), batch, MEMBER)
     return LossTerms(value, measure_groups(advantages, inputs, batch))
 

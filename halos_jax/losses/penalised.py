@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool
 
+from halos_jax.losses.correction import weigh_tokens
 from halos_jax.losses.groups import (
     center_rewards,
     measure_deviation,
@@ -87,7 +88,9 @@ def grpo_clip(
         (spread < 0) & (ratio < 1 - epsilon_low)
     )
     penalty = _penalise(inputs, batch, beta=beta, unbiased=unbiased_kl)
-    value = _aggregate(beta * penalty - gain, batch, aggregation, max_tokens)
+    value = _aggregate(
+        beta * penalty - weigh_tokens(gain, inputs, batch), batch, aggregation, max_tokens
+    )
     return LossTerms(value, _measure_clipped(advantages, outside, penalty, inputs, batch))
 
 
@@ -124,7 +127,9 @@ def cispo(
     weights = jnp.clip(ratio, 1 - epsilon_low, 1 + epsilon_high)
     gain = jnp.where(batch.is_response, weights * spread * inputs.policy, 0.0)
     penalty = _penalise(inputs, batch, beta=beta, unbiased=unbiased_kl)
-    value = _aggregate(beta * penalty - gain, batch, aggregation, max_tokens)
+    value = _aggregate(
+        beta * penalty - weigh_tokens(gain, inputs, batch), batch, aggregation, max_tokens
+    )
     outside = weights != ratio
     return LossTerms(value, _measure_clipped(advantages, outside, penalty, inputs, batch))
 
@@ -160,7 +165,9 @@ def sapo(
     tau = jnp.where(spread > 0, tau_positive, tau_negative)
     gain = spread * jax.nn.sigmoid(tau * (ratio - 1)) * 4 / tau
     penalty = _penalise(inputs, batch, beta=beta, unbiased=unbiased_kl)
-    value = _aggregate(beta * penalty - gain, batch, aggregation, max_tokens)
+    value = _aggregate(
+        beta * penalty - weigh_tokens(gain, inputs, batch), batch, aggregation, max_tokens
+    )
     return LossTerms(value, _measure_clipped(advantages, None, penalty, inputs, batch))
 
 

@@ -60,7 +60,7 @@ def orpo(inputs: LossInputs, batch: Batch, *, beta: float = 0.1) -> LossTerms:
     return _finish(losses, beta * means, inputs, batch)
 
 
-@register("nll")
+@register("nll", corrections=("none",))
 def nll(inputs: LossInputs, batch: Batch) -> LossTerms:
     """Negative log-likelihood of the chosen response by token, averaged over the pairs: the SFT
     term that a weighted sum of losses may add."""

@@ -4,7 +4,8 @@ A loss is a function `(inputs: LossInputs, batch: Batch, *, hyperparameters) -> 
 with `@register`. Its keyword arguments are bound against `config.loss` before anything compiles.
 Three settings belong to every loss that reads log-ratios: `humanline` clamps each token's to
 [`log_epsilon_P`, `log_epsilon_R`] (Liu, Muennighoff & Ethayarajh 2025), with no gradient where it
-is clamped. "sum" is a weighted sum of other losses: `{"name": "sum", "dpo": {"weight": 1.0}, ...}`.
+is clamped. `correction` weighs stale or foreign data (see the module of that name). "sum" is a
+weighted sum of other losses: `{"name": "sum", "dpo": {"weight": 1.0}, ...}`.
 """
 
 import dataclasses
@@ -19,7 +20,19 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 
+from halos_jax.config.bounds import describe_setting, fits
 from halos_jax.config.kinds import ItemKind
+from halos_jax.losses.correction import (
+    DEFAULTS,
+    LIMITS,
+    TRUNCATED,
+    Correction,
+    Mode,
+    correct,
+    list_modes,
+    refuse,
+    refuse_mixture,
+)
 from halos_jax.losses.sequences import (
     Scalar,
     Sums,
@@ -66,15 +79,29 @@ class Loss:
     clamp: tuple[float, float] | None = None
     penalty: str = ""
     divergence: Divergence | None = None
+    corrections: tuple[Mode, ...] = ("none",)
+    correction: Correction = Correction()
+    parts: tuple["Loss", ...] = ()  # of a sum
+
+    @property
+    def sampled(self) -> bool:
+        """Whether it reads the log-probabilities under the policy that sampled, whatever is old."""
+        return self.correction.is_truncated or any(part.sampled for part in self.parts)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether it reads `LossInputs.alignment`."""
+        return self.correction.mode == "wpo" or any(part.aligned for part in self.parts)
 
     def __call__(self, inputs: LossInputs, batch: Batch) -> tuple[Scalar, Sums]:
         """Return this batch's share of the step's mean loss, and its metric sums.
 
         Where the loss has statistics, `inputs.statistics` holds `measure` over the whole step.
         """
-        terms = self.function(self._add_ratios(inputs, batch), batch)
+        inputs, weighed, found = correct(self.correction, inputs, batch)
+        terms = self.function(self._add_ratios(inputs, weighed), weighed)
         share = take_share(terms.value, batch, per=self.per)
-        return share, {"loss": (share, jnp.ones(())), **terms.metrics}
+        return share, {"loss": (share, jnp.ones(())), **terms.metrics, **found}
 
     def measure(self, inputs: LossInputs, batch: Batch) -> Statistics:
         """Return what this batch adds to the statistics of its optimizer step, as constants."""
@@ -111,6 +138,7 @@ def register(
     limits: Mapping[str, tuple[float, float]] | None = None,
     penalty: str = "",
     divergence: Divergence | None = None,
+    corrections: tuple[Mode, ...] | None = None,
 ) -> Callable[[_Objective], _Objective]:
     """Register a loss under `name`; a name can be taken once.
 
@@ -127,6 +155,7 @@ def register(
         reference is read for: at 0 it is not.
       divergence: which divergence from a teacher it reads, if it does: its fields are
         hyperparameters of the loss.
+      corrections: what its `correction` may be, if not what `list_modes` says.
 
     A hyperparameter that is a text is annotated with the Literal of those that are allowed. Where
     `aggregation` is "token", the step's sum is divided by its tokens, otherwise by its examples.
@@ -149,6 +178,7 @@ def register(
             limits or {},
             penalty=penalty,
             divergence=divergence,
+            corrections=corrections or list_modes(needs, items, old),
         )
         return function
 
@@ -169,6 +199,7 @@ def get_loss(settings: Settings) -> Loss:
     loss = _REGISTRY[settings["name"]]
     arguments = {name: value for name, value in settings.items() if name != "name"}
     on, low, high = (arguments.pop(name, default) for name, default in _HUMANLINE.items())
+    mode, cap = (arguments.pop(name, default) for name, default in DEFAULTS.items())
     bound = _list_parameters(loss.name) | arguments
     per = _PER[bound["aggregation"]] if "aggregation" in bound else loss.per
     divergence = loss.divergence
@@ -183,6 +214,7 @@ def get_loss(settings: Settings) -> Loss:
         function=functools.partial(loss.function, **arguments),
         statistics=_bind_known(loss.statistics, arguments),
         clamp=(low, high) if on else None,
+        correction=Correction(mode, float(cap), loss.items, loss.old),
     )
 
 
@@ -229,6 +261,7 @@ def _make_sum(settings: Settings) -> Loss:
         value=any(loss.value for loss in losses),
         statistics=measure if any(loss.statistics for loss in losses) else None,
         divergence=losses[0].divergence,
+        parts=tuple(losses),
     )
 
 
@@ -254,18 +287,23 @@ def _check(settings: Settings, path: str) -> list[str]:
                 "reference (log-probabilities themselves would all be clamped, and train nothing); "
                 "leave it out, or take a loss with a reference"
             )
+        elif key in DEFAULTS and key not in known:
+            if (key, value) != ("correction", "none"):
+                errors.append(refuse(name, _REGISTRY[name].corrections, f"{path}.{key}", value))
         elif key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {close[0]!r}" if close else ""
             allowed = ", ".join(known) or "none"
             errors.append(f"{path}.{key}: {name!r} has no such parameter{hint}; allowed: {allowed}")
         else:
-            limits = _REGISTRY[name].limits.get(key, (-math.inf, math.inf))
+            limits = {**_REGISTRY[name].limits, **LIMITS}.get(key, (-math.inf, math.inf))
             choices = _list_choices(name, key)
-            if not (value in choices if choices else _fits(value, known[key], limits)):
-                allowed = ", ".join(map(repr, choices)) or _describe(known[key], limits)
+            if key == "correction" and value not in choices:
+                errors.append(refuse(name, _REGISTRY[name].corrections, f"{path}.{key}", value))
+            elif not (value in choices if choices else fits(value, known[key], limits)):
+                allowed = ", ".join(map(repr, choices)) or describe_setting(known[key], limits)
                 errors.append(f"{path}.{key}: got {value!r}, allowed: {allowed}")
-    errors += _check_idle(settings, path)
+    errors += [] if errors else _check_idle(settings, path)
     low, high = (settings.get(key, _HUMANLINE[key]) for key in ("log_epsilon_P", "log_epsilon_R"))
     if not errors and not low < high:
         errors.append(f"{path}.log_epsilon_P: got {low}, allowed: less than log_epsilon_R={high}")
@@ -279,6 +317,9 @@ def _check_idle(settings: Settings, path: str) -> list[str]:
     idle = []
     if "max_tokens" in settings and bound.get("aggregation", "constant") != "constant":
         idle.append(("max_tokens", f"aggregation={bound['aggregation']!r}", "aggregation=constant"))
+    if "correction_cap" in settings and bound.get("correction") not in TRUNCATED:
+        off = f"correction={bound.get('correction')!r}"
+        idle.append(("correction_cap", off, "correction=token_tis"))
     penalty = _REGISTRY[name].penalty
     if settings.get("unbiased_kl") and not bound.get(penalty, True):
         idle.append(("unbiased_kl", f"{penalty}=0", f"{penalty}=0.04"))
@@ -296,10 +337,14 @@ def _check_sum(settings: Settings) -> list[str]:
         if not isinstance(part, Mapping):
             errors.append(f"loss.{name}: got {part!r}, allowed: a section: weight, and parameters")
             continue
-        if not _fits(part.get("weight", 1.0), 1.0):
+        if not fits(part.get("weight", 1.0), 1.0):
             errors.append(f"loss.{name}.weight: got {part['weight']!r}, allowed: a finite number")
         rest = {key: value for key, value in part.items() if key != "weight"}
         errors += _check({"name": name} | rest, f"loss.{name}")
+    if errors:
+        return errors
+    able = {name: part for name, part in parts.items() if len(_REGISTRY[name].corrections) > 1}
+    errors += refuse_mixture(able)
     if errors:
         return errors
     # One batch serves all parts, so they must agree on what stands in it.
@@ -319,35 +364,18 @@ def _list_parameters(name: str) -> dict[str, Any]:
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
     known |= {} if loss.divergence is None else vars(loss.divergence)
-    return known | (_HUMANLINE if loss.reference or loss.old else {})
+    known |= _HUMANLINE if loss.reference or loss.old else {}
+    return {**known, **(DEFAULTS if len(loss.corrections) > 1 else {})}
 
 
 def _list_choices(name: str, key: str) -> tuple[Any, ...]:
     """Return the values of a hyperparameter that is annotated with a Literal; () of another."""
+    if key == "correction":
+        return _REGISTRY[name].corrections
     parameter = inspect.signature(_REGISTRY[name].function).parameters.get(key)
     if parameter is None or typing.get_origin(parameter.annotation) is not Literal:
         return ()
     return typing.get_args(parameter.annotation)
-
-
-def _fits(value: Any, default: Any, limits: tuple[float, float] = (-math.inf, math.inf)) -> bool:
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if type(value) not in (int, float) or not math.isfinite(value):
-        return False
-    return bool(limits[0] <= value < limits[1])
-
-
-def _describe(default: object, limits: tuple[float, float]) -> str:
-    if isinstance(default, bool):
-        return "True or False"
-    if limits == (-math.inf, math.inf):
-        return "a finite number"
-    upper = ""
-    if math.isfinite(limits[1]):
-        most = math.nextafter(limits[1], -math.inf)  # a limit just above a round number allows it
-        upper = f", {most:g} at most" if most == round(most, 6) else f", less than {limits[1]:g}"
-    return f"{limits[0]:g} or more{upper}"
 
 
 def list_losses() -> list[str]:

@@ -32,6 +32,18 @@ def check_feedback(
                 f"feedback.margin_weights: allowed with loss {loss.name!r}: 0; it trains on "
                 f"{ITEM_KINDS[loss.items].words}, and weights are those of pairs"
             ]
+        if loss.sampled and loss.old and feedback != "scalar":
+            return [
+                f"feedback.type: got {feedback!r}, but loss.correction={loss.correction.mode!r} of "
+                f"loss {loss.name!r} reads the samplers' log-probabilities, which only the records "
+                "of 'scalar' have; set --config.feedback.type=scalar, or loss.correction=none"
+            ]
+        if loss.sampled and not keep_logps:
+            return [
+                f"sampling.keep_logps: got False, but loss {loss.name!r} with a correction of "
+                "ratios reads the log-probabilities of the policy that sampled; set "
+                "--config.sampling.keep_logps=true"
+            ]
         # A loss with a value head finds out itself, where that is not known, what it would sample.
         if loss.old and not loss.value and not keep_logps:
             return [

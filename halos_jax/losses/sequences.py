@@ -116,12 +116,17 @@ def average_metrics(
     """Return the mean of each metric's (sum, count), 0 where it counts nothing.
 
     Answers that stand alone have no margin each: as in HALOs it is the mean implicit reward of
-    those that were chosen less that of the others, NaN where there are none of one class.
+    those that were chosen less that of the others, NaN where there are none of one class. The
+    squares of a correction's weights become its effective sample size, see `correction`.
 
     Args:
       numbers: the module to reckon with: numpy, in float64, for sums that are on the host.
     """
     means = {name: total / numbers.maximum(count, 1) for name, (total, count) in sums.items()}
+    if "correction/squares" in means:
+        squares = means.pop("correction/squares")
+        effective = means["correction/weight"] ** 2 / numbers.maximum(squares, 1e-30)
+        means["correction/effective"] = effective
     both = [f"rewards/{name}" for name in ("chosen", "rejected")]
     if "rewards/margins" not in means and all(name in means for name in both):
         counted = numbers.minimum(*(sums[name][1] for name in both)) > 0

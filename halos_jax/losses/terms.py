@@ -31,14 +31,16 @@ class Divergence:
 class LossInputs:
     """What the models say about a batch; a loss never sees a model.
 
-    `policy`, `reference` and `old` (the policy that sampled) are token log-probabilities in nats;
-    `scores` are a classifier's logits. `ratios` are policy - old, or policy - reference, 0 at
-    padding and clamped under humanline; `unclamped` is 1 where they are strictly inside of its
-    interval. `values` are those of a value head, `old_values` the same when the answers were
-    collected (in evaluation: now), `entropies` the policy's, for metrics. `divergences` are those
-    from a teacher, over the whole vocabulary, `teacher` its log-probabilities. `statistics` are
-    sums over the whole optimizer step. The leading m is there before the microbatches are taken
-    apart.
+    `policy`, `reference` and `old` (the policy that sampled, or with a correction that at the start
+    of the round) are token log-probabilities in nats; `scores` are a classifier's logits. `ratios`
+    are policy - old, or policy - reference, 0 at padding and clamped under humanline; `unclamped`
+    is 1 where they are strictly inside of its interval. `values` are those of a value head,
+    `old_values` the same when the answers were collected (in evaluation: now), `entropies` the
+    policy's, for metrics. `divergences` are those from a teacher, over the whole vocabulary,
+    `teacher` its log-probabilities. A correction reads `sampled`, the log-probabilities under the
+    policy that sampled, and `alignment`, log sum_v p(v)^2 of the policy's distributions; what it
+    makes of them may be `weights`. `statistics` are sums over the whole optimizer step. The leading
+    m is there before the microbatches are taken apart.
 
     A field's type is what a loss finds that has asked for it with `register`; others find None.
 
@@ -60,6 +62,9 @@ class LossInputs:
     entropies: Float32[Array, "*m rows P"] = struct.field(default=None)
     divergences: Float32[Array, "*m rows P"] = struct.field(default=None)
     teacher: Float32[Array, "*m rows P"] = struct.field(default=None)
+    sampled: Float32[Array, "*m rows P"] = struct.field(default=None)
+    alignment: Float32[Array, "*m rows P"] = struct.field(default=None)
+    weights: Float32[Array, "*m rows P"] = struct.field(default=None)
     statistics: dict[str, tuple[Float32[Array, "*m"], Float32[Array, "*m"]]] = struct.field(
         default=None
     )

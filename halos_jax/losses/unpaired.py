@@ -27,7 +27,9 @@ def measure_kl(inputs: LossInputs, batch: Batch) -> Statistics:
     return {"kl": count_and_sum(sum_by_sequence(inputs.ratios, batch), batch, MISMATCHED)}
 
 
-@register("kto", reference=True, items="unpaired", statistics=measure_kl)
+@register(
+    "kto", reference=True, items="unpaired", statistics=measure_kl, corrections=("none", "wpo")
+)
 def kto(
     inputs: LossInputs,
     batch: Batch,

@@ -372,5 +372,5 @@ def _rename(name: str, split: str) -> str:
     section, slash, rest = name.partition("/")
     sections = ["rewards", "logps", "loss"]
     if split == "eval":  # in training these keep HALOs' names
-        sections += ["clipfrac", "returns", "val"]
+        sections += ["clipfrac", "returns", "val", "correction"]
     return f"{section}_{split}/{rest}" if slash and section in sections else name

@@ -1,6 +1,7 @@
 """The bounds that stand in the types of the config's fields."""
 
 import dataclasses
+import math
 import typing
 from typing import Annotated, Literal
 
@@ -131,3 +132,20 @@ def test_the_members_of_a_mapping_are_looked_at():
 )
 def test_bounds_in_words(annotation, words):
     assert bounds.describe(bounds.list_bounds(annotation)) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "default", "limits", "allowed"),
+    [
+        (1.0, False, (0.0, 1.0), "True or False"),
+        (True, 1.0, (-math.inf, math.inf), "a finite number"),
+        (math.inf, 1.0, (-math.inf, math.inf), "a finite number"),
+        (0.5, 2.0, (1.0, math.inf), "1 or more"),
+        (0.5, 0.1, (0.0, 0.5), "0 or more, less than 0.5"),
+        (1.5, 0.1, (0.0, math.nextafter(1.0, 2.0)), "0 or more, 1 at most"),
+    ],
+)
+def test_settings_that_have_a_default_alone(value, default, limits, allowed):
+    assert not bounds.fits(value, default, limits)
+    assert bounds.fits(default, default, limits)
+    assert bounds.describe_setting(default, limits) == allowed

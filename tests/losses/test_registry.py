@@ -59,7 +59,7 @@ def test_an_unknown_loss_lists_the_known(name):
 
 
 def test_all_errors_of_the_parameters_are_listed():
-    allowed = "beta, humanline, log_epsilon_P, log_epsilon_R"
+    allowed = "beta, humanline, log_epsilon_P, log_epsilon_R, correction, correction_cap"
     lines = check_loss({"name": "dpo", "bta": 0.1, "zzz": 1, "beta": "0.1"})
     assert lines == [
         f"loss.bta: 'dpo' has no such parameter; did you mean 'beta'; allowed: {allowed}",
