@@ -150,6 +150,7 @@ class Completion:
     reward: float | None = None
     sample_id: int | None = None
     finish_reason: str = FINISH_STOP
+    logps: tuple[float, ...] | None = None  # of `ids`, as those of a sample
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -362,6 +363,7 @@ class Batch:
     sequences: Sequences
     num_examples: Float32[Array, "*m"]  # total item weight of the whole optimizer step
     num_tokens: Float32[Array, "*m"]  # response tokens (targets) of the whole optimizer step
+    proximal_logps: Float32[Array, "*m rows P"] | None = None  # of the policy at a round's start
     # For training with a value head; else None.
     old_values: Float32[Array, "*m rows P"] | None = None  # values when the items were collected
     noise: UInt32[Array, "*m rows P"] | None = None  # random bits for each token's dropout

@@ -28,7 +28,7 @@ _ALWAYS = {"type", "prompt", "prompt_id", "prompt_ids", "instruction", "extra", 
 _OUTPUT = ("output", "reward", "generator", "finish_reason", "sample_id")
 _DRAWN = ("logps", "sum_logps", "mean_entropy", "drawn")
 _SAMPLE = frozenset({*_ALWAYS, *_OUTPUT, "response_ids", *_DRAWN})
-_PAIR = {f"{name}_{letter}" for name in (*_OUTPUT, "ids") for letter in "AB"}
+_PAIR = {f"{name}_{letter}" for name in (*_OUTPUT, "ids", "logps") for letter in "AB"}
 FORMAT = {
     "sample": _SAMPLE,
     "scalar_feedback": _SAMPLE,

@@ -97,6 +97,9 @@ def make_pair_items(
         responses = tuple(response for response, _ in found)
         rewards = (preference.chosen.reward or 0.0, preference.rejected.reward or 0.0)
         item = Item(prompt_ids, responses, (CHOSEN, REJECTED), rewards, preference.weight)
+        known = [one.logps for one in pair if one.logps is not None]
+        if len(known) == len(pair):
+            item = dataclasses.replace(item, old_logps=_cut_logps(known, responses))
         yield None if any(truncated for _, truncated in found) else item
 
     return make_each(preferences, make, "pairs", on_bad)
@@ -308,10 +311,7 @@ def _make_scored_item(group: Sequence[Sample], renderer: Renderer, lengths: Leng
     known = [one.logps for one in drawn or group if one.logps is not None]
     old_logps: tuple[np.ndarray, ...] = ()
     if len(known) == len(group) and all(one.response_ids for one in group):
-        old_logps = tuple(
-            np.asarray(logps[: len(response)], np.float32)
-            for logps, response in zip(known, responses, strict=True)
-        )
+        old_logps = _cut_logps(known, responses)
     return Item(
         make_array(prompt),
         responses,
@@ -320,6 +320,16 @@ def _make_scored_item(group: Sequence[Sample], renderer: Renderer, lengths: Leng
         old_logps=old_logps,
         masks=masks,
         drawn=drawn,
+    )
+
+
+def _cut_logps(
+    known: Sequence[Sequence[float]], responses: Sequence[np.ndarray]
+) -> tuple[np.ndarray, ...]:
+    """Return the log-probabilities f32[response] of responses, which were cut to fit."""
+    return tuple(
+        np.asarray(logps[: len(response)], np.float32)
+        for logps, response in zip(known, responses, strict=True)
     )
 
 

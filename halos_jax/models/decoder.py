@@ -13,6 +13,7 @@ from halos_jax.models.attention.dense import Scoring
 from halos_jax.models.attention.rope import Rotate, make_rotations
 from halos_jax.models.gating import compute_gated_scores
 from halos_jax.models.head import (
+    Statistic,
     compute_token_logps,
     compute_token_statistics,
 )
@@ -165,17 +166,21 @@ def encode_responses(params: Params, batch: Batch, config: DecoderConfig) -> jax
 
 
 def compute_statistics(
-    params: Params, hidden: jax.Array, batch: Batch, config: DecoderConfig
+    params: Params,
+    hidden: jax.Array,
+    batch: Batch,
+    config: DecoderConfig,
+    statistic: Statistic = "entropy",
 ) -> tuple[jax.Array, jax.Array]:
-    """Return `compute_logps` and the entropies of the policy, f32[rows, P], 0 at padding.
+    """Return `compute_logps` and a statistic of the policy, f32[rows, P], 0 at padding.
 
     Args:
       hidden: of `encode_responses`.
+      statistic: see `head.compute_token_statistics`.
     """
-    logps, entropies = compute_token_statistics(
-        hidden, get_head(params, config), batch.target, **_head_of(batch, config)
-    )
-    return _mask_padding(logps, batch), _mask_padding(entropies, batch)
+    head, how = get_head(params, config), _head_of(batch, config)
+    found = compute_token_statistics(hidden, head, batch.target, **how, statistic=statistic)
+    return _mask_padding(found[0], batch), _mask_padding(found[1], batch)
 
 
 def _head_of(batch: Batch, config: DecoderConfig) -> dict[str, Any]:

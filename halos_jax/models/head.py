@@ -8,7 +8,7 @@ where they are and the vocabulary may be split over "tensor": every collective i
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ from halos_jax.models.transforms import (
 )
 from halos_jax.types import Transform
 
-_Found = Any  # log-probs, or these and entropies: f32[rows, P] each
+Statistic: TypeAlias = Literal["entropy", "alignment"]
+_Found = Any  # log-probs, or these and a statistic: f32[rows, P] each
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, Narrowing | None, jax.Array]
 _Chunk = tuple[tuple[jax.Array, ...], jax.Array | None]  # results, slopes
 
@@ -36,7 +37,7 @@ class _How(NamedTuple):
 
     chunk: int
     softcap: float
-    entropy: bool
+    statistic: Statistic | None
     keep: bool
     unknown: Ranges
 
@@ -67,7 +68,7 @@ def compute_token_logps(
     Returns:
       f32[rows, P], in nats.
     """
-    how = _How(chunk, softcap, False, keep, unknown)
+    how = _How(chunk, softcap, None, keep, unknown)
     logps: jax.Array = _token_logps(hidden, head, targets, prepare_transform(transform), how)
     return logps
 
@@ -82,12 +83,14 @@ def compute_token_statistics(
     keep: bool = False,
     transform: Transform | None = None,
     unknown: Ranges = (),
+    statistic: Statistic = "entropy",
 ) -> tuple[jax.Array, jax.Array]:
-    """Return `compute_token_logps` and the distributions' entropies, both f32[rows, P] in nats.
+    """Return `compute_token_logps` and a statistic of the distributions, both f32[rows, P] in nats.
 
-    The entropies are for metrics: they have no gradient.
+    The statistic has no gradient: the entropy, or the alignment, log sum_v p(v)^2, the log of the
+    probability that a token drawn from p is expected to have.
     """
-    how = _How(chunk, softcap, True, keep, unknown)
+    how = _How(chunk, softcap, statistic, keep, unknown)
     found: tuple[jax.Array, jax.Array] = _token_logps(
         hidden, head, targets, prepare_transform(transform), how
     )
@@ -125,18 +128,18 @@ def _forward(
     vocab_axis = vocab[0]
     run = functools.partial(_forward_shard, how=how, vocab_axis=vocab_axis)
     slopes = PartitionSpec(None, rows[0], None, vocab_axis)
-    out_specs = (rows,) * (3 if how.entropy else 2) + ((slopes,) if how.keep else ())
+    out_specs = (rows,) * (3 if how.statistic else 2) + ((slopes,) if how.keep else ())
     on_mesh = sharding.run_on_mesh(run, in_specs=(rows, vocab, rows, rows), out_specs=out_specs)
     logps, normalizers, *others = on_mesh(hidden, head, targets, narrowing)
     kept = others.pop() if how.keep else normalizers
-    found = (logps, *others) if how.entropy else logps
+    found = (logps, *others) if how.statistic else logps
     return found, (hidden, head, targets, narrowing, kept)
 
 
 def _backward(
     how: _How, residuals: _Residuals, gradients: _Found
 ) -> tuple[jax.Array, jax.Array, None, None]:
-    gradient = gradients[0] if how.entropy else gradients
+    gradient = gradients[0] if how.statistic else gradients
     hidden, head, targets, narrowing, kept = residuals
     rows, vocab = find_specs(targets, head)
     vocab_axis, row_axes = vocab[0], rows[0] or ()
@@ -167,7 +170,7 @@ def _forward_shard(
     how: _How,
     vocab_axis: str | None,
 ) -> tuple[jax.Array, ...]:
-    """Return log-probs, log-normalizers and, if asked for, entropies f32[rows, P] of one device's
+    """Return log-probs, log-normalizers and, if asked for, a statistic f32[rows, P] of one device's
     rows, and the slopes of the log-probs `[chunks, rows, P / chunks, V]`."""
 
     def one(_: None, xs: tuple[jax.Array, jax.Array, Narrowing | None]) -> tuple[None, _Chunk]:
@@ -193,7 +196,10 @@ def _forward_shard(
             shifted = jnp.where(shifted > -jnp.inf, shifted, 0.0)
         normalizer = peak + jnp.log(total)
         found: tuple[jax.Array, ...] = (picked - normalizer, normalizer)
-        if how.entropy:
+        if how.statistic == "alignment":
+            squares = reduce_shards(jnp.sum(weights**2, axis=-1), jax.lax.psum, vocab_axis)
+            found += (jnp.log(squares) - 2 * jnp.log(total),)
+        if how.statistic == "entropy":
             moment = jnp.sum(weights * shifted, axis=-1)
             found += (jnp.log(total) - reduce_shards(moment, jax.lax.psum, vocab_axis) / total,)
         slopes = None

@@ -136,6 +136,7 @@ def build_batch(
     *,
     reference_logps: TokenValues | None = None,
     old: Collected | None = None,
+    proximal_logps: TokenValues | None = None,
     progress: float | None = None,
 ) -> Batch:
     """Build the batch of `step` as NumPy arrays with a leading microbatch axis.
@@ -143,6 +144,7 @@ def build_batch(
     Args:
       reference_logps: for each item, f32[targets] for each of its responses.
       old: what the policy and its value head said when the items were collected.
+      proximal_logps: as the reference's, of the policy that stands in for that which sampled.
       progress: the share of the run's prompts that are used before the step.
     """
     layout = plan.layout
@@ -151,10 +153,12 @@ def build_batch(
     if old is not None:
         for name, dtype in (("old_values", np.float32), ("noise", np.uint32)):
             arrays[name] = np.zeros((*shape, layout.positions), dtype)
+    if proximal_logps is not None:
+        arrays["proximal_logps"] = np.zeros((*shape, layout.positions), np.float32)
     for row, members in enumerate(plan.steps[step]):
         own = [items[index] for index in members]
         fill_row(arrays, row, own, layout)
-        known = list_token_values(items, members, step, reference_logps, old)
+        known = list_token_values(items, members, step, reference_logps, old, proximal_logps)
         if layout.kept != NOTHING:
             known |= list_transforms(own, layout.kept)
         for name, parts in known.items():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from halos_jax.config import ConfigError
 from halos_jax.types import Item
 
 TokenValues = Sequence[Sequence[np.ndarray]]  # for each item, f32[targets] a response
@@ -29,6 +30,7 @@ def list_token_values(
     step: int,
     reference_logps: TokenValues | None,
     old: Collected | None,
+    proximal_logps: TokenValues | None = None,
 ) -> dict[str, np.ndarray]:
     """Return what a row of a batch says of its targets, one array [targets] a field.
 
@@ -46,10 +48,28 @@ def list_token_values(
     }
     if reference_logps:
         fields["reference_logps"] = [_fill(items[i], reference_logps[i]) for i in members]
+    if proximal_logps:
+        fields["proximal_logps"] = [_fill(items[i], proximal_logps[i]) for i in members]
     if old:
         fields["old_values"] = [_fill(items[i], old.values[i]) for i in members]
         fields["noise"] = [_draw_noise(items[i], old.seed, step, i) for i in members]
     return {name: np.concatenate(parts) for name, parts in fields.items() if parts}
+
+
+def refuse_unsampled(items: Sequence[Item]) -> None:
+    """Refuse items that do not all say how likely the policy that sampled them found them.
+
+    Raises:
+      ConfigError: naming how many there are.
+    """
+    lacking = sum(not item.old_logps for item in items)
+    if lacking:
+        raise ConfigError(
+            f"loss.correction: got a ratio to the policy that sampled, but {lacking} of "
+            f"{len(items)} examples lack its log-probabilities of their answers ('logps' in the "
+            "records); allowed: examples that all have them; sample with "
+            "--config.sampling.keep_logps=true, or set --config.loss.correction=none"
+        )
 
 
 def _sampled(item: Item) -> Sequence[np.ndarray]:

@@ -356,6 +356,7 @@ def _make_completion(sample: Sample) -> Completion:
         reward=sample.reward,
         sample_id=sample.sample_id,
         finish_reason=sample.finish_reason,
+        logps=sample.logps,
     )
 
 

@@ -40,6 +40,7 @@ from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
 from halos_jax.training.loop import Dataset
 from halos_jax.training.optim import decays_by_budget
+from halos_jax.training.proximal import add_proximal
 from halos_jax.types import Item, Params, Prompt, Sample, TrainState
 from halos_jax.workdir import manifests
 from halos_jax.workdir.intact import MANIFEST
@@ -255,6 +256,10 @@ def prepare_round(
         dataset = training.add_collected(
             run.trainer, dataset, load_round_start(), seed=seed, label=f"values {round}"
         )
+    elif dataset is not None:
+        known = dataset.reference_logps if run.config.rounds.reference == "round_start" else None
+        label = f"start of round {round}"
+        dataset = add_proximal(run.trainer, dataset, load_round_start, known=known, label=label)
     return dataset
 
 

@@ -37,6 +37,7 @@ from halos_jax.training.balance import report_balance
 from halos_jax.training.followers import take_exported
 from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.training.optim import keep_warmup
+from halos_jax.training.proximal import add_proximal
 from halos_jax.training.rounding import warn_of_rounding
 from halos_jax.types import Item, Params, TrainState
 from halos_jax.workdir import runs
@@ -229,7 +230,7 @@ def add_fixed(
     moving = config.rounds.reference == "previous_step"
     needed = training.needs_reference(loss, dataset.items, moving=moving)
     needed_eval = held_out is not None and training.needs_reference(loss, held_out.items)
-    if not (needed or needed_eval or loss.value):
+    if not (needed or needed_eval or loss.value or (loss.sampled and loss.old)):
         return dataset, held_out
     params = load_params()
     if needed:
@@ -238,6 +239,9 @@ def add_fixed(
         held_out = training.add_reference(trainer, held_out, params, label="reference eval")
     if loss.value:
         dataset = training.add_collected(trainer, dataset, params, seed=config.seed, label="values")
+    else:
+        known = dataset.reference_logps  # the reference is the starting policy
+        dataset = add_proximal(trainer, dataset, lambda: params, known=known, label="start")
     return dataset, held_out
 
 

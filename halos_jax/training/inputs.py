@@ -42,6 +42,14 @@ def compute_inputs(
         inputs = dataclasses.replace(inputs, reference=batch.reference_logps)
     if loss.old:
         inputs = dataclasses.replace(inputs, old=batch.old_logps)
+    if loss.sampled:
+        # In evaluation nothing stands in for the policy that sampled: the ratio to it is 1.
+        start = inputs.old if batch.proximal_logps is None else batch.proximal_logps
+        inputs = dataclasses.replace(inputs, old=start, sampled=batch.old_logps)
+    if loss.aligned:
+        hidden = decoder.encode_responses(params, batch, config)
+        policy, found = decoder.compute_statistics(params, hidden, batch, config, "alignment")
+        return dataclasses.replace(inputs, policy=policy, alignment=found)
     if not loss.value:
         return dataclasses.replace(inputs, policy=decoder.compute_logps(params, batch, config))
     hidden = decoder.encode_responses(params, batch, config)

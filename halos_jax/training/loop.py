@@ -20,7 +20,7 @@ from halos_jax.models.spec import DecoderConfig
 from halos_jax.models.value import abstract_value_params, init_value_params
 from halos_jax.packing.batches import Plan, build_batch, plan_batches, split_logps
 from halos_jax.packing.layout import LayoutMemory
-from halos_jax.packing.token_values import Collected, TokenValues
+from halos_jax.packing.token_values import Collected, TokenValues, refuse_unsampled
 from halos_jax.training import inputs, optim, step
 from halos_jax.training.followers import Followers, take_averaged
 from halos_jax.training.pace import StepClock, count_step_flops
@@ -57,14 +57,17 @@ class Dataset:
     """Items with their plan of batches.
 
     `reference_logps` are there if the loss has a reference; `old`, the log-probs and values when
-    the items were collected, if it has a value head; `progress`, the shares of the run's prompts
-    that are used before its first step and after its last one, if the learning rate follows them.
+    the items were collected, if it has a value head; `proximal_logps`, those of the policy at the
+    start, if they stand in for those of the policy that sampled (see `proximal`); `progress`, the
+    shares of the run's prompts that are used before its first step and after its last one, if the
+    learning rate follows them.
     """
 
     items: Sequence[Item]
     plan: Plan
     reference_logps: TokenValues | None = None
     old: Collected | None = None
+    proximal_logps: TokenValues | None = None
     recurring: str = ""  # name under which its layout is reused, see `make_dataset`
     progress: tuple[float, float] | None = None
 
@@ -153,6 +156,8 @@ def make_dataset(
     stores its own there. What the items were drawn from counts only for a loss that compares the
     policy with the one that sampled: to all others log-probabilities are the policy's own.
     """
+    if trainer.loss.sampled:
+        refuse_unsampled(items)
     if not trainer.loss.old and any(item.drawn for item in items):
         items = [dataclasses.replace(item, drawn=()) for item in items]
     train = trainer.config.train
@@ -223,7 +228,8 @@ def add_collected(
         recurring=f"{dataset.recurring} pass" if dataset.recurring else "",
         label=label,
     )
-    return dataclasses.replace(dataset, old=Collected(logps, values, seed))
+    proximal = logps if trainer.loss.sampled else None
+    return dataclasses.replace(dataset, old=Collected(logps, values, seed), proximal_logps=proximal)
 
 
 def _pass_over(
@@ -265,6 +271,7 @@ def stream_batches(mesh: Mesh, dataset: Dataset, *, start: int = 0) -> Iterator[
             number,
             reference_logps=dataset.reference_logps,
             old=dataset.old,
+            proximal_logps=dataset.proximal_logps,
             progress=dataset.progress_at(number),
         )
         placed: Batch = sharding.put_batch(batch, mesh, leading=1)

@@ -9,6 +9,7 @@ import pytest
 from halos_jax.config import ConfigError
 from halos_jax.data.lengths import Lengths
 from halos_jax.data.records.fields import RecordError
+from halos_jax.data.records.formats import preference_from_record, preference_to_record
 from halos_jax.data.tokenize import (
     make_answer_items,
     make_controlled_items,
@@ -96,6 +97,23 @@ def test_text_pairs_are_rendered_with_an_end_marker_where_they_ended():
     assert item.weight == 1.0
     (item,) = make_pair_items([dataclasses.replace(pair, weight=0.25)], RENDERER, Lengths(8, 64))
     assert item.weight == 0.25
+
+
+def test_log_probs_of_pairs_are_cut_like_their_tokens_and_kept_where_both_have_them():
+    halves = [
+        complete("x", ids=(7, 8, 9), logps=(-1.0, -2.0, -3.0)),
+        complete("y", ids=(7, 7), logps=(-0.5, -0.25)),
+    ]
+    known = Preference(make_prompt("abc"), *halves, prompt_ids=(5, 6))
+    unknown = dataclasses.replace(known, rejected=dataclasses.replace(halves[1], logps=None))
+    record = preference_to_record(known)
+    assert preference_from_record(record) == known
+    items = make_pair_items([known, unknown], RENDERER, Lengths(2, 4))
+    assert [part.tolist() for part in items[0].old_logps] == [[-1, -2], [-0.5, -0.25]]
+    assert items[1].old_logps == ()
+    name = next(name for name in ("logps_A", "logps_B") if len(record[name]) == 3)
+    with pytest.raises(RecordError, match=f"'{name}': got '2 numbers', allowed: one for .* .3."):
+        preference_from_record({**record, name: [-1.0, -2.0]})
 
 
 def test_sampled_ids_are_kept_as_they_are():

@@ -138,8 +138,9 @@ def test_no_logits_of_more_than_a_chunk_are_formed():
     assert found == ROWS * POSITIONS * 997
 
 
+@pytest.mark.parametrize("statistic", ["entropy", "alignment"])
 @pytest.mark.parametrize("vocab", [50, 51])
-def test_entropies_stand_beside_unchanged_log_probs_and_gradients(mesh, vocab):
+def test_statistics_stand_beside_unchanged_log_probs_and_gradients(mesh, vocab, statistic):
     hidden, head, targets, weights = map(jnp.asarray, make_inputs(vocab, scale=3.0))
     hidden, head = hidden.astype(jnp.float32), head.astype(jnp.float32)
 
@@ -149,12 +150,16 @@ def test_entropies_stand_beside_unchanged_log_probs_and_gradients(mesh, vocab):
         return (logps * weights).sum(), out
 
     graded = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True), static_argnums=2)
-    gradients, (logps, entropies) = graded(hidden, head, compute_token_statistics)
+    both = functools.partial(compute_token_statistics, statistic=statistic)
+    gradients, (logps, found) = graded(hidden, head, both)
     expected_gradients, expected = graded(hidden, head, compute_token_logps)
     for one, other in zip((logps, *gradients), (expected, *expected_gradients), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
     logits = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64).T
     logits -= logits.max(axis=-1, keepdims=True)
     shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    wanted = -(shares * np.log(shares)).sum(axis=-1)
-    np.testing.assert_allclose(entropies, wanted, rtol=1e-4, atol=1e-5)
+    wanted = {
+        "entropy": -(shares * np.log(shares)).sum(axis=-1),
+        "alignment": np.log((shares**2).sum(axis=-1)),
+    }
+    np.testing.assert_allclose(found, wanted[statistic], rtol=1e-4, atol=1e-5)

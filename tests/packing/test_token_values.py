@@ -1,9 +1,13 @@
 """Token values of items: where they come from, and where they are put."""
 
-import numpy as np
+import dataclasses
 
+import numpy as np
+import pytest
+
+from halos_jax.config import ConfigError
 from halos_jax.packing.batches import build_batch, plan_batches, split_logps
-from halos_jax.packing.token_values import Collected, list_token_values
+from halos_jax.packing.token_values import Collected, list_token_values, refuse_unsampled
 from halos_jax.types import MEMBER, Item
 
 
@@ -38,6 +42,36 @@ def test_old_log_probs_are_the_samplers_else_the_collectors_else_the_references(
     split = sum(map(len, items[0].responses))
     assert not fields["old_logps"][:split].any() and fields["old_logps"][split:].all()
     assert list_token_values(items, (), 0, None, None) == {}
+
+
+def test_log_probs_of_the_start_stand_beside_the_samplers():
+    items = [dataclasses.replace(item, old_logps=sampled) for item, sampled in sample_items()]
+    start = draw(items, 5)
+    plan = plan_batches(items, batch_size=6, num_rows=1, tokens_per_row=40, row_multiple=8)
+    batch = build_batch(items, plan, 0, proximal_logps=start)
+    for found, expected in (
+        (batch.proximal_logps, start),
+        (batch.old_logps, [item.old_logps for item in items]),
+    ):
+        for index, parts in split_logps(plan, 0, items, found):
+            for one, other in zip(parts, expected[index], strict=True):
+                np.testing.assert_array_equal(one, other)
+    assert build_batch(items, plan, 0).proximal_logps is None
+
+
+def sample_items():
+    items = make_items()
+    return zip(items, draw(items, 3), strict=True)
+
+
+def test_items_of_unknown_samplers_are_refused_by_their_number():
+    items = [dataclasses.replace(item, old_logps=sampled) for item, sampled in sample_items()]
+    refuse_unsampled(items)
+    with pytest.raises(
+        ConfigError,
+        match=r"loss\.correction: got a ratio to the policy that sampled, but 2 of 8 examples lack",
+    ):
+        refuse_unsampled([*items, *make_items()[:2]])
 
 
 def build(items, tokens_per_row, old, step=0):

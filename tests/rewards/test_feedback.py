@@ -154,10 +154,12 @@ def test_tokens_are_carried_and_survive_the_file():
     assert preference_from_record(preference_to_record(preference, seed=1, round=1)) == preference
 
 
-def test_a_cut_sample_keeps_its_finish_reason():
-    cut = [replace(sample, finish_reason="length") for sample in make_samples([0, 1], "q")]
+def test_a_cut_sample_keeps_its_finish_reason_and_log_probs():
+    changes = {"finish_reason": "length", "logps": (-1.5, -0.5)}
+    cut = [replace(sample, **changes) for sample in make_samples([0, 1], "q")]
     result = make(make_samples([0, 1]) + cut, "max")
     assert [p.chosen.finish_reason for p in result.preferences] == ["stop", "length"]
+    assert [p.rejected.logps for p in result.preferences] == [None, (-1.5, -0.5)]
     assert result.counts["truncated"] == 2
 
 

@@ -97,6 +97,30 @@ def test_the_policy_that_collects_is_that_of_the_logps_and_evaluation_drops_noth
     np.testing.assert_allclose(sums["val/vpred"][0], sums["val/mean"][0], rtol=1e-6)
 
 
+def test_a_correction_reads_who_sampled_and_a_stand_in_for_the_old_policy(monkeypatch):
+    told = []
+    monkeypatch.setattr(inputs.decoder, "compute_logps", lambda params, batch, config: "policy")
+    monkeypatch.setattr(inputs.decoder, "encode_responses", lambda params, batch, config: "hidden")
+    monkeypatch.setattr(
+        inputs.decoder, "compute_statistics", lambda *given: told.append(given) or ("policy", "p2")
+    )
+    batch = types.SimpleNamespace(reference_logps="ref", old_logps="mu", proximal_logps="start")
+
+    def find(name, correction, batch=batch):
+        loss = get_loss({"name": name, "correction": correction})
+        found = inputs.compute_inputs({}, None, batch, loss, None)
+        return [getattr(found, x) for x in ("policy", "old", "sampled", "alignment")]
+
+    assert find("dapo", "token_tis") == ["policy", "start", "mu", None]
+    assert find("dapo", "none") == ["policy", "mu", None, None]
+    evaluated = types.SimpleNamespace(old_logps="mu", proximal_logps=None)
+    assert find("dapo", "token_tis", evaluated) == ["policy", "mu", "mu", None]
+    pair = types.SimpleNamespace(reference_logps="ref", old_logps="mu", proximal_logps=None)
+    assert find("dpo", "sequence_tis", pair) == ["policy", None, "mu", None]
+    assert find("dpo", "wpo", pair) == ["policy", None, None, "p2"] and len(told) == 1
+    assert told[0][1] == "hidden" and told[0][-1] == "alignment"
+
+
 @pytest.mark.parametrize(("name", "needs"), NEEDS.items())
 def test_a_loss_reads_what_it_needs_of_the_batch_and_nothing_else(monkeypatch, name, needs):
     monkeypatch.setattr(inputs.decoder, "compute_logps", lambda params, batch, config: "policy")

@@ -142,11 +142,8 @@ def read_sample(fields: Fields, prompt: Prompt) -> Sample:
     The record's other fields become the prompt's `extra`.
     """
     fields.choice("type", SAMPLE_TYPES, "sample")
-    response_ids, logps = fields.ids("response_ids"), fields.numbers("logps")
-    if logps is not None and len(logps) != len(response_ids):
-        raise fields.error(
-            "logps", f"{len(logps)} numbers", f"one for each response id ({len(response_ids)})"
-        )
+    response_ids = fields.ids("response_ids")
+    logps = _read_logps(fields, "logps", response_ids)
     sample = Sample(
         prompt=prompt,
         sample_id=fields.integer("sample_id"),
@@ -251,6 +248,8 @@ def preference_to_record(
         if completion.sample_id is not None:
             record[f"sample_id_{letter}"] = int(completion.sample_id)
         record[f"finish_reason_{letter}"] = completion.finish_reason
+        if completion.logps is not None:
+            record[f"logps_{letter}"] = [float(value) for value in completion.logps]
     return record | _extra_to_record(preference.prompt)
 
 
@@ -349,15 +348,26 @@ def _read_completion(fields: Fields, letter: str) -> Completion:
         raise fields.error(name, [turn.role for turn in turns], "one turn of the assistant")
     refuse_unlearned(fields, name, turns[0])
     identified = fields.has(f"sample_id_{letter}")
+    ids = fields.ids(f"ids_{letter}")
     return Completion(
         turns=turns,
-        ids=fields.ids(f"ids_{letter}"),
+        ids=ids,
         reward=fields.number(f"reward_{letter}"),
         sample_id=fields.integer(f"sample_id_{letter}") if identified else None,
         finish_reason=fields.choice(
             f"finish_reason_{letter}", (FINISH_STOP, FINISH_LENGTH), FINISH_STOP
         ),
+        logps=_read_logps(fields, f"logps_{letter}", ids),
     )
+
+
+def _read_logps(fields: Fields, name: str, ids: Sequence[int]) -> tuple[float, ...] | None:
+    """Read the log-probabilities of a response's tokens, one each."""
+    logps = fields.numbers(name)
+    if logps is not None and len(logps) != len(ids):
+        allowed = f"one for each response id ({len(ids)})"
+        raise fields.error(name, f"{len(logps)} numbers", allowed)
+    return logps
 
 
 def _completion_key(completion: Completion) -> str:

@@ -117,7 +117,7 @@ def make_sample(**changes) -> Sample:
 
 
 def make_preference(**changes) -> Preference:
-    chosen = Completion((Turn("assistant", "yes"),), (5, 6), 1.5, 2, "stop")
+    chosen = Completion((Turn("assistant", "yes"),), (5, 6), 1.5, 2, "stop", (-0.5, -1.25))
     rejected = Completion((Turn("assistant", "no"),), (7,), -0.25, 0, "length")
     return Preference(
         **{"prompt": PROMPT, "chosen": chosen, "rejected": rejected, "prompt_ids": (1, 2)} | changes
