@@ -48,8 +48,8 @@ def compute_inputs(
         inputs = dataclasses.replace(inputs, old=start, sampled=batch.old_logps)
     if loss.aligned:
         hidden = decoder.encode_responses(params, batch, config)
-        policy, found = decoder.compute_statistics(params, hidden, batch, config, "alignment")
-        return dataclasses.replace(inputs, policy=policy, alignment=found)
+        policy, aligned = decoder.compute_statistics(params, hidden, batch, config, "alignment")
+        return dataclasses.replace(inputs, policy=policy, alignment=aligned)
     if not loss.value:
         return dataclasses.replace(inputs, policy=decoder.compute_logps(params, batch, config))
     hidden = decoder.encode_responses(params, batch, config)
