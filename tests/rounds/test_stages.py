@@ -14,6 +14,7 @@ from halos_jax import storage
 from halos_jax.config import CheckpointConfig, Config, FeedbackConfig, RewardConfig
 from halos_jax.data.records import formats as records
 from halos_jax.devices import DeviceError
+from halos_jax.packing.transforms import NOTHING
 from halos_jax.rewards.labels import Labels, make_score_rows
 from halos_jax.rounds import stages
 from halos_jax.types import CHOSEN, REJECTED
@@ -343,6 +344,7 @@ def test_the_sft_params_are_let_go_before_values_are_computed(tmp_path, monkeypa
         return "collected"
 
     dataset = SimpleNamespace(plan=MagicMock(fill=1.0), reference_logps="logps")
+    dataset.plan.layout.kept = NOTHING
     monkeypatch.setattr(stages, "read_scored", lambda folder: [])
     monkeypatch.setattr(stages.training, "make_dataset", lambda *given, **named: dataset)
     monkeypatch.setattr(stages.training, "add_reference", add_reference)
