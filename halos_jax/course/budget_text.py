@@ -51,8 +51,8 @@ def describe_budget(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
         f"of at most {show_count(sampling.max_tokens, 'tokens')}, "
         f"{samples * sampling.max_tokens:,} in all",
         f"budget: at most {sizes[1]} and {sizes[2]} a round{further}, "
-        f"{show_count(examples, noun)} and {show_count(steps, 'steps')} in all; fewer where "
-        f"samples {_name_losses(config)}",
+        f"{show_count(examples, noun)} and {show_count(steps, 'steps')} in all"
+        f"{_name_losses(config, '; ')}",
         f"budget: learning rate {optimizer.learning_rate:g} ({optimizer.schedule}{by_prompts}) "
         f"after {show_count(warmup, 'steps')} of warm-up",
         *_describe_refill(config),
@@ -79,8 +79,8 @@ def find_traps(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
         other = f", or set --config.train.batch_size={wanted}" if wanted < batch else ""
         lines.append(
             f"a round has at most {show_count(largest.steps, 'optimizer steps')} "
-            f"({show_count(largest.examples, noun)}, train.batch_size={batch}), fewer where "
-            f"samples {_name_losses(config)}; for {FEW_STEPS}, raise {size}{other}"
+            f"({show_count(largest.examples, noun)}, train.batch_size={batch})"
+            f"{_name_losses(config, ', ')}; for {FEW_STEPS}, raise {size}{other}"
         )
     steps, warmup = sum(one.steps for one in rounds), config.optimizer.warmup_steps
     if warmup >= steps:
@@ -172,10 +172,16 @@ def show_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _name_losses(config: Config) -> str:
-    """Say which samples give no example: groups of ties are examples, though they teach nothing."""
-    pairs = FEEDBACK_TYPES[config.feedback.type].pairs
-    return "tie or have no reward" if pairs else "have no reward"
+def _name_losses(config: Config, mark: str) -> str:
+    """Say which samples give no example: groups of ties are examples, though they teach nothing.
+
+    The text begins with `mark`; it is empty where every sample gives one.
+    """
+    spec = FEEDBACK_TYPES[config.feedback.type]
+    if not spec.scored:
+        return ""
+    lost = "tie or have no reward" if spec.pairs else "have no reward"
+    return f"{mark}fewer where samples {lost}"
 
 
 def _describe_sizes(config: Config, prompts: int) -> str:

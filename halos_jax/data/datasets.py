@@ -142,7 +142,7 @@ def load_demonstrations(source: str, selection: Selection = ALL) -> list[Demonst
     """
     found: list[Demonstration] = []
     targets = Targets(best_only=selection.best_only, every=selection.every_output)
-    reader = functools.partial(_read_taught, every_turn=selection.every_turn)
+    reader = functools.partial(_read_taught, selection=selection)
     for is_scored, one in _read(source, selection, reader, prompt_of=lambda read: read[1].prompt):
         if isinstance(one, Preference):
             targets.add_preference(one)
@@ -293,13 +293,14 @@ def _read_all(
 
 
 def _read_taught(
-    fields: Fields, *, every_turn: bool
+    fields: Fields, *, selection: Selection
 ) -> tuple[bool, Demonstration | Preference | Judgement]:
     """Read a record for SFT; return also whether it is a sample with a score."""
-    if not is_feedback(fields):
-        return False, read_demonstration(fields, every_turn=every_turn)
+    is_pair = fields.has("output_A") or (selection.every_output and fields.has("rejected"))
+    if not (is_feedback(fields) or is_pair):
+        return False, read_demonstration(fields, every_turn=selection.every_turn)
     refuse_weight(fields)  # an answer that is learned has none
-    if fields.has("output_A"):
+    if is_pair:
         return False, read_preference(fields)
     if fields.peek("type") == "binary_feedback":
         return False, read_judgement(fields)
