@@ -2,7 +2,7 @@
 
 import math
 
-from halos_jax.losses.registry import Settings, check_loss, get_loss, register
+from halos_jax.losses.registry import register
 from halos_jax.losses.sequences import (
     count_and_sum,
     count_and_sum_tokens,
@@ -36,32 +36,3 @@ def gkd(inputs: LossInputs, batch: Batch) -> LossTerms:
     }
     ratios = count_and_sum_tokens(inputs.policy - inputs.teacher, batch, TARGET)
     return LossTerms(weighted_sum(losses, batch, TARGET), sums | {"rewards/log_ratio": ratios})
-
-
-def check_teacher(settings: Settings, teacher: str, *, task: str, has_loss: bool) -> list[str]:
-    """Return error lines for a loss without its teacher, or a teacher that no loss reads.
-
-    Args:
-      settings: `config.loss`.
-      teacher: `config.model.teacher`.
-      has_loss: whether the task computes the loss of the config.
-    """
-    if not has_loss:
-        return [
-            f"model.teacher: got {teacher!r}, allowed with task={task!r}: ''; in a pipeline set it "
-            "for the task that trains on it (pipeline.overrides.online.model.teacher)"
-        ] * bool(teacher)
-    if check_loss(settings):
-        return []
-    needs = get_loss(settings).divergence is not None
-    if needs and not teacher:
-        return [
-            f"model.teacher: got '', but loss {settings['name']!r} compares the policy with a "
-            "teacher; set --config.model.teacher=DIR, a model with the same tokenizer"
-        ]
-    if teacher and not needs:
-        return [
-            f"model.teacher: got {teacher!r}, but loss {settings['name']!r} has no teacher; "
-            "allowed: ''; or set --config.loss.name=gkd"
-        ]
-    return []

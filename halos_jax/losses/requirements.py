@@ -1,4 +1,4 @@
-"""What a loss requires of the rest of the config: feedback, a reference, an evaluation."""
+"""What a loss requires of the rest of the config: feedback, a reference, a teacher, and so on."""
 
 from halos_jax.config.kinds import ITEM_KINDS
 from halos_jax.losses.registry import Loss, Settings, check_loss, get_loss, list_losses
@@ -120,3 +120,32 @@ def check_evaluation(settings: Settings) -> list[str]:
         f"loss.name: got {settings['name']!r}, which is measured with its value head, and that is "
         "no part of a model; allowed for eval.on='feedback': a loss without one"
     ]
+
+
+def check_teacher(settings: Settings, teacher: str, *, task: str, has_loss: bool) -> list[str]:
+    """Return error lines for a loss without its teacher, or a teacher that no loss reads.
+
+    Args:
+      settings: `config.loss`.
+      teacher: `config.model.teacher`.
+      has_loss: whether the task computes the loss of the config.
+    """
+    if not has_loss:
+        return [
+            f"model.teacher: got {teacher!r}, allowed with task={task!r}: ''; in a pipeline set it "
+            "for the task that trains on it (pipeline.overrides.online.model.teacher)"
+        ] * bool(teacher)
+    if check_loss(settings):
+        return []
+    needs = get_loss(settings).divergence is not None
+    if needs and not teacher:
+        return [
+            f"model.teacher: got '', but loss {settings['name']!r} compares the policy with a "
+            "teacher; set --config.model.teacher=DIR, a model with the same tokenizer"
+        ]
+    if teacher and not needs:
+        return [
+            f"model.teacher: got {teacher!r}, but loss {settings['name']!r} has no teacher; "
+            "allowed: ''; or set --config.loss.name=gkd"
+        ]
+    return []

@@ -29,7 +29,7 @@ from halos_jax.losses import (
     check_loss,
     check_reference,
 )
-from halos_jax.losses.distillation import check_teacher
+from halos_jax.losses.requirements import check_teacher
 from halos_jax.once import forget_run
 from halos_jax.tasks.overview import describe_machine, describe_task
 from halos_jax.workdir.interrupt import StopSignal, catch_signals

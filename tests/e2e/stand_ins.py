@@ -48,7 +48,7 @@ FIXED = {
     "model.remat": "none",
     "reward.compute_dtype": "float32",
 }
-MODELS = {"model.path": "policy", "reward.path": "reward"}
+MODELS = {"model.path": "policy", "model.teacher": "policy", "reward.path": "reward"}
 # Text in a field -> file or folder among the stand-ins; what stands before "@" for hub data sets.
 NAMES = {
     "prompts.jsonl": "prompts.jsonl",

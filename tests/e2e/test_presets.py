@@ -7,7 +7,7 @@ import pytest
 
 from halos_jax.cli.overrides import apply_overrides
 from halos_jax.config import freeze
-from halos_jax.losses import check_feedback, check_loss
+from halos_jax.losses import check_feedback, check_loss, get_loss
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 PATHS = [("model.path", "m"), ("reward.path", "r"), ("data.train", "t"), ("data.eval", "e")]
@@ -23,6 +23,7 @@ def test_preset_is_valid_and_documented(path):
     config = module.get_config(*["folder"] * takes_argument)
     if config.task != "pipeline":
         paths = [one for one in PATHS if one[0] != "data.eval" or not config.data.holdout]
+        paths += [("model.teacher", "t")] if get_loss(config.loss.to_dict()).divergence else []
         assert not apply_overrides(config, paths)
     frozen = freeze(config, checks=[lambda frozen: check_loss(frozen.loss)])
     if frozen.task == "online":

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from halos_jax.losses import LossInputs, check_loss, get_loss
-from halos_jax.losses.distillation import check_teacher
 from halos_jax.losses.terms import Divergence
 from halos_jax.types import TARGET
 
@@ -55,20 +54,3 @@ def test_beta_and_temperature_are_those_of_the_divergence():
     assert line.endswith("allowed: beta, temperature")
     (line,) = check_loss({"name": "sum", "gkd": {}, "sft": {}})
     assert "losses of different examples (gkd output, sft target)" in line
-
-
-@pytest.mark.parametrize(
-    ("settings", "teacher", "has_loss", "expected"),
-    [
-        (GKD, "big", True, ""),
-        ({"name": "dpo"}, "", True, ""),
-        ({"name": "unknown"}, "big", True, ""),  # that is an error of its own
-        (GKD, "", False, ""),  # the loss of a later task of a pipeline
-        (GKD, "", True, "model.teacher: got '', but loss 'gkd' compares the policy with a teacher"),
-        ({"name": "dpo"}, "big", True, "model.teacher: got 'big', but loss 'dpo' has no teacher"),
-        (GKD, "big", False, "model.teacher: got 'big', allowed with task='sft': ''"),
-    ],
-)
-def test_a_teacher_and_its_loss_need_each_other(settings, teacher, has_loss, expected):
-    found = check_teacher(settings, teacher, task="sft", has_loss=has_loss)
-    assert len(found) == bool(expected) and all(line.startswith(expected) for line in found)

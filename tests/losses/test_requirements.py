@@ -1,6 +1,11 @@
 """What a loss requires of the rest of the config, and how a want of it is said."""
 
+import pytest
+
 from halos_jax.losses import check_evaluation, check_exact, check_feedback, check_reference
+from halos_jax.losses.requirements import check_teacher
+
+GKD = {"name": "gkd"}
 
 
 def test_feedback_that_a_loss_cannot_use_is_refused():
@@ -51,3 +56,20 @@ def test_a_value_head_is_no_part_of_a_model_that_is_evaluated():
     assert check_evaluation({"name": "dpo"}) == []
     (line,) = check_evaluation({"name": "ppo"})
     assert line.startswith("loss.name: got 'ppo', which is measured with its value head")
+
+
+@pytest.mark.parametrize(
+    ("settings", "teacher", "has_loss", "expected"),
+    [
+        (GKD, "big", True, ""),
+        ({"name": "dpo"}, "", True, ""),
+        ({"name": "unknown"}, "big", True, ""),  # that is an error of its own
+        (GKD, "", False, ""),  # the loss of a later task of a pipeline
+        (GKD, "", True, "model.teacher: got '', but loss 'gkd' compares the policy with a teacher"),
+        ({"name": "dpo"}, "big", True, "model.teacher: got 'big', but loss 'dpo' has no teacher"),
+        (GKD, "big", False, "model.teacher: got 'big', allowed with task='sft': ''"),
+    ],
+)
+def test_a_teacher_and_its_loss_need_each_other(settings, teacher, has_loss, expected):
+    found = check_teacher(settings, teacher, task="sft", has_loss=has_loss)
+    assert len(found) == bool(expected) and all(line.startswith(expected) for line in found)
