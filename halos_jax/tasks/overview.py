@@ -197,7 +197,9 @@ def _describe_template(config: Config) -> str:
 def _describe_loss(config: Config, loss: Mapping[str, Any]) -> str:
     values = ", ".join(f"{name}={value}" for name, value in loss.items() if name != "name")
     shown = f"{loss['name']}{f' ({values})' if values else ''}"
-    if TASKS[config.task].has_reference:
+    if config.model.teacher:
+        shown += f"; teacher: {config.model.teacher}"
+    elif TASKS[config.task].has_reference:
         shown += f"; reference: {config.rounds.reference}"
     return shown
 

@@ -49,7 +49,10 @@ def test_online_without_a_reward_killed_and_resumed(program, teacher, tmp_path):
         feedback, samples = (read_lines(folder / f"{x}.jsonl") for x in ("feedback", "samples"))
         assert feedback == samples and len(samples) == 18
         assert {line["reward"] for line in read_lines(folder / "scores.jsonl")} == {None}
-        metrics = manifests.load_manifest(folder).metrics
+        manifest = manifests.load_manifest(folder)
+        metrics = manifest.metrics
+        read = manifest.chain["inputs"]  # each round says which teacher it was
+        assert read["model.teacher"] and read["model.teacher"] != read["model.path"]
         assert metrics["feedback_examples"] == 18
         assert not [name for name in metrics if name.startswith("reward")]
     assert len(read_metric(workdir, "loss/train")) == 2 * 9
@@ -95,7 +98,8 @@ def test_a_file_of_every_kind_of_answer_and_an_evaluation(program, teacher, tmp_
         tmp_path / "run", "task=align", "train.epochs=4", "train.batch_size=3", *options
     )
     assert (code, errors) == (0, ""), output
-    assert "7 examples, 9 steps" in output
+    # One of a conversation, two of the pair, three equal samples, four times each.
+    assert read_metric(tmp_path / "run", "counters/stage_examples")[-1] == 4 * 7
     losses = read_metric(tmp_path / "run", "loss/eval")
     assert losses[-1] < 0.9 * losses[0]
 

@@ -164,3 +164,10 @@ def test_mode_show_prints_everything_and_starts_nothing(toy, tmp_path, capsys, m
 def test_fields_that_are_not_at_their_default_are_marked():
     lines = list_fields(Config(seed=3))
     assert "* seed = 3" in lines and "  task = 'online'" in lines
+
+
+def test_a_loss_is_shown_with_its_teacher_or_its_reference():
+    config = Config(loss={"name": "gkd", "beta": 1}, model=ModelConfig(teacher="big"))
+    assert overview._describe_loss(config, config.loss) == "gkd (beta=1); teacher: big"
+    config = dataclasses.replace(config, loss={"name": "dpo"}, model=ModelConfig())
+    assert overview._describe_loss(config, config.loss) == "dpo; reference: sft"
