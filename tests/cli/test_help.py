@@ -28,7 +28,9 @@ def test_the_program_is_on_one_screen(monkeypatch, capsys):
         assert re.search(rf"^  {name} +{re.escape(row.summary)}$", shown, re.MULTILINE)
     for name in list_presets():
         assert f"\n  {name} " in shown
-    assert "  quickstart   The whole loop on a toy task, from nothing, on two CPU" in shown
+    assert re.search(
+        r"\n  quickstart +The whole loop on a toy task, from nothing, on two CPU", shown
+    )
     assert "--config=PRESET --help" in shown and "README.md" in shown
     assert "--help=losses, --help=rewards" in shown
     codes = "0 done; 1 error; 75 stopped, run it again to go on; 130 Ctrl-C, nothing saved"
