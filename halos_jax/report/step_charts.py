@@ -58,6 +58,20 @@ _STEPS: tuple[tuple[str, str, str, str, tuple[tuple[str, str], ...]], ...] = (
         "examples a second",
         (("examples_per_second", "examples"),),
     ),
+    (
+        "tokens",
+        "Tokens a second in training",
+        "",
+        "tokens a second",
+        (("tokens_per_second", "tokens"),),
+    ),
+    (
+        "mfu",
+        "Model FLOP utilisation",
+        "Share of the devices' peak that the model's own arithmetic makes use of.",
+        "share",
+        (("mfu", "MFU"),),
+    ),
 )
 
 

@@ -141,6 +141,8 @@ def prepare(words: tuple[str, ...], folder: Path, runs: Path, url: str) -> Prepa
     if len(flags) != 1 or not flags[0].startswith("--config="):
         raise ValueError(f"{flags}: a flag without a stand-in")
     file, colon, argument = flags[0].removeprefix("--config=").partition(":")
+    if file.startswith("runs/"):
+        file = f"{_make_run(file.removesuffix('/config.json'), folder, runs)}/config.json"
     preset = f"{file}{colon}{ARGUMENTS.get(argument, argument).format(folder=folder)}"
     config = load_preset(preset)
     errors = apply_overrides(config, overrides)
@@ -160,9 +162,24 @@ def prepare(words: tuple[str, ...], folder: Path, runs: Path, url: str) -> Prepa
     return Prepared([f"--config={preset}", *known, *more], workdir, elsewhere)
 
 
+def _make_run(name: str, folder: Path, runs: Path) -> Path:
+    """Return the workdir of a run that has just begun, unless an earlier command has made one."""
+    workdir = runs / name.removeprefix("runs/")
+    if not workdir.exists():
+        config = load_preset("configs/online_dpo.py")
+        changed = {"model.path": "policy", "reward.path": "reward", "data.train": "prompts.jsonl"}
+        values = {path: str(folder / file) for path, file in changed.items()}
+        apply_overrides(config, [*values.items(), ("workdir", str(workdir))])
+        workdir.mkdir(parents=True)
+        (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    return workdir
+
+
 def _replace(path: str, value: Any, folder: Path, runs: Path, url: str) -> Any:
     """Return what stands in for the value of a field, of a stage's override too."""
     field = path.split(".", 3)[-1] if path.startswith("pipeline.overrides.") else path
+    if field == "report.workdirs" and value:
+        return ",".join(str(_make_run(name, folder, runs)) for name in value)
     if field in SIZES and type(value) is int:
         return min(value, SIZES[field])
     if value == ADDRESS:

@@ -28,7 +28,8 @@ def read_rounds(workdir) -> list[manifests.Manifest]:
 def test_a_last_partial_round_after_skipped_prompts(program, tmp_path):
     workdir, order = tmp_path / "run", order_ids(program)
     overrides = ("rounds.total_prompts=10", "rounds.num_skip=5", "checkpoint.keep=2")
-    code, output, errors = program.run(workdir, *overrides, "checkpoint.every=0")
+    page = "report.enabled=true"
+    code, output, errors = program.run(workdir, *overrides, "checkpoint.every=0", page)
     assert (code, errors) == (0, "")
     assert [read_ids(workdir, round) for round in (1, 2)] == [order[5:11], order[11:15]]
     assert [(m.start, m.stop) for m in read_rounds(workdir)] == [(0, 0), (5, 11), (11, 15)]
@@ -39,7 +40,9 @@ def test_a_last_partial_round_after_skipped_prompts(program, tmp_path):
         assert [execution.find_executions(found, one) for one in found.stages] == [
             [start.execution] for _ in found.stages
         ]
-    assert "round 2 of 2 done" in output and "reward_eval" in output
+    assert "round 2 of 2 is done" in output and "reward_eval" in output
+    shown = (workdir / "report.html").read_text()
+    assert ">complete<" in shown and "after round 2" in shown and "report.html" not in output
 
 
 def test_a_reward_function_and_prompts_that_run_out(program, tmp_path):

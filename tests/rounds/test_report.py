@@ -50,9 +50,16 @@ def test_a_finished_round_is_told_with_what_is_left(tmp_path, caplog):
     commit_rounds(tmp_path, FIRST, SECOND)
     time_rounds(tmp_path)
     config = dataclasses.replace(CONFIG, rounds=RoundsConfig(30, 10))
-    run = make_run(workdir=tmp_path, config=config, prompts=PROMPTS * 8)
+    called: list[str] = []
+    run = make_run(
+        workdir=tmp_path,
+        config=config,
+        prompts=PROMPTS * 8,
+        on_round=lambda: called.append(caplog.messages[0].splitlines()[0]),
+    )
     done = manifests.load_manifest(round_folder(tmp_path, 1))
     report_round(run, done, Budget(40, 10, 0, ((2, 12),)))
+    assert called == ["round 1 of 4 is done:"]
     first, rest, *advice = [record.getMessage() for record in caplog.records]
     # 28 of the 40 prompts are left: three rounds.
     assert first == "round 1 of 4 is done:\n" + format_rounds(tmp_path)

@@ -96,7 +96,7 @@ def test_it_draws_what_an_online_run_draws_even_when_stopped_in_between(toy, tmp
     assert (tmp_path / "sample" / "samples.jsonl").read_bytes() == expected
     names = {path.name for path in (tmp_path / "sample").iterdir()}
     own = {".lock", "config.json", "inputs.json", "ledger.jsonl", "manifest.json"}
-    assert names == own | {"samples.jsonl"}
+    assert names == own | {"executions.jsonl", "journal.jsonl", "samples.jsonl"}
     assert run_sampling(config, StopAfter(tmp_path)) == metrics  # complete: nothing is done
     # The policy that the run has made draws otherwise, in another round otherwise still.
     trained = dataclasses.replace(config.model, path=str(tmp_path / "online"))
@@ -191,7 +191,8 @@ def test_a_reward_that_cannot_be_is_refused_before_the_sampling_and_may_be_mende
     wrong = RewardConfig(kind="function", function="tests.tasks.test_sample:score_erly")
     with pytest.raises(ConfigError, match=r"reward\.function: got .*score_erly"):
         run_sampling(dataclasses.replace(config, reward=wrong), StopSignal())
-    assert [path.name for path in (tmp_path / "run").glob("*.jsonl")] == ["ledger.jsonl"]
+    names = {path.name for path in (tmp_path / "run").glob("*.jsonl")}
+    assert names == {"executions.jsonl", "journal.jsonl", "ledger.jsonl"}
     assert run_sampling(config, StopSignal())["best"] == 2
 
 
