@@ -31,7 +31,7 @@ class Cache:
 
 
 # Weights that read one input, joined: name -> (names, axis of weight and bias alike).
-_JOINT = {"qkv": (("q", "k", "v"), -2), "gate_up": (("gate", "up"), -1)}
+JOINT = {"qkv": (("q", "k", "v"), -2), "gate_up": (("gate", "up"), -1)}
 
 
 def init_cache(config: DecoderConfig, *, slots: int, length: int) -> Cache:
@@ -81,7 +81,7 @@ def unstack_layers(params: Params, config: DecoderConfig) -> dict[str, Any]:
 
 def _join_weights(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
     joined = dict(weights)
-    for name, (parts, axis) in _JOINT.items():
+    for name, (parts, axis) in JOINT.items():
         for suffix in ("", "_bias"):
             if all(part + suffix in weights for part in parts):
                 taken = [joined.pop(part + suffix) for part in parts]

@@ -28,6 +28,7 @@ from halos_jax.rewards.labels import (
 from halos_jax.rounds import stages
 from halos_jax.rounds.context import Rollouts, Run, StageResult
 from halos_jax.rounds.cuts import report_samples
+from halos_jax.rounds.proof.origin import UNKNOWN, Origin
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.signs.intervals import estimate_clustered_share, estimate_mean, name_estimate
 from halos_jax.signs.wins import estimate_wins
@@ -74,7 +75,14 @@ def list_due(run: Run, manifest: Manifest) -> tuple[Split, ...]:
 
 
 def evaluate_stage(
-    run: Run, params: Params, folder: Path, due: Sequence[Split], *, round: int, step: int
+    run: Run,
+    params: Params,
+    folder: Path,
+    due: Sequence[Split],
+    *,
+    round: int,
+    step: int,
+    origin: Origin = UNKNOWN,
 ) -> StageResult:
     """Sample and score the prompts that are `due`; write eval.jsonl, and test.jsonl in round 0.
 
@@ -84,7 +92,7 @@ def evaluate_stage(
     files: dict[str, int] = {}
     metrics: dict[str, float] = {}
     if "eval" in due:
-        found = evaluate_prompts(run.rollouts, params, run.held_out, folder)
+        found = evaluate_prompts(run.rollouts, params, run.held_out, folder, origin=origin)
         metrics |= found.metrics | (_compare(run, found, "eval") if round else {})
         stages.write_rows(run.workspace, folder / EVAL, found.to_records())
         files[EVAL] = len(found.samples)
@@ -94,7 +102,7 @@ def evaluate_stage(
             stages.write_rows(run.workspace, folder / "feedback.jsonl", rows)
             files["feedback.jsonl"] = len(rows)
     if "test" in due:
-        tested = _test(run, params, folder, round)
+        tested = _test(run, params, folder, round, origin)
         files |= tested.files
         metrics |= tested.metrics
     run.writer.write(step, {"round": round, **metrics})
@@ -108,21 +116,21 @@ def count_samples(done: StageResult) -> int:
 
 
 def final_test_stage(
-    run: Run, params: Params, folder: Path, *, round: int, step: int
+    run: Run, params: Params, folder: Path, *, round: int, step: int, origin: Origin = UNKNOWN
 ) -> StageResult:
     """Sample and score the test prompts with the final policy, that of `round`; write test.jsonl.
 
     The draws are those of round 0, so that the two differ only in their policies.
     """
-    done = _test(run, params, folder, round)
+    done = _test(run, params, folder, round, origin)
     run.writer.write(step, {"round": round, **done.metrics})
     run.writer.flush()
     return done
 
 
-def _test(run: Run, params: Params, folder: Path, round: int) -> StageResult:
+def _test(run: Run, params: Params, folder: Path, round: int, origin: Origin) -> StageResult:
     rollouts = make_test_rollouts(run.rollouts)
-    found = evaluate_prompts(rollouts, params, run.test, folder, split="test")
+    found = evaluate_prompts(rollouts, params, run.test, folder, split="test", origin=origin)
     metrics = found.metrics | (_compare(run, found, "test") if round else {})
     stages.write_rows(run.workspace, folder / TEST, found.to_records())
     return StageResult({TEST: len(found.samples)}, metrics)
@@ -163,12 +171,16 @@ def evaluate_prompts(
     folder: Path,
     *,
     split: Split = "eval",
+    origin: Origin = UNKNOWN,
 ) -> Evaluation:
     """Sample and score prompts that are not trained on, with the keys of round 0.
 
     `split` is "eval" or "test": what the shards are called, and the last word of the metrics.
+    `origin` is the policy that `params` should be.
     """
-    samples = stages.sample_prompts(run, params, prompts, folder, round=0, label=split)
+    samples = stages.sample_prompts(
+        run, params, prompts, folder, round=0, label=split, origin=origin
+    )
     report_samples(run.sampler, samples, _NOUNS[split])
     labels = label_samples(run.scorer, samples, run.config.reward)
     scored = [

@@ -18,6 +18,7 @@ from halos_jax.rounds.budget import RoundPlan
 from halos_jax.rounds.context import NOTHING, Run, StageResult
 from halos_jax.rounds.outcome.decisions import find_needed, find_start, report_verdict
 from halos_jax.rounds.prompts import name_held_out
+from halos_jax.rounds.proof.origin import UNKNOWN, Origin, name_sampled
 from halos_jax.rounds.report import report_stage
 from halos_jax.rounds.stages import remove_eval_shards
 from halos_jax.rounds.watch import before
@@ -35,10 +36,14 @@ class PendingRound:
     Attributes:
       manifest: the round's manifest as it is on disk: it names the stages up to feedback.
       evaluation: the result of the round's evaluation.
+      origin: what the next round samples from: the policy at the round's end.
+      sampled: what drew the samples of the evaluation.
     """
 
     manifest: Manifest
     evaluation: StageResult
+    origin: Origin = UNKNOWN
+    sampled: Origin = UNKNOWN
 
     @property
     def as_committed(self) -> Manifest:
@@ -47,6 +52,7 @@ class PendingRound:
             self.manifest,
             metrics={**self.manifest.metrics, **self.evaluation.metrics},
             decisions={**self.manifest.decisions, **self.evaluation.decisions},
+            trained=self.origin.fingerprint,
         )
 
     @property
@@ -131,11 +137,18 @@ def open_stage(run: Run, round: int, stage: str) -> Iterator[OpenStage]:
 
 
 def commit_stage(
-    run: Run, manifest: Manifest, stage: str, done: StageResult = NOTHING, *, is_saved: bool = True
+    run: Run,
+    manifest: Manifest,
+    stage: str,
+    done: StageResult = NOTHING,
+    *,
+    is_saved: bool = True,
+    **updates: Any,
 ) -> Manifest:
     """Record in the round's manifest that `stage` is done; return the new manifest.
 
-    If it is not saved, it is on disk only when the stage after it is committed.
+    If it is not saved, it is on disk only when the stage after it is committed. `updates` are of
+    other fields.
     """
     return manifests.commit_stage(
         round_folder(run.workdir, manifest.round),
@@ -148,10 +161,11 @@ def commit_stage(
         is_writer=run.workspace.is_writer and is_saved,
         ledger=run.workspace.ledger,
         **run.workspace.name_execution(manifest, stage),
+        **updates,
     )
 
 
-def commit_extent(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
+def commit_extent(run: Run, manifest: Manifest, done: StageResult, **updates: Any) -> Manifest:
     """Record an extent of a round whose first stage is under way; return the new manifest."""
     return manifests.update_manifest(
         round_folder(run.workdir, manifest.round),
@@ -161,10 +175,11 @@ def commit_extent(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
         layouts=run.layouts.to_record(),
         is_writer=run.workspace.is_writer,
         ledger=run.workspace.ledger,
+        **updates,
     )
 
 
-def commit_test(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
+def commit_test(run: Run, manifest: Manifest, done: StageResult, origin: Origin) -> Manifest:
     """Add the test of the final policy to the manifest of its round, which is complete."""
     folder = round_folder(run.workdir, manifest.round)
     tested = manifests.update_manifest(
@@ -175,6 +190,7 @@ def commit_test(run: Run, manifest: Manifest, done: StageResult) -> Manifest:
         is_writer=False,
         ledger=run.workspace.ledger,
         **run.workspace.name_execution(manifest, "test"),
+        **name_sampled(origin, *done.files),
     )
     if run.workspace.is_writer:
         tested = chain.extend(manifest, tested)
@@ -192,8 +208,18 @@ def commit_round(run: Run, pending: PendingRound) -> Manifest:
     if manifest.next_stage == "train":
         run.checkpoints.finish()
         signs = before.read_before(round_folder(run.workdir, manifest.round))
-        manifest = commit_stage(run, manifest, "train", signs)
-    manifest = commit_stage(run, manifest, "evaluate", pending.evaluation, is_saved=False)
+        trained = pending.origin.fingerprint
+        manifest = commit_stage(run, manifest, "train", signs, trained=trained)
+    drawn = [name for name in pending.evaluation.files if name != "feedback.jsonl"]
+    manifest = commit_stage(
+        run,
+        manifest,
+        "evaluate",
+        pending.evaluation,
+        is_saved=False,
+        trained=pending.origin.fingerprint,
+        **name_sampled(pending.sampled, *drawn),
+    )
     if run.workspace.is_writer:
         manifest = _seal(run, manifest)
         folder = round_folder(run.workdir, manifest.round)

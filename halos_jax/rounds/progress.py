@@ -15,8 +15,10 @@ from halos_jax.rounds.context import Run
 from halos_jax.rounds.outcome.decisions import find_start
 from halos_jax.rounds.outlook import choose_prompts_per_round
 from halos_jax.rounds.pending import PendingRound, commit_round
+from halos_jax.rounds.proof.origin import Origin, check_policy, check_trained, identify
 from halos_jax.rounds.report import report_round
 from halos_jax.training import loop as training
+from halos_jax.training.followers import take_exported, take_policy
 from halos_jax.training.loop import Trainer
 from halos_jax.types import Params, TrainState
 from halos_jax.workdir import manifests
@@ -96,6 +98,43 @@ def plan_round(run: Run, progress: Progress, round: int) -> tuple[RoundPlan, dic
     available = len(run.prompts)
     size, decisions = choose_prompts_per_round(run.config, progress.budget, known, available)
     return progress.budget.plan_next(round, size, available), decisions
+
+
+def find_before(run: Run, progress: Progress, round: int) -> Manifest | None:
+    """Return the manifest of the round that `round` starts from: for the first one, of round 0."""
+    before, pending = find_start(run.workdir, round), progress.pending
+    if pending is not None and pending.manifest.round == before:
+        return pending.as_committed
+    return manifests.load_manifest(round_folder(run.workdir, before))
+
+
+def identify_start(run: Run, progress: Progress, manifest: Manifest) -> Origin:
+    """Return what a round samples from: the current policy, which should be that of the round.
+
+    Raises:
+      OriginError: if it is not the policy that the round before ended with.
+    """
+    found = _identify(run, take_policy(progress.state.params))
+    now = dataclasses.replace(manifest, **run.workspace.name_execution(manifest, "sample"))
+    before = find_before(run, progress, manifest.round)
+    check_policy(manifest.round, found.fingerprint, before, now)
+    return found
+
+
+def identify_end(run: Run, progress: Progress, manifest: Manifest) -> tuple[Origin, Origin]:
+    """Return the policy at the end of a round, and the average of it that is evaluated, if any.
+
+    Raises:
+      OriginError: if the round has been trained before, and to another policy.
+    """
+    state = progress.state
+    found = _identify(run, take_policy(state.params))
+    check_trained(manifest, found.fingerprint)
+    return found, found if state.ema is None else _identify(run, take_exported(state))
+
+
+def _identify(run: Run, params: Params) -> Origin:
+    return identify(params, run.trainer.frozen, run.policy.decoder)
 
 
 def sft_loader(run: Run, progress: Progress) -> Callable[[], Params]:

@@ -85,6 +85,8 @@ def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
         metrics=metrics,
         decisions=decided,
         executed=executed,
+        sampled_by={name: one for name, one in manifest.sampled_by.items() if name in kept},
+        trained="",
     )
     with storage.explain_os_errors(folder):
         manifests.save_manifest(folder, before, ledger)

@@ -5,7 +5,7 @@ import functools
 import logging
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from halos_jax.rewards.labels import (
 )
 from halos_jax.rounds.context import Rollouts, Run, StageResult
 from halos_jax.rounds.cuts import report_samples
+from halos_jax.rounds.proof import origin as origins
+from halos_jax.rounds.proof.origin import UNKNOWN, Origin
 from halos_jax.rounds.watch import before
 from halos_jax.sampling.sampler import sample_shard
 from halos_jax.training import loop as training
@@ -60,10 +62,16 @@ def sample_prompts(
     *,
     round: int,
     label: str,
+    origin: Origin = UNKNOWN,
+    logps_of: Collection[str] = (),
 ) -> list[Sample]:
     """Sample from `prompts` shard by shard; shards that are on disk are not sampled again.
 
     The shards are kept in `folder` as `LABEL.shard-0000.jsonl` until the stage is committed.
+
+    Args:
+      origin: what the sampler must hold (else: OriginError); shards of another one are made again.
+      logps_of: ids of prompts whose samples have `logps` in any case.
     """
     size = run.config.sampling.shard_prompts
     per_prompt = run.config.sampling.num_samples_per_prompt
@@ -80,16 +88,15 @@ def sample_prompts(
         run.stop.check()
         path = folder / f"{label}.shard-{number:04d}.jsonl"
         asked = prompts[start : start + size]
-        shard = read_samples(path) if path.exists() else None
-        if shard is not None and not _answers(shard, asked, per_prompt):
-            logger.info("%s: holds samples of other prompts; sampling it again", path)
-            shard = None
+        shard = origins.find_shard(path, asked, per_prompt, origin)
         # No process may write the file until all have looked for it: they must all agree.
         sharding.wait_for_all(f"looked for {path.name}")
         if shard is None:
             with explain_memory("sample", f"sampling ({label}, round {round})", run.config):
-                # Made once, for the first shard: a copy of the weights in the sampler's layout.
-                weights = run.sampler.unstack(params) if weights is None else weights
+                if weights is None:  # made once: a copy of them in the sampler's layout
+                    weights = origins.unstack(
+                        run.sampler, params, origin, f"{label}, round {round}"
+                    )
                 shard = sample_shard(
                     run.sampler,
                     weights,
@@ -97,9 +104,10 @@ def sample_prompts(
                     seed=run.config.seed,
                     round=round,
                     generator=run.config.sampling.generator or run.config.model.path,
+                    logps_of=logps_of,
                     on_sample=count,
                 )
-            write_shard(run.workspace, path, map(records.sample_to_record, shard))
+            write_shard(run.workspace, path, origins.mark_rows(shard, origin))
         else:
             bar.update(len(shard))
         samples += shard
@@ -107,17 +115,18 @@ def sample_prompts(
     return samples
 
 
-def _answers(shard: Sequence[Sample], prompts: Sequence[Prompt], per_prompt: int) -> bool:
-    """Tell whether a shard holds samples of these prompts: shards may have had another size."""
-    found = [(sample.prompt.prompt_id, sample.sample_id) for sample in shard]
-    return found == [(one.prompt_id, number) for one in prompts for number in range(per_prompt)]
-
-
 def sample_stage(
-    run: Rollouts, params: Params, prompts: Sequence[Prompt], folder: Path, round: int
+    run: Rollouts,
+    params: Params,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    round: int,
+    origin: Origin = UNKNOWN,
 ) -> StageResult:
     """Write samples.jsonl; return its number of records, and metrics of the samples."""
-    samples = sample_prompts(run, params, prompts, folder, round=round, label="samples")
+    samples = sample_prompts(
+        run, params, prompts, folder, round=round, label="samples", origin=origin
+    )
     return write_samples(run, samples, folder, round)
 
 

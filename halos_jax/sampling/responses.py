@@ -71,10 +71,18 @@ def decode_output(sampler: Ending, draft: Draft) -> str:
     return text
 
 
-def make_sample(sampler: Ending, draft: Draft, generator: str) -> Sample:
-    settings, drawn = sampler.settings, _make_drawn(sampler, draft)
+def keeps_logps(settings: SamplingConfig, drawn: Drawn | None) -> bool:
+    """Tell whether a sample's record has the log-probability of each token under the policy."""
     # A draw from the policy itself has no other log-probabilities.
-    keep = settings.keep_logps or (settings.exact_ratios and not drawn)
+    return settings.keep_logps or (settings.exact_ratios and not drawn)
+
+
+def make_sample(
+    sampler: Ending, draft: Draft, generator: str, *, has_logps: bool = False
+) -> Sample:
+    """Return the sample of a finished draft, with `logps` if asked for or kept in any case."""
+    drawn = _make_drawn(sampler, draft)
+    keep = has_logps or keeps_logps(sampler.settings, drawn)
     return Sample(
         prompt=draft.prompt,
         sample_id=draft.sample_id,

@@ -7,7 +7,7 @@ what a chunk finished only when the next one is under way, so the device never w
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -133,6 +133,7 @@ def sample_shard(
     seed: int,
     round: int,
     generator: str = "",
+    logps_of: Collection[str] = (),
     on_sample: Callable[[int], None] = lambda count: None,
 ) -> list[Sample]:
     """Sample every prompt of a shard `num_samples_per_prompt` times.
@@ -143,6 +144,7 @@ def sample_shard(
 
     Args:
       weights: the policy's params, from `sampler.unstack`.
+      logps_of: ids of prompts whose samples have `logps` in any case.
       on_sample: called with the number of samples finished since the last call.
 
     Returns:
@@ -159,7 +161,10 @@ def sample_shard(
     ]
     drafts = _make_drafts(prompts, rendered, settings.num_samples_per_prompt, seed, round)
     _run_drafts(sampler, weights, drafts, on_sample)
-    return [make_sample(sampler, draft, generator) for draft in drafts]
+    return [
+        make_sample(sampler, draft, generator, has_logps=draft.prompt.prompt_id in logps_of)
+        for draft in drafts
+    ]
 
 
 def _make_drafts(

@@ -106,6 +106,7 @@ class Job:
             self.workspace.ledger, reads, is_begun=self.manifest is not None, policy=record
         )
         if self.manifest is not None:
+            self.workspace.begin_execution()
             if self.manifest.prompts != inputs:
                 raise ConfigError(
                     f"{_data_field(self.config)}: its records are not those that the job in "
@@ -119,6 +120,7 @@ class Job:
                 f"--config.{field}=PATH"
             )
         sharding.wait_for_all("begin the job")  # every process must have looked before any writes
+        self.workspace.begin_execution()
         name = policy.name if policy is not None else ""
         self.manifest = Manifest(
             round=0, seed=self.config.seed, prompts=inputs, policy=name, task=self.config.task

@@ -32,10 +32,14 @@ from halos_jax.rounds.pending import (
 from halos_jax.rounds.progress import (
     Progress,
     commit_pending,
+    find_before,
+    identify_end,
+    identify_start,
     load_round_start,
     plan_round,
     sft_loader,
 )
+from halos_jax.rounds.proof.origin import Origin, check_samples, identify, name_sampled
 from halos_jax.rounds.refill import extents
 from halos_jax.rounds.refill.gather import gather, remove_extents
 from halos_jax.rounds.report import record_round, report_end, report_resumed, report_round
@@ -137,16 +141,11 @@ def run_round(
     if manifest.next_stage == "sample" and extents.is_on(run.config.feedback):
         manifest = gather(run, progress, manifest)
     if manifest.next_stage == "sample":
-        prompts = run.prompts[manifest.start : manifest.stop]
-        with open_stage(run, round, "sample") as stage:
-            policy = merge_adapter(take_policy(progress.state.params), run.trainer.frozen)
-            done = stages.sample_stage(run.rollouts, policy, prompts, folder, round)
-            stage.tell(samples=done.metrics["samples"], tokens=count_tokens(done.metrics))
-            del policy
-        commit_pending(run, progress)
-        manifest = commit_stage(run, manifest, "sample", done)
+        manifest = _sample(run, progress, manifest)
     stages.remove_sample_shards(run, manifest)
     remove_extents(run, manifest)
+    if manifest.next_stage in ("score", "feedback", "train"):  # which read them
+        check_samples(manifest, "samples.jsonl", find_before(run, progress, round))
     if manifest.next_stage == "score":
         run.stop.check()
         with open_stage(run, round, "score") as stage:
@@ -171,19 +170,35 @@ def run_round(
     if manifest.next_stage not in ("train", "evaluate"):
         stages.remove_eval_shards(run, manifest)
         return manifest
-    done = _evaluate(run, progress, manifest)
+    trained, sampled = identify_end(run, progress, manifest)
+    done = _evaluate(run, progress, manifest, sampled)
     # With the signs of before, which are committed later: decisions are made on all of them.
     signs = before.read_before(folder).metrics
     metrics = {**signs, **done.metrics, "steps_done": int(progress.state.step)}
     done = decide(run, manifest, done._replace(metrics=metrics))
-    pending = PendingRound(manifest, done)
+    pending = PendingRound(manifest, done, trained, sampled)
     if manifest.next_stage == "evaluate" or pending.is_final:
         return commit_round(run, pending)
     progress.pending = pending
     return manifest
 
 
-def _evaluate(run: Run, progress: Progress, manifest: Manifest) -> StageResult:
+def _sample(run: Run, progress: Progress, manifest: Manifest) -> Manifest:
+    """Sample from a round's prompts; commit that, and the round before."""
+    round, folder = manifest.round, round_folder(run.workdir, manifest.round)
+    prompts = run.prompts[manifest.start : manifest.stop]
+    with open_stage(run, round, "sample") as stage:
+        origin = identify_start(run, progress, manifest)
+        policy = merge_adapter(take_policy(progress.state.params), run.trainer.frozen)
+        done = stages.sample_stage(run.rollouts, policy, prompts, folder, round, origin)
+        stage.tell(samples=done.metrics["samples"], tokens=count_tokens(done.metrics))
+        del policy
+    commit_pending(run, progress)
+    drawn = name_sampled(origin, "samples.jsonl")
+    return commit_stage(run, manifest, "sample", done, **drawn)
+
+
+def _evaluate(run: Run, progress: Progress, manifest: Manifest, origin: Origin) -> StageResult:
     """Evaluate the policy where the round is due for it; measure how stale its samples are."""
     round, done = manifest.round, NOTHING
     due = evaluation.list_due(run, manifest)
@@ -191,7 +206,9 @@ def _evaluate(run: Run, progress: Progress, manifest: Manifest) -> StageResult:
         with open_stage(run, round, "evaluate") as stage:
             policy, folder = _take_policy(run, progress), round_folder(run.workdir, round)
             step = int(progress.state.step)
-            done = evaluation.evaluate_stage(run, policy, folder, due, round=round, step=step)
+            done = evaluation.evaluate_stage(
+                run, policy, folder, due, round=round, step=step, origin=origin
+            )
             stage.tell(samples=evaluation.count_samples(done))
             del policy
     return after.add_staleness(run, progress.state, done, round)
@@ -244,11 +261,14 @@ def _test_final(run: Run, ending: Ending, step: int) -> dict[str, float]:
         return {}
     if run.test and evaluation.TEST not in manifest.files:
         with open_stage(run, ending.round, "test") as stage:
+            origin = identify(ending.params, run.trainer.frozen, run.policy.decoder)
             policy = merge_adapter(ending.params, run.trainer.frozen)
-            done = evaluation.final_test_stage(run, policy, folder, round=ending.round, step=step)
+            done = evaluation.final_test_stage(
+                run, policy, folder, round=ending.round, step=step, origin=origin
+            )
             stage.tell(samples=evaluation.count_samples(done))
             del policy
-        manifest = commit_test(run, manifest, done)
+        manifest = commit_test(run, manifest, done, origin)
     stages.remove_eval_shards(run, manifest)
     return {name: value for name, value in manifest.metrics.items() if "_test" in name}
 

@@ -89,6 +89,7 @@ def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -
     trainer = _make_trainer(workspace, policy, loss, steps)
     state, start = _restore(trainer, policy, checkpoints)
     workspace.begin_segment(step=start)
+    workspace.begin_execution()
     dataset = training.make_dataset(
         trainer,
         items,

@@ -56,7 +56,10 @@ class Manifest:
     `layouts` holds the shapes of the reward model's
     batches (`LayoutMemory.to_record`) at the end of the last stage. `segments` are those of
     config.json that began in this round: what changed in the config, the devices or the data, and
-    from which step on. `chain` is set when the last stage is done; see `chain.py`.
+    from which step on. `executed` names, for each stage, the `executions` in which it was computed
+    (`execution.py`): on which devices, with which versions and settings. `sampled_by` has the
+    fingerprint of the policy that drew the samples in a file, `trained` that of the policy at the
+    round's end (`policies/digest.py`). `chain` is set when the last stage is done; see `chain.py`.
     """
 
     round: int
@@ -74,6 +77,8 @@ class Manifest:
     segments: tuple[Mapping[str, Any], ...] = ()
     executions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     executed: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    sampled_by: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    trained: str = ""
     chain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     task: str = "online"
     version: int = VERSION
@@ -147,7 +152,8 @@ def commit_stage(
       is_writer: False on processes other than 0. These write nothing, but compute the same manifest
         from the files on the shared file system, so they call this after a barrier.
       ledger: where the manifest is recorded.
-      **updates: new values of other fields; `metrics` and `decisions` are merged into those there.
+      **updates: new values of other fields; `metrics`, `decisions` and `sampled_by` are
+        merged into those there.
 
     Returns:
       The manifest with the stage in it.
@@ -187,8 +193,8 @@ def update_manifest(
             name: FileRecord(storage.hash_file(folder / name), int(count))
             for name, count in (files or {}).items()
         }
-        updates["metrics"] = {**manifest.metrics, **updates.get("metrics", {})}
-        updates["decisions"] = {**manifest.decisions, **updates.get("decisions", {})}
+        for name in ("metrics", "decisions", "sampled_by"):
+            updates[name] = {**getattr(manifest, name), **updates.get(name, {})}
         updates["files"] = {**manifest.files, **records}
         if ledger is not None:
             updates["segments"] = changes.list_segments(ledger.workdir, manifest.round)
@@ -232,8 +238,9 @@ def _parse_manifest(plain: dict[str, Any]) -> Manifest:
         for name, record in plain["files"].items()
     }
     known = {field.name for field in dataclasses.fields(Manifest)}
-    later: dict[str, Any] = {key: {} for key in ("decisions", "executions", "executed", "chain")}
-    plain = {"segments": [], **later, **plain}  # older versions did not write these
+    later: dict[str, Any] = {"segments": [], "trained": ""}  # older versions did not write these
+    maps = ("decisions", "executions", "executed", "sampled_by", "chain")
+    plain = {**later, **{name: {} for name in maps}, **plain}
     if known != plain.keys():
         raise ValueError(f"missing or unknown fields: {', '.join(sorted(known ^ plain.keys()))}")
     lists = {name: tuple(plain[name]) for name in ("stages", "segments")}

@@ -66,8 +66,11 @@ class Workspace:
         return record_changes(self.history, grown or {}, **where)
 
     def begin_segment(self, *, grown: Mapping[str, Any] | None = None, **where: Any) -> None:
-        """Record what has changed since the last start: the config, and what the run runs on."""
+        """Record what has changed in the config since the last start; see `runs`."""
         runs.begin_segment(self.info, grown=grown, **where)
+
+    def begin_execution(self) -> None:
+        """Record what the run is executed on, before its first stage of this start."""
         self.info.executions = execution.begin_execution(self.ledger, self.config, self.mesh)
 
     def name_execution(self, manifest: Manifest, stage: str) -> dict[str, Any]:

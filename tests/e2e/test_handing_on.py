@@ -19,6 +19,7 @@ from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.context import NOTHING, StageResult
 from halos_jax.rounds.pending import PendingRound
 from halos_jax.rounds.progress import Progress
+from halos_jax.rounds.proof import origin as origins
 from halos_jax.tasks import online as loop
 from halos_jax.training.loop import Dataset
 from halos_jax.workdir import manifests
@@ -238,7 +239,7 @@ def test_items_are_of_the_losss_kind_with_its_control_tokens(tmp_path, monkeypat
 def test_samples_are_of_the_generator_that_the_config_names(tmp_path, monkeypatch):
     asked = []
 
-    def sample_shard(*given, seed, round, generator, on_sample):
+    def sample_shard(*given, seed, round, generator, logps_of, on_sample):
         asked.append((seed, round, generator))
         return []
 
@@ -273,7 +274,8 @@ class Recorded:
     def _note(self, name, trained):
         def call(run, *given, **options):
             self.calls.append((name, *given, options))
-            return trained if name == "train_stage" else StageResult({}, {})
+            files, metrics = {"scores.jsonl": 2}, {"samples": 2, "response_tokens_mean": 1.0}
+            return trained if name == "train_stage" else StageResult(files, metrics)
 
         return call
 
@@ -304,6 +306,9 @@ def test_a_round_hands_its_policy_from_stage_to_stage(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "take_exported", lambda state: f"exported {state.step}")
     monkeypatch.setattr(loop, "explain_memory", lambda *given: contextlib.nullcontext())
     monkeypatch.setattr(progress_module, "report_round", lambda *given: None)
+    start, end, average = (origins.Origin(name) for name in ("start", "end", "average"))
+    monkeypatch.setattr(loop, "identify_start", lambda *given: start)
+    monkeypatch.setattr(loop, "identify_end", lambda *given: (end, average))
     settle = progress_module.commit_round
 
     def commit_round(run, pending):
@@ -324,6 +329,7 @@ def test_a_round_hands_its_policy_from_stage_to_stage(tmp_path, monkeypatch):
     progress = Progress(before, 2, stage_step=3, pending=pending)
     manifest = Manifest(round=3, start=1, stop=4)
     held_out = object()
+    round_folder(tmp_path, 3).mkdir(parents=True)
     loop.run_round(run, progress, manifest, held_out)
     # The round before is settled when this one's prompts are sampled, before anything of this one
     # is committed.
@@ -335,7 +341,8 @@ def test_a_round_hands_its_policy_from_stage_to_stage(tmp_path, monkeypatch):
     assert recorded.find("settle") == (2,)
     policy = ("merged", {"policy": "params 10"}, "frozen")  # what is trained, without its head
     folder = round_folder(tmp_path, 3)
-    assert recorded.find("sample_stage")[:4] == (policy, PROMPTS[1:4], folder, 3)
+    assert recorded.find("sample_stage")[:5] == (policy, PROMPTS[1:4], folder, 3, start)
+    assert (progress.pending.origin, progress.pending.sampled) == (end, average)
     assert recorded.find("feedback_stage")[:2] == (folder, 3)
     assert recorded.find("forget_samples")[0] == 3
     state, found, options = recorded.find("train_stage")
@@ -345,7 +352,8 @@ def test_a_round_hands_its_policy_from_stage_to_stage(tmp_path, monkeypatch):
     assert recorded.find("add_staleness")[::2] == (trained, 3)
     exported, found, due, options = recorded.find("evaluate_stage")
     assert (found, due) == (folder, ("eval",))
-    assert exported == ("merged", "exported 20", "frozen") and options == {"round": 3, "step": 20}
+    assert exported == ("merged", "exported 20", "frozen")
+    assert options == {"round": 3, "step": 20, "origin": average}
     assert (progress.state, progress.round, progress.stage_step) == (trained, 3, 0)
     # Committed when its checkpoint is on disk, and not before.
     recorded.calls.clear()

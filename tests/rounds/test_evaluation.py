@@ -20,7 +20,7 @@ def sampled(monkeypatch):
     """Replace the sampler; return the list of what it was asked for."""
     asked = []
 
-    def sample_shard(sampler, weights, prompts, *, seed, round, generator, on_sample):
+    def sample_shard(sampler, weights, prompts, *, seed, round, generator, logps_of, on_sample):
         ids, count = [one.prompt_id for one in prompts], sampler.settings.num_samples_per_prompt
         asked.append((ids, weights, seed, round, sampler.settings.temperature))
         lengths = range(1, 1 + count)

@@ -29,7 +29,7 @@ def sampled(monkeypatch):
     """Replace the sampler; return the list of the shards that it was asked for."""
     asked = []
 
-    def sample_shard(sampler, weights, prompts, *, seed, round, generator, on_sample):
+    def sample_shard(sampler, weights, prompts, *, seed, round, generator, logps_of, on_sample):
         asked.append(([prompt.prompt_id for prompt in prompts], weights, seed, round))
         return [make_sample(p, i, 1 + i + int(p.prompt_id[1:])) for p in prompts for i in range(2)]
 

@@ -52,6 +52,7 @@ def test_a_job_is_carried_on_with_what_it_was_started_on(tmp_path, caplog):
         begin(dataclasses.replace(config, task="eval", workdir=str(tmp_path / "eval")), "other")
     with open_job(config, StopSignal()) as job:
         assert not job.is_complete
+        job.workspace.begin_execution()
         (job.workdir / "scores.jsonl").write_text("{}\n")
         job.commit("score", StageResult({"scores.jsonl": 1}, {"reward": 0.5}))
         job.commit("feedback")

@@ -25,6 +25,8 @@ from halos_jax.data import datasets
 from halos_jax.devices import DeviceError
 from halos_jax.models.hf.families import ModelError
 from halos_jax.rounds import progress as progress_module
+from halos_jax.rounds import setup
+from halos_jax.rounds.proof.origin import UNKNOWN, OriginError
 from halos_jax.storage import WorkdirError
 from halos_jax.tasks import online as loop
 from halos_jax.workdir import manifests, runs, timing
@@ -239,6 +241,7 @@ def test_a_policy_that_is_trained_again_forgets_what_it_has_sampled(tmp_path, mo
     for name in ("forget_samples", "save_round"):
         monkeypatch.setattr(loop.stages, name, note(name))
     monkeypatch.setattr(loop.stages, "train_stage", note("train_stage", trained))
+    monkeypatch.setattr(loop, "identify_end", lambda *given: (UNKNOWN, UNKNOWN))
     run = make_run(
         workdir=tmp_path,
         ledger=ledger,
@@ -280,3 +283,46 @@ def test_memory_that_ends_in_training_names_the_round_and_the_same_command_goes_
     train = dataclasses.replace(config.train, tokens_per_device=64)
     loop.run_online(dataclasses.replace(config, train=train), StopSignal())
     assert manifests.load_manifest(round_folder(tmp_path / "run", 2)).next_stage is None
+
+
+def test_every_round_says_what_drew_its_samples_and_a_sampler_with_others_is_refused(
+    toy, tmp_path, monkeypatch
+):
+    """The layer that the sampler has wrong is 1 % off, in one round."""
+    data = DataConfig(train=str(toy / "prompts.jsonl"), eval=str(toy / "eval.jsonl"), max_eval=2)
+    kto = {"feedback": FeedbackConfig(type="binary", threshold=0.0), "loss": {"name": "kto"}}
+    config = make_config(toy, tmp_path / "run", data=data, **kto)
+    make_sampler, calls = setup.make_sampler, []
+
+    def make_wrong(*given):
+        sampler = make_sampler(*given)
+
+        def unstack(params):
+            calls.append(len(calls))
+            weights = sampler.unstack(params)
+            if len(calls) == 4:  # round 2: after the evaluation of round 0, round 1 and its own
+                first, *rest = weights["layers"]
+                first = {**first, "down": first["down"] * 1.01}
+                weights = {**weights, "layers": (first, *rest)}
+            return weights
+
+        return dataclasses.replace(sampler, unstack=unstack)
+
+    monkeypatch.setattr(setup, "make_sampler", make_wrong)
+    with pytest.raises(OriginError, match=r"samples, round 2: .*layers\.down \(layers 0\);"):
+        loop.run_online(config, StopSignal())
+    monkeypatch.undo()
+    loop.run_online(config, StopSignal())  # nothing is lost: it goes on
+    zero, one, two = (manifests.load_manifest(round_folder(config.workdir, n)) for n in range(3))
+    assert zero.sampled_by == {"eval.jsonl": zero.trained}
+    assert one.sampled_by == {"samples.jsonl": zero.trained, "eval.jsonl": one.trained}
+    assert two.sampled_by == {"samples.jsonl": one.trained, "eval.jsonl": two.trained}
+    assert len({zero.trained, one.trained, two.trained}) == 3
+    # Another policy in memory than the round before has left is refused before it samples.
+    folder = round_folder(config.workdir, 2)
+    changed = dataclasses.replace(two, trained="0" * 32)
+    ledger = open_ledger(config.workdir)
+    manifests.save_manifest(folder, changed, ledger)
+    longer = dataclasses.replace(config.rounds, total_prompts=6)
+    with pytest.raises(OriginError, match=r"round 3: .* but round 2 ended with 000000000000"):
+        loop.run_online(dataclasses.replace(config, rounds=longer), StopSignal())

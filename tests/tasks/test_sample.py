@@ -192,7 +192,7 @@ def test_a_reward_that_cannot_be_is_refused_before_the_sampling_and_may_be_mende
     with pytest.raises(ConfigError, match=r"reward\.function: got .*score_erly"):
         run_sampling(dataclasses.replace(config, reward=wrong), StopSignal())
     names = {path.name for path in (tmp_path / "run").glob("*.jsonl")}
-    assert names == {"executions.jsonl", "journal.jsonl", "ledger.jsonl"}
+    assert names == {"journal.jsonl", "ledger.jsonl"}
     assert run_sampling(config, StopSignal())["best"] == 2
 
 

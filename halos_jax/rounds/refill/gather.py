@@ -24,7 +24,8 @@ from halos_jax.rewards.labels import (
 from halos_jax.rounds import stages
 from halos_jax.rounds.context import Run, StageResult
 from halos_jax.rounds.pending import commit_extent, commit_stage, open_stage
-from halos_jax.rounds.progress import Progress, commit_pending
+from halos_jax.rounds.progress import Progress, commit_pending, identify_start
+from halos_jax.rounds.proof.origin import Origin, check_alike, name_sampled
 from halos_jax.rounds.refill import extents as ranges
 from halos_jax.rounds.refill.extents import Extent
 from halos_jax.training.followers import take_policy
@@ -40,19 +41,20 @@ def gather(run: Run, progress: Progress, manifest: Manifest) -> Manifest:
     Returns its manifest with both; its range is final.
     """
     while not ranges.has_ended(manifest):
-        samples = sample_extent(run, progress, manifest)
+        samples, origin = sample_extent(run, progress, manifest)
         commit_pending(run, progress)
         run.stop.check()
-        manifest = score_extent(run, manifest, samples)
+        manifest = score_extent(run, manifest, samples, origin)
         progress.budget = progress.budget.open(manifest.round, manifest.start, manifest.stop)
     return join_extents(run, manifest)
 
 
-def sample_extent(run: Run, progress: Progress, manifest: Manifest) -> list[Sample]:
-    """Sample the prompts of the round's range that no extent has yet."""
+def sample_extent(run: Run, progress: Progress, manifest: Manifest) -> tuple[list[Sample], Origin]:
+    """Sample the prompts of the range that no extent has yet; say what they are drawn from."""
     known, round = ranges.read_extents(manifest), manifest.round
     prompts = run.prompts[known[-1].stop if known else manifest.start : manifest.stop]
     with open_stage(run, round, _name_stage("sample", len(known))) as stage:
+        origin = identify_start(run, progress, manifest)
         policy = merge_adapter(take_policy(progress.state.params), run.trainer.frozen)
         samples = stages.sample_prompts(
             run.rollouts,
@@ -61,13 +63,16 @@ def sample_extent(run: Run, progress: Progress, manifest: Manifest) -> list[Samp
             round_folder(run.workdir, round),
             round=round,
             label=_name("samples", len(known)),
+            origin=origin,
         )
         tokens = sum(len(one.response_ids) for one in samples)
         stage.tell(samples=len(samples), tokens=tokens)
-    return samples
+    return samples, origin
 
 
-def score_extent(run: Run, manifest: Manifest, samples: Sequence[Sample]) -> Manifest:
+def score_extent(
+    run: Run, manifest: Manifest, samples: Sequence[Sample], origin: Origin
+) -> Manifest:
     """Score an extent and commit it, with the decision whether another one follows."""
     folder, number = round_folder(run.workdir, manifest.round), len(ranges.read_extents(manifest))
     names = [f"{_name(kind, number)}.jsonl" for kind in ("samples", "scores")]
@@ -97,7 +102,7 @@ def score_extent(run: Run, manifest: Manifest, samples: Sequence[Sample]) -> Man
     prompts = datasets.identify_prompts(run.prompts[manifest.start : stop])
     manifest = dataclasses.replace(manifest, stop=stop, prompts=prompts)
     result = StageResult(dict.fromkeys(names, len(samples)), {}, decisions)
-    manifest = commit_extent(run, manifest, result)
+    manifest = commit_extent(run, manifest, result, **name_sampled(origin, names[0]))
     if run.workspace.is_writer:
         stages.remove_shards(folder, _name("samples", number))
     return manifest
@@ -107,6 +112,7 @@ def join_extents(run: Run, manifest: Manifest) -> Manifest:
     """Write the round's files from those of its extents, and commit both of its stages."""
     samples, labels = _read_extents(run, manifest)
     folder = round_folder(run.workdir, manifest.round)
+    check_alike(manifest)
     # The penalty of samples that were cut is subtracted once more, so the scores before it count.
     known = dataclasses.replace(labels, rewards=labels.raw or labels.rewards, raw=[])
     sampled = stages.write_samples(run.rollouts, samples, folder, manifest.round)
@@ -115,7 +121,9 @@ def join_extents(run: Run, manifest: Manifest) -> Manifest:
     )
     metrics = {**manifest.metrics, **ranges.measure_refill(manifest)}
     # Both in one write: until then the manifest names the extents' files, which both are made of.
-    manifest = dataclasses.replace(manifest, files={}, metrics=metrics)
+    marks = set(manifest.sampled_by.values())
+    drawn = {"samples.jsonl": marks.pop()} if marks else {}
+    manifest = dataclasses.replace(manifest, files={}, metrics=metrics, sampled_by=drawn)
     manifest = commit_stage(run, manifest, "sample", sampled, is_saved=False)
     return commit_stage(run, manifest, "score", scored)
 

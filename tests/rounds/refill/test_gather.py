@@ -13,6 +13,7 @@ from halos_jax.rounds import stages
 from halos_jax.rounds.budget import Budget, RoundPlan
 from halos_jax.rounds.pending import open_round
 from halos_jax.rounds.progress import Progress
+from halos_jax.rounds.proof.origin import Origin
 from halos_jax.rounds.refill import gather as module
 from halos_jax.types import Prompt, Turn
 from halos_jax.workdir import manifests
@@ -31,7 +32,7 @@ def parts(monkeypatch):
     """Stand for the sampler; return what was sampled, and scored, call by call."""
     asked = SimpleNamespace(sampled=[], scored=[])
 
-    def sample_shard(sampler, weights, prompts, *, seed, round, generator, on_sample):
+    def sample_shard(sampler, weights, prompts, *, seed, round, generator, logps_of, on_sample):
         asked.sampled.append([one.prompt_id for one in prompts])
         return [
             make_sample(one, n, 1 + 3 * n * (int(one.prompt_id[1:]) > 2))
@@ -47,6 +48,7 @@ def parts(monkeypatch):
     asked.score = score
     monkeypatch.setattr(stages, "sample_shard", sample_shard)
     monkeypatch.setattr(module, "merge_adapter", lambda params, frozen: "params")
+    monkeypatch.setattr(module, "identify_start", lambda *given: Origin("f" * 32))
     return asked
 
 
@@ -97,6 +99,7 @@ def test_prompts_are_added_until_there_are_enough_pairs(tmp_path, parts, caplog)
     assert "6 prompts give 3 examples, enough" in caplog.text
     assert manifest.metrics["feedback_refilled"] == 4
     assert manifest.metrics["feedback_extensions"] == 2
+    assert manifest.sampled_by == {"samples.jsonl": "f" * 32}
     # A round that had them all from the start has the same files and metrics.
     whole, _ = make(tmp_path / "whole", parts, feedback=FeedbackConfig())
     opened = open_round(whole, 1, RoundPlan(0, 6))
