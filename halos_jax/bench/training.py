@@ -23,7 +23,8 @@ _WARM_UP = 2  # steps before the clock runs: one with compilation, one with ever
 
 
 def run_training_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings) -> dict[str, Any]:
-    """Time optimizer steps, each with the reference's forward pass; return the measurement."""
+    """Time optimizer steps, each with the forward pass of the reference if the loss has one; return
+    the measurement."""
     steps = config.bench.steps
     decoder = make_decoder(case, config.model)
     config = dataclasses.replace(
@@ -31,9 +32,11 @@ def run_training_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings
     )
     loss = get_loss({"name": case.loss})
     trainer = training.make_trainer(config, decoder, loss, mesh, total_steps=1000)
-    items = make_items(case, steps=steps + _WARM_UP, vocab_size=decoder.vocab_size)
+    items = make_items(
+        case, steps=steps + _WARM_UP, vocab_size=decoder.vocab_size, sampling=config.sampling
+    )
     dataset = training.make_dataset(trainer, items, seed=0)
-    reference = draw_params(decoder, mesh, seed=1)
+    reference = draw_params(decoder, mesh, seed=1) if loss.reference else None
     state = training.start_state(trainer, draw_params(decoder, mesh, seed=0))
 
     started, compile_seconds, memory = 0.0, 0.0, None
@@ -47,15 +50,18 @@ def run_training_case(case: Case, config: Config, mesh: Mesh, ceilings: Ceilings
         if number == _WARM_UP:
             jax.block_until_ready(state)
             started = time.perf_counter()
-        logps = jax.device_put(
-            trainer.logps(reference, None, batch), batch.reference_logps.sharding
-        )
-        state, metrics = train_step(state, None, dataclasses.replace(batch, reference_logps=logps))
+        if reference is not None:
+            logps = jax.device_put(
+                trainer.logps(reference, None, batch), batch.reference_logps.sharding
+            )
+            batch = dataclasses.replace(batch, reference_logps=logps)
+        state, metrics = train_step(state, None, batch)
     jax.block_until_ready((state, metrics))
     seconds = time.perf_counter() - started
 
     timed = _list_timed(dataset)
-    flops = 4 * count_forward_flops(timed, decoder)  # backward is two forwards, the reference one
+    # The backward pass is two forward passes, the reference is one.
+    flops = (4 if loss.reference else 3) * count_forward_flops(timed, decoder)
     return {
         **report_rates(timed, seconds, flops, ceilings, mesh),
         "seconds_per_step": seconds / steps,

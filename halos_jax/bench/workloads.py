@@ -4,15 +4,17 @@ import dataclasses
 import functools
 import importlib.resources
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from halos_jax.config import ModelConfig
+from halos_jax.config import ModelConfig, SamplingConfig
+from halos_jax.drawn import Drawn
 from halos_jax.models.hf.families import make_decoder_config
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.types import CHOSEN, MISMATCHED, REJECTED, TARGET, Item
+from halos_jax.types import CHOSEN, MEMBER, MISMATCHED, REJECTED, TARGET, Item
 
 Kind = Literal["train", "reference", "reward", "sample", "round", "agreement"]
 
@@ -49,6 +51,7 @@ CASES: dict[str, Case] = {
     "dpo_8b_full": Case("train", "8b", 8, (512, 512)),
     "dpo_8b_real": Case("train", "8b", 32),
     "kto_1b_real": Case("train", "1b", 64, loss="kto"),
+    "dapo_1b_full": Case("train", "1b", 16, (512, 512), loss="dapo"),
     "reference_1b": Case("reference", "1b", 64),
     "reward_1b": Case("reward", "1b", 64),
     "decode_1b": Case("sample", "1b", 256, (128, 256)),
@@ -150,20 +153,64 @@ def load_lengths() -> tuple[tuple[int, int, int], ...]:
     return tuple(map(tuple, json.loads(file.read_text("utf-8"))["lengths"]))
 
 
-def make_items(case: Case, *, steps: int, vocab_size: int) -> list[Item]:
-    """Return the examples of `steps` steps, of random tokens; always the same."""
+def make_items(
+    case: Case, *, steps: int, vocab_size: int, sampling: SamplingConfig | None = None
+) -> list[Item]:
+    """Return the examples of `steps` steps, of random tokens; always the same.
+
+    Args:
+      sampling: how answers of a group were sampled: with `exact_ratios` they say so.
+    """
     rng = np.random.default_rng(0)
     count, unpaired = case.examples * steps, case.loss == "kto"
 
     def draw(length: int) -> np.ndarray:
         return rng.integers(3, vocab_size, length, dtype=np.int32)
 
+    if case.loss == "dapo":
+        return [
+            _make_group([draw(length) for length in lengths], vocab_size, sampling, rng)
+            for lengths in _list_lengths(case, count)
+        ]
     roles = (TARGET, MISMATCHED) if unpaired else (CHOSEN, REJECTED)
     items = []
     for number, (prompt, *responses) in enumerate(_list_lengths(case, count)):
         answers = tuple(draw(length) for length in responses)
         items.append(Item(draw(prompt), answers, roles, desirable=number % 2 == 0))
     return items
+
+
+def _make_group(
+    ids: Sequence[np.ndarray],
+    vocab_size: int,
+    sampling: SamplingConfig | None,
+    rng: np.random.Generator,
+) -> Item:
+    """Return a prompt's ids with those of its answers as a group; their sets are full."""
+    prompt, *answers = ids
+    item = Item(
+        prompt,
+        tuple(answers),
+        (MEMBER,) * len(answers),
+        tuple(rng.normal(size=len(answers)).tolist()),
+        old_logps=tuple(np.full(len(one), -np.log(vocab_size), np.float32) for one in answers),
+    )
+    if sampling is None or not sampling.exact_ratios:
+        return item
+    is_filtered = sampling.top_k > 0 or sampling.top_p < 1
+    width = min(sampling.top_k or sampling.max_kept, vocab_size) if is_filtered else 0
+
+    def describe(answer: np.ndarray) -> Drawn:
+        drawn = Drawn(sampling.temperature, (-math.log(width or vocab_size),) * len(answer))
+        if not width:
+            return drawn
+        # Neighbours of the token, as many before it as there is room for.
+        first = np.minimum(answer, vocab_size - width)
+        kept = (first[:, None] + np.arange(width)).astype("<i4")
+        counts = (width,) * len(answer)
+        return dataclasses.replace(drawn, kept_counts=counts, kept_ids=kept.tobytes())
+
+    return dataclasses.replace(item, drawn=tuple(map(describe, answers)))
 
 
 def _list_lengths(case: Case, count: int) -> Sequence[tuple[int, ...]]:

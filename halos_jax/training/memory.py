@@ -112,7 +112,8 @@ def _count_bytes(
     block: int = (4 * config.d_model + 2 * (heads + attended) + 4 * mlp) * tokens * width
     words = 1 if config.num_labels else config.vocab_size // split
     chunk = min(config.head_chunk * rows, positions)
-    head: int = words * (2 * 4 * config.d_model + chunk * (4 + 2 * width))
+    marks = batch.transform is not None and batch.transform.kept is not None  # of kept tokens
+    head: int = words * (2 * 4 * config.d_model + chunk * (4 + 2 * width + marks))
     if not head_remat:
         head += words * positions * width
     return held + int(blocks) + max(head, sum(map(measure, params)) + block)

@@ -1,5 +1,7 @@
 """The benchmark's cases: the shapes are the published ones, the items those that were asked for."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,9 +12,10 @@ from halos_jax.bench.workloads import (
     make_decoder,
     make_items,
 )
-from halos_jax.config import ModelConfig
+from halos_jax.config import ModelConfig, SamplingConfig
 from halos_jax.models.spec import count_params
-from halos_jax.types import MISMATCHED, TARGET
+from halos_jax.packing.transforms import NO_SETS, measure_kept
+from halos_jax.types import MEMBER, MISMATCHED, TARGET
 
 
 @pytest.mark.parametrize(
@@ -53,3 +56,22 @@ def test_lengths_are_fixed_or_drawn_from_real_pairs():
     assert CASES["decode_1b"].fixed_lengths == (128, 256)
     with pytest.raises(ValueError, match="lengths: got 'real'"):
         _ = CASES["dpo_1b_real"].fixed_lengths
+
+
+def test_groups_say_what_they_were_drawn_from_where_that_is_measured():
+    case = get_case("dapo_1b_full", tiny=True)
+    plain = make_items(case, steps=1, vocab_size=100)
+    assert all(one.roles == (MEMBER, MEMBER) and not one.drawn for one in plain)
+    sampling = SamplingConfig(exact_ratios=True, temperature=0.7, top_p=0.9, max_kept=16)
+    items = make_items(case, steps=1, vocab_size=100, sampling=sampling)
+    assert measure_kept(items) == 16
+    for item in items:
+        for ids, drawn in zip(item.responses, item.drawn, strict=True):
+            table = drawn.tabulate(16)
+            assert (table == ids[:, None]).sum() == len(
+                ids
+            ) and 0 <= table.min() <= table.max() < 100
+    heat = make_items(
+        case, steps=1, vocab_size=100, sampling=dataclasses.replace(sampling, top_p=1.0)
+    )
+    assert measure_kept(heat) == NO_SETS

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from halos_jax import sharding
 from halos_jax.drawn import Drawn
 from halos_jax.losses import get_loss
-from halos_jax.models.spec import DecoderConfig, init_params
+from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
 from halos_jax.packing.batches import build_batch, plan_batches
 from halos_jax.sampling.decode import derive_keys
 from halos_jax.sampling.draws import DecodeSettings, draw_exactly
@@ -169,6 +170,40 @@ def draw_directions(params, gradient):
     for leaves_of in (leaves, *([rng.normal(size=x.shape) for x in leaves] for _ in range(3))):
         norm = np.sqrt(sum((x**2).sum() for x in leaves_of))
         yield jax.tree.unflatten(structure, [np.float32(x / norm) for x in leaves_of])
+
+
+@pytest.fixture(scope="module")
+def moved():
+    """Return a policy a step away from the sampler's, and groups with what they were drawn from."""
+    settings = {"temperature": 1.3, "top_p": 0.9, "max_kept": 3}
+    items = make_items(init_params(jax.random.key(0), CONFIG), settings)[::4]
+    return init_params(jax.random.key(1), CONFIG), [
+        dataclasses.replace(x, weight=1.0) for x in items
+    ]
+
+
+def test_rows_microbatches_and_devices_do_not_change_the_gradient(mesh, moved):
+    params, items = moved
+    results = []
+    for sizes, options in (
+        (None, {"num_rows": 1, "tokens_per_row": 4096}),
+        (None, {"num_rows": 1, "tokens_per_row": 32}),
+        (mesh, {"num_rows": 4, "tokens_per_row": 32}),
+    ):
+        plan = plan_batches(items, batch_size=len(items), row_multiple=8, **options)
+        assert (plan.layout.microbatches > 1) == (options["tokens_per_row"] == 32)
+        batch = build_batch(items, plan, 0)
+        if sizes is None:
+            with jax.set_mesh(jax.sharding.Mesh(mesh.devices[:1, :1, :1], mesh.axis_names)):
+                results.append(differentiate(params, jax.tree.map(jnp.asarray, batch))[0])
+        else:
+            placed = jax.device_put(params, params_shardings(CONFIG, mesh))
+            results.append(differentiate(placed, sharding.put_batch(batch, mesh, leading=1))[0])
+    first = jax.tree.leaves(results[0])
+    assert max(np.abs(x).max() for x in first) > 1e-2
+    for other in results[1:]:
+        for one, same in zip(first, jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(one, same, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

@@ -61,8 +61,21 @@ BINARY = ("feedback.type=binary", "feedback.threshold=mean")
             6,
             "rewards_train/KL",
         ),
+        (
+            (
+                "loss.name=ppo",
+                "feedback.type=scalar",
+                "sampling.exact_ratios=true",
+                "sampling.max_kept=4",
+                "lora.rank=2",
+            ),
+            "scalar_feedback",
+            6,
+            3,
+            "rewards_train/KL",
+        ),
     ],
-    ids=["kto", "kto-previous-step", "dapo", "ppo"],
+    ids=["kto", "kto-previous-step", "dapo", "ppo", "ppo-exact"],
 )
 def test_two_rounds_online(program, tmp_path, overrides, kind, examples, steps, metric):
     workdir = tmp_path / "run"
