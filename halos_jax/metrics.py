@@ -22,6 +22,7 @@ import numpy as np
 
 from halos_jax import processes
 from halos_jax.console.values import describe_step
+from halos_jax.console.watchdog import sign_of_life
 from halos_jax.errors import UserError
 from halos_jax.storage import Note, WorkdirError, write_bytes_atomic
 
@@ -230,6 +231,7 @@ class MetricWriter:
         Raises:
           NonFiniteError: if the loss or gradient norm of the *previous* step is not finite.
         """
+        sign_of_life()
         for value in metrics.values():
             if isinstance(value, jax.Array):
                 value.copy_to_host_async()

@@ -81,7 +81,7 @@ def _list_presets() -> list[str]:
 
 
 def _list_data() -> list[str]:
-    sets = load("halos_jax.data.records.hub:HUB_SETS")
+    sets: Any = load("halos_jax.data.records.hub:HUB_SETS")
     lines = [
         "Data, --config.data.train=SOURCE (and data.eval, data.test); several with commas:",
         "",

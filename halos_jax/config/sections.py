@@ -291,14 +291,14 @@ class TrainConfig:
     epochs: PositiveInt = growing(1, "online", "sft", "reward_model", "align")
     # Optimizer steps between evaluations; 0: only at the start and the end
     eval_every: NonNegativeInt = aside(32)
-    # Optimizer steps between two updates of the progress on the console; metrics.jsonl has every
-    # step
+    # Optimizer steps between updates of the console's progress; metrics.jsonl has every step
     log_every: PositiveInt = aside(1)
     # Most tokens in a packed row; larger batches are split into microbatches
     tokens_per_device: PositiveInt = execution(16384)
     # Decay of a moving average of the policy, which is evaluated and exported; 0: no average
     ema_decay: FractionBelowOne = 0.0
     row_multiple: PositiveInt = execution(128)  # row lengths are rounded up to a multiple of this
+    profile: NonNegativeInt = aside(0)  # optimizer steps to trace into workdir/profile; 0: none
     mask_truncated: bool = False  # compute no loss on responses that a token limit has cut
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from ml_collections import ConfigDict
 
 from halos_jax.config import bounds, limits, places, schema
+from halos_jax.config.bounds import NonNegativeFloat
 from halos_jax.config.rewards import RewardConfig
 from halos_jax.config.roles import aside
 from halos_jax.config.sections import (
@@ -68,6 +69,9 @@ class Config:
     workdir: str = aside("runs/default", "path")  # folder for the run's results and checkpoints
     seed: int = 0  # seed of everything random: orders, samples, new weights, dropout
     progress: bool = aside(True)  # show progress bars on the console
+    # Minutes without any step, sample or score after which the stacks of all threads are printed,
+    # and the run goes on; 0: never
+    hang_minutes: NonNegativeFloat = aside(30.0)
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     reward: RewardConfig = RewardConfig()

@@ -14,6 +14,7 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.config.tasks import TASKS, load
 from halos_jax.console.bars import make_progress
+from halos_jax.console.watchdog import sign_of_life
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.lengths import Tally, report_positions
 from halos_jax.data.tokenize import make_group_items
@@ -283,6 +284,7 @@ def _score_items(
         for index, values in split_scores(plan, step, items, scores):
             rewards[members[index]] = values
         bar.update(1)
+        sign_of_life()
     bar.close()
     if not np.isfinite(rewards).all():
         raise RewardError(

@@ -20,6 +20,7 @@ from halos_jax.console.compiling import watch_compilations
 from halos_jax.console.logs import hush
 from halos_jax.console.summary import format_facts
 from halos_jax.console.values import WIDTH, fit, show_metrics
+from halos_jax.console.watchdog import watch
 from halos_jax.course.budget_text import show_seconds
 from halos_jax.devices import explain_memory
 from halos_jax.losses import (
@@ -84,7 +85,7 @@ def _launch(config: Config) -> dict[str, float]:
         check_start(config, with_data=False)
     began = time.monotonic()
     logger.info("%s", format_facts("this machine", describe_machine()))
-    with _listen() as stop:
+    with _listen() as stop, watch(config.hang_minutes):
         metrics = run_task(config, stop)
     sharding.wait_for_all("end the job")  # the first to leave would disconnect the others
     if metrics:

@@ -24,6 +24,7 @@ from halos_jax.packing.token_values import Collected, TokenValues, refuse_unsamp
 from halos_jax.training import inputs, optim, step
 from halos_jax.training.followers import Followers, take_averaged
 from halos_jax.training.pace import StepClock, count_step_flops
+from halos_jax.training.profile import Profiler
 from halos_jax.training.rounding import MovedWatch, choose_watched
 from halos_jax.training.state import init_state, make_abstract_state
 from halos_jax.training.teacher import Teacher
@@ -50,6 +51,7 @@ class Trainer:
     check: Callable[[], None] = lambda: None
     watched: range = range(0)  # steps of the run whose `moved_params` are averaged and judged
     layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)
+    profiler: Profiler = dataclasses.field(default_factory=lambda: Profiler(".", 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,7 @@ def make_trainer(
         frozen=frozen,
         teacher=teacher,
         watched=choose_watched(config.optimizer, total_steps),
+        profiler=Profiler(config.workdir, config.train.profile),
     )
 
 
@@ -321,6 +324,7 @@ def run_steps(
     before: dict[str, jax.Array | float] = {}
     for number, batch in enumerate(stream_batches(trainer.mesh, dataset, start=start), start):
         state, metrics = trainer.train_step(state, trainer.frozen, batch)
+        trainer.profiler.step(metrics)
         taken = first_step + number + 1
         named: dict[str, jax.Array | float] = {
             _rename(name, "train"): value for name, value in metrics.items()
@@ -344,6 +348,7 @@ def run_steps(
             bar.update(number + 1 - bar.n)
         before = named
     watch.finish()
+    trainer.profiler.close()
     bar.close()
     return state
 

@@ -11,6 +11,7 @@ from typing import Any, TextIO, cast
 import jax
 from jax.experimental import multihost_utils
 
+from halos_jax.console.watchdog import sign_of_life
 from halos_jax.errors import UserError
 
 # EX_TEMPFAIL of sysexits.h: run the same command again.
@@ -67,6 +68,7 @@ class StopSignal:
         Raises:
           Interrupted: if a signal came.
         """
+        sign_of_life()  # wherever a run looks for a signal, it has just done something
         if jax.process_count() == 1 and self._signal is not None:
             self.interrupt()
 

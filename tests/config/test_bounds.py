@@ -15,6 +15,7 @@ from halos_jax.config.rewards import PartConfig
 AT_LEAST = {
     -1: ("optimizer.warmup_steps", "rounds.watch_samples", "verify.samples", "verify.steps"),
     0: (
+        *("hang_minutes", "train.profile"),
         *("bench.examples", "checkpoint.every", "data.max_eval", "data.max_prompt_count"),
         *("data.holdout", "data.max_test", "eval.test_samples"),
         *("data.max_train", "data.n_examples", "guard.max_kl", "guard.max_length_change"),
