@@ -10,7 +10,7 @@ from halos_jax.config.schema import flatten, to_plain
 from halos_jax.rounds.outcome.decisions import find_start
 from halos_jax.workdir import chain
 from halos_jax.workdir.changes import FILE as CONFIG
-from halos_jax.workdir.changes import History, drop_segments, find_changes, read_plain
+from halos_jax.workdir.changes import drop_segments, find_changes, read_plain
 from halos_jax.workdir.manifests import Manifest
 
 
@@ -64,19 +64,18 @@ def _find_gaps(opened: Opened) -> Iterator[str]:
 
 
 def _check_config(opened: Opened, sealed: Sequence[Manifest]) -> Finding:
-    history = History(opened.config, segments=opened.segments)
     wrong = [
         f"{_name(opened, one)} had another config"
         for one in sealed
-        if chain.hash_config(history, one.round) != one.chain.get("config")
+        if chain.hash_config(opened.history, one.round) != one.chain.get("config")
     ]
-    return compare("chain", "config.json is that of each manifest", wrong, len(sealed))
+    return compare("chain", "config.json is that of each", wrong, len(sealed), unit="manifests")
 
 
 def _check_inputs(opened: Opened, sealed: Sequence[Manifest]) -> Iterator[Finding]:
     """Compare inputs.json with the newest manifest, and tell which inputs have changed before."""
     now, last = chain.hash_inputs(opened.workdir), sealed[-1].chain.get("inputs", {})
-    grown = {path for segment in opened.segments for path in segment["changed"]}
+    grown = {path for segment in opened.history.segments for path in segment["changed"]}
     wrong = [
         f"{field} is not what {_name(opened, sealed[-1])} was made with"
         for field in sorted(now.keys() | last.keys())

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from halos_jax import config as config_lib
-from halos_jax.config import Config, ConfigError, schema
+from halos_jax.config import Config
 from halos_jax.config.tasks import TASKS
 from halos_jax.errors import UserError
 from halos_jax.storage import WorkdirError
 from halos_jax.workdir import changes, intact, manifests
 from halos_jax.workdir import ledger as ledgers
+from halos_jax.workdir.changes import History
 from halos_jax.workdir.ledger import Ledger
 from halos_jax.workdir.manifests import Manifest
 
@@ -23,10 +24,9 @@ class Opened:
 
     Attributes:
       name: the task's name.
-      config: the config of the run's last start, as the workdir has it.
+      history: the config of the run's last start, and its changes in the course of the run.
       given: the config of this command, of which only `verify`, `mesh` and what says how something
         is computed matter.
-      segments: the changes of the config in the course of the run.
       ledger: empty if the run has none, or it cannot be read (then `problems` say so).
       manifests: those of the rounds, in order, or that of a single task; those that cannot be read
         are missing (and are among `problems`).
@@ -37,14 +37,18 @@ class Opened:
 
     name: str
     workdir: Path
-    config: Config
+    history: History
     given: Config
-    segments: tuple[dict[str, Any], ...]
     ledger: Ledger
     manifests: tuple[Manifest, ...]
     problems: tuple[str, ...] = ()
     memory: dict[str, Any] = dataclasses.field(default_factory=dict)
     closing: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+
+    @property
+    def config(self) -> Config:
+        """The config of the run's last start, as the workdir has it."""
+        return self.history.config
 
     @property
     def is_online(self) -> bool:
@@ -54,7 +58,7 @@ class Opened:
     @property
     def is_finished(self) -> bool:
         """Whether the task has nothing left to do, as far as its files say."""
-        if any(not one.get("exported", True) for one in self.segments):
+        if any(not one.get("exported", True) for one in self.history.segments):
             return False
         if TASKS[self.config.task].trains:
             return (self.workdir / intact.FINAL).is_dir()
@@ -92,17 +96,7 @@ def open_workdir(given: Config) -> Opened:
             f"workdir: {workdir} holds no run (no {changes.FILE}); set --config.workdir=DIR to the "
             "workdir of a run"
         )
-    plain = changes.read_plain(workdir / changes.FILE)
-    if not changes.is_run(plain):
-        raise WorkdirError(
-            f"workdir: {workdir / changes.FILE} is not the file that a run writes; set "
-            "--config.workdir=DIR to the workdir of a run"
-        )
-    segments = tuple(plain.get("segments", ()))
-    lines: list[str] = []
-    built: Config = schema.build(Config, changes.drop_segments(plain), lines)
-    if lines:
-        raise ConfigError(f"{workdir / changes.FILE}: {'; '.join(lines)}")
+    history = changes.read_recorded(workdir)
     problems = []
     try:
         ledger = ledgers.read_ledger(workdir)
@@ -118,7 +112,7 @@ def open_workdir(given: Config) -> Opened:
             found += [manifest] if manifest is not None else []
     found.sort(key=lambda one: one.round)
     return Opened(
-        built.task, workdir, built, given, segments, ledger, tuple(found), tuple(problems)
+        history.config.task, workdir, history, given, ledger, tuple(found), tuple(problems)
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from halos_jax import storage
+from halos_jax import sharding, storage
+from halos_jax.audit import certificate
 from halos_jax.audit.findings import (
     Finding,
     count_outcomes,
@@ -70,26 +71,52 @@ def verify(config: Config) -> Iterator[Finding]:
             lacking = not_checked("records", "the workdir of the task", f"{workdir} is not there")
             yield dataclasses.replace(lacking, place=stage.task)
             continue
-        yield from verify_opened(open_workdir(stage))
+        opened = open_workdir(stage)
+        found = list(verify_opened(opened))
+        yield from found
+        _renew(opened, found)
 
 
 def verify_opened(opened: Opened) -> Iterator[Finding]:
     """Yield the findings of all checks of one workdir, in the order of `CHECKS`."""
+    found = []
     with opened.closing:
-        yield from _verify_opened(opened)
+        for one in _make_all(opened):
+            found.append(one)
+            yield one
+    run = f"{certificate.__name__}:check_certificate"
+    yield from _make(Check(certificate.NAME, run), opened.name, opened, found)
 
 
-def _verify_opened(opened: Opened) -> Iterator[Finding]:
+def _make_all(opened: Opened) -> Iterator[Finding]:
     for check in CHECKS:
         if check.tasks and opened.config.task not in check.tasks:
             continue
-        if check.per == "workdir":
+        if check.derives and not opened.given.verify.derive:
+            why = "only hashes were asked for (verify.derive)"
+            lacking = not_checked(check.name, "made again", why)
+            yield dataclasses.replace(lacking, place=opened.name)
+        elif check.per == "workdir":
             yield from _make(check, opened.name, opened)
-            continue
-        chosen = opened.list_derived() if check.derives else opened.manifests
-        for place, manifest in list_places(opened):
-            if manifest in chosen:
-                yield from _make(check, place, opened, manifest)
+        else:
+            chosen = opened.list_derived() if check.derives else opened.manifests
+            for place, manifest in list_places(opened):
+                if manifest in chosen:
+                    yield from _make(check, place, opened, manifest)
+
+
+def _renew(opened: Opened, findings: list[Finding]) -> None:
+    """Write the certificate of a finished run, on process 0; a workdir may be read-only."""
+    if jax.process_index():
+        return
+    try:
+        mesh = sharding.make_mesh(opened.given.mesh)
+        path = certificate.renew_certificate(opened, findings, mesh)
+    except WorkdirError as error:
+        logger.warning("%s; the certificate stays as it is", error)
+    else:
+        if path is not None:
+            logger.info("the certificate of the run is in %s", path)
 
 
 def _make(check: Check, place: str, *arguments: Any) -> Iterator[Finding]:

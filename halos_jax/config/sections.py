@@ -389,6 +389,7 @@ class PipelineConfig:
 class VerifyConfig:
     """What mode=verify makes again, besides comparing all hashes."""
 
+    derive: bool = aside(True)  # make results again; False: compare hashes alone
     # The one round whose results are made again
     round: NonNegativeInt | Literal["all"] = aside("all")
     samples: Annotated[int, Ge(-1)] = aside(8)  # random samples of a round to make again; -1: all

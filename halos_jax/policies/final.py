@@ -14,6 +14,7 @@ from halos_jax.models.lora import Frozen, merge_adapter
 from halos_jax.policies import serving
 from halos_jax.policies.policy import Policy
 from halos_jax.types import Params
+from halos_jax.workdir import certificate
 from halos_jax.workdir.intact import FINAL, find_damage
 from halos_jax.workdir.ledger import Ledger
 
@@ -96,6 +97,10 @@ def export_policy(
                 serving.copy_to_adapter(partial, partial / ADAPTER)
         if ledger is not None:
             ledger.note_tree(folder, partial)
+            if ledger.is_writer and folder == ledger.workdir / FINAL:
+                # It is no file of the export, as a verification may replace it.
+                made = certificate.make_certificate(ledger.workdir, partial)
+                folders.write_json(partial / certificate.FILE, made)
     return folder
 
 

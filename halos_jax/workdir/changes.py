@@ -112,6 +112,26 @@ def read_history(workdir: Path, config: Config) -> History:
     return History(config, tuple(found), segments)
 
 
+def read_recorded(workdir: Path) -> History:
+    """Return the history in the `config.json` of `workdir`, with the config that it has.
+
+    Raises:
+      WorkdirError: if no run wrote that file.
+      ConfigError: if its fields are not those of this version.
+    """
+    plain = read_plain(workdir / FILE)
+    if not is_run(plain):
+        raise storage.WorkdirError(
+            f"workdir: {workdir / FILE} is not the file that a run writes; set "
+            "--config.workdir=DIR to the workdir of a run"
+        )
+    lines: list[str] = []
+    built: Config = schema.build(Config, drop_segments(plain), lines)
+    if lines:
+        raise config_lib.ConfigError(f"{workdir / FILE}: {'; '.join(lines)}")
+    return History(built, segments=tuple(plain.get(_SEGMENTS, ())))
+
+
 def read_plain(path: Path) -> dict[str, Any]:
     """Return the JSON object in a run's config.json, segments and all; WorkdirError otherwise."""
     try:

@@ -12,7 +12,7 @@ from halos_jax.audit.opened import Opened, open_workdir
 from halos_jax.config import Config, DataConfig, VerifyConfig
 from halos_jax.data.records import formats as records
 from halos_jax.metrics import MetricWriter
-from halos_jax.workdir import chain, changes, manifests
+from halos_jax.workdir import certificate, chain, changes, manifests
 from halos_jax.workdir.changes import History
 from halos_jax.workdir.fingerprints import fingerprint
 from halos_jax.workdir.ledger import open_ledger
@@ -92,5 +92,10 @@ def made(tmp_path) -> Made:
     writer.close()
     (workdir / "final").mkdir()
     (workdir / "final" / "config.json").write_text("{}\n")
+    (workdir / "final" / "model.safetensors").write_bytes(bytes(99))
     ledger.note_tree(workdir / "final", workdir / "final")
+    certificate.write_certificate(
+        certificate.find_certificate(workdir),
+        certificate.make_certificate(workdir, workdir / "final"),
+    )
     return Made(config)

@@ -1,0 +1,151 @@
+"""The certificate beside a run's weights: compared with the workdir, and made anew."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from halos_jax import storage
+from halos_jax.audit.findings import Finding, compare, count_outcomes, differs, not_checked
+from halos_jax.audit.opened import Opened
+from halos_jax.workdir import certificate, intact
+from halos_jax.workdir.execution import describe_execution
+
+NAME = "certificate"
+CARD = "README.md"
+_MARKS = ("<!-- certificate of the run -->", "<!-- end of the certificate -->")
+
+
+def check_certificate(opened: Opened, others: Sequence[Finding]) -> Iterator[Finding]:
+    """Compare each field of the certificate with what the workdir gives for it.
+
+    Args:
+      others: what all other checks of this workdir have found, to compare its claims with.
+    """
+    folder = opened.workdir / intact.FINAL
+    if not folder.is_dir():
+        return
+    found = certificate.read_certificate(folder / certificate.FILE)
+    if found is None:
+        why = f"there is no {intact.FINAL}/{certificate.FILE}: an earlier version made the export"
+        yield not_checked(NAME, "the certificate of the run", why)
+        return
+    if not certificate.is_whole(found):
+        yield differs(NAME, "its hash is that of its fields", "it was edited", 1, unit="hash")
+    count = found["chain"]["manifests"]
+    made = certificate.make_certificate(opened.workdir, folder, count=count)
+    fields = ["task", "chain", "weights"]
+    if opened.is_finished:  # else it is of what the run was before it went on
+        fields += ["config", "inputs", "metrics"]
+    wrong = [f"{name} is not that of the workdir" for name in fields if found[name] != made[name]]
+    unknown = sorted(found.keys() ^ made.keys())
+    wrong += [f"{', '.join(unknown)}: missing or unknown"] if unknown else []
+    yield compare(NAME, "its fields are those of the workdir", wrong, len(fields), unit="fields")
+    if found["verified"] is not None:
+        yield _check_claims(opened, found["verified"], others)
+
+
+def _check_claims(
+    opened: Opened, verified: Mapping[str, Any], others: Sequence[Finding]
+) -> Finding:
+    """Compare what a certificate says was verified with what there is to verify."""
+    now = {_key(one): one for one in summarise(others)}
+    wrong = []
+    for claim in verified["findings"]:
+        known = now.get(_key(claim))
+        if known is None or claim["outcome"] != "passed":
+            continue
+        if claim["checked"] > claim["total"] or (
+            known["outcome"] == "passed" and claim["total"] != known["total"]
+        ):
+            said = f"{claim['checked']} of {claim['total']} {claim['unit']}"
+            wrong.append(f"it claims {said} for {claim['check']}, there are {known['total']}")
+    if verified["counts"]["differs"]:
+        wrong.append("it says itself that something differs")
+    if not opened.ledger.is_empty and verified["ledger"] not in opened.ledger.chains:
+        wrong.append("the ledger has no line that it was verified at")
+    what = "what it says was verified is there to verify"
+    return compare(NAME, what, wrong, len(verified["findings"]), unit="claims")
+
+
+def _key(claim: Mapping[str, Any]) -> tuple[str, str]:
+    return claim["check"], claim["what"]
+
+
+def summarise(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Return the findings without their places: one record for each check, text and outcome."""
+    found: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+    for one in findings:
+        if one.check == NAME:
+            continue
+        empty = {
+            "check": one.check,
+            "what": one.what,
+            "outcome": one.outcome,
+            "unit": one.unit,
+            "places": 0,
+            "checked": 0,
+            "total": 0,
+        }
+        record = found.setdefault((one.check, one.what, one.outcome, one.unit), empty)
+        record["places"] += 1
+        record["checked"] += one.checked
+        record["total"] += one.total
+    return list(found.values())
+
+
+def renew_certificate(opened: Opened, findings: Sequence[Finding], mesh: Any) -> Path | None:
+    """Replace the certificate of a finished run in which nothing differs; return its path.
+
+    None: the run is not finished, has no exported weights, or something differs.
+    """
+    folder = opened.workdir / intact.FINAL
+    is_right = opened.is_finished and not count_outcomes(findings)["differs"]
+    if not (is_right and folder.is_dir()):
+        return None
+    record = describe_execution(opened.given, mesh)
+    verified = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": record["device"],
+        "devices": record["devices"],
+        "versions": record["versions"],
+        "ledger": opened.ledger.head,
+        "counts": count_outcomes(findings),
+        "findings": summarise(findings),
+    }
+    made = certificate.make_certificate(opened.workdir, folder, verified=verified)
+    path = folder / certificate.FILE
+    certificate.write_certificate(path, made)
+    _write_card(opened, folder, made)
+    return path
+
+
+def _write_card(opened: Opened, folder: Path, made: Mapping[str, Any]) -> None:
+    """Put a paragraph into the model card, if somebody has written one into the export."""
+    entry, card = opened.ledger.find(folder), folder / CARD
+    if not card.is_file() or CARD in (entry or {}).get("files", {}):
+        return
+    text = card.read_text(encoding="utf-8")
+    before, mark, rest = text.partition(_MARKS[0])
+    after = rest.partition(_MARKS[1])[2] if mark else "\n"
+    new = before.rstrip("\n") + "\n\n" + describe_certificate(made) + after
+    if new != text:
+        storage.write_bytes_atomic(card, new.encode())
+
+
+def describe_certificate(made: Mapping[str, Any]) -> str:
+    """Return a paragraph for a model card."""
+    verified, counts = made["verified"], made["verified"]["counts"]
+    return "\n".join(
+        (
+            _MARKS[0],
+            f"The run that made these weights was verified on {verified['time'][:10]} "
+            f"({verified['devices']} x {verified['device']}): {counts['passed']} checks passed, "
+            f"{counts['not checked']} could not be made. The head of its chain is",
+            f"`{made['chain']['head'] or made['sha256']}`; `{certificate.FILE}` beside this file "
+            "has the hashes of the weights, the config and the inputs. Whoever has the workdir can "
+            "check all of it: `python -m halos_jax.main --config=DIR/config.json "
+            "--config.mode=verify`.",
+            _MARKS[1],
+        )
+    )
