@@ -1,7 +1,9 @@
 """A run of two rounds, made by hand: its records are real, its samples mean nothing."""
 
+import contextlib
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,16 +50,33 @@ class Made:
         (self.workdir / name).write_text(json.dumps(plain, indent=2))
 
 
+CONFIG = Config(workdir="run", data=DataConfig(train="prompts.jsonl"))
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> Path:
+    """Return a folder with a run of three rounds and its data, whose paths are relative to it."""
+    folder = tmp_path_factory.mktemp("template")
+    with contextlib.chdir(folder):
+        make_run(CONFIG, Path("prompts.jsonl"))
+    return folder
+
+
 @pytest.fixture
-def made(tmp_path) -> Made:
-    """Return a finished run of rounds 0 to 2."""
-    workdir = tmp_path / "run"
+def made(template, tmp_path, monkeypatch) -> Made:
+    """Return a copy of a finished run of rounds 0 to 2, in the current folder."""
+    shutil.copytree(template, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return Made(CONFIG)
+
+
+def make_run(config: Config, path: Path) -> None:
+    """Make a finished run of rounds 0 to 2 on the prompts in a file."""
+    workdir = Path(config.workdir)
     workdir.mkdir()
-    config = Config(workdir=str(workdir), data=DataConfig(train=str(tmp_path / "prompts.jsonl")))
     ledger = open_ledger(workdir)
     changes.write_history(workdir, History(config), note=ledger.note_file)
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
-    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n')
     entry = {"name": "0:", "path": str(path), **fingerprint(path, whole_limit=99)}
     inputs = {"data.train": [entry]}
     storage.write_json_atomic(workdir / "inputs.json", inputs, note=ledger.note_file)
@@ -98,4 +117,3 @@ def made(tmp_path) -> Made:
         certificate.find_certificate(workdir),
         certificate.make_certificate(workdir, workdir / "final"),
     )
-    return Made(config)
