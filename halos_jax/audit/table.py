@@ -36,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     Check("ledger", "halos_jax.audit.files:check_ledger"),
     Check("files", "halos_jax.audit.files:check_files", per="manifest"),
     Check("checkpoints", "halos_jax.audit.files:check_checkpoints"),
+    Check("checkpoints", "halos_jax.audit.arrays:check_arrays"),
     Check("chain", "halos_jax.audit.links:check_chain"),
     Check("config", "halos_jax.audit.links:check_given"),
     Check("inputs", "halos_jax.audit.inputs:check_inputs"),
