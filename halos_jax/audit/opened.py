@@ -108,8 +108,12 @@ def open_workdir(given: Config) -> Opened:
             manifest = manifests.load_manifest(path.parent)
         except UserError as error:
             problems.append(str(error))
-        else:
-            found += [manifest] if manifest is not None else []
+            continue
+        if manifest is None:
+            continue
+        found.append(manifest)
+        if path.parent != workdir and path.parent.name != f"{manifest.round:04d}":
+            problems.append(f"{path} is the manifest of round {manifest.round}")
     found.sort(key=lambda one: one.round)
     return Opened(
         history.config.task, workdir, history, given, ledger, tuple(found), tuple(problems)

@@ -138,11 +138,13 @@ def hash_config(history: History, round: int) -> str:
     so are paths, whose content is hashed instead, and how much a run computes.
     """
     task, found = history.config.task, {}
+    changed = {path for segment in history.segments for path in segment["changed"]}
+    changed |= {one.path for one in history.changes}
     defaults = dict(schema.flatten(schema.to_plain(Config())))
     for path, value in schema.flatten(schema.to_plain(history.config)):
         mark = roles.find_mark(Config, path)
         role = mark.role_in(task)
-        if role == "tuning":
+        if role == "tuning" and path in changed:
             value = history.value_in(path, round)
         if role in ("result", "tuning") and not mark.place and value != defaults.get(path):
             found[path] = value

@@ -56,3 +56,9 @@ def test_the_tasks_of_a_pipeline_have_workdirs_of_their_own():
         ("online", "w/online"),
     ]
     assert list_stages(Config()) == [Config()]
+
+
+def test_a_manifest_in_the_folder_of_another_round_is_a_problem(made):
+    made.edit("rounds/0001/manifest.json", lambda text: text.replace('"round": 1', '"round": 5', 1))
+    (line,) = made.open().problems
+    assert line.endswith("rounds/0001/manifest.json is the manifest of round 5")
