@@ -7,7 +7,7 @@ import pytest
 
 from halos_jax.workdir import manifests
 from halos_jax.workdir.manifests import round_folder
-from tests.e2e.test_resume import read_metrics, run_to_the_end
+from tests.e2e.test_resume import WITH_TIMES, read_metrics, run_to_the_end
 
 # Rounds of three prompts. At a learning rate of 1 the samples of round 2 are beyond the bound, and
 # round 1 is still the best. At 0.3 they are not (7 nats), but those of round 3 are (18 nats): its
@@ -42,7 +42,7 @@ def read_course(workdir) -> list[tuple]:
 
 def read_all(workdir) -> dict:
     """Return what must be the same of two runs: files, metrics, and rounds that are kept."""
-    skipped = (".lock", "config.json", "ledger.jsonl", "metrics.jsonl", "timings.jsonl")
+    skipped = (".lock", "config.json", "ledger.jsonl", "metrics.jsonl", *WITH_TIMES)
     files = {
         str(path.relative_to(workdir)): path.read_bytes()
         for path in workdir.rglob("*")

@@ -12,6 +12,9 @@ from halos_jax.metrics import is_time
 from halos_jax.workdir import manifests
 from halos_jax.workdir.changes import find_changes
 
+# Files of a workdir with times in them: no two runs have the same.
+WITH_TIMES = ("timings.jsonl", "journal.jsonl", "report.html")
+
 # Points of a place (a stage, or what follows one) at which the long chain is killed.
 POINTS_PER_PLACE = int(os.environ.get("HALOS_JAX_KILLS", "1"))
 # (Between the training and the evaluation nothing is written: the latter begins at once. Nor is
@@ -94,7 +97,7 @@ def assert_same_run(workdir, expected, *, per_round: int = 6) -> None:
     wanted = {path.relative_to(expected) for path in expected.rglob("*") if path.is_file()}
     assert files == {path for path in wanted if path.parts[0] != "checkpoints"}
     assert not [path for path in files if "partial" in path.name or "shard" in path.name]
-    others = (".lock", "config.json", "ledger.jsonl", "metrics.jsonl", "timings.jsonl")
+    others = (".lock", "config.json", "ledger.jsonl", "metrics.jsonl", *WITH_TIMES)
     for path in files - {manifests.Path(name) for name in others}:
         assert (workdir / path).read_bytes() == (expected / path).read_bytes(), path
     configs = [json.loads((folder / "config.json").read_text()) for folder in (workdir, expected)]

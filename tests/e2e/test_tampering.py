@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.test_resume import WITH_TIMES
+
 # Where a run is stopped: before the second event of that name.
 STOPS = {
     "0 evaluate": "0 evaluate: before fsync rounds/0000/eval.shard",
@@ -28,7 +30,7 @@ STOPS = {
 # The stages with many files are tried in parts, each of them a test of some minutes.
 PARTS = {"2 sample": 4, "2 train": 4, "finished": 3}
 ALL = [(stop, part) for stop in STOPS for part in range(PARTS.get(stop, 1))]
-OURS = (".lock", "ledger.jsonl", "timings.jsonl", "metrics.jsonl", "config.json")
+OURS = (".lock", "ledger.jsonl", "metrics.jsonl", "config.json", *WITH_TIMES)
 PART = float(os.environ.get("HALOS_JAX_TAMPERING", "1"))
 
 
