@@ -8,8 +8,9 @@ from typing import Any
 from halos_jax import storage
 from halos_jax.audit.findings import Finding, compare, count_outcomes, differs, not_checked
 from halos_jax.audit.opened import Opened
-from halos_jax.workdir import certificate, intact
+from halos_jax.workdir import intact
 from halos_jax.workdir.execution import describe_execution
+from halos_jax.workdir.seals import certificate
 
 NAME = "certificate"
 CARD = "README.md"

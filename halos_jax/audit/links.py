@@ -8,10 +8,10 @@ from halos_jax.audit.opened import Opened
 from halos_jax.checkpoints.shelf import find_sums
 from halos_jax.config.schema import flatten, to_plain
 from halos_jax.rounds.outcome.decisions import find_start
-from halos_jax.workdir import chain
 from halos_jax.workdir.changes import FILE as CONFIG
 from halos_jax.workdir.changes import drop_segments, find_changes, read_plain
 from halos_jax.workdir.manifests import Manifest
+from halos_jax.workdir.seals import chain
 
 
 def check_chain(opened: Opened) -> Iterator[Finding]:

@@ -18,7 +18,6 @@ from halos_jax.config.sections import (
     SamplingConfig,
     ToyConfig,
     TrainConfig,
-    VerifyConfig,
 )
 from halos_jax.config.settings import (
     Config,
@@ -26,6 +25,7 @@ from halos_jax.config.settings import (
     ReportConfig,
     Settings,
     Task,
+    VerifyConfig,
     check_fields,
     complete,
     default,

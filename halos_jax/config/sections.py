@@ -383,19 +383,3 @@ class PipelineConfig:
     # Fields for one of the tasks, task -> section -> field -> value; "{workdir}" in a string is
     # the pipeline's workdir
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class VerifyConfig:
-    """What mode=verify makes again, besides comparing all hashes."""
-
-    derive: bool = aside(True)  # make results again; False: compare hashes alone
-    # The one round whose results are made again
-    round: NonNegativeInt | Literal["all"] = aside("all")
-    samples: Annotated[int, Ge(-1)] = aside(8)  # random samples of a round to make again; -1: all
-    steps: Annotated[int, Ge(-1)] = aside(1)  # first steps of a round to take again; -1: all
-    seed: int = aside(0)  # seed of the random choice
-    # Train policies again, from the SFT checkpoint on, whose checkpoints are deleted
-    replay: bool = aside(False)
-    # File for the findings; empty: verification.json in the workdir
-    output: str = aside("", "path")

@@ -8,12 +8,13 @@ errors in a config and raises them together.
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+from annotated_types import Ge
 from ml_collections import ConfigDict
 
 from halos_jax.config import bounds, limits, places, schema
-from halos_jax.config.bounds import NonNegativeFloat
+from halos_jax.config.bounds import NonNegativeFloat, NonNegativeInt
 from halos_jax.config.rewards import RewardConfig
 from halos_jax.config.roles import aside
 from halos_jax.config.sections import (
@@ -33,7 +34,6 @@ from halos_jax.config.sections import (
     SamplingConfig,
     ToyConfig,
     TrainConfig,
-    VerifyConfig,
 )
 from halos_jax.config.tasks import PIPELINE_TASKS, Mode
 from halos_jax.config.tasks import Task as Task
@@ -54,6 +54,22 @@ class ReportConfig:
     # mode=report: workdirs of further runs, to compare that of `workdir` with
     workdirs: tuple[str, ...] = aside(())
     # mode=report: the page to write; empty: report.html, or comparison.html, in the workdir
+    output: str = aside("", "path")
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyConfig:
+    """What mode=verify makes again, besides comparing all hashes."""
+
+    derive: bool = aside(True)  # make results again; False: compare hashes alone
+    # The one round whose results are made again
+    round: NonNegativeInt | Literal["all"] = aside("all")
+    samples: Annotated[int, Ge(-1)] = aside(8)  # random samples of a round to make again; -1: all
+    steps: Annotated[int, Ge(-1)] = aside(1)  # first steps of a round to take again; -1: all
+    seed: int = aside(0)  # seed of the random choice
+    # Train policies again, from the SFT checkpoint on, whose checkpoints are deleted
+    replay: bool = aside(False)
+    # File for the findings; empty: verification.json in the workdir
     output: str = aside("", "path")
 
 

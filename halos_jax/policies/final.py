@@ -14,9 +14,9 @@ from halos_jax.models.lora import Frozen, merge_adapter
 from halos_jax.policies import serving
 from halos_jax.policies.policy import Policy
 from halos_jax.types import Params
-from halos_jax.workdir import certificate
 from halos_jax.workdir.intact import FINAL, find_damage
 from halos_jax.workdir.ledger import Ledger
+from halos_jax.workdir.seals import certificate
 
 logger = logging.getLogger(__name__)
 

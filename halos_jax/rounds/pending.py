@@ -22,8 +22,9 @@ from halos_jax.rounds.proof.origin import UNKNOWN, Origin, name_sampled
 from halos_jax.rounds.report import report_stage
 from halos_jax.rounds.stages import remove_eval_shards
 from halos_jax.rounds.watch import before
-from halos_jax.workdir import chain, manifests
+from halos_jax.workdir import manifests
 from halos_jax.workdir.manifests import Manifest, round_folder
+from halos_jax.workdir.seals import chain
 from halos_jax.workdir.timing import time_stage
 
 logger = logging.getLogger(__name__)

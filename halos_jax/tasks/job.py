@@ -23,9 +23,10 @@ from halos_jax.policies.policy import Policy, find_policy
 from halos_jax.policies.source import Source
 from halos_jax.rounds.context import NOTHING, StageResult
 from halos_jax.tasks.inputs import check_inputs
-from halos_jax.workdir import chain, manifests
+from halos_jax.workdir import manifests
 from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.manifests import Manifest
+from halos_jax.workdir.seals import chain
 from halos_jax.workdir.workspace import Workspace, open_workspace
 
 logger = logging.getLogger(__name__)

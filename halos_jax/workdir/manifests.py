@@ -59,7 +59,8 @@ class Manifest:
     from which step on. `executed` names, for each stage, the `executions` in which it was computed
     (`execution.py`): on which devices, with which versions and settings. `sampled_by` has the
     fingerprint of the policy that drew the samples in a file, `trained` that of the policy at the
-    round's end (`policies/digest.py`). `chain` is set when the last stage is done; see `chain.py`.
+    round's end (`policies/digest.py`). `chain` is set when the last stage is done
+    (`seals/chain.py`).
     """
 
     round: int

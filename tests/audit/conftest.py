@@ -14,11 +14,12 @@ from halos_jax.audit.opened import Opened, open_workdir
 from halos_jax.config import Config, DataConfig, VerifyConfig
 from halos_jax.data.records import formats as records
 from halos_jax.metrics import MetricWriter
-from halos_jax.workdir import certificate, chain, changes, manifests
+from halos_jax.workdir import changes, manifests
 from halos_jax.workdir.changes import History
 from halos_jax.workdir.fingerprints import fingerprint
 from halos_jax.workdir.ledger import open_ledger
 from halos_jax.workdir.manifests import Manifest, round_folder
+from halos_jax.workdir.seals import certificate, chain
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from halos_jax.audit import run
 from halos_jax.audit.certificate import check_certificate, renew_certificate, summarise
 from halos_jax.audit.findings import differs, not_checked, passed
-from halos_jax.workdir import certificate
+from halos_jax.workdir.seals import certificate
 
 FOUND = [
     passed("files", "hashes", 3, unit="files"),

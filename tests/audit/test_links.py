@@ -7,8 +7,8 @@ import pytest
 
 from halos_jax.audit import links
 from halos_jax.config import SamplingConfig
-from halos_jax.workdir import chain
 from halos_jax.workdir.manifests import load_manifest, save_manifest
+from halos_jax.workdir.seals import chain
 
 
 def check_all(opened) -> list[str]:

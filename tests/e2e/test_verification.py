@@ -16,8 +16,9 @@ from halos_jax.audit import run as audit
 from halos_jax.cli.presets import load_preset
 from halos_jax.config import Config, VerifyConfig, freeze
 from halos_jax.storage import hash_file
-from halos_jax.workdir import certificate, chain, ledger
+from halos_jax.workdir import ledger
 from halos_jax.workdir.manifests import FileRecord, load_manifest, save_manifest
+from halos_jax.workdir.seals import certificate, chain
 
 RULES = Path(__file__).with_name("watched_rules.py")
 MORE = ("checkpoint.keep=3", "sampling.keep_logps=true", "reward.rules=watched_rules:long_answer")

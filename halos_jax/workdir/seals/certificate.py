@@ -25,7 +25,8 @@ from typing import Any
 
 import halos_jax
 from halos_jax import storage
-from halos_jax.workdir import chain, changes, intact, manifests
+from halos_jax.workdir import changes, intact, manifests
+from halos_jax.workdir.seals import chain
 
 FILE = "certificate.json"
 _SEAL = "sha256"

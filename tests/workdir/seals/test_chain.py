@@ -6,9 +6,9 @@ import json
 import pytest
 
 from halos_jax.config import Config, ModelConfig, OptimizerConfig, SamplingConfig
-from halos_jax.workdir import chain
 from halos_jax.workdir.changes import History
 from halos_jax.workdir.manifests import FileRecord, Manifest
+from halos_jax.workdir.seals import chain
 
 WHOLE = Manifest(
     round=1,

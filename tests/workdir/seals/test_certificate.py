@@ -6,9 +6,10 @@ import json
 import pytest
 
 from halos_jax.config import Config
-from halos_jax.workdir import certificate, chain, changes
+from halos_jax.workdir import changes
 from halos_jax.workdir.changes import History
 from halos_jax.workdir.manifests import Manifest, round_folder, save_manifest
+from halos_jax.workdir.seals import certificate, chain
 
 
 @pytest.fixture
