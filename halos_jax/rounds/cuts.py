@@ -14,6 +14,8 @@ from halos_jax.types import FINISH_LENGTH, Prompt, Sample
 
 logger = logging.getLogger(__name__)
 
+_MANY_FULL = 0.05  # share of full sets of tokens from which on it is warned of
+
 
 class Limited(Protocol):
     """The part of a sampler that this module needs."""
@@ -86,7 +88,30 @@ def report_samples(sampler: Limited, samples: Sequence[Sample], label: str) -> N
             100 * cut / len(samples),
             limit,
         )
+    _report_sets(sampler.settings, samples, label)
     tally = Tally()
     for sample in samples:
         tally.add(len(sample.prompt_ids) + len(sample.response_ids), positions)
     report_positions(label, tally, positions)
+
+
+def _report_sets(settings: SamplingConfig, samples: Sequence[Sample], label: str) -> None:
+    """Log how many tokens the sets of exact ratios have, and how many sets are full."""
+    drawn = (sample.drawn for sample in samples)
+    counts = [count for one in drawn if one is not None for count in one.kept_counts]
+    if not counts:
+        return
+    logger.info("%s: a token was drawn from %.3g on average", label, sum(counts) / len(counts))
+    full = sum(count >= settings.max_kept for count in counts)
+    if full and not settings.top_k:
+        logger.log(
+            logging.WARNING if full > _MANY_FULL * len(counts) else logging.INFO,
+            "%s: %d of %d tokens (%.3g %%) were drawn from the sampling.max_kept=%d likeliest "
+            "alone, where sampling.top_p=%g may keep more; raise max_kept to have these too",
+            label,
+            full,
+            len(counts),
+            100 * full / len(counts),
+            settings.max_kept,
+            settings.top_p,
+        )

@@ -1,11 +1,13 @@
 """What token limits cut of prompts and samples is said with its share."""
 
+import dataclasses
 import logging
 from types import SimpleNamespace
 
 import pytest
 
 from halos_jax.config import ConfigError, SamplingConfig
+from halos_jax.drawn import Drawn
 from halos_jax.rounds.cuts import check_prompts, report_samples
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample, Turn
 
@@ -97,3 +99,20 @@ def test_samples_beyond_the_models_positions_are_counted(caplog):
         "round 1: 2 of 4 sequences (50 %, the longest has 6 tokens) go beyond the 4 positions"
         in caplog.text
     )
+
+
+@pytest.mark.parametrize(("top_k", "full"), [(0, 2), (0, 1), (3, 2)])
+def test_sets_that_are_full_are_counted(caplog, top_k, full):
+    counts = (3, 3 if full == 2 else 2, *(1,) * 28)
+    drawn = Drawn(0.7, (-0.5,) * 30, counts, b"")
+    samples = [dataclasses.replace(one, drawn=drawn) for one in make_samples(FINISH_STOP)]
+    with caplog.at_level(logging.INFO):
+        report_samples(make_sampler(max_kept=3, top_k=top_k, top_p=0.9), samples, "round 1")
+    first, *others = caplog.records
+    assert first.getMessage().startswith("round 1: a token was drawn from 1.1")
+    assert len(others) == (top_k == 0)
+    for one in others:
+        assert one.getMessage().startswith(
+            f"round 1: {full} of 30 tokens ({100 * full / 30:.3g} %)"
+        )
+        assert one.levelno == (logging.WARNING if full == 2 else logging.INFO)
