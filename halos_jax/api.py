@@ -53,19 +53,15 @@ from halos_jax.data.records import formats as records
 from halos_jax.data.records.fields import RecordError
 from halos_jax.devices import explain_memory
 from halos_jax.losses import check_loss, check_reference, get_loss
+from halos_jax.losses.requirements import check_teacher
 from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.lora import Frozen, merge_adapter
 from halos_jax.packing.batches import count_steps
 from halos_jax.policies import final
-from halos_jax.policies.policy import (
-    Policy,
-    find_policy,
-    load_frozen,
-    load_start,
-    load_trained,
-)
+from halos_jax.policies.policy import Policy, find_policy, load_frozen, load_start, load_trained
 from halos_jax.policies.source import use_final
+from halos_jax.policies.teacher import load_teacher
 from halos_jax.rewards.feedback_report import report_feedback
 from halos_jax.rewards.labels import Scorer, average_rewards, label_samples
 from halos_jax.rewards.own_scorer import guard_scorer
@@ -299,7 +295,8 @@ def train(
     """Train a copy of a policy on feedback with `config.loss`, as `task=align` does.
 
     The reference is `policy` itself, which is left unchanged. Of `config` only `loss`, `optimizer`,
-    `train`, `rounds.reference`, the token limits and the seed are read.
+    `train`, `rounds.reference`, the token limits, the seed and, for a loss with a teacher, `model`
+    are read. Such a loss takes samples as they are, without rewards.
 
     Args:
       held_out: feedback to evaluate on before, during and after training.
@@ -313,11 +310,12 @@ def train(
     _refuse(
         *check_loss(config.loss),
         *check_reference(config.loss, config.rounds.reference, task="align"),
+        *check_teacher(config.loss, config.model.teacher, task="align", has_loss=True),
         *find_violations(config),
         *sharding.check_divisible(policy.mesh, train__batch_size=config.train.batch_size),
         *([] if feedback else ["feedback: got none, allowed: one or more"]),
     )
-    loss, decoder = get_loss(config.loss), policy.policy.decoder
+    loss, decoder, mesh = get_loss(config.loss), policy.policy.decoder, policy.mesh
     if loss.needs == "scores":
         raise ConfigError(
             f"loss.name: got {loss.name!r}, which trains a reward model; allowed: run(config) with "
@@ -326,7 +324,7 @@ def train(
     refuse_longer(decoder, {"train.max_length": config.train.max_length})
     with (
         tempfile.TemporaryDirectory() as folder,
-        jax.set_mesh(policy.mesh),
+        jax.set_mesh(mesh),
         explain_memory("train", "training", config),
     ):
         items, others = (
@@ -335,8 +333,9 @@ def train(
         )
         size, epochs = config.train.batch_size, config.train.epochs
         steps = count_steps(len(items), batch_size=size, epochs=epochs)
+        teacher = load_teacher(config, loss, policy.policy, mesh)
         trainer = training.make_trainer(
-            config, decoder, loss, policy.mesh, total_steps=steps, frozen=policy.frozen
+            config, decoder, loss, mesh, total_steps=steps, frozen=policy.frozen, teacher=teacher
         )
         # A step donates the buffers of its state, but the policy's belong to the caller.
         state = training.start_state(trainer, jax.tree.map(jnp.copy, policy.params))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -154,6 +155,22 @@ def test_the_stages_by_hand_give_what_the_tasks_give(toy, tmp_path, policy, prom
     np.testing.assert_array_equal(np.asarray(policy.params["embed"]), before)
     again = halos_jax.load_policy(str(folder), **SETTINGS)
     np.testing.assert_array_equal(again.params["embed"], trained.policy.params["embed"])
+
+
+def test_a_policy_learns_from_a_teacher_on_samples_without_rewards(toy, policy, prompts, tmp_path):
+    samples = halos_jax.sample(policy, prompts, SAMPLING, seed=3)
+    samples = halos_jax.make_feedback(samples, FeedbackConfig(type="samples"))
+    assert [one.reward for one in samples] == [None] * 12
+    model = ModelConfig(teacher=str(toy / "policy"), **SETTINGS)
+    config = dataclasses.replace(TRAINING, loss={"name": "gkd", "beta": 1}, model=model)
+    same = halos_jax.train(policy, samples, config)
+    assert same.history[0]["loss/train"] == pytest.approx(0, abs=1e-6)
+    moved = jax.tree.map(lambda leaf: leaf * 1.5, policy.params)
+    other = halos_jax.train(dataclasses.replace(policy, params=moved), samples, config)
+    losses = [row["loss/train"] for row in other.history if "loss/train" in row]
+    assert losses[0] > 0.01
+    with pytest.raises(UserError, match=r"model\.teacher: got '', but loss 'gkd'"):
+        halos_jax.train(policy, samples, dataclasses.replace(config, model=ModelConfig()))
 
 
 def test_a_scorer_of_ones_own_and_texts_as_prompts(policy):
