@@ -43,7 +43,8 @@ def _list_losses() -> list[str]:
         if found:
             lines += ["", f"on {item.words} (from feedback: {', '.join(item.feedback) or 'none'})"]
         for loss in found:
-            lines += _wrap(f"{loss.name}{_show_arguments(loss.function)}", 2)
+            own = {} if loss.divergence is None else vars(loss.divergence)
+            lines += _wrap(f"{loss.name}{_show_arguments(loss.function, own)}", 2)
             lines += _wrap(_read_first(getattr(loss.function, "func", loss.function)))
     more = "Their formulas and papers: halos_jax/losses/README.md; a sum of several: loss.name=sum"
     return [*lines, "", more]
@@ -116,13 +117,18 @@ TOPICS: Mapping[str, Callable[[], list[str]]] = {
 }
 
 
-def _show_arguments(function: Callable[..., Any]) -> str:
-    """Return the keyword arguments of a function with their defaults, as "(beta=0.1)"."""
+def _show_arguments(function: Callable[..., Any], further: Mapping[str, Any] = {}) -> str:
+    """Return the keyword arguments of a function with their defaults, as "(beta=0.1)".
+
+    Args:
+      further: more of them.
+    """
     shown = [
         one.name if one.default is one.empty else f"{one.name}={one.default!r}"
         for one in inspect.signature(function).parameters.values()
         if one.kind is one.KEYWORD_ONLY
     ]
+    shown += [f"{name}={default!r}" for name, default in further.items()]
     return f" ({', '.join(shown)})" if shown else ""
 
 

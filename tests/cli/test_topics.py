@@ -15,6 +15,7 @@ def test_every_loss_is_listed_with_its_hyperparameters():
     for name in losses.list_losses():
         assert re.search(rf"^  {re.escape(name)}( \(|$)", shown, re.MULTILINE), name
     assert "\n  dpo (beta=0.1)\n      Direct preference optimisation (Rafailov" in shown
+    assert "\n  gkd (beta=0.5, temperature=1.0)\n      Generalised knowledge distill" in shown
     assert "\non pairs of a better and a worse answer (from feedback: pairwise)\n" in shown
 
 
