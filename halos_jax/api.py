@@ -295,8 +295,7 @@ def train(
     """Train a copy of a policy on feedback with `config.loss`, as `task=align` does.
 
     The reference is `policy` itself, which is left unchanged. Of `config` only `loss`, `optimizer`,
-    `train`, `rounds.reference`, the token limits, the seed and, for a loss with a teacher, `model`
-    are read. Such a loss takes samples as they are, without rewards.
+    `train`, `rounds.reference`, the token limits, the seed and, for a teacher, `model` are read.
 
     Args:
       held_out: feedback to evaluate on before, during and after training.
@@ -322,11 +321,8 @@ def train(
             "config.task='reward_model'"
         )
     refuse_longer(decoder, {"train.max_length": config.train.max_length})
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        jax.set_mesh(mesh),
-        explain_memory("train", "training", config),
-    ):
+    explained = explain_memory("train", "training", config)
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), explained:
         items, others = (
             _make_items(policy, config, one, Path(folder) / name)
             for name, one in (("feedback.jsonl", feedback), ("held_out.jsonl", held_out))
