@@ -10,7 +10,7 @@ from tqdm import tqdm
 logger = logging.getLogger("halos_jax")
 
 SECONDS = 10.0  # between two lines in a log file, and before the first
-_LAYOUT = "{desc}: {n:,} of {total:,}{unit}, {rate_fmt}, {remaining} left{postfix}"
+_LAYOUT = "{desc}: {n:,} of {total:,}{unit}, {rate_noinv_fmt}, {remaining} left{postfix}"
 
 
 def make_progress(total: int, description: str, *, unit: str, enabled: bool) -> tqdm:

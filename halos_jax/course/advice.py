@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from halos_jax.config import Config
 from halos_jax.config.kinds import FEEDBACK_TYPES
-from halos_jax.course.budget_text import name_examples, show_count
+from halos_jax.console.stages import show_count
+from halos_jax.course.budget_text import name_examples
 from halos_jax.course.falls import compare_means
 from halos_jax.integers import divide_up, round_up
 from halos_jax.signs.intervals import Estimate

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from halos_jax.config import Config
 from halos_jax.config.kinds import FEEDBACK_TYPES, ITEM_KINDS
+from halos_jax.console.stages import show_count, show_seconds
 from halos_jax.losses import get_loss
 from halos_jax.packing.batches import count_steps
 from halos_jax.training.optim import count_warmup, decays_by_budget, make_schedule
@@ -147,29 +148,6 @@ def find_pace(done: Sequence[RoundDone]) -> float | None:
 def name_examples(config: Config) -> str:
     """Return what the examples of the config's loss are called, such as "pairs"."""
     return ITEM_KINDS[get_loss(config.loss).items].noun
-
-
-def show_count(number: int, nouns: str) -> str:
-    """Return a number of things, which are named in the plural.
-
-    >>> show_count(1, "optimizer steps"), show_count(1200, "pairs")
-    ('1 optimizer step', '1,200 pairs')
-    """
-    return f"{number:,} {nouns.removesuffix('s') if number == 1 else nouns}"
-
-
-def show_seconds(seconds: float) -> str:
-    """Return a time for people: "42 s", "3 min 20 s", "5 h 10 min".
-
-    >>> show_seconds(200.0), show_seconds(18_630.0)
-    ('3 min 20 s', '5 h 10 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _name_losses(config: Config, mark: str) -> str:

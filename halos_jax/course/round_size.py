@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from halos_jax.config import Config
 from halos_jax.config.kinds import FEEDBACK_TYPES
+from halos_jax.console.stages import show_count
 from halos_jax.course.advice import (
     THRESHOLDS,
     RoundSigns,
@@ -13,7 +14,7 @@ from halos_jax.course.advice import (
     find_staleness,
     read_staleness,
 )
-from halos_jax.course.budget_text import FEW_STEPS, show_count
+from halos_jax.course.budget_text import FEW_STEPS
 from halos_jax.integers import divide_up, round_up
 
 DECISION = "prompts_per_round"

@@ -11,6 +11,7 @@ from typing import Any
 from halos_jax import sharding, storage
 from halos_jax.checkpoints.shelf import find_sums
 from halos_jax.config import ConfigError
+from halos_jax.console import compiling
 from halos_jax.course.best import read_best
 from halos_jax.course.verdicts import read_verdict
 from halos_jax.data import datasets
@@ -130,6 +131,7 @@ def open_stage(run: Run, round: int, stage: str) -> Iterator[OpenStage]:
     """Time the block as `stage`; if the run is stopped inside it, the message names the stage."""
     run.stop.place = f"round {round}, stage {stage}"
     began = time.monotonic()
+    compiling.take_seconds()  # what was compiled before is not of this stage
     with time_stage(run.workspace.ledger, round, stage) as write_time:
         opened = OpenStage(write_time)
         yield opened

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from halos_jax.config import Config
 from halos_jax.console import compiling
+from halos_jax.console.stages import describe_stage
 from halos_jax.course.advice import RoundSigns, list_new_hints
 from halos_jax.course.budget_text import (
     RoundDone,
@@ -13,8 +14,6 @@ from halos_jax.course.budget_text import (
     describe_rest,
     find_pace,
     find_traps,
-    show_count,
-    show_seconds,
 )
 from halos_jax.course.verdicts import scale_rate
 from halos_jax.losses import get_loss
@@ -67,23 +66,10 @@ def list_sizes(
 
 
 def report_stage(run: Run, round: int, stage: str, seconds: float, did: Mapping[str, int]) -> None:
-    """Log that a stage is done: what it did, how fast, and how much time the run will still take.
-
-    Args:
-      did: noun -> count; the first is what its rate counts. "tokens" are counted a second alone.
-    """
-    counts = [show_count(count, noun) for noun, count in did.items() if noun != "tokens"]
-    parts = [f"{', '.join(counts)} in {_show_time(seconds)}"]
-    for noun in dict.fromkeys((*list(did)[:1], "tokens")):
-        if did.get(noun) and seconds:
-            parts.append(f"{_show_rate(did[noun] / seconds)} {noun}/s")
-    compiled = compiling.take_seconds()
-    if compiled >= 0.1:
-        parts.append(f"{_show_time(compiled)} of it compiling")
-    rest = _estimate_rest(run)
-    if rest is not None:
-        parts.append(f"about {show_seconds(rest)} left of the run")
-    logger.info("round %d, %s: %s", round, stage, "; ".join(parts))
+    """Log that a stage is done; see `describe_stage`."""
+    compiled, left = compiling.take_seconds(), _estimate_rest(run)
+    told = describe_stage(seconds, did, compiled=compiled, left=left)
+    logger.info("round %d, %s: %s", round, stage, told)
 
 
 def report_round(run: Run, manifest: Manifest, budget: Budget) -> None:
@@ -135,12 +121,16 @@ def report_resumed(run: Run) -> None:
 
 
 def report_end(run: Run, result: str) -> None:
-    """Log the result of the run, the table of all rounds, and the advice that they gave.
+    """Log the result of the run, its table where not all of it has been shown, and its advice.
 
     `result` says which policy is where.
     """
-    signs = list_signs(run, last_round(run.workdir))
-    logger.info("%s; round 0 is the SFT policy:\n%s", result, format_rounds(run.workdir))
+    last = last_round(run.workdir)
+    signs = list_signs(run, last)
+    # The table after the last round is whole, unless it was cut or a test came after it.
+    is_new = last >= _ROWS or bool(run.test)
+    table = f":\n{format_rounds(run.workdir)}" if is_new else ""
+    logger.info("%s; round 0 is the SFT policy%s", result, table)
     for one, hints in zip(signs, list_new_hints(run.config, signs), strict=True):
         for hint in hints:
             logger.info("advice of round %d: %s", one.round, hint.text)
@@ -172,11 +162,3 @@ def _estimate_rest(run: Run) -> float | None:
 
 def _sum_up(row: Row) -> RoundDone:
     return RoundDone(row.prompts, row.examples, row.steps or 0, row.seconds or 0.0)
-
-
-def _show_time(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else show_seconds(seconds)
-
-
-def _show_rate(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

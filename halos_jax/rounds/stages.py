@@ -17,7 +17,7 @@ from halos_jax.config import Config
 from halos_jax.config.kinds import FEEDBACK_TYPES, ITEM_KINDS
 from halos_jax.config.tasks import load
 from halos_jax.console.bars import make_progress
-from halos_jax.course.budget_text import show_count
+from halos_jax.console.stages import show_count
 from halos_jax.data.items import load_items
 from halos_jax.data.records import formats as records
 from halos_jax.data.records import reading

@@ -18,10 +18,10 @@ from halos_jax.config import Config, ConfigError
 from halos_jax.config.tasks import MODES, TASKS, Task, load
 from halos_jax.console.compiling import watch_compilations
 from halos_jax.console.logs import hush
+from halos_jax.console.stages import show_seconds
 from halos_jax.console.summary import format_facts
 from halos_jax.console.values import WIDTH, fit, show_metrics
 from halos_jax.console.watchdog import watch
-from halos_jax.course.budget_text import show_seconds
 from halos_jax.devices import explain_memory
 from halos_jax.losses import (
     check_evaluation,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from halos_jax.checkpoints.store import Checkpoints, open_checkpoints
 from halos_jax.config import Config
 from halos_jax.config.kinds import ITEM_KINDS
 from halos_jax.config.tasks import TASKS
+from halos_jax.console import compiling
+from halos_jax.console.stages import describe_stage
 from halos_jax.data.chat.closing import close_items
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.datasets import warn_of_benchmarks
@@ -115,6 +118,7 @@ def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -
         dataset, held_out = add_fixed(trainer, dataset, held_out, start_params)
         writer = workspace.open_metrics(resume_step=start)
         saver = Saver(checkpoints, writer, workspace.stop, config.checkpoint.every)
+        began = time.monotonic()
         state = training.run_steps(
             trainer,
             state,
@@ -126,6 +130,7 @@ def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -
             label=config.task,
         )
         writer.close()
+    _report_steps(config, len(dataset.plan) - start, time.monotonic() - began)
     folder = final.export_final(
         take_exported(state),
         policy,
@@ -135,6 +140,11 @@ def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -
         read_at=config.reward.read_at,
     )
     logger.info("the trained model is in %s", folder)
+
+
+def _report_steps(config: Config, steps: int, seconds: float) -> None:
+    told = describe_stage(seconds, {"steps": steps}, compiled=compiling.take_seconds())
+    logger.info("%s: %s", config.task, told)
 
 
 def _start_policy(config: Config, loss: Loss) -> Policy:

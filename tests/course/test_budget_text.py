@@ -18,7 +18,6 @@ from halos_jax.course.budget_text import (
     describe_budget,
     describe_rest,
     find_traps,
-    show_seconds,
 )
 
 # 512 pairs at most are 16 steps of 32; the 64 prompts of the last round are 2.
@@ -153,17 +152,3 @@ def test_a_decay_that_the_run_does_not_reach_the_end_of_is_told():
 
 def test_rounds_without_any_pair_take_no_step():
     assert "so about 0 steps" in describe_rest(CONFIG, [RoundDone(512, 0, 0, 0.0)], ROUNDS[1:], 50)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (3599.6, "1 h 0 min"),
-        (18_630, "5 h 10 min"),
-    ],
-)
-def test_times_are_for_people(seconds, text):
-    assert show_seconds(seconds) == text

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 
 from halos_jax.config import RoundsConfig, SamplingConfig, TrainConfig
 from halos_jax.course.budget_text import RoundSize
@@ -17,7 +18,7 @@ from halos_jax.rounds.report import (
     report_round,
     report_stage,
 )
-from halos_jax.workdir import manifests
+from halos_jax.workdir import manifests, timing
 from halos_jax.workdir.changes import History
 from halos_jax.workdir.manifests import Manifest, round_folder
 from tests.rounds.stand_ins import CONFIG, PROMPTS, make_run
@@ -88,24 +89,27 @@ def test_a_finished_round_is_told_with_what_is_left(tmp_path, caplog):
     ]
 
 
-def test_a_stage_is_told_with_its_rate_and_the_time_that_is_left(tmp_path, caplog, monkeypatch):
-    """Ten prompts took 3.5 s; of 28 that are left one stage of a second is done."""
+def test_a_stage_is_told_with_the_time_that_is_left(tmp_path, caplog, monkeypatch):
+    """Ten prompts took 3.5 s, so 28 take about 10 s, of which two stages of a second are done."""
     caplog.set_level(logging.INFO)
     commit_rounds(tmp_path, FIRST, SECOND)
     run = make_run(workdir=tmp_path, prompts=PROMPTS * 8, budget=Budget(40, 10, 0, ((2, 12),)))
-    compiled = iter([0.0, 1.26, 0.05])
+    compiled = iter([0.0, 1.26])
     monkeypatch.setattr("halos_jax.console.compiling.take_seconds", compiled.__next__)
-    report_stage(run, 1, "train", 90.0, {"steps": 1})
+    report_stage(run, 1, "train", 2.0, {"steps": 1})  # no round has a time yet
     round_folder(tmp_path, 2).mkdir()
     manifests.save_manifest(round_folder(tmp_path, 2), Manifest(round=2, start=12, stop=22))
-    time_rounds(tmp_path, 1)
-    report_stage(run, 2, "sample", 2.0, {"samples": 4096, "tokens": 50_000})
-    report_stage(run, 2, "score", 0.0, {"samples": 0})
+    lines = [
+        {"round": round, "stage": stage, "start": 0, "end": seconds}
+        for round, stage, seconds in ((1, "train", 3.5), (2, "sample", 1), (2, "score", 1))
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / timing.FILE).write_text(text)
+    report_stage(run, 2, "score", 2.0, {"samples": 40})
     assert caplog.messages == [
-        "round 1, train: 1 step in 1 min 30 s; 0.0111 steps/s",
-        "round 2, sample: 4,096 samples in 2.0 s; 2,048 samples/s; 25,000 tokens/s; 1.3 s of it "
-        "compiling; about 10 s left of the run",
-        "round 2, score: 0 samples in 0.0 s; about 10 s left of the run",
+        "round 1, train: 1 step in 2.0 s; 0.5 steps/s",
+        "round 2, score: 40 samples in 2.0 s; 20 samples/s; 1.3 s of it compiling; about 8 s left "
+        "of the run",
     ]
 
 
@@ -131,15 +135,27 @@ def test_the_end_tells_the_table_and_the_advice_with_the_rate_of_each_round(tmp_
     run.workspace.info.history = History(run.config, segments=segments)
     report_end(run, f"the last policy is in {tmp_path / 'final'}")
     table, *advice = [record.getMessage() for record in caplog.records]
-    assert table == f"the last policy is in {tmp_path / 'final'}; round 0 is the SFT policy:\n" + (
-        format_rounds(tmp_path)
-    )
+    said = f"the last policy is in {tmp_path / 'final'}; round 0 is the SFT policy"
+    assert table == said  # the table of round 3 was whole
     # Said for the rate of rounds 1 and 2, and again for the one that came with round 3.
     assert [line.partition(": the learning rate is too high")[0] for line in advice] == [
         "advice of round 1",
         "advice of round 3",
     ]
     assert "=4e-06" in advice[0] and "=1e-06" in advice[1]
+
+
+def test_the_end_has_the_table_where_it_was_cut_or_a_test_came_after_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    commit_rounds(tmp_path, *[{"steps_done": 0}] * 13)
+    report_end(make_run(workdir=tmp_path), "done")
+    assert caplog.messages[0] == "done; round 0 is the SFT policy:\n" + format_rounds(tmp_path)
+    assert len(caplog.messages[0].splitlines()) == 15
+    shutil.rmtree(round_folder(tmp_path, 12))
+    caplog.clear()
+    report_end(make_run(workdir=tmp_path), "done")
+    report_end(make_run(workdir=tmp_path, test=PROMPTS[:1]), "done")
+    assert [len(message.splitlines()) for message in caplog.messages] == [1, 14]
 
 
 def test_the_signs_of_rounds_have_the_rate_of_the_config_and_the_guards_factor(tmp_path):
