@@ -24,7 +24,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A chart: its lines, how to read it, and horizontal levels to hold them against.
+    """A chart: its lines, how to read it, horizontal levels and vertical marks with their names.
 
     `name` is the same for the same chart of all runs; a comparison shows the first line of each.
     """
@@ -36,6 +36,7 @@ class Chart:
     y: str
     lines: tuple[Line, ...]
     levels: tuple[tuple[float, str], ...] = ()
+    marks: tuple[tuple[float, str], ...] = ()
 
 
 def keep_known(charts: "list[Chart]") -> "list[Chart]":

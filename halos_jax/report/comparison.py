@@ -103,10 +103,16 @@ def merge_charts(runs: Sequence[Recorded], names: Sequence[str]) -> list[Chart]:
             if chart.lines[0].style == "bar":
                 continue  # stages of several runs do not stand in one stack
             line = _rename(chart.lines[0], name)
-            known = charts.get(chart.name)
-            lines = (*(known.lines if known else ()), line)
-            charts[chart.name] = dataclasses.replace(known or chart, lines=lines)
+            known = charts.get(chart.name) or _name_line(chart)
+            charts[chart.name] = dataclasses.replace(known, lines=(*known.lines, line))
     return list(charts.values())
+
+
+def _name_line(chart: Chart) -> Chart:
+    """Return a chart without lines that says which of its lines is to be compared."""
+    name = chart.lines[0].name
+    about = f"{chart.about} Shown: {name}.".strip() if len(chart.lines) > 1 else chart.about
+    return dataclasses.replace(chart, lines=(), about=about, marks=())
 
 
 def _rename(line: Line, name: str) -> Line:

@@ -37,6 +37,8 @@ class Remark:
 
 def describe_state(run: Recorded) -> str:
     """Return how far the run is: "complete", "in round 3 of 16, stage train"."""
+    if run.rounds and read_verdict(run.rounds[-1]).action == "stop":
+        return f"ended by the guard after round {run.rounds[-1].round}"
     if run.is_complete:
         return "complete"
     if run.task is not None:

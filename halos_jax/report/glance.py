@@ -185,12 +185,12 @@ def _ask_advice(run: Recorded) -> Answer:
         said = _shorten_verdict(verdict, last.round)
         is_now = last.round == run.rounds[-1].round
         level: Level = "bad" if verdict.action == "stop" or is_now else "watch"
-        return Answer(question, level, said, describe_verdict(verdict, last.round) + ".")
+        text = describe_verdict(verdict, last.round)
+        return Answer(question, level, said, f"{text[:1].upper()}{text[1:]}.")
     if hints:
-        count = f"{len(hints)} pieces" if len(hints) > 1 else "A piece"
-        return Answer(
-            question, "watch", f"{count} of advice", " ".join(f"{one.text}." for one in hints)
-        )
+        said = f"{len(hints)} pieces of advice" if len(hints) > 1 else "A piece of advice"
+        rest = f" {len(hints) - 1} more below." if len(hints) > 1 else ""
+        return Answer(question, "watch", said, f"{hints[0].text}.{rest}")
     if run.config is None or len(run.rounds) < 2:
         return Answer(question, "unknown", "Nothing yet", "Advice comes after the first round.")
     return Answer(question, "good", "Nothing to change", "No bound is broken, no sign stands out.")

@@ -67,7 +67,7 @@ def make_charts(run: Recorded) -> list[Chart]:
     steps = draw_steps(run.metrics)
     if not run.rounds:
         return keep_known(steps)
-    return keep_known([*draw_rounds(run), *steps, draw_times(run.times)])
+    return keep_known([*draw_rounds(run), draw_times(run.times), *steps])
 
 
 def describe_run(run: Recorded) -> Contents:

@@ -1,9 +1,11 @@
 """The charts of an online run with a point for each round, from the manifests."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from halos_jax.course.best import read_number
+from halos_jax.course.best import read_best, read_number
+from halos_jax.course.verdicts import read_verdict
 from halos_jax.report.charts import Chart, Line, Style
 from halos_jax.report.recorded import Recorded
 from halos_jax.workdir.manifests import Manifest
@@ -53,7 +55,22 @@ def list_scorers(rounds: Sequence[Manifest]) -> list[str]:
 
 def draw_rounds(run: Recorded) -> list[Chart]:
     """Return the charts with a point for each round."""
-    return [*_draw_held_out(run.rounds), *_draw_drift(run), *_draw_samples(run.rounds)]
+    charts = [*_draw_held_out(run.rounds), *_draw_drift(run), *_draw_samples(run.rounds)]
+    marks = tuple(list_marks(run.rounds))
+    return [dataclasses.replace(one, marks=marks if one.x == "round" else ()) for one in charts]
+
+
+def list_marks(rounds: Sequence[Manifest]) -> list[tuple[float, str]]:
+    """Return (round, words) for the best round, and for those after which the run went back."""
+    best = read_best(rounds[-1]) if rounds else None
+    words: dict[int, list[str]] = {}
+    if best is not None and 0 < best.round < rounds[-1].round:
+        words[best.round] = ["best"]
+    for one in rounds:
+        verdict = read_verdict(one)
+        if verdict.action == "retry":
+            words.setdefault(one.round, []).append(f"back to {verdict.to or 'SFT'}")
+    return [(round, ", ".join(words[round])) for round in sorted(words)]
 
 
 def _draw_held_out(rounds: Sequence[Manifest]) -> list[Chart]:

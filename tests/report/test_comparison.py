@@ -1,5 +1,7 @@
 """A page that compares runs."""
 
+import dataclasses
+
 import pytest
 
 from halos_jax.config import ConfigError
@@ -25,6 +27,13 @@ def test_every_chart_has_a_line_for_each_run(runs):
     charts = {one.name: one for one in merge_charts(runs, ["one", "two"])}
     assert [line.name for line in charts["reward"].lines] == ["one", "two"]
     assert charts["reward"].lines[0].y == (0.0, 0.5, 1.0) and "times" not in charts
+    assert charts["length"].about.endswith("may favour long answers.")
+    several = dataclasses.replace(
+        runs[0].rounds[1], metrics={"tied_share": 0.1, "truncated_share": 1}
+    )
+    run = dataclasses.replace(runs[0], rounds=(runs[0].rounds[0], several))
+    shares = next(one for one in merge_charts([run], ["one"]) if one.name == "shares")
+    assert shares.about.endswith("Shown: cut.") and len(shares.lines) == 1
 
 
 def test_only_fields_that_differ_are_listed(runs):

@@ -30,6 +30,8 @@ def test_the_state_says_how_far_a_run_is(tmp_path):
     write_round(tmp_path, 3)
     (tmp_path / "final").mkdir()
     assert describe_state(read_run(tmp_path)) == "complete"
+    write_round(tmp_path, 4, decisions={"guard": {"action": "stop", "broken": []}})
+    assert describe_state(read_run(tmp_path)) == "ended by the guard after round 4"
 
 
 def test_the_state_of_tasks_without_rounds(tmp_path):

@@ -113,6 +113,9 @@ def test_advice_and_the_guard(tmp_path):
     tied = make_run(tmp_path, {}, {"tied_share": 0.9})
     level, answer, detail = ask(tied, ADVICE)
     assert (level, answer) == ("watch", "A piece of advice") and "equal reward" in detail
+    both = make_run(tmp_path, {}, {"tied_share": 0.9, "truncated": 9, "samples": 10})
+    level, answer, detail = ask(both, ADVICE)
+    assert answer == "2 pieces of advice" and detail.endswith(" 1 more below.")
     broken = {"bound": "guard.max_kl", "limit": 1.0, "rounds": [1], "values": [2.0]}
     stopped = {"guard": {"action": "stop", "broken": [broken]}}
     level, answer, detail = ask(make_run(tmp_path, {}, {}, decisions=stopped), ADVICE)

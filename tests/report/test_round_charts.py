@@ -11,6 +11,7 @@ from halos_jax.report.round_charts import (
     draw_times,
     first_known,
     follow,
+    list_marks,
     list_scorers,
 )
 from halos_jax.workdir.manifests import Manifest
@@ -58,6 +59,19 @@ def test_after_the_guard_went_back_kl_is_that_of_the_round_gone_back_to(run):
     (line,) = next(one for one in charts if one.name == "frontier").lines
     assert line.x == (0.0, 0.5)
     assert [begins_with(one) for one in (run.rounds[1], run.rounds[2], back)] == [0, 1, 1]
+
+
+def test_the_best_round_and_the_ways_back_are_marked(run):
+    verdict = {"action": "retry", "to": 0, "rate_factor": 0.5, "broken": []}
+    decisions = {"best": {"round": 1, "reward": 1.0, "of": 3}, "guard": verdict}
+    last = dataclasses.replace(run.rounds[2], decisions=decisions)
+    rounds = (*run.rounds[:2], last)
+    assert list_marks(rounds) == [(1, "best"), (2, "back to SFT")]
+    again = dataclasses.replace(rounds[1], decisions={"guard": verdict})
+    assert list_marks((rounds[0], again, last))[0] == (1, "best, back to SFT")
+    assert list_marks(run.rounds) == []  # the last round is the best
+    charts = draw_rounds(dataclasses.replace(run, rounds=rounds))
+    assert [len(one.marks) for one in charts if one.name in ("reward", "frontier")] == [2, 0]
 
 
 def test_bounds_that_are_off_are_no_levels(tmp_path):

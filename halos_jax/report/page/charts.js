@@ -16,7 +16,7 @@ function plain(text) {
   return String(text).replace(/[<>&]/g, " ");
 }
 
-function drawLine(line, index, isBar) {
+function drawLine(line, index, isBar, isAlone) {
   const colour = readColour("c" + (index % COLOURS));
   const name = plain(line.name);
   if (isBar) return [{ type: "bar", name, x: line.x, y: line.y, marker: { color: colour } }];
@@ -31,7 +31,7 @@ function drawLine(line, index, isBar) {
     cliponaxis: false,
   };
   if (isPath) {
-    trace.mode = "lines+markers+text";
+    trace.mode = isAlone ? "lines+markers+text" : "lines+markers";
     trace.textposition = "top center";
     trace.textfont = { size: 10, color: readColour("quiet") };
     trace.text = line.notes.map((note, at) => shortenNote(plain(note), at, line.notes.length));
@@ -92,7 +92,11 @@ function makeLayout(chart) {
   if (first === last && !isRound) layout.xaxis.range = [first - 1, last + 1];
   for (const [value, name] of chart.levels) {
     layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line: { color: quiet, width: 1, dash: "dash" } });
-    layout.annotations.push({ xref: "paper", x: 1, y: value, xanchor: "right", yanchor: "bottom", text: plain(name), showarrow: false, font: { size: 10, color: quiet } });
+    layout.annotations.push({ xref: "paper", x: chart.marks.length ? 0 : 1, y: value, xanchor: chart.marks.length ? "left" : "right", yanchor: "bottom", text: plain(name), showarrow: false, font: { size: 10, color: quiet } });
+  }
+  for (const [x, name] of chart.marks) {
+    layout.shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: x, x1: x, layer: "below", line: { color: quiet, width: 1, dash: "dot" } });
+    layout.annotations.push({ yref: "paper", y: 1, x, textangle: -90, xanchor: "right", yanchor: "top", text: plain(name), showarrow: false, font: { size: 10, color: quiet } });
   }
   return layout;
 }
@@ -102,7 +106,7 @@ function drawChart(chart, place) {
   let colour = -1;
   const traces = chart.lines.flatMap((line) => {
     if (!line.name.endsWith(", unsmoothed")) colour++;
-    return drawLine(line, Math.max(colour, 0), isBar);
+    return drawLine(line, Math.max(colour, 0), isBar, chart.lines.length === 1);
   });
   const layout = makeLayout(chart);
   const options = { displayModeBar: false, responsive: true, scrollZoom: false };
@@ -138,8 +142,11 @@ async function showCharts() {
   if (!room || !hasData("charts")) return;
   const library = hasData("plotly") ? unpack("plotly") : null;
   const charts = await unpackJson("charts");
+  let x = "";
   const cards = charts.map((chart) => {
     const [card, place] = makeCard(chart);
+    if (chart.x === "step" && x !== "step" && x !== "") room.append(make("h3", "divider", "In training, step by step"));
+    x = chart.x;
     room.append(card);
     return { chart, card, place, isDrawn: false };
   });

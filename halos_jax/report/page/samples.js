@@ -117,14 +117,16 @@ function makePrompt(prompt, columns, shown) {
     box.append(make("summary", "", name), make("div", "text", text));
     card.append(box);
   }
-  const cells = make("div", "cells");
+  const cells = make("div", columns.length > 1 ? "cells" : "cells alone");
   columns.forEach((label, at) => {
     if (!shown.has(at) || !prompt.cells[at]) return;
     const cell = make("div", "cell");
     const mean = average(prompt.cells[at], REWARD);
     const title = columns.length > 1 ? label : `${prompt.cells[at].length} samples`;
     cell.append(make("h4", "", mean === null ? title : `${title} · mean reward ${showNumber(mean)}`));
-    for (const sample of prompt.cells[at]) cell.append(makeSample(sample));
+    const group = make("div", "group");
+    group.append(...prompt.cells[at].map(makeSample));
+    cell.append(group);
     cells.append(cell);
   });
   card.append(cells);
