@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -158,9 +159,21 @@ def make_dataset(
     the layout that `trainer.layouts` holds under that name, so that no step is compiled again, and
     stores its own there. What the items were drawn from counts only for a loss that compares the
     policy with the one that sampled: to all others log-probabilities are the policy's own.
+
+    Raises:
+      ConfigError: if the loss corrects for the policy that sampled, and some items do not say how
+        likely they were to it.
     """
     if trainer.loss.sampled:
         refuse_unsampled(items)
+    return _plan_items(
+        trainer, items, recurring, seed=seed, epochs=epochs, max_items=max_items, cuts=cuts
+    )
+
+
+def _plan_items(
+    trainer: Trainer, items: Sequence[Item], recurring: str, *, seed: int | None, **how: Any
+) -> Dataset:
     if not trainer.loss.old and any(item.drawn for item in items):
         items = [dataclasses.replace(item, drawn=()) for item in items]
     train = trainer.config.train
@@ -171,10 +184,8 @@ def make_dataset(
         tokens_per_row=train.tokens_per_device,
         row_multiple=train.row_multiple,
         seed=seed,
-        epochs=epochs,
-        max_items=max_items,
-        cuts=cuts,
         known=trainer.layouts.find(recurring) if recurring else None,
+        **how,
     )
     if recurring:
         trainer.layouts.keep(recurring, plan.layout)
@@ -261,7 +272,7 @@ def _pass_over(
 def plan_pass(trainer: Trainer, items: Sequence[Item], *, recurring: str = "") -> Dataset:
     """Plan a pass over `items` that trains nothing; see `make_dataset`."""
     # The order does not matter here, so items are shuffled to make the batches equally large.
-    return make_dataset(trainer, items, seed=0, recurring=recurring)
+    return _plan_items(trainer, items, recurring, seed=0)
 
 
 def stream_batches(mesh: Mesh, dataset: Dataset, *, start: int = 0) -> Iterator[Batch]:

@@ -50,6 +50,18 @@ BINARY = ("feedback.type=binary", "feedback.threshold=mean")
         ),
         (
             (
+                "loss.name=grpo_clip",
+                "loss.correction=token_tis",
+                "feedback.type=scalar",
+                "sampling.keep_logps=true",
+            ),
+            "scalar_feedback",
+            6,
+            3,
+            "correction/weight",
+        ),
+        (
+            (
                 "loss.name=ppo",
                 "feedback.type=scalar",
                 "rounds.reference=round_start",
@@ -75,7 +87,7 @@ BINARY = ("feedback.type=binary", "feedback.threshold=mean")
             "rewards_train/KL",
         ),
     ],
-    ids=["kto", "kto-previous-step", "dapo", "ppo", "ppo-exact"],
+    ids=["kto", "kto-previous-step", "dapo", "grpo_clip-corrected", "ppo", "ppo-exact"],
 )
 def test_two_rounds_online(program, tmp_path, overrides, kind, examples, steps, metric):
     workdir = tmp_path / "run"
@@ -109,6 +121,28 @@ def test_two_rounds_online(program, tmp_path, overrides, kind, examples, steps, 
     assert (code, errors) == (0, "")
     for file in ("final/model.safetensors", "rounds/0002/feedback.jsonl", "rounds/0002/eval.jsonl"):
         assert (killed / file).read_bytes() == (workdir / file).read_bytes(), file
+
+
+def test_pairs_are_weighed_by_who_sampled_them_and_refused_where_that_is_unknown(program, tmp_path):
+    def read_weights(name, *options):
+        code, output, errors = program.run(tmp_path / name, *options)
+        assert (code, errors) == (0, ""), output
+        return read_metric(tmp_path / name, "correction/weight")
+
+    ratios = ("loss.correction=sequence_tis", "sampling.keep_logps=true", "rounds.total_prompts=6")
+    weights = read_weights("online", *EARLY, *ratios)
+    # The policy of the first step has sampled its pairs: but for rounding the ratio is 1.
+    assert abs(weights[0] - 1) < 1e-3 and len(set(weights)) > 1
+    feedback = tmp_path / "online" / "rounds" / "0001" / "feedback.jsonl"
+    rows = read_lines(feedback)
+    assert all(len(row[f"logps_{x}"]) == len(row[f"ids_{x}"]) for row in rows for x in "AB")
+
+    file = ("task=align", "data.eval=", f"data.train={tmp_path / 'pairs.jsonl'}")
+    del rows[0]["logps_A"]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, _, errors = program.run(tmp_path / "lacking", *file, "loss.correction=token_tis")
+    assert code == 1 and f"1 of {len(rows)} examples lack its log-probabilities" in errors
+    assert all(0 < weight != 1 for weight in read_weights("wpo", *file, "loss.correction=wpo"))
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,8 @@ def run_step(loss, items, tokens, *, num_rows, tokens_per_row, place=lambda x: x
                 entropies=-other,
                 divergences=(policy - other) ** 2,
                 teacher=other,
+                sampled=other + 0.3 * values,
+                alignment=values - other,
             )
         )
         parts = jax.vmap(loss.measure)(inputs, batch)
@@ -236,11 +238,22 @@ def run_step(loss, items, tokens, *, num_rows, tokens_per_row, place=lambda x: x
     return plan.layout.microbatches, value, metrics, [found[i] for i in range(len(items))]
 
 
+CORRECTED = {
+    "dpo": ("wpo", "token_tis", "sequence_tis"),
+    "kto": ("wpo",),
+    "dapo": ("token_tis", "sequence_tis"),
+    "gspo": ("token_tis",),
+    "ppo": ("sequence_tis",),
+}
+
+
 @pytest.mark.parametrize(
-    "name", [n for n in list_losses() if get_loss({"name": n}).needs == "logps"]
+    ("name", "correction"),
+    [(n, "none") for n in list_losses() if get_loss({"name": n}).needs == "logps"]
+    + [(name, mode) for name, modes in CORRECTED.items() for mode in modes],
 )
-def test_packing_microbatches_and_devices_do_not_matter(pack, draw_logps, mesh, name):
-    loss = get_loss({"name": name})
+def test_packing_microbatches_and_devices_do_not_matter(pack, draw_logps, mesh, name, correction):
+    loss = get_loss({"name": name, "correction": correction})
     rng = np.random.default_rng(3)
     items = [
         dataclasses.replace(

@@ -186,3 +186,12 @@ def test_values_of_tokens_and_of_sequences_are_not_mixed_up(pack):
         function(given, batch)
         with pytest.raises(TypeCheckError, match="parameter 'values'"):
             function(other, batch)
+
+
+def test_squares_of_weights_become_their_effective_number():
+    sums = {"correction/weight": (6.0, 4.0), "correction/squares": (12.0, 4.0)}
+    for numbers in (np, jnp):
+        means = average_metrics(sums, numbers)
+        assert means == {"correction/weight": 1.5, "correction/effective": 0.75}
+    none = {"correction/weight": (0.0, 0.0), "correction/squares": (0.0, 0.0)}
+    assert average_metrics(none, np) == {"correction/weight": 0, "correction/effective": 0}
