@@ -167,13 +167,7 @@ def make_dataset(
     if trainer.loss.sampled:
         refuse_unsampled(items)
     return _plan_items(
-        trainer,
-        items,
-        recurring,
-        seed=seed,
-        epochs=epochs,
-        max_items=max_items,
-        cuts=cuts,
+        trainer, items, recurring, seed=seed, epochs=epochs, max_items=max_items, cuts=cuts
     )
 
 
