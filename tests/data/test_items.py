@@ -80,6 +80,9 @@ SCORES = [
         ("answer", LABELS, (MEMBER,), 3),
         ("answer", PAIRS, (MEMBER,), 6),
         ("group", SCORES, (MEMBER, MEMBER), 2),
+        ("output", PAIRS, (TARGET,), 6),
+        ("output", LABELS, (TARGET,), 3),
+        ("output", [*SCORES, *SCORES], (TARGET,), 8),
     ],
 )
 def test_each_kind_of_item(tmp_path, kind, rows, roles, count):

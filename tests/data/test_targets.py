@@ -65,3 +65,14 @@ def test_what_is_learned(feedback, best, preferred):
     }
     for best_only, expected in ((True, list(best)), (False, list(preferred))):
         assert learn(best_only, *feedback) == (expected, len(outputs) - len(expected))
+
+
+def test_every_output_is_taken_as_often_as_it_comes():
+    targets = Targets(best_only=True, every=True)
+    targets.add_scored(score("a", 1))
+    targets.add_scored(score("a", 1))
+    targets.add_scored(score("b", 9, "q"))
+    targets.add_preference(pair("c", "a"))
+    targets.add_judgement(judge("d", False))
+    found = [one.completion.turns[0].content for one in targets.choose()]
+    assert (found, targets.left_out) == (["a", "a", "c", "a", "d", "b"], 0)
