@@ -1,5 +1,6 @@
 """The certificate beside a run's weights: compared with the workdir, and made anew."""
 
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,23 +51,28 @@ def _check_claims(
     opened: Opened, verified: Mapping[str, Any], others: Sequence[Finding]
 ) -> Finding:
     """Compare what a certificate says was verified with what there is to verify."""
+    what = "what it says was verified is there to verify"
+    if verified["settings"] != _describe_settings(opened) or not opened.is_finished:
+        why = "it was verified with other settings (verify.*), or before the run went on"
+        return not_checked(NAME, what, why, len(verified["findings"]), "claims")
     now = {_key(one): one for one in summarise(others)}
     wrong = []
     for claim in verified["findings"]:
         known = now.get(_key(claim))
-        if known is None or claim["outcome"] != "passed":
-            continue
-        if claim["checked"] > claim["total"] or (
-            known["outcome"] == "passed" and claim["total"] != known["total"]
-        ):
+        if known is not None and max(claim["checked"], claim["total"]) > known["total"]:
             said = f"{claim['checked']} of {claim['total']} {claim['unit']}"
             wrong.append(f"it claims {said} for {claim['check']}, there are {known['total']}")
     if verified["counts"]["differs"]:
         wrong.append("it says itself that something differs")
     if not opened.ledger.is_empty and verified["ledger"] not in opened.ledger.chains:
         wrong.append("the ledger has no line that it was verified at")
-    what = "what it says was verified is there to verify"
     return compare(NAME, what, wrong, len(verified["findings"]), unit="claims")
+
+
+def _describe_settings(opened: Opened) -> dict[str, Any]:
+    """Return what was looked at: `config.verify` without the place of the report."""
+    settings = dataclasses.asdict(opened.given.verify)
+    return {name: value for name, value in settings.items() if name != "output"}
 
 
 def _key(claim: Mapping[str, Any]) -> tuple[str, str]:
@@ -111,6 +117,7 @@ def renew_certificate(opened: Opened, findings: Sequence[Finding], mesh: Any) ->
         "devices": record["devices"],
         "versions": record["versions"],
         "ledger": opened.ledger.head,
+        "settings": _describe_settings(opened),
         "counts": count_outcomes(findings),
         "findings": summarise(findings),
     }

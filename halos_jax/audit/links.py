@@ -34,7 +34,8 @@ def check_chain(opened: Opened) -> Iterator[Finding]:
         yield compare("chain", what, wrong, len(sealed), len(done), "manifests")
     if len(sealed) < len(done):
         why = "an earlier version wrote them, which sealed nothing"
-        yield not_checked("chain", "manifests without a seal", why, len(done) - len(sealed))
+        left = len(done) - len(sealed)
+        yield not_checked("chain", "manifests without a seal", why, left, "manifests")
     if sealed:
         yield _check_config(opened, sealed)
         yield from _check_inputs(opened, sealed)

@@ -85,6 +85,13 @@ def test_claims_that_cannot_be_true_are_found(made, mesh1):
     ]
 
 
+def test_claims_under_other_settings_are_not_compared(made, mesh1):
+    renew(made, mesh1)
+    (finding,) = list(check_certificate(made.open(samples=3), FOUND))[1:]
+    assert finding.outcome == "not checked" and "other settings" in finding.why
+    assert outcomes(made.open(output="elsewhere.json"))[1] == ("passed", "")
+
+
 def test_it_is_not_renewed_where_something_differs_or_is_left_to_do(made, mesh1):
     wrong = [*FOUND, differs("files", "hashes", "x")]
     assert renew_certificate(made.open(), wrong, mesh1) is None

@@ -19,6 +19,7 @@ from halos_jax.storage import hash_file
 from halos_jax.workdir import ledger
 from halos_jax.workdir.manifests import FileRecord, load_manifest, save_manifest
 from halos_jax.workdir.seals import certificate, chain
+from tests.e2e.test_tampering import stop_run
 
 RULES = Path(__file__).with_name("watched_rules.py")
 MORE = ("checkpoint.keep=3", "sampling.keep_logps=true", "reward.rules=watched_rules:long_answer")
@@ -286,6 +287,34 @@ def test_tampering_is_found(copy, inputs_kept, kind):
     edit(copy)
     wrong = list_wrong(copy)
     assert any(said in line for line in wrong), wrong
+
+
+@pytest.mark.parametrize("stop", ["0 evaluate", "1 train", "2 sample"])
+def test_a_run_that_was_stopped_passes_as_far_as_it_came(program, finished, tmp_path, stop):
+    workdir = stop_run(program, tmp_path, stop, finished[1])
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    found = verify(workdir)
+    assert [one for one in found if one.outcome == "differs"] == []
+    (rest,) = (one for one in found if one.what == "the rest of the run")
+    assert rest.outcome == "not checked" and "under way, or was stopped" in rest.why
+    assert {path: path.read_bytes() for path in before} == before, "it only reads"
+    code, _, errors = program.run(workdir)
+    assert (code, errors) == (0, "")
+    assert list_wrong(workdir) == []
+
+
+def test_the_command_exits_with_1_where_something_differs(program, copy):
+    arguments = [f"--config={copy / 'config.json'}", "--config.mode=verify"]
+    arguments += ["--config.verify.derive=false"]
+    code, output, errors = program.run_with(arguments, copy)
+    assert (code, errors) == (0, "") and "0 differs" in output
+    edit_row(SCORES, {"reward": 9.5})(copy)
+    code, output, errors = program.run_with(arguments, copy)
+    assert code == 1 and "Traceback" not in output + errors
+    assert errors.startswith("VerificationError: ") and "round 1, files: scores.jsonl" in errors
+    assert "scores.jsonl has sha256" in output
+    record = json.loads((copy / "verification.json").read_text())
+    assert record["counts"]["differs"] >= 1
 
 
 # --------------------------------------------------------------------------- with hashes made again
