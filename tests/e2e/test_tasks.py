@@ -67,6 +67,22 @@ def test_sample_label_align_killed_in_each(program, finished, tmp_path):
     final = [folder / "align" / "final" / "model.safetensors" for folder in (killed, whole)]
     assert final[0].read_bytes() == final[1].read_bytes()
     assert not list(killed.rglob("*.shard-*"))
+    check_verified(program, killed)
+
+
+def check_verified(program, workdir) -> None:
+    """Check that mode=verify goes through a pipeline task by task, and finds what was edited."""
+    hashes = ("mode=verify", "verify.derive=false")
+    code, output, errors = program.run(workdir, *CHAIN, *hashes)
+    assert (code, errors) == (0, "") and ", 0 differs, " in output
+    places = {line.split()[0] for line in output.splitlines() if " passed " in line}
+    assert places >= {"sample", "label", "align"}
+    samples = workdir / "sample" / "samples.jsonl"
+    samples.write_text(samples.read_text().replace('"output": "', '"output": "x', 1))
+    code, output, errors = program.run(workdir, *CHAIN, *hashes)
+    assert code == 1 and errors.startswith("VerificationError: ")
+    wrong = [line.split()[:2] for line in output.splitlines() if "  differs  " in line]
+    assert wrong == [["sample", "files"], ["label", "inputs"]]
 
 
 def test_the_policy_of_an_unfinished_run_is_exported_and_measured(program, tmp_path):
