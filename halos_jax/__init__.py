@@ -2,7 +2,8 @@
 
 `run` does what the command line does; `load_policy`, `sample`, `score`, `make_feedback`, `train`,
 `evaluate` and `export` are the stages of a run, to be called by hand. See `halos_jax/api.py`.
-`audit_workdir` reads all that a run has left, and lists what has changed.
+`audit_workdir` reads all that a run has left, and lists what has changed; `write_report` and
+`compare_workdirs` write pages about runs.
 """
 
 import importlib
@@ -53,6 +54,8 @@ _EXPORTS = {
     ),
     **dict.fromkeys(("Judgement", "Preference", "Prompt", "Sample", "Turn"), "types"),
     "audit_workdir": "rounds.audit",
+    "compare_workdirs": "report.command",
+    "write_report": "report.live",
     "Interrupted": "workdir.interrupt",
     "UserError": "errors",
 }

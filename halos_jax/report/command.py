@@ -51,16 +51,16 @@ def run_report(config: Config) -> None:
         logger.info("the page about %s is in %s", stage, path)
 
 
-def compare_workdirs(workdirs: Sequence[Path], path: Path) -> None:
+def compare_workdirs(workdirs: Sequence[str | Path], path: str | Path) -> None:
     """Write a page that compares runs, by their workdirs.
 
     Raises:
       ConfigError: if there is no run in one of them.
       WorkdirError: if the page cannot be written.
     """
-    page = render(compare_runs([read_run(one) for one in workdirs]))
+    page = render(compare_runs([read_run(Path(one)) for one in workdirs]))
     with explain_os_errors(path):
-        write_page(page, path)
+        write_page(page, Path(path))
     logger.info("the comparison of %s is in %s", ", ".join(map(str, workdirs)), path)
 
 

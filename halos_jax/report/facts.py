@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from halos_jax.config import Config, schema
+from halos_jax.config.tasks import TASKS
 from halos_jax.course.advice import list_new_hints
 from halos_jax.course.best import read_best, read_number
 from halos_jax.course.verdicts import describe_verdict, read_verdict
@@ -65,8 +66,11 @@ def _count_rounds(run: Recorded) -> int | None:
 def list_facts(run: Recorded) -> list[tuple[str, str]]:
     """Return what identifies the run: (name, value), those that are known."""
     plain = run.plain
+    task = TASKS.get(plain.get("task", ""))
     loss = dict(plain.get("loss", {}))
     name = loss.pop("name", "")
+    if task is not None and task.loss not in ("", name):
+        name, loss = task.loss, {}  # the config's is for another stage of a pipeline
     arguments = ", ".join(f"{key} {value}" for key, value in loss.items())
     train, rounds, sampling = (plain.get(one, {}) for one in ("train", "rounds", "sampling"))
     facts = {

@@ -15,16 +15,16 @@ from halos_jax.workdir.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 
-def write_report(workdir: Path, path: Path | None = None) -> Path:
+def write_report(workdir: str | Path, path: str | Path | None = None) -> Path:
     """Write the page about the run in `workdir`, by default as its report.html; return its path.
 
     Raises:
       ConfigError: if there is no run in the folder.
       OSError: if the page cannot be written.
     """
-    path = path or workdir / PAGE
-    write_page(render(describe_run(read_run(workdir))), path)
-    return path
+    target = Path(path or Path(workdir) / PAGE)
+    write_page(render(describe_run(read_run(Path(workdir)))), target)
+    return target
 
 
 class Reporter:

@@ -37,8 +37,8 @@ _STEPS: tuple[tuple[str, str, str, str, tuple[tuple[str, str], ...]], ...] = (
     ),
     (
         "logps",
-        "Log-probabilities of the chosen and the rejected",
-        "Both fall in most preference methods; a chosen one that falls as fast says that "
+        "Log-probabilities of the responses",
+        "In preference learning both may fall; a chosen one that falls as fast says that "
         "likelihood is being lost, not moved.",
         "nats a response",
         (("logps_train/chosen", "chosen"), ("logps_train/rejected", "rejected")),

@@ -56,6 +56,8 @@ def test_facts_name_the_run(tmp_path):
     facts = dict(list_facts(read_run(write_run(tmp_path, loss={"name": "dpo", "beta": 0.2}))))
     assert facts["loss"] == "dpo (beta 0.2)" and facts["learning rate"] == "2e-06"
     assert facts["rounds"].endswith("4 samples each")
+    sft = write_config(tmp_path / "sft", task="sft", loss={"name": "dpo", "beta": 0.2})
+    assert dict(list_facts(read_run(sft)))["loss"] == "sft"
 
 
 def test_remarks_have_advice_verdicts_changes_and_warnings(tmp_path):
