@@ -1,13 +1,12 @@
 """The configuration: every field with its default and bounds, and the check of a whole config."""
 
-from halos_jax.config.rewards import RewardConfig
+from halos_jax.config.rewards import FeedbackConfig, RewardConfig
 from halos_jax.config.sections import (
     BenchConfig,
     CheckpointConfig,
     DataConfig,
     EvalConfig,
     ExportConfig,
-    FeedbackConfig,
     GuardConfig,
     LoraConfig,
     MeshConfig,

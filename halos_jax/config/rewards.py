@@ -1,8 +1,10 @@
-"""The `reward` section: a model, a function, a judge, or a weighted sum of these."""
+"""The sections `reward` (a model, a function, a judge or a sum of these) and `feedback`."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from halos_jax.config.bounds import (
     Fraction,
@@ -11,7 +13,7 @@ from halos_jax.config.bounds import (
     PositiveFloat,
     PositiveInt,
 )
-from halos_jax.config.kinds import RewardKind
+from halos_jax.config.kinds import FeedbackType, RewardKind
 from halos_jax.config.roles import aside, place
 
 
@@ -119,3 +121,34 @@ class RewardConfig:
     # Subtracted from the reward of a sample that the token limit has cut
     missing_eos_penalty: NonNegativeFloat = 0.0
     cut_at_sentence: bool = False  # score the text up to its last ".", "!" or "?", as HALOs does
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackConfig:
+    """The feedback that the rewards of a round's samples are turned into."""
+
+    # "pairwise": pairs of a better and a worse sample; "binary": samples that are desirable or
+    # not; "scalar": all samples of a prompt with their rewards; "samples": all samples as they are,
+    # for a loss that needs no rewards (gkd)
+    type: FeedbackType = "pairwise"
+    # Pairs that "pairwise" makes of a prompt's samples. "random": neighbours in a random order;
+    # "max": the best and the worst; "min": those with the closest rewards; "all": every pair
+    mode: Literal["random", "max", "min", "all"] = "max"
+    # For "pairwise", the difference of rewards that a pair must exceed (in mode "min": reach). For
+    # "binary", the lowest desirable reward: a number, or the mean or median of the rewards; rewards
+    # equal to that average all join the class that makes the two more even. "auto" is 0 for
+    # "pairwise" and "median" for "binary".
+    threshold: float | Literal["auto", "mean", "median"] = "auto"
+    # Whether "binary" takes the mean or median over all rewards or over those of one prompt
+    scope: Literal["file", "prompt"] = "file"
+    # Most that the lengths of a pair's answers, in tokens, may differ, as a fraction of the longer
+    # one; "max" then takes the best pair within it; 0: any
+    max_length_gap: Fraction = 0.0
+    # Weigh the pairs of a round in the loss by the difference of their rewards, at most this many
+    # times the mean difference; the weights have mean 1; 0: all pairs weigh the same
+    margin_weights: NonNegativeFloat = 0.0
+    # Least examples of an online round: while it has fewer, because its samples tie, further
+    # prompts are sampled for it, a shard at a time, from the run's budget; 0: no further prompts
+    min_examples: NonNegativeInt = 0
+    # Most prompts of such a round, as a multiple of those that it begins with
+    max_prompts_factor: Annotated[float, Ge(1)] = 2.0

@@ -19,7 +19,6 @@ from halos_jax.config.bounds import (
     PositiveInt,
 )
 from halos_jax.config.execution import Execution
-from halos_jax.config.kinds import FeedbackType
 from halos_jax.config.rewards import ScorerConfig
 from halos_jax.config.roles import aside, execution, growing, place, tuning
 
@@ -153,6 +152,14 @@ class RoundsConfig:
     # the policy after it compute the log-probability: for signs of divergence and staleness. More
     # narrow their intervals, and cost two forward passes; 0: none; -1: all
     watch_samples: Annotated[int, Ge(-1)] = 128
+    # Samples of a round, whole prompts, that the trainer's forward pass re-scores, to see that they
+    # are the policy's; 0: none
+    rescore_samples: NonNegativeInt = aside(8)
+    # A run stops if the log-probabilities of sampler and trainer differ by more than this on
+    # average (nats a token); "auto": 1e-4 in float32, 0.05 in bfloat16
+    rescore_mean: NonNegativeFloat | Literal["auto"] = aside("auto")
+    # The same for the largest difference; "auto": 0.01 in float32, 2 in bfloat16
+    rescore_max: NonNegativeFloat | Literal["auto"] = aside("auto")
     # Rounds from one evaluation on the held-out prompts to the next; round 0 and the last round of
     # the budget are evaluated in any case, but not a round after which the guard ends the run
     eval_every: PositiveInt = 1
@@ -218,37 +225,6 @@ class SamplingConfig:
     # "samples": records of this package; "alpacaeval": the file that alpaca_eval reads
     format: Literal["samples", "alpacaeval"] = "samples"
     output: str = place("", "path")  # file to write; empty: one in the workdir
-
-
-@dataclasses.dataclass(frozen=True)
-class FeedbackConfig:
-    """The feedback that the rewards of a round's samples are turned into."""
-
-    # "pairwise": pairs of a better and a worse sample; "binary": samples that are desirable or
-    # not; "scalar": all samples of a prompt with their rewards; "samples": all samples as they are,
-    # for a loss that needs no rewards (gkd)
-    type: FeedbackType = "pairwise"
-    # Pairs that "pairwise" makes of a prompt's samples. "random": neighbours in a random order;
-    # "max": the best and the worst; "min": those with the closest rewards; "all": every pair
-    mode: Literal["random", "max", "min", "all"] = "max"
-    # For "pairwise", the difference of rewards that a pair must exceed (in mode "min": reach). For
-    # "binary", the lowest desirable reward: a number, or the mean or median of the rewards; rewards
-    # equal to that average all join the class that makes the two more even. "auto" is 0 for
-    # "pairwise" and "median" for "binary".
-    threshold: float | Literal["auto", "mean", "median"] = "auto"
-    # Whether "binary" takes the mean or median over all rewards or over those of one prompt
-    scope: Literal["file", "prompt"] = "file"
-    # Most that the lengths of a pair's answers, in tokens, may differ, as a fraction of the longer
-    # one; "max" then takes the best pair within it; 0: any
-    max_length_gap: Fraction = 0.0
-    # Weigh the pairs of a round in the loss by the difference of their rewards, at most this many
-    # times the mean difference; the weights have mean 1; 0: all pairs weigh the same
-    margin_weights: NonNegativeFloat = 0.0
-    # Least examples of an online round: while it has fewer, because its samples tie, further
-    # prompts are sampled for it, a shard at a time, from the run's budget; 0: no further prompts
-    min_examples: NonNegativeInt = 0
-    # Most prompts of such a round, as a multiple of those that it begins with
-    max_prompts_factor: Annotated[float, Ge(1)] = 2.0
 
 
 @dataclasses.dataclass(frozen=True)

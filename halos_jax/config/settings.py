@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from halos_jax.config import bounds, limits, places, schema
 from halos_jax.config.bounds import NonNegativeFloat, NonNegativeInt
-from halos_jax.config.rewards import RewardConfig
+from halos_jax.config.rewards import FeedbackConfig, RewardConfig
 from halos_jax.config.roles import aside
 from halos_jax.config.sections import (
     BenchConfig,
@@ -23,7 +23,6 @@ from halos_jax.config.sections import (
     DataConfig,
     EvalConfig,
     ExportConfig,
-    FeedbackConfig,
     GuardConfig,
     LoraConfig,
     MeshConfig,

@@ -144,3 +144,16 @@ def lay_out(
         return config, first
     optimizer = keep_warmup(config.optimizer, first, steps)
     return dataclasses.replace(config, optimizer=optimizer), steps
+
+
+def measure_progress(budget: Budget, folder: Path, available: int) -> tuple[float, float]:
+    """Return the shares of the run's prompts before a round and after it.
+
+    Args:
+      folder: the round's.
+      available: how many prompts the run has.
+    """
+    manifest = manifests.load_manifest(folder)
+    if manifest is None:
+        raise RuntimeError(f"{folder} has no manifest, though its feedback is to be trained on")
+    return budget.measure(manifest.start, manifest.stop, available)

@@ -9,6 +9,7 @@ from pathlib import Path
 from halos_jax import processes, storage
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.rounds.outcome.decisions import NAMES
+from halos_jax.rounds.proof.rescore import FILE as RESCORED
 from halos_jax.workdir import manifests
 from halos_jax.workdir.intact import MANIFEST
 from halos_jax.workdir.ledger import Ledger
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # The stages of a round that do not depend on its training: stage -> its file.
 _BEFORE = {"sample": "samples.jsonl", "score": "scores.jsonl", "feedback": "feedback.jsonl"}
+_KEPT = (*_BEFORE.values(), RESCORED)  # files of these stages
 
 
 def rewind(workdir: Path, ledger: Ledger, trained: int, *, has_checkpoint: bool) -> None:
@@ -71,7 +73,7 @@ def _load_manifests(workdir: Path) -> list[Manifest]:
 
 def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
     """Restore a round to what it was before its training."""
-    kept = {name: record for name, record in manifest.files.items() if name in _BEFORE.values()}
+    kept = {name: record for name, record in manifest.files.items() if name in _KEPT}
     # Metrics are in the order of the stages: what comes after feedback's is of training and after.
     names = list(manifest.metrics)
     last = max((at for at, name in enumerate(names) if name.startswith("feedback")), default=-1)

@@ -34,8 +34,10 @@ from halos_jax.rewards.labels import (
 )
 from halos_jax.rounds.context import Rollouts, Run, StageResult
 from halos_jax.rounds.cuts import report_samples
+from halos_jax.rounds.outlook import measure_progress
 from halos_jax.rounds.proof import origin as origins
 from halos_jax.rounds.proof.origin import UNKNOWN, Origin
+from halos_jax.rounds.proof.rescore import NO_RESCORING, Rescoring, drop_logps
 from halos_jax.rounds.watch import before
 from halos_jax.sampling.sampler import sample_shard
 from halos_jax.training import loop as training
@@ -44,7 +46,6 @@ from halos_jax.training.loop import Dataset
 from halos_jax.training.optim import decays_by_budget
 from halos_jax.training.proximal import add_proximal
 from halos_jax.types import Item, Params, Prompt, Sample, TrainState
-from halos_jax.workdir import manifests
 from halos_jax.workdir.intact import MANIFEST
 from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.workspace import Workspace
@@ -122,12 +123,20 @@ def sample_stage(
     folder: Path,
     round: int,
     origin: Origin = UNKNOWN,
+    rescoring: Rescoring = NO_RESCORING,
 ) -> StageResult:
     """Write samples.jsonl; return its number of records, and metrics of the samples."""
     samples = sample_prompts(
-        run, params, prompts, folder, round=round, label="samples", origin=origin
+        run,
+        params,
+        prompts,
+        folder,
+        round=round,
+        label="samples",
+        origin=origin,
+        logps_of=rescoring.prompts,
     )
-    return write_samples(run, samples, folder, round)
+    return rescoring.add_to(write_samples(run, samples, folder, round), samples)
 
 
 def write_samples(
@@ -135,7 +144,8 @@ def write_samples(
 ) -> StageResult:
     """Write samples.jsonl with a round's samples; see `sample_stage`."""
     report_samples(run.sampler, samples, f"round {round}" if round else "samples")
-    write_rows(run.workspace, folder / "samples.jsonl", map(records.sample_to_record, samples))
+    kept = drop_logps(run.config, samples)
+    write_rows(run.workspace, folder / "samples.jsonl", map(records.sample_to_record, kept))
     lengths = [len(sample.response_ids) for sample in samples]
     truncated = sum(sample.finish_reason == "length" for sample in samples)
     metrics = {
@@ -209,14 +219,6 @@ def train_stage(
     return state
 
 
-def _measure_progress(run: Run, folder: Path) -> tuple[float, float]:
-    """Return the shares of the run's prompts before a round and after it."""
-    manifest = manifests.load_manifest(folder)
-    if manifest is None:
-        raise RuntimeError(f"{folder} has no manifest, though its feedback is to be trained on")
-    return run.budget.measure(manifest.start, manifest.stop, len(run.prompts))
-
-
 def prepare_round(
     run: Run,
     items: Sequence[Item],
@@ -242,7 +244,9 @@ def prepare_round(
             100 * dataset.plan.fill,
         )
         if decays_by_budget(run.config):
-            dataset = dataclasses.replace(dataset, progress=_measure_progress(run, folder))
+            dataset = dataclasses.replace(
+                dataset, progress=measure_progress(run.budget, folder, len(run.prompts))
+            )
         reference = run.config.rounds.reference
         moving = reference == "previous_step"
         if training.needs_reference(run.trainer.loss, items, moving=moving):

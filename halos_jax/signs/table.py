@@ -65,6 +65,18 @@ FRESH: Mapping[str, Sign] = {
     ),
 }
 
+# Of the samples themselves: the same log-probabilities by the sampler and by the trainer.
+PROOF: Mapping[str, Sign] = {
+    "rescore_mean": Sign(
+        "nats a token",
+        "mean absolute difference of the log-probabilities that the sampler wrote and those that "
+        "the trainer's forward pass gives the re-scored samples",
+        False,
+    ),
+    "rescore_max": Sign("nats a token", "largest of these differences", False),
+    "rescore_tokens": Sign("count", "tokens that were re-scored", False),
+}
+
 # After a round's training, on its own watched responses.
 STALE: Mapping[str, Sign] = {
     "kl_stale": Sign(
@@ -117,4 +129,4 @@ HELD_OUT: Mapping[str, Sign] = {
     "unlabelled_eval": Sign("count", "held-out samples without a reward", False),
 }
 
-SIGNS: Mapping[str, Sign] = {**FRESH, **STALE, **HELD_OUT}
+SIGNS: Mapping[str, Sign] = {**PROOF, **FRESH, **STALE, **HELD_OUT}

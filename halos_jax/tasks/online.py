@@ -40,6 +40,7 @@ from halos_jax.rounds.progress import (
     sft_loader,
 )
 from halos_jax.rounds.proof.origin import Origin, check_samples, identify, name_sampled
+from halos_jax.rounds.proof.rescore import make_rescoring
 from halos_jax.rounds.refill import extents
 from halos_jax.rounds.refill.gather import gather, remove_extents
 from halos_jax.rounds.report import record_round, report_end, report_resumed, report_round
@@ -190,7 +191,10 @@ def _sample(run: Run, progress: Progress, manifest: Manifest) -> Manifest:
     with open_stage(run, round, "sample") as stage:
         origin = identify_start(run, progress, manifest)
         policy = merge_adapter(take_policy(progress.state.params), run.trainer.frozen)
-        done = stages.sample_stage(run.rollouts, policy, prompts, folder, round, origin)
+        rescoring = make_rescoring(run, progress.state, prompts, round)
+        done = stages.sample_stage(
+            run.rollouts, policy, prompts, folder, round, origin, rescoring=rescoring
+        )
         stage.tell(samples=done.metrics["samples"], tokens=count_tokens(done.metrics))
         del policy
     commit_pending(run, progress)

@@ -16,6 +16,7 @@ AT_LEAST = {
     -1: ("optimizer.warmup_steps", "rounds.watch_samples", "verify.samples", "verify.steps"),
     0: (
         *("hang_minutes", "train.profile"),
+        "rounds.rescore_samples",
         *("bench.examples", "checkpoint.every", "data.max_eval", "data.max_prompt_count"),
         *("data.holdout", "data.max_test", "eval.test_samples"),
         *("data.max_train", "data.n_examples", "guard.max_kl", "guard.max_length_change"),
@@ -82,6 +83,7 @@ def change(path, value):
     + [("rounds.prompts_per_round", 0, 1, "1 or more, or 'auto'")]
     + [("rounds.prompts_per_round", "many", "auto", "1 or more, or 'auto'")]
     + [("verify.round", -1, 0, "0 or more, or 'all'")]
+    + [(f"rounds.rescore_{one}", -1, 0, "0 or more, or 'auto'") for one in ("max", "mean")]
     + [(path, 0.0, 1e-6, "above 0, 1 at most") for path in ABOVE_ZERO_TO_ONE]
     + [(path, 1.01, 1.0, "above 0, 1 at most") for path in ABOVE_ZERO_TO_ONE],
 )
@@ -104,6 +106,7 @@ def test_the_defaults_are_within_their_bounds_and_every_bound_is_tested():
     tested = [path for paths in AT_LEAST.values() for path in paths]
     tested += [*ABOVE_ZERO, *FRACTIONS, *BELOW_ONE, *ABOVE_ZERO_TO_ONE]
     tested += ["rounds.prompts_per_round", "verify.round"]
+    tested += ["rounds.rescore_max", "rounds.rescore_mean"]
     assert sorted(list_bounded(Config)) == sorted(tested)
     assert set(tested) <= schema.leaf_types(Config).keys()
 

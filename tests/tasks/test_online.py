@@ -326,3 +326,54 @@ def test_every_round_says_what_drew_its_samples_and_a_sampler_with_others_is_ref
     longer = dataclasses.replace(config.rounds, total_prompts=6)
     with pytest.raises(OriginError, match=r"round 3: .* but round 2 ended with 000000000000"):
         loop.run_online(dataclasses.replace(config, rounds=longer), StopSignal())
+
+
+def test_a_sampler_that_is_off_is_noticed_by_what_the_trainer_makes_of_its_samples(
+    toy, tmp_path, monkeypatch
+):
+    """One layer is 1 % off, and nothing else looks at the sampler's weights."""
+    config = make_config(toy, tmp_path / "run")
+    make_sampler = setup.make_sampler
+
+    def make_wrong(*given):
+        sampler = make_sampler(*given)
+
+        def unstack(params):
+            weights = sampler.unstack(params)
+            first, *rest = weights["layers"]
+            return {**weights, "layers": ({**first, "down": first["down"] * 1.01}, *rest)}
+
+        return dataclasses.replace(sampler, unstack=unstack)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(setup, "make_sampler", make_wrong)
+        patch.setattr(loop.stages.origins, "check_weights", lambda *given: None)
+        with pytest.raises(OriginError, match=r"round 1: .*differ by .* nats a token on average"):
+            loop.run_online(config, StopSignal())
+    folder = round_folder(config.workdir, 1)
+    assert manifests.load_manifest(folder) is None
+    wrong = [json.loads(line) for line in (folder / "rescored.jsonl").open()]
+    assert (folder / "samples.shard-0000.jsonl").exists()
+    # The samples are kept: bounds that allow what was found let the run go on with them.
+    wide = dataclasses.replace(config.rounds, rescore_mean=1.0, rescore_max=9.0)
+    loop.run_online(dataclasses.replace(config, rounds=wide), StopSignal())
+    manifest = manifests.load_manifest(folder)
+    assert manifest.files["rescored.jsonl"].count == len(wrong) == 4
+    assert [json.loads(line) for line in (folder / "rescored.jsonl").open()] == wrong
+    assert manifest.metrics["rescore_tokens"] == sum(len(one["sampled"]) for one in wrong)
+
+
+def test_re_scoring_leaves_the_samples_as_they_are(toy, tmp_path):
+    found = {}
+    for count in (0, 8):
+        rounds = RoundsConfig(total_prompts=4, prompts_per_round=2, rescore_samples=count)
+        config = make_config(toy, tmp_path / str(count), rounds=rounds)
+        loop.run_online(config, StopSignal())
+        folder = round_folder(config.workdir, 2)
+        found[count] = (folder / "samples.jsonl").read_bytes()
+        metrics = manifests.load_manifest(folder).metrics
+        assert ("rescore_max" in metrics) == bool(count)
+        lines = [json.loads(line) for line in (tmp_path / str(count) / "metrics.jsonl").open()]
+        assert sum("rescore_mean" in line for line in lines) == (2 if count else 0)
+    assert found[0] == found[8] and 0 <= metrics["rescore_mean"] < 2e-6
+    assert metrics["rescore_max"] < 2e-5

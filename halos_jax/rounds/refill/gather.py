@@ -26,6 +26,7 @@ from halos_jax.rounds.context import Run, StageResult
 from halos_jax.rounds.pending import commit_extent, commit_stage, open_stage
 from halos_jax.rounds.progress import Progress, commit_pending, identify_start
 from halos_jax.rounds.proof.origin import Origin, check_alike, name_sampled
+from halos_jax.rounds.proof.rescore import Rescoring, make_rescoring
 from halos_jax.rounds.refill import extents as ranges
 from halos_jax.rounds.refill.extents import Extent
 from halos_jax.training.followers import take_policy
@@ -46,7 +47,7 @@ def gather(run: Run, progress: Progress, manifest: Manifest) -> Manifest:
         run.stop.check()
         manifest = score_extent(run, manifest, samples, origin)
         progress.budget = progress.budget.open(manifest.round, manifest.start, manifest.stop)
-    return join_extents(run, manifest)
+    return join_extents(run, progress, manifest)
 
 
 def sample_extent(run: Run, progress: Progress, manifest: Manifest) -> tuple[list[Sample], Origin]:
@@ -64,6 +65,7 @@ def sample_extent(run: Run, progress: Progress, manifest: Manifest) -> tuple[lis
             round=round,
             label=_name("samples", len(known)),
             origin=origin,
+            logps_of=_make_rescoring(run, progress, manifest).prompts,
         )
         tokens = sum(len(one.response_ids) for one in samples)
         stage.tell(samples=len(samples), tokens=tokens)
@@ -108,7 +110,7 @@ def score_extent(
     return manifest
 
 
-def join_extents(run: Run, manifest: Manifest) -> Manifest:
+def join_extents(run: Run, progress: Progress, manifest: Manifest) -> Manifest:
     """Write the round's files from those of its extents, and commit both of its stages."""
     samples, labels = _read_extents(run, manifest)
     folder = round_folder(run.workdir, manifest.round)
@@ -116,16 +118,25 @@ def join_extents(run: Run, manifest: Manifest) -> Manifest:
     # The penalty of samples that were cut is subtracted once more, so the scores before it count.
     known = dataclasses.replace(labels, rewards=labels.raw or labels.rewards, raw=[])
     sampled = stages.write_samples(run.rollouts, samples, folder, manifest.round)
+    more = _make_rescoring(run, progress, manifest).run(samples)
     scored = stages.score_stage(
         dataclasses.replace(run.rollouts, scorer=lambda asked: known), folder
     )
-    metrics = {**manifest.metrics, **ranges.measure_refill(manifest)}
+    metrics = {**manifest.metrics, **more.metrics, **ranges.measure_refill(manifest)}
+    sampled = sampled._replace(files={**sampled.files, **more.files})
     # Both in one write: until then the manifest names the extents' files, which both are made of.
     marks = set(manifest.sampled_by.values())
     drawn = {"samples.jsonl": marks.pop()} if marks else {}
     manifest = dataclasses.replace(manifest, files={}, metrics=metrics, sampled_by=drawn)
     manifest = commit_stage(run, manifest, "sample", sampled, is_saved=False)
     return commit_stage(run, manifest, "score", scored)
+
+
+def _make_rescoring(run: Run, progress: Progress, manifest: Manifest) -> Rescoring:
+    """Return the re-scoring of the round, of samples in its first extent."""
+    known = ranges.read_extents(manifest)
+    first = run.prompts[manifest.start : known[0].stop if known else manifest.stop]
+    return make_rescoring(run, progress.state, first, manifest.round)
 
 
 def remove_extents(run: Run, manifest: Manifest) -> None:

@@ -98,13 +98,21 @@ def plan_watched(run: Run, watched: Sequence[Sample]) -> None:
 
 def compute_sums(run: Run, watched: Sequence[Sample], params: Params, *, label: str) -> list[float]:
     """Return the log-probability (nats) of each watched response under `params`, in one pass."""
+    return [sum_tokens(logps) for logps in compute_tokens(run, watched, params, label=label)]
+
+
+def compute_tokens(
+    run: Run, watched: Sequence[Sample], params: Params, *, label: str
+) -> list[np.ndarray]:
+    """Return the log-probabilities f32[tokens] of each watched response, as `compute_sums`."""
     items, members = _make_items(run, watched)
     found = training.compute_logps(run.trainer, items, params, recurring=_NAME, label=label)
-    sums = [0.0] * len(watched)
-    for numbers, parts in zip(members, found, strict=True):
-        for number, logps in zip(numbers, parts, strict=True):
-            sums[number] = sum_tokens(logps)
-    return sums
+    tokens = {
+        number: logps
+        for numbers, parts in zip(members, found, strict=True)
+        for number, logps in zip(numbers, parts, strict=True)
+    }
+    return [tokens[number] for number in range(len(watched))]
 
 
 def _make_items(run: Run, watched: Sequence[Sample]) -> tuple[list[Item], list[list[int]]]:
