@@ -156,9 +156,9 @@ class RoundsConfig:
     # are the policy's; 0: none
     rescore_samples: NonNegativeInt = aside(8)
     # A run stops if the log-probabilities of sampler and trainer differ by more than this on
-    # average (nats a token); "auto": 1e-4 in float32, 0.05 in bfloat16
+    # average (nats a token); "auto": 1e-4 in float32 on a CPU, 0.05 in bfloat16 or elsewhere
     rescore_mean: NonNegativeFloat | Literal["auto"] = aside("auto")
-    # The same for the largest difference; "auto": 0.01 in float32, 2 in bfloat16
+    # The same for the largest difference; "auto": 0.01 or 2
     rescore_max: NonNegativeFloat | Literal["auto"] = aside("auto")
     # Rounds from one evaluation on the held-out prompts to the next; round 0 and the last round of
     # the budget are evaluated in any case, but not a round after which the guard ends the run

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import pytest
 
 from halos_jax.config import Config, ModelConfig, RoundsConfig, SamplingConfig, TrainConfig
@@ -81,6 +82,15 @@ def test_rounding_is_within_the_bounds():
     wide = make_config(rescore_mean=1.0, rescore_max=9.0)
     rescore.check(wide, Difference(0.9, 8.0, 1, ""), 1)
     assert rescore.find_bounds(wide) == (1.0, 9.0)
+
+
+def test_float32_is_exact_on_a_cpu_alone_unless_jax_is_told_so(monkeypatch):
+    assert rescore.find_bounds(make_config()) == rescore.BOUNDS["float32"]
+    monkeypatch.setattr(rescore.jax, "default_backend", lambda: "gpu")
+    assert rescore.find_bounds(make_config()) == rescore.BOUNDS["bfloat16"]
+    with jax.default_matmul_precision("highest"):
+        assert rescore.find_bounds(make_config()) == rescore.BOUNDS["float32"]
+        assert rescore.find_bounds(make_config(dtype="bfloat16")) == rescore.BOUNDS["bfloat16"]
 
 
 def test_samples_have_log_probabilities_only_if_that_is_asked_for():
