@@ -53,7 +53,10 @@ BINARY = ("feedback.type=binary", "feedback.threshold=mean")
                 "loss.name=grpo_clip",
                 "loss.correction=token_tis",
                 "feedback.type=scalar",
-                "sampling.keep_logps=true",
+                "sampling.exact_ratios=true",
+                "sampling.max_kept=4",
+                "sampling.temperature=0.7",
+                "sampling.top_p=0.9",
             ),
             "scalar_feedback",
             6,
@@ -109,6 +112,8 @@ def test_two_rounds_online(program, tmp_path, overrides, kind, examples, steps, 
             assert 0 < sum(labels) < len(labels)
     values = read_metric(workdir, metric)
     assert len(values) == 2 * steps and any(values)
+    if metric == "correction/weight":  # the policy at a round's start is the one that sampled
+        assert max(abs(value - 1) for value in values) < 1e-4
     assert read_metric(workdir, "loss/eval")
     assert (workdir / "final" / "model.safetensors").exists()
 
