@@ -154,6 +154,8 @@ def prepare(words: tuple[str, ...], folder: Path, runs: Path, url: str) -> Prepa
         replaced = _replace(path, value, folder, runs, url)
         if replaced != value:
             changed[path] = replaced
+    if flat["mode"] == "verify":
+        changed = {}  # a config that differs from the run's would be found
     workdir = runs / Path(flat["workdir"]).name
     changed["workdir"] = str(workdir)
     more = [f"--config.{path}={_spell(value)}" for path, value in changed.items()]
