@@ -197,7 +197,7 @@ def _find(field: str, text: str, folder: Path, runs: Path) -> str:
     if text.startswith(("{workdir}", str(folder))):
         return text
     made = runs / text.removeprefix("runs/")
-    if text.startswith("runs/") and made.exists():
+    if text.startswith("runs/") and (made.is_file() or (made / "final").is_dir()):
         return str(made)
     if text in PLACEHOLDERS:
         scores = field.startswith(("reward.", "eval.scorers."))
