@@ -14,7 +14,7 @@ _WIDTH = 100
 # Code -> what it means; `halos_jax/main.py` exits with these.
 EXIT_CODES: Mapping[int, str] = {
     0: "done; also of --help and of a check that finds nothing",
-    1: "an error, said with what to change; what is done is kept; or mode=verify found a difference",
+    1: "an error: it says what to change, what is done is kept; mode=verify: a difference",
     75: "stopped by a signal and saved: run the same command again to go on",
     130: "stopped by Ctrl-C where there was nothing to save, or by a second one at once",
 }
