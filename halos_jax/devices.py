@@ -42,7 +42,7 @@ _PEAKS = {
     "TPU v6 lite": 918e12,
 }
 
-Work = Literal["load", "sample", "score", "train"]
+Work = Literal["load", "sample", "score", "train", "signs", "rescore"]
 
 # Kind of work -> settings that need less memory: field -> the value to set; None: lower it.
 _LESS: dict[str, dict[str, str | None]] = {
@@ -54,6 +54,8 @@ _LESS: dict[str, dict[str, str | None]] = {
         "model.remat": "full",
         "optimizer.moments_dtype": "bfloat16",
     },
+    "signs": {"train.tokens_per_device": None, "rounds.watch_samples": "0"},
+    "rescore": {"train.tokens_per_device": None, "rounds.rescore_samples": "0"},
 }
 
 
@@ -170,7 +172,7 @@ def _list_savings(work: Work, config: Config) -> str:
             continue
         if value is None:
             lines.append(f"lower {path} (now {values[path]})")
-        elif values[path] != value:
+        elif str(values[path]) != value:
             lines.append(f"set {path}={value} (now {values[path]})")
     lines.append(f"take more devices with mesh.fsdp (now {values['mesh.fsdp']})")
     return ", or ".join(lines)

@@ -138,6 +138,9 @@ def test_the_end_of_a_devices_memory_says_where_and_what_to_lower(monkeypatch):
     assert "model.remat" not in message and "train.tokens_per_device (now 512)" in message
     assert "lower sampling.slots (now 256), or lower sampling.max_tokens" in fail("sample")
     assert "lower train.tokens_per_device (now 16384), or take" in fail("score")
+    for work, name, count in (("signs", "watch", 128), ("rescore", "rescore", 8)):
+        found = f"(now 16384), or set rounds.{name}_samples=0 (now {count}), or take"
+        assert found in fail(work)
     assert "set model.params_dtype=bfloat16 (now float32), or take" in fail("load")
     assert "set lora.base=int8 (now compute)" in fail("load", lora=LoraConfig(rank=8))
     text = "RESOURCE_EXHAUSTED: XLA:TPU compile error.\n Used 18.4G of 15.5G hbm."

@@ -151,7 +151,7 @@ class RoundsConfig:
     # Fresh samples of a round, whole prompts, for which the SFT checkpoint before its training and
     # the policy after it compute the log-probability: for signs of divergence and staleness. More
     # narrow their intervals, and cost two forward passes; 0: none; -1: all
-    watch_samples: Annotated[int, Ge(-1)] = 128
+    watch_samples: Annotated[int, Ge(-1)] = tuning(128)
     # Samples of a round, whole prompts, that the trainer's forward pass re-scores, to see that they
     # are the policy's; 0: none
     rescore_samples: NonNegativeInt = aside(8)

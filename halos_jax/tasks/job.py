@@ -129,8 +129,8 @@ class Job:
         if self.workspace.is_writer:
             manifests.save_manifest(self.workdir, self.manifest, self.workspace.ledger)
 
-    def commit(self, stage: str, done: StageResult = NOTHING) -> None:
-        """Record that a stage is done; see `manifests.commit_stage`."""
+    def commit(self, stage: str, done: StageResult = NOTHING, **updates: Any) -> None:
+        """Record that a stage is done, with `updates` of fields; see `manifests.commit_stage`."""
         self.manifest = manifests.commit_stage(
             self.workdir,
             self._begun,
@@ -140,6 +140,7 @@ class Job:
             is_writer=False,
             ledger=self.workspace.ledger,
             **self.workspace.name_execution(self._begun, stage),
+            **updates,
         )
         if not self.workspace.is_writer:
             return
@@ -161,6 +162,7 @@ def open_job(config: Config, stop: StopSignal) -> Iterator[Job]:
       ManifestError: if its manifest, or a file that the manifest names, has changed.
     """
     stop.place = f"task {config.task}"
+    _warn_of_unread(config)
     with open_workspace(config, stop) as workspace:
         manifest = manifests.load_manifest(workspace.workdir)
         if manifest is not None:
@@ -169,6 +171,18 @@ def open_job(config: Config, stop: StopSignal) -> Iterator[Job]:
             workspace.begin_segment(stages=list(manifest.stages) if manifest else [])
         sharding.wait_for_all("open the job")  # all must have opened it before any begins
         yield Job(workspace, manifest)
+
+
+def _warn_of_unread(config: Config) -> None:
+    """Say that held-out and test prompts are set apart by tasks that train alone."""
+    for path, value in (("data.holdout", config.data.holdout), ("data.test", config.data.test)):
+        if value:
+            logger.warning(
+                "%s=%s: task=%s does not read it; it sets prompts apart in a run that trains",
+                path,
+                value,
+                config.task,
+            )
 
 
 def _data_field(config: Config) -> str:

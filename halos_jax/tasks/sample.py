@@ -24,13 +24,15 @@ from halos_jax.data.records import formats as records
 from halos_jax.data.records.fields import RecordError
 from halos_jax.data.records.unread import Skips
 from halos_jax.data.selection import select_train
+from halos_jax.models.lora import merge_adapter
 from halos_jax.policies import source
-from halos_jax.policies.policy import Policy, load_params
+from halos_jax.policies.policy import Policy, load_trained
 from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
 from halos_jax.rounds.context import Rollouts, StageResult
+from halos_jax.rounds.proof.origin import identify, name_sampled
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.tasks import scoring
 from halos_jax.tasks.job import Job, open_job
@@ -78,11 +80,13 @@ def _run(job: Job) -> None:
     )
     if job.next_stage == "sample":
         logger.info("%d prompts; mesh %s", len(prompts), sharding.describe(job.mesh))
-        params = load_params(policy, job.mesh)
+        trained, frozen = load_trained(policy, job.mesh)
+        origin = identify(trained, frozen, policy.decoder)
+        params = merge_adapter(trained, frozen)
         round = job.config.sampling.round
-        done = stages.sample_stage(rollouts, params, prompts, job.workdir, round)
-        del params
-        job.commit("sample", done)
+        done = stages.sample_stage(rollouts, params, prompts, job.workdir, round, origin)
+        del params, trained, frozen
+        job.commit("sample", done, **name_sampled(origin, "samples.jsonl"))
     if job.workspace.is_writer:
         stages.remove_shards(job.workdir, "samples")
     if job.next_stage == "score":

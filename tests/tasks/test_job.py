@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from halos_jax.config import Config, ConfigError, ModelConfig
+from halos_jax.config import Config, ConfigError, DataConfig, ModelConfig
 from halos_jax.policies.source import Source
 from halos_jax.rounds.context import StageResult
 from halos_jax.storage import WorkdirError
@@ -65,6 +65,16 @@ def test_a_job_is_carried_on_with_what_it_was_started_on(tmp_path, caplog):
     (tmp_path / "job" / "scores.jsonl").write_text("changed\n")
     with pytest.raises(ManifestError, match=r"scores\.jsonl has sha256"):
         begin(config)
+
+
+def test_fields_that_a_job_does_not_read_are_said(tmp_path, caplog):
+    data = DataConfig(holdout=4, test="t.jsonl")
+    with open_job(Config(task="label", workdir=str(tmp_path), data=data), StopSignal()):
+        assert "data.holdout=4: task=label does not read it" in caplog.text
+        assert "data.test=t.jsonl: task=label does not read it" in caplog.text
+    caplog.clear()
+    with open_job(Config(task="label", workdir=str(tmp_path / "other")), StopSignal()):
+        assert not caplog.text
 
 
 def test_an_output_must_be_new_when_the_job_begins(tmp_path):

@@ -25,6 +25,7 @@ from halos_jax.tasks.online import run_online
 from halos_jax.tasks.sample import run_sampling
 from halos_jax.types import Prompt, Sample, Turn
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
+from halos_jax.workdir.manifests import load_manifest
 
 SAMPLING = SamplingConfig(
     num_samples_per_prompt=3,
@@ -93,6 +94,8 @@ def test_it_draws_what_an_online_run_draws_even_when_stopped_in_between(toy, tmp
     # It goes on with the policy that it began with, whatever its path leads to by now.
     assert recorded == ["", "model"]
     assert metrics["samples"] == 12
+    drawn = [load_manifest(tmp_path / name).sampled_by for name in ("sample", "online/rounds/0001")]
+    assert drawn[0] == {"samples.jsonl": drawn[1]["samples.jsonl"]}
     assert (tmp_path / "sample" / "samples.jsonl").read_bytes() == expected
     names = {path.name for path in (tmp_path / "sample").iterdir()}
     own = {".lock", "config.json", "inputs.json", "ledger.jsonl", "manifest.json"}

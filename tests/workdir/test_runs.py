@@ -8,7 +8,7 @@ import os
 import pytest
 
 from halos_jax import storage
-from halos_jax.config import Config, MeshConfig, SamplingConfig, TrainConfig
+from halos_jax.config import Config, MeshConfig, RoundsConfig, SamplingConfig, TrainConfig
 from halos_jax.rounds.order import Order, save_order
 from halos_jax.storage import WorkdirError
 from halos_jax.workdir import manifests, runs
@@ -128,6 +128,18 @@ def test_the_manifest_says_what_changed_while_its_round_was_under_way(tmp_path, 
         == ()
     )
     info.close()
+
+
+def test_signs_may_be_switched_off_on_the_way(tmp_path):
+    """As a device without memory for them advises."""
+    runs.open_run(tmp_path, Config()).close()
+    write(tmp_path, "metrics.jsonl")
+    rounds = RoundsConfig(watch_samples=0, rescore_samples=0, rescore_mean=1.0)
+    info = runs.open_run(tmp_path, Config(rounds=rounds))
+    runs.begin_segment(info, round=1, step=2)
+    info.close()
+    (segment,) = json.loads((tmp_path / "config.json").read_text())["segments"]
+    assert segment["changed"] == {"rounds.watch_samples": [128, 0]}
 
 
 def test_a_corrupt_config_file_is_one_clear_error(tmp_path):

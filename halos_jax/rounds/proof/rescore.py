@@ -19,6 +19,7 @@ import numpy as np
 from halos_jax import sharding
 from halos_jax.config import Config
 from halos_jax.data.records.formats import digest, write_records
+from halos_jax.devices import explain_memory
 from halos_jax.packing.layout import LayoutMemory
 from halos_jax.rounds.context import NOTHING, Run, StageResult
 from halos_jax.rounds.proof.origin import OriginError
@@ -203,7 +204,8 @@ def make_rescoring(run: Run, state: TrainState, prompts: Iterable[Prompt], round
     folder = round_folder(run.workdir, round)
 
     def do(samples: Sequence[Sample]) -> StageResult:
-        rows, found = rescore(run, take_policy(state.params), samples, chosen, round=round)
+        with explain_memory("rescore", f"re-scoring samples of round {round}", run.config):
+            rows, found = rescore(run, take_policy(state.params), samples, chosen, round=round)
         if found is None:
             return NOTHING
         if run.workspace.is_writer:

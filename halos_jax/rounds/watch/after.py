@@ -29,7 +29,7 @@ def add_staleness(run: Run, state: TrainState, evaluation: StageResult, round: i
         return evaluation
     run.stop.check()
     label = f"staleness {round}"
-    explained = explain_memory("train", f"the staleness of round {round}", run.config)
+    explained = explain_memory("signs", f"the staleness of round {round}", run.config)
     with open_stage(run, round, "staleness"), explained:
         sums = watching.compute_sums(run, watched, take_policy(state.params), label=label)
     drawn = [one.sum_logps for one in watched if one.sum_logps is not None]

@@ -14,6 +14,7 @@ from typing import Any
 from halos_jax import sharding
 from halos_jax.config import Config
 from halos_jax.data.records import reading
+from halos_jax.devices import explain_memory
 from halos_jax.packing.token_values import TokenValues
 from halos_jax.rounds.context import NOTHING, Run, StageResult
 from halos_jax.rounds.watch import watched as watching
@@ -87,7 +88,8 @@ def _find_ratios(
     drawn = {watching.key_of(one): one.sum_logps for one in samples if one.sum_logps is not None}
     known = watching.sum_by_key(items, reference) if reference is not None else {}
     if any(watching.key_of(one) not in known for one in watched):
-        sums = watching.compute_sums(run, watched, load_sft(), label="signs")
+        with explain_memory("signs", "the signs of a round's fresh samples", run.config):
+            sums = watching.compute_sums(run, watched, load_sft(), label="signs")
         found = zip(map(watching.key_of, watched), sums, strict=True)
         known |= dict(found)
     return {key: logp - known[key] for key, logp in drawn.items() if key in known}
