@@ -148,8 +148,9 @@ def test_the_train_stage_measures_them_before_its_first_step(
         called.append(("steps", list(writer.calls)))
         return state
 
+    layout = SimpleNamespace(kept=-1)  # drawn from the policy itself
     fakes = {
-        "make_dataset": lambda *_, **__: Dataset([], Plan(None, (((0,),),), 1.0)),
+        "make_dataset": lambda *_, **__: Dataset([], Plan(layout, (((0,),),), 1.0)),
         "add_reference": lambda trainer, dataset, params, *, label: dataclasses.replace(
             dataset, reference_logps=f"under {params}"
         ),
