@@ -79,7 +79,8 @@ def join_processes() -> None:
     count, number = (_read_count(name, given[name]) for name in _VARIABLES[1:])
     if address:
         _check_address(address)
-        logger.info("waiting for all of %s processes at %s", count or "the", address)
+        if not number:  # process 0 speaks for all
+            logger.info("waiting for all of %s processes at %s", count or "the", address)
     if address and number:
         # If nothing listened there, jax would end the program with a page of C++ frames.
         _wait_for(address, _PATIENCE)

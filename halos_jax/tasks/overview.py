@@ -274,7 +274,7 @@ def _describe_rounds(workdir: Path) -> str:
     last = last_round(workdir)
     manifest = manifests.load_manifest(round_folder(workdir, last))
     if manifest is None:
-        return f"goes on with round {last}"
+        return f"goes on in round {last}, stage {manifests.stages_of(last)[0]}"
     if manifest.next_stage is None:
         done = f"rounds 0 to {last} are done" if last else "round 0 is done"
         return f"{done}; complete" if (workdir / "final").is_dir() else f"{done}; goes on after it"
