@@ -1,9 +1,10 @@
 """The inputs of a loss: the log-probabilities, values and scores that models give for a batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
@@ -99,3 +100,17 @@ def compile_collect(
         return collected
 
     return jax.jit(run, out_shardings=sharding.replicated(mesh))
+
+
+def read_behind(started: Iterable[tuple[jax.Array, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield the results of computations on the host, each when the next one has been started.
+
+    So the device is never idle while the host reads.
+    """
+    behind: tuple[jax.Array, ...] | None = None
+    for results in started:
+        if behind is not None:
+            yield tuple(map(np.asarray, behind))
+        behind = results
+    if behind is not None:
+        yield tuple(map(np.asarray, behind))

@@ -258,9 +258,9 @@ def _pass_over(
     single = plan_pass(trainer, items, recurring=recurring)
     found: list[dict[int, tuple[np.ndarray, ...]]] = []
     bar = make_progress(len(single.plan), label, unit="batches", enabled=trainer.config.progress)
-    for number, batch in enumerate(stream_batches(trainer.mesh, single)):
+    started = map(run, stream_batches(trainer.mesh, single))
+    for number, results in enumerate(inputs.read_behind(started)):
         trainer.check()
-        results = [np.asarray(result) for result in run(batch)]
         found = found or [{} for _ in results]
         for known, result in zip(found, results, strict=True):
             known.update(split_logps(single.plan, number, items, result))

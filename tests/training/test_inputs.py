@@ -131,3 +131,17 @@ def test_a_loss_reads_what_it_needs_of_the_batch_and_nothing_else(monkeypatch, n
     assert {key: value for key, value in fields.items() if value is not None} == {
         key: key for key in needs
     }
+
+
+def test_results_are_read_when_the_next_ones_are_under_way():
+    events = []
+
+    def start():
+        for number in range(3):
+            events.append(f"start {number}")
+            yield (np.full((2,), number),)
+
+    for (result,) in inputs.read_behind(start()):
+        events.append(f"read {int(result[0])}")
+    assert events == ["start 0", "start 1", "read 0", "start 2", "read 1", "read 2"]
+    assert list(inputs.read_behind([])) == []
