@@ -266,6 +266,8 @@ def list_config(run: Recorded) -> list[tuple[str, str, bool]]:
 
 
 def _show_value(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        return ", ".join(value)
     return value if isinstance(value, str) and value else repr(value)
 
 
@@ -278,7 +280,6 @@ def list_environment(run: Recorded) -> list[tuple[str, str]]:
     ]
     starts = run.journal.starts
     if starts:
-        rows += [("halos_jax", str(starts[-1].get("program")))]
         rows += [("starts", f"{len(starts)}, the last {show_time(starts[-1].get('time'))}")]
     return rows
 

@@ -42,6 +42,11 @@ class Reporter:
         self._has_failed, self._asked = False, time.monotonic()
         self._thread: threading.Thread | None = None
 
+    @property
+    def has_written(self) -> bool:
+        """Whether the page has been written, and never failed to be."""
+        return self._thread is not None and not self._has_failed
+
     def update(self, every: float = 0.0) -> None:
         """Have the page written soon, but not within `every` seconds of last time."""
         now = time.monotonic()
@@ -103,3 +108,5 @@ def report_on(workspace: Workspace) -> Iterator[Reporter]:
         raise
     finally:
         reporter.close()
+        if reporter.has_written:
+            logger.info("the page about it is %s", workspace.workdir / PAGE)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.resources
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -188,7 +189,8 @@ def write_page(page: str, path: Path) -> int:
     """Replace the file at `path` by a page; return its size. A reader sees the old or the new."""
     data = page.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    # By its process: the run and mode=report may write at the same time.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(data)  # not synced: a page that is lost can be written again
     partial.replace(path)
     return len(data)

@@ -95,6 +95,8 @@ class _Keeper(logging.Handler):
         if text in self._known or len(self._known) >= _MOST:
             return
         self._known.add(text)
+        if len(self._known) == _MOST:
+            text += f" (warning {_MOST}: no further ones are kept here)"
         self.add({"kind": "warning", "time": record.created, "text": text})
 
     def add(self, line: Mapping[str, Any]) -> None:

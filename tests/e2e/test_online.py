@@ -42,7 +42,8 @@ def test_a_last_partial_round_after_skipped_prompts(program, tmp_path):
         ]
     assert "round 2 of 2 is done" in output and "reward_eval" in output
     shown = (workdir / "report.html").read_text()
-    assert ">complete<" in shown and "after round 2" in shown and "report.html" not in output
+    assert ">complete<" in shown and "after round 2" in shown and "report.html could" not in output
+    assert f"the page about it is {workdir}/report.html" in output
 
 
 def test_a_reward_function_and_prompts_that_run_out(program, tmp_path):

@@ -104,12 +104,13 @@ def test_environment_and_commands_are_those_of_the_last_start(tmp_path):
         {"round": 0, "stage": "train", "execution": {"device": name, "versions": {"jax": name}}}
         for name in ("a", "b")
     ]
+    executions[1]["execution"]["flags"] = {"XLA_FLAGS": ["--a", "--b"]}
     write_lines(tmp_path / "executions.jsonl", executions)
     run = read_run(tmp_path)
     assert dict(list_environment(run)) == {
         "device": "b",
         "jax": "b",
-        "halos_jax": "2",
+        "flags.XLA_FLAGS": "--a, --b",
         "starts": "2, the last 1970-01-01 00:00 UTC",
     }
     assert list_commands(run)[0][1] == "python -m x2"

@@ -84,7 +84,8 @@ def test_no_page_where_it_is_switched_off_or_on_other_processes(tmp_path, switch
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_page_is_written_at_the_end_of_a_run_and_where_it_breaks_off(tmp_path):
+def test_the_page_is_written_at_the_end_of_a_run_and_where_it_breaks_off(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     for name, error in (("whole", None), ("broken", RuntimeError("loss is nan"))):
         workdir = write_run(tmp_path / name)
         try:
@@ -94,6 +95,7 @@ def test_the_page_is_written_at_the_end_of_a_run_and_where_it_breaks_off(tmp_pat
         except RuntimeError as raised:
             assert raised is error
         assert (workdir / "report.html").exists()
+        assert caplog.messages[-1] == f"the page about it is {workdir / 'report.html'}"
 
 
 def test_a_run_that_breaks_off_before_its_first_step_leaves_none(tmp_path):

@@ -39,6 +39,16 @@ def test_a_disk_that_takes_nothing_does_not_end_the_run(tmp_path):
     assert read_journal(tmp_path / "absent") == journal.Journal()
 
 
+def test_too_many_warnings_are_cut_off_and_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "_MOST", 3)
+    with keep_journal(tmp_path, is_new=True):
+        for number in range(9):
+            LOGGER.warning("number %d", number)
+    texts = [one["text"] for one in read_journal(tmp_path).warnings]
+    assert texts[:2] == ["number 0", "number 1"]
+    assert texts[2:] == ["number 2 (warning 3: no further ones are kept here)"]
+
+
 def test_lines_that_are_none_are_left_out(tmp_path):
     (tmp_path / "journal.jsonl").write_text(
         '{"kind": "warning", "text": "a"}\n[]\n{"kind": 3}\n{"k'
