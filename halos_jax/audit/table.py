@@ -47,4 +47,17 @@ CHECKS: tuple[Check, ...] = (
         derives=True,
         tasks=("online",),
     ),
+    Check(
+        "rederive",
+        "halos_jax.audit.rederive.single.jobs:check_job",
+        per="manifest",
+        derives=True,
+        tasks=("sample", "label", "eval"),
+    ),
+    Check(
+        "rederive",
+        "halos_jax.audit.rederive.single.courses:check_course",
+        derives=True,
+        tasks=("sft", "reward_model", "align"),
+    ),
 )

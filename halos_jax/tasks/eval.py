@@ -48,11 +48,16 @@ def run_evaluation(config: Config, stop: StopSignal) -> dict[str, float]:
     with open_job(config, stop) as job:
         if not job.is_complete:
             with report_on(job.workspace):
-                if config.eval.on == "samples":
-                    _evaluate_samples(job)
-                else:
-                    _evaluate_feedback(job)
+                evaluate_job(job)
         return job.metrics
+
+
+def evaluate_job(job: Job) -> None:
+    """Do the stage of a job that is left."""
+    if job.config.eval.on == "samples":
+        _evaluate_samples(job)
+    else:
+        _evaluate_feedback(job)
 
 
 def _evaluate_samples(job: Job) -> None:

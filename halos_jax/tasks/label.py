@@ -48,11 +48,12 @@ def run_labelling(config: Config, stop: StopSignal) -> dict[str, float]:
     _check_tokenizer(config)
     with open_job(config, stop) as job:
         if not job.is_complete:
-            _label(job)
+            label_job(job)
         return job.metrics
 
 
-def _label(job: Job) -> None:
+def label_job(job: Job) -> None:
+    """Do the stages of a job that are left."""
     data = job.config.data
     samples = read_all_samples(data.train, data.train_split, make_edits(data))
     unscored = job.manifest is None or job.manifest.next_stage == "score"

@@ -51,11 +51,12 @@ def run_sampling(config: Config, stop: StopSignal) -> dict[str, float]:
     """
     with open_job(config, stop) as job:
         if not job.is_complete:
-            _run(job)
+            draw_samples(job)
         return job.metrics
 
 
-def _run(job: Job) -> None:
+def draw_samples(job: Job) -> None:
+    """Do the stages of a job that are left."""
     ordered = load_ordered(job.config)
     prompts = select_prompts(job.config, ordered)
     output = output_path(job.config, job.workdir)

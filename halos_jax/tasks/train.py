@@ -81,7 +81,22 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
         return _last_metrics(workspace.workdir)
 
 
-def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -> None:
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """What a run trains, and on what; made by `make_course`.
+
+    `cuts` are the earlier values of `data.n_examples`: each ends a part of the order of the items.
+    """
+
+    workspace: Workspace
+    policy: Policy
+    trainer: Trainer
+    items: Sequence[Item]
+    cuts: Sequence[int]
+
+
+def make_course(workspace: Workspace) -> Course:
+    """Load the policy's parts and the training items; lay out the schedule."""
     config, loss = workspace.config, choose_loss(workspace.config)
     policy = _start_policy(config, loss)
     items = _load_items(config, loss, policy)
@@ -89,33 +104,55 @@ def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -
     cuts = [count for count in values[:-1] if count]
     config, steps = _lay_out(workspace, len(items), cuts)
     workspace = workspace.with_config(config)
-    trainer = _make_trainer(workspace, policy, loss, steps)
-    state, start = _restore(trainer, policy, checkpoints)
-    workspace.begin_segment(step=start)
-    workspace.begin_execution()
-    dataset = training.make_dataset(
-        trainer,
-        items,
+    return Course(workspace, policy, _make_trainer(workspace, policy, loss, steps), items, cuts)
+
+
+def plan_course(course: Course) -> Dataset:
+    """Plan all steps of a run."""
+    config = course.workspace.config
+    return training.make_dataset(
+        course.trainer,
+        course.items,
         seed=config.seed,
         epochs=config.train.epochs,
         max_items=config.data.n_examples,
-        cuts=cuts,
+        cuts=course.cuts,
     )
+
+
+def complete_course(
+    course: Course, dataset: Dataset, state: TrainState | None
+) -> tuple[Dataset, Dataset | None]:
+    """Return the data with what the starting policy says of it, and the held-out data.
+
+    `state` is the train state if no step has been taken yet.
+    """
+    config, trainer, policy = course.workspace.config, course.trainer, course.policy
+    held_out = _load_held_out(config, trainer, policy)
+    with explain_memory("train", f"task {config.task}", config):
+        start_params = functools.partial(_load_start_params, trainer, policy, state)
+        return add_fixed(trainer, dataset, held_out, start_params)
+
+
+def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -> None:
+    course = make_course(workspace)
+    workspace, trainer, policy = course.workspace, course.trainer, course.policy
+    config = workspace.config
+    state, start = _restore(trainer, policy, checkpoints)
+    workspace.begin_segment(step=start)
+    workspace.begin_execution()
+    dataset = plan_course(course)
     is_trained = start >= len(dataset.plan)
     require_room(workspace.workdir, trainer.abstract_state, is_trained=is_trained)
     logger.info(
         "%d examples, %d steps, packed fill %.0f %%; mesh %s",
-        len(items),
+        len(course.items),
         len(dataset.plan),
         100 * dataset.plan.fill,
         sharding.describe(workspace.mesh),
     )
-    held_out = _load_held_out(config, trainer, policy)
+    dataset, held_out = complete_course(course, dataset, state if start == 0 else None)
     with explain_memory("train", f"task {config.task}", config):
-        start_params = functools.partial(
-            _load_start_params, trainer, policy, state if start == 0 else None
-        )
-        dataset, held_out = add_fixed(trainer, dataset, held_out, start_params)
         writer = workspace.open_metrics(resume_step=start)
         saver = Saver(checkpoints, writer, workspace.stop, config.checkpoint.every)
         began = time.monotonic()

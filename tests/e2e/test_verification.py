@@ -9,9 +9,14 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from halos_jax.audit import arrays
 from halos_jax.audit import run as audit
+from halos_jax.checkpoints import saved
+from halos_jax.checkpoints.store import open_checkpoints, read_checkpoints
 from halos_jax.cli.presets import load_preset
 from halos_jax.config import Config, VerifyConfig, freeze
 from halos_jax.storage import hash_file
@@ -201,3 +206,95 @@ def test_another_config_is_found_even_if_the_ledger_is_made_again(copy):
 def test_the_twenty_kinds_are_more_than_twenty():
     assert len(TAMPERING) >= 30
     assert Config().verify.derive
+
+
+# --------------------------------------------------------------------------- made again
+
+
+def derive(program, workdir: Path, *overrides: str) -> list[dict]:
+    """Return what a verification finds that makes results again, as the run was executed."""
+    arguments = [f"--config={workdir / 'config.json'}", "--config.mode=verify"]
+    arguments += [f"--config.verify.{one}" for one in ("samples=-1", "steps=-1", *overrides)]
+    code, out, errors = program.run_with(arguments, workdir)
+    found = json.loads((workdir / "verification.json").read_text())["findings"]
+    assert code == any(one["outcome"] == "differs" for one in found), (out, errors)
+    return found
+
+
+def test_all_of_a_run_comes_out_again_from_its_sft_checkpoint(program, copy):
+    """Without the checkpoint of round 1 its policy is trained again."""
+    shutil.rmtree(copy / "checkpoints" / sorted((copy / "checkpoints").iterdir())[0].name)
+    found = derive(program, copy, "replay=true")
+    made = [one for one in found if one["place"].startswith("round") and one["check"] != "files"]
+    assert {one["outcome"] for one in made if one["check"] != "checkpoints"} == {"passed"}
+    amounts = {(one["place"], one["check"], one["unit"]): one["checked"] for one in made}
+    for place in ("round 1", "round 2"):
+        assert amounts[place, "samples", "samples"] == 18
+        assert amounts[place, "rewards", "samples"] == 18
+        assert amounts[place, "steps", "steps"] == 3
+        assert amounts[place, "held-out samples", "samples"] == 12
+        assert amounts[place, "execution", "stages"] == 5
+    states = [one["outcome"] for one in made if one["unit"] == "states"]
+    assert states == ["not checked", "passed"]
+
+
+def swap_pair(row: dict) -> None:
+    for name in [name for name in row if name.endswith("_A")]:
+        other = f"{name[:-2]}_B"
+        row[name], row[other] = row[other], row[name]
+
+
+def scale_weights(workdir: Path) -> None:
+    """Put other weights into the last checkpoint, with a record that fits them."""
+    folder = sorted((workdir / "checkpoints").iterdir())[-1]
+    known, other = read_checkpoints(folder.parent), open_checkpoints(workdir / "other", keep=1)
+    template = arrays._make_template(saved.read_record(folder / "round" / "metadata").arrays)
+    state, position = known.restore(template, int(folder.name))
+    state["params"] = jax.tree.map(lambda leaf: leaf * np.float32(1.01), state["params"])
+    save_id = other.save(position.pop("step"), state, position)
+    other.close()
+    known.close()
+    shutil.rmtree(folder)
+    (workdir / "other" / f"{save_id:08d}").rename(folder)
+
+
+def other_answer(row: dict) -> None:
+    row |= {"output": "", "response_ids": row["response_ids"][-1:], "sum_logps": row["logps"][-1]}
+    row["logps"] = row["logps"][-1:]
+
+
+def find_cut(workdir: Path, name: str) -> int:
+    """Return the index of an answer of several tokens that ended by itself."""
+    rows = map(json.loads, (workdir / name).read_text().splitlines())
+    return next(
+        at
+        for at, row in enumerate(rows)
+        if row["finish_reason"] == "stop" and len(row["response_ids"]) > 1
+    )
+
+
+def test_making_results_again_finds_what_fits_its_hashes(program, copy):
+    samples, eval = "rounds/0002/samples.jsonl", "rounds/0001/eval.jsonl"
+    rows = list(map(json.loads, (copy / "metrics.jsonl").read_text().splitlines()))
+    step = next(at for at, row in enumerate(rows) if row["step"] == 5 and "loss/train" in row)
+    edit_row("rounds/0001/feedback.jsonl", swap_pair)(copy)
+    edit_row(eval, {"reward": 7.0})(copy)
+    edit_row(samples, other_answer, find_cut(copy, samples))(copy)
+    edit_row("metrics.jsonl", {"loss/train": rows[step]["loss/train"] + 1e-6}, step)(copy)
+    scale_weights(copy)
+    hash_again(copy)
+    seal_again(copy)
+    found = derive(program, copy)
+    wrong = {(one["place"], one["check"]) for one in found if one["outcome"] == "differs"}
+    assert ("round 1", "files") not in wrong
+    assert wrong >= {
+        ("round 1", "feedback"),
+        ("round 1", "held-out"),
+        ("round 2", "samples"),
+        ("round 2", "rewards"),
+        ("round 2", "steps"),
+        ("round 2", "checkpoints"),
+        ("round 2", "held-out samples"),
+    }
+    untouched = {("round 1", name) for name in ("samples", "rewards")}
+    assert not wrong & (untouched | {("round 0", "held-out"), ("round 0", "held-out samples")})

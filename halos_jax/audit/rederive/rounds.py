@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import logging
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -12,20 +11,20 @@ from pathlib import Path
 import jax
 
 from halos_jax import sharding
-from halos_jax.audit.findings import Finding, differs, not_checked, passed
+from halos_jax.audit.findings import Finding, compare, not_checked, passed
 from halos_jax.audit.opened import Opened
 from halos_jax.audit.rederive import decisions, evaluations, feedback, rewards, same, samples, steps
+from halos_jax.audit.rederive.attempts import attempt, hush
 from halos_jax.audit.rederive.policies import Policies
 from halos_jax.audit.rederive.replica import Replica, open_replica
 from halos_jax.audit.rederive.samples import Draws
-from halos_jax.config import ConfigError, VerifyConfig
-from halos_jax.errors import UserError
-from halos_jax.models.hf.families import ModelError
+from halos_jax.config import VerifyConfig
 from halos_jax.models.lora import merge_adapter
 from halos_jax.rounds import stages
 from halos_jax.rounds.context import NOTHING, Rollouts, Run
 from halos_jax.rounds.evaluation import Split
 from halos_jax.rounds.outcome.decisions import find_start
+from halos_jax.rounds.proof.origin import identify
 from halos_jax.rounds.refill import extents as ranges
 from halos_jax.rounds.watch import after
 from halos_jax.tasks.launch import use_copied_cache
@@ -34,8 +33,6 @@ from halos_jax.training.followers import take_exported, take_policy
 from halos_jax.training.loop import Dataset
 from halos_jax.types import Params, TrainState
 from halos_jax.workdir.manifests import Manifest
-
-logger = logging.getLogger(__name__)
 
 _NAME = "rederive"  # in `Opened.memory`
 
@@ -90,33 +87,21 @@ def _find_verifier(opened: Opened) -> Iterator[Verifier]:
         known = Verifier(opened, replica, Policies(replica, opened.given.verify.replay))
         known.policies.train = known.train
         opened.memory[_NAME] = known
-    with jax.set_mesh(known.replica.mesh), _quiet():
+    with jax.set_mesh(known.replica.mesh), hush():
         yield known
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what the stages log for people who watch a run."""
-    package = logging.getLogger("halos_jax")
-    level = package.level
-    package.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        package.setLevel(level)
 
 
 def _check_round(verifier: Verifier, manifest: Manifest) -> Iterator[Finding]:
     replica, round = verifier.replica, manifest.round
     run = replica.at(round)
     yield _compare_executions(run, manifest)
-    yield from _try("decisions", lambda: decisions.check_plan(replica, run, manifest))
+    yield from attempt("decisions", lambda: decisions.check_plan(replica, run, manifest))
     if round:
         yield from _check_drawn(verifier, run, manifest)
         yield from _check_files(verifier, run, manifest)
         yield from _check_training(verifier, run, manifest)
     yield from _check_evaluations(verifier, run, manifest)
-    yield from _try("decisions", lambda: decisions.check_ending(replica, manifest))
+    yield from attempt("decisions", lambda: decisions.check_ending(replica, manifest))
 
 
 def _compare_executions(run: Run, manifest: Manifest) -> Finding:
@@ -133,16 +118,6 @@ def _compare_executions(run: Run, manifest: Manifest) -> Finding:
     return passed(name, what, count, unit="stages")
 
 
-def _try(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Return the findings of a check; an error of it is one, and the others are made even so."""
-    try:
-        return list(check())
-    except (ConfigError, ModelError) as error:
-        return [not_checked(name, "an input", str(error))]
-    except UserError as error:
-        return [differs(name, "a file", str(error))]
-
-
 # --------------------------------------------------------------------------- samples
 
 
@@ -151,17 +126,32 @@ def _check_drawn(verifier: Verifier, run: Run, manifest: Manifest) -> Iterator[F
     if "samples.jsonl" not in manifest.files:
         return
     draws = _split_extents(verifier.replica, run, manifest)
-    yield from _try("samples", lambda: [samples.check_prompts(run.rollouts, draws)])
+    yield from attempt("samples", lambda: [samples.check_prompts(run.rollouts, draws)])
 
     def load() -> Params | None:
         state = verifier.policies.begin(run, manifest.round, keep=True)
         return None if state is None else take_policy(state.params)
 
+    if verifier.replica.has_start(manifest.round):
+        yield from attempt(
+            "samples", lambda: _check_origin(run, manifest.sampled_by.get("samples.jsonl"), load())
+        )
+
     lacking = f"the checkpoint of {manifest.policy} is deleted"
-    yield from _try(
+    yield from attempt(
         "samples",
         lambda: _draw_again(verifier, run, manifest, draws, load, "sample", lacking=lacking),
     )
+
+
+def _check_origin(run: Run, recorded: str | None, params: Params | None) -> list[Finding]:
+    """Compare the fingerprint of a policy with the one that the manifest says has sampled."""
+    if not recorded or params is None:
+        return []
+    found = identify(params, run.trainer.frozen, run.policy.decoder).fingerprint
+    wrong = [] if found == recorded else [f"{recorded} is recorded, but it is {found}"]
+    what = "the fingerprint of the policy that drew them"
+    return [compare("samples", what, wrong, 1, unit="policies")]
 
 
 def _split_extents(replica: Replica, run: Run, manifest: Manifest) -> list[Draws]:
@@ -222,20 +212,20 @@ def _check_files(verifier: Verifier, run: Run, manifest: Manifest) -> Iterator[F
     replica, stages_done = verifier.replica, manifest.stages
     if "score" in stages_done:
         is_same = same.is_same(run.workspace, manifest, "score")
-        yield from _try(
+        yield from attempt(
             "rewards",
             lambda: rewards.check_scores(replica, run.rollouts, manifest, is_same=is_same),
         )
-        yield from _try("decisions", lambda: feedback.check_refill(run, manifest, replica))
+        yield from attempt("decisions", lambda: feedback.check_refill(run, manifest, replica))
     if "feedback" in stages_done:
-        yield from _try("feedback", lambda: feedback.check_feedback(replica, run, manifest))
+        yield from attempt("feedback", lambda: feedback.check_feedback(replica, run, manifest))
 
 
 def _check_training(verifier: Verifier, run: Run, manifest: Manifest) -> Iterator[Finding]:
     """Take steps of a round again, and compare their metrics and the next checkpoint."""
     depth = verifier.depth
     if "train" in manifest.stages and (depth.steps or depth.replay):
-        yield from _try("steps", lambda: _train_again(verifier, run, manifest))
+        yield from attempt("steps", lambda: _train_again(verifier, run, manifest))
 
 
 def _train_again(verifier: Verifier, run: Run, manifest: Manifest) -> Iterator[Finding]:
@@ -262,23 +252,10 @@ def _train_again(verifier: Verifier, run: Run, manifest: Manifest) -> Iterator[F
         yield not_checked("checkpoints", "the state at the end of the round", why)
     if trained.state is None:
         return
-    yield steps.check_state(
-        replica,
-        run,
-        trained.state,
-        manifest,
-        lambda: _load_begin(replica, run, manifest.round),
-        is_same=is_same,
-    )
+    kept = steps.find_kept(replica, run, manifest.round)
+    dtype = run.policy.settings.compute_dtype
+    yield steps.check_state(trained.state, kept, dtype, is_same=is_same)
     verifier.policies.hold(run, manifest.round, trained.state)
-
-
-def _load_begin(replica: Replica, run: Run, round: int) -> Params | None:
-    """Return the params that a round began with; None if they are gone."""
-    layouts = run.trainer.layouts.to_record()
-    state = replica.load_begin(run, round)
-    run.trainer.layouts.load(layouts)
-    return None if state is None else state.params
 
 
 # --------------------------------------------------------------------------- evaluations
@@ -312,9 +289,9 @@ def _check_evaluations(verifier: Verifier, run: Run, manifest: Manifest) -> Iter
             lacking=f"the checkpoint at the end of round {round} is deleted",
             rollouts=evaluations.make_rollouts(run, split),
         )
-        yield from _try(draws[0].check, again)
+        yield from attempt(draws[0].check, again)
     if "evaluate" in manifest.stages and round:
-        yield from _try("staleness", lambda: _check_staleness(verifier, run, manifest))
+        yield from attempt("staleness", lambda: _check_staleness(verifier, run, manifest))
 
 
 def _check_staleness(verifier: Verifier, run: Run, manifest: Manifest) -> Iterator[Finding]:
@@ -334,14 +311,14 @@ def _check_scored(
     """Check an evaluation as far as no policy is needed."""
     replica = verifier.replica
     is_same = same.is_same(run.workspace, manifest, _name_stage(split, manifest.round))
-    yield from _try(
+    yield from attempt(
         split, lambda: evaluations.check_evaluation(replica, run, manifest, split, is_same=is_same)
     )
     draws, rollouts = (
         evaluations.read_drawn(replica, run, manifest, split),
         evaluations.make_rollouts(run, split),
     )
-    yield from _try(draws.check, lambda: [samples.check_prompts(rollouts, [draws])])
+    yield from attempt(draws.check, lambda: [samples.check_prompts(rollouts, [draws])])
 
 
 def _name_stage(split: Split, round: int) -> str:

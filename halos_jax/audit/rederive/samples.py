@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -17,10 +18,12 @@ from halos_jax.audit.rederive.compare import Amount, compare_rows
 from halos_jax.data.records import formats as records
 from halos_jax.data.tokenize import make_group_items
 from halos_jax.integers import divide_up
+from halos_jax.policies.policy import Policy
 from halos_jax.rounds import stages
-from halos_jax.rounds.context import Rollouts, Run
+from halos_jax.rounds.context import Rollouts
 from halos_jax.sampling.sampler import render_prefix
 from halos_jax.training import loop as training
+from halos_jax.training.loop import Trainer
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Params, Prompt, Sample
 
 
@@ -50,6 +53,16 @@ class Draws:
         count = self.per_prompt
         samples = self.samples[number * size * count : (number + 1) * size * count]
         return dataclasses.replace(self, prompts=prompts, samples=samples)
+
+
+class Rescorer(Protocol):
+    """The part of a run that re-scores answers by a forward pass."""
+
+    @property
+    def trainer(self) -> Trainer: ...
+
+    @property
+    def policy(self) -> Policy: ...
 
 
 def choose_shards(
@@ -131,7 +144,7 @@ def _find_fault(
 
 
 def check_drawn(
-    run: Run,
+    run: Rescorer,
     rollouts: Rollouts,
     params: Params,
     drawn: Sequence[Draws],
@@ -195,7 +208,13 @@ def _name_shards(chosen: Sequence[tuple[int, int]]) -> str:
 
 
 def _score_again(
-    run: Run, params: Params, samples: Sequence[Sample], name: str, amount: Amount, *, equal: int
+    run: Rescorer,
+    params: Params,
+    samples: Sequence[Sample],
+    name: str,
+    amount: Amount,
+    *,
+    equal: int,
 ) -> Finding:
     """Compare the recorded log-probabilities of samples with those of a forward pass over them."""
     counts = (amount.checked, amount.total, amount.unit)
@@ -219,13 +238,15 @@ def _score_again(
     return passed(name, what, *counts, why=why)
 
 
-def score_tokens(run: Run, params: Params, samples: Sequence[Sample]) -> list[np.ndarray]:
+def score_tokens(run: Rescorer, params: Params, samples: Sequence[Sample]) -> list[np.ndarray]:
     """Return the log-probability f64[tokens] of each token of the answers, in one forward pass.
 
     Args:
       params: the policy, with an adapter merged into it.
     """
-    items, members = make_group_items(samples, max_tokens=run.config.train.tokens_per_device)
+    items, members = make_group_items(
+        samples, max_tokens=run.trainer.config.train.tokens_per_device
+    )
     whole = dataclasses.replace(run.trainer, frozen=None)
     found = training.compute_logps(whole, items, params, label="re-score")
     scored = [np.zeros(0)] * len(samples)
@@ -235,6 +256,6 @@ def score_tokens(run: Run, params: Params, samples: Sequence[Sample]) -> list[np
     return scored
 
 
-def find_bound(run: Run) -> float:
+def find_bound(run: Rescorer) -> float:
     """Return how far a token's log-probability may be from what a forward pass gives it (nats)."""
     return 0.25 if run.policy.settings.compute_dtype == "bfloat16" else 1e-3

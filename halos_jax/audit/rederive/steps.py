@@ -20,6 +20,7 @@ from halos_jax.audit.rederive.replica import Replica
 from halos_jax.audit.rederive.rewards import check_metrics, link
 from halos_jax.checkpoints import checksums, saved
 from halos_jax.checkpoints.arrays import name_arrays
+from halos_jax.checkpoints.saved import Saved
 from halos_jax.metrics import MetricWriter, is_time, read_metrics
 from halos_jax.rounds import stages
 from halos_jax.rounds.context import Run, StageResult
@@ -202,46 +203,69 @@ def _name_steps(difference: Difference, rows: Sequence[Mapping[str, float]]) -> 
     return dataclasses.replace(difference, first=f"step {step} {rest}")
 
 
-def check_state(
-    replica: Replica,
-    run: Run,
-    state: TrainState,
-    manifest: Manifest,
-    load_begin: Callable[[], Params | None],
-    *,
-    is_same: bool,
-) -> Finding:
-    """Compare the state after all steps of a round with the checkpoint at the round's end.
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A checkpoint to compare with: its number, its record, and the params around it.
+
+    `load` returns its own params, `load_begin` those before the steps; None: they are gone.
+    """
+
+    save_id: int
+    record: Saved
+    load: Callable[[], Params]
+    load_begin: Callable[[], Params | None]
+
+
+def check_state(state: TrainState, kept: Kept | None, dtype: str, *, is_same: bool) -> Finding:
+    """Compare the state after steps that were taken again with the checkpoint at their end.
 
     Args:
-      load_begin: returns the params that the round began with.
+      kept: None: the checkpoint is deleted.
+      dtype: the compute dtype, for the tolerance of other devices.
     """
-    name, what = "checkpoints", "params and optimizer after the round's steps, taken again"
-    save_id = replica.find_checkpoint(manifest.round)
-    if save_id is None:
-        return not_checked(name, what, "retention has deleted the checkpoint", 1, "checkpoints")
-    arrays = name_arrays(state)
-    record = saved.read_record(saved.find_record(replica.workdir / "checkpoints", save_id))
-    wrong = checksums.find_wrong(arrays, record.sums)
-    counts = (1, 1, "checkpoints")
-    if not wrong and record.sums.keys() == arrays.keys():
-        return passed(name, what, *counts, why=f"{save_id:08d}, {len(arrays)} arrays")
-    lacking = arrays.keys() ^ record.arrays.keys()
+    name, what, counts = "checkpoints", "params and optimizer, after the steps", (1, 1, "states")
+    if kept is None:
+        return not_checked(name, what, "the checkpoint is deleted (checkpoint.keep)", *counts[1:])
+    arrays, record = name_arrays(state), kept.record
+    lacking = sorted(arrays.keys() ^ record.arrays.keys())
     if lacking:
-        return differs(name, what, f"other arrays: {', '.join(sorted(lacking)[:3])}", *counts)
-    listed = ", ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")
+        return differs(name, what, f"other arrays: {', '.join(lacking[:3])}", *counts)
+    wrong = checksums.find_wrong(arrays, record.sums)
+    if not wrong and record.sums.keys() == arrays.keys():
+        return passed(name, what, *counts, why=f"{kept.save_id:08d}, {len(arrays)} arrays")
     if is_same:
+        listed = ", ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")
         why = f"{len(wrong)} of {len(arrays)} arrays are others: {listed}"
         return differs(name, what, why, *counts)
-    begin = load_begin()
+    begin = kept.load_begin()
     if begin is None:
-        return not_checked(name, what, "the state at the round's beginning is gone", *counts[1:])
-    apart = measure_apart(state.params, replica.load_params(run, save_id), begin)
-    most = _MOST_APART[run.policy.settings.compute_dtype]
-    said = f"the params are apart by {apart:.3g} of their way in this round, at most {most:g}"
+        return not_checked(name, what, "the state before the steps is gone", *counts[1:])
+    apart, most = measure_apart(state.params, kept.load(), begin), _MOST_APART[dtype]
+    said = f"the params are apart by {apart:.3g} of their way in these steps, at most {most:g}"
     if apart > most:
         return differs(name, what, said, *counts)
     return passed(name, what, *counts, why=f"not to the last bit, but within; {said}")
+
+
+def find_kept(replica: Replica, run: Run, round: int) -> Kept | None:
+    """Return the checkpoint at the end of a round; None if it is deleted."""
+    save_id = replica.find_checkpoint(round)
+    if save_id is None:
+        return None
+    record = saved.read_record(saved.find_record(replica.workdir / "checkpoints", save_id))
+    return Kept(
+        save_id,
+        record,
+        lambda: replica.load_params(run, save_id),
+        lambda: _load_begin(replica, run, round),
+    )
+
+
+def _load_begin(replica: Replica, run: Run, round: int) -> Params | None:
+    layouts = run.trainer.layouts.to_record()
+    state = replica.load_begin(run, round)
+    run.trainer.layouts.load(layouts)
+    return None if state is None else state.params
 
 
 def measure_apart(found: Params, recorded: Params, begin: Params) -> float:

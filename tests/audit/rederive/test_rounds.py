@@ -2,29 +2,11 @@
 
 from types import SimpleNamespace
 
-import pytest
-
-from halos_jax.audit.findings import passed
 from halos_jax.audit.rederive import rounds
-from halos_jax.config import ConfigError
-from halos_jax.storage import WorkdirError
 from halos_jax.types import Prompt, Sample, Turn
 from halos_jax.workdir.manifests import Manifest
 
 PROMPTS = [Prompt(str(number), (Turn("user", "a"),)) for number in range(9)]
-
-
-@pytest.mark.parametrize(
-    ("error", "outcome"),
-    [(WorkdirError("damaged"), "differs"), (ConfigError("not there"), "not checked")],
-)
-def test_an_error_ends_one_check_and_not_the_others(error, outcome):
-    def check():
-        yield passed("a", "b", 1)
-        raise error
-
-    (found,) = rounds._try("a", check)
-    assert (found.check, found.outcome, found.why) == ("a", outcome, str(error))
 
 
 def test_samples_are_those_of_the_extents(monkeypatch, tmp_path):

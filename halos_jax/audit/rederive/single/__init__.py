@@ -1,0 +1,1 @@
+"""The tasks without rounds, made again."""
