@@ -61,8 +61,8 @@ def test_the_notebook_runs(small, capsys):
     for cell in read_cells():
         exec(cell, names)
     shown = capsys.readouterr().out
-    assert names["metrics"]["reward_eval"] >= 0 and "pipeline: reward_model in" in shown
-    assert "reward_eval/score_by_rule" in shown
+    assert names["metrics"]["reward_eval"] >= 0 and "task reward_model: " in shown
+    assert "score_by_rule" in shown
     # A line for each of ten prompts: the question, the answer before, the answer after.
     assert len(re.findall(r"(?m)^ *[a-z]+ \|[^|]*\|[^|\n]*$", shown)) == 10
     assert len(names["samples"]) == 4 * len(names["prompts"]) == 4 * 32
