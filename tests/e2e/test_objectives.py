@@ -81,8 +81,11 @@ BINARY = ("feedback.type=binary", "feedback.threshold=mean")
                 "loss.name=ppo",
                 "feedback.type=scalar",
                 "sampling.exact_ratios=true",
+                "sampling.temperature=1.3",
+                "sampling.top_p=0.9",
                 "sampling.max_kept=4",
                 "lora.rank=2",
+                "lora.dropout=0.0",
             ),
             "scalar_feedback",
             6,
@@ -104,6 +107,8 @@ def test_two_rounds_online(program, tmp_path, overrides, kind, examples, steps, 
         names = [(line["prompt_id"], line["sample_id"]) for line in samples]
         assert [(line["prompt_id"], line["sample_id"]) for line in feedback] == names
         assert [x["response_ids"] for x in feedback] == [x["response_ids"] for x in samples]
+        is_exact = "sampling.exact_ratios=true" in overrides
+        assert {"drawn" in line for line in (*samples, *feedback)} == {is_exact}
         manifest = manifests.load_manifest(folder)
         assert manifest.metrics["feedback_examples"] == examples
         if kind == "binary_feedback":
@@ -114,6 +119,9 @@ def test_two_rounds_online(program, tmp_path, overrides, kind, examples, steps, 
     assert len(values) == 2 * steps and any(values)
     if metric == "correction/weight":  # the policy at a round's start is the one that sampled
         assert max(abs(value - 1) for value in values) < 1e-4
+    if is_exact:  # before a round's first step the policy is the one that sampled
+        moved = read_metric(workdir, "loss_train/policykl")
+        assert max(map(abs, moved[::steps])) < 1e-5 < max(map(abs, moved))
     assert read_metric(workdir, "loss/eval")
     assert (workdir / "final" / "model.safetensors").exists()
 
