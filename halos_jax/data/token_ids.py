@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias, TypeVar
 
+import numpy as np
+
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.records.fields import RecordError
 from halos_jax.data.records.reading import OnBad, raise_error
@@ -57,6 +59,8 @@ def _list_ids(record: Feedback) -> Iterator[tuple[str, Sequence[int]]]:
     yield "prompt_ids", record.prompt_ids
     if isinstance(record, Sample):
         yield "response_ids", record.response_ids
+        if record.drawn is not None:
+            yield "drawn.kept_ids", np.unique(np.frombuffer(record.drawn.kept_ids, "<i4")).tolist()
     elif isinstance(record, Preference):
         for one in (record.chosen, record.rejected):
             yield "ids_A or ids_B", one.ids

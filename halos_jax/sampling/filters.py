@@ -49,12 +49,12 @@ def find_largest(
 ) -> tuple[Float32[Array, "S largest"], Int32[Array, "S largest"]]:
     """Return the `count` largest logits of each row, in falling order, and their ids.
 
-    Of V logits at most, and of equal ones any. The largest are in the `count` blocks with the
-    largest maxima, so few logits are left to be sorted: one pass over all of them, then blocks of
-    these blocks.
+    Of V logits at most, and of equal ones any; the id of -inf may be that of no logit. The largest
+    are in the `count` blocks with the largest maxima, so few logits are left to be sorted: one pass
+    over all of them, then blocks of these blocks.
     """
     count = min(count, logits.shape[1])
-    values, ids = logits, jnp.broadcast_to(jnp.arange(logits.shape[1]), logits.shape)
+    values, ids = logits, None
     for width in _NARROWER:
         if values.shape[1] < 2 * count * width:
             continue
@@ -64,10 +64,9 @@ def find_largest(
         _, chosen = jax.lax.top_k(jnp.max(blocks, axis=-1), count)
         places = (chosen[..., None] * width + jnp.arange(width)).reshape(len(blocks), -1)
         values = jnp.take_along_axis(blocks, chosen[..., None], axis=1).reshape(len(blocks), -1)
-        # Of the padding there is none among them: it is -inf, and whoever asks leaves that out.
-        ids = jnp.take_along_axis(ids, places, axis=-1, mode="clip")
+        ids = places if ids is None else jnp.take_along_axis(ids, places, axis=-1, mode="clip")
     values, places = jax.lax.top_k(values, count)
-    return values, jnp.take_along_axis(ids, places, axis=-1)
+    return values, places if ids is None else jnp.take_along_axis(ids, places, axis=-1)
 
 
 def mask_unknown(

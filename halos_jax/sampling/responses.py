@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def _cut_at_stop_string(sampler: Ending, draft: Draft, new: int) -> bool:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if stops(middle) else (middle, high)
-    for values in (draft.ids, draft.logps, draft.entropies, draft.drawn_logps):
+    for values in (draft.ids, draft.logps, draft.entropies, draft.drawn_logps, draft.kept_counts):
         del values[high:]
     return True
 
@@ -101,12 +101,25 @@ def make_sample(
 def _make_drawn(sampler: Ending, draft: Draft) -> Drawn | None:
     if not draft.drawn_logps:
         return None
-    counts, ids = (), b""
-    if draft.kept:
-        # Ascending at each token, with -1 before the first.
-        kept = np.sort(np.concatenate(draft.kept)[: len(draft.ids)], axis=1)
-        counts, ids = (
-            tuple((kept >= 0).sum(axis=1).tolist()),
-            kept[kept >= 0].astype("<i4").tobytes(),
-        )
-    return Drawn(sampler.settings.temperature, tuple(draft.drawn_logps), counts, ids)
+    ids = np.concatenate(draft.kept).astype("<i4") if draft.kept else np.zeros(0, "<i4")
+    return Drawn(
+        sampler.settings.temperature,
+        tuple(draft.drawn_logps),
+        tuple(draft.kept_counts),
+        ids[: sum(draft.kept_counts)].tobytes(),
+    )
+
+
+class Sets(NamedTuple):
+    """The kept tokens of a chunk: how many at each token, and the ids of each slot's."""
+
+    counts: np.ndarray  # i64[S, chunk]
+    ids: list[np.ndarray]
+
+
+def pack_sets(kept: np.ndarray) -> Sets:
+    """Pack the ids i32[S, chunk, kept] of a chunk, which are filled up with -1, for all slots."""
+    kept = np.sort(kept, axis=-1)  # -1 before the first
+    is_id = kept >= 0
+    counts = is_id.sum(axis=-1)
+    return Sets(counts, np.split(kept[is_id], np.cumsum(counts.sum(axis=-1))[:-1]))

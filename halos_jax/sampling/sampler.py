@@ -24,7 +24,7 @@ from halos_jax.models.spec import DecoderConfig
 from halos_jax.packing.layout import round_shape
 from halos_jax.sampling import decode
 from halos_jax.sampling.draws import DecodeSettings
-from halos_jax.sampling.responses import decode_output, find_finish, make_sample
+from halos_jax.sampling.responses import decode_output, find_finish, make_sample, pack_sets
 from halos_jax.sampling.schedule import (
     Draft,
     Owners,
@@ -327,6 +327,7 @@ def _collect(sampler: Sampler, chunk: _Chunk, on_sample: Callable[[int], None]) 
     """Read what a chunk drew into its drafts; return how many of them it finished."""
     output: decode.ChunkOutput = jax.device_get(chunk.output)
     tokens, logps, entropies = output.tokens, output.logps, output.entropies
+    sets = None if output.kept is None else pack_sets(np.asarray(output.kept))
     finished = 0
     for slot, draft in enumerate(chunk.owners):
         if draft is None or draft.finish_reason:
@@ -343,8 +344,9 @@ def _collect(sampler: Sampler, chunk: _Chunk, on_sample: Callable[[int], None]) 
         draft.entropies += entropies[slot, :new].tolist()
         if output.drawn_logps is not None:
             draft.drawn_logps += output.drawn_logps[slot, :new].tolist()
-        if output.kept is not None:
-            draft.kept.append(np.asarray(output.kept[slot, :new]))
+        if sets is not None:
+            draft.kept_counts += sets.counts[slot, :new].tolist()
+            draft.kept.append(sets.ids[slot])
         draft.finish_reason = find_finish(sampler, draft, new, is_done=bool(output.done[slot]))
         if draft.finish_reason:  # detokenised at once: the device is busy with the next chunk
             draft.output = decode_output(sampler, draft)

@@ -39,8 +39,10 @@ class Draft:
     ids: list[int] = dataclasses.field(default_factory=list)
     logps: list[float] = dataclasses.field(default_factory=list)
     entropies: list[float] = dataclasses.field(default_factory=list)
-    # Of exact draws: log-probabilities, and of each chunk i32[tokens, kept], ids filled up with -1.
+    # Of exact draws: log-probabilities, how many tokens were kept at each, and of each chunk which,
+    # i32[kept], ascending at each token.
     drawn_logps: list[float] = dataclasses.field(default_factory=list)
+    kept_counts: list[int] = dataclasses.field(default_factory=list)
     kept: list[np.ndarray] = dataclasses.field(default_factory=list)
     finish_reason: str = ""
     output: str = ""

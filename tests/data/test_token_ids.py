@@ -1,10 +1,12 @@
 """Ids that no token has are refused with their place, whatever the kind of record."""
 
+import numpy as np
 import pytest
 
 from halos_jax.data.chat.renderer import make_renderer
 from halos_jax.data.records.fields import RecordError
 from halos_jax.data.token_ids import check_ids
+from halos_jax.drawn import Drawn
 from halos_jax.types import (
     Completion,
     Demonstration,
@@ -28,12 +30,20 @@ def answer(ids=(1, 2)):
     return Completion((Turn("assistant", "a"),), ids)
 
 
+def draw_from(ids):
+    return Drawn(0.7, (-0.5,), (len(ids),), np.array(sorted(ids), "<i4").tobytes())
+
+
 @pytest.mark.parametrize("wrong", [400, 2**31 - 1])
 @pytest.mark.parametrize(
     ("make", "field"),
     [
         (lambda ids: Sample(PROMPT, 0, "a", ids, (1,), "stop"), "'prompt_ids'"),
         (lambda ids: Sample(PROMPT, 0, "a", (1,), ids, "stop"), "'response_ids'"),
+        (
+            lambda ids: Sample(PROMPT, 0, "a", (1,), (1,), "stop", drawn=draw_from(ids)),
+            "'drawn.kept_ids'",
+        ),
         (lambda ids: Preference(PROMPT, answer(), answer(), ids), "'prompt_ids'"),
         (lambda ids: Preference(PROMPT, answer(ids), answer()), "'ids_A or ids_B'"),
         (lambda ids: Preference(PROMPT, answer(), answer(ids)), "'ids_A or ids_B'"),

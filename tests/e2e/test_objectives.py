@@ -122,6 +122,8 @@ def test_two_rounds_online(program, tmp_path, overrides, kind, examples, steps, 
     if is_exact:  # before a round's first step the policy is the one that sampled
         moved = read_metric(workdir, "loss_train/policykl")
         assert max(map(abs, moved[::steps])) < 1e-5 < max(map(abs, moved))
+        # Signs compare policies at temperature 1: in round 1 it is the SFT checkpoint that sampled.
+        assert abs(read_metric(workdir, "kl_sampled")[0]) < 1e-5
     assert read_metric(workdir, "loss/eval")
     assert (workdir / "final" / "model.safetensors").exists()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -106,6 +107,18 @@ def test_a_model_with_a_gate_is_no_policy(toy, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(hf.ModelError, match=r"model with a gating network; allowed: a language"):
         load_policy(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_policy_knows_which_rows_of_its_vocabulary_have_no_token(toy, tmp_path):
+    shutil.copytree(toy / "policy", tmp_path / "policy")
+    file = tmp_path / "policy" / "config.json"
+    settings = json.loads(file.read_text())
+    size = settings["vocab_size"]
+    file.write_text(json.dumps(settings | {"vocab_size": size + 9}))
+    policy = start_policy(Config(model=ModelConfig(path=str(tmp_path / "policy"))))
+    rows = {row for start, stop in policy.decoder.unknown_rows for row in range(start, stop)}
+    assert rows == set(range(size + 9)) - policy.renderer.token_ids
+    assert rows >= set(range(size, size + 9))
 
 
 def load(config, mesh, **changes):

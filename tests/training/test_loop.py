@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 
 from halos_jax import sharding
 from halos_jax.config import Config, FeedbackConfig, OptimizerConfig, TrainConfig
+from halos_jax.drawn import Drawn
 from halos_jax.losses import get_loss
 from halos_jax.metrics import is_time
 from halos_jax.models import decoder
@@ -17,6 +18,7 @@ from halos_jax.models.spec import DecoderConfig, init_params
 from halos_jax.models.value import init_value_params
 from halos_jax.packing.batches import build_batch, plan_batches
 from halos_jax.packing.layout import LayoutMemory
+from halos_jax.packing.transforms import NO_SETS, NOTHING
 from halos_jax.training import loop
 from halos_jax.types import CHOSEN, REJECTED, Item, TrainState
 
@@ -250,6 +252,20 @@ def test_a_dataset_is_planned_as_it_is_asked_for_and_its_layout_kept(trainer):
     few = loop.make_dataset(trainer, items[:9], seed=7, recurring="train")
     alone = loop.make_dataset(trainer, items[:9], seed=7)
     assert few.plan.layout == first.plan.layout != alone.plan.layout
+
+
+def test_what_items_were_drawn_from_counts_for_a_loss_with_a_ratio_to_the_sampler_alone(trainer):
+    drawn = [
+        dataclasses.replace(
+            one, drawn=tuple(Drawn(0.7, (-0.5,) * len(ids)) for ids in one.responses)
+        )
+        for one in make_items(COUNT, 1)
+    ]
+    made = loop.make_dataset(trainer, drawn, seed=7)
+    assert made.plan.layout.kept == NOTHING and not any(one.drawn for one in made.items)
+    old = dataclasses.replace(trainer, loss=dataclasses.replace(trainer.loss, old=True))
+    made = loop.make_dataset(old, drawn, seed=7)
+    assert made.plan.layout.kept == NO_SETS and made.items is drawn
 
 
 def test_a_pass_reads_the_params_and_the_frozen_part_and_keeps_apart_what_it_finds(trainer):
