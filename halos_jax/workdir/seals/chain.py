@@ -169,12 +169,12 @@ def hash_rows(workdir: Path, first: int = 0, last: int | None = None) -> dict[st
     the order, in which rows of one step may come after a resume.
 
     Args:
-      last: None: all rows, with those of whole rounds.
+      last: None: the rows of all steps.
     """
     path, rows = workdir / METRICS, []
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
         row = json.loads(line)
-        if last is None or ("round" not in row and _is_between(row["step"], first, last)):
+        if "round" not in row and (last is None or _is_between(row["step"], first, last)):
             kept = {name: value for name, value in row.items() if not is_time(name)}
             rows.append(json.dumps(kept, sort_keys=True))
     digest = hashlib.sha256("".join(f"{row}\n" for row in sorted(rows)).encode())
