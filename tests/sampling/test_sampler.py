@@ -245,7 +245,7 @@ EXACT = dataclasses.replace(SETTINGS, exact_ratios=True, keep_logps=False)
     "changes",
     [
         {"temperature": 0.7, "top_p": 0.9, "max_kept": 6},
-        {"temperature": 1.3, "top_p": 1.0, "top_k": 4, "stop": ("ab", "cd")},
+        {"temperature": 1.3, "top_p": 1.0, "top_k": 4, "stop": ("a", "b", "c")},
         {"temperature": 1.3, "top_p": 1.0},
     ],
 )
