@@ -21,6 +21,7 @@ from halos_jax.integers import divide_up
 from halos_jax.policies.policy import Policy
 from halos_jax.rounds import stages
 from halos_jax.rounds.context import Rollouts
+from halos_jax.rounds.proof import rescore
 from halos_jax.sampling.sampler import render_prefix
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Trainer
@@ -192,7 +193,7 @@ def check_drawn(
     if is_same:
         why = f"{len(others)} are not what this policy draws; {first}"
         return differs(name, what, why, checked, total, "samples")
-    return _score_again(run, params, [one for one, _ in others], name, amount, equal=equal)
+    return _score_again(run, params, others, name, amount, equal=equal)
 
 
 def _strip(sample: Sample) -> Sample:
@@ -210,7 +211,7 @@ def _name_shards(chosen: Sequence[tuple[int, int]]) -> str:
 def _score_again(
     run: Rescorer,
     params: Params,
-    samples: Sequence[Sample],
+    pairs: Sequence[tuple[Sample, Sample]],
     name: str,
     amount: Amount,
     *,
@@ -219,22 +220,29 @@ def _score_again(
     """Compare the recorded log-probabilities of samples with those of a forward pass over them."""
     counts = (amount.checked, amount.total, amount.unit)
     what = "drawn again; where other tokens came out, the recorded ones re-scored"
-    known = [one for one in samples if one.sum_logps is not None and one.response_ids]
+    known = [one for one, _ in pairs if one.sum_logps is not None and one.response_ids]
     if not known:
         return not_checked(name, what, "no sum_logps are recorded to compare with", amount.total)
-    bound, gaps = find_bound(run), list[tuple[float, Sample]]()
+    apart, worst, tokens, largest = 0.0, known[0], 0, 0.0
     for sample, logps in zip(known, score_tokens(run, params, known), strict=True):
         if sample.logps is not None:
-            gap = float(np.max(np.abs(np.asarray(sample.logps, np.float64) - logps)))
-        else:
+            gaps = np.abs(np.asarray(sample.logps, np.float64) - logps)
+        else:  # of their sum alone, so spread over them
             gap = abs(math.fsum(logps) - (sample.sum_logps or 0.0)) / len(logps)
-        gaps.append((gap, sample))
-    largest, worst = max(gaps, key=lambda pair: pair[0])
-    said = f"the largest difference of a token's log-probability is {largest:.3g} of {bound:g}"
-    if largest > bound:
+            gaps = np.full(len(logps), gap)
+        apart, tokens = apart + float(gaps.sum()), tokens + len(gaps)
+        if not gaps.max() <= largest:  # so for NaN, too
+            largest, worst = float(gaps.max()), sample
+    bounds, mean = rescore.find_bounds(run.trainer.config), apart / tokens
+    said = (
+        f"a token's log-probability differs by {mean:.3g} on average and {largest:.3g} at most, "
+        f"allowed: {bounds[0]:g} and {bounds[1]:g}"
+    )
+    if not (mean <= bounds[0] and largest <= bounds[1]):
         where = f"sample {worst.sample_id} of prompt {worst.prompt.prompt_id}"
-        return differs(name, what, f"{where}: {said}", *counts)
-    why = f"{equal} are the same to the last bit; of the {len(known)} others {said}"
+        return differs(name, what, f"{said}; the largest is in {where}", *counts)
+    others = sum(one.response_ids != two.response_ids for one, two in pairs)
+    why = f"{equal} are the same to the last bit, {others} have other tokens; {said}"
     return passed(name, what, *counts, why=why)
 
 
@@ -254,8 +262,3 @@ def score_tokens(run: Rescorer, params: Params, samples: Sequence[Sample]) -> li
         for number, logps in zip(numbers, parts, strict=True):
             scored[number] = np.asarray(logps, np.float64)
     return scored
-
-
-def find_bound(run: Rescorer) -> float:
-    """Return how far a token's log-probability may be from what a forward pass gives it (nats)."""
-    return 0.25 if run.policy.settings.compute_dtype == "bfloat16" else 1e-3

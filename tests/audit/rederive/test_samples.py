@@ -107,9 +107,15 @@ def check_drawn(monkeypatch, made, *, is_same, scored=()):
 
     monkeypatch.setattr(samples.stages, "sample_prompts", draw)
     monkeypatch.setattr(samples, "score_tokens", lambda run, params, known: list(scored))
-    monkeypatch.setattr(samples, "find_bound", lambda run: 0.01)
+    monkeypatch.setattr(samples.rescore, "find_bounds", lambda config: (0.006, 0.01))
     return samples.check_drawn(
-        "run", RUN, "policy", [make_draws()], [(0, 1), (0, 2)], is_same=is_same, folder="there"
+        SimpleNamespace(trainer=RUN),
+        RUN,
+        "policy",
+        [make_draws()],
+        [(0, 1), (0, 2)],
+        is_same=is_same,
+        folder="there",
     )
 
 
@@ -133,15 +139,22 @@ def test_another_token_differs_on_the_same_execution(monkeypatch):
     )
 
 
-@pytest.mark.parametrize(("logp", "outcome"), [(-0.505, "passed"), (-0.52, "differs")])
-def test_another_token_elsewhere_is_judged_by_the_recorded_one(monkeypatch, logp, outcome):
-    finding = check_drawn(
+@pytest.mark.parametrize(
+    ("logps", "outcome", "said"),
+    [
+        ((-0.505, 0.0), "passed", "0.0025 on average and 0.005 at most"),
+        ((-0.512, 0.0), "differs", "0.006 on average and 0.012 at most"),
+        ((-0.507, 0.007), "differs", "0.007 on average and 0.007 at most"),
+        ((-0.5, float("nan")), "differs", "nan on average and nan at most"),
+    ],
+)
+def test_another_token_elsewhere_is_judged_by_the_recorded_one(monkeypatch, logps, outcome, said):
+    found = check_drawn(
         monkeypatch,
         change_one(response_ids=(122, END)),
         is_same=False,
-        scored=[np.array([logp, 0.0])],
+        scored=[np.array(logps)],
     )
-    assert finding.outcome == outcome
-    assert f"the largest difference of a token's log-probability is {-0.5 - logp:.3g} of 0.01" in (
-        finding.why
-    )
+    assert found.outcome == outcome
+    assert f"differs by {said}, allowed: 0.006 and 0.01" in found.why
+    assert outcome == "differs" or "5 are the same to the last bit, 1 have other" in found.why
