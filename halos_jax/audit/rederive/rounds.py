@@ -242,6 +242,8 @@ def _train_again(verifier: Verifier, run: Run, manifest: Manifest) -> Iterator[F
         most = min(end - first, end - first if most is None else most)
     is_same = same.is_same(run.workspace, manifest, "train")
     close = steps.find_close(run.policy.settings.compute_dtype)
+    # The steps take the state over; a checkpoint within a tolerance is measured against it.
+    begin = None if is_same or most is not None else jax.device_get(state.params)
     trained = steps.train_again(replica, run, state, manifest, verifier.load_held_out(run), most)
     yield steps.check_signs(manifest, trained.signs, close, is_same=is_same)
     folder = replica.find_folder(f"train-{manifest.round}")
@@ -252,7 +254,7 @@ def _train_again(verifier: Verifier, run: Run, manifest: Manifest) -> Iterator[F
         yield not_checked("checkpoints", "the state at the end of the round", why)
     if trained.state is None:
         return
-    kept = steps.find_kept(replica, run, manifest.round)
+    kept = steps.find_kept(replica, run, manifest.round, begin)
     dtype = run.policy.settings.compute_dtype
     yield steps.check_state(trained.state, kept, dtype, is_same=is_same)
     verifier.policies.hold(run, manifest.round, trained.state)

@@ -247,8 +247,11 @@ def check_state(state: TrainState, kept: Kept | None, dtype: str, *, is_same: bo
     return passed(name, what, *counts, why=f"not to the last bit, but within; {said}")
 
 
-def find_kept(replica: Replica, run: Run, round: int) -> Kept | None:
-    """Return the checkpoint at the end of a round; None if it is deleted."""
+def find_kept(replica: Replica, run: Run, round: int, begin: Params | None) -> Kept | None:
+    """Return the checkpoint at the end of a round; None if it is deleted.
+
+    `begin` are the params before the round's steps, if they were kept; None: as `load_begin`.
+    """
     save_id = replica.find_checkpoint(round)
     if save_id is None:
         return None
@@ -257,7 +260,7 @@ def find_kept(replica: Replica, run: Run, round: int) -> Kept | None:
         save_id,
         record,
         lambda: replica.load_params(run, save_id),
-        lambda: _load_begin(replica, run, round),
+        lambda: _load_begin(replica, run, round) if begin is None else begin,
     )
 
 
