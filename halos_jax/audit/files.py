@@ -66,7 +66,7 @@ def _check_name(opened: Opened, name: str) -> str | None:
     newest = ledgers.read_ledger(opened.workdir)
     if newest.head != opened.ledger.head:
         problem = _check_entry(opened.workdir, name, newest)
-    return problem
+    return None if newest.is_pending(name) else problem
 
 
 def _check_entry(workdir: Path, name: str, ledger: ledgers.Ledger) -> str | None:

@@ -111,6 +111,18 @@ class Ledger:
         self.note(self.workdir / path, **(before or {"gone": True}))
         return True
 
+    def is_pending(self, name: str) -> bool:
+        """Tell whether the last line is about `name`, which is still as the line before says.
+
+        So it is while a run is about to rename the file, or after it was killed there.
+        """
+        if self._before is None or self._before[0] != name:
+            return False
+        before = self._before[1]
+        if before is None or before.get("gone"):
+            return not (self.workdir / name).exists()
+        return check_entry(self.workdir, name, before) is None
+
     def _take(self, name: str, entry: Entry, chain: str) -> None:
         self._before = (name, self.entries.get(name))
         self.entries[name], self.chains[chain] = entry, None

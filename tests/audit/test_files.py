@@ -1,8 +1,12 @@
 """The hashes of a workdir."""
 
+import dataclasses
+
 import pytest
 
 from halos_jax.audit import files
+from halos_jax.workdir.ledger import open_ledger
+from halos_jax.workdir.manifests import save_manifest
 
 
 def outcomes(findings) -> list[tuple[str, str]]:
@@ -44,14 +48,20 @@ def test_a_file_that_was_changed_is_named(made, name, change, said):
 
 
 def test_a_file_that_a_run_writes_meanwhile_is_compared_with_the_newest_line(made):
-    from halos_jax.workdir.ledger import open_ledger
-    from halos_jax.workdir.manifests import save_manifest
-
     opened = made.open()
-    manifest = opened.manifests[2]
-    save_manifest(opened.folder(manifest), manifest, open_ledger(made.workdir))
+    changed = dataclasses.replace(opened.manifests[2], seed=9)
+    save_manifest(opened.folder(changed), changed, open_ledger(made.workdir))
+    assert check_all(opened) == []
     made.edit("rounds/0002/manifest.json", lambda text: text + "\n")
     assert "0002/manifest.json has" in " ".join(check_all(opened))
+
+
+def test_a_line_of_the_ledger_may_be_about_a_file_that_is_not_renamed_yet(made):
+    ledger = open_ledger(made.workdir)
+    ledger.note_file(made.workdir / "rounds" / "0002" / "manifest.json", 7, "00")
+    assert check_all(made.open()) == []
+    ledger.note_file(made.workdir / "new.json", 7, "00")
+    assert "0002/manifest.json has" in " ".join(check_all(made.open())), "it was not acted on"
 
 
 def test_a_ledger_that_is_gone_differs_but_for_an_old_run(made):
