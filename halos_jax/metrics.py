@@ -73,8 +73,9 @@ class Record:
 
     @property
     def key(self) -> _Key:
-        """The record's identity: a resumed run may repeat an evaluation."""
-        return self.step, self.values.get("round"), frozenset(self.values)
+        """The record's identity: a resumed run may repeat it, with the times of other stages."""
+        names = frozenset(name for name in self.values if not is_time(name))
+        return self.step, self.values.get("round"), names
 
 
 class Sink(Protocol):

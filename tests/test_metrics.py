@@ -112,6 +112,17 @@ def test_a_repeated_evaluation_at_the_checkpoint_is_written_once(path):
     assert records == [(3, None, None), (3, 0.25, 1), (3, 0.125, 2), (4, None, None)]
 
 
+def test_a_record_of_a_round_that_is_repeated_after_other_stages_is_written_once(path):
+    first, again = {"round": 3, "samples": 12, "seconds/sample": 1.5}, {"round": 3, "samples": 12}
+    writer = MetricWriter(path)
+    writer.write(6, first)
+    writer.close()
+    writer = MetricWriter(path, resume_step=6)
+    writer.write(6, again)
+    writer.close()
+    assert [record["seconds/sample"] for record in read_metrics(path)] == [1.5]
+
+
 @pytest.mark.parametrize("resume_step", [None, 2])
 def test_a_torn_last_line_is_dropped(path, resume_step):
     write_steps(path, [1, 2, 3])
