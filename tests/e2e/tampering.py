@@ -9,20 +9,20 @@ from pathlib import Path
 RULES = Path(__file__).with_name("watched_rules.py")
 
 
-def edit_row(name: str, change: dict | Callable[[dict], None], index: int = 0):
-    """Return a function that changes one record of a file."""
+def edit_row(name: str, change: dict | Callable[[dict], None]):
+    """Return a function that changes the first record of a file."""
 
     def edit(workdir: Path) -> None:
         path = workdir / name
         lines = path.read_text().splitlines()
-        row = json.loads(lines[index])
+        row = json.loads(lines[0])
         if isinstance(change, dict):
             assert change.keys() <= row.keys()
             row |= change
         else:
             change(row)
-        assert row != json.loads(lines[index]), name
-        lines[index] = json.dumps(row)
+        assert row != json.loads(lines[0]), name
+        lines[0] = json.dumps(row)
         path.write_text("".join(f"{line}\n" for line in lines))
 
     return edit
@@ -36,6 +36,11 @@ def edit_lines(name: str, change: Callable[[list], None]):
         path.write_text("".join(lines))
 
     return edit
+
+
+def change_loss(lines: list) -> None:
+    index = next(at for at, line in enumerate(lines) if "loss/train" in line)
+    lines[index] = json.dumps(json.loads(lines[index]) | {"loss/train": 0.1}) + "\n"
 
 
 def edit_json(name: str, change: Callable[[dict], None]):
@@ -132,7 +137,7 @@ TAMPERING = {
     "chosen and rejected": (edit_row(PAIRS, swap_pair), "feedback.jsonl"),
     "a pair is dropped": (edit_lines(PAIRS, lambda lines: lines.pop(0)), "feedback.jsonl"),
     "a held-out score": (edit_row("rounds/0002/eval.jsonl", {"reward": 9.5}), "eval.jsonl"),
-    "a metric of a step": (edit_row("metrics.jsonl", {"loss/train": 0.1}, 4), "metrics.jsonl"),
+    "a metric of a step": (edit_lines("metrics.jsonl", change_loss), "metrics.jsonl"),
     "a row of metrics is removed": (
         edit_lines("metrics.jsonl", lambda lines: lines.pop(3)),
         "metrics.jsonl",
