@@ -26,6 +26,7 @@ from halos_jax.config.tasks import load
 from halos_jax.errors import UserError
 from halos_jax.models.hf.families import ModelError
 from halos_jax.storage import WorkdirError
+from halos_jax.workdir import changes
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,9 @@ def verify(config: Config) -> Iterator[Finding]:
     """Yield the findings of all checks of a task, or of the tasks of a pipeline one by one."""
     for stage in list_stages(config):
         workdir = Path(stage.workdir)
-        if config.task == "pipeline" and not workdir.is_dir():
-            lacking = not_checked("records", "the workdir of the task", f"{workdir} is not there")
+        if config.task == "pipeline" and not (workdir / changes.FILE).is_file():
+            why = f"{workdir} holds no run: it has not begun, or its task keeps no records"
+            lacking = not_checked("records", "the workdir of the task", why)
             yield dataclasses.replace(lacking, place=stage.task)
             continue
         opened = open_workdir(stage)

@@ -67,8 +67,12 @@ def test_errors_of_a_check_are_findings_and_derived_rounds_are_chosen(made, monk
     ]
 
 
-def test_a_task_of_a_pipeline_that_has_not_begun_is_not_checked(made):
-    override = {"online": {"workdir": made.config.workdir}}
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_task_of_a_pipeline_without_records_is_not_checked(made, tmp_path, is_there):
+    """It has not begun, or it is one, such as toy_data, that keeps none."""
+    override = {"online": {"workdir": made.config.workdir}, "sft": {"workdir": str(tmp_path / "a")}}
+    if is_there:
+        (tmp_path / "a").mkdir()
     pipeline = PipelineConfig(tasks=("sft", "online"), overrides=override)
     config = dataclasses.replace(made.config, task="pipeline", pipeline=pipeline)
     found = list(run.verify(config))
