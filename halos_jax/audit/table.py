@@ -48,6 +48,12 @@ CHECKS: tuple[Check, ...] = (
         tasks=("online",),
     ),
     Check(
+        "final",
+        "halos_jax.audit.rederive.single.exports:check_final",
+        derives=True,
+        tasks=("online",),
+    ),
+    Check(
         "rederive",
         "halos_jax.audit.rederive.single.jobs:check_job",
         per="manifest",

@@ -234,6 +234,8 @@ def test_all_of_a_run_comes_out_again_from_its_sft_checkpoint(program, copy):
         assert amounts[place, "steps", "steps"] == 3
         assert amounts[place, "held-out samples", "samples"] == 12
         assert amounts[place, "execution", "stages"] == 5
+    (final,) = [one for one in found if one["check"] == "final"]
+    assert (final["outcome"], final["unit"]) == ("passed", "files")
     states = [one["outcome"] for one in made if one["unit"] == "states"]
     assert states == ["not checked", "passed"]
 

@@ -67,12 +67,12 @@ class Verifier:
 
 def check_round(opened: Opened, manifest: Manifest) -> Iterable[Finding]:
     """Make a round again, as far as `config.verify` says and the policies are there."""
-    with _find_verifier(opened) as verifier:
+    with find_verifier(opened) as verifier:
         return list(_check_round(verifier, manifest))
 
 
 @contextlib.contextmanager
-def _find_verifier(opened: Opened) -> Iterator[Verifier]:
+def find_verifier(opened: Opened) -> Iterator[Verifier]:
     """Yield the verifier of a workdir, with its mesh as the current one."""
     known = opened.memory.get(_NAME)
     if known is None:
