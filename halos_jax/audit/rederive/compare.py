@@ -28,6 +28,7 @@ class Tolerance:
 
 
 EXACT = Tolerance()
+_SHARES = ("accurac", "win_rate", "tied_share", "clipfrac")  # in names of metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,15 @@ class Difference:
 def compare_values(recorded: Any, found: Any, tolerance: Tolerance = EXACT) -> Difference:
     """Compare two JSON values; numbers may differ by `tolerance`, all else must be equal."""
     return _compare(recorded, found, tolerance, "")
+
+
+def drop_shares(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics without the shares of comparisons: rounding may turn one over near a tie."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if not any(share in name for share in _SHARES)
+    }
 
 
 def compare_rows(

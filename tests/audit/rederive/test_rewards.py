@@ -115,3 +115,15 @@ def test_the_metrics_of_the_manifest_are_compared(value, outcome):
     manifest = Manifest(1, metrics={"a": 1.0, "other": 3})
     found = rewards.check_metrics("x", manifest, StageResult({}, {"a": value}), EXACT, is_same=True)
     assert (found.outcome, found.amount) == (outcome, "1 metrics")
+
+
+@pytest.mark.parametrize(("is_same", "outcome"), [(True, "differs"), (False, "passed")])
+def test_a_share_that_a_tie_decides_may_differ_on_another_device(is_same, outcome):
+    manifest = Manifest(1, metrics={"win_rate_eval": 0.5, "reward_eval": 1.0})
+    done = StageResult({}, {"win_rate_eval": 0.52, "reward_eval": 1.0})
+    close = Tolerance(1e-4, 1e-4)
+    found = rewards.check_metrics("held-out", manifest, done, close, is_same=is_same)
+    assert found.outcome == outcome
+    edited = StageResult({}, {"win_rate_eval": 0.5, "reward_eval": 1.1})
+    wrong = rewards.check_metrics("held-out", manifest, edited, close, is_same=is_same)
+    assert wrong.outcome == "differs"
