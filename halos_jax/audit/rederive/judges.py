@@ -16,7 +16,8 @@ def answer_from_cache(config: Config, workdir: Path) -> Config:
 
     def keep(one: _Asked) -> _Asked:
         cache = one.judge.cache or str(workdir / "judge.jsonl")
-        judge = dataclasses.replace(one.judge, url=CACHE_ONLY, key_variable="", cache=cache)
+        url = CACHE_ONLY + one.judge.url.removeprefix(CACHE_ONLY)
+        judge = dataclasses.replace(one.judge, url=url, key_variable="", cache=cache)
         return dataclasses.replace(one, judge=judge)
 
     reward = keep(config.reward)

@@ -31,7 +31,8 @@ from halos_jax.types import Sample
 
 logger = logging.getLogger(__name__)
 
-# The address of no server: the answers on disk must do, and other questions have no answer.
+# Before the address of a server that is not asked: the answers of it that are on disk must do, and
+# other questions have no answer.
 CACHE_ONLY = "cache:"
 _PROBE = "Answer with the word yes."
 _LOOK = 0.5  # seconds between two checks whether the run must stop
@@ -51,7 +52,7 @@ def probe_judge(config: Config) -> bool:
       RewardError: if there is no server, or it refuses the request.
     """
     settings = config.reward.judge
-    if settings.url == CACHE_ONLY:
+    if settings.url.startswith(CACHE_ONLY):
         return False
     key = load_key(settings.key_variable)
     make_question(settings)
@@ -102,14 +103,14 @@ def make_judge_scorer(
     settings = config.reward.judge
     key = load_key(settings.key_variable)
     question = make_question(settings)
-    check_url(settings.url)
+    check_url(settings.url.removeprefix(CACHE_ONLY))
     cache, met = AnswerCache(find_cache(config)), threading.Event()
     if is_known:
         met.set()
 
     def ask(conversations: Sequence[Messages], parse: Parse) -> list[Any]:
         asker = _Asker(config, cache, parse)
-        if jax.process_index() == 0 and settings.url != CACHE_ONLY:
+        if jax.process_index() == 0 and not settings.url.startswith(CACHE_ONLY):
             cache.load()
             asker.ask_all(conversations, key, check, met)
         sharding.wait_for_all("asked the judge")
@@ -301,7 +302,8 @@ class _Asker:
         return found
 
     def _key(self, messages: Messages, repeat: int) -> str:
-        return make_key(self._settings.url.rstrip("/"), self._body(messages), repeat)
+        url = self._settings.url.removeprefix(CACHE_ONLY).rstrip("/")
+        return make_key(url, self._body(messages), repeat)
 
     def _body(self, messages: Messages) -> JsonObject:
         return _make_body(self._settings, messages)

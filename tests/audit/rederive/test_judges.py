@@ -23,7 +23,8 @@ def test_no_judge_is_asked_and_no_key_is_needed(tmp_path):
     found = answer_from_cache(CONFIG, tmp_path)
     judges = [found.reward.judge, found.reward.parts["nice"].judge]
     judges.append(found.eval.scorers["other"].judge)
-    assert {(one.url, one.key_variable) for one in judges} == {(CACHE_ONLY, "")}
+    urls = [CACHE_ONLY + one for one in ("http://host", JudgeConfig().url, "http://host")]
+    assert [(one.url, one.key_variable) for one in judges] == [(url, "") for url in urls]
     own = str(tmp_path / "judge.jsonl")
     assert [one.cache for one in judges] == [own, "nice.jsonl", own]
 

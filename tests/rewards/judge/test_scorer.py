@@ -351,3 +351,18 @@ def test_too_many_answers_without_a_score_show_the_last_one(server, make_config,
         message
     )
     assert f"from 0 to 5; all answers are kept in {tmp_path / 'run' / 'judge.jsonl'}" in message
+
+
+def test_from_its_answers_alone_no_judge_is_asked(make_config, server):
+    """The answers are those of the server that would have been asked."""
+    config, samples = make_config(), make_samples("1 2 3")
+    known = list(make_judge_scorer(config)(samples[:2]))
+    settings = dataclasses.replace(
+        config.reward.judge, url=judge.CACHE_ONLY + config.reward.judge.url, key_variable=""
+    )
+    reward = dataclasses.replace(config.reward, judge=settings)
+    offline = dataclasses.replace(config, reward=reward)
+    asked = len(server.bodies)
+    assert judge.probe_judge(offline) is False
+    assert list(make_judge_scorer(offline)(samples)) == [*known, None]
+    assert len(server.bodies) == asked
