@@ -1,0 +1,93 @@
+"""The guide's tables are true: fields, values and losses on our side exist, and aliases agree."""
+
+import re
+
+import pytest
+
+from halos_jax.config import Config, aliases, schema
+from halos_jax.losses import registry
+from tests.documents import ROOT
+
+MIGRATION = ("FROM_HALOS.md", "FROM_TRL.md", "FROM_TRL_CONFIGS.md")
+LEAVES, FREE = schema.leaf_types(Config), schema.free_sections(Config)
+SETTINGS = {name: {*registry._list_parameters(name)} for name in registry.list_losses()}
+
+
+def read_rows(page: str) -> list[tuple[str, str, str]]:
+    """Return the rows of a page's tables: theirs, ours, the remark."""
+    text = (ROOT / "halos_jax" / "guide" / page).read_text(encoding="utf-8")
+    rows = [line[1:-1].split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [tuple(one.strip() for one in row) for row in rows if row[0].strip(" |-")]
+
+
+def list_spans(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def find_fault(span: str) -> str:
+    """Return what is wrong with a field, or a field=value, of ours; "" if nothing is."""
+    path, equals, value = span.partition("=")
+    if path.startswith("loss."):
+        key = path.removeprefix("loss.")
+        if key == "name":
+            return "" if not equals or value in {*SETTINGS, "sum"} else "no such loss"
+        key = key.removesuffix(".weight")
+        known = set().union(*SETTINGS.values(), SETTINGS)
+        return "" if key in known else "no such setting of a loss"
+    if path in FREE:
+        return "" if not equals else "a section has no value"
+    if path not in LEAVES:
+        return "no such field"
+    if equals:
+        try:
+            schema.parse(value, LEAVES[path])
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("page", MIGRATION)
+def test_what_stands_on_our_side_exists(page):
+    rows = [row for row in read_rows(page) if row[1] != "here"]
+    assert len(rows) > 20
+    for theirs, ours, *_ in rows:
+        spans = list_spans(ours)
+        assert spans or ours in ("-", "none"), f"{page}: {theirs}: {ours}"
+        faults = [f"{span}: {fault}" for span in spans if (fault := find_fault(span))]
+        assert not faults, f"{page}: {theirs}: {faults}"
+
+
+@pytest.mark.parametrize("page", MIGRATION)
+def test_remarks_name_fields_that_exist(page):
+    sections = {path.partition(".")[0] for path in LEAVES if "." in path} | {"loss"}
+    for theirs, _, *rest in read_rows(page):
+        for span in list_spans(" ".join(rest)):
+            is_field = re.match(r"([a-z]+)\.[a-z_]+(=|$)", span)
+            if is_field and is_field[1] in sections and not span.endswith(".html"):
+                assert not find_fault(span), f"{page}: {theirs}: {span}"
+
+
+@pytest.mark.parametrize("page", MIGRATION)
+def test_the_command_line_suggests_the_same_field(page):
+    """A name that an error message would translate has the same translation in the table."""
+    for theirs, ours, *_ in read_rows(page):
+        fields = {span.partition("=")[0] for span in list_spans(ours)}
+        for span in list_spans(theirs):
+            alias = aliases.find_alias(span.partition("=")[0])
+            if alias and fields:
+                assert alias in fields, f"{page}: {span}: {alias}"
+
+
+@pytest.mark.parametrize(
+    "span, fault",
+    [
+        ("loss.betta", "no such setting of a loss"),
+        ("loss.name=dppo", "no such loss"),
+        ("optimizer.lr", "no such field"),
+        ("rounds.reference=base", "'base' is not"),
+        ("train.epochs=2", ""),
+        ("loss.nll.weight", ""),
+    ],
+)
+def test_a_fault_in_a_table_is_found(span, fault):
+    assert find_fault(span).startswith(fault) and bool(find_fault(span)) == bool(fault)
