@@ -4,19 +4,27 @@ import re
 
 import pytest
 
-from halos_jax.config import Config, aliases, schema
+from halos_jax.config import Config, FeedbackConfig, aliases, schema
 from halos_jax.losses import registry
+from halos_jax.packing.batches import count_steps
+from halos_jax.rewards.feedback import make_judgements, make_preferences
+from halos_jax.rounds.budget import Budget, expect_examples
 from tests.documents import ROOT
+from tests.rewards.test_feedback import make_samples
 
 MIGRATION = ("FROM_HALOS.md", "FROM_TRL.md", "FROM_TRL_CONFIGS.md")
 LEAVES, FREE = schema.leaf_types(Config), schema.free_sections(Config)
 SETTINGS = {name: {*registry._list_parameters(name)} for name in registry.list_losses()}
 
 
+def read_page(page: str) -> str:
+    return (ROOT / "halos_jax" / "guide" / page).read_text(encoding="utf-8")
+
+
 def read_rows(page: str) -> list[tuple[str, str, str]]:
     """Return the rows of a page's tables: theirs, ours, the remark."""
-    text = (ROOT / "halos_jax" / "guide" / page).read_text(encoding="utf-8")
-    rows = [line[1:-1].split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    lines = read_page(page).splitlines()
+    rows = [line[1:-1].split(" | ") for line in lines if line.startswith("| ")]
     return [tuple(one.strip() for one in row) for row in rows if row[0].strip(" |-")]
 
 
@@ -91,3 +99,34 @@ def test_the_command_line_suggests_the_same_field(page):
 )
 def test_a_fault_in_a_table_is_found(span, fault):
     assert find_fault(span).startswith(fault) and bool(find_fault(span)) == bool(fault)
+
+
+def test_the_rounds_of_the_concepts_are_those_of_the_budget():
+    budget = Budget(total_prompts=2048, prompts_per_round=512, num_skip=256)
+    plans = [budget.plan_round(number, 9999) for number in (1, 2, 3, 4)]
+    edges = [plans[0].start, *(plan.stop for plan in plans)]
+    assert edges == [256, 768, 1280, 1792, 2304]
+    drawn = re.search(r"^    0 +(\d+) +(\d+) +(\d+) +(\d+) +(\d+)$", read_page("CONCEPTS.md"), re.M)
+    assert [int(edge) for edge in drawn.groups()] == edges
+    counts = {
+        (type, items): expect_examples(512, 4, FeedbackConfig(type=type), items)
+        for type, items in (("pairwise", "pair"), ("binary", "unpaired"), ("scalar", "group"))
+    }
+    assert list(counts.values()) == [512, 2048, 512]
+    steps = [count_steps(count, batch_size=32, epochs=1) for count in counts.values()]
+    assert steps == [16, 64, 16]
+
+
+def test_the_feedback_of_the_concepts_is_what_the_code_makes():
+    samples = make_samples([0.9, 0.4, 0.3, 0.0])
+    text = read_page("CONCEPTS.md")
+    for mode in ("max", "min", "all"):
+        made = make_preferences(samples, mode=mode, threshold=0.0, seed=0, round=1).preferences
+        pairs = sorted((one.chosen.sample_id, one.rejected.sample_id) for one in made)
+        words = ", ".join(f"{better} before {worse}" for better, worse in pairs)
+        assert f"| `pairwise`, `{mode}` | {words} |" in text
+    made = make_preferences(samples, mode="random", threshold=0.0, seed=0, round=1).preferences
+    assert len(made) == 2
+    judged, _ = make_judgements(samples, threshold="median")
+    assert [one.desirable for one in judged] == [True, True, False, False]
+    assert "0 and 1 desirable, 2 and 3 not" in text
