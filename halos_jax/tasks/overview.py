@@ -110,6 +110,8 @@ def describe_place(config: Config) -> str:
         manifest = manifests.load_manifest(workdir)
     except UserError as error:
         return f"refused: {error}"
+    except OSError as error:
+        return f"refused: it cannot be read ({error})"
     if manifest is not None:
         done = f"done: {', '.join(manifest.stages) or 'nothing'}"
         return f"{done}; " + (

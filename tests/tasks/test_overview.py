@@ -136,6 +136,12 @@ def test_where_a_task_without_rounds_goes_on(toy, tmp_path):
     assert describe_place(config) == "done: sample; goes on with score"
 
 
+def test_a_workdir_that_cannot_be_read_is_said(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    place = describe_place(Config(workdir=str(tmp_path / "mine")))
+    assert place.startswith("refused: it cannot be read (") and "Not a directory" in place
+
+
 def test_the_machine_is_told_with_its_memory(monkeypatch):
     device = SimpleNamespace(
         device_kind="NVIDIA H200", memory_stats=lambda: {"bytes_limit": 3 * 2**30}
