@@ -97,7 +97,7 @@ def make_pair_items(
         responses = tuple(response for response, _ in found)
         rewards = (preference.chosen.reward or 0.0, preference.rejected.reward or 0.0)
         item = Item(prompt_ids, responses, (CHOSEN, REJECTED), rewards, preference.weight)
-        known = [one.logps for one in pair if one.logps is not None]
+        known = [one.logps for one in pair if one.logps is not None and one.ids]
         if len(known) == len(pair):
             item = dataclasses.replace(item, old_logps=_cut_logps(known, responses))
         yield None if any(truncated for _, truncated in found) else item

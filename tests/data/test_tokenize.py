@@ -111,6 +111,9 @@ def test_log_probs_of_pairs_are_cut_like_their_tokens_and_kept_where_both_have_t
     items = make_pair_items([known, unknown], RENDERER, Lengths(2, 4))
     assert [part.tolist() for part in items[0].old_logps] == [[-1, -2], [-0.5, -0.25]]
     assert items[1].old_logps == ()
+    text = Preference(make_prompt("abc"), complete("x", logps=()), complete("y", logps=()))
+    (item,) = make_pair_items([text], RENDERER, Lengths(2, 4))
+    assert item.old_logps == ()  # an empty list says nothing of tokens that text is rendered to
     name = next(name for name in ("logps_A", "logps_B") if len(record[name]) == 3)
     with pytest.raises(RecordError, match=f"'{name}': got '2 numbers', allowed: one for .* .3."):
         preference_from_record({**record, name: [-1.0, -2.0]})
