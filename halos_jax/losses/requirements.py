@@ -33,9 +33,10 @@ def check_feedback(
                 f"{ITEM_KINDS[loss.items].words}, and weights are those of pairs"
             ]
         if loss.sampled and loss.old and feedback != "scalar":
+            one = next(part for part in (loss, *loss.parts) if part.correction.is_truncated)
             return [
-                f"feedback.type: got {feedback!r}, but loss.correction={loss.correction.mode!r} of "
-                f"loss {loss.name!r} reads the samplers' log-probabilities, which only the records "
+                f"feedback.type: got {feedback!r}, but loss.correction={one.correction.mode!r} of "
+                f"loss {one.name!r} reads the samplers' log-probabilities, which only the records "
                 "of 'scalar' have; set --config.feedback.type=scalar, or loss.correction=none"
             ]
         if loss.sampled and not keep_logps:

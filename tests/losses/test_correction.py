@@ -131,6 +131,9 @@ def test_ratios_need_the_samplers_log_probabilities():
         "samplers' log-probabilities, which only the records of 'scalar' have; set "
         "--config.feedback.type=scalar, or loss.correction=none"
     )
+    # Of a sum it is the part that has the correction.
+    total = {"name": "sum", "ppo": {"correction": "token_tis"}}
+    assert check_feedback(total, "pairwise") == [line]
 
 
 # --------------------------------------------------------------------------- weights
