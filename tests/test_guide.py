@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from halos_jax.config import Config, FeedbackConfig, aliases, schema
+from halos_jax import devices
+from halos_jax.config import Config, FeedbackConfig, aliases, roles, schema
 from halos_jax.losses import registry
 from halos_jax.packing.batches import count_steps
 from halos_jax.rewards.feedback import make_judgements, make_preferences
@@ -130,3 +131,23 @@ def test_the_feedback_of_the_concepts_is_what_the_code_makes():
     judged, _ = make_judgements(samples, threshold="median")
     assert [one.desirable for one in judged] == [True, True, False, False]
     assert "0 and 1 desirable, 2 and 3 not" in text
+
+
+def test_memory_advice_has_all_that_an_error_suggests():
+    """What an out-of-memory error names stands in the table, and the defaults are those."""
+    named = {span.partition("=")[0] for span in list_spans(read_page("MEMORY.md"))}
+    suggested = {path for settings in devices._LESS.values() for path in settings}
+    assert suggested <= named
+    for path in suggested:
+        assert path in LEAVES
+    config = Config()
+    assert (config.model.params_dtype, config.optimizer.moments_dtype) == ("float32", "float32")
+    assert (config.reward.compute_dtype, config.sampling.slots) == ("bfloat16", 256)
+
+
+def test_what_memory_advice_changes_on_a_resume_may_change():
+    text = read_page("MEMORY.md")
+    part = text[text.index("What the same run may change") : text.index("The rest decides")]
+    for path in list_spans(part):
+        if path in LEAVES:
+            assert roles.find_mark(Config, path).role_in("online") != "result", path
