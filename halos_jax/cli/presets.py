@@ -130,9 +130,13 @@ def explain_absent() -> str:
 def _explain_missing(path: Path, file: str) -> str:
     near = path.parent if path.parent.is_dir() and list_presets(path.parent) else find_folder()
     names = list_presets(near)
-    close = difflib.get_close_matches(path.stem.replace("_", ""), names, n=1, cutoff=0.5)
-    hint = f"did you mean {str(near / f'{close[0]}.py')!r}? " if close else ""
+    close = difflib.get_close_matches(path.stem.replace("_", ""), names, n=1, cutoff=0.6)
+    own = near == find_folder()
+    named = [name if own else str(near / f"{name}.py") for name in close]
+    hint = f"did you mean {named[0]!r}? " if named else ""
     kind = "is a folder" if path.is_dir() else "there is no such file"
+    if (path / _RUN).is_file():
+        hint = f"a run is --config={path / _RUN}; "
     return (
         f"--config: got {file!r}, which cannot be read as a preset ({kind}); {hint}presets in "
         f"{near}: {', '.join(names) or 'none'}"

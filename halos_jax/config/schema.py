@@ -143,7 +143,8 @@ def explain_unknown(path: str, cls: type) -> str:
     known = list(leaf_types(cls))
     below = [name for name in known if name.startswith(f"{path}.")]
     if below or path in free_sections(cls):
-        example = below[0] if below else f"{path}.KEY"
+        preset = [name for name, _ in flatten(to_plain(cls())) if name.startswith(f"{path}.")]
+        example = [*below, *preset, f"{path}.KEY"][0]
         return f"{path}: is a section, not a field; set one of its fields, such as {example!r}"
     # An equal last name in another section is a better guess than a similar path.
     leaf = path.rpartition(".")[2]

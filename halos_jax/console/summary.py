@@ -9,7 +9,7 @@ Fact = tuple[str, str]  # label and text; without a text it is left out
 
 
 def format_facts(title: str, facts: Sequence[Fact], *, width: int = WIDTH) -> str:
-    """Return a title and a line a fact, wrapped behind the label where it is longer.
+    """Return a title and a line a fact, wrapped behind the label; a line break in a text stays.
 
     >>> print(format_facts("a run", [("mesh", "data=1"), ("reward", "none")]))
     a run
@@ -20,12 +20,13 @@ def format_facts(title: str, facts: Sequence[Fact], *, width: int = WIDTH) -> st
     room = max((len(label) for label, _ in shown), default=0)
     lines = [title]
     for label, text in shown:
-        lines += textwrap.wrap(
-            text,
-            width,
-            initial_indent=f"  {label:{room}}  ",
-            subsequent_indent=" " * (room + 4),
-            break_long_words=False,  # a path is to be copied
-            break_on_hyphens=False,
-        )
+        for number, line in enumerate(text.splitlines()):
+            lines += textwrap.wrap(
+                line,
+                width,
+                initial_indent=f"  {'' if number else label:{room}}  ",
+                subsequent_indent=" " * (room + 4),
+                break_long_words=False,  # a path is to be copied
+                break_on_hyphens=False,
+            )
     return "\n".join(lines)

@@ -11,7 +11,14 @@ from halos_jax.losses import (
     supervised,
     unpaired,
 )
-from halos_jax.losses.registry import Loss, check_loss, get_loss, list_losses, register
+from halos_jax.losses.registry import (
+    Loss,
+    check_loss,
+    fill_defaults,
+    get_loss,
+    list_losses,
+    register,
+)
 from halos_jax.losses.requirements import (
     check_evaluation,
     check_exact,
@@ -34,6 +41,7 @@ __all__ = [
     "check_loss",
     "check_reference",
     "distillation",
+    "fill_defaults",
     "get_loss",
     "groups",
     "list_losses",

@@ -368,6 +368,13 @@ def _list_parameters(name: str) -> dict[str, Any]:
     return {**known, **(DEFAULTS if len(loss.corrections) > 1 else {})}
 
 
+def fill_defaults(settings: Settings) -> dict[str, Any]:
+    """Return the settings of one loss with the defaults of those left out; others as they are."""
+    name = settings.get("name")
+    known = _list_parameters(name) if isinstance(name, str) and name in _REGISTRY else {}
+    return {**known, **settings}
+
+
 def _list_choices(name: str, key: str) -> tuple[Any, ...]:
     """Return the values of a hyperparameter that is annotated with a Literal; () of another."""
     if key == "correction":

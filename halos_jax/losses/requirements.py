@@ -45,18 +45,20 @@ def check_feedback(
                 "ratios reads the log-probabilities of the policy that sampled; set "
                 "--config.sampling.keep_logps=true"
             ]
-        # A loss with a value head finds out itself, where that is not known, what it would sample.
-        if loss.old and not loss.value and not keep_logps:
-            return [
-                f"sampling.keep_logps: got False, but loss {loss.name!r} compares the policy with "
-                "itself as it sampled; set --config.sampling.keep_logps=true"
-            ]
-        return []
-    return [
-        f"feedback.type: got {feedback!r}, but loss {loss.name!r} trains on "
-        f"{ITEM_KINDS[loss.items].words}; allowed: {', '.join(map(repr, allowed))}; set "
-        f"--config.feedback.type={allowed[0]}, or another loss"
-    ]
+    lines = []
+    if feedback not in allowed:
+        lines.append(
+            f"feedback.type: got {feedback!r}, but loss {loss.name!r} trains on "
+            f"{ITEM_KINDS[loss.items].words}; allowed: {', '.join(map(repr, allowed))}; set "
+            f"--config.feedback.type={allowed[0]}, or another loss"
+        )
+    # A loss with a value head finds out itself, where that is not known, what it would sample.
+    if loss.old and not loss.value and not keep_logps:
+        lines.append(
+            f"sampling.keep_logps: got False, but loss {loss.name!r} compares the policy with "
+            "itself as it sampled; set --config.sampling.keep_logps=true"
+        )
+    return lines
 
 
 def check_exact(settings: Settings, feedback: str) -> list[str]:

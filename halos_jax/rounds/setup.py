@@ -9,6 +9,7 @@ from halos_jax import sharding
 from halos_jax.checkpoints.space import require_room
 from halos_jax.checkpoints.store import Checkpoints, open_checkpoints
 from halos_jax.config import Config
+from halos_jax.console.stages import show_count
 from halos_jax.course.limits import warn_of_idle
 from halos_jax.losses import get_loss
 from halos_jax.models.hf.positions import refuse_longer
@@ -67,9 +68,9 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
         save_order(order, workdir, workspace.ledger.note_file)
     rounds = budget.count_rounds(len(prompts))
     logger.info(
-        "%d prompts, %d held out, %d for the test; %d rounds; mesh %s",
+        "%d prompts, %d held out, %d for the test; %s; mesh %s",
         *map(len, (prompts, held_out, test)),
-        rounds,
+        show_count(rounds, "rounds"),
         sharding.describe(workspace.mesh),
     )
     warn_of_idle(workspace.config, rounds)

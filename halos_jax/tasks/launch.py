@@ -95,7 +95,7 @@ def _launch(config: Config) -> dict[str, float]:
 
 def describe_end(metrics: Mapping[str, float], seconds: float) -> str:
     """Return a line that says how long a task has taken, and the first of its metrics."""
-    took = f"finished in {show_seconds(seconds)}: "
+    took = f"finished in {show_seconds(seconds)}; at the end: "
     shown = show_metrics(dict(sorted(metrics.items(), key=_rank)))
     return took + fit(shown, width=WIDTH - len(took))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from halos_jax import config as config_lib
-from halos_jax import storage
+from halos_jax import losses, storage
 from halos_jax.config import Config, places, roles, schema
 from halos_jax.config.roles import Mark
 from halos_jax.storage import Note
@@ -49,7 +49,8 @@ class History:
 
     Attributes:
       config: the config of this start. A path that is spelled differently but leads to the same
-        place keeps its old spelling, so that records that contain it stay the same.
+        place keeps its old spelling, and so does a loss whose defaults are written out or left
+        out, so that records that contain it stay the same.
       changes: what differs from the last start and is not recorded yet.
       segments: the recorded changes, oldest first. Each has "changed", {path: [old, new]}, and the
         "round" and "step" where it took effect. If it may have given the run more to do,
@@ -108,6 +109,11 @@ def read_history(workdir: Path, config: Config) -> History:
         return str(old) if is_same_place(old, text, kind) else text
 
     config = roles.map_places(config, keep_spelling)
+    loss = recorded.get("loss")
+    if isinstance(loss, Mapping) and losses.fill_defaults(loss) == losses.fill_defaults(
+        config.loss
+    ):
+        config = dataclasses.replace(config, loss=loss)
     found = find_changes(recorded, config_lib.to_dict(config))
     return History(config, tuple(found), segments)
 
@@ -167,9 +173,12 @@ def write_history(workdir: Path, history: History, *, note: Note | None = None) 
 def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """List the fields in which two plain configs differ, by path.
 
-    A field that a config of an older version lacks counts as having had its default.
+    A field that a config of an older version lacks counts as having had its default, and so does
+    a hyperparameter of the loss that is left out.
     """
-    before, after = (dict(schema.flatten(schema.drop_shared(Config, one))) for one in (old, new))
+    before, after = (
+        dict(schema.flatten(schema.drop_shared(Config, one))) for one in _fill_loss(old, new)
+    )
     fixed = schema.leaf_types(Config)
     defaults = schema.flatten(schema.to_plain(Config()))
     before = {path: value for path, value in defaults if path in fixed} | before
@@ -180,6 +189,18 @@ def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]
         if one != other and not is_same_place(one, other, mark.place):
             found.append(Change(path, one, other, mark))
     return found
+
+
+def _fill_loss(*configs: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """Return plain configs, with the defaults of their loss if it is one and the same."""
+    given = [one.get("loss") for one in configs]
+    known = [one for one in given if isinstance(one, Mapping)]
+    if len(known) < len(given) or len({one.get("name") for one in known}) > 1:
+        return configs
+    return tuple(
+        {**one, "loss": losses.fill_defaults(loss)}
+        for one, loss in zip(configs, known, strict=True)
+    )
 
 
 def refuse_changes(workdir: Path, history: History) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from halos_jax.config import schema
+from halos_jax.config import Config, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +80,18 @@ def test_an_integer_is_a_number_but_not_the_reverse():
         ("free.size", "did you mean 'other.size'?"),  # the right name in the wrong section
         ("rte", "did you mean 'other.rate'?"),
         ("inner", "is a section, not a field; set one of its fields, such as 'inner.size'"),
-        ("free", "is a section"),
+        ("free", "is a section, not a field; set one of its fields, such as 'free.KEY'"),
         ("qqqq", "see halos_jax/config/sections.py"),
     ],
 )
 def test_an_unknown_path_is_explained(path, expected):
     line = schema.explain_unknown(path, Outer)
     assert line.startswith(f"{path}: ") and expected in line
+
+
+def test_a_free_section_with_a_default_is_explained_by_it():
+    line = schema.explain_unknown("loss", Config)
+    assert line == "loss: is a section, not a field; set one of its fields, such as 'loss.name'"
 
 
 @pytest.mark.parametrize(

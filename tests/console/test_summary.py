@@ -18,4 +18,16 @@ task online
           /a/long-path/that-is/to-be/copied/whole;
           rules for the log: a:b"""
     )
+    listed = format_facts(
+        "a run", [("start", "refused:\n  - seed: 0 -> 1\nset it back"), ("a", "b")]
+    )
+    assert (
+        listed
+        == """\
+a run
+  start  refused:
+           - seed: 0 -> 1
+         set it back
+  a      b"""
+    )
     assert format_facts("nothing", []) == "nothing"

@@ -24,6 +24,9 @@ def test_feedback_that_a_loss_cannot_use_is_refused():
     assert line.startswith(
         "feedback.margin_weights: allowed with loss 'kto': 0; it trains on single"
     )
+    both = check_feedback({"name": "grpo_clip"}, "pairwise", keep_logps=False)
+    assert [line.partition(":")[0] for line in both] == ["feedback.type", "sampling.keep_logps"]
+    assert check_feedback({"name": "grpo_clip"}, "scalar", keep_logps=False) == both[1:]
     assert check_feedback({"name": "dpoo"}, "pairwise") == []  # said by check_loss already
 
 

@@ -208,8 +208,8 @@ def test_the_last_line_has_the_time_and_what_the_run_is_for():
     metrics |= {"reward_eval/high": 0.5, "reward_eval/low": 0.25, "reward_eval": 1 / 3}
     line = launch.describe_end(metrics, 80.2)
     assert line.startswith(
-        "finished in 1 min 20 s: reward_eval 0.3333 (0.25 to 0.5), feedback_0 1.5, "
+        "finished in 1 min 20 s; at the end: reward_eval 0.3333 (0.25 to 0.5), feedback_0 1.5, "
     )
     assert line.endswith(" more") and len(line) <= 100
     line = launch.describe_end({"counters/lr": 1e-5, "loss/train": 0.5, "loss/eval": 0.25}, 2)
-    assert line == "finished in 2 s: loss/eval 0.25, loss/train 0.5, counters/lr 1e-05"
+    assert line == "finished in 2 s; at the end: loss/eval 0.25, loss/train 0.5, counters/lr 1e-05"

@@ -224,6 +224,17 @@ def test_a_field_that_an_older_version_did_not_have_had_its_default(tmp_path):
     assert "sampling.gone: 1 -> '(absent)'" in refusal(tmp_path, Config())
 
 
+def test_a_default_of_the_loss_may_be_written_out_or_left_out(tmp_path):
+    start(tmp_path, Config(loss={"name": "dpo"}), step=0)
+    assert start(tmp_path, Config(loss={"name": "dpo", "beta": 0.1}), step=1).history.changes == ()
+    assert recorded(tmp_path)["loss"] == {"name": "dpo"}  # what the hashes of the run are of
+    changed = refusal(tmp_path, Config(loss={"name": "dpo", "beta": 0.3}))
+    assert "changed:\n  - loss.beta: 0.1 -> 0.3\nallowed" in changed
+    changed = refusal(tmp_path, Config(loss={"name": "ipo"}))  # not that it has no beta, too
+    assert "changed:\n  - loss.name: 'dpo' -> 'ipo'\nallowed" in changed
+    assert start(tmp_path, Config(loss={"name": "dpo"})).history.changes == ()
+
+
 def test_a_run_with_segments_is_a_run_to_start_from(tmp_path):
     start(tmp_path, Config(), step=0)
     config = Config(train=TrainConfig(tokens_per_device=256))

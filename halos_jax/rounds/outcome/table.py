@@ -1,6 +1,6 @@
 """The table of rounds: what came of each of them, read from the manifests and the timings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +91,7 @@ def format_rounds(workdir: Path, *, last: int | None = None, most: int | None = 
       most: how many rounds it has at most, the newest; None: all.
     """
     rows = read_rows(workdir, last_round(workdir) if last is None else last)
-    return format_table(_choose_columns(rows[-most:] if most else rows, _list_scorers(workdir)))
+    return format_table(_choose_columns(rows[-most:] if most else rows, _read_config(workdir)))
 
 
 def last_round(workdir: Path) -> int:
@@ -103,23 +103,33 @@ def last_round(workdir: Path) -> int:
 _Read = Callable[[Row], str]  # the text of a cell; "" if the round has no value
 
 
-def _list_scorers(workdir: Path) -> list[str]:
-    """Return the names of `eval.scorers`, `reward.rules` and `reward.parts` of the run."""
+def _read_config(workdir: Path) -> dict[str, Any]:
+    """Return the config of the run; an empty one where there is none."""
     path = workdir / changes.FILE
-    plain = changes.read_plain(path) if path.exists() else {}
+    return changes.read_plain(path) if path.exists() else {}
+
+
+def _list_scorers(plain: Mapping[str, Any]) -> list[str]:
+    """Return the names of `eval.scorers`, `reward.rules` and `reward.parts` of the run."""
     reward = plain.get("reward", {})
     rules = [rule.rpartition(":")[2] for rule in reward.get("rules", ())]
     return [*plain.get("eval", {}).get("scorers", ()), *rules, *reward.get("parts", ())]
 
 
-def _choose_columns(rows: Sequence[Row], scorers: Sequence[str]) -> list[Column]:
+def _name_examples(plain: Mapping[str, Any], known: Set[str]) -> str:
+    """Return what the table calls the examples of a round, before the first has any too."""
+    made = plain.get("feedback", {}).get("type", "pairwise")
+    return "pairs" if made == "pairwise" and "feedback_examples" not in known else "examples"
+
+
+def _choose_columns(rows: Sequence[Row], plain: Mapping[str, Any]) -> list[Column]:
     """Return the columns, of which some may have no value in any row."""
     known = {name for row in rows for name in row.metrics}
 
     def first(*names: str) -> str:
         return next((name for name in names if name in known), "")
 
-    scorer = first(*[f"reward_eval/{name}" for name in scorers])
+    scorer = first(*[f"reward_eval/{name}" for name in _list_scorers(plain)])
     # A round goes on from the one before it, unless the guard has gone back.
     went_back = any(
         row.manifest.round > 1 and row.start not in ("", str(row.manifest.round - 1))
@@ -133,7 +143,7 @@ def _choose_columns(rows: Sequence[Row], scorers: Sequence[str]) -> list[Column]
         make("round", lambda row: str(row.manifest.round)),
         make("from", lambda row: row.start if went_back and row.manifest.round else ""),
         make("prompts", lambda row: str(row.prompts), 4),
-        make("examples" if "feedback_examples" in known else "pairs", lambda r: str(r.examples)),
+        make(_name_examples(plain, known), lambda row: str(row.examples)),
         make("steps", lambda row: "" if row.steps is None else str(row.steps), 2),
         make("reward", lambda row: show_estimate(row.metrics, "reward_eval")),
         make("win", _reader("win_rate_eval", ".2f")),

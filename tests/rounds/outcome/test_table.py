@@ -44,6 +44,13 @@ def test_a_table_of_a_run_of_before(tmp_path):
     ]
 
 
+def test_examples_have_their_name_before_there_are_any(tmp_path):
+    commit_rounds(tmp_path, {"reward_eval": 0.25})
+    for made, name in (("pairwise", "pairs"), ("binary", "examples"), ("scalar", "examples")):
+        name_scorers(tmp_path, feedback={"type": made})
+        assert format_rounds(tmp_path).split()[:3] == ["round", "prompts", name]
+
+
 def test_a_round_that_goes_back_says_from_which_one_it_started(tmp_path):
     names = ("sft", "sft", "round-0001", "round-0001")
     for round, name in enumerate(names):
