@@ -81,10 +81,13 @@ class History:
         return [values[0][0], *(new for _, new in values)]
 
     def value_in(self, path: str, round: int) -> Any:
-        """Return the value of a field for `round`, which must have begun."""
+        """Return the value of a field for `round`, which must have begun.
+
+        The segments of a task without rounds have none: all of them count.
+        """
         found = self.list_values(path)[0]
         for segment in self.segments:
-            if path in segment["changed"] and segment["round"] <= round:
+            if path in segment["changed"] and segment.get("round", 0) <= round:
                 found = segment["changed"][path][1]
         return found
 

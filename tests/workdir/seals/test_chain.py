@@ -160,3 +160,12 @@ def test_the_steps_of_a_round_are_those_after_the_round_before(sealed):
     assert chain.find_steps(before, dataclasses.replace(WHOLE, metrics={"steps_done": 9})) == (4, 9)
     assert chain.find_steps(before, WHOLE) == (4, 4)
     assert (chain.find_digest(sealed), chain.find_digest(None)) == (sealed.chain["digest"], "")
+
+
+def test_changes_of_a_task_without_rounds_count_wherever_they_were_made():
+    faster = OptimizerConfig(learning_rate=1e-3)
+    segment = {"step": 9, "changed": {"optimizer.learning_rate": [2e-6, 1e-3]}}
+    resumed = History(Config(task="sft", optimizer=faster), segments=(segment,))
+    once = History(Config(task="sft", optimizer=faster))
+    assert chain.hash_config(resumed, 0) == chain.hash_config(once, 0)
+    assert chain.hash_config(resumed, 0) != chain.hash_config(History(Config(task="sft")), 0)
