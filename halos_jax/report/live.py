@@ -69,8 +69,10 @@ class Reporter:
         is_last = False
         while not is_last:
             self._wanted.wait()
-            is_last = self._is_closing  # before the flag is taken down: an update may follow it
             self._wanted.clear()
+            # After the flag is taken down: a close that comes in between is seen here, one that
+            # comes later raises the flag again.
+            is_last = self._is_closing
             self._write_once()
 
     def _write_once(self) -> None:

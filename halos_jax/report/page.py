@@ -187,7 +187,7 @@ def _environment() -> jinja2.Environment:
 
 def write_page(page: str, path: Path) -> int:
     """Replace the file at `path` by a page; return its size. A reader sees the old or the new."""
-    data = page.encode()
+    data = page.encode(errors="replace")  # names of files may hold bytes that are no UTF-8
     path.parent.mkdir(parents=True, exist_ok=True)
     # By its process: the run and mode=report may write at the same time.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -105,6 +105,7 @@ class _Keeper(logging.Handler):
             return
         try:
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                # In ASCII: the names of files may hold bytes that are no UTF-8.
+                file.write(json.dumps(line) + "\n")
         except OSError:
             self._is_broken = True

@@ -102,3 +102,19 @@ def test_a_run_that_breaks_off_before_its_first_step_leaves_none(tmp_path):
     with pytest.raises(RuntimeError), report_on(make_workspace(tmp_path)):
         raise RuntimeError("no data")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_an_end_that_comes_while_an_update_is_taken_up_is_noticed(monkeypatch):
+    reporter = Reporter(lambda: None)
+    clear = reporter._wanted.clear
+
+    def close_and_clear():
+        reporter._is_closing = True  # what `close` does before it waits
+        reporter._wanted.set()
+        clear()
+
+    monkeypatch.setattr(reporter._wanted, "clear", close_and_clear)
+    reporter.update()
+    assert reporter._thread is not None
+    reporter._thread.join(10)
+    assert not reporter._thread.is_alive()

@@ -149,3 +149,8 @@ def test_the_evaluation_of_a_task_has_its_samples(tmp_path):
     write_lines(tmp_path / "eval.jsonl", [make_sample("a", 0, "only", 1.0)])
     reader = Reader(render(describe_run(read_run(tmp_path))))
     assert reader.data("held_out")["prompts"][0]["cells"][0][0][0] == "only"
+
+
+def test_names_that_are_no_utf8_are_shown_with_a_mark(tmp_path):
+    page.write_page("<p>caf\udce9.jsonl</p>", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text("utf-8") == "<p>caf?.jsonl</p>"

@@ -63,3 +63,13 @@ def test_the_command_is_that_of_the_program(monkeypatch, program, is_shown):
     monkeypatch.setattr(sys, "argv", [program, "--config=a b.py"])
     command = "python -m halos_jax.main '--config=a b.py'"
     assert describe_start().get("command") == (command if is_shown else None)
+
+
+def test_names_that_are_no_utf8_are_kept(tmp_path, monkeypatch):
+    name = b"caf\xe9.jsonl".decode("utf-8", "surrogateescape")
+    monkeypatch.setattr(sys, "argv", ["/x/halos_jax/main.py", f"--config.data.train={name}"])
+    with keep_journal(tmp_path, is_new=True):
+        LOGGER.warning("%s has a record without a prompt", name)
+    found = read_journal(tmp_path)
+    assert name in found.starts[0]["command"]
+    assert found.warnings[0]["text"] == f"{name} has a record without a prompt"
