@@ -89,6 +89,7 @@ def _take_back(folder: Path, manifest: Manifest, ledger: Ledger) -> None:
         executed=executed,
         sampled_by={name: one for name, one in manifest.sampled_by.items() if name in kept},
         trained="",
+        chain={},
     )
     with storage.explain_os_errors(folder):
         manifests.save_manifest(folder, before, ledger)

@@ -10,6 +10,7 @@ from halos_jax.rounds.rewind import rewind
 from halos_jax.workdir import intact, manifests
 from halos_jax.workdir.ledger import open_ledger
 from halos_jax.workdir.manifests import Manifest, round_folder
+from halos_jax.workdir.seals import chain
 
 FILES = {
     "sample": "samples.jsonl",
@@ -123,7 +124,9 @@ def test_a_test_goes_with_the_policy_that_was_tested(ledger, tmp_path):
         ledger=ledger,
     )
     assert manifest.next_stage is None and "test.jsonl" in manifest.files
+    manifests.save_manifest(folder, chain.seal(manifest, "", {}), ledger)
     rewind(tmp_path, ledger, 2, has_checkpoint=True)
     found = manifests.load_manifest(folder)
     assert list(found.metrics) == ["sample", "score", "feedback"]
     assert "test.jsonl" not in found.files and not (folder / "test.jsonl").exists()
+    assert found.chain == {}  # it is sealed again when it is complete again
