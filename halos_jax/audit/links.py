@@ -77,20 +77,22 @@ def _check_inputs(opened: Opened, sealed: Sequence[Manifest]) -> Iterator[Findin
     """Compare inputs.json with the newest manifest, and tell which inputs have changed before."""
     now, last = chain.hash_inputs(opened.workdir), sealed[-1].chain.get("inputs", {})
     grown = {path for segment in opened.history.segments for path in segment["changed"]}
-    wrong = [
-        f"{field} is not what {_name(opened, sealed[-1])} was made with"
-        for field in sorted(now.keys() | last.keys())
-        if now.get(field) != last.get(field) and not (field in grown and not opened.is_finished)
-    ]
-    changed: list[str] = []
+    newest = _name(opened, sealed[-1])
+    wrong, changed = list[str](), list[str]()
+    for field in sorted(now.keys() | last.keys()):
+        if now.get(field) == last.get(field) or (field in grown and not opened.is_finished):
+            continue
+        if _is_code(field):  # the run has gone on with it, and has not sealed anything since
+            changed.append(f"{field} changed after {newest}")
+        else:
+            wrong.append(f"{field} is not what {newest} was made with")
     for before, after in itertools.pairwise(sealed):
         one, other = before.chain.get("inputs", {}), after.chain.get("inputs", {})
         for field in sorted(one.keys() | other.keys()):
             if one.get(field) == other.get(field):
                 continue
             line = f"{field} changed before {_name(opened, after)}"
-            allowed = field in grown or not field.startswith(("data.", "model.", "lora."))
-            (changed if allowed else wrong).append(line)
+            (changed if field in grown or _is_code(field) else wrong).append(line)
     finding = compare(
         "chain", "inputs.json is that of the manifests", wrong, len(now), unit="inputs"
     )
@@ -98,6 +100,11 @@ def _check_inputs(opened: Opened, sealed: Sequence[Manifest]) -> Iterator[Findin
         why = "; ".join(changed) + " (allowed: code of the user's own, data that has grown)"
         finding = passed("chain", finding.what, len(now), unit="inputs", why=why)
     yield finding
+
+
+def _is_code(field: str) -> bool:
+    """Tell whether the files of a field are code of the user's own, which a run may go on with."""
+    return not field.startswith(("data.", "model.", "lora."))
 
 
 def _check_rows(opened: Opened, sealed: Sequence[Manifest]) -> Iterator[Finding]:
