@@ -101,7 +101,7 @@ def _find_own(path: Path) -> Path:
     """Return the preset of the package that a path names, if it is no file of the user's."""
     named = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".py")
     own = find_folder() / f"{path.stem}.py"
-    return own if named and not path.exists() and own.is_file() else path
+    return own if named and not path.is_file() and own.is_file() else path
 
 
 def read_summary(file: Path) -> str:

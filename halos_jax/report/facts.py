@@ -170,7 +170,8 @@ def _estimate(name: str) -> _Read:
         low, high = (read_number(one, f"{name}/{end}") for end in ("low", "high"))
         if value is None:
             return ""
-        return f"{value:.3f}" + (f" ±{(high - low) / 2:.3f}" if low is not None and high else "")
+        is_known = low is not None and high is not None
+        return f"{value:.3f}" + (f" ±{(high - low) / 2:.3f}" if is_known else "")
 
     return read
 

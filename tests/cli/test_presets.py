@@ -119,6 +119,8 @@ def new_folder():
 def test_a_preset_of_the_package_is_found_by_its_name_from_anywhere(folder):
     for name in ("quickstart", "quickstart.py", "configs/quickstart.py"):
         assert load_preset(name).task == "pipeline", name
+    (folder / "quickstart").mkdir()  # a workdir of that name
+    assert load_preset("quickstart").task == "pipeline"
     (folder / "quickstart.py").write_text(GOOD)  # a file of one's own comes first
     assert load_preset("quickstart.py").workdir == "a"
     with pytest.raises(ConfigError, match="there is no such file"):

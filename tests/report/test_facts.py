@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from halos_jax.report import facts
 from halos_jax.report.facts import (
     describe_state,
     list_columns,
@@ -128,3 +129,8 @@ def test_times_have_a_unit_that_suits(seconds, text):
 
 def test_a_time_that_is_none_is_not_shown():
     assert show_time("soon") == "" and show_time(True) == ""
+
+
+def test_an_interval_that_ends_at_zero_is_shown():
+    rewards = {"reward_eval": -0.25, "reward_eval/low": -0.5, "reward_eval/high": 0.0}
+    assert facts._estimate("reward_eval")(Manifest(0, metrics=rewards)) == "-0.250 ±0.250"
