@@ -26,11 +26,11 @@ from halos_jax.config.tasks import load
 from halos_jax.errors import UserError
 from halos_jax.models.hf.families import ModelError
 from halos_jax.storage import WorkdirError
-from halos_jax.workdir import changes
+from halos_jax.workdir import changes, intact
 
 logger = logging.getLogger(__name__)
 
-FILE = "verification.json"
+FILE = intact.FINDINGS
 # What reading a file raises that is not as a run writes it.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 

@@ -13,11 +13,9 @@ from halos_jax.report.page import render, write_page
 from halos_jax.report.recorded import read_run
 from halos_jax.storage import explain_os_errors
 from halos_jax.workdir import changes
-from halos_jax.workdir.intact import PAGE
+from halos_jax.workdir.intact import COMPARISON, PAGE
 
 logger = logging.getLogger(__name__)
-
-COMPARISON = "comparison.html"
 
 
 def run_report(config: Config) -> None:

@@ -78,8 +78,9 @@ def open_run(workdir: str | Path, config: config_lib.Config, *, is_writer: bool 
             elif is_writer:
                 intact.check_workdir(workdir, ledger)
                 is_resumed = False
-                ledger.note_gone(workdir / intact.PROMPTS)  # its prompts or seed may differ
-                (workdir / intact.PROMPTS).unlink(missing_ok=True)
+                for name in (intact.PROMPTS, execution.FILE):  # prompts, seed, settings may differ
+                    ledger.note_gone(workdir / name)
+                    (workdir / name).unlink(missing_ok=True)
                 changes.write_history(workdir, history, note=ledger.note_file)
     except BaseException:
         if lock is not None:
@@ -163,6 +164,8 @@ def _is_untouched(workdir: Path) -> bool:
         intact.INPUTS,
         intact.PROMPTS,
         intact.PAGE,
+        intact.COMPARISON,
+        intact.FINDINGS,
         journal.FILE,
     )
     others = [path for path in workdir.iterdir() if path.name not in ours]

@@ -58,10 +58,12 @@ def test_a_config_that_the_run_has_died_of_may_be_mended(tmp_path):
     info = runs.open_run(tmp_path, Config())
     save_order(Order([], (0,), is_new=True), tmp_path, info.ledger.note_file)
     info.close()
-    for name in ("journal.jsonl", "report.html"):  # what it has said of its end
+    pages = ("report.html", "comparison.html", "verification.json")
+    for name in ("journal.jsonl", "executions.jsonl", *pages):  # what is said of its end
         write(tmp_path, name)
     runs.open_run(tmp_path, Config(seed=1)).close()
     assert not (tmp_path / "prompts.json").exists()  # the order is another one
+    assert not (tmp_path / "executions.jsonl").exists()  # nothing was executed in them
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
     (tmp_path / "checkpoints" / "00000001").mkdir()
     with pytest.raises(WorkdirError, match="seed: 1 -> 2"):
