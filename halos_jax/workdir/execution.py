@@ -140,8 +140,8 @@ def are_equal_to_the_bit(one: Record, other: Record) -> bool:
 def begin_execution(ledger: Ledger, config: Config, mesh: Mesh) -> Executions:
     """Return the executions of a run of `config`, this one included; note it if it is another one.
 
-    All processes call this, before the first stage that they do. Those that write nothing know
-    this execution alone.
+    All processes call this, before the first stage that they do. Those that write nothing read
+    what the first one has noted.
     """
     record = describe_execution(config, mesh)
 
@@ -155,7 +155,8 @@ def begin_execution(ledger: Ledger, config: Config, mesh: Mesh) -> Executions:
         storage.write_bytes_atomic(path, data, note=ledger.note_file)
         return Executions(starts)
 
-    return processes.run_on_first(note) or Executions((Start(0, "", record),))
+    noted = processes.run_on_first(note)
+    return noted or Executions(read_starts(ledger.workdir) or (Start(0, "", record),))
 
 
 def read_starts(workdir: Path) -> tuple[Start, ...]:

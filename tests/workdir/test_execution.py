@@ -137,3 +137,12 @@ def test_a_manifest_of_a_version_without_executions_is_read(tmp_path):
     assert plain.pop("executions") == {} and plain.pop("executed") == {}
     path.write_text(json.dumps(plain))
     assert manifests.load_manifest(tmp_path) == Manifest(1)
+
+
+def test_processes_that_do_not_write_know_what_the_first_has_noted(tmp_path, monkeypatch):
+    config, ledger = Config(task="online"), open_ledger(tmp_path)
+    mesh = sharding.make_mesh(config.mesh)
+    first = execution.begin_execution(ledger, config, mesh)
+    monkeypatch.setattr(execution.processes, "run_on_first", lambda action: None)
+    changed = dataclasses.replace(config, train=TrainConfig(row_multiple=64))
+    assert execution.begin_execution(ledger, changed, mesh) == first
