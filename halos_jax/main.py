@@ -1,5 +1,6 @@
 """The one entry point: `python -m halos_jax.main --config=configs/NAME.py --config.field=value`."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ def run() -> None:
     Exit codes: 0 done, 1 error, 75 stopped (run the same command again to resume), 130 stopped by
     Ctrl-C with nothing to save.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may lack characters, or get halves of some
+        sys.stdout.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # Silence the warning of transformers that PyTorch is missing: only its tokenizers are used.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,5 +1,6 @@
 """The entry point: what a command line becomes, which task runs, how it ends."""
 
+import io
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -110,3 +111,12 @@ def test_help_that_nobody_reads_to_its_end_is_no_error(tmp_path):
     script = f"{sys.executable} -m halos_jax.main --help 2> {tmp_path / 'errors'} | true"
     run = subprocess.run(["bash", "-o", "pipefail", "-c", script], check=False)
     assert (run.returncode, (tmp_path / "errors").read_text()) == (0, "")
+
+
+def test_a_character_that_the_terminal_lacks_is_written_as_its_number(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["main", "--help"])
+    monkeypatch.setattr(main, "make_help", lambda *_: "reward 2.20 ±0.67")
+    main.run()
+    assert written.getvalue() == b"reward 2.20 \\xb10.67\n"

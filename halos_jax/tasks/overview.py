@@ -36,6 +36,7 @@ from halos_jax.workdir import manifests, runs
 from halos_jax.workdir.manifests import round_folder
 
 _OWN = ("pipeline", "toy_data", "bench")  # tasks whose config says all that there is to say
+_COMPLETE = "complete, unless it was given more to do"
 
 
 def run_show(config: Config) -> None:
@@ -118,7 +119,7 @@ def describe_place(config: Config) -> str:
             "complete" if manifest.next_stage is None else f"goes on with {manifest.next_stage}"
         )
     if (workdir / "final").is_dir():
-        return "complete, unless it was given more to do"
+        return _COMPLETE
     saved = workdir / "checkpoints"
     if saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir()):
         return "goes on from its newest checkpoint"
@@ -190,7 +191,9 @@ def _describe_template(config: Config) -> str:
     if (folder / "chat_template.jinja").is_file():
         return "the tokenizer's own (chat_template.jinja)"
     file = folder / "tokenizer_config.json"
-    stored: Any = parse_json(file.read_bytes()) if file.is_file() else {}
+    stored: Any = {}
+    with contextlib.suppress(OSError, ValueError):  # whoever loads the tokenizer says what is wrong
+        stored = parse_json(file.read_bytes()) if file.is_file() else {}
     if isinstance(stored, Mapping) and stored.get("chat_template"):
         return "the tokenizer's own (tokenizer_config.json)"
     return "none in the model's folder: the default one" if file.is_file() else ""
@@ -279,7 +282,8 @@ def _describe_rounds(workdir: Path) -> str:
         return f"goes on in round {last}, stage {manifests.stages_of(last)[0]}"
     if manifest.next_stage is None:
         done = f"rounds 0 to {last} are done" if last else "round 0 is done"
-        return f"{done}; complete" if (workdir / "final").is_dir() else f"{done}; goes on after it"
+        has_final = (workdir / "final").is_dir()
+        return f"{done}; {_COMPLETE if has_final else 'goes on after it'}"
     return f"goes on in round {last}, stage {manifest.next_stage}"
 
 

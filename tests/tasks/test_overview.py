@@ -1,6 +1,7 @@
 """What a run is, in a few lines."""
 
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -121,7 +122,9 @@ def test_where_a_resume_goes_on(toy, tmp_path):
         manifests.save_manifest(folder, Manifest(round=round, stages=done))
         assert describe_place(config) == place
     (tmp_path / "run" / "final").mkdir()
-    assert describe_place(config) == "rounds 0 to 1 are done; complete"
+    assert (
+        describe_place(config) == "rounds 0 to 1 are done; complete, unless it was given more to do"
+    )
     refused = describe_place(dataclasses.replace(config, seed=1))
     assert refused.startswith("refused: ") and "seed: 0 -> 1" in refused
 
@@ -177,3 +180,13 @@ def test_a_loss_is_shown_with_its_teacher_or_its_reference():
     assert overview._describe_loss(config, config.loss) == "gkd (beta=1); teacher: big"
     config = dataclasses.replace(config, loss={"name": "dpo"}, model=ModelConfig())
     assert overview._describe_loss(config, config.loss) == "dpo; reference: sft"
+
+
+def test_a_tokenizer_that_cannot_be_read_is_left_to_what_loads_it(toy, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(toy / "base", model)
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    (model / "tokenizer_config.json").write_text('{"chat_template": "a", "chat_template": "b"}')
+    broken = ModelConfig(path=str(model), compute_dtype="float32")
+    shown = describe_task(make_config(toy, "runs/first", model=broken))
+    assert "template  none in the model's folder: the default one" in shown
