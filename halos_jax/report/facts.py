@@ -170,8 +170,9 @@ def _estimate(name: str) -> _Read:
         low, high = (read_number(one, f"{name}/{end}") for end in ("low", "high"))
         if value is None:
             return ""
-        is_known = low is not None and high is not None
-        return f"{value:.3f}" + (f" ±{(high - low) / 2:.3f}" if is_known else "")
+        if low is None or high is None:
+            return f"{value:.3f}"
+        return f"{value:.3f} ±{(high - low) / 2:.3f}"
 
     return read
 
