@@ -172,7 +172,7 @@ def test_a_full_file_system(program, finished, tmp_path):
     (tmp_path / "small").mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path / "small")]
     if shutil.which("mount") and subprocess.run(mount, capture_output=True).returncode == 0:
-        larger = ["mount", "-o", "remount,size=290k", str(tmp_path / "small")]
+        larger = ["mount", "-o", "remount,size=304k", str(tmp_path / "small")]
         try:
             # Too small for checkpoints, which is said before anything is sampled; for two alone,
             # which is said where a third one is written, or a file beside it.
