@@ -1,5 +1,7 @@
 """The guide's tables are true: fields, values and losses on our side exist, and aliases agree."""
 
+import ast
+import functools
 import re
 
 import pytest
@@ -16,6 +18,20 @@ from tests.rewards.test_feedback import make_samples
 MIGRATION = ("FROM_HALOS.md", "FROM_TRL.md", "FROM_TRL_CONFIGS.md")
 LEAVES, FREE = schema.leaf_types(Config), schema.free_sections(Config)
 SETTINGS = {name: {*registry._list_parameters(name)} for name in registry.list_losses()}
+
+
+@functools.cache
+def read_messages() -> tuple[str, ...]:
+    """Return every text of the program, with "..." for what is put into it."""
+    found = []
+    for file in sorted((ROOT / "halos_jax").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [getattr(part, "value", None) for part in node.values]
+                found.append("".join(one if isinstance(one, str) else "..." for one in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(re.sub(r"%(?:\.\d+)?[a-z]", "...", node.value))
+    return tuple(found)
 
 
 def read_page(page: str) -> str:
@@ -151,3 +167,22 @@ def test_what_memory_advice_changes_on_a_resume_may_change():
     for path in list_spans(part):
         if path in LEAVES:
             assert roles.find_mark(Config, path).role_in("online") != "result", path
+
+
+def is_said(message: str) -> bool:
+    """Tell whether the program has a text in which the parts of a message follow each other."""
+    pattern = ".*?".join(re.escape(part.strip()) for part in message.split("...") if part.strip())
+    return any(re.search(pattern, text) for text in read_messages())
+
+
+MESSAGES = [span for row in read_rows("MESSAGES.md") for span in list_spans(row[0])]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_the_program_says_what_the_page_explains(message):
+    assert is_said(message), message
+
+
+def test_a_message_that_nobody_says_is_found():
+    assert len(MESSAGES) > 40
+    assert not is_said("the moon is full") and not is_said("unknown field; ... the moon")
