@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from halos_jax.config import ConfigError, schema
+from halos_jax.course.best import read_best
 from halos_jax.report.charts import Chart, Line
 from halos_jax.report.facts import Column, describe_state, list_columns
 from halos_jax.report.page import HELD_OUT_SIZE, Contents, make_charts
 from halos_jax.report.recorded import Recorded
 from halos_jax.report.samples import Column as SampleColumn
 from halos_jax.report.samples import collect_held_out, list_held_out
+from halos_jax.workdir.changes import fill_loss
 
 _NONE = "–"
+_NOTE = "note"  # the column of what was decided at the end of a round
 _MOST = 8  # runs on one page: as many as there are colours that can be told apart
 _NO_DIFFERENCE = ("workdir", "mode", "progress", "report.")  # fields that make no other run
 
@@ -56,7 +59,7 @@ def name_runs(runs: Sequence[Recorded]) -> list[str]:
 
 
 def sum_up(runs: Sequence[Recorded], names: Sequence[str]) -> list[Column]:
-    """Return the columns of a table with a row for each run: its last round."""
+    """Return the columns of a table with a row for each run: its newest values, and its best."""
     found = [
         Column("run", "the last part of its workdir", tuple(names)),
         Column("state", "how far it is", tuple(describe_state(run) for run in runs)),
@@ -64,12 +67,25 @@ def sum_up(runs: Sequence[Recorded], names: Sequence[str]) -> list[Column]:
     tables = [{one.name: one for one in list_columns(run)} for run in runs]
     for name in dict.fromkeys(name for table in tables for name in table):
         about = next(table[name].about for table in tables if name in table)
-        cells = tuple(
-            _find_last(table[name].cells) if name in table and table[name].cells else _NONE
-            for table in tables
-        )
+        find = _find_end if name == _NOTE else _find_last
+        cells = tuple(find(table[name].cells) if name in table else _NONE for table in tables)
         found.append(Column(name, about, cells))
-    return found
+    best = tuple(_describe_best(run) for run in runs)
+    about = "the best round by its held-out reward, whose policy is kept"
+    return [*found, Column("best", about, best)] if set(best) != {_NONE} else found
+
+
+def _describe_best(run: Recorded) -> str:
+    """Return the number and the reward of the best round, if it was chosen from several."""
+    best = read_best(run.rounds[-1]) if run.rounds else None
+    if best is None or best.reward is None or best.of < 2:
+        return _NONE
+    return f"round {best.round}, {best.reward:.3f}"
+
+
+def _find_end(cells: Sequence[str]) -> str:
+    """Return what a column says of the last round, not of an earlier one."""
+    return cells[-1] if cells else _NONE
 
 
 def _find_last(cells: Sequence[str]) -> str:
@@ -79,7 +95,7 @@ def _find_last(cells: Sequence[str]) -> str:
 
 def list_differences(runs: Sequence[Recorded]) -> list[tuple[str, list[str]]]:
     """Return (field, its value in each run) for the fields of the config that differ."""
-    flat = [dict(schema.flatten(run.plain)) for run in runs]
+    flat = [dict(schema.flatten(plain)) for plain in fill_loss(*(run.plain for run in runs))]
     found = []
     for path in sorted({path for one in flat for path in one}):
         values = [_show(one, path) for one in flat]

@@ -180,7 +180,7 @@ def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]
     a hyperparameter of the loss that is left out.
     """
     before, after = (
-        dict(schema.flatten(schema.drop_shared(Config, one))) for one in _fill_loss(old, new)
+        dict(schema.flatten(schema.drop_shared(Config, one))) for one in fill_loss(old, new)
     )
     fixed = schema.leaf_types(Config)
     defaults = schema.flatten(schema.to_plain(Config()))
@@ -194,7 +194,7 @@ def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]
     return found
 
 
-def _fill_loss(*configs: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+def fill_loss(*configs: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """Return plain configs, with the defaults of their loss if it is one and the same."""
     given = [one.get("loss") for one in configs]
     known = [one for one in given if isinstance(one, Mapping)]

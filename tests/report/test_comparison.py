@@ -43,6 +43,26 @@ def test_only_fields_that_differ_are_listed(runs):
     ]
 
 
+def test_defaults_of_one_loss_are_compared_too(tmp_path, runs):
+    other = read_run(write_run(tmp_path / "three", loss={"name": "dpo", "beta": 0.5}))
+    assert ("loss.beta", ["0.1", "0.1", "0.5"]) in list_differences([*runs, other])
+    other = read_run(write_run(tmp_path / "four", loss={"name": "ipo"}))
+    found = [line for line in list_differences([*runs, other]) if line[0].startswith("loss.")]
+    assert found == [("loss.name", ["dpo", "dpo", "ipo"])]
+
+
+def test_the_best_round_is_named_where_it_is_not_the_last(runs):
+    columns = {one.name: one.cells for one in sum_up(runs, ["one", "two"])}
+    assert columns["best"] == ("round 2, 1.000",) * 2 and columns["note"] == ("best", "best")
+    first, last = runs[1].rounds[-2:]
+    decisions = last.decisions | {"best": {"round": first.round, "reward": 2.0, "of": 3}}
+    fell = dataclasses.replace(last, decisions=decisions)
+    run = dataclasses.replace(runs[1], rounds=(*runs[1].rounds[:-1], fell))
+    columns = {one.name: one.cells for one in sum_up([runs[0], run], ["one", "two"])}
+    assert columns["best"] == ("round 2, 1.000", f"round {first.round}, 2.000")
+    assert columns["note"] == ("best", "–")
+
+
 def test_a_row_for_each_run_has_its_newest_values(runs):
     columns = {one.name: one.cells for one in sum_up(runs, ["one", "two"])}
     assert columns["run"] == ("one", "two") and columns["win rate"] == ("75%", "75%")
