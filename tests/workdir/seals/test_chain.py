@@ -169,3 +169,11 @@ def test_changes_of_a_task_without_rounds_count_wherever_they_were_made():
     once = History(Config(task="sft", optimizer=faster))
     assert chain.hash_config(resumed, 0) == chain.hash_config(once, 0)
     assert chain.hash_config(resumed, 0) != chain.hash_config(History(Config(task="sft")), 0)
+
+
+def test_a_default_of_the_loss_may_be_spelled_out():
+    found = [
+        chain.hash_config(History(Config(loss={"name": "dpo", **more})), 1)
+        for more in ({}, {"beta": 0.1}, {"beta": 0.2})
+    ]
+    assert found[0] == found[1] != found[2]
