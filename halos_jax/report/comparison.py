@@ -25,12 +25,19 @@ def compare_runs(runs: Sequence[Recorded]) -> Contents:
     """Return what a page of several runs shows.
 
     Raises:
-      ConfigError: if there are more than a page has colours for.
+      ConfigError: if there are more than a page has colours for, or one is there twice.
     """
     if len(runs) > _MOST:
         raise ConfigError(
             f"report.workdirs: got {len(runs)} runs with that of workdir, allowed: {_MOST} on a "
             "page; name fewer"
+        )
+    paths = [run.workdir.resolve() for run in runs]
+    twice = [str(path) for path in dict.fromkeys(paths) if paths.count(path) > 1]
+    if twice:
+        raise ConfigError(
+            f"report.workdirs: got {', '.join(twice)} twice, allowed: workdirs that differ from "
+            "each other and from workdir, which is compared with them"
         )
     names = name_runs(runs)
     values = {

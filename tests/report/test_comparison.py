@@ -92,3 +92,8 @@ def test_names_tell_runs_apart(tmp_path, runs):
 def test_too_many_runs_are_refused(runs):
     with pytest.raises(ConfigError, match="got 10 runs"):
         compare_runs(runs * 5)
+
+
+def test_a_run_is_not_compared_with_itself(runs):
+    with pytest.raises(ConfigError, match=r"report\.workdirs: got .*/one twice, allowed: "):
+        compare_runs([runs[0], runs[1], runs[0]])
