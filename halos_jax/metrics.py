@@ -108,7 +108,6 @@ class Destination:
 
     path: Path | None
     console: bool = False
-    console_every: int = 1
     note: Note | None = None
 
 
@@ -192,7 +191,6 @@ class MetricWriter:
         path: str | Path | None,
         *,
         console: bool = False,
-        console_every: int = 1,
         resume_step: int | None = None,
         note: Note | None = None,
     ) -> None:
@@ -201,8 +199,7 @@ class MetricWriter:
         Args:
           path: the JSON Lines file; None (on processes other than 0): no file. An incomplete last
             line, left by a killed writer, is removed.
-          console: also print records, one per line.
-          console_every: print one in this many training steps.
+          console: also say in a line how evaluations went.
           resume_step: the step that the run goes on from; later records are removed (-1: all).
           note: called at each flush, once the file is on disk, with its path, its size and the
             SHA-256 of its bytes.
@@ -214,7 +211,7 @@ class MetricWriter:
         self._held: Record | None = None
         self._known: set[_Key] = set()
         self._last_step: int | None = None
-        to = Destination(None if path is None else Path(path), console, console_every, note)
+        to = Destination(None if path is None else Path(path), console, note)
         made = [make(to) for make in SINKS.values()]
         self._sinks = [sink for sink in made if sink is not None]
         # Together, since the others would wait at the first step for one that cannot read its file.

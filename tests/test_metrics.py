@@ -230,14 +230,14 @@ def test_a_sink_of_ones_own_gets_every_record_and_the_place_to_go_on_from(path, 
     monkeypatch.setitem(metrics.SINKS, "memory", make)
     times = iter([10.0, 11.0, 12.0])
     monkeypatch.setattr(metrics, "time", SimpleNamespace(time=times.__next__))
-    writer = MetricWriter(path, console_every=5, resume_step=3)
+    writer = MetricWriter(path, console=True, resume_step=3)
     writer.write(3, {"loss/eval": 0.25})  # which the sink has
     writer.write(4, {"loss/train": jnp.float32(0.5)})
     writer.write(5, {"loss/train": jnp.float32(jnp.inf), "round": 1})
     with pytest.raises(NonFiniteError):
         writer.close()
     (sink,) = made
-    assert (sink.target.path, sink.target.console_every) == (path, 5)
+    assert (sink.target.path, sink.target.console) == (path, True)
     assert sink.calls == [
         ("resume", 3),
         Record(4, {"loss/train": 0.5}, 11.0),

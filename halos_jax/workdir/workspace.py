@@ -82,7 +82,6 @@ class Workspace:
         return MetricWriter(
             self.workdir / "metrics.jsonl" if self.is_writer else None,
             console=self.is_writer,
-            console_every=self.config.train.log_every,
             resume_step=resume_step,
             note=self.ledger.note_prefix,
         )
