@@ -135,9 +135,9 @@ def _hash(value: object) -> str:
 def hash_config(history: History, round: int) -> str:
     """Return the hash of what a config says of results, as it was in a round.
 
-    Fields with their default are left out, so that a later version with more fields, or a start that
-    spells out a default of the loss, gives the same; so are paths, whose content is hashed instead,
-    and how much a run computes.
+    Fields with their default are left out, so that a later version with more fields, or a start
+    that spells out a default of the loss, gives the same; so are paths, whose content is hashed
+    instead, and how much a run computes.
     """
     task, found = history.config.task, {}
     changed = {path for segment in history.segments for path in segment["changed"]}
