@@ -172,6 +172,9 @@ def _read_drawn(outer: Fields, response: Sequence[int]) -> Drawn:
         got = None if logps is None else f"{len(logps)} numbers"
         raise fields.error("logps", got, f"one for each response id ({len(response)})")
     counts, text = fields.ids("kept_counts"), fields.text("kept_ids", "")
+    # A misspelt set would read as a draw from all tokens.
+    if other := [name for name in sorted(fields.record.keys() - fields.used) if fields.has(name)]:
+        raise outer.error("drawn", other, "temperature, logps, kept_counts, kept_ids")
     try:
         packed = base64.b64decode(text, validate=True)
         ids = np.frombuffer(packed, "<i4")

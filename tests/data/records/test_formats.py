@@ -383,6 +383,7 @@ def test_what_tokens_were_drawn_from_is_read_back(drawn, kind):
         ({"kept_counts": [1, 2]}, "field 'kept_ids': .* which is among them"),
         ({"kept_ids": "AwA"}, "field 'kept_ids': got 'AwA', allowed: little-endian int32"),
         ({"kept_ids": "AwAAAAYA"}, ".*little-endian int32 in base64"),  # 1.5 ids
+        ({"kept": [1], "top_p": None}, r"got \['kept'\], allowed: temperature, logps, kept_counts"),
     ],
 )
 def test_a_set_that_no_token_can_have_been_drawn_from_is_refused(change, error):
