@@ -66,4 +66,5 @@ CHECKS: tuple[Check, ...] = (
         derives=True,
         tasks=("sft", "reward_model", "align"),
     ),
+    Check("programs", "halos_jax.audit.rederive.same:check_programs"),
 )

@@ -41,6 +41,11 @@ logger = logging.getLogger("halos_jax")
 _FIRST = ("reward_eval", "reward_test", "loss/eval", "rewards_eval/accuracies", "loss/train", "")
 
 _CACHE = "compilation_cache"  # in the workdir
+_KNOWN = "compilation_cache.known"  # beside a copy of it: the names of what was copied
+_SUFFIX = "-cache"  # of jax's files: jit_step-HASH-cache
+# XLA's kernel cache stays off: with it, programs compiled by another process have failed with
+# illegal instructions (H200, jax 0.11.2).
+_XLA_CACHES = "xla_gpu_per_fusion_autotune_cache_dir"
 _CACHE_SETTINGS = (
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
@@ -197,21 +202,63 @@ def _use_cache(folder: Path) -> None:
     stays the same bit for bit.
     """
     compilation_cache.reset_cache()  # jax stays with that of a run before in this process
-    # XLA's kernel cache stays off: with it, programs compiled by another process have failed
-    # with illegal instructions (H200, jax 0.11.2).
-    caches = "xla_gpu_per_fusion_autotune_cache_dir"
-    for name, value in zip(_CACHE_SETTINGS, (str(folder), 0.0, caches), strict=True):
+    for name, value in zip(_CACHE_SETTINGS, (str(folder), 0.0, _XLA_CACHES), strict=True):
         jax.config.update(name, value)
 
 
 def use_copied_cache(workdir: Path, scratch: Path) -> None:
     """Compile with the programs and choices that the run in `workdir` has, as in a resume of it.
 
-    What is compiled now goes into `scratch`. Without such programs nothing changes.
+    What is compiled now goes into `scratch`, and `list_compiled` tells it from what was copied.
+    Without such programs nothing changes. jax 0.10 does not find them: in its names of programs is
+    the folder with XLA's choices.
     """
     if (workdir / _CACHE).is_dir():
         shutil.copytree(workdir / _CACHE, scratch / _CACHE)
+        _note_known(scratch, _list_programs(scratch / _CACHE))
         _use_cache(scratch / _CACHE)
+
+
+def list_compiled() -> list[str] | None:
+    """Return the names of the programs that were compiled since `use_copied_cache`, in order.
+
+    They are those that the run does not have, such as "jit_decode_chunk". Only process 0 knows
+    them. None: no cache of a run is in use.
+    """
+    folder = _find_copied()
+    if folder is None:
+        return None
+    known = (folder / _KNOWN).read_text("utf-8").split()
+    new = sorted(_list_programs(folder / _CACHE) - {*known})
+    return [name.removesuffix(_SUFFIX).rpartition("-")[0] for name in new]
+
+
+@contextlib.contextmanager
+def compile_aside() -> Iterator[None]:
+    """Leave what is compiled inside out of `list_compiled`: it is no part of what a run does."""
+    folder = _find_copied()
+    before = _list_programs(folder / _CACHE) if folder is not None else set()
+    try:
+        yield
+    finally:
+        if folder is not None:
+            known = {*(folder / _KNOWN).read_text("utf-8").split()}
+            _note_known(folder, known | (_list_programs(folder / _CACHE) - before))
+
+
+def _find_copied() -> Path | None:
+    """Return the folder with the copied cache that is in use, if one is."""
+    folder = Path(getattr(jax.config, _CACHE_SETTINGS[0]) or _CACHE).parent
+    return folder if (folder / _KNOWN).is_file() else None
+
+
+def _list_programs(folder: Path) -> set[str]:
+    """Return the names of jax's files, each of which is a compiled program."""
+    return {path.name for path in folder.iterdir() if path.name.endswith(_SUFFIX)}
+
+
+def _note_known(folder: Path, names: Iterable[str]) -> None:
+    (folder / _KNOWN).write_text("\n".join(sorted(names)), "utf-8")
 
 
 def _check_devices(config: Config) -> list[str]:

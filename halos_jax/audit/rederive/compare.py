@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from halos_jax.audit.findings import Finding, differs, passed
+from halos_jax.audit.rederive.same import explain_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,16 +132,23 @@ def judge(
 
     Args:
       exact, close: the comparison without, and with, the tolerance of other execution settings.
-      is_same: whether the settings are known to be those of the run: then no tolerance is due.
+      is_same: whether the settings are known to be those of the run: then no tolerance is due,
+        unless programs had to be compiled again on a device where that may matter.
     """
     counts = amount.checked, amount.total, amount.unit
     if not exact.first:
         return passed(check, what, *counts)
-    if is_same:
+    reason = explain_programs() if is_same else ""
+    if is_same and not reason:
         return differs(check, what, f"{exact.first}; {_show(exact)}", *counts)
     if close.first:
         return differs(check, what, f"{close.first}; {_show(exact)}", *counts)
-    return passed(check, what, *counts, why=f"not to the last bit, but within; {_show(exact)}")
+    return passed(check, what, *counts, why=say_within(_show(exact), reason))
+
+
+def say_within(difference: str, reason: str = "") -> str:
+    """Return the remark on a difference that is allowed; `reason`: why, if it is not known yet."""
+    return f"not to the last bit, but within; {difference}" + f"; {reason}" * bool(reason)
 
 
 def _show(difference: Difference) -> str:

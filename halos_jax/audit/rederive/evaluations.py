@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from halos_jax.audit.findings import Finding, differs, not_checked, passed
+from halos_jax.audit.findings import Finding, not_checked, passed
 from halos_jax.audit.rederive.compare import Amount, compare_rows, judge
+from halos_jax.audit.rederive.feedback import compare_records
 from halos_jax.audit.rederive.replica import Replica
 from halos_jax.audit.rederive.rewards import (
     check_metrics,
@@ -107,6 +108,4 @@ def _check_feedback(
     count = manifest.files["feedback.jsonl"].count
     if made.read_bytes() == known.read_bytes():
         return passed(name, what, count, unit="records")
-    difference = compare_rows(read_rows(known), read_rows(made))
-    why = difference.first or "the same records, written otherwise"
-    return differs(name, what, why, count, unit="records")
+    return compare_records(read_rows(known), read_rows(made), what)

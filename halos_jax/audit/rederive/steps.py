@@ -16,9 +16,11 @@ from halos_jax.audit.rederive.compare import (
     compare_rows,
     drop_shares,
     judge,
+    say_within,
 )
 from halos_jax.audit.rederive.replica import Replica
 from halos_jax.audit.rederive.rewards import check_metrics, link
+from halos_jax.audit.rederive.same import explain_programs
 from halos_jax.checkpoints import checksums, saved
 from halos_jax.checkpoints.arrays import name_arrays
 from halos_jax.checkpoints.saved import Saved
@@ -236,7 +238,8 @@ def check_state(state: TrainState, kept: Kept | None, dtype: str, *, is_same: bo
     wrong = checksums.find_wrong(arrays, record.sums)
     if not wrong and record.sums.keys() == arrays.keys():
         return passed(name, what, *counts, why=f"{kept.save_id:08d}, {len(arrays)} arrays")
-    if is_same:
+    reason = explain_programs() if is_same else ""
+    if is_same and not reason:
         listed = ", ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")
         why = f"{len(wrong)} of {len(arrays)} arrays are others: {listed}"
         return differs(name, what, why, *counts)
@@ -247,7 +250,7 @@ def check_state(state: TrainState, kept: Kept | None, dtype: str, *, is_same: bo
     said = f"the params are apart by {apart:.3g} of their way in these steps, at most {most:g}"
     if apart > most:
         return differs(name, what, said, *counts)
-    return passed(name, what, *counts, why=f"not to the last bit, but within; {said}")
+    return passed(name, what, *counts, why=say_within(said, reason))
 
 
 def find_kept(replica: Replica, run: Run, round: int, begin: Params | None) -> Kept | None:

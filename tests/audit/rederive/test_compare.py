@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from halos_jax.audit.rederive import compare
 from halos_jax.audit.rederive.compare import (
     EXACT,
     Amount,
@@ -72,3 +73,14 @@ def test_a_difference_is_allowed_only_where_another_execution_explains_it(
     finding = judge("rewards", "again", exact, close, is_same=is_same, amount=amount)
     assert (finding.outcome, finding.amount) == (outcome, "3 of 9 samples")
     assert finding.why.endswith(why)
+
+
+def test_no_equal_bits_are_due_where_programs_were_compiled_again(monkeypatch):
+    why = "programs had to be compiled again: jit_step"
+    monkeypatch.setattr(compare, "explain_programs", lambda: why)
+    amount = Amount(3, 9, "steps")
+    for found, outcome in ((1.25, "passed"), (9.0, "differs")):
+        exact, close = (compare_values(1.0, found, one) for one in (EXACT, CLOSE))
+        finding = judge("steps", "again", exact, close, is_same=True, amount=amount)
+        assert finding.outcome == outcome
+        assert outcome == "differs" or finding.why.endswith(f"is 0.25; {why}")

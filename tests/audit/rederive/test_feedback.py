@@ -89,3 +89,23 @@ def test_each_decision_on_further_prompts_is_made_again(made):
 def test_a_round_without_extents_has_no_such_decision(made):
     replica, run, manifest = made
     assert feedback.check_refill(run, manifest, replica) == []
+
+
+PAIR = {"label": 1, "ids_A": [3], "logps_A": [-0.5], "logps_B": [-0.25]}
+OLD = {"label": 1, "ids_A": [3]}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "made", "outcome", "why"),
+    [
+        (OLD, PAIR, "passed", "an earlier version wrote it, without logps_A and logps_B"),
+        (OLD | {"label": 0}, PAIR, "differs", "line 1: label: 0 is recorded, 1 is"),
+        (PAIR | {"logps_B": [-0.75]}, PAIR, "differs", "line 1: logps_B[0]: -0.75 is recorded"),
+        (OLD | {"logps_A": [-0.5]}, PAIR, "differs", "line 1: logps_B: None is recorded"),
+        (PAIR, PAIR, "differs", "the same records, written otherwise"),
+    ],
+)
+def test_fields_that_an_earlier_version_did_not_write_are_left_out(recorded, made, outcome, why):
+    found = feedback.compare_records([recorded], [made], "again")
+    assert (found.outcome, found.amount) == (outcome, "1 records")
+    assert found.why.startswith(why)

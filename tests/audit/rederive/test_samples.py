@@ -1,6 +1,7 @@
 """Samples drawn again, shard by shard."""
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -158,3 +159,79 @@ def test_another_token_elsewhere_is_judged_by_the_recorded_one(monkeypatch, logp
     assert found.outcome == outcome
     assert f"differs by {said}, allowed: 0.006 and 0.01" in found.why
     assert outcome == "differs" or "5 are the same to the last bit, 1 have other" in found.why
+
+
+# --------------------------------------------------------------------------- on an accelerator
+
+
+def check_on_gpu(monkeypatch, made, programs="", scored=()):
+    monkeypatch.setattr(samples.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(samples, "explain_programs", lambda: programs)
+    return check_drawn(monkeypatch, made, is_same=True, scored=scored)
+
+
+def change_shard(first, count):
+    """Return the samples, of which `count` from `first` on have another token."""
+    found = [*make_draws().samples]
+    for at in range(first, first + count):
+        found[at] = dataclasses.replace(found[at], response_ids=(122, END))
+    return found
+
+
+def test_a_gpu_that_repeats_a_shard_repeats_all_of_it(monkeypatch):
+    found = check_on_gpu(monkeypatch, change_shard(4, 1))
+    assert found.outcome == "differs"
+    assert found.why.startswith("1 are not what this policy draws; sample 0 of prompt p2")
+
+
+@pytest.mark.parametrize(
+    ("made", "programs", "said"),
+    [
+        (change_shard(4, 1), "programs had to be compiled again: jit_decode_chunk", "jit_decode"),
+        (change_shard(4, 2), "", "by the run's programs, which repeat themselves here in no shard"),
+    ],
+)
+def test_without_equal_bits_recorded_tokens_are_re_scored(monkeypatch, made, programs, said):
+    count = sum(one.response_ids == (122, END) for one in made)
+    close, far = np.array((-0.503, 0.0)), np.array((-4.0, 0.0))
+    found = check_on_gpu(monkeypatch, made, programs, [close] * count)
+    assert (found.outcome, found.amount) == ("passed", "6 of 10 samples")
+    assert f"{6 - count} are the same to the last bit, {count} have other tokens" in found.why
+    assert "0.0015 on average and 0.003 at most" in found.why and said in found.why
+    found = check_on_gpu(monkeypatch, made, programs, [close] * (count - 1) + [far])
+    assert found.outcome == "differs" and "the largest is in sample" in found.why
+
+
+def test_other_keys_part_more_often_than_rounding_does():
+    """Answers of the same policy to other keys have its log-probabilities, too."""
+    draws = make_draws([Prompt(f"p{number}", PROMPTS[0].turns) for number in range(9)])
+    again = samples.Again()
+    others = [dataclasses.replace(one, response_ids=(122, END)) for one in draws.samples]
+    again.add_shard(draws.samples, others[:17] + draws.samples[17:])
+    assert again.count_turns() == (17, 17 + 2)
+    assert (again.equal, again.tokens, len(again.others)) == (1, 2, 17)
+
+
+def test_draws_with_other_keys_differ(monkeypatch):
+    close = np.array((-0.501, 0.0))
+    monkeypatch.setattr(samples, "_FEW", 0)
+    found = check_on_gpu(monkeypatch, change_shard(4, 4), scored=[close] * 4)
+    assert found.outcome == "differs"
+    assert "the same keys drew another token 4 times in 8 tokens, which rounding explains 0" in (
+        found.why
+    )
+
+
+def test_an_edited_token_is_not_lost_in_the_sum_of_a_long_answer():
+    long = dataclasses.replace(
+        make_sample(PROMPTS[0], 1), response_ids=(120,) * 400, sum_logps=-200.0, logps=None
+    )
+    bounds, honest = (0.05, 2.0), np.full(400, -0.5)
+    assert samples._measure_gaps([long], [honest], bounds) == (0.0, 0.0, "")
+    edited = honest.copy()
+    edited[7] = -9.0  # 8.5 nats: 0.02 a token, if they were spread
+    mean, largest, wrong = samples._measure_gaps([long], [edited], bounds)
+    assert (mean, largest) == (pytest.approx(0.02125), pytest.approx(0.02125))
+    assert wrong == "that of sample 1 of prompt p0 by 8.5, at most 3"
+    edited[7] = math.nan
+    assert "the largest is in sample 1" in samples._measure_gaps([long], [edited], bounds)[2]

@@ -27,6 +27,7 @@ from halos_jax.audit.rederive.compare import (
     drop_shares,
     judge,
 )
+from halos_jax.audit.rederive.feedback import drop_later
 from halos_jax.audit.rederive.judges import answer_from_cache
 from halos_jax.audit.rederive.rewards import explain_lost, find_tolerance, read_rows
 from halos_jax.audit.rederive.samples import Draws
@@ -216,6 +217,7 @@ def _compare_files(
         exact = Difference("other bytes")
         return judge(name, what, exact, exact, is_same=is_same, amount=Amount(1, 1, "files"))
     rows = [read_rows(recorded), read_rows(made)]
+    rows[1] = drop_later(*rows)
     exact = compare_rows(rows[0], rows[1])
     within = compare_rows(rows[0], rows[1], close)
     return judge(name, what, exact, within, is_same=is_same, amount=Amount(count, count, "records"))
