@@ -32,7 +32,7 @@ from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.outcome.table import format_rounds, last_round
 from halos_jax.rounds.report import list_sizes
 from halos_jax.storage import format_size
-from halos_jax.workdir import manifests, runs
+from halos_jax.workdir import changes, manifests, runs
 from halos_jax.workdir.manifests import round_folder
 
 _OWN = ("pipeline", "toy_data", "bench")  # tasks whose config says all that there is to say
@@ -107,7 +107,7 @@ def describe_place(config: Config) -> str:
         runs.refuse_other(config)
         rounds = workdir / "rounds"
         if rounds.is_dir() and any(path.name.isdigit() for path in rounds.iterdir()):
-            return _describe_rounds(workdir)
+            return _describe_rounds(config)
         manifest = manifests.load_manifest(workdir)
     except UserError as error:
         return f"refused: {error}"
@@ -119,7 +119,7 @@ def describe_place(config: Config) -> str:
             "complete" if manifest.next_stage is None else f"goes on with {manifest.next_stage}"
         )
     if (workdir / "final").is_dir():
-        return _COMPLETE
+        return _describe_end(config)
     saved = workdir / "checkpoints"
     if saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir()):
         return "goes on from its newest checkpoint"
@@ -275,7 +275,18 @@ def _list_written(config: Config) -> str:
     return ", ".join(names) or own.get(config.task, "final/")
 
 
-def _describe_rounds(workdir: Path) -> str:
+def _describe_end(config: Config) -> str:
+    """Say whether a run that has a `final/` is given more to do by the fields that have grown."""
+    workdir = Path(config.workdir)
+    if (workdir / changes.FILE).exists():
+        history = changes.read_history(workdir, config)
+        if more := history.pick("growing") if history.has_more else []:
+            return f"goes on, with more to do: {', '.join(map(str, more))}"
+    return _COMPLETE
+
+
+def _describe_rounds(config: Config) -> str:
+    workdir = Path(config.workdir)
     last = last_round(workdir)
     manifest = manifests.load_manifest(round_folder(workdir, last))
     if manifest is None:
@@ -283,7 +294,7 @@ def _describe_rounds(workdir: Path) -> str:
     if manifest.next_stage is None:
         done = f"rounds 0 to {last} are done" if last else "round 0 is done"
         has_final = (workdir / "final").is_dir()
-        return f"{done}; {_COMPLETE if has_final else 'goes on after it'}"
+        return f"{done}; {_describe_end(config) if has_final else 'goes on after it'}"
     return f"goes on in round {last}, stage {manifest.next_stage}"
 
 

@@ -125,6 +125,13 @@ def test_where_a_resume_goes_on(toy, tmp_path):
     assert (
         describe_place(config) == "rounds 0 to 1 are done; complete, unless it was given more to do"
     )
+    rounds = config.rounds
+    total = rounds.total_prompts
+    more = dataclasses.replace(rounds, total_prompts=total + rounds.prompts_per_round)
+    assert describe_place(dataclasses.replace(config, rounds=more)) == (
+        "rounds 0 to 1 are done; goes on, with more to do: rounds.total_prompts: "
+        f"{total} -> {more.total_prompts}"
+    )
     refused = describe_place(dataclasses.replace(config, seed=1))
     assert refused.startswith("refused: ") and "seed: 0 -> 1" in refused
 
