@@ -12,6 +12,7 @@ import pytest
 
 from halos_jax.config import FeedbackConfig, OptimizerConfig, TrainConfig
 from halos_jax.losses import get_loss
+from halos_jax.packing import transforms
 from halos_jax.packing.layout import LayoutMemory
 from halos_jax.rounds import evaluation, stages
 from halos_jax.rounds import progress as progress_module
@@ -31,6 +32,7 @@ class Plan(list):
     """Stands for a plan of as many steps as it has elements."""
 
     fill = 0.5
+    layout = SimpleNamespace(kept=transforms.NOTHING)
 
 
 def make_trainer(loss):
