@@ -193,6 +193,7 @@ class MetricWriter:
         console: bool = False,
         resume_step: int | None = None,
         note: Note | None = None,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         """Open the sinks; all processes of a job must do so together.
 
@@ -203,6 +204,7 @@ class MetricWriter:
           resume_step: the step that the run goes on from; later records are removed (-1: all).
           note: called at each flush, once the file is on disk, with its path, its size and the
             SHA-256 of its bytes.
+          sinks: further ones, which get a record after those of `SINKS`.
 
         Raises:
           MetricsError: if the file has a line that is not a record.
@@ -213,7 +215,7 @@ class MetricWriter:
         self._last_step: int | None = None
         to = Destination(None if path is None else Path(path), console, note)
         made = [make(to) for make in SINKS.values()]
-        self._sinks = [sink for sink in made if sink is not None]
+        self._sinks = [*(sink for sink in made if sink is not None), *sinks]
         # Together, since the others would wait at the first step for one that cannot read its file.
         processes.run_on_all(lambda: self._resume(resume_step), MetricsError, WorkdirError)
 

@@ -17,7 +17,7 @@ LEVELS = (
     {"sharding", "losses", "user_code", "devices", "packing"},
     {"processes", "cli", "console"},
     {"metrics", "models", "data"},
-    {"sampling", "rewards", "training"},
+    {"sampling", "rewards", "training", "trackers"},
     {"signs"},
     {"course"},
     {"workdir"},

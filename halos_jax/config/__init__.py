@@ -16,6 +16,7 @@ from halos_jax.config.sections import (
     RoundsConfig,
     SamplingConfig,
     ToyConfig,
+    TrackersConfig,
     TrainConfig,
 )
 from halos_jax.config.settings import (
@@ -55,6 +56,7 @@ __all__ = [
     "Settings",
     "Task",
     "ToyConfig",
+    "TrackersConfig",
     "TrainConfig",
     "VerifyConfig",
     "check_fields",

@@ -341,6 +341,18 @@ class ToyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrackersConfig:
+    """Services that follow the metrics of a run, besides metrics.jsonl."""
+
+    # "tensorboard", "wandb", "trackio", or a class of your own as "package.module:Class"
+    names: tuple[str, ...] = aside(())
+    project: str = aside("halos_jax")  # project of wandb and trackio
+    run: str = aside("")  # name of the run there; empty: that of the workdir
+    offline: bool = aside(False)  # write files alone, without any network
+    samples: NonNegativeInt = aside(32)  # rows of the table of held-out samples; 0: no table
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchConfig:
     """What task=bench times."""
 

@@ -32,6 +32,7 @@ from halos_jax.config.sections import (
     RoundsConfig,
     SamplingConfig,
     ToyConfig,
+    TrackersConfig,
     TrainConfig,
 )
 from halos_jax.config.tasks import PIPELINE_TASKS, Mode
@@ -108,6 +109,7 @@ class Config:
     pipeline: PipelineConfig = PipelineConfig()
     verify: VerifyConfig = VerifyConfig()
     report: ReportConfig = ReportConfig()
+    trackers: TrackersConfig = TrackersConfig()
 
 
 def default() -> ConfigDict:

@@ -184,6 +184,13 @@ def _warn_of_unread(config: Config) -> None:
                 config.task,
             )
 
+    if config.trackers.names:
+        logger.warning(
+            "trackers.names=%s: task=%s writes no metrics.jsonl, so trackers get nothing",
+            config.trackers.names,
+            config.task,
+        )
+
 
 def _data_field(config: Config) -> str:
     return TASKS[config.task].data

@@ -33,6 +33,7 @@ from halos_jax.losses import (
 from halos_jax.losses.requirements import check_teacher
 from halos_jax.once import forget_run
 from halos_jax.tasks.overview import describe_machine, describe_task
+from halos_jax.trackers.registry import find_problems as find_tracker_problems
 from halos_jax.workdir.interrupt import StopSignal, catch_signals
 
 logger = logging.getLogger("halos_jax")
@@ -63,7 +64,8 @@ def freeze_checked(config: config_lib.Settings | Config, errors: Iterable[str] =
       ConfigError: with one line per error.
     """
     plain = config_lib.to_dict(config) if isinstance(config, Config) else config
-    return config_lib.freeze(plain, errors=errors, checks=[_check_objective])
+    checks = [_check_objective, find_tracker_problems]
+    return config_lib.freeze(plain, errors=errors, checks=checks)
 
 
 def launch(config: Config) -> dict[str, float]:

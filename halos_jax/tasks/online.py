@@ -68,6 +68,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
     with open_workspace(config, stop) as workspace:
         info = workspace.info
         if runs.is_complete(info) and not has_more(workspace.config, workspace.workdir):
+            workspace.update_trackers()
             return _report_complete(workspace)
         workspace = workspace.with_config(source.use_final(workspace.config))
         check_inputs(

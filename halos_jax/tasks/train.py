@@ -62,6 +62,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
     """
     with open_workspace(config, stop) as workspace:
         if runs.is_complete(workspace.info):
+            workspace.update_trackers()
             logger.info("%s is complete: nothing to do", workspace.workdir)
             return _last_metrics(workspace.workdir)
         stop.place = f"task {config.task}"

@@ -10,6 +10,7 @@ from typing import Any
 from halos_jax import config as config_lib
 from halos_jax import processes, sharding, storage
 from halos_jax.config.tasks import TASKS, Task
+from halos_jax.trackers.registry import FOLDER as TRACKERS
 from halos_jax.workdir import changes, execution, intact, journal
 from halos_jax.workdir import ledger as ledgers
 from halos_jax.workdir.changes import History
@@ -167,6 +168,7 @@ def _is_untouched(workdir: Path) -> bool:
         intact.COMPARISON,
         intact.FINDINGS,
         journal.FILE,
+        TRACKERS,
     )
     others = [path for path in workdir.iterdir() if path.name not in ours]
     is_run = changes.is_run(changes.read_plain(workdir / changes.FILE))

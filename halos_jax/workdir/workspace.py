@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from halos_jax import sharding, storage
 from halos_jax.config import Config
 from halos_jax.metrics import MetricWriter
+from halos_jax.trackers.follower import Follower
+from halos_jax.trackers.registry import open_trackers
 from halos_jax.workdir import execution, runs
 from halos_jax.workdir.changes import History, record_changes
 from halos_jax.workdir.interrupt import StopSignal
@@ -19,6 +21,7 @@ from halos_jax.workdir.journal import keep_journal
 from halos_jax.workdir.ledger import Ledger
 from halos_jax.workdir.manifests import Manifest
 from halos_jax.workdir.runs import RunInfo
+from halos_jax.workdir.seals.chain import METRICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +33,14 @@ class Workspace:
       info: the locked workdir, with the history of its configs.
       mesh: all devices of the job; it is the current mesh while the workspace is open.
       stop: tells whether the run was asked to stop.
+      closers: what is called when the workspace is closed, even by an error.
     """
 
     config: Config
     info: RunInfo
     mesh: Mesh
     stop: StopSignal
+    closers: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
     @property
     def workdir(self) -> Path:
@@ -78,13 +83,27 @@ class Workspace:
         return execution.make_updates(self.info.executions, manifest, stage)
 
     def open_metrics(self, resume_step: int) -> MetricWriter:
-        """Open `metrics.jsonl` for a run that goes on after `resume_step`."""
+        """Open `metrics.jsonl`, and trackers, for a run that goes on after `resume_step`."""
         return MetricWriter(
-            self.workdir / "metrics.jsonl" if self.is_writer else None,
+            self.workdir / METRICS if self.is_writer else None,
             console=self.is_writer,
             resume_step=resume_step,
             note=self.ledger.note_prefix,
+            sinks=self._open_trackers(),
         )
+
+    def update_trackers(self) -> None:
+        """Give the trackers of a complete run what they lack of its metrics."""
+        for tracker in self._open_trackers():
+            tracker.resume(None)
+
+    def _open_trackers(self) -> list[Follower]:
+        """Return the trackers of this process, which are closed together with the workspace."""
+        path = self.workdir / METRICS
+        trackers = open_trackers(self.config, path) if self.is_writer else []
+        for tracker in trackers:
+            self.closers.callback(tracker.close)
+        return trackers
 
 
 @contextlib.contextmanager
@@ -100,7 +119,12 @@ def open_workspace(config: Config, stop: StopSignal) -> Iterator[Workspace]:
     try:
         mesh = sharding.make_mesh(config.mesh)
         kept = keep_journal(info.workdir, is_new=not info.is_resumed, is_writer=info.is_writer)
-        with storage.explain_run_errors(info.workdir), kept, jax.set_mesh(mesh):
-            yield Workspace(info.config, info, mesh, stop)
+        with (
+            storage.explain_run_errors(info.workdir),
+            kept,
+            jax.set_mesh(mesh),
+            contextlib.ExitStack() as closers,
+        ):
+            yield Workspace(info.config, info, mesh, stop, closers)
     finally:
         info.close()

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from halos_jax.config import Config, ConfigError, DataConfig, ModelConfig
+from halos_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrackersConfig
 from halos_jax.policies.source import Source
 from halos_jax.rounds.context import StageResult
 from halos_jax.storage import WorkdirError
@@ -38,6 +38,12 @@ def test_a_job_knows_its_policy(tmp_path, policy):
         ConfigError, match=r"model\.path: .*00000003/round/metadata holds something"
     ):
         begin(config, policy=policy)
+
+
+def test_a_job_without_metrics_says_that_trackers_get_nothing(tmp_path, caplog):
+    trackers = TrackersConfig(names=("tensorboard",))
+    begin(Config(task="label", workdir=str(tmp_path / "job"), trackers=trackers))
+    assert "task=label writes no metrics.jsonl, so trackers get nothing" in caplog.text
 
 
 def test_a_job_is_carried_on_with_what_it_was_started_on(tmp_path, caplog):

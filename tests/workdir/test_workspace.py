@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import sys
+from types import SimpleNamespace
+from typing import ClassVar
 
 import jax
 import pytest
 
-from halos_jax.config import Config, MeshConfig, TrainConfig
+from halos_jax.config import Config, MeshConfig, TrackersConfig, TrainConfig
 from halos_jax.storage import WorkdirError
 from halos_jax.workdir import runs
 from halos_jax.workdir.interrupt import StopSignal
@@ -54,6 +57,46 @@ def test_metrics_go_on_after_the_step_of_the_checkpoint(tmp_path):
         lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["loss/train"] for line in lines] == [0.5, 0.3]
         assert found.ledger.find(tmp_path / "run" / "metrics.jsonl") is not None
+
+
+class Recorder:
+    """A tracker that notes which steps it gets, and that it was closed."""
+
+    seen: ClassVar[list] = []
+
+    def __init__(self, session):
+        self.known = session.sent
+
+    def log(self, point):
+        self.seen.append(point.step)
+
+    def close(self):
+        self.seen.append("closed")
+
+
+def test_trackers_follow_the_metrics_and_are_closed_with_the_workspace(tmp_path, monkeypatch):
+    Recorder.seen.clear()
+    monkeypatch.setitem(sys.modules, "my_tracker", SimpleNamespace(Recorder=Recorder))
+    config = Config(
+        workdir=str(tmp_path / "run"), trackers=TrackersConfig(names=("my_tracker:Recorder",))
+    )
+    with (
+        pytest.raises(ValueError, match="mine"),
+        open_workspace(config, StopSignal()) as found,
+    ):
+        writer = found.open_metrics(-1)
+        for step in (1, 2):
+            writer.write(step, {"loss/train": 0.5})
+        writer.flush()
+        raise ValueError("mine")
+    assert Recorder.seen == [1, 2, "closed"]
+    with open_workspace(config, StopSignal()) as found:
+        found.open_metrics(2).write(3, {"loss/train": 0.5})  # which is killed before it is written
+    assert Recorder.seen == [1, 2, "closed", "closed"]
+    (tmp_path / "run" / "trackers" / "Recorder.json").unlink()
+    with open_workspace(config, StopSignal()) as found:
+        found.update_trackers()
+    assert Recorder.seen[4:] == [1, 2, "closed"]
 
 
 def test_a_segment_is_planned_without_a_trace_and_then_begun(tmp_path):

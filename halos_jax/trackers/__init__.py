@@ -1,0 +1,1 @@
+"""Services that follow the metrics of a run: TensorBoard, Weights & Biases, trackio, your own."""
