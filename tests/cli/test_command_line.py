@@ -45,7 +45,9 @@ def test_flags_that_there_are_pass(arguments):
          "here --config.model.path=DIR --config.optimizer.learning_rate=5e-6 "
          "--config.train.batch_size=32"),
         (["++wandb.project=x", "++loss.beta=1"],
-         "nothing here is called wandb.project; configs/README.md"),
+         "here --config.trackers.project=x --config.loss.beta=1; configs/README.md"),
+        (["++hydra.zzz=x", "++loss.beta=1"],
+         "nothing here is called hydra.zzz; configs/README.md"),
         (["train.batch_size=4"], "no dashes; here --config.train.batch_size=4"),
         (["\N{EN DASH}config.seed=1"], "which begin with a long dash"),
         (["--", "x"], "got arguments ['x']"),
