@@ -200,8 +200,9 @@ def quantize_base(base: Params, kind: str) -> Params:
     inputs_of = {name: range(1, 1 + count) for name, count in _NUM_INPUTS.items()}
     inputs_of |= dict.fromkeys(_EXPERTS, (2,))
     layers = base["layers"]
-    for name in layers.keys() & inputs_of:
-        # One after the other, each in place of the one that it was: both never exist in whole.
+    # One after the other, each in place of the one that it was: both never exist in whole. Sorted:
+    # processes that share the weights must quantize them in one order.
+    for name in sorted(layers.keys() & inputs_of):
         layers[name] = jax.block_until_ready(quantize(layers.pop(name), kind, inputs_of[name]))
     return base
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from halos_jax.rounds.context import Run
 from halos_jax.rounds.outcome.decisions import find_start
 from halos_jax.rounds.outlook import choose_prompts_per_round
 from halos_jax.rounds.pending import PendingRound, commit_round
-from halos_jax.rounds.proof.origin import Origin, check_policy, check_trained, identify
+from halos_jax.rounds.proof.origin import UNKNOWN, Origin, check_policy, check_trained, identify
 from halos_jax.rounds.report import report_round
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported, take_policy
@@ -38,6 +39,7 @@ class Progress:
       pending: a round that is trained and evaluated but not committed yet.
       is_restored: whether the policy came from a checkpoint.
       budget: that of the run, with the ranges of the rounds that have begun.
+      identified: the state whose policy was identified last, not kept alive, and its origin.
     """
 
     state: TrainState
@@ -46,6 +48,7 @@ class Progress:
     pending: PendingRound | None = None
     is_restored: bool = True
     budget: Budget = Budget(1, 1)
+    identified: tuple[Callable[[], TrainState | None], Origin] = (lambda: None, UNKNOWN)
 
 
 def restore_progress(trainer: Trainer, policy: Policy, checkpoints: Checkpoints) -> Progress:
@@ -114,7 +117,7 @@ def identify_start(run: Run, progress: Progress, manifest: Manifest) -> Origin:
     Raises:
       OriginError: if it is not the policy that the round before ended with.
     """
-    found = _identify(run, take_policy(progress.state.params))
+    found = _identify_current(run, progress)
     now = dataclasses.replace(manifest, **run.workspace.name_execution(manifest, "sample"))
     before = find_before(run, progress, manifest.round)
     check_policy(manifest.round, found.fingerprint, before, now)
@@ -128,9 +131,21 @@ def identify_end(run: Run, progress: Progress, manifest: Manifest) -> tuple[Orig
       OriginError: if the round has been trained before, and to another policy.
     """
     state = progress.state
-    found = _identify(run, take_policy(state.params))
+    found = _identify_current(run, progress)
     check_trained(manifest, found.fingerprint)
     return found, found if state.ema is None else _identify(run, take_exported(state))
+
+
+def _identify_current(run: Run, progress: Progress) -> Origin:
+    """Return the origin of the current policy, read from the devices once as long as it stays.
+
+    What changes it in memory afterwards is found in the sampler's weights.
+    """
+    state, (known, origin) = progress.state, progress.identified
+    if known() is not state:
+        origin = _identify(run, take_policy(state.params))
+        progress.identified = (weakref.ref(state), origin)
+    return origin
 
 
 def _identify(run: Run, params: Params) -> Origin:

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.e2e.conftest import FLAGS, ROOT
+from tests.e2e.origins import assert_drawn_by_the_policy
 
 OVERRIDES = ("mesh.distributed=true", "mesh.fsdp=2", "mesh.data=1")
 
@@ -68,6 +69,12 @@ def read_metrics(workdir: Path):
 def test_two_processes_do_what_one_does(program, finished, tmp_path):
     workdir, (alone, _) = tmp_path / "run", finished
     assert finish(start(program, workdir)) == [[], []], "a clean end is quiet"
+    assert_drawn_by_the_policy(workdir)
+    start_of = [
+        json.loads((folder / "rounds" / "0000" / "manifest.json").read_text())["trained"]
+        for folder in (workdir, alone)
+    ]
+    assert start_of[0] == start_of[1], "one fingerprint, by one process or by two"
     for round in ("0001", "0002"):
         for name in ("samples.jsonl", "feedback.jsonl"):
             path = Path("rounds") / round / name

@@ -104,3 +104,12 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwix", None)
     with pytest.raises(ModelError, match=r"pip install 'halos_jax\[qlora\]', or set --config"):
         make_frozen("int8")
+
+
+def test_all_processes_quantize_a_base_in_one_order(monkeypatch):
+    # The order of a set of names differs between processes, which then exchange wrong maxima.
+    seen = []
+    monkeypatch.setattr(lora, "quantize", lambda leaf, kind, inputs: seen.append(leaf) or leaf)
+    names = ("up", "q", "down", "gate", "o", "v", "k")
+    lora.quantize_base({"layers": {name: name for name in names}}, "nf4")
+    assert seen == sorted(names)

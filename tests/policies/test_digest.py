@@ -12,7 +12,7 @@ from halos_jax.config import LoraConfig, MeshConfig
 from halos_jax.models import cache, lora
 from halos_jax.models.hf.families import get_family
 from halos_jax.models.lora import Frozen
-from halos_jax.models.spec import DecoderConfig, init_params, params_shardings
+from halos_jax.models.spec import DecoderConfig, init_params, make_spec, params_shardings
 from halos_jax.policies import digest
 
 TINY = DecoderConfig(
@@ -115,3 +115,41 @@ def test_an_adapter_has_a_fingerprint_of_its_own_beside_its_base(params):
     trained = {"layers": {"q_lora_a": np.ones((3, 32, 4), np.float32)}}
     first, second = digest.fingerprint(trained, frozen).split("+")
     assert first == digest.fingerprint(trained) and second == digest.fingerprint(base)
+
+
+def test_all_processes_add_up_in_one_order(params):
+    # The order of a set of names differs between processes, which then exchange wrong sums.
+    folded = list(digest.fold_params(params, TINY))
+    stacked = [f"layers.{name}" for name in params["layers"]]
+    assert folded == [*stacked, *(name for name in make_spec(TINY) if name != "layers")]
+
+
+def test_a_policy_is_identified_by_one_program_that_gets_each_array_once(params, monkeypatch):
+    passed = []
+
+    def note(program, tree, *settings):
+        passed.append([id(leaf) for leaf in jax.tree.leaves(tree)])
+        return run(program, tree, *settings)
+
+    run = digest._run
+    monkeypatch.setattr(digest, "_run", note)
+    name, folded = digest.identify(params, None, params, TINY)
+    assert [sorted(one) for one in passed] == [sorted(map(id, jax.tree.leaves(params)))]
+    assert name == digest.fingerprint(params)
+    assert digest.find_other(digest.fold_params(params, TINY), folded) == []
+    # Nothing is read of the sampler's weights but what is compared.
+    passed.clear()
+    weights = cache.unstack_layers(params, TINY)
+    assert digest.fold_weights(weights, TINY, ["embed"]).keys() == {"embed"}
+    assert passed == [[id(weights["embed"])]]
+    # Layers share a program.
+    monkeypatch.setattr(digest, "_SMALL", -1)
+    digest._compile.cache_clear()
+    assert digest.fold_weights(weights, TINY).keys() == folded.keys()
+    assert digest._compile.cache_info().misses == 2
+
+
+def test_the_fingerprint_stays_what_it_is():
+    leaf = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    known = digest.fingerprint({"layers": {"q": leaf}, "embed": leaf[0]})
+    assert known == "1da674c260e9dcf3c5a1f2be23273b85"

@@ -1,5 +1,6 @@
 """Where a run goes on from."""
 
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,9 @@ from halos_jax.rounds import progress
 from halos_jax.rounds.budget import Budget, RoundPlan
 from halos_jax.rounds.context import StageResult
 from halos_jax.rounds.pending import PendingRound
+from halos_jax.rounds.proof.origin import Origin
 from halos_jax.training import loop as training
+from halos_jax.types import TrainState
 from halos_jax.workdir import manifests
 from halos_jax.workdir.manifests import Manifest, round_folder
 from tests.rounds.stand_ins import PROMPTS, make_run
@@ -96,3 +99,27 @@ def test_a_round_that_has_begun_keeps_its_range_and_the_next_one_is_chosen(tmp_p
     assert asked == [(((0, 1),), [(0, {}), (1, {"reward_eval": 0.5})])]
     at.budget = at.budget.open(2, 1, 4)
     assert progress.plan_round(run, at, 3)[0].is_empty
+
+
+def test_a_policy_is_read_from_the_devices_once_as_long_as_it_stays(monkeypatch):
+    read, manifest = [], Manifest(3)
+    monkeypatch.setattr(progress, "identify", lambda params, *_: read.append(1) or Origin(params))
+    monkeypatch.setattr(progress, "find_before", lambda *given: Manifest(2))
+    monkeypatch.setattr(progress, "take_policy", lambda params: params)
+    run = SimpleNamespace(
+        trainer=SimpleNamespace(frozen=None),
+        policy=SimpleNamespace(decoder=None),
+        workspace=SimpleNamespace(name_execution=lambda *given: {}),
+    )
+    at = progress.Progress(TrainState(3, "end of round 2", ()), 2)
+    assert progress.identify_end(run, at, Manifest(2))[0].fingerprint == "end of round 2"
+    for _ in range(2):
+        assert progress.identify_start(run, at, manifest).fingerprint == "end of round 2"
+    assert len(read) == 1
+    # Another state, if only by a restore at the same step, is read; the one before is not kept.
+    kept = at.identified[0]
+    at.state = TrainState(3, "restored", ())
+    gc.collect()
+    assert kept() is None
+    assert progress.identify_start(run, at, manifest).fingerprint == "restored"
+    assert len(read) == 2

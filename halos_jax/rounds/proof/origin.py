@@ -54,7 +54,7 @@ def identify(params: Params, frozen: Frozen | None, config: DecoderConfig) -> Or
       params: the trained params, without a value head; of an adapter, if there is a `frozen` base.
     """
     whole = params if frozen is None else {**frozen.base, **params, "layers": _keep_plain(frozen)}
-    return Origin(digest.fingerprint(params, frozen), digest.fold_params(whole, config))
+    return Origin(*digest.identify(params, frozen, whole, config))
 
 
 def _keep_plain(frozen: Frozen) -> Params:
@@ -72,7 +72,8 @@ def check_weights(origin: Origin, weights: Params, config: DecoderConfig, what: 
     """
     if not origin.folded:
         return
-    wrong = digest.find_other(origin.folded, digest.fold_weights(weights, config))
+    found = digest.fold_weights(weights, config, origin.folded.keys())
+    wrong = digest.find_other(origin.folded, found)
     if wrong:
         raise OriginError(
             f"{what}: the sampler holds other weights than the policy "
