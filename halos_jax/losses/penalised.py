@@ -91,7 +91,8 @@ def grpo_clip(
     value = _aggregate(
         beta * penalty - weigh_tokens(gain, inputs, batch), batch, aggregation, max_tokens
     )
-    return LossTerms(value, _measure_clipped(advantages, outside, penalty, inputs, batch))
+    shown = penalty if beta else None
+    return LossTerms(value, _measure_clipped(advantages, outside, shown, inputs, batch))
 
 
 @register(
@@ -131,7 +132,8 @@ def cispo(
         beta * penalty - weigh_tokens(gain, inputs, batch), batch, aggregation, max_tokens
     )
     outside = weights != ratio
-    return LossTerms(value, _measure_clipped(advantages, outside, penalty, inputs, batch))
+    shown = penalty if beta else None
+    return LossTerms(value, _measure_clipped(advantages, outside, shown, inputs, batch))
 
 
 @register(
@@ -168,7 +170,8 @@ def sapo(
     value = _aggregate(
         beta * penalty - weigh_tokens(gain, inputs, batch), batch, aggregation, max_tokens
     )
-    return LossTerms(value, _measure_clipped(advantages, None, penalty, inputs, batch))
+    shown = penalty if beta else None
+    return LossTerms(value, _measure_clipped(advantages, None, shown, inputs, batch))
 
 
 def _penalise(inputs: LossInputs, batch: Batch, *, beta: float, unbiased: bool) -> PerToken:
@@ -198,15 +201,15 @@ def _aggregate(
 def _measure_clipped(
     advantages: PerSequence,
     outside: Bool[Array, "rows P"] | None,
-    penalty: PerToken,
+    penalty: PerToken | None,
     inputs: LossInputs,
     batch: Batch,
 ) -> Sums:
-    """Return the metrics of a loss with a KL term, and with bounds which tokens lie `outside`."""
+    """Return the metrics of a loss that may have a KL term, or bounds that tokens lie `outside`."""
     metrics = measure_groups(advantages, inputs, batch)
-    if inputs.reference is not None:
+    if penalty is not None:
         metrics["rewards/KL"] = count_and_sum_tokens(penalty, batch, MEMBER)
     if outside is not None:
-        share = outside.astype(penalty.dtype)
+        share = outside.astype(inputs.ratios.dtype)
         metrics["clipfrac/policy"] = count_and_sum_tokens(share, batch, MEMBER)
     return metrics

@@ -167,6 +167,11 @@ def test_without_a_kl_term_no_reference_is_read(pack):
         assert without.old and with_term.old
         value, metrics = without(inputs, packed.batch)
         assert np.isfinite(value) and "rewards/KL" not in metrics
+        # Nor is a KL term of 0 reported where another loss of a sum has read the reference.
+        both = inputs.replace(reference=packed.place(tokens["reference"]))
+        found = get_loss({"name": "sum", name: {"beta": 0.0}, "grpo": {}})(both, packed.batch)[1]
+        alone = get_loss({"name": "grpo"})(both, packed.batch)[1]
+        assert found["rewards/KL"][0] == alone["rewards/KL"][0] > 0
         (line,) = check_reference({"name": name, "beta": 0.0}, "round_start", task="online")
         assert line.startswith(
             f"rounds.reference: got 'round_start', but loss {name!r} with beta=0 has no reference"
