@@ -32,9 +32,11 @@ each, where the answer is a number or ends with "#### number":
   --config.data.train=train.jsonl --config.data.test=test.jsonl
 
 The reward is 1 where the response's final number equals the answer's, else 0 (`numeric_answer`).
-The loss and its reasons are those of configs/online_grpo.py. A round takes 256 questions, 8 samples
-of each and 8 optimizer steps; the run takes each of the other 7,073 training questions once. Start
-from a model that follows instructions: nothing but its own chat template stands around a question.
+The loss and its reasons are those of configs/online_grpo.py, as is sampling at temperature 1; at
+another temperature, top-p or top-k ratios are exact, too (`sampling.exact_ratios=auto`). A round
+takes 256 questions, 8 samples of each and 8 optimizer steps; the run takes each of the other 7,073
+training questions once. Start from a model that follows instructions: nothing but its own chat
+template stands around a question.
 """
 
 from ml_collections import ConfigDict

@@ -18,7 +18,9 @@ are those of the policy that sampled. All samples of a prompt train, as one grou
 The loss is "dapo": advantages divided by the group's deviation, ratios to the policy that sampled
 clipped to 0.8 .. 1.28, the mean over all tokens, no KL term. With --config.loss.epsilon_high=0.2 it
 is what TRL's GRPO does by default. Ratios need the samples' own log-probabilities (`keep_logps`),
-which are those at temperature 1 over all tokens: so that is how it samples.
+which are those at temperature 1 over all tokens: so that is how it samples. At another temperature,
+top-p or top-k ratios are exact, too: samples then say what their tokens were drawn from
+(`sampling.exact_ratios=auto`), for a little more memory.
 --config.loss.name=dr_grpo, gspo, cispo, sapo or rloo needs no other change. GRPO as published is
 --config.loss.name=grpo_clip: the same ratio, and a KL term to the SFT checkpoint besides
 (--config.loss.beta; its forward pass costs time); --config.loss.aggregation=token averages it as

@@ -191,7 +191,8 @@ def sample(
 ) -> list[Sample]:
     """Draw `settings.num_samples_per_prompt` samples for each prompt, in the order of the prompts.
 
-    They are, bit for bit, those of `task=sample` with the same prompts, seed and round.
+    They are, bit for bit, those of `task=sample` with the same prompts, seed and round. No loss is
+    known here, so `exact_ratios="auto"` is off.
 
     Args:
       prompts: from `load_prompts`, or texts, each taken as a user's turn.

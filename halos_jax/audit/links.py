@@ -9,7 +9,7 @@ from halos_jax.checkpoints.shelf import find_sums
 from halos_jax.config.schema import flatten, to_plain
 from halos_jax.rounds.outcome.decisions import find_start
 from halos_jax.workdir.changes import FILE as CONFIG
-from halos_jax.workdir.changes import drop_segments, find_changes, read_plain
+from halos_jax.workdir.changes import adopt_recorded, drop_segments, find_changes, read_plain
 from halos_jax.workdir.manifests import Manifest
 from halos_jax.workdir.seals import chain
 
@@ -155,7 +155,7 @@ def check_given(opened: Opened) -> Iterator[Finding]:
     """Compare the config of this command with that of the run, as far as results depend on it."""
     recorded = drop_segments(read_plain(opened.workdir / CONFIG))
     task = opened.config.task
-    found = find_changes(recorded, to_plain(opened.given))
+    found = find_changes(recorded, to_plain(adopt_recorded(opened.given, recorded)))
     wrong = [str(one) for one in found if one.mark.role_in(task) == "result" and not one.mark.place]
     count = len(list(flatten(recorded)))
     yield compare("config", "config.json is this command's", wrong, count, unit="fields")

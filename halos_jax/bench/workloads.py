@@ -195,7 +195,7 @@ def _make_group(
         tuple(rng.normal(size=len(answers)).tolist()),
         old_logps=tuple(np.full(len(one), -np.log(vocab_size), np.float32) for one in answers),
     )
-    if sampling is None or not sampling.exact_ratios:
+    if sampling is None or sampling.exact_ratios is not True:
         return item
     is_filtered = sampling.top_k > 0 or sampling.top_p < 1
     width = min(sampling.top_k or sampling.max_kept, vocab_size) if is_filtered else 0

@@ -92,7 +92,7 @@ def _check_names(values: Mapping[str, Any]) -> Iterable[str]:
 
 def _check_exact(values: Mapping[str, Any]) -> Iterable[str]:
     """Refuse exact ratios where nothing is drawn, and more tokens than a set can hold."""
-    if not values["sampling.exact_ratios"]:
+    if values["sampling.exact_ratios"] is not True:  # "auto" is off, or makes room, by itself
         return
     top_k, most = values["sampling.top_k"], values["sampling.max_kept"]
     if values["sampling.temperature"] == 0:

@@ -211,8 +211,9 @@ class SamplingConfig:
     # Prompts in a shard, which is either on disk whole or sampled again
     shard_prompts: PositiveInt = execution(128)
     keep_logps: bool = False  # write the log-probability of each token into samples.jsonl
-    # Write what tokens are drawn from: ratios are exact at any temperature, top_p and top_k
-    exact_ratios: bool = False
+    # Write what tokens are drawn from: ratios are exact at any temperature, top_p and top_k.
+    # "auto": where the loss has a ratio to the sampler that would else be wrong
+    exact_ratios: bool | Literal["auto"] = "auto"
     max_kept: PositiveInt = 64  # with exact_ratios and top_p: most tokens to draw from
     generator: str = ""  # name of the policy in the records; empty: model.path
 

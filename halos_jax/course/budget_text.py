@@ -7,7 +7,7 @@ from typing import NamedTuple
 from halos_jax.config import Config
 from halos_jax.config.kinds import FEEDBACK_TYPES, ITEM_KINDS
 from halos_jax.console.stages import show_count, show_seconds
-from halos_jax.losses import get_loss
+from halos_jax.losses import get_loss, needs_exact
 from halos_jax.packing.batches import count_steps
 from halos_jax.training.optim import count_warmup, decays_by_budget, make_schedule
 
@@ -61,7 +61,7 @@ def describe_budget(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
 
 
 def find_traps(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
-    """Return a line for each number of the budget that is known to spoil a run of `rounds`.
+    """Return a line for each number that is known to spoil a run of `rounds`.
 
     The largest round counts: the last one may be a rest.
     """
@@ -91,7 +91,20 @@ def find_traps(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
             "it, or set --config.optimizer.warmup_steps=-1 for optimizer.warmup_fraction"
             f"={config.optimizer.warmup_fraction:g} of the steps"
         )
+    if needs_exact(config) and config.sampling.exact_ratios is False:
+        lines.append(_describe_inexact(config))
     return lines
+
+
+def _describe_inexact(config: Config) -> str:
+    sampling = config.sampling
+    return (
+        f"sampling.exact_ratios=False: the ratios of loss {config.loss['name']!r} are those of "
+        "policies at temperature 1 over all tokens, but tokens are drawn at "
+        f"sampling.temperature={sampling.temperature:g}, top_p={sampling.top_p:g}, "
+        f"top_k={sampling.top_k}: it does not train on what it samples; a new run is exact with "
+        "--config.sampling.exact_ratios=auto, or with temperature=1, top_p=1 and top_k=0"
+    )
 
 
 def describe_rest(

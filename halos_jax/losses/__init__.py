@@ -24,6 +24,8 @@ from halos_jax.losses.requirements import (
     check_exact,
     check_feedback,
     check_reference,
+    needs_exact,
+    settle_sampling,
 )
 from halos_jax.losses.sequences import average_metrics
 from halos_jax.losses.terms import LossInputs, LossTerms, Statistics
@@ -45,11 +47,13 @@ __all__ = [
     "get_loss",
     "groups",
     "list_losses",
+    "needs_exact",
     "penalised",
     "preference",
     "reference_free",
     "register",
     "reward",
+    "settle_sampling",
     "supervised",
     "unpaired",
 ]

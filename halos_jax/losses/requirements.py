@@ -1,6 +1,10 @@
 """What a loss requires of the rest of the config: feedback, a reference, a teacher, and so on."""
 
+import dataclasses
+
+from halos_jax.config import Config, SamplingConfig
 from halos_jax.config.kinds import ITEM_KINDS
+from halos_jax.config.tasks import TASKS
 from halos_jax.losses.registry import Loss, Settings, check_loss, get_loss, list_losses
 
 
@@ -12,7 +16,8 @@ def check_feedback(
     Args:
       settings: `config.loss`.
       feedback: `config.feedback.type`.
-      keep_logps: `config.sampling.keep_logps`.
+      keep_logps: whether samples have what the policy that sampled made of them: with
+        `config.sampling.keep_logps` or exact ratios.
       weights: whether pairs get weights, `config.feedback.margin_weights`.
     """
     if check_loss(settings):
@@ -65,7 +70,7 @@ def check_exact(settings: Settings, feedback: str) -> list[str]:
     """Return error lines where nothing reads what an online run's tokens are drawn from.
 
     Args:
-      settings: `config.loss`, of a run with `config.sampling.exact_ratios`.
+      settings: `config.loss`, of a run with `config.sampling.exact_ratios=true`.
       feedback: `config.feedback.type`.
     """
     if check_loss(settings):
@@ -84,6 +89,35 @@ def check_exact(settings: Settings, feedback: str) -> list[str]:
             "--config.feedback.type=scalar"
         ]
     return []
+
+
+def needs_exact(config: Config) -> bool:
+    """Tell whether ratios to the policy that sampled are wrong without `sampling.exact_ratios`.
+
+    So they are where the loss has such ratios, the task's samples are trained on as they are, and
+    tokens are drawn from something else than the policy at temperature 1 over all tokens.
+    """
+    task, sampling = TASKS[config.task], config.sampling
+    # A sample of task=sample is that of an online run with the same config, bit for bit.
+    is_trained_on = task.samples and task.data == "data.train"
+    if not is_trained_on or config.feedback.type != "scalar" or check_loss(config.loss):
+        return False
+    is_policy = sampling.temperature == 1 and sampling.top_p == 1 and sampling.top_k == 0
+    is_greedy = sampling.temperature == 0
+    return not (is_policy or is_greedy) and get_loss(config.loss).old
+
+
+def settle_sampling(config: Config) -> SamplingConfig:
+    """Return `config.sampling` with what `exact_ratios="auto"` stands for.
+
+    Where that is True, sets have room for all tokens of top-k.
+    """
+    sampling = config.sampling
+    if sampling.exact_ratios != "auto":
+        return sampling
+    is_exact = needs_exact(config)
+    most = max(sampling.max_kept, sampling.top_k) if is_exact else sampling.max_kept
+    return dataclasses.replace(sampling, exact_ratios=is_exact, max_kept=most)
 
 
 def check_reference(settings: Settings, reference: str, *, task: str) -> list[str]:

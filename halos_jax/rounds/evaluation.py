@@ -15,6 +15,7 @@ from typing import Any, Literal
 from halos_jax.config import Config, SamplingConfig
 from halos_jax.data.records import formats as records
 from halos_jax.data.records import reading
+from halos_jax.losses import settle_sampling
 from halos_jax.rewards.feedback_report import report_feedback
 from halos_jax.rewards.held_out import find_relative
 from halos_jax.rewards.labels import (
@@ -142,10 +143,13 @@ def make_test_rollouts(run: Rollouts) -> Rollouts:
     if settings == run.config.sampling:
         return run
     sampler, mesh = run.sampler, run.workspace.mesh
+    # As the run's other samples: what is drawn at a temperature of its own decides nothing.
+    is_exact = settle_sampling(run.config).exact_ratios
+    drawing = dataclasses.replace(settings, exact_ratios=is_exact)
     return dataclasses.replace(
         run,
         workspace=run.workspace.with_config(dataclasses.replace(run.config, sampling=settings)),
-        sampler=make_sampler(settings, sampler.renderer, sampler.decoder, mesh),
+        sampler=make_sampler(drawing, sampler.renderer, sampler.decoder, mesh),
     )
 
 

@@ -11,7 +11,7 @@ from halos_jax.checkpoints.store import Checkpoints, open_checkpoints
 from halos_jax.config import Config
 from halos_jax.console.stages import show_count
 from halos_jax.course.limits import warn_of_idle
-from halos_jax.losses import get_loss
+from halos_jax.losses import get_loss, settle_sampling
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.lora import Frozen
 from halos_jax.packing.layout import LayoutMemory
@@ -201,7 +201,7 @@ def make_rollouts(workspace: Workspace, policy: Policy, layouts: LayoutMemory) -
     renderer = policy.renderer
     return Rollouts(
         workspace,
-        sampler=make_sampler(config.sampling, renderer, policy.decoder, mesh),
+        sampler=make_sampler(settle_sampling(config), renderer, policy.decoder, mesh),
         scorer=make_scorer(config, mesh, renderer, stop.check, layouts),
         scorers=make_scorers(config, mesh, renderer, stop.check, layouts),
     )

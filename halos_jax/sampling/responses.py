@@ -74,7 +74,7 @@ def decode_output(sampler: Ending, draft: Draft) -> str:
 def keeps_logps(settings: SamplingConfig, drawn: Drawn | None) -> bool:
     """Tell whether a sample's record has the log-probability of each token under the policy."""
     # A draw from the policy itself has no other log-probabilities.
-    return settings.keep_logps or (settings.exact_ratios and not drawn)
+    return settings.keep_logps or (settings.exact_ratios is True and not drawn)
 
 
 def make_sample(

@@ -64,6 +64,8 @@ def make_sampler(
 ) -> Sampler:
     """Make the sampler of `decoder` with the options of `config.sampling`.
 
+    Its `exact_ratios` is off at "auto", which `losses.settle_sampling` replaces: it takes a loss.
+
     Raises:
       ModelError: if these allow sequences that the model has no angles for.
     """
@@ -108,7 +110,7 @@ def _choose_exact(
     """
     is_filtered = settings.top_k > 0 or settings.top_p < 1
     is_policy = settings.temperature == 1 and not is_filtered and not unknown
-    if not settings.exact_ratios or settings.temperature == 0 or is_policy:
+    if settings.exact_ratios is not True or settings.temperature == 0 or is_policy:
         return False, 0
     return True, (settings.top_k or settings.max_kept) if is_filtered else 0
 

@@ -29,6 +29,7 @@ from halos_jax.losses import (
     check_feedback,
     check_loss,
     check_reference,
+    settle_sampling,
 )
 from halos_jax.losses.requirements import check_teacher
 from halos_jax.once import forget_run
@@ -163,10 +164,10 @@ def _check_objective(config: Config) -> list[str]:
         errors += check_feedback(
             config.loss,
             config.feedback.type,
-            keep_logps=config.sampling.keep_logps or config.sampling.exact_ratios,
+            keep_logps=config.sampling.keep_logps or bool(settle_sampling(config).exact_ratios),
             weights=bool(config.feedback.margin_weights),
         )
-        if config.sampling.exact_ratios and not errors:
+        if config.sampling.exact_ratios is True and not errors:
             errors += check_exact(config.loss, config.feedback.type)
     if task.has_reference:
         errors += check_reference(config.loss, config.rounds.reference, task=config.task)

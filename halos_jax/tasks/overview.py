@@ -26,6 +26,7 @@ from halos_jax.course.budget_text import describe_budget, find_traps
 from halos_jax.course.round_size import expect_size
 from halos_jax.errors import UserError
 from halos_jax.json_text import parse_json
+from halos_jax.losses import settle_sampling
 from halos_jax.models import spec
 from halos_jax.models.files import hf
 from halos_jax.rounds.budget import Budget
@@ -255,7 +256,30 @@ def _describe_sampling(config: Config) -> str:
     return (
         f"{sampling.num_samples_per_prompt} a prompt, at most {sampling.max_tokens} tokens, "
         f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+        f"{_describe_exact(_find_begun(config))}"
     )
+
+
+def _find_begun(config: Config) -> Config:
+    """Return the config with which a run in the workdir would go on."""
+    try:
+        return runs.find_begun(config)
+    except UserError:  # which `describe_place` says
+        return config
+
+
+def _describe_exact(config: Config) -> str:
+    """Say whether ratios to the policy that sampled are exact, and by whose choice."""
+    sampling, settled = config.sampling, settle_sampling(config)
+    if not settled.exact_ratios:
+        return ""
+    if sampling.exact_ratios != "auto":
+        return "; exact ratios"
+    shown = f"; exact ratios, by sampling.exact_ratios=auto for loss {config.loss['name']}"
+    if settled.max_kept > sampling.max_kept:
+        size = format_size(4 * settled.max_kept)
+        shown += f", with max_kept raised to top_k={settled.max_kept} ({size} a token)"
+    return shown
 
 
 def _describe_mesh(config: Config) -> str:
@@ -302,6 +326,7 @@ def _list_budget(config: Config) -> Iterator[str]:
     """Yield the lines of an online run's budget, if there are prompts enough for it."""
     if config.task != "online":
         return
+    config = _find_begun(config)
     rounds = config.rounds
     budget = Budget(rounds.total_prompts, expect_size(config), rounds.num_skip)
     count = rounds.num_skip + rounds.total_prompts

@@ -24,6 +24,7 @@ from halos_jax.data.records import formats as records
 from halos_jax.data.records.fields import RecordError
 from halos_jax.data.records.unread import Skips
 from halos_jax.data.selection import select_train
+from halos_jax.losses import settle_sampling
 from halos_jax.models.lora import merge_adapter
 from halos_jax.policies import source
 from halos_jax.policies.policy import Policy, load_trained
@@ -167,7 +168,8 @@ def make_rollouts(job: Job, policy: Policy) -> Rollouts:
         source.use_final(dataclasses.replace(job.config, model=policy.settings)),
         sampling=dataclasses.replace(job.config.sampling, generator=generator),
     )
-    sampler = make_sampler(config.sampling, policy.renderer, policy.decoder, job.mesh)
+    settings = settle_sampling(config)
+    sampler = make_sampler(settings, policy.renderer, policy.decoder, job.mesh)
     return Rollouts(job.workspace.with_config(config), sampler)
 
 

@@ -29,6 +29,10 @@ _SEGMENTS = "segments"
 _ABSENT = "(absent)"
 _ENDS = "guard."  # fields on which it depends where a run ends
 
+_EXACT = "sampling.exact_ratios"
+# Field whose default has become "auto" -> what runs begun before that had by default.
+BEFORE_AUTO: Mapping[str, Any] = {_EXACT: False}
+
 
 @dataclasses.dataclass(frozen=True)
 class Change:
@@ -111,7 +115,7 @@ def read_history(workdir: Path, config: Config) -> History:
         old = before.get(path)
         return str(old) if is_same_place(old, text, kind) else text
 
-    config = roles.map_places(config, keep_spelling)
+    config = adopt_recorded(roles.map_places(config, keep_spelling), recorded)
     loss = recorded.get("loss")
     if isinstance(loss, Mapping) and losses.fill_defaults(loss) == losses.fill_defaults(
         config.loss
@@ -142,7 +146,10 @@ def read_recorded(workdir: Path) -> History:
 
 
 def read_plain(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a run's config.json, segments and all; WorkdirError otherwise."""
+    """Return the JSON object in a run's config.json, segments and all; WorkdirError otherwise.
+
+    Fields of `BEFORE_AUTO` that the run did not know have the value that it was computed with.
+    """
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -152,7 +159,24 @@ def read_plain(path: Path) -> dict[str, Any]:
             f"workdir: {path} is not the JSON object that a run writes ({plain}); put the file "
             "back, or start in another folder with --config.workdir=DIR"
         )
+    for field, value in BEFORE_AUTO.items() if is_run(plain) else ():
+        section, _, name = field.partition(".")
+        if isinstance(fields := plain.setdefault(section, {}), dict):
+            fields.setdefault(name, value)
     return plain
+
+
+def adopt_recorded(config: Config, recorded: Mapping[str, Any]) -> Config:
+    """Return the config of a start with what the run was begun with where it leaves that to it.
+
+    Args:
+      recorded: the plain config of the run's last start.
+    """
+    begun = dict(schema.flatten(recorded)).get(_EXACT)
+    if config.sampling.exact_ratios == "auto" and isinstance(begun, bool):
+        sampling = dataclasses.replace(config.sampling, exact_ratios=begun)
+        config = dataclasses.replace(config, sampling=sampling)
+    return config
 
 
 def is_run(plain: Mapping[str, Any]) -> bool:

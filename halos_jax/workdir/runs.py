@@ -97,6 +97,18 @@ def refuse_other(config: config_lib.Config) -> None:
         changes.refuse_changes(workdir, changes.read_history(workdir, config))
 
 
+def find_begun(config: config_lib.Config) -> config_lib.Config:
+    """Return the config with which the run in `config.workdir` goes on; `config` for a new one.
+
+    Raises:
+      WorkdirError: if the workdir has a config.json that no run has written.
+    """
+    workdir = Path(config.workdir)
+    if not (workdir / changes.FILE).exists() or _is_untouched(workdir):
+        return config
+    return changes.read_history(workdir, config).config
+
+
 def join_run(config: config_lib.Config) -> RunInfo:
     """Open the run of `config.workdir` on every process of the job, on process 0 first.
 

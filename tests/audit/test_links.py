@@ -83,6 +83,19 @@ def test_another_config_is_found(made):
     assert found[1] == "sampling.temperature: 0.5 -> 0.7"
 
 
+@pytest.mark.parametrize("version", ["before exact ratios", "before auto"])
+def test_the_config_of_a_run_begun_before_auto_is_the_same_commands(made, version):
+    def change(plain):
+        plain["sampling"]["exact_ratios"] = False
+        if version == "before exact ratios":
+            del plain["sampling"]["exact_ratios"]
+
+    made.edit_json("config.json", change)
+    opened = made.open()
+    assert opened.config.sampling.exact_ratios is False
+    assert [one.outcome for one in links.check_given(opened)] == ["passed"]
+
+
 def test_a_change_that_the_run_has_noted_is_none(made):
     segment = {"round": 3, "step": 6, "changed": {"optimizer.learning_rate": [2e-6, 1e-6]}}
 

@@ -163,6 +163,11 @@ def test_each_combination_has_its_error(changes, expected):
     assert "sk-12" not in line and "word@" not in line and "=word" not in line
 
 
+def test_exact_ratios_by_auto_are_refused_nowhere():
+    assert violations(sampling__exact_ratios="auto", sampling__temperature=0.0) == []
+    assert violations(sampling__exact_ratios="auto", sampling__top_k=65) == []
+
+
 def test_a_reward_function_needs_no_reward_length():
     changes = {"reward__kind": "function", "reward__function": "m:f", "reward__max_length": 1}
     assert violations(**changes) == []

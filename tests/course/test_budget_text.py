@@ -47,6 +47,23 @@ def test_the_description_of_a_budget():
     assert describe_budget(CONFIG, ROUNDS[:1])[0].startswith("budget: 1 round of 512 prompts, 512")
 
 
+def test_ratios_that_are_not_of_what_is_drawn_are_warned_of_where_that_is_asked_for():
+    scalar = change(CONFIG, "feedback", type="scalar")
+    config = dataclasses.replace(scalar, loss={"name": "dapo"})
+    exact = change(config, "sampling", exact_ratios=False)
+    (line,) = find_traps(exact, ROUNDS)
+    assert line.startswith("sampling.exact_ratios=False: the ratios of loss 'dapo' are those of")
+    assert "sampling.temperature=0.7, top_p=0.95, top_k=0:" in line
+    assert "--config.sampling.exact_ratios=auto, or with temperature=1" in line
+    for one in (
+        config,  # exact by auto
+        change(config, "sampling", exact_ratios=True),
+        change(exact, "sampling", temperature=1.0, top_p=1.0),
+        dataclasses.replace(exact, loss={"name": "rloo"}),
+    ):
+        assert find_traps(one, ROUNDS) == []
+
+
 def test_sizes_that_the_run_chooses_are_called_expected():
     config = change(CONFIG, "rounds", prompts_per_round="auto", max_prompts_per_round=512)
     assert (

@@ -2,7 +2,16 @@
 
 import pytest
 
-from halos_jax.losses import check_evaluation, check_exact, check_feedback, check_reference
+from halos_jax.config import Config, FeedbackConfig, SamplingConfig
+from halos_jax.losses import (
+    check_evaluation,
+    check_exact,
+    check_feedback,
+    check_reference,
+    list_losses,
+    needs_exact,
+    settle_sampling,
+)
 from halos_jax.losses.requirements import check_teacher
 
 GKD = {"name": "gkd"}
@@ -39,6 +48,47 @@ def test_exact_ratios_need_a_loss_and_feedback_that_have_them():
     (line,) = check_exact({"name": "ppo"}, "binary")
     assert "allowed with feedback.type='binary': False" in line
     assert check_exact({"name": "dpoo"}, "scalar") == []  # said by check_loss already
+
+
+def draw(loss, *, task="online", feedback="scalar", **fields) -> Config:
+    sampling = SamplingConfig(**{"temperature": 0.7, "top_p": 1.0} | fields)
+    return Config(
+        task=task, loss={"name": loss}, feedback=FeedbackConfig(type=feedback), sampling=sampling
+    )
+
+
+def test_ratios_are_exact_by_auto_where_they_would_else_be_wrong():
+    exact = {name for name in list_losses() if settle_sampling(draw(name)).exact_ratios}
+    assert exact == {"dapo", "dr_grpo", "gspo", "ppo", "grpo_clip", "cispo", "sapo"}
+    for fields in (
+        {"temperature": 1.3},
+        {"temperature": 1.0, "top_p": 0.95},
+        {"temperature": 1.0, "top_k": 5},
+        {"task": "sample"},
+    ):
+        assert settle_sampling(draw("dapo", **fields)).exact_ratios is True, fields
+    for fields in (
+        {"temperature": 1.0},  # the policy itself
+        {"temperature": 0.0, "top_p": 0.95, "top_k": 5},  # nothing is drawn
+        {"feedback": "binary"},
+        *({"task": task} for task in ("eval", "align", "label", "bench", "sft")),
+    ):
+        config = draw("ppo", **fields)
+        assert settle_sampling(config).exact_ratios is False, fields
+        assert settle_sampling(config).max_kept == 64
+    assert settle_sampling(draw("dapoo")).exact_ratios is False  # said by check_loss
+
+
+def test_what_is_asked_for_is_not_settled():
+    for asked in (True, False):
+        config = draw("dapo", exact_ratios=asked, top_k=65)
+        assert settle_sampling(config) is config.sampling and needs_exact(config)
+
+
+def test_sets_by_auto_have_room_for_top_k():
+    assert settle_sampling(draw("dapo", top_k=100)).max_kept == 100
+    assert settle_sampling(draw("dapo", top_k=5)).max_kept == 64
+    assert settle_sampling(draw("dpo", top_k=100)).max_kept == 64
 
 
 def test_a_moving_reference_is_refused_where_there_is_nothing_to_compare_with():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from halos_jax.config import Config, EvalConfig, RewardConfig, RoundsConfig, SamplingConfig
-from halos_jax.config.rewards import JudgeConfig, PartConfig, ScorerConfig
+from halos_jax.config.rewards import FeedbackConfig, JudgeConfig, PartConfig, ScorerConfig
 from halos_jax.rounds import evaluation, stages
 from halos_jax.rounds.budget import Budget
 from halos_jax.signs.intervals import Z
@@ -212,6 +212,19 @@ def test_the_test_is_sampled_as_the_rest_unless_eval_says_otherwise(changes, exp
     assert found == dataclasses.replace(
         config.sampling, temperature=expected[0], num_samples_per_prompt=expected[1]
     )
+
+
+@pytest.mark.parametrize(("heat", "asked"), [(0.7, "auto"), (1.0, "auto"), (0.7, False)])
+def test_the_test_is_drawn_as_the_rounds_samples_are(sampled, heat, asked):
+    config = dataclasses.replace(
+        CONFIG,
+        loss={"name": "dapo"},
+        feedback=FeedbackConfig(type="scalar"),
+        sampling=SamplingConfig(temperature=heat, top_p=1.0, exact_ratios=asked),
+        eval=EvalConfig(test_temperature=0.9),
+    )
+    found = evaluation.make_test_rollouts(make_run(config=config, test=PROMPTS[3:]).rollouts)
+    assert found.sampler.settings.exact_ratios is (heat == 0.7 and asked == "auto")
 
 
 def test_round_0_is_read_once_however_many_rounds_are_compared_with_it(

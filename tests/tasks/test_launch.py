@@ -124,6 +124,18 @@ def test_exact_ratios_stand_in_for_kept_log_probs_and_need_a_loss_that_reads_the
         assert len(lines) == bool(wanted) and all(wanted in one for one in lines)
 
 
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_exact_ratios_by_auto_stand_in_for_kept_log_probs_where_they_are_on(temperature):
+    sampling, loss = SamplingConfig(temperature=temperature, top_p=1.0), {"name": "dapo"}
+    with pytest.raises(ConfigError) as caught:  # for other reasons, too
+        launch.freeze_checked(
+            Config(feedback=FeedbackConfig(type="scalar"), sampling=sampling, loss=loss)
+        )
+    lines = [one for one in str(caught.value).splitlines() if "ratios" in one or "keep_" in one]
+    assert len(lines) == (temperature == 1.0)
+    assert all("sampling.keep_logps: got False" in line for line in lines)
+
+
 def test_a_thread_beside_the_main_one_catches_no_signals():
     found = []
 

@@ -11,6 +11,7 @@ from halos_jax.config import (
     Config,
     DataConfig,
     EvalConfig,
+    FeedbackConfig,
     LoraConfig,
     MeshConfig,
     ModelConfig,
@@ -72,6 +73,33 @@ task online: rounds of sampling, scoring, feedback and training
   start     new""".split()
     )
     assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_exact_ratios_are_told_with_who_chose_them(toy, tmp_path):
+    def tell(**fields):
+        config = make_config(
+            toy,
+            tmp_path,
+            loss={"name": "dapo"},
+            feedback=FeedbackConfig(type="scalar"),
+            sampling=SamplingConfig(**fields),
+        )
+        return overview._describe_sampling(config).partition("top-p ")[2]
+
+    by_auto = "; exact ratios, by sampling.exact_ratios=auto for loss dapo"
+    assert tell() == "0.95" + by_auto
+    assert tell(top_k=500) == (
+        f"0.95{by_auto}, with max_kept raised to top_k=500 (2.0 KiB a token)"
+    )
+    assert tell(exact_ratios=True) == "0.95; exact ratios"
+    assert tell(exact_ratios=False) == "0.95"
+    assert tell(temperature=1.0, top_p=1.0) == "1"
+    config = make_config(toy, tmp_path, sampling=SamplingConfig(exact_ratios=False))
+    runs.open_run(tmp_path, config).close()  # begun before "auto"
+    (tmp_path / "metrics.jsonl").touch()
+    assert tell() == "0.95"
+    (tmp_path / "config.json").write_text("[]")  # which the line about the start says
+    assert tell() == "0.95" + by_auto
 
 
 def test_each_task_tells_what_it_has(toy, tmp_path):

@@ -306,3 +306,32 @@ def test_another_bound_of_the_guard_may_give_a_run_more_to_do(tmp_path):
     assert segment["changed"] == {"guard.max_kl": [0.0, 5.0]} and segment["exported"] is False
     history = changes.read_history(tmp_path, Config(guard=GuardConfig(max_kl=5.0)))
     assert history.has_more and not changes.close_segments(history).has_more
+
+
+@pytest.mark.parametrize(
+    ("recorded_as", "expected"),
+    [(None, False), (False, False), (True, True), ("auto", "auto")],
+)
+def test_exact_ratios_by_auto_are_those_that_a_run_was_begun_with(tmp_path, recorded_as, expected):
+    start(tmp_path, Config(), step=0)
+    plain = recorded(tmp_path)
+    if recorded_as is None:  # a run of a version that did not know the field
+        del plain["sampling"]["exact_ratios"]
+    else:
+        plain["sampling"]["exact_ratios"] = recorded_as
+    (tmp_path / "config.json").write_text(json.dumps(plain))
+    history = changes.read_history(tmp_path, Config())
+    changes.refuse_changes(tmp_path, history)
+    assert history.changes == () and history.config.sampling.exact_ratios == expected
+    assert changes.read_recorded(tmp_path).config.sampling.exact_ratios == expected
+    assert runs.find_begun(Config(workdir=str(tmp_path))).sampling.exact_ratios == expected
+    asked = Config(sampling=SamplingConfig(exact_ratios=not expected))  # by name, it is a change
+    with pytest.raises(WorkdirError, match=f"exact_ratios: {expected!r} -> {not expected}"):
+        changes.refuse_changes(tmp_path, changes.read_history(tmp_path, asked))
+
+
+def test_a_new_run_leaves_exact_ratios_to_auto(tmp_path):
+    config = Config(workdir=str(tmp_path / "new"))
+    assert runs.find_begun(config) is config
+    start(tmp_path, Config(), step=0)
+    assert recorded(tmp_path)["sampling"]["exact_ratios"] == "auto"

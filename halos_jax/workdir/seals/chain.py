@@ -25,7 +25,7 @@ from typing import Any
 from halos_jax import losses
 from halos_jax.config import Config, roles, schema
 from halos_jax.metrics import is_time
-from halos_jax.workdir.changes import History
+from halos_jax.workdir.changes import BEFORE_AUTO, History
 from halos_jax.workdir.intact import INPUTS
 from halos_jax.workdir.manifests import Manifest
 
@@ -135,14 +135,14 @@ def _hash(value: object) -> str:
 def hash_config(history: History, round: int) -> str:
     """Return the hash of what a config says of results, as it was in a round.
 
-    Fields with their default are left out, so that a later version with more fields, or a start
-    that spells out a default of the loss, gives the same; so are paths, whose content is hashed
-    instead, and how much a run computes.
+    Fields with their default, or with that of earlier versions, are left out, so that a later
+    version with more fields, or a start that spells out a default of the loss, gives the same; so
+    are paths, whose content is hashed instead, and how much a run computes.
     """
     task, found = history.config.task, {}
     changed = {path for segment in history.segments for path in segment["changed"]}
     changed |= {one.path for one in history.changes}
-    defaults = dict(schema.flatten(schema.to_plain(Config())))
+    defaults = dict(schema.flatten(schema.to_plain(Config()))) | dict(BEFORE_AUTO)
     filled = losses.fill_defaults({"name": history.config.loss.get("name")})
     defaults |= {f"loss.{name}": value for name, value in filled.items() if name != "name"}
     for path, value in schema.flatten(schema.to_plain(history.config)):

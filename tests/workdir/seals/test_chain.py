@@ -1,6 +1,7 @@
 """The chain of manifests: what a digest is of, and what it is not of."""
 
 import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -105,6 +106,9 @@ def test_the_hash_of_a_config_is_of_results_alone():
         compute(optimizer=OptimizerConfig(learning_rate=1e-3)),
     ]
     assert len({*same, *other}) == 5
+    # Runs begun before exact_ratios had "auto" are sealed without it, or with True.
+    begun_before = compute(sampling=SamplingConfig(exact_ratios=False))
+    assert begun_before == hashlib.sha256(b"{}").hexdigest() != same[0]
     changed = {"optimizer.learning_rate": [2e-6, 1e-3]}
     segments = ({"round": 2, "step": 9, "changed": changed},)
     later = {"optimizer": OptimizerConfig(learning_rate=1e-3), "segments": segments}
