@@ -28,7 +28,6 @@ FILE = "config.json"
 _SEGMENTS = "segments"
 _ABSENT = "(absent)"
 _ENDS = "guard."  # fields on which it depends where a run ends
-
 _EXACT = "sampling.exact_ratios"
 # Field whose default has become "auto" -> what runs begun before that had by default.
 BEFORE_AUTO: Mapping[str, Any] = {_EXACT: False}
@@ -116,11 +115,6 @@ def read_history(workdir: Path, config: Config) -> History:
         return str(old) if is_same_place(old, text, kind) else text
 
     config = adopt_recorded(roles.map_places(config, keep_spelling), recorded)
-    loss = recorded.get("loss")
-    if isinstance(loss, Mapping) and losses.fill_defaults(loss) == losses.fill_defaults(
-        config.loss
-    ):
-        config = dataclasses.replace(config, loss=loss)
     found = find_changes(recorded, config_lib.to_dict(config))
     return History(config, tuple(found), segments)
 
@@ -148,7 +142,7 @@ def read_recorded(workdir: Path) -> History:
 def read_plain(path: Path) -> dict[str, Any]:
     """Return the JSON object in a run's config.json, segments and all; WorkdirError otherwise.
 
-    Fields of `BEFORE_AUTO` that the run did not know have the value that it was computed with.
+    A field of `BEFORE_AUTO` that the run did not know has the value that it was computed with.
     """
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
@@ -159,24 +153,25 @@ def read_plain(path: Path) -> dict[str, Any]:
             f"workdir: {path} is not the JSON object that a run writes ({plain}); put the file "
             "back, or start in another folder with --config.workdir=DIR"
         )
-    for field, value in BEFORE_AUTO.items() if is_run(plain) else ():
-        section, _, name = field.partition(".")
-        if isinstance(fields := plain.setdefault(section, {}), dict):
-            fields.setdefault(name, value)
+    if is_run(plain) and isinstance(sampling := plain.setdefault("sampling", {}), dict):
+        sampling.setdefault("exact_ratios", BEFORE_AUTO[_EXACT])
     return plain
 
 
 def adopt_recorded(config: Config, recorded: Mapping[str, Any]) -> Config:
-    """Return the config of a start with what the run was begun with where it leaves that to it.
+    """Return the config of a start with the run's own values where it says nothing else.
+
+    So it does not of defaults of a loss, written or not, nor of a field that is left to the run.
 
     Args:
       recorded: the plain config of the run's last start.
     """
-    begun = dict(schema.flatten(recorded)).get(_EXACT)
-    if config.sampling.exact_ratios == "auto" and isinstance(begun, bool):
-        sampling = dataclasses.replace(config.sampling, exact_ratios=begun)
-        config = dataclasses.replace(config, sampling=sampling)
-    return config
+    sampling, begun = config.sampling, dict(schema.flatten(recorded)).get(_EXACT)
+    if sampling.exact_ratios == "auto" and isinstance(begun, bool):
+        sampling = dataclasses.replace(sampling, exact_ratios=begun)
+    given, loss = losses.fill_defaults(config.loss), recorded.get("loss")
+    is_same = isinstance(loss, Mapping) and losses.fill_defaults(loss) == given
+    return dataclasses.replace(config, sampling=sampling, loss=loss if is_same else config.loss)
 
 
 def is_run(plain: Mapping[str, Any]) -> bool:
