@@ -170,8 +170,9 @@ def adopt_recorded(config: Config, recorded: Mapping[str, Any]) -> Config:
     if sampling.exact_ratios == "auto" and isinstance(begun, bool):
         sampling = dataclasses.replace(sampling, exact_ratios=begun)
     given, loss = losses.fill_defaults(config.loss), recorded.get("loss")
-    is_same = isinstance(loss, Mapping) and losses.fill_defaults(loss) == given
-    return dataclasses.replace(config, sampling=sampling, loss=loss if is_same else config.loss)
+    if not isinstance(loss, Mapping) or losses.fill_defaults(loss) != given:
+        loss = config.loss
+    return dataclasses.replace(config, sampling=sampling, loss=loss)
 
 
 def is_run(plain: Mapping[str, Any]) -> bool:
