@@ -145,11 +145,11 @@ def make_test_rollouts(run: Rollouts) -> Rollouts:
     sampler, mesh = run.sampler, run.workspace.mesh
     # As the run's other samples: what is drawn at a temperature of its own decides nothing.
     is_exact = settle_sampling(run.config).exact_ratios
-    drawing = dataclasses.replace(settings, exact_ratios=is_exact)
+    settings = dataclasses.replace(settings, exact_ratios=is_exact)
     return dataclasses.replace(
         run,
         workspace=run.workspace.with_config(dataclasses.replace(run.config, sampling=settings)),
-        sampler=make_sampler(drawing, sampler.renderer, sampler.decoder, mesh),
+        sampler=make_sampler(settings, sampler.renderer, sampler.decoder, mesh),
     )
 
 
