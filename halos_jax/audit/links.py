@@ -77,12 +77,18 @@ def _check_inputs(opened: Opened, sealed: Sequence[Manifest]) -> Iterator[Findin
     """Compare inputs.json with the newest manifest, and tell which inputs have changed before."""
     now, last = chain.hash_inputs(opened.workdir), sealed[-1].chain.get("inputs", {})
     grown = {path for segment in opened.history.segments for path in segment["changed"]}
+    later = {
+        path
+        for segment in opened.history.segments
+        if segment.get("round", 0) > sealed[-1].round
+        for path in segment["changed"]
+    }
     newest = _name(opened, sealed[-1])
     wrong, changed = list[str](), list[str]()
     for field in sorted(now.keys() | last.keys()):
-        if now.get(field) == last.get(field) or (field in grown and not opened.is_finished):
+        if now.get(field) == last.get(field):
             continue
-        if _is_code(field):  # the run has gone on with it, and has not sealed anything since
+        if field in later or _is_code(field):  # the run has sealed nothing since
             changed.append(f"{field} changed after {newest}")
         else:
             wrong.append(f"{field} is not what {newest} was made with")

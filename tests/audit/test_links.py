@@ -122,6 +122,16 @@ def test_another_data_file_in_the_record_of_inputs_is_found(made):
     assert check_all(made.open()) == ["data.train is not what round 2 was made with"]
 
 
+@pytest.mark.parametrize(("round", "outcome"), [(3, "passed"), (2, "differs")])
+def test_data_may_have_grown_after_the_newest_round(made, round, outcome):
+    segment = {"round": round, "step": 6, "changed": {"data.train": ["8 prompts", "9 prompts"]}}
+    made.edit_json("inputs.json", lambda plain: plain["data.train"][0].update(whole="00"))
+    made.edit_json("config.json", lambda plain: plain.update(segments=[segment]))
+    finding = next(one for one in links.check_chain(made.open()) if "inputs" in one.what)
+    assert finding.outcome == outcome
+    assert ("data.train changed after round 2" in finding.why) == (outcome == "passed")
+
+
 @pytest.mark.parametrize("last", [2, 3])
 @pytest.mark.parametrize(
     ("field", "outcome"), [("reward.function", "passed"), ("model.path", "differs")]
