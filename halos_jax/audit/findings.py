@@ -100,7 +100,8 @@ def format_table(findings: Sequence[Finding]) -> str:
     lines = []
     for row in (head, *rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
+        told = "; ".join(row[-1].splitlines())  # several errors of a config come in lines
+        lines.append("  ".join([*cells, told]).rstrip())
     return "\n".join(lines)
 
 

@@ -32,3 +32,12 @@ def test_the_table_has_a_line_for_each_finding():
         "       files    12 files   passed       hashes",
         "       samples             not checked  made again: no checkpoint",
     ]
+
+
+def test_errors_of_several_lines_stay_in_their_line_of_the_table():
+    table = findings.format_table(
+        [findings.not_checked("inputs", "an input", "seed: got 1\nmesh: got 2")]
+    )
+    assert table.splitlines()[1:] == [
+        "       inputs             not checked  an input: seed: got 1; mesh: got 2"
+    ]
