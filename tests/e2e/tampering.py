@@ -9,20 +9,20 @@ from pathlib import Path
 RULES = Path(__file__).with_name("watched_rules.py")
 
 
-def edit_row(name: str, change: dict | Callable[[dict], None]):
-    """Return a function that changes the first record of a file."""
+def edit_row(name: str, change: dict | Callable[[dict], None], at: int = 0):
+    """Return a function that changes a record of a file, the first one or that at index `at`."""
 
     def edit(workdir: Path) -> None:
         path = workdir / name
         lines = path.read_text().splitlines()
-        row = json.loads(lines[0])
+        row = json.loads(lines[at])
         if isinstance(change, dict):
             assert change.keys() <= row.keys()
             row |= change
         else:
             change(row)
-        assert row != json.loads(lines[0]), name
-        lines[0] = json.dumps(row)
+        assert row != json.loads(lines[at]), name
+        lines[at] = json.dumps(row)
         path.write_text("".join(f"{line}\n" for line in lines))
 
     return edit

@@ -6,6 +6,7 @@ more, and some of them by somebody who makes hashes again. Only hashes are compa
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -300,3 +301,41 @@ def test_making_results_again_finds_what_fits_its_hashes(program, copy):
     }
     untouched = {("round 1", name) for name in ("samples", "rewards")}
     assert not wrong & (untouched | {("round 0", "held-out"), ("round 0", "held-out samples")})
+
+
+def rename_device(plain: dict) -> None:
+    for record in plain["executions"].values():
+        record["device"] = "another device"
+
+
+def nudge(workdir: Path, name: str) -> None:
+    """Have log-probabilities differ as by rounding."""
+    rows = list(map(json.loads, (workdir / name).read_text().splitlines()))
+    for row in rows:
+        row["logps"] = [value + 1e-6 for value in row["logps"]]
+        row["sum_logps"] = math.fsum(row["logps"])
+    (workdir / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_on_another_device_samples_are_re_scored(program, copy):
+    eval = "rounds/0002/eval.jsonl"
+    for folder in sorted((copy / "rounds").iterdir()):
+        edit_json(f"rounds/{folder.name}/manifest.json", rename_device)(copy)
+    nudge(copy, eval)
+
+    def draw() -> dict:
+        hash_again(copy)
+        seal_again(copy)
+        hash_again(copy)
+        found = derive(program, copy, "round=2", "steps=0")
+        (execution,) = [one for one in found if one["check"] == "execution"]
+        assert "something else (device)" in execution["why"]
+        return [one for one in found if one["check"] == "held-out samples"][-1]
+
+    found = draw()
+    assert (found["outcome"], found["checked"]) == ("passed", 12)
+    assert found["why"].startswith("0 are the same to the last bit, 0 have other tokens; a token's")
+    assert found["why"].endswith("allowed: 0.0001 and 0.01")
+    edit_row(eval, other_answer, find_cut(copy, eval))(copy)
+    found = draw()
+    assert found["outcome"] == "differs" and "the largest is in sample" in found["why"]
