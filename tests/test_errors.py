@@ -8,7 +8,7 @@ import halos_jax
 from halos_jax.errors import UserError
 
 # Caught and explained by the package itself.
-INTERNAL = {"ReferenceAnswerError", "Cancelled", "JsonFault", "TemplateFault"}
+INTERNAL = {"ReferenceAnswerError", "Cancelled", "JsonFault", "TemplateFault", "_Enough"}
 
 
 def list_errors() -> dict[str, type]:

@@ -62,7 +62,8 @@ def test_the_reference_and_the_average_follow_the_policy(
 def test_a_step_has_its_own_dropout_rate_and_moving_reference(monkeypatch):
     seen = []
 
-    def loss_and_gradient(params, frozen, batch, loss, config):
+    def loss_and_gradient(params, frozen, batch, loss, config, teacher):
+        assert teacher is None
         seen.append((jax.random.key_data(frozen.dropout_key), batch.reference_logps))
         return 0.0, {"w": jnp.ones(2)}, {}
 
