@@ -1,14 +1,19 @@
 """Scores made again."""
 
 import dataclasses
+import json
 
 import pytest
 
 from halos_jax.audit.rederive import rewards
 from halos_jax.audit.rederive.compare import EXACT, Tolerance
+from halos_jax.audit.rederive.judges import answer_from_cache
 from halos_jax.config import Config, RewardConfig
-from halos_jax.config.rewards import PartConfig
+from halos_jax.config.rewards import JudgeConfig, PartConfig
 from halos_jax.data.records import formats as records
+from halos_jax.rewards.judge import cache as answers
+from halos_jax.rewards.judge import scorer as judging
+from halos_jax.rewards.judge.prompts import make_question
 from halos_jax.rounds.context import Rollouts, StageResult
 from halos_jax.types import Prompt, Sample, Turn
 from halos_jax.workdir.changes import History
@@ -127,3 +132,51 @@ def test_a_share_that_a_tie_decides_may_differ_on_another_device(is_same, outcom
     edited = StageResult({}, {"win_rate_eval": 0.5, "reward_eval": 1.1})
     wrong = rewards.check_metrics("held-out", manifest, edited, close, is_same=is_same)
     assert wrong.outcome == "differs"
+
+
+OTHER = {"text": "Final Score: 3"}
+
+
+def write_answers(path, settings, count):
+    """Write a judge's answers to the samples of `make_round`: the score of sample 2 is 2."""
+    question, prompt = make_question(settings), Prompt("p", (Turn("user", "a"),))
+    cache = answers.AnswerCache(path)
+    for number in range(count):
+        body = judging._make_body(settings, question(prompt, "x" * number))
+        text = {"text": f"Final Score: {number}", "finish_reason": "stop", "model": settings.model}
+        cache.put(answers.make_key(settings.url, body, 0), text)
+
+
+def hash_again(answer):
+    answer.pop("sha256")
+    return answers._seal(answer)
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (lambda answer: answer, ""),
+        (
+            lambda answer: answer | {"text": "Final Score: 3"},
+            "line 3 reward: 2.0 is recorded, None",
+        ),
+        (
+            lambda answer: hash_again(answer | {"text": "Final Score: 3"}),
+            "line 3 reward: 2.0 is recorded, 3.0",
+        ),
+    ],
+)
+def test_an_edited_answer_of_a_judge_is_found(tmp_path, edit, why):
+    """By the hash of its line; or, if that was made again, by the score that it gave."""
+    settings = JudgeConfig(url="http://127.0.0.1:9/v1", model="m", mode="score", lowest=0.0)
+    reward = RewardConfig(kind="judge", judge=settings, max_unlabelled=1.0)
+    config = Config(workdir=str(tmp_path), reward=reward)
+    path = tmp_path / "judge.jsonl"
+    write_answers(path, settings, 3)
+    lines = list(map(json.loads, path.read_text().splitlines()))
+    lines[2] = edit(lines[2])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = answer_from_cache(config, tmp_path)
+    found = check(tmp_path, [0.0, 1.0, 2.0], judging.make_judge_scorer(config), config)
+    assert [one.outcome for one in found] == ["differs" if why else "passed"] * 2
+    assert found[0].why.startswith(why)
