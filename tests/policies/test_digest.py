@@ -153,3 +153,24 @@ def test_the_fingerprint_stays_what_it_is():
     leaf = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     known = digest.fingerprint({"layers": {"q": leaf}, "embed": leaf[0]})
     assert known == "1da674c260e9dcf3c5a1f2be23273b85"
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantized_base_has_one_fingerprint_on_every_mesh(params, kind, monkeypatch):
+    pytest.importorskip("qwix")
+    family = get_family({"model_type": "llama"})
+    adapter = lora.make_adapter(LoraConfig(rank=4), TINY, family, seed=0)
+    trained = {"layers": {"q_lora_a": np.ones((3, 32, 4), np.float32)}}
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    placed = jax.device_put(params, params_shardings(TINY, mesh))
+    one, many = (
+        Frozen(lora.quantize_base({**x, "layers": dict(x["layers"])}, kind), adapter)
+        for x in (params, placed)
+    )
+    known = digest.fingerprint(trained, one)
+    assert digest.fingerprint(trained, many) == known
+    monkeypatch.setattr(digest, "_SMALL", -1)
+    assert digest.fingerprint(trained, many) == known
+    # What a scale is still to be applied to is not compared with the sampler's.
+    folded = digest.identify(trained, many, many.base, TINY)[1]
+    assert folded.keys() >= {"embed", "head", "layers.q_bias"} and "layers.q" not in folded
