@@ -123,3 +123,6 @@ def test_a_policy_is_read_from_the_devices_once_as_long_as_it_stays(monkeypatch)
     assert kept() is None
     assert progress.identify_start(run, at, manifest).fingerprint == "restored"
     assert len(read) == 2
+    before, at.state = at.state, TrainState(3, "trained", ())
+    assert progress.identify_start(run, at, manifest).fingerprint == "trained"
+    assert before.params == "restored" and len(read) == 3
