@@ -1,6 +1,7 @@
 """The certificate beside a run's weights: compared with the workdir, and made anew."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from halos_jax.audit.opened import Opened
 from halos_jax.workdir import intact
 from halos_jax.workdir.execution import describe_execution
 from halos_jax.workdir.seals import certificate
+
+logger = logging.getLogger(__name__)
 
 NAME = "certificate"
 CARD = "README.md"
@@ -104,12 +107,19 @@ def summarise(findings: Iterable[Finding]) -> list[dict[str, Any]]:
 def renew_certificate(opened: Opened, findings: Sequence[Finding], mesh: Any) -> Path | None:
     """Replace the certificate of a finished run in which nothing differs; return its path.
 
-    None: the run is not finished, has no exported weights, or something differs.
+    None: the run is not finished, has no exported weights, or something differs; or what the
+    certificate says was verified of the same run is more.
     """
-    folder = opened.workdir / intact.FINAL
-    is_right = opened.is_finished and not count_outcomes(findings)["differs"]
+    folder, counts = opened.workdir / intact.FINAL, count_outcomes(findings)
+    path = folder / certificate.FILE
+    is_right = opened.is_finished and not counts["differs"]
     if not (is_right and folder.is_dir()):
         return None
+    before = (certificate.read_certificate(path) or {}).get("verified")
+    if before and before["ledger"] == opened.ledger.head:
+        if before["counts"]["passed"] > counts["passed"]:
+            logger.info("%s stays: it is of a verification of more checks", path)
+            return None
     record = describe_execution(opened.given, mesh)
     verified = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -118,11 +128,10 @@ def renew_certificate(opened: Opened, findings: Sequence[Finding], mesh: Any) ->
         "versions": record["versions"],
         "ledger": opened.ledger.head,
         "settings": _describe_settings(opened),
-        "counts": count_outcomes(findings),
+        "counts": counts,
         "findings": summarise(findings),
     }
     made = certificate.make_certificate(opened.workdir, folder, verified=verified)
-    path = folder / certificate.FILE
     certificate.write_certificate(path, made)
     _write_card(opened, folder, made)
     return path

@@ -43,6 +43,12 @@ def test_what_the_run_wrote_passes_and_is_renewed(made, mesh1):
     assert outcomes(made.open()) == [("passed", ""), ("passed", "")]
 
 
+def test_a_verification_of_fewer_checks_leaves_it_as_it_is(made, mesh1):
+    full = renew(made, mesh1)
+    assert renew_certificate(made.open(), FOUND[:1], mesh1) is None
+    assert json.loads(certificate.find_certificate(made.workdir).read_text()) == full
+
+
 def test_findings_are_summarised_over_places():
     assert [(one["places"], one["checked"], one["total"]) for one in summarise(FOUND)] == [
         (2, 7, 7),
