@@ -367,7 +367,7 @@ def test_one_microbatch_needs_no_second_forward_pass_for_the_statistics(one, mak
 
 @pytest.mark.parametrize("microbatches", [1, 3])
 def test_each_microbatch_has_a_dropout_of_its_own(monkeypatch, microbatches):
-    def batch_loss(params, frozen, batch, loss, config, statistics=None):
+    def batch_loss(params, frozen, batch, loss, config, statistics=None, teacher=None):
         return params["w"] * jax.random.uniform(frozen.dropout_key), {}
 
     monkeypatch.setattr(steps, "batch_loss", batch_loss)
