@@ -116,8 +116,11 @@ def renew_certificate(opened: Opened, findings: Sequence[Finding], mesh: Any) ->
     if not (is_right and folder.is_dir()):
         return None
     before = (certificate.read_certificate(path) or {}).get("verified")
-    is_same = bool(before) and before["ledger"] == opened.ledger.head
-    if is_same and before["counts"]["passed"] > counts["passed"]:
+    if (
+        before is not None
+        and before["ledger"] == opened.ledger.head
+        and before["counts"]["passed"] > counts["passed"]
+    ):
         logger.info("%s stays: it is of a verification of more checks", path)
         return None
     record = describe_execution(opened.given, mesh)

@@ -70,7 +70,7 @@ def count_tables(text: str) -> int:
     [
         (0, "new"),
         (1, "goes on in round 2, stage sample"),
-        (2, "rounds 0 to 2 are done; complete"),
+        (2, "rounds 0 to 2 are done; complete, unless it was given more to do"),
     ],
 )
 def test_a_run_begins_with_a_summary(program, said, number, start):
