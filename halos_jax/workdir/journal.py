@@ -91,7 +91,11 @@ class _Keeper(logging.Handler):
         self._known = {one.get("text") for one in read_journal(path.parent).warnings}
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        try:
+            text = record.getMessage()
+        except Exception:  # a message whose arguments do not fit it, as logging's own handlers do
+            self.handleError(record)
+            return
         if text in self._known or len(self._known) >= _MOST:
             return
         self._known.add(text)

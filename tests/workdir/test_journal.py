@@ -39,6 +39,14 @@ def test_a_disk_that_takes_nothing_does_not_end_the_run(tmp_path):
     assert read_journal(tmp_path / "absent") == journal.Journal()
 
 
+def test_a_message_that_its_arguments_do_not_fit_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    with keep_journal(tmp_path, is_new=True):
+        LOGGER.warning("%d prompts", "many")
+        LOGGER.warning("and on")
+    assert [one["text"] for one in read_journal(tmp_path).warnings] == ["and on"]
+
+
 def test_too_many_warnings_are_cut_off_and_that_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "_MOST", 3)
     with keep_journal(tmp_path, is_new=True):
