@@ -58,7 +58,7 @@ MISTAKES = [
     (["+-loss=kto"], ["got arguments ['loss=kto']", "--config.loss.name=kto", "From HALOs"]),
     (["+-train.batch_size=4"], ["no dashes; here --config.train.batch_size=4"]),
     (["+-configs/quickstart.py"], ["allowed: --config=configs/quickstart.py"]),
-    (["--config=configs/onlinedpo.py"], ["there is no such file", "did you mean", "online_dpo.py",
+    (["--config=configs/onlinedpo.py"], ["there is no such file", "did you mean", "'online_dpo'",
                                          "gsm8k"]),
     (["--config={tmp}"], ["is a folder"]),
     (["--config={tmp}/preset.py"], ["division by zero", "preset.py:2", "get_config()"]),

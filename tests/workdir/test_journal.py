@@ -76,6 +76,8 @@ def test_the_command_is_that_of_the_program(monkeypatch, program, is_shown):
 def test_names_that_are_no_utf8_are_kept(tmp_path, monkeypatch):
     name = b"caf\xe9.jsonl".decode("utf-8", "surrogateescape")
     monkeypatch.setattr(sys, "argv", ["/x/halos_jax/main.py", f"--config.data.train={name}"])
+    # What a test logs is sent between the processes of a parallel run of the tests, in UTF-8.
+    monkeypatch.setattr(logging.getLogger("halos_jax"), "propagate", False)
     with keep_journal(tmp_path, is_new=True):
         LOGGER.warning("%s has a record without a prompt", name)
     found = read_journal(tmp_path)
