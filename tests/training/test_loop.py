@@ -391,7 +391,8 @@ def test_the_share_of_the_budget_grows_evenly_and_scales_the_steps(mesh, trainer
             after, metrics = made.train_step(state, None, batch)
             step = jax.tree.map(lambda new, old: np.asarray(new) - old, after.params, params)
             moved.append((float(metrics["counters/lr"]), jax.tree.leaves(step)))
-        assert made.train_step._cache_size() == 1, "a share is no constant of the program"
+        # 0 where the tests before have filled jax's cache of functions, which then forgets some.
+        assert made.train_step._cache_size() <= 1, "a share is no constant of the program"
     for (full, whole), (rate, part), factor in zip(moved[:2], moved[2:], (0.5, 0.4), strict=True):
         assert rate == pytest.approx(full * factor, rel=1e-6)
         for large, small in zip(whole, part, strict=True):
