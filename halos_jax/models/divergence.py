@@ -20,6 +20,7 @@ from halos_jax.losses.terms import Divergence
 from halos_jax.models.head import (
     join_positions,
     project_logits,
+    pull_back,
     reduce_shards,
     split_positions,
 )
@@ -185,15 +186,8 @@ def _backward_shard(
             slopes = others[0]
         else:
             _, slopes = _measure((hidden, *others), head, rest[1], comparison, vocab_axis)
-        logits_gradient = (slopes * gradient[..., None]).astype(hidden.dtype)
-        head_gradient += jnp.einsum(
-            "rcv,rcd->vd", logits_gradient, hidden, preferred_element_type=jnp.float32
-        )
-        hidden_gradient = jnp.einsum(
-            "rcv,vd->rcd", logits_gradient, head, preferred_element_type=jnp.float32
-        )
-        hidden_gradient = reduce_shards(hidden_gradient, jax.lax.psum, vocab_axis)
-        return head_gradient, hidden_gradient.astype(hidden.dtype)
+        added, hidden_gradient = pull_back(slopes * gradient[..., None], hidden, head, vocab_axis)
+        return head_gradient + added, hidden_gradient
 
     split = functools.partial(split_positions, chunk=comparison.chunk)
     others = (rest[0],) if comparison.keep else (split(rest[0]), split(targets))

@@ -253,15 +253,8 @@ def _backward_shard(
         logits = project_logits(hidden, head, how.softcap)
         index = index_in_shard(targets, head.shape[0], vocab_axis)
         slopes = _differentiate(logits, normalizers, index, narrowing, how, vocab_axis)
-        logits_gradient = (slopes * gradient[..., None]).astype(hidden.dtype)
-        head_gradient += jnp.einsum(
-            "rcv,rcd->vd", logits_gradient, hidden, preferred_element_type=jnp.float32
-        )
-        hidden_gradient = jnp.einsum(
-            "rcv,vd->rcd", logits_gradient, head, preferred_element_type=jnp.float32
-        )
-        hidden_gradient = reduce_shards(hidden_gradient, jax.lax.psum, vocab_axis)
-        return head_gradient, hidden_gradient.astype(hidden.dtype)
+        added, hidden_gradient = pull_back(slopes * gradient[..., None], hidden, head, vocab_axis)
+        return head_gradient + added, hidden_gradient
 
     split = functools.partial(split_positions, chunk=how.chunk)
     xs = jax.tree.map(split, (hidden, targets, narrowing, normalizers, gradient))
@@ -294,6 +287,26 @@ def _backward_kept(
     hidden_gradient = reduce_shards(hidden_gradient, jax.lax.psum, vocab_axis) * gradient
     hidden_gradient = join_positions(hidden_gradient.astype(hidden.dtype), targets.shape[1])
     return hidden_gradient, sum_parts(head_gradient).astype(head.dtype)
+
+
+def pull_back(
+    logits_gradient: jax.Array, hidden: jax.Array, head: jax.Array, vocab_axis: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """Return a chunk's gradients of the head, f32[V, D], and of the hidden states.
+
+    Args:
+      logits_gradient: f32[rows, c, V], of the shard of the vocabulary that `head` is.
+      hidden: `[rows, c, D]`.
+    """
+    logits_gradient = logits_gradient.astype(hidden.dtype)
+    head_gradient = jnp.einsum(
+        "rcv,rcd->vd", logits_gradient, hidden, preferred_element_type=jnp.float32
+    )
+    hidden_gradient = jnp.einsum(
+        "rcv,vd->rcd", logits_gradient, head, preferred_element_type=jnp.float32
+    )
+    hidden_gradient = reduce_shards(hidden_gradient, jax.lax.psum, vocab_axis)
+    return head_gradient, hidden_gradient.astype(hidden.dtype)
 
 
 def reduce_shards(
