@@ -23,6 +23,7 @@ from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.config.tasks import TASKS, is_scored
 from halos_jax.console.summary import Fact, format_facts
 from halos_jax.course.budget_text import describe_budget, find_traps
+from halos_jax.course.rates import check_rate
 from halos_jax.course.round_size import expect_size
 from halos_jax.errors import UserError
 from halos_jax.json_text import parse_json
@@ -49,7 +50,7 @@ def run_show(config: Config) -> None:
     print(format_facts("this machine", describe_machine()))
     for stage in stages:
         print(f"\n{describe_task(stage)}")
-        for line in _list_budget(stage):
+        for line in (*_list_budget(stage), *_list_warnings(stage)):
             print(line)
         if (Path(stage.workdir) / "rounds" / "0000").is_dir():
             print(format_rounds(Path(stage.workdir)))
@@ -333,3 +334,14 @@ def _list_budget(config: Config) -> Iterator[str]:
     sizes = list_sizes(config, budget, count, lambda _: config.train.epochs)
     yield from describe_budget(config, sizes)
     yield from (f"warning: {line}" for line in find_traps(config, sizes))
+
+
+def _list_warnings(config: Config) -> Iterator[str]:
+    """Yield a warning of a learning rate that is far from those that suit the task."""
+    folder = _find_folder(config.model.path) if config.model.path else None
+    count = None
+    with contextlib.suppress(UserError):  # `_describe_model` says it
+        if folder is not None:
+            count = spec.count_params(hf.load_decoder_config(str(folder), config.model))
+    if line := check_rate(config, count):
+        yield f"warning: {line}"

@@ -15,6 +15,7 @@ from halos_jax import config as config_lib
 from halos_jax.config import Config, ConfigError, SamplingConfig
 from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.config.tasks import TASKS, is_scored, load
+from halos_jax.course.rates import warn_of_rate
 from halos_jax.course.round_size import expect_size
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.data.chat.renderer import Renderer
@@ -225,6 +226,7 @@ def check_online_data(config: Config, decoder: DecoderConfig, renderer: Renderer
     budget = Budget(rounds.total_prompts, expect_size(config), skip)
     refuse_no_rounds(budget, len(prompts))
     report_budget(config, budget, len(prompts), lambda round: config.train.epochs)
+    warn_of_rate(config, decoder)
     limited = _Limits(config.sampling, decoder, renderer)
     check_lengths(limited, config, RunPrompts(prompts[skip:needed], others, test))
 
@@ -265,6 +267,7 @@ def check_fixed_data(config: Config, decoder: DecoderConfig, renderer: Renderer)
     loss = single.choose_loss(config) if trains else get_loss(config.loss)
     sources = [(data.held_out, select_eval(data))] if data.held_out else []
     if trains:
+        warn_of_rate(config, decoder)
         sources.append((data.train, select_train(data, config.seed)))
     for path, selection in sources:
         single.load_fixed_items(

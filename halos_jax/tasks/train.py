@@ -19,6 +19,7 @@ from halos_jax.config.kinds import ITEM_KINDS
 from halos_jax.config.tasks import TASKS
 from halos_jax.console import compiling
 from halos_jax.console.stages import describe_stage
+from halos_jax.course.rates import warn_of_rate, warn_of_standstill
 from halos_jax.data.chat.closing import close_items
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.datasets import warn_of_benchmarks
@@ -139,6 +140,7 @@ def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -
     course = make_course(workspace)
     workspace, trainer, policy = course.workspace, course.trainer, course.policy
     config = workspace.config
+    warn_of_rate(config, policy.decoder)
     state, start = _restore(trainer, policy, checkpoints)
     workspace.begin_segment(step=start)
     workspace.begin_execution()
@@ -169,6 +171,7 @@ def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -
         )
         writer.close()
     _report_steps(config, len(dataset.plan) - start, time.monotonic() - began)
+    warn_of_standstill(config, workspace.workdir)
     folder = final.export_final(
         take_exported(state),
         policy,
