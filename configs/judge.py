@@ -4,7 +4,21 @@ Command:   python -m halos_jax.main --config=configs/judge.py --config.workdir=r
              --config.model.path=DIR_OR_HUB_ID
              --config.data.train=prompts.jsonl --config.data.holdout=64
              --config.reward.judge.model=MODEL --config.reward.judge.url=https://HOST/v1
-Hardware:  x
+Hardware:  whatever holds the policy with its optimizer: one GPU of 80 GB for models of up to 1.5B
+           parameters; and a server with OpenAI's chat completions, or the service itself, whose key
+           is in the environment variable OPENAI_API_KEY.
+Cost:      a question for each sample: 8,192 to train (4 rounds of 512 prompts x 4) and 1,280 for
+           the held-out ones (64 prompts x 4, 5 times), and one at the start. 16 are in flight at a
+           time; where an answer takes 2 s, scoring takes 20 minutes in all.
+Expect:    `reward_eval`, the mean score from 0 to 10, rises. Scores are few numbers, so samples of
+           a prompt often tie (`tied_share`) and make no pair.
+Measured:  nothing yet.
+
+Change first: what is asked (--config.reward.judge.rubric=FILE, a Jinja file), then
+--config.reward.judge.concurrency to what the server bears. --config.reward.judge.mode=compare
+compares two samples instead: six questions in both orders for a prompt's four samples, 12 in all,
+and few ties; its held-out mean is 1/2 whatever the policy, so give it --config.reward.rules to
+watch. Answers are kept in judge.jsonl: a question that was answered is never asked again.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,20 @@
-"""Supervised fine-tuning of all weights on your own demonstrations.
+"""Supervised fine-tuning of all weights on demonstrations, with a rate that suits it.
 
 Command:   python -m halos_jax.main --config=configs/sft.py --config.workdir=runs/NAME
              --config.model.path=DIR_OR_HUB_ID
              --config.data.train=conversations.jsonl --config.data.holdout=256
-Hardware:  x
+Hardware:  one GPU of 80 GB for models of up to 1.5B parameters; split larger ones over more devices
+           with --config.mesh.fsdp=-1 --config.mesh.data=1. A CPU does for a trial.
+Expect:    `loss/eval`, nats a token of the held-out demonstrations, falls most in the first tens of
+           steps. Where it rises again, the rate or the number of epochs is too high.
+Measured:  SmolLM2-135M-Instruct (dequantised from 4 bits) on 64 of GSM8K's shorter questions and
+           answers, 8 steps of 8, 32 others held out; 2 CPU cores beside other work, jax 0.10.2,
+           2026-11-26 (model.compute_dtype=float32, model.remat=none, train.batch_size=8):
+             loss/eval  1.546 -> 1.245
+
+Change first: the rate, by the model's size: 2e-5 for less than 1B parameters, 5e-6 for 8B
+(--config.optimizer.learning_rate). Then --config.train.epochs. With an adapter
+(--config.lora.rank=64) take 2e-4.
 """
 
 from ml_collections import ConfigDict
