@@ -47,6 +47,6 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 2e-6
     config.optimizer.weight_decay = 0.0
     config.train.max_length = 1536
-    config.train.batch_size = 128  # answers
+    config.train.batch_size = 32  # prompts, with their answers
     config.train.eval_every = 0
     return config

@@ -11,7 +11,6 @@ from halos_jax.checkpoints.store import Checkpoints, open_checkpoints
 from halos_jax.config import Config
 from halos_jax.console.stages import show_count
 from halos_jax.course.limits import warn_of_idle
-from halos_jax.course.rates import warn_of_rate
 from halos_jax.losses import get_loss, settle_sampling
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.lora import Frozen
@@ -76,7 +75,6 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     )
     warn_of_idle(workspace.config, rounds)
     report_budget(workspace.config, budget, len(prompts), _read_epochs(workspace))
-    warn_of_rate(workspace.config, policy.decoder)
     state, is_trained = trainer.abstract_state, progress.round >= rounds
     require_room(workdir, state, is_trained=is_trained, checkpoints=grows)
     _go_back(workspace, checkpoints, progress, keeps=keeps)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from halos_jax.config import Config
+from halos_jax.course.rates import warn_of_rate
 from halos_jax.devices import explain_memory
 from halos_jax.models.lora import merge_adapter
 from halos_jax.policies import final, source
@@ -78,6 +79,7 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
             may_grow=("data.train",),
         )
         run, progress = make_run(workspace)
+        warn_of_rate(workspace.config, run.policy.decoder)
         with report_on(workspace) as reporter:
             run = dataclasses.replace(run, on_round=reporter.update)
             try:
