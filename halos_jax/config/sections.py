@@ -234,7 +234,7 @@ class OptimizerConfig:
 
     # The optimizer; "adafactor" keeps factored moments, "sgd" none
     name: Literal["adamw", "adafactor", "lion", "sgd", "muon"] = "adamw"
-    # Peak learning rate; 2e-6 suits preference losses on all weights (see configs/online_dpo.py)
+    # Peak learning rate; 2e-6 suits preference losses on all weights, others: configs/README.md
     learning_rate: PositiveFloat = tuning(2e-6)
     beta1: FractionBelowOne = tuning(0.9)  # decay of the first moment
     beta2: FractionBelowOne = tuning(0.999)  # decay of the second moment

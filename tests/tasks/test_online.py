@@ -16,6 +16,7 @@ from halos_jax.config import (
     DataConfig,
     FeedbackConfig,
     ModelConfig,
+    OptimizerConfig,
     RewardConfig,
     RoundsConfig,
     SamplingConfig,
@@ -270,9 +271,9 @@ def test_a_policy_that_is_trained_again_forgets_what_it_has_sampled(tmp_path, mo
 
 
 def test_memory_that_ends_in_training_names_the_round_and_the_same_command_goes_on(
-    toy, tmp_path, monkeypatch
+    toy, tmp_path, monkeypatch, caplog
 ):
-    config = make_config(toy, tmp_path / "run")
+    config = make_config(toy, tmp_path / "run", optimizer=OptimizerConfig(learning_rate=5e-8))
 
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
@@ -280,6 +281,7 @@ def test_memory_that_ends_in_training_names_the_round_and_the_same_command_goes_
     monkeypatch.setattr(loop.stages, "train_stage", fail)
     with pytest.raises(DeviceError, match=r"in training of round 1 .*; lower train\.tokens_per_"):
         loop.run_online(config, StopSignal())
+    assert "optimizer.learning_rate=5e-08 is low for loss 'dpo' on all weights" in caplog.text
     monkeypatch.undo()
     train = dataclasses.replace(config.train, tokens_per_device=64)
     loop.run_online(dataclasses.replace(config, train=train), StopSignal())

@@ -199,7 +199,10 @@ def test_mode_show_prints_everything_and_starts_nothing(toy, tmp_path, capsys, m
     assert "\ntask online: " in shown and "\n  start     new\n" in shown
     assert "budget: 2 rounds of 10 prompts, 20 in all" in shown
     assert "\n* train.batch_size = 8\n" in shown and "\n  train.epochs = 1\n" in shown
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists() and "learning_rate=2e-06 is low" not in shown
+    overview.run_show(make_config(toy, tmp_path / "sft", task="sft"))
+    shown = capsys.readouterr().out
+    assert "\nwarning: optimizer.learning_rate=2e-06 is low for loss 'sft' on all weights" in shown
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     overview.run_show(config)
     assert capsys.readouterr().out == ""  # process 0 speaks

@@ -13,6 +13,7 @@ from halos_jax.config import (
     EvalConfig,
     LoraConfig,
     ModelConfig,
+    OptimizerConfig,
     PipelineConfig,
     RewardConfig,
     RoundsConfig,
@@ -52,16 +53,20 @@ def fail(config, *, with_data=True) -> str:
 @pytest.mark.parametrize(
     "task", ["online", "sft", "reward_model", "align", "sample", "eval", "export", "toy_data"]
 )
-def test_what_is_right_passes_and_leaves_nothing(toy, tmp_path, task):
+def test_what_is_right_passes_and_leaves_nothing(toy, tmp_path, caplog, task):
     check_start(make_config(toy, tmp_path / "a" / "run", task), with_data=True)
     assert list(tmp_path.iterdir()) == []
+    is_low = "optimizer.learning_rate=2e-06 is low for loss" in caplog.text  # it is the default
+    assert is_low == (task in ("sft", "reward_model"))
 
 
 def test_a_check_of_an_online_run_tells_its_budget(toy, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     rounds = RoundsConfig(total_prompts=3, prompts_per_round=2, num_skip=1)
-    check_start(make_config(toy, tmp_path / "run", rounds=rounds), with_data=True)
+    slow = OptimizerConfig(learning_rate=5e-8)
+    check_start(make_config(toy, tmp_path / "run", rounds=rounds, optimizer=slow), with_data=True)
     assert "budget: 2 rounds of 1 to 2 prompts, 3 in all" in caplog.text
+    assert "optimizer.learning_rate=5e-08 is low for loss 'dpo'" in caplog.text
     auto = RoundsConfig(3, "auto", min_prompts_per_round=1, max_prompts_per_round=2)
     check_start(make_config(toy, tmp_path / "run", rounds=auto), with_data=True)
     assert "3 in all (expected; rounds.prompts_per_round=auto chooses 1 to 2)" in caplog.text

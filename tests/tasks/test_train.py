@@ -180,13 +180,18 @@ def test_what_a_training_task_hands_on(toy, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("task", ["sft", "align"])
 def test_what_is_held_out_of_fixed_data_is_evaluated_and_not_trained_on(
-    toy, tmp_path, monkeypatch, task
+    toy, tmp_path, monkeypatch, caplog, task
 ):
+    """At a rate that is too low for SFT, and a held-out loss that stands still: both are said."""
     seen = {}
+    slow = OptimizerConfig(learning_rate=2e-6)
 
     def run_steps(trainer, state, dataset, *, held_out, **others):
         for name, one in (("train", dataset), ("held", held_out)):
             seen[name] = {tuple(item.prompt_ids) for item in one.items}
+        rows = [{"step": step, "loss/eval": loss} for step, loss in ((0, 1.5), (4, 1.499))]
+        metrics = Path(trainer.config.workdir) / "metrics.jsonl"
+        metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         return state
 
     monkeypatch.setattr(single.training, "run_steps", run_steps)
@@ -195,10 +200,13 @@ def test_what_is_held_out_of_fixed_data_is_evaluated_and_not_trained_on(
     sides = []
     for seed in (0, 1):
         data = DataConfig(train=str(source), holdout=3)
-        run(make_config(toy, tmp_path / str(seed), task, "", "", data=data, seed=seed))
+        changes = {"data": data, "seed": seed, "optimizer": slow}
+        run(make_config(toy, tmp_path / str(seed), task, "", "", **changes))
         assert len(seen["held"]) == 3 and seen["train"] and not seen["held"] & seen["train"]
         sides.append(seen["held"])
     assert sides[0] == sides[1]
+    assert ("learning_rate=2e-06 is low for loss 'sft'" in caplog.text) == (task == "sft")
+    assert "the held-out loss hardly changed: 1.5000 at the start, 1.4990 after 4" in caplog.text
 
 
 def test_a_reward_model_learns_to_tell_answers_apart(toy, data, tmp_path):
