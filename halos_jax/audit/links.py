@@ -1,17 +1,21 @@
 """The chain of manifests: each follows from the one before, the config, the inputs, its files."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from halos_jax.audit import sealing
 from halos_jax.audit.findings import Finding, compare, not_checked, passed
 from halos_jax.audit.opened import Opened
 from halos_jax.checkpoints.shelf import find_sums
 from halos_jax.config.schema import flatten, to_plain
 from halos_jax.rounds.outcome.decisions import find_start
+from halos_jax.workdir import execution
 from halos_jax.workdir.changes import FILE as CONFIG
 from halos_jax.workdir.changes import adopt_recorded, drop_segments, find_changes, read_plain
 from halos_jax.workdir.manifests import Manifest
 from halos_jax.workdir.seals import chain
+from halos_jax.workdir.seals.defaults import list_defaults
 
 
 def check_chain(opened: Opened) -> Iterator[Finding]:
@@ -19,22 +23,26 @@ def check_chain(opened: Opened) -> Iterator[Finding]:
     done = [one for one in opened.manifests if one.next_stage is None]
     if not done:
         return
-    wrong = list(_find_gaps(opened))
+    wrong, left = list(_find_gaps(opened)), 0
     before: Manifest | None = None
     for manifest in done:
+        name = _name(opened, manifest)
         if manifest.chain:
             broken = chain.find_broken(manifest, chain.find_digest(before))
-            wrong += [f"{_name(opened, manifest)}: {line}" for line in broken]
+            wrong += [f"{name}: {line}" for line in broken]
         elif before is not None and before.chain:
-            wrong.append(f"{_name(opened, manifest)} is not sealed, though the one before it is")
+            wrong.append(f"{name} is not sealed, though the one before it is")
+        elif (reason := sealing.explain_missing(opened, manifest)) is not None:
+            wrong.append(f"{name} is not sealed, though it was: {reason}")
+        else:
+            left += 1
         before = manifest
     sealed = [one for one in done if one.chain]
     if wrong or sealed:
         what = "manifests follow from each other"
         yield compare("chain", what, wrong, len(sealed), len(done), "manifests")
-    if len(sealed) < len(done):
+    if left:
         why = "an earlier version wrote them, which sealed nothing"
-        left = len(done) - len(sealed)
         yield not_checked("chain", "manifests without a seal", why, left, "manifests")
     if sealed:
         yield _check_config(opened, sealed)
@@ -65,11 +73,14 @@ def _find_gaps(opened: Opened) -> Iterator[str]:
 
 
 def _check_config(opened: Opened, sealed: Sequence[Manifest]) -> Finding:
-    wrong = [
-        f"{_name(opened, one)} had another config"
-        for one in sealed
-        if chain.hash_config(opened.history, one.round) != one.chain.get("config")
-    ]
+    recorded, wrong = execution.read_defaults(opened.workdir), []
+    for one in sealed:
+        name = one.chain.get("defaults")
+        defaults = recorded.get(name) if name else None
+        if name and defaults is None:
+            wrong.append(f"{execution.FILE} has not the defaults that {_name(opened, one)} had")
+        elif chain.hash_config(opened.history, one.round, defaults) != one.chain.get("config"):
+            wrong.append(f"{_name(opened, one)} had another config")
     return compare("chain", "config.json is that of each", wrong, len(sealed), unit="manifests")
 
 
@@ -162,9 +173,26 @@ def check_given(opened: Opened) -> Iterator[Finding]:
     recorded = drop_segments(read_plain(opened.workdir / CONFIG))
     task = opened.config.task
     found = find_changes(recorded, to_plain(adopt_recorded(opened.given, recorded)))
-    wrong = [str(one) for one in found if one.mark.role_in(task) == "result" and not one.mark.place]
-    count = len(list(flatten(recorded)))
-    yield compare("config", "config.json is this command's", wrong, count, unit="fields")
+    found = [one for one in found if one.mark.role_in(task) == "result" and not one.mark.place]
+    before, now = _read_last_defaults(opened), list_defaults(opened.config)
+    moved = [
+        one
+        for one in found
+        if one.path in before and (one.old, one.new) == (before[one.path], now.get(one.path))
+    ]
+    wrong = [str(one) for one in found if one not in moved]
+    count, what = len(list(flatten(recorded))), "config.json is this command's"
+    finding = compare("config", what, wrong, count, unit="fields")
+    if moved and not wrong:
+        why = f"other defaults than when the run was started: {', '.join(map(str, moved))}"
+        finding = passed("config", what, count, unit="fields", why=why)
+    yield finding
+
+
+def _read_last_defaults(opened: Opened) -> Mapping[str, Any]:
+    """Return the defaults of the version that has started the run last; none if not recorded."""
+    recorded = execution.read_defaults(opened.workdir)
+    return recorded[next(reversed(recorded))] if recorded else {}
 
 
 def _name(opened: Opened, manifest: Manifest) -> str:

@@ -242,7 +242,7 @@ def _seal(run: Run, manifest: Manifest) -> Manifest:
     """Return the manifest of a complete round with its link of the run's chain."""
     before = manifests.load_manifest(round_folder(run.workdir, manifest.round - 1))
     facts = {
-        "config": chain.hash_config(run.workspace.history, manifest.round),
+        **chain.describe_config(run.workspace.history, manifest.round),
         "inputs": chain.hash_inputs(run.workdir),
         "rows": chain.hash_rows(run.workdir, *chain.find_steps(before, manifest)),
         "checkpoint": chain.hash_sums(find_sums(run.workdir / "checkpoints", manifest.round)),

@@ -61,8 +61,8 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     keeps = keeps_best(config, is_evaluated=bool(held_out))
     checkpoints, grows = _open_checkpoints(workspace, keeps=keeps)
     laid_out, trainer, progress = _restore(workspace, policy, checkpoints, lay_out_from)
+    workspace.begin_execution((progress.round, progress.stage_step))
     workspace.begin_segment(grown=order.growth, **find_place(checkpoints))
-    workspace.begin_execution()
     workspace = laid_out
     if workspace.is_writer:
         save_order(order, workdir, workspace.ledger.note_file)

@@ -83,7 +83,7 @@ def check_inputs(
     Args:
       config: its model paths lead to models; workdirs of runs are resolved already.
       is_begun: whether the run has written anything that depends on its inputs.
-      may_grow: fields whose files may have grown; these are recorded again as they are now.
+      may_grow: fields whose files may have grown; `record_growth` records these.
       policy: the file to fingerprint in place of the policy, if that is a run's checkpoint.
 
     Returns:
@@ -120,10 +120,31 @@ def _check(
         logger.warning(
             "%s %s the run was started; the run goes on with the new version", one, since
         )
+    waiting = {one.field: known[one.field] for one in grown}  # see `record_growth`
+    files = {field: named for field, named in files.items() if field not in waiting}
     is_new = not (files.keys() | code.keys()) <= known.keys() or _lacks(known, files)
-    if grown or edited or is_new:
-        storage.write_json_atomic(path, _describe({**files, **code}), note=ledger.note_file)
+    if edited or is_new:
+        described = {**_describe({**files, **code}), **waiting}
+        storage.write_json_atomic(path, described, note=ledger.note_file)
     return grown
+
+
+def record_growth(ledger: Ledger, config: Config, grown: Sequence[Change]) -> None:
+    """Record the fields of `grown`, from `check_inputs`, as they are now. All processes call this.
+
+    It comes after the growth was noted in config.json: until then nothing has used it, and a run
+    that is killed in between begins with the files that inputs.json has.
+    """
+
+    def record() -> None:
+        names = {one.field for one in grown}
+        files = {field: named for field, named in list_inputs(config).items() if field in names}
+        if files and ledger.is_writer:
+            path = ledger.workdir / INPUTS
+            described = {**_read(path), **_describe(files)}
+            storage.write_json_atomic(path, described, note=ledger.note_file)
+
+    processes.run_on_first(record)
 
 
 def list_inputs(config: Config) -> dict[str, list[tuple[str, Path]]]:

@@ -146,7 +146,7 @@ class Job:
             return
         if self.next_stage is None:
             facts = {
-                "config": chain.hash_config(self.workspace.history, 0),
+                **chain.describe_config(self.workspace.history, 0),
                 "inputs": chain.hash_inputs(self.workdir),
             }
             self.manifest = chain.seal(self.manifest, "", facts)

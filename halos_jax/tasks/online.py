@@ -47,12 +47,13 @@ from halos_jax.rounds.refill.gather import gather, remove_extents
 from halos_jax.rounds.report import record_round, report_end, report_resumed, report_round
 from halos_jax.rounds.setup import make_run
 from halos_jax.rounds.watch import after, before
-from halos_jax.tasks.inputs import check_inputs
+from halos_jax.tasks.inputs import check_inputs, record_growth
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported, take_policy
 from halos_jax.training.loop import Dataset
 from halos_jax.types import Params, TrainState
 from halos_jax.workdir import manifests, runs
+from halos_jax.workdir.changes import list_segments
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
 from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.workspace import Workspace, open_workspace
@@ -72,13 +73,16 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
             workspace.update_trackers()
             return _report_complete(workspace)
         workspace = workspace.with_config(source.use_final(workspace.config))
-        check_inputs(
+        grown = check_inputs(
             workspace.ledger,
             workspace.config,
             is_begun=info.is_resumed,
             may_grow=("data.train",),
         )
         run, progress = make_run(workspace)
+        noted = [one["changed"] for one in list_segments(workspace.workdir, progress.round + 1)]
+        used = [one for one in grown if any(one.field in changed for changed in noted)]
+        record_growth(workspace.ledger, workspace.config, used)
         warn_of_rate(workspace.config, run.policy.decoder)
         with report_on(workspace) as reporter:
             run = dataclasses.replace(run, on_round=reporter.update)

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -326,7 +327,9 @@ def record_changes(history: History, grown: Mapping[str, Any], **where: Any) -> 
     segment = {**where, "changed": {**{one.path: [one.old, one.new] for one in matter}, **grown}}
     if grown or _pick_more(history) or any(one.path.startswith(_ENDS) for one in matter):
         segment["exported"] = False
-    return dataclasses.replace(history, changes=(), segments=(*history.segments, segment))
+    is_known = segment in history.segments[-1:]  # from a start that was killed before it went on
+    segments = history.segments if is_known else (*history.segments, segment)
+    return dataclasses.replace(history, changes=(), segments=segments)
 
 
 def close_segments(history: History) -> History:
@@ -383,13 +386,10 @@ def is_same_place(old: object, new: object, kind: roles.Place) -> bool:
 
 def _shorten(paths: Sequence[str]) -> list[str]:
     """Return the paths, with "SECTION.*" for each section of which all fields are listed."""
-    sections: dict[str, int] = {}
-    for path in schema.leaf_types(Config):
-        section = path.rpartition(".")[0]
-        sections[section] = sections.get(section, 0) + 1
-    counts: dict[str, int] = {}
-    for path in paths:
-        counts[path.rpartition(".")[0]] = counts.get(path.rpartition(".")[0], 0) + 1
+    sections, counts = (
+        Counter(path.rpartition(".")[0] for path in one)
+        for one in (schema.leaf_types(Config), paths)
+    )
     shown = []
     for path in paths:
         section = path.rpartition(".")[0]

@@ -1,10 +1,12 @@
 """How a stage was executed: devices, versions, flags and settings, for its round's manifest.
 
     workdir/executions.jsonl   a line for each start of the run on something else than before, with
-                               the stage that was next: {"round": 3, "stage": "train", "execution"}
+                               the stage that was next: {"round": 3, "stage": "train", "execution",
+                               "defaults", "kept": [[3, "train"]]}
 
 Of two computations with equal records the results are equal to the bit, on a GPU if the record is
-`deterministic`. A stage that was begun in one execution and ended in another one names both.
+`deterministic`. A stage that was begun in one execution and ended in another one names both, if
+anything of it was kept.
 """
 
 import dataclasses
@@ -25,9 +27,10 @@ from jax.sharding import Mesh
 import halos_jax
 from halos_jax import processes, storage
 from halos_jax.config import Config, roles, schema
-from halos_jax.workdir import manifests
+from halos_jax.workdir import intact, manifests
 from halos_jax.workdir.ledger import Ledger
 from halos_jax.workdir.manifests import Manifest, round_folder, stages_of
+from halos_jax.workdir.seals.defaults import list_defaults, name_defaults
 
 FILE = "executions.jsonl"
 DETERMINISTIC = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")
@@ -58,11 +61,36 @@ _TEST = "test"  # of the final policy: committed to the manifest of a round that
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A start of the run on something else than before; `stage` of `round` was the next to do."""
+    """A start of the run on something else than before; `stage` of `round` was the next to do.
+
+    Attributes:
+      defaults: those that the config's fields had (`seals/defaults.py`); empty if a version wrote
+        this that recorded none.
+      kept: (round, stage) of what an execution before had begun, where a part of it was on disk;
+        None if a version wrote this that did not look.
+    """
 
     round: int
     stage: str
     execution: Record
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kept: tuple[tuple[int, str], ...] | None = None
+
+    def takes_over(self, round: int, stage: str) -> bool:
+        """Tell whether a part of `stage` of `round` may be of an execution before this start."""
+        if self.kept is not None:
+            return (round, stage) in self.kept
+        return self.round >= round if stage == _TEST else (round, stage) in self.list_begun()
+
+    def list_begun(self) -> list[tuple[int, str]]:
+        """Return the stages that an execution may have begun, after which this was to do next."""
+        begun = [(self.round, self.stage)]
+        if self.stage == "sample":  # extents of a round are sampled and scored in turn
+            begun.append((self.round, "score"))
+        if self.stage == "train":  # committed only when the next round has been sampled
+            later = self.round + 1
+            begun += [(self.round, "evaluate"), (later, "sample"), (later, "score")]
+        return begun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,27 +102,15 @@ class Executions:
     def list_for(self, round: int, stage: str) -> list[Record]:
         """Return those in which a stage that is done now may have been computed, the last in full.
 
-        Besides the last one they are those that ended before the stage was committed and had come
-        as far as to begin it.
+        Besides the last one they are those that ended before the stage was committed and left a
+        part of it behind.
         """
         found = [
             before.execution
             for before, after in zip(self.starts, self.starts[1:], strict=False)
-            if _may_reach(after, round, stage)
+            if after.takes_over(round, stage)
         ]
         return [*found, *(start.execution for start in self.starts[-1:])]
-
-
-def _may_reach(next: Start, round: int, stage: str) -> bool:
-    """Tell whether an execution after which `next` was to do may have begun `stage` of `round`."""
-    if stage == _TEST:
-        return next.round >= round
-    begun = {(next.round, next.stage)}
-    if next.stage == "sample":  # extents of a round are sampled and scored in turn
-        begun.add((next.round, "score"))
-    if next.stage == "train":  # committed only when the next round has been sampled
-        begun |= {(next.round, "evaluate"), (next.round + 1, "sample"), (next.round + 1, "score")}
-    return (round, stage) in begun
 
 
 # --------------------------------------------------------------------------- in manifests
@@ -137,19 +153,30 @@ def are_equal_to_the_bit(one: Record, other: Record) -> bool:
 # --------------------------------------------------------------------------- on disk
 
 
-def begin_execution(ledger: Ledger, config: Config, mesh: Mesh) -> Executions:
+def begin_execution(
+    ledger: Ledger, config: Config, mesh: Mesh, trained: tuple[int, int] = (0, 0)
+) -> Executions:
     """Return the executions of a run of `config`, this one included; note it if it is another one.
 
     All processes call this, before the first stage that they do. Those that write nothing read
     what the first one has noted.
+
+    Args:
+      trained: rounds whose training is done by the newest checkpoint, and steps of the next one.
     """
-    record = describe_execution(config, mesh)
+    record, defaults = describe_execution(config, mesh), list_defaults(config)
 
     def note() -> Executions:
         starts = read_starts(ledger.workdir)
-        if starts and not find_differences(starts[-1].execution, record):
+        if (
+            starts
+            and not find_differences(starts[-1].execution, record)
+            and starts[-1].defaults == defaults
+        ):
             return Executions(starts)
-        starts = (*starts, Start(*find_next(ledger.workdir, config.task), record))
+        to_do = Start(*find_next(ledger.workdir, config.task), record, defaults)
+        kept = list_kept(ledger.workdir, config.task, to_do, trained)
+        starts = (*starts, dataclasses.replace(to_do, kept=kept))
         lines = [json.dumps(dataclasses.asdict(start)) + "\n" for start in starts]
         path, data = ledger.workdir / FILE, "".join(lines).encode()
         storage.write_bytes_atomic(path, data, note=ledger.note_file)
@@ -159,11 +186,48 @@ def begin_execution(ledger: Ledger, config: Config, mesh: Mesh) -> Executions:
     return noted or Executions(read_starts(ledger.workdir) or (Start(0, "", record),))
 
 
+def list_kept(
+    workdir: Path, task: str, next: Start, trained: tuple[int, int]
+) -> tuple[tuple[int, str], ...]:
+    """Return (round, stage) of what was begun before a start and has left a part of it on disk.
+
+    Parts are shards, extents of a round, and checkpoints in the course of a round's training or
+    at its end (`trained`, see `begin_execution`).
+    """
+    shards = {path.parent for path in intact.list_shards(workdir)}
+    if task != "online":
+        return ((next.round, next.stage),) if workdir in shards else ()
+
+    def has_parts(round: int) -> bool:
+        folder = round_folder(workdir, round)
+        manifest = manifests.load_manifest(folder) if (folder / intact.MANIFEST).exists() else None
+        extents = manifest is not None and not manifest.stages and bool(manifest.files)
+        return folder in shards or extents
+
+    kept = [one for one in next.list_begun() if has_parts(one[0])]
+    if next.stage == "train" and trained > (next.round - 1, 0):
+        kept.append((next.round, "train"))
+    kept += [(round, _TEST) for round in range(next.round) if has_parts(round)]
+    return tuple(dict.fromkeys(kept))
+
+
 def read_starts(workdir: Path) -> tuple[Start, ...]:
     """Return the starts of a run that are noted, in order; none if a version before wrote it."""
     path = workdir / FILE
     text = path.read_text("utf-8") if path.exists() else ""
-    return tuple(Start(**json.loads(line)) for line in text.splitlines())
+    return tuple(_parse_start(json.loads(line)) for line in text.splitlines())
+
+
+def read_defaults(workdir: Path) -> dict[str, Mapping[str, Any]]:
+    """Return the defaults that were recorded at the starts of a run, by their names, in order."""
+    found = [one.defaults for one in read_starts(workdir) if one.defaults]
+    return {name_defaults(one): one for one in found}
+
+
+def _parse_start(plain: dict[str, Any]) -> Start:
+    kept = plain.get("kept")
+    pairs = None if kept is None else tuple((int(round), str(stage)) for round, stage in kept)
+    return Start(**{**plain, "kept": pairs})
 
 
 def find_next(workdir: Path, task: str) -> tuple[int, str]:

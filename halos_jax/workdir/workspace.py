@@ -74,9 +74,14 @@ class Workspace:
         """Record what has changed in the config since the last start; see `runs`."""
         runs.begin_segment(self.info, grown=grown, **where)
 
-    def begin_execution(self) -> None:
-        """Record what the run is executed on, before its first stage of this start."""
-        self.info.executions = execution.begin_execution(self.ledger, self.config, self.mesh)
+    def begin_execution(self, trained: tuple[int, int] = (0, 0)) -> None:
+        """Record what the run is executed on, before its first stage of this start.
+
+        `trained` is how many rounds the newest checkpoint has trained, and steps of the next one.
+        """
+        self.info.executions = execution.begin_execution(
+            self.ledger, self.config, self.mesh, trained
+        )
 
     def name_execution(self, manifest: Manifest, stage: str) -> dict[str, Any]:
         """Return the fields of a manifest that say how a stage, done now, was executed."""

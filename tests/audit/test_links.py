@@ -1,6 +1,7 @@
 """The chain of manifests, and what they have the hashes of."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from halos_jax.audit import links
 from halos_jax.config import SamplingConfig
 from halos_jax.workdir.manifests import load_manifest, save_manifest
-from halos_jax.workdir.seals import chain
+from halos_jax.workdir.seals import chain, defaults
 
 
 def check_all(opened) -> list[str]:
@@ -157,9 +158,44 @@ def test_code_may_change_between_rounds_and_a_model_may_not(made, field, outcome
 
 def test_a_run_of_an_earlier_version_is_not_checked(made):
     for round in range(3):
-        edit_manifest(made, round, chain={})
+        unseal(made, round)
+    made.edit_json("config.json", lambda plain: plain.pop("verify"))
     (finding,) = links.check_chain(made.open())
     assert (finding.outcome, finding.total) == ("not checked", 3)
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_seals_that_were_taken_off_all_manifests_are_missed(made, edited):
+    for round in range(3):
+        edit_manifest(made, round, chain={})
+    if edited:  # by somebody who knows what a version without seals did not write
+        for round in range(3):
+            unseal(made, round)
+    (finding,) = links.check_chain(made.open())
+    assert (finding.outcome, finding.checked, finding.total) == ("differs", 0, 3)
+    assert finding.why.startswith("round 0 is not sealed, though it was: ")
+
+
+def test_only_what_an_earlier_version_completed_has_no_seal(made):
+    """A later version has carried the run on from round 2, and then its seal was taken off."""
+    for round in range(3):
+        unseal(made, round)
+    made.edit_json("config.json", lambda plain: plain.update(progress=False))
+    start = {"round": 2, "stage": "sample", "execution": {}}
+    (made.workdir / "executions.jsonl").write_text(json.dumps(start) + "\n")
+    wrong, left = links.check_chain(made.open())
+    assert wrong.outcome == "differs" and wrong.why.startswith("round 2 is not sealed, though")
+    assert (left.outcome, left.total) == ("not checked", 2)
+
+
+def unseal(made, round):
+    """Rewrite a manifest as a version before seals wrote it."""
+
+    def change(plain):
+        for name in ("executed", "executions", "sampled_by", "trained", "chain"):
+            del plain[name]
+
+    made.edit_json(f"rounds/{round:04d}/manifest.json", change)
 
 
 def test_another_config_of_the_command_is_found(made):
@@ -168,3 +204,47 @@ def test_another_config_of_the_command_is_found(made):
     assert check_all(opened) == ["sampling.temperature: 0.7 -> 0.1"]
     given = dataclasses.replace(made.config, progress=False)
     assert check_all(dataclasses.replace(made.open(), given=given)) == []
+
+
+@pytest.fixture
+def older(made):
+    """Return a run whose version had 0.5 as the default of the temperature, and no top_k."""
+    then = defaults.list_defaults(made.config) | {"sampling.temperature": 0.5}
+    del then["sampling.top_k"]
+    start = {"round": 0, "stage": "evaluate", "execution": {}, "defaults": then}
+    (made.workdir / "executions.jsonl").write_text(json.dumps(start) + "\n")
+    made.edit_json("config.json", lambda plain: plain["sampling"].update(temperature=0.5))
+    made.edit_json("config.json", lambda plain: plain["sampling"].pop("top_k"))
+    history, before = made.open().history, None
+    for round in range(3):
+        folder = made.workdir / "rounds" / f"{round:04d}"
+        manifest = load_manifest(folder)
+        config = chain.hash_config(history, round, then)
+        facts = {**manifest.chain, "config": config, "defaults": defaults.name_defaults(then)}
+        facts = {key: one for key, one in facts.items() if key not in ("previous", "digest")}
+        unsealed = dataclasses.replace(manifest, chain={})
+        before = chain.seal(unsealed, chain.find_digest(before), facts)
+        save_manifest(folder, before)
+    return made
+
+
+def test_a_default_that_a_later_version_has_changed_is_no_other_config(older):
+    assert check_all(older.open()) == []
+    *_, given = links.check_given(older.open())
+    assert (
+        given.why
+        == "other defaults than when the run was started: sampling.temperature: 0.5 -> 0.7"
+    )
+    older.edit_json("config.json", lambda plain: plain["sampling"].update(temperature=0.6))
+    assert check_all(older.open())[0].startswith("round 0 had another config; round 1 had")
+    older.edit_json("config.json", lambda plain: plain["sampling"].update(temperature=0.5))
+    (older.workdir / "executions.jsonl").unlink()
+    assert check_all(older.open())[0].startswith(
+        "executions.jsonl has not the defaults that round 0 had; "
+    )
+
+
+def test_another_value_of_the_command_is_one_whatever_the_defaults(older):
+    given = dataclasses.replace(older.config, sampling=SamplingConfig(temperature=0.1))
+    opened = dataclasses.replace(older.open(), given=given)
+    assert check_all(opened) == ["sampling.temperature: 0.5 -> 0.1"]

@@ -1,12 +1,29 @@
 """Kinds of tampering with a finished run, and what a verification says of each."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from halos_jax.audit import run as audit
+from halos_jax.cli.presets import load_preset
+from halos_jax.config import VerifyConfig, freeze
+
 # Code of the user's own that the run has named.
 RULES = Path(__file__).with_name("watched_rules.py")
+
+
+def verify(workdir: Path, **fields) -> list[audit.Finding]:
+    """Return what a verification by hashes alone finds."""
+    config = freeze(load_preset(str(workdir / "config.json")))
+    settings = VerifyConfig(**{"derive": False, **fields})
+    return list(audit.verify(dataclasses.replace(config, verify=settings)))
+
+
+def list_wrong(workdir: Path) -> list[str]:
+    """Return "check: why" of all that differs."""
+    return [f"{one.check}: {one.why}" for one in verify(workdir) if one.outcome == "differs"]
 
 
 def edit_row(name: str, change: dict | Callable[[dict], None], at: int = 0):

@@ -8,6 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from tests.e2e.conftest import FLAGS
+from tests.e2e.tampering import list_wrong
 
 TWO_DEVICES = {"XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count=2"}
 LESS = (
@@ -135,8 +136,16 @@ def test_a_finished_run_goes_on_with_prompts_that_have_come(program, inputs, tmp
     first = read_final(workdir)
     before = [read_samples(workdir, round) for round in (1, 2)]
     file.write_text("".join(lines[:11]))
+    recorded = (workdir / "inputs.json").read_bytes()
+    for event, count in (("before replace config.json", 0), ("before replace inputs.json", 1)):
+        signals = {f"start: {event}": signal.SIGKILL}
+        assert program.run(workdir, *options, signals=signals)[0] == -signal.SIGKILL
+        assert len(read_config(workdir).get("segments", [])) == count
+        assert (workdir / "inputs.json").read_bytes() == recorded
+        assert list_wrong(workdir) == [], "what is not used yet is no difference"
     code, output, errors = program.run(workdir, *options)
     assert (code, errors) == (0, "")
+    assert list_wrong(workdir) == [] and (workdir / "inputs.json").read_bytes() != recorded
     assert [read_samples(workdir, round) for round in (1, 2)] == before
     ids = [[row["prompt_id"] for row in rows] for rows in (*before, read_samples(workdir, 3))]
     assert [len(set(one)) for one in ids] == [6, 2, 3] and len(set().union(*ids)) == 11

@@ -15,16 +15,22 @@ import numpy as np
 import pytest
 
 from halos_jax.audit import arrays
-from halos_jax.audit import run as audit
 from halos_jax.checkpoints import saved
 from halos_jax.checkpoints.store import open_checkpoints, read_checkpoints
-from halos_jax.cli.presets import load_preset
-from halos_jax.config import Config, VerifyConfig, freeze
+from halos_jax.config import Config
 from halos_jax.storage import hash_file
 from halos_jax.workdir import ledger
 from halos_jax.workdir.manifests import FileRecord, load_manifest, save_manifest
 from halos_jax.workdir.seals import certificate, chain
-from tests.e2e.tampering import RULES, SCORES, TAMPERING, edit_json, edit_row
+from tests.e2e.tampering import (
+    RULES,
+    SCORES,
+    TAMPERING,
+    edit_json,
+    edit_row,
+    list_wrong,
+    verify,
+)
 from tests.e2e.test_tampering import stop_run
 
 MORE = ("checkpoint.keep=3", "sampling.keep_logps=true", "reward.rules=watched_rules:long_answer")
@@ -53,18 +59,6 @@ def copy(clean, tmp_path, monkeypatch):
     shutil.copy(RULES, rules)
     monkeypatch.syspath_prepend(rules)
     return moved
-
-
-def verify(workdir: Path, **fields) -> list[audit.Finding]:
-    """Return what a verification by hashes alone finds."""
-    config = freeze(load_preset(str(workdir / "config.json")))
-    settings = VerifyConfig(**{"derive": False, **fields})
-    return list(audit.verify(dataclasses.replace(config, verify=settings)))
-
-
-def list_wrong(workdir: Path) -> list[str]:
-    """Return "check: why" of all that differs."""
-    return [f"{one.check}: {one.why}" for one in verify(workdir) if one.outcome == "differs"]
 
 
 @pytest.fixture
@@ -196,6 +190,34 @@ def test_a_score_with_the_chain_made_again_breaks_the_certificate(copy):
     wrong = list_wrong(copy)
     assert not any("digest" in line for line in wrong), wrong
     assert any("chain is not that of the workdir" in line for line in wrong), wrong
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_seals_that_are_taken_off_with_the_ledger_made_again_are_missed(copy, thorough):
+    """There is no certificate, and no checkpoint; some know what a version before seals wrote."""
+    fields = ("chain", "executed", "executions", "sampled_by", "trained")
+
+    def unseal(plain: dict) -> None:
+        for name in fields if thorough else fields[:1]:
+            plain.pop(name) if thorough else plain.update({name: {}})
+
+    gone = ["final/certificate.json", *(["executions.jsonl"] if thorough else [])]
+    for name in gone:
+        (copy / name).unlink()
+    shutil.rmtree(copy / "checkpoints")
+    for folder in sorted((copy / "rounds").iterdir()):
+        edit_json(f"rounds/{folder.name}/manifest.json", unseal)(copy)
+    lines = (copy / ledger.FILE).read_text().splitlines(keepends=True)
+    kept = [
+        line
+        for line in lines
+        if json.loads(line)["path"] not in gone and "checkpoints/" not in line
+    ]
+    (copy / ledger.FILE).write_text("".join(kept))
+    hash_again(copy)
+    (wrong,) = list_wrong(copy)
+    assert wrong.startswith("chain: round 0 is not sealed, though it was: ")
+    assert ("executions.jsonl is missing" in wrong) == thorough
 
 
 def test_another_config_is_found_even_if_the_ledger_is_made_again(copy):

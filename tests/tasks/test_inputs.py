@@ -118,10 +118,9 @@ def test_all_changes_are_listed_together(folder):
     (folder / "train.jsonl").write_text("{}\n")
     (folder / "policy" / "model.safetensors").unlink()
     (folder / "reward" / "added_tokens.json").write_text("{}")
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError, match="have changed since it was started:\n") as error:
         start(config)
-    lines = str(error.value).splitlines()
-    assert len(lines) == 5 and lines[0].endswith("have changed since it was started:")
+    assert len(str(error.value).splitlines()) == 5
     assert "reward/added_tokens.json was not there" in str(error.value)
 
 
@@ -137,10 +136,11 @@ def test_a_run_that_has_left_nothing_takes_what_there_is(folder):
 def test_what_may_grow_is_returned_and_recorded(folder):
     config = make_config(folder)
     start(config, is_begun=False)
-    with open(folder / "train.jsonl", "a") as file:
-        file.write('{"prompt": "c"}\n')
-    (grown,) = start(config, may_grow=("data.train",))
-    assert (grown.field, grown.verdict) == ("data.train", "grown")
+    (folder / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
+    for _ in range(2):  # a start may be killed before the growth is noted
+        (grown,) = start(config, may_grow=("data.train",))
+        assert (grown.field, grown.verdict) == ("data.train", "grown")
+    inputs.record_growth(open_ledger(config.workdir), config, [grown])
     assert start(config) == []
     (folder / "train.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(ConfigError, match=r"data\.train: .*something else"):

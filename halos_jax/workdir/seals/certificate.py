@@ -25,7 +25,7 @@ from typing import Any
 
 import halos_jax
 from halos_jax import storage
-from halos_jax.workdir import changes, intact, manifests
+from halos_jax.workdir import changes, execution, intact, manifests
 from halos_jax.workdir.seals import chain
 
 FILE = "certificate.json"
@@ -57,11 +57,13 @@ def make_certificate(
         (one for one in known if one is not None and one.chain), key=lambda one: one.round
     )[:count]
     history, last = changes.read_recorded(workdir), sealed[-1].round if sealed else 0
+    defaults = execution.read_defaults(workdir)
+    name = sealed[-1].chain.get("defaults", "") if sealed else next(reversed(defaults), "")
     made = {
         "task": history.config.task,
         "program": f"halos_jax {halos_jax.__version__}",
         "chain": {"manifests": len(sealed), "head": chain.find_head(sealed)},
-        "config": chain.hash_config(history, last),
+        "config": chain.hash_config(history, last, defaults.get(name)),
         "inputs": chain.hash_inputs(workdir),
         "metrics": chain.hash_rows(workdir),
         "weights": _hash_weights(folder),

@@ -3,6 +3,7 @@
     "chain": {
       "previous": the digest of the round before; "" for the first,
       "config": the hash of what the config says of results, as it was in this round,
+      "defaults": the name of the defaults that are left out there (`defaults.py`),
       "inputs": {"data.train": the hash of its fingerprints in inputs.json, ...},
       "rows": {"count": 6, "sha256": "..."}     the rows of metrics.jsonl for the round's steps,
       "checkpoint": the hash of the checksums of the checkpoint at the round's end,
@@ -22,12 +23,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from halos_jax import losses
 from halos_jax.config import Config, roles, schema
 from halos_jax.metrics import is_time
-from halos_jax.workdir.changes import BEFORE_AUTO, History
+from halos_jax.workdir.changes import History
 from halos_jax.workdir.intact import INPUTS
 from halos_jax.workdir.manifests import Manifest
+from halos_jax.workdir.seals.defaults import is_of_results, list_defaults, name_defaults
 
 _ASIDE = ("chain", "segments", "version")  # of a manifest: what its digest is not of
 METRICS = "metrics.jsonl"
@@ -132,27 +133,34 @@ def _hash(value: object) -> str:
 # --------------------------------------------------------------------------- what it is of
 
 
-def hash_config(history: History, round: int) -> str:
+def hash_config(history: History, round: int, defaults: Mapping[str, Any] | None = None) -> str:
     """Return the hash of what a config says of results, as it was in a round.
 
-    Fields with their default, or with that of earlier versions, are left out, so that a later
-    version with more fields, or a start that spells out a default of the loss, gives the same; so
-    are paths, whose content is hashed instead, and how much a run computes.
+    Fields with their default are left out, so that a start that spells out a default of the loss
+    gives the same; so are paths, whose content is hashed instead, and how much a run computes.
+
+    Args:
+      defaults: those of the version that sealed the round; a field that is not among them was
+        added by a later one. None: that version recorded none, and had those of this one.
     """
-    task, found = history.config.task, {}
+    config, now, found = history.config, list_defaults(history.config), {}
     changed = {path for segment in history.segments for path in segment["changed"]}
     changed |= {one.path for one in history.changes}
-    defaults = dict(schema.flatten(schema.to_plain(Config()))) | dict(BEFORE_AUTO)
-    filled = losses.fill_defaults({"name": history.config.loss.get("name")})
-    defaults |= {f"loss.{name}": value for name, value in filled.items() if name != "name"}
-    for path, value in schema.flatten(schema.to_plain(history.config)):
-        mark = roles.find_mark(Config, path)
-        role = mark.role_in(task)
-        if role == "tuning" and path in changed:
+    known = now if defaults is None else defaults
+    for path, value in schema.flatten(schema.to_plain(config)):
+        if path in changed and roles.find_mark(Config, path).role_in(config.task) == "tuning":
             value = history.value_in(path, round)
-        if role in ("result", "tuning") and not mark.place and value != defaults.get(path):
+        is_covered = path in known or (path not in now and is_of_results(path, config))
+        if is_covered and value != known.get(path):
             found[path] = value
     return _hash(found)
+
+
+def describe_config(history: History, round: int) -> dict[str, str]:
+    """Return what a seal that is made now says of the config: its hash, the name of defaults."""
+    defaults = list_defaults(history.config)
+    config = hash_config(history, round, defaults)
+    return {"config": config, "defaults": name_defaults(defaults)}
 
 
 def hash_inputs(workdir: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from halos_jax.config import Config, ModelConfig, OptimizerConfig, SamplingConfig
 from halos_jax.workdir.changes import History
 from halos_jax.workdir.manifests import FileRecord, Manifest
-from halos_jax.workdir.seals import chain
+from halos_jax.workdir.seals import chain, defaults
 
 WHOLE = Manifest(
     round=1,
@@ -181,3 +181,26 @@ def test_a_default_of_the_loss_may_be_spelled_out():
         for more in ({}, {"beta": 0.1}, {"beta": 0.2})
     ]
     assert found[0] == found[1] != found[2]
+
+
+def test_a_later_default_is_no_other_config():
+    """Of a run that was sealed when temperature was 0.5 by default, and top_k no field yet."""
+    now = defaults.list_defaults(Config())
+    then = {path: value for path, value in now.items() if path != "sampling.top_k"}
+    then["sampling.temperature"] = 0.5
+
+    def compute(**fields):
+        return chain.hash_config(History(Config(sampling=SamplingConfig(**fields))), 1, then)
+
+    sealed = chain.hash_config(History(Config()), 1, now)  # nothing is other than by default
+    assert compute(temperature=0.5) == compute(temperature=0.5, top_k=3) == sealed
+    assert compute(temperature=0.7) != sealed != compute(temperature=0.5, top_p=0.5)
+
+
+def test_a_seal_names_the_defaults_that_it_leaves_out():
+    history = History(Config(seed=3))
+    known = defaults.list_defaults(history.config)
+    assert chain.describe_config(history, 1) == {
+        "config": chain.hash_config(history, 1),
+        "defaults": defaults.name_defaults(known),
+    }
