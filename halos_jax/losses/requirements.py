@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from halos_jax.config import Config, SamplingConfig
+from halos_jax.config import Config, ConfigError, SamplingConfig
 from halos_jax.config.kinds import ITEM_KINDS
 from halos_jax.config.tasks import TASKS
 from halos_jax.losses.registry import Loss, Settings, check_loss, get_loss, list_losses
@@ -88,7 +88,45 @@ def check_exact(settings: Settings, feedback: str) -> list[str]:
             "since its records do not say what tokens were drawn from; set "
             "--config.feedback.type=scalar"
         ]
-    return []
+    return check_mixture(settings)
+
+
+def check_mixture(settings: Settings) -> list[str]:
+    """Return the error line for a sum of losses of which some alone read what tokens are drawn
+    from: one batch has either those log-probabilities or the policy's own."""
+    if check_loss(settings) or not (parts := find_mixture(get_loss(settings))):
+        return []
+    with_ratio, without = parts
+    return [
+        f"loss: 'sum' got {with_ratio}, which compares what is drawn with exact ratios, and "
+        f"{without}, which is of the policy at temperature 1 over all tokens; allowed: losses of "
+        "one of the two sorts; or set --config.sampling.exact_ratios=false, or have "
+        "sampling.temperature=1, top_p=1 and top_k=0"
+    ]
+
+
+def reads_drawn(loss: Loss) -> bool:
+    """Tell whether a loss reads what tokens were drawn from, where the data say so.
+
+    Raises:
+      ConfigError: for a sum of which some losses do and others do not.
+    """
+    if mixture := find_mixture(loss):
+        raise ConfigError(
+            "data.train: its records say what tokens were drawn from ('drawn'), which of the sum "
+            f"{mixture[0]} reads and {mixture[1]} does not; allowed: losses of one of the two "
+            "sorts, or records without it (--config.data.ignore_fields=drawn)"
+        )
+    return loss.old
+
+
+def find_mixture(loss: Loss) -> tuple[str, str] | None:
+    """Return a loss of a sum with a ratio to the policy that sampled, and one without; else None.
+
+    Alone, only the first one reads what the tokens were drawn from.
+    """
+    names = {part.old: part.name for part in loss.parts}
+    return (names[True], names[False]) if len(names) == 2 else None
 
 
 def needs_exact(config: Config) -> bool:

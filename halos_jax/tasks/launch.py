@@ -28,6 +28,7 @@ from halos_jax.losses import (
     check_exact,
     check_feedback,
     check_loss,
+    check_mixture,
     check_reference,
     settle_sampling,
 )
@@ -169,6 +170,8 @@ def _check_objective(config: Config) -> list[str]:
         )
         if config.sampling.exact_ratios is True and not errors:
             errors += check_exact(config.loss, config.feedback.type)
+        elif settle_sampling(config).exact_ratios and not errors:
+            errors += check_mixture(config.loss)
     if task.has_reference:
         errors += check_reference(config.loss, config.rounds.reference, task=config.task)
     by_feedback = config.task == "eval" and config.eval.on == "feedback"

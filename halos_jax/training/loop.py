@@ -14,7 +14,7 @@ from halos_jax import sharding
 from halos_jax.config import Config
 from halos_jax.console.bars import make_progress
 from halos_jax.console.values import describe_step
-from halos_jax.losses import Loss, average_metrics
+from halos_jax.losses import Loss, average_metrics, reads_drawn
 from halos_jax.metrics import MetricWriter
 from halos_jax.models.lora import Frozen, abstract_trained
 from halos_jax.models.spec import DecoderConfig
@@ -162,7 +162,7 @@ def make_dataset(
 
     Raises:
       ConfigError: if the loss corrects for the policy that sampled, and some items do not say how
-        likely they were to it.
+        likely they were to it; or as `reads_drawn`.
     """
     if trainer.loss.sampled:
         refuse_unsampled(items)
@@ -174,7 +174,7 @@ def make_dataset(
 def _plan_items(
     trainer: Trainer, items: Sequence[Item], recurring: str, *, seed: int | None, **how: Any
 ) -> Dataset:
-    if not trainer.loss.old and any(item.drawn for item in items):
+    if any(item.drawn for item in items) and not reads_drawn(trainer.loss):
         items = [dataclasses.replace(item, drawn=()) for item in items]
     train = trainer.config.train
     plan = plan_batches(

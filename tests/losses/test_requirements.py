@@ -1,15 +1,22 @@
 """What a loss requires of the rest of the config, and how a want of it is said."""
 
+import itertools
+
 import pytest
 
-from halos_jax.config import Config, FeedbackConfig, SamplingConfig
+from halos_jax.config import Config, ConfigError, FeedbackConfig, SamplingConfig
 from halos_jax.losses import (
     check_evaluation,
     check_exact,
     check_feedback,
+    check_loss,
+    check_mixture,
     check_reference,
+    find_mixture,
+    get_loss,
     list_losses,
     needs_exact,
+    reads_drawn,
     settle_sampling,
 )
 from halos_jax.losses.requirements import check_teacher
@@ -48,6 +55,30 @@ def test_exact_ratios_need_a_loss_and_feedback_that_have_them():
     (line,) = check_exact({"name": "ppo"}, "binary")
     assert "allowed with feedback.type='binary': False" in line
     assert check_exact({"name": "dpoo"}, "scalar") == []  # said by check_loss already
+
+
+def test_a_sum_reads_what_was_drawn_in_all_its_losses_or_in_none():
+    """Of each pair of losses that can be added."""
+    names, found = list_losses(), {True: 0, False: 0}
+    for one, other in itertools.combinations(names, 2):
+        settings = {"name": "sum", one: {}, other: {}}
+        if check_loss(settings):
+            continue
+        is_mixed = get_loss({"name": one}).old != get_loss({"name": other}).old
+        found[is_mixed] += 1
+        lines = check_mixture(settings)
+        assert bool(lines) == is_mixed == bool(find_mixture(get_loss(settings))), settings
+        if is_mixed:
+            assert check_exact(settings, "scalar") == lines
+    assert found[True] == 12 and found[False] > 100
+    (line,) = check_mixture({"name": "sum", "rloo": {}, "dapo": {"weight": 0.5}})
+    assert line.startswith("loss: 'sum' got dapo, which compares what is drawn with exact ratios")
+    assert "and rloo, which is of the policy at temperature 1" in line
+    assert check_mixture({"name": "dapo"}) == check_mixture({"name": "dpoo"}) == []
+    with pytest.raises(ConfigError, match="which of the sum dapo reads and rloo does not"):
+        reads_drawn(get_loss({"name": "sum", "rloo": {}, "dapo": {}}))
+    assert reads_drawn(get_loss({"name": "sum", "dr_grpo": {}, "dapo": {}}))
+    assert not reads_drawn(get_loss({"name": "sum", "rloo": {}, "grpo": {}}))
 
 
 def draw(loss, *, task="online", feedback="scalar", **fields) -> Config:

@@ -136,6 +136,23 @@ def test_exact_ratios_by_auto_stand_in_for_kept_log_probs_where_they_are_on(temp
     assert all("sampling.keep_logps: got False" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("temperature", "exact", "count"),
+    [(0.7, "auto", 1), (0.7, True, 1), (1.0, "auto", 0), (0.7, False, 0)],
+)
+def test_a_sum_with_and_without_ratios_to_what_was_drawn_is_refused(temperature, exact, count):
+    sampling = SamplingConfig(
+        temperature=temperature, top_p=1.0, exact_ratios=exact, keep_logps=True
+    )
+    loss = {"name": "sum", "dapo": {"weight": 1.0}, "rloo": {"weight": 0.5}}
+    with pytest.raises(ConfigError) as caught:  # for other reasons, too
+        launch.freeze_checked(
+            Config(feedback=FeedbackConfig(type="scalar"), sampling=sampling, loss=loss)
+        )
+    found = [one for one in str(caught.value).splitlines() if "loss: 'sum' got dapo" in one]
+    assert len(found) == count
+
+
 def test_a_thread_beside_the_main_one_catches_no_signals():
     found = []
 
