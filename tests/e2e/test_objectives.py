@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from halos_jax.workdir import manifests
+from tests.e2e.origins import assert_drawn_by_the_policy
 
 # Scores that a policy can raise: how much of an answer is letters before "n".
 EARLY = ("reward.kind=function", "reward.path=", "reward.function=tests.e2e.rewards:score_early")
@@ -35,6 +36,7 @@ BINARY = ("feedback.type=binary", "feedback.threshold=mean")
                 "rounds.sync_every=2",
                 "train.ema_decay=0.5",
                 "lora.rank=2",
+                "lora.base=int8",
                 *BINARY,
             ),
             "binary_feedback",
@@ -87,6 +89,7 @@ BINARY = ("feedback.type=binary", "feedback.threshold=mean")
                 "sampling.top_p=0.9",
                 "sampling.max_kept=4",
                 "lora.rank=2",
+                "lora.base=nf4",
                 "lora.dropout=0.0",
             ),
             "scalar_feedback",
@@ -127,6 +130,9 @@ def test_two_rounds_online(program, tmp_path, overrides, kind, examples, steps, 
             assert max(map(abs, moved[::steps])) < 1e-5 < max(map(abs, moved))
         # Signs compare policies at temperature 1: in round 1 it is the SFT checkpoint that sampled.
         assert abs(read_metric(workdir, "kl_sampled")[0]) < 1e-5
+    # Re-scored by the trainer's pass, with a value head and on a base in int8 and nf4, too.
+    averaged = "train.ema_decay=0.5" in overrides
+    assert_drawn_by_the_policy(workdir, base="lora.rank=2" in overrides, averaged=averaged)
     assert read_metric(workdir, "loss/eval")
     assert (workdir / "final" / "model.safetensors").exists()
 
