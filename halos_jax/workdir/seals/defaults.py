@@ -23,7 +23,7 @@ def list_defaults(config: Config) -> dict[str, Any]:
     filled = losses.fill_defaults({"name": config.loss.get("name")})
     found |= {f"loss.{name}": value for name, value in filled.items() if name != "name"}
     found = {path: value for path, value in found.items() if is_of_results(path, config)}
-    plain: dict[str, Any] = json.loads(json.dumps(found | BEFORE_AUTO))
+    plain: dict[str, Any] = json.loads(json.dumps({**found, **BEFORE_AUTO}))
     return plain
 
 
