@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jax
@@ -46,6 +48,30 @@ def inputs(tmp_path_factory):
         params = spec.init_params(jax.random.key(seed), config)
         export.save_model(params, config, folder / name, source=folder / "base")
     return folder
+
+
+@pytest.fixture(scope="session")
+def judge():
+    """Yield the address of a judge that gives every answer 7 of 10."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            message = {"message": {"content": "Final Score: 7"}, "finish_reason": "stop"}
+            body = json.dumps({"choices": [message]}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
 
 
 ROOT = Path(__file__).parents[2]

@@ -9,6 +9,10 @@ from pathlib import Path
 from halos_jax.audit import run as audit
 from halos_jax.cli.presets import load_preset
 from halos_jax.config import VerifyConfig, freeze
+from halos_jax.storage import hash_file
+from halos_jax.workdir import intact, ledger
+from halos_jax.workdir.manifests import FileRecord, load_manifest, save_manifest
+from halos_jax.workdir.seals import chain
 
 # Code of the user's own that the run has named.
 RULES = Path(__file__).with_name("watched_rules.py")
@@ -24,6 +28,49 @@ def verify(workdir: Path, **fields) -> list[audit.Finding]:
 def list_wrong(workdir: Path) -> list[str]:
     """Return "check: why" of all that differs."""
     return [f"{one.check}: {one.why}" for one in verify(workdir) if one.outcome == "differs"]
+
+
+def list_folders(workdir: Path) -> list[Path]:
+    """Return the folders with a manifest: those of the rounds, or the workdir of a single task."""
+    return sorted(path.parent for path in intact.find_manifests(workdir))
+
+
+def hash_again(workdir: Path) -> None:
+    """Make the manifests' hashes of their files, and the whole ledger, again."""
+    for folder in list_folders(workdir):
+        manifest = load_manifest(folder)
+        files = {
+            name: FileRecord(hash_file(folder / name), one.count)
+            for name, one in manifest.files.items()
+        }
+        if files != manifest.files:
+            save_manifest(folder, dataclasses.replace(manifest, files=files))
+    lines = [json.loads(line) for line in (workdir / ledger.FILE).read_text().splitlines()]
+    last = {line["path"]: at for at, line in enumerate(lines)}
+    before, written = "", []
+    for at, line in enumerate(lines):
+        path = workdir / line["path"]
+        if "size" in line and path.is_file() and last[line["path"]] == at:
+            line |= {"size": path.stat().st_size, "sha256": hash_file(path)}
+        line.pop("chain")
+        before = ledger._chain(before, line)
+        written.append(json.dumps(line | {"chain": before}) + "\n")
+    (workdir / ledger.FILE).write_text("".join(written))
+
+
+def seal_again(workdir: Path) -> None:
+    """Make the chain of manifests again."""
+    before = ""
+    for folder in list_folders(workdir):
+        manifest = load_manifest(folder)
+        facts = {
+            name: one
+            for name, one in manifest.chain.items()
+            if name not in ("previous", "digest", "added", "added_digest")
+        }
+        manifest = chain.seal(dataclasses.replace(manifest, chain={}), before, facts)
+        save_manifest(folder, manifest)
+        before = manifest.chain["digest"]
 
 
 def edit_row(name: str, change: dict | Callable[[dict], None], at: int = 0):

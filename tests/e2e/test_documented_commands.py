@@ -1,16 +1,13 @@
 """Every command and every Python block of every document runs, at a size for a test."""
 
 import ast
-import json
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 import tomllib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -38,30 +35,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 def place_of(one) -> str:
     return one.place
-
-
-@pytest.fixture(scope="module")
-def judge():
-    """Yield the address of a judge that gives every answer 7 of 10."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.rfile.read(int(self.headers["content-length"]))
-            message = {"message": {"content": "Final Score: 7"}, "finish_reason": "stop"}
-            body = json.dumps({"choices": [message]}).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,16 @@ from halos_jax.config import Config
 from halos_jax.storage import hash_file
 from halos_jax.workdir import ledger
 from halos_jax.workdir.manifests import FileRecord, load_manifest, save_manifest
-from halos_jax.workdir.seals import certificate, chain
+from halos_jax.workdir.seals import certificate
 from tests.e2e.tampering import (
     RULES,
     SCORES,
     TAMPERING,
     edit_json,
     edit_row,
+    hash_again,
     list_wrong,
+    seal_again,
     verify,
 )
 from tests.e2e.test_tampering import stop_run
@@ -122,44 +124,6 @@ def test_the_command_exits_with_1_where_something_differs(program, copy):
 
 
 # --------------------------------------------------------------------------- with hashes made again
-
-
-def hash_again(workdir: Path) -> None:
-    """Make the manifests' hashes of their files, and the whole ledger, again."""
-    for folder in sorted((workdir / "rounds").iterdir()):
-        manifest = load_manifest(folder)
-        files = {
-            name: FileRecord(hash_file(folder / name), one.count)
-            for name, one in manifest.files.items()
-        }
-        if files != manifest.files:
-            save_manifest(folder, dataclasses.replace(manifest, files=files))
-    lines = [json.loads(line) for line in (workdir / ledger.FILE).read_text().splitlines()]
-    last = {line["path"]: at for at, line in enumerate(lines)}
-    before, written = "", []
-    for at, line in enumerate(lines):
-        path = workdir / line["path"]
-        if "size" in line and path.is_file() and last[line["path"]] == at:
-            line |= {"size": path.stat().st_size, "sha256": hash_file(path)}
-        line.pop("chain")
-        before = ledger._chain(before, line)
-        written.append(json.dumps(line | {"chain": before}) + "\n")
-    (workdir / ledger.FILE).write_text("".join(written))
-
-
-def seal_again(workdir: Path) -> None:
-    """Make the chain of manifests again."""
-    before = ""
-    for folder in sorted((workdir / "rounds").iterdir()):
-        manifest = load_manifest(folder)
-        facts = {
-            name: one
-            for name, one in manifest.chain.items()
-            if name not in ("previous", "digest", "added", "added_digest")
-        }
-        manifest = chain.seal(dataclasses.replace(manifest, chain={}), before, facts)
-        save_manifest(folder, manifest)
-        before = manifest.chain["digest"]
 
 
 def test_a_score_with_the_hash_of_its_file_made_again_breaks_the_ledger(copy):
