@@ -339,7 +339,7 @@ def test_a_new_run_leaves_exact_ratios_to_auto(tmp_path):
 
 def test_growth_that_a_killed_start_has_noted_is_noted_once():
     grown = {"data.train": ["8 prompts", "9 prompts"]}
-    once = changes.record_changes(History(Config()), grown, round=2, step=6)
+    once = changes.record_changes(changes.History(Config()), grown, round=2, step=6)
     assert [one["changed"] for one in once.segments] == [grown]
     assert changes.record_changes(once, grown, round=2, step=6).segments == once.segments
     assert len(changes.record_changes(once, grown, round=3, step=9).segments) == 2
