@@ -119,6 +119,9 @@ def new_folder():
 def test_a_preset_of_the_package_is_found_by_its_name_from_anywhere(folder):
     for name in ("quickstart", "quickstart.py", "configs/quickstart.py"):
         assert load_preset(name).task == "pipeline", name
+    assert [load_preset(name).loss.name for name in ("align", "align:kto")] == ["dpo", "kto"]
+    with pytest.raises(ConfigError, match=r"got 'align:ipo'.*got 'ipo', allowed: dpo, kto at "):
+        load_preset("align:ipo")
     (folder / "quickstart").mkdir()  # a workdir of that name
     assert load_preset("quickstart").task == "pipeline"
     (folder / "quickstart.py").write_text(GOOD)  # a file of one's own comes first
@@ -163,8 +166,9 @@ def test_a_wheel_has_the_presets(tmp_path):
     )
     wheel = tmp_path / "dist" / done.stdout.splitlines()[-1]
     names = zipfile.ZipFile(wheel).namelist()
-    found = [name for name in names if name.endswith("/share/halos_jax/configs/quickstart.py")]
-    assert len(found) == 1 and ".data/data/" in found[0]
+    for preset in list_presets():
+        found = [one for one in names if one.endswith(f"/share/halos_jax/configs/{preset}.py")]
+        assert len(found) == 1 and ".data/data/" in found[0]
     assert not [name for name in names if name.startswith("configs/")]
     assert "halos_jax/console/logs.py" in names
 
