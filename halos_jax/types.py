@@ -14,8 +14,7 @@ Shape legend for the whole package. Axes of rows and of sequences are spelled ou
     m  microbatches of a step          K  key/value heads  C  cache length (visible keys)
                                        H  head dimension
 
-The tests check the annotations at run time, at every call and for every record made
-(`tests/shapes.py`).
+The tests check the annotations at run time, at every call and for every record (`shapes.py`).
 """
 
 import dataclasses
@@ -73,9 +72,9 @@ class Turn:
 class Prompt:
     """A conversation that ends with a turn to be answered.
 
-    `prompt_id` identifies the prompt in the whole run. `extra` holds the record's other fields,
-    such as a reference answer, for reward functions. `place` is the record's file and line, for
-    error messages.
+    `prompt_id` identifies the prompt in the whole run: from the second pass over the data on, it
+    ends in the `pass_number` ("7#2"). `extra` holds the record's other fields, such as a reference
+    answer, for reward functions. `place` is the record's file and line, for error messages.
 
     Example:
       >>> prompt = Prompt("7", (Turn("user", "What is 2 + 2?"),), {"answer": "4"}, "math.jsonl:8")
@@ -87,6 +86,7 @@ class Prompt:
     turns: tuple[Turn, ...]
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     place: str = dataclasses.field(default="", compare=False)
+    pass_number: int = 1
 
     @property
     def key(self) -> tuple[str, tuple[Turn, ...]]:

@@ -24,7 +24,8 @@ SCORES = tuple(
     )
 )
 # Fields of the records that this package and HALOs write, by the record's `type`.
-_ALWAYS = {"type", "prompt", "prompt_id", "prompt_ids", "instruction", "extra", "dataset", "split"}
+_PROMPT = ("prompt", "prompt_id", "prompt_ids", "prompt_pass", "instruction")
+_ALWAYS = {"type", *_PROMPT, "extra", "dataset", "split"}
 _OUTPUT = ("output", "reward", "generator", "finish_reason", "sample_id")
 _DRAWN = ("logps", "sum_logps", "mean_entropy", "drawn")
 _SAMPLE = frozenset({*_ALWAYS, *_OUTPUT, "response_ids", *_DRAWN})

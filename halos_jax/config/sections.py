@@ -132,7 +132,10 @@ class DataConfig:
 class RoundsConfig:
     """The rounds of task=online: how many prompts they use, and what the loss compares with."""
 
-    total_prompts: PositiveInt = growing(2048, "online")  # prompts that the whole run may use
+    # Prompts that the whole run may use; one that several passes have counts once in each
+    total_prompts: PositiveInt = growing(2048, "online")
+    # Most passes over the prompts, each in a new order and with other samples
+    passes: PositiveInt = growing(1, "online", elsewhere="result")
     # Prompts of one round; "auto": as many as the signs of the rounds before suggest, within the
     # two bounds below
     prompts_per_round: PositiveInt | Literal["auto"] = 512

@@ -33,8 +33,11 @@ class RoundDone(NamedTuple):
     seconds: float
 
 
-def describe_budget(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
-    """Return lines that say what a run of `rounds`, one or more, will use at most."""
+def describe_budget(config: Config, rounds: Sequence[RoundSize], in_pass: int = 0) -> list[str]:
+    """Return lines that say what a run of `rounds`, one or more, will use at most.
+
+    A pass has `in_pass` prompts; 0: that is not known.
+    """
     sampling, optimizer, noun = config.sampling, config.optimizer, name_examples(config)
     prompts, examples, steps = (sum(column) for column in zip(*rounds, strict=True))
     samples = prompts * sampling.num_samples_per_prompt
@@ -47,7 +50,7 @@ def describe_budget(config: Config, rounds: Sequence[RoundSize]) -> list[str]:
     by_prompts = ", over the prompts" if decays_by_budget(config) else ""
     return [
         f"budget: {show_count(len(rounds), 'rounds')} of {sizes[0]}, {prompts:,} in all"
-        f"{_describe_sizes(config, prompts)}; "
+        f"{_describe_sizes(config, prompts, in_pass)}; "
         f"{show_count(sampling.num_samples_per_prompt, 'samples')} a prompt, {samples:,} in all, "
         f"of at most {show_count(sampling.max_tokens, 'tokens')}, "
         f"{samples * sampling.max_tokens:,} in all",
@@ -175,9 +178,14 @@ def _name_losses(config: Config, mark: str) -> str:
     return f"{mark}fewer where samples {lost}"
 
 
-def _describe_sizes(config: Config, prompts: int) -> str:
-    """Say where a run has fewer prompts than it was to use, and where its sizes are expected."""
+def _describe_sizes(config: Config, prompts: int, in_pass: int) -> str:
+    """Say how often a run has each of its prompts where that is not once, where it has fewer than
+    it was to use, and where its sizes are expected."""
     rounds, notes = config.rounds, list[str]()
+    if rounds.passes > 1 and in_pass:
+        notes.append(f"{prompts / in_pass:.3g} passes over {show_count(in_pass, 'prompts')}")
+    elif rounds.passes > 1:
+        notes.append(f"in at most {rounds.passes} passes over the data's")
     low, high = rounds.min_prompts_per_round, rounds.max_prompts_per_round
     if prompts < rounds.total_prompts:
         notes.append(f"there are no more for rounds.total_prompts={rounds.total_prompts}")

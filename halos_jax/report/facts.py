@@ -86,9 +86,15 @@ def list_facts(run: Recorded) -> list[tuple[str, str]]:
     if run.rounds:
         facts["rounds"] = (
             f"{rounds.get('total_prompts')} prompts, {rounds.get('prompts_per_round')} a round, "
-            f"{sampling.get('num_samples_per_prompt')} samples each"
+            f"{sampling.get('num_samples_per_prompt')} samples each{_name_passes(rounds)}"
         )
     return [(key, str(value)) for key, value in facts.items() if value not in ("", None)]
+
+
+def _name_passes(rounds: Mapping[str, Any]) -> str:
+    """Say in how many passes at most a run has its prompts, if in several."""
+    most = rounds.get("passes", 1)
+    return f", in at most {most} passes" if most != 1 else ""
 
 
 def _name_reward(plain: Mapping[str, Any]) -> str:
@@ -136,6 +142,7 @@ def _choose_readers(
     return [
         ("round", "0 is the SFT policy", lambda one: str(one.round)),
         ("prompts", "prompts sampled from", _count_prompts),
+        ("pass", "over the data, of its prompts, mean", _number("prompt_pass", ".3g")),
         ("pairs", "examples of its feedback", _count_examples),
         ("held-out reward", "mean over held-out prompts, ± 95 %", _estimate("reward_eval")),
         ("win rate", "against SFT, of held-out samples", _number("win_rate_eval", ".0%")),

@@ -36,7 +36,7 @@ NO_PROMPTS = RoundPlan(0, 0)  # of round 0, which only evaluates
 class Budget:
     """How many prompts the run may use, and which of them its rounds have got so far.
 
-    The first `num_skip` prompts of the order are left out: another run has consumed them. `opened`
+    The order is that of all passes, one after the other. A prompt counts once in each. The first `num_skip` prompts of the order are left out: another run has consumed them. `opened`
     holds the ranges of the rounds that have begun, which may be of any size. The next round starts
     where the last of them ends. How many rounds there will be is an expectation: it takes the
     rounds that have not begun to have `prompts_per_round` prompts each.
@@ -48,10 +48,14 @@ class Budget:
     opened: tuple[tuple[int, int], ...] = ()
 
     @property
+    def used(self) -> int:
+        """Where in the order the rounds that have begun end, and the next one starts."""
+        return self.opened[-1][1] if self.opened else self.num_skip
+
+    @property
     def num_rounds(self) -> int:
         """Expected rounds if there are enough prompts, including a partial last round."""
-        start = self.opened[-1][1] if self.opened else self.num_skip
-        left = max(self.num_skip + self.total_prompts - start, 0)
+        left = max(self.num_skip + self.total_prompts - self.used, 0)
         return len(self.opened) + divide_up(left, self.prompts_per_round)
 
     def end(self, num_available: int) -> int:
@@ -102,8 +106,7 @@ class Budget:
         if round <= len(self.opened):
             return RoundPlan(*self.opened[round - 1])
         end = self.end(num_available)
-        first = self.opened[-1][1] if self.opened else self.num_skip
-        start = first + (round - 1 - len(self.opened)) * self.prompts_per_round
+        start = self.used + (round - 1 - len(self.opened)) * self.prompts_per_round
         stop = min(start + self.prompts_per_round, end)
         return RoundPlan(min(start, end), stop) if stop > start else RoundPlan(end, end)
 
@@ -144,15 +147,31 @@ def expect_steps(
     return steps
 
 
-def describe_shortage(budget: Budget, num_available: int) -> str | None:
-    """Return a line that says so if there are fewer prompts than the budget allows, else None."""
-    usable = max(num_available - budget.num_skip, 0)
-    if usable >= budget.total_prompts:
-        return None
+def describe_shortage(budget: Budget, num_prompts: int, passes: int = 1) -> str | None:
+    """Return a line that says so if there are fewer prompts than the budget allows, or fewer in it
+    than so many passes have; else None.
+
+    Args:
+      num_prompts: how many prompts a pass has.
+    """
+    available = num_prompts * passes
+    usable = max(available - budget.num_skip, 0)
     after = f" after rounds.num_skip={budget.num_skip}" if budget.num_skip else ""
+    if usable >= budget.total_prompts:
+        used = divide_up(budget.end(available), num_prompts)
+        if used == passes:
+            return None
+        return (
+            f"rounds.passes: got {passes}, but rounds.total_prompts={budget.total_prompts}{after} "
+            f"ends in pass {used} over the {num_prompts} prompts of data.train; for all passes set "
+            f"--config.rounds.total_prompts={usable}"
+        )
+    spread = f" in {passes} passes" if passes > 1 else ""
     return (
-        f"data.train: {usable} prompts{after} are enough for {budget.count_rounds(num_available)} "
-        f"of {budget.num_rounds} rounds (rounds.total_prompts={budget.total_prompts}): the run "
-        "ends after these, and the learning rate's schedule is laid out for them; add prompts, "
-        "now or once it has ended, or lower rounds.total_prompts"
+        f"data.train: {usable} prompts{spread}{after} are enough for "
+        f"{budget.count_rounds(available)} of {budget.num_rounds} rounds "
+        f"(rounds.total_prompts={budget.total_prompts}): the run ends after these, and the "
+        "learning rate's schedule is laid out for them; raise rounds.passes to use them more than "
+        "once (recipes for GSM8K take ten passes and more), add prompts, now or once it has ended, "
+        "or lower rounds.total_prompts"
     )

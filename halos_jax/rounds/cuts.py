@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from halos_jax.config import SamplingConfig
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.lengths import Tally, report_positions, report_prompts
@@ -93,6 +95,20 @@ def report_samples(sampler: Limited, samples: Sequence[Sample], label: str) -> N
     for sample in samples:
         tally.add(len(sample.prompt_ids) + len(sample.response_ids), positions)
     report_positions(label, tally, positions)
+
+
+def measure_samples(samples: Sequence[Sample]) -> dict[str, float]:
+    """Return the metrics of a round's samples for its manifest.
+
+    "prompt_pass", the mean pass of their prompts, is among them once one is of a later pass.
+    """
+    metrics = {
+        "samples": len(samples),
+        "response_tokens_mean": float(np.mean([len(sample.response_ids) for sample in samples])),
+        "truncated": sum(sample.finish_reason == FINISH_LENGTH for sample in samples),
+    }
+    passes = [sample.prompt.pass_number for sample in samples]
+    return metrics | ({"prompt_pass": float(np.mean(passes))} if max(passes, default=1) > 1 else {})
 
 
 def _report_sets(settings: SamplingConfig, samples: Sequence[Sample], label: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets, holdout
 from halos_jax.data.selection import select_train
+from halos_jax.integers import divide_up
 from halos_jax.storage import Note, WorkdirError, write_json_atomic
 from halos_jax.types import Prompt
 from halos_jax.workdir.intact import PROMPTS
@@ -106,6 +107,57 @@ def _leave_held_out(found: Sequence[Prompt], held_out: Sequence[Prompt]) -> list
             again[0].prompt_id,
         )
     return [one for one in found if holdout.make_key(one) not in held] if held else list(found)
+
+
+def spread_passes(prompts: list[Prompt], config: Config, needed: int) -> list[Prompt]:
+    """Return the order of a run over `rounds.passes`, as far as the first `needed` prompts reach.
+
+    A pass has every prompt once, each time in another order and with an id of that pass, so that
+    its samples are others. The first pass is `prompts` themselves.
+
+    Raises:
+      ConfigError: if a prompt of the data has the id that another one gets in a later pass.
+    """
+    ids, every = {one.prompt_id for one in prompts}, list(prompts)
+    most = min(config.rounds.passes, divide_up(needed, max(len(prompts), 1)))
+    for number in range(2, most + 1):
+        again = [_take_again(one, number) for one in prompts]
+        for known, one in zip(prompts, again, strict=True):
+            if one.prompt_id in ids:
+                raise ConfigError(
+                    f"rounds.passes: got {config.rounds.passes}, but {one.prompt_id!r}, the id "
+                    f"that prompt {known.prompt_id!r} gets in pass {number}, is that of another "
+                    "prompt; rename one of them, or leave 'prompt_id' out of the records"
+                )
+        every += datasets.order_prompts(again, config.seed)
+    return every
+
+
+def _take_again(prompt: Prompt, number: int) -> Prompt:
+    again = f"{prompt.prompt_id}#{number}"
+    return dataclasses.replace(prompt, prompt_id=again, pass_number=number)
+
+
+def find_source_id(prompt_id: str, pass_number: int) -> str:
+    """Return the id in the data of a prompt that a pass has under `prompt_id`."""
+    return prompt_id.removesuffix(f"#{pass_number}") if pass_number > 1 else prompt_id
+
+
+def refuse_late(order: Order, prompts: Sequence[Prompt], used: int) -> None:
+    """Raise ConfigError if prompts were added once the second pass has begun.
+
+    Args:
+      prompts: those of the order that can be used.
+      used: where in the order of all passes the rounds that have begun end.
+    """
+    added = {one.prompt_id for one in order.prompts[sum(order.groups[:-1]) :]}
+    before = sum(one.prompt_id not in added for one in prompts)
+    if order.growth and used > before:
+        raise ConfigError(
+            f"data.train: {len(added)} prompts were added to the {before} that the run had, but it "
+            "is beyond its first pass over them (rounds.passes), and all passes have the same "
+            "prompts; take them out, or start a new run with --config.workdir=DIR"
+        )
 
 
 def save_order(order: Order, workdir: Path, note: Note | None = None) -> None:

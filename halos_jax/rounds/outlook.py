@@ -36,7 +36,7 @@ def make_budget(config: Config, workdir: Path) -> Budget:
 def has_new_prompts(config: Config, workdir: Path) -> bool:
     """Tell whether prompts were added to a complete run that had ended for lack of them."""
     known, rounds = count_known(workdir), config.rounds
-    if known is None or known >= rounds.num_skip + rounds.total_prompts:
+    if known is None or known * rounds.passes >= rounds.num_skip + rounds.total_prompts:
         return False
     try:
         return load_order(config, workdir).is_new
@@ -64,13 +64,12 @@ def choose_prompts_per_round(
     Args:
       budget: the ranges of all rounds before, and what is left: a prompt or more.
       done: the manifests of round 0 and of all rounds before, with the metrics of their evaluation.
-      num_prompts: how many prompts the order has.
+      num_prompts: how many prompts the order of all passes has.
     """
     size = config.rounds.prompts_per_round
     if size != "auto":
         return size, {}
-    start = budget.opened[-1][1] if budget.opened else budget.num_skip
-    left = budget.end(num_prompts) - start
+    left = budget.end(num_prompts) - budget.used
     rate = config.optimizer.learning_rate
     chosen = choose_size(config, [read_signs(one, rate, config) for one in done], left)
     logger.info("round %d gets %d prompts: %s", len(done), chosen.prompts, chosen.reason)
@@ -93,12 +92,14 @@ def read_signs(manifest: Manifest, rate: float, config: Config) -> RoundSigns:
     return RoundSigns(manifest.round, prompts, rate, metrics, back_to=back_to)
 
 
-def refuse_no_rounds(budget: Budget, num_prompts: int) -> None:
-    """Raise ConfigError if an order of `num_prompts` leaves none for any round."""
-    if not budget.count_rounds(num_prompts):
+def refuse_no_rounds(budget: Budget, num_prompts: int, passes: int) -> None:
+    """Raise ConfigError if so many passes over `num_prompts` leave none for any round."""
+    if not budget.count_rounds(num_prompts * passes):
+        spread = f" in each of {passes} passes" if passes > 1 else ""
         raise ConfigError(
-            f"rounds.num_skip: got {budget.num_skip}, but data.train has {num_prompts} prompts, so "
-            "none is left for a round; allowed: fewer than there are; lower it, or add prompts"
+            f"rounds.num_skip: got {budget.num_skip}, but data.train has {num_prompts} "
+            f"prompts{spread}, so none is left for a round; allowed: fewer than there are; lower "
+            "it, or add prompts"
         )
 
 
@@ -110,14 +111,15 @@ def lay_out(
     If the run decides on the way how many steps it takes, they are those expected at its start.
 
     Args:
-      num_prompts: how many prompts of the order can be used.
+      num_prompts: how many prompts of the order can be used, each of them once in a pass.
       order: tells how many prompts were added after the first start.
 
     Raises:
       ConfigError: if there is no prompt for any round.
     """
-    refuse_no_rounds(budget, num_prompts)
-    shortage = describe_shortage(budget, num_prompts)
+    passes = config.rounds.passes
+    refuse_no_rounds(budget, num_prompts, passes)
+    shortage = describe_shortage(budget, num_prompts, passes)
     if shortage:
         logger.warning("%s", shortage)
     items = get_loss(config.loss).items
@@ -133,13 +135,15 @@ def lay_out(
             epochs=epochs,
         )
 
-    steps = count(budget, num_prompts, lambda round: history.value_in("train.epochs", round))
-    total, epochs = (
-        history.list_values(path)[0] for path in ("rounds.total_prompts", "train.epochs")
+    available = num_prompts * passes
+    steps = count(budget, available, lambda round: history.value_in("train.epochs", round))
+    total, epochs, passes = (
+        history.list_values(path)[0]
+        for path in ("rounds.total_prompts", "train.epochs", "rounds.passes")
     )
     at_start = dataclasses.replace(budget, total_prompts=total, opened=())
     added = len(order.prompts) - order.at_start
-    first = count(at_start, max(num_prompts - added, 0), lambda round: epochs)
+    first = count(at_start, max(num_prompts - added, 0) * passes, lambda round: epochs)
     if has_unknown_steps(config):
         return config, first
     optimizer = keep_warmup(config.optimizer, first, steps)
@@ -151,7 +155,7 @@ def measure_progress(budget: Budget, folder: Path, available: int) -> tuple[floa
 
     Args:
       folder: the round's.
-      available: how many prompts the run has.
+      available: how many prompts the run has, in all passes.
     """
     manifest = manifests.load_manifest(folder)
     if manifest is None:

@@ -20,7 +20,7 @@ class RunPrompts(NamedTuple):
     """The prompts of a run; no prompt is in two of these lists.
 
     Attributes:
-      train: those of `data.train` in the order of the run.
+      train: those of `data.train` in the order of the run's first pass over them.
       held_out: those on which every round is watched.
       test: those on which the first and the final policy are scored.
     """
@@ -28,6 +28,11 @@ class RunPrompts(NamedTuple):
     train: list[Prompt]
     held_out: list[Prompt]
     test: list[Prompt]
+
+    def cut(self, start: int, stop: int, config: Config) -> "RunPrompts":
+        """Return those that a run samples from if it has `[start, stop)` of all of its passes."""
+        has_all = stop > len(self.train) and config.rounds.passes > 1
+        return self if has_all else self._replace(train=self.train[start:stop])
 
 
 def load_prompts(config: Config, renderer: Renderer, needed: int, order: Order) -> RunPrompts:

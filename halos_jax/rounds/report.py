@@ -31,7 +31,7 @@ _ROWS = 12  # of the table that is shown after a round: the newest
 
 # What the stages before training say in a round's manifest. The rest, which is the signs and the
 # evaluation, is in the metrics since it was measured.
-_COUNTS = ("samples", "truncated", "response_tokens_mean", "steps_done")
+_COUNTS = ("samples", "truncated", "response_tokens_mean", "prompt_pass", "steps_done")
 
 
 def report_budget(
@@ -41,11 +41,11 @@ def report_budget(
 
     Args:
       config: with the warm-up that the run was started with.
-      num_prompts: how many prompts the order has, enough for a round.
+      num_prompts: how many prompts a pass has, enough for a round.
       epochs: maps the number of a round to how many epochs it trains.
     """
-    sizes = list_sizes(config, budget, num_prompts, epochs)
-    for line in describe_budget(config, sizes):
+    sizes = list_sizes(config, budget, num_prompts * config.rounds.passes, epochs)
+    for line in describe_budget(config, sizes, num_prompts):
         logger.info("%s", line)
     for line in find_traps(config, sizes):
         logger.warning("%s", line)
@@ -54,7 +54,10 @@ def report_budget(
 def list_sizes(
     config: Config, budget: Budget, num_prompts: int, epochs: Callable[[int], int]
 ) -> list[RoundSize]:
-    """Return what each round that has prompts will use at most; see `report_budget`."""
+    """Return what each round that has prompts will use at most; see `report_budget`.
+
+    `num_prompts` is how many the order of all passes has.
+    """
     items, per_prompt = get_loss(config.loss).items, config.sampling.num_samples_per_prompt
     sizes = []
     for round in range(1, budget.count_rounds(num_prompts) + 1):

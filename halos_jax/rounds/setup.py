@@ -20,11 +20,11 @@ from halos_jax.policies.teacher import load_teacher
 from halos_jax.rewards.held_out import make_scorers
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds.context import Rollouts, Run
-from halos_jax.rounds.order import load_order, save_order
+from halos_jax.rounds.order import load_order, refuse_late, save_order, spread_passes
 from halos_jax.rounds.outcome.decisions import find_needed, keeps_best, lower_rate
 from halos_jax.rounds.outlook import find_place, lay_out, make_budget
 from halos_jax.rounds.progress import Progress, restore_progress
-from halos_jax.rounds.prompts import RunPrompts, check_lengths, load_prompts
+from halos_jax.rounds.prompts import check_lengths, load_prompts
 from halos_jax.rounds.report import report_budget
 from halos_jax.rounds.rewind import rewind
 from halos_jax.sampling.sampler import make_sampler
@@ -50,15 +50,17 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     refuse_longer(policy.decoder, {"train.max_length": config.train.max_length})
     budget, order = make_budget(config, workdir), load_order(config, workdir)
     needed = budget.num_skip + budget.total_prompts
-    prompts, held_out, test = load_prompts(config, policy.renderer, needed, order)
+    loaded = load_prompts(config, policy.renderer, needed, order)
+    refuse_late(order, loaded.train, budget.used)
+    prompts = spread_passes(loaded.train, config, needed)
 
     def lay_out_from(place: Mapping[str, int]) -> tuple[Config, int]:
         history = workspace.plan_segment(grown=order.growth, **place)
         now = make_budget(config, workdir)
-        laid_out, steps = lay_out(config, history, now, len(prompts), order)
+        laid_out, steps = lay_out(config, history, now, len(loaded.train), order)
         return lower_rate(laid_out, workdir, place["round"]), steps
 
-    keeps = keeps_best(config, is_evaluated=bool(held_out))
+    keeps = keeps_best(config, is_evaluated=bool(loaded.held_out))
     checkpoints, grows = _open_checkpoints(workspace, keeps=keeps)
     laid_out, trainer, progress = _restore(workspace, policy, checkpoints, lay_out_from)
     workspace.begin_execution((progress.round, progress.stage_step))
@@ -69,12 +71,12 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     rounds = budget.count_rounds(len(prompts))
     logger.info(
         "%d prompts, %d held out, %d for the test; %s; mesh %s",
-        *map(len, (prompts, held_out, test)),
+        *map(len, loaded),
         show_count(rounds, "rounds"),
         sharding.describe(workspace.mesh),
     )
     warn_of_idle(workspace.config, rounds)
-    report_budget(workspace.config, budget, len(prompts), _read_epochs(workspace))
+    report_budget(workspace.config, budget, len(loaded.train), _read_epochs(workspace))
     state, is_trained = trainer.abstract_state, progress.round >= rounds
     require_room(workdir, state, is_trained=is_trained, checkpoints=grows)
     _go_back(workspace, checkpoints, progress, keeps=keeps)
@@ -87,14 +89,13 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
         checkpoints=checkpoints,
         writer=workspace.open_metrics(int(progress.state.step)),
         prompts=prompts,
-        held_out=held_out,
-        test=test,
+        held_out=loaded.held_out,
+        test=loaded.test,
         layouts=layouts,
         budget=budget,
         remake=functools.partial(_remake, workspace, policy, trainer, lay_out_from),
     )
-    used = RunPrompts(prompts[budget.num_skip : needed], held_out, test)
-    check_lengths(run.rollouts.sampler, config, used)
+    check_lengths(run.rollouts.sampler, config, loaded.cut(budget.num_skip, needed, config))
     progress.budget = budget
     return run, progress
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from halos_jax import sharding
 from halos_jax.checkpoints.position import Position
 from halos_jax.config import Config
@@ -33,7 +31,7 @@ from halos_jax.rewards.labels import (
     read_scores,
 )
 from halos_jax.rounds.context import Rollouts, Run, StageResult
-from halos_jax.rounds.cuts import report_samples
+from halos_jax.rounds.cuts import measure_samples, report_samples
 from halos_jax.rounds.outlook import measure_progress
 from halos_jax.rounds.proof import origin as origins
 from halos_jax.rounds.proof.origin import UNKNOWN, Origin
@@ -146,14 +144,7 @@ def write_samples(
     report_samples(run.sampler, samples, f"round {round}" if round else "samples")
     kept = drop_logps(run.config, samples)
     write_rows(run.workspace, folder / "samples.jsonl", map(records.sample_to_record, kept))
-    lengths = [len(sample.response_ids) for sample in samples]
-    truncated = sum(sample.finish_reason == "length" for sample in samples)
-    metrics = {
-        "samples": len(samples),
-        "response_tokens_mean": float(np.mean(lengths)),
-        "truncated": truncated,
-    }
-    return StageResult({"samples.jsonl": len(samples)}, metrics)
+    return StageResult({"samples.jsonl": len(samples)}, measure_samples(samples))
 
 
 def score_stage(run: Rollouts, folder: Path) -> StageResult:

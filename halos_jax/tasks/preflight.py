@@ -40,8 +40,8 @@ from halos_jax.rewards.held_out import check_held_out, list_scorers
 from halos_jax.rewards.judge.scorer import probe_judge
 from halos_jax.rewards.parts import name_fields, part_to_reward
 from halos_jax.rounds import cuts
-from halos_jax.rounds.budget import Budget
-from halos_jax.rounds.order import start_order
+from halos_jax.rounds.budget import Budget, describe_shortage
+from halos_jax.rounds.order import spread_passes, start_order
 from halos_jax.rounds.outlook import refuse_no_rounds
 from halos_jax.rounds.prompts import RunPrompts, check_lengths, load_prompts, load_usable
 from halos_jax.rounds.report import report_budget
@@ -224,11 +224,16 @@ def check_online_data(config: Config, decoder: DecoderConfig, renderer: Renderer
     needed = skip + rounds.total_prompts
     prompts, others, test = load_prompts(config, renderer, needed, start_order(config))
     budget = Budget(rounds.total_prompts, expect_size(config), skip)
-    refuse_no_rounds(budget, len(prompts))
+    passes = rounds.passes
+    refuse_no_rounds(budget, len(prompts), passes)
+    if shortage := describe_shortage(budget, len(prompts), passes):
+        logger.warning("%s", shortage)
+    spread_passes(prompts, config, needed)
     report_budget(config, budget, len(prompts), lambda round: config.train.epochs)
     warn_of_rate(config, decoder)
     limited = _Limits(config.sampling, decoder, renderer)
-    check_lengths(limited, config, RunPrompts(prompts[skip:needed], others, test))
+    used = RunPrompts(prompts, others, test).cut(skip, needed, config)
+    check_lengths(limited, config, used)
 
 
 def check_sampled_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:

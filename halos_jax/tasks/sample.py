@@ -33,6 +33,7 @@ from halos_jax.rewards.labels import read_scores
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
 from halos_jax.rounds.context import Rollouts, StageResult
+from halos_jax.rounds.order import spread_passes
 from halos_jax.rounds.proof.origin import identify, name_sampled
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.tasks import scoring
@@ -101,11 +102,14 @@ def draw_samples(job: Job) -> None:
 def select_prompts(config: Config, ordered: list[Prompt]) -> list[Prompt]:
     """Return the prompts that the task samples from, given all prompts in an online run's order.
 
+    They are those of all passes, `rounds.passes`, one after the other.
+
     Raises:
       RecordError: if `rounds.num_skip` leaves none.
     """
     start, count = config.rounds.num_skip, config.sampling.num_prompts
-    chosen = ordered[start : start + count if count else None]
+    needed = start + count if count else len(ordered) * config.rounds.passes
+    chosen = spread_passes(ordered, config, needed)[start : start + count if count else None]
     if not chosen:
         raise RecordError(
             f"{config.data.train}: got {len(ordered)} prompts, but rounds.num_skip={start} "
@@ -280,6 +284,12 @@ def check_sample(values: Mapping[str, Any]) -> Iterable[str]:
     """Yield an error line for each bad setting of the output of task=sample."""
     if values["sampling.format"] == "samples":
         return
+    passes = values["rounds.passes"]
+    if passes > 1:
+        yield (
+            f"rounds.passes: got {passes}, but sampling.format='alpacaeval' has one output an "
+            "instruction; allowed: 1"
+        )
     output, samples = values["sampling.output"], values["sampling.num_samples_per_prompt"]
     if output and not output.endswith(".json"):
         yield (

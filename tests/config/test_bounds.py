@@ -38,7 +38,7 @@ AT_LEAST = {
         *("bench.steps", "checkpoint.keep", "model.head_chunk", "model.pad_vocab_to"),
         *("reward.judge.concurrency", "reward.max_length"),
         *("rounds.max_prompts_per_round", "rounds.min_prompts_per_round"),
-        *("rounds.eval_every", "rounds.sync_every", "rounds.total_prompts", "sampling.chunk"),
+        *("rounds.eval_every", "rounds.passes", "rounds.sync_every", "rounds.total_prompts", "sampling.chunk"),
         *("sampling.max_kept", "sampling.max_prompt_length", "sampling.max_tokens"),
         *("sampling.num_samples_per_prompt", "sampling.shard_prompts", "sampling.slots"),
         *("toy.min_letters", "toy.num_eval", "toy.num_sft", "train.batch_size", "train.epochs"),

@@ -121,6 +121,19 @@ def test_fewer_prompts_than_the_budget_are_said():
     )
 
 
+def test_passes_that_the_budget_does_not_reach_and_those_that_are_too_few_are_said():
+    assert describe_shortage(Budget(30, 8), 10, 3) is None
+    assert describe_shortage(Budget(21, 8), 10, 3) is None, "it ends in the third pass"
+    assert describe_shortage(Budget(20, 8), 10, 3) == (
+        "rounds.passes: got 3, but rounds.total_prompts=20 ends in pass 2 over the 10 prompts of "
+        "data.train; for all passes set --config.rounds.total_prompts=30"
+    )
+    assert "ends in pass 1 over" in describe_shortage(Budget(6, 8, 4), 10, 3)
+    assert describe_shortage(Budget(64, 8, 4), 10, 3).startswith(
+        "data.train: 26 prompts in 3 passes after rounds.num_skip=4 are enough for 4 of 8 rounds"
+    )
+
+
 def test_rounds_may_have_any_size_and_each_begins_where_the_last_one_ended():
     budget = Budget(total_prompts=20, prompts_per_round=8, num_skip=2)
     assert budget.end(100) == 22 and budget.end(9) == 9

@@ -8,7 +8,7 @@ import pytest
 
 from halos_jax.config import ConfigError, SamplingConfig
 from halos_jax.drawn import Drawn
-from halos_jax.rounds.cuts import check_prompts, report_samples
+from halos_jax.rounds.cuts import check_prompts, measure_samples, report_samples
 from halos_jax.types import FINISH_LENGTH, FINISH_STOP, Prompt, Sample, Turn
 
 
@@ -99,6 +99,15 @@ def test_samples_beyond_the_models_positions_are_counted(caplog):
         "round 1: 2 of 4 sequences (50 %, the longest has 6 tokens) go beyond the 4 positions"
         in caplog.text
     )
+
+
+def test_the_metrics_of_samples():
+    samples = make_samples(FINISH_STOP, FINISH_LENGTH, FINISH_STOP)
+    known = measure_samples(samples)
+    assert (known["samples"], known["truncated"], len(known)) == (3, 1, 3)
+    again = dataclasses.replace(samples[0].prompt, prompt_id="p#3", pass_number=3)
+    later = [*samples, dataclasses.replace(samples[0], prompt=again)]
+    assert measure_samples(later)["prompt_pass"] == (1 + 1 + 1 + 3) / 4
 
 
 @pytest.mark.parametrize(("top_k", "full"), [(0, 2), (0, 1), (3, 2)])

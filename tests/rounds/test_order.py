@@ -3,11 +3,12 @@ import json
 
 import pytest
 
-from halos_jax.config import Config, ConfigError, DataConfig
+from halos_jax.config import Config, ConfigError, DataConfig, RoundsConfig
 from halos_jax.data import datasets
 from halos_jax.data.selection import select_train
 from halos_jax.rounds import order
 from halos_jax.storage import WorkdirError
+from halos_jax.types import Prompt, Turn
 from halos_jax.workdir.intact import PROMPTS
 
 
@@ -142,3 +143,57 @@ def test_a_held_out_prompt_must_be_there_as_it_was(config, tmp_path):
     write(config, [number for number in range(9) if number != gone])
     with pytest.raises(ConfigError, match=f"1 are gone \\(the first is p{gone}\\)"):
         order.load_order(watched, tmp_path / "run")
+
+
+def spread(prompts, passes, needed=1000, seed=0):
+    rounds = RoundsConfig(passes=passes)
+    return order.spread_passes(prompts, Config(seed=seed, rounds=rounds), needed)
+
+
+PROMPTS = [Prompt(f"p{n}", (Turn("user", f"q{n}"),), {"answer": n}) for n in range(50)]
+
+
+def test_every_pass_has_every_prompt_once_in_an_order_of_its_own():
+    first, found = PROMPTS, spread(PROMPTS, 3)
+    assert spread(PROMPTS, 1) == first and found[:50] == first and len(found) == 150
+    orders = []
+    for number in (1, 2, 3):
+        one = found[50 * (number - 1) : 50 * number]
+        assert {prompt.pass_number for prompt in one} == {number}
+        ids = [order.find_source_id(prompt.prompt_id, number) for prompt in one]
+        assert sorted(ids) == sorted(prompt.prompt_id for prompt in first)
+        assert {prompt.extra["answer"] for prompt in one} == set(range(50))
+        orders.append(ids)
+    assert len({tuple(ids) for ids in orders}) == 3
+    assert len({prompt.prompt_id for prompt in found}) == 150, "ids are unique in the run"
+    assert found[50].prompt_id.endswith("#2") and found[149].prompt_id.endswith("#3")
+    assert spread(PROMPTS, 3) == found and spread(PROMPTS, 3, seed=1)[50:] != found[50:]
+    assert spread(PROMPTS, 9)[:150] == found, "more passes only add to them"
+
+
+@pytest.mark.parametrize(("needed", "count"), [(1, 50), (50, 50), (51, 100), (149, 150)])
+def test_no_more_passes_are_laid_out_than_the_budget_reaches(needed, count):
+    assert len(spread(PROMPTS, 3, needed)) == count
+
+
+def test_the_id_of_a_later_pass_must_not_be_that_of_a_prompt():
+    prompts = [*PROMPTS, dataclasses.replace(PROMPTS[0], prompt_id="p7#2")]
+    with pytest.raises(ConfigError, match=r"rounds\.passes: got 2, but 'p7#2', the id that prompt"):
+        spread(prompts, 2)
+    assert len(spread(prompts, 2, needed=51)) == 51
+
+
+def test_prompts_are_not_added_once_the_second_pass_has_begun(config, tmp_path):
+    write(config, range(9))
+    load(config, tmp_path / "run")
+    write(config, range(12))
+    found = order.load_order(config, tmp_path / "run")
+    order.refuse_late(found, found.prompts, 9)
+    with pytest.raises(ConfigError, match=r"data\.train: 3 prompts were added to the 9 that the run"):
+        order.refuse_late(found, found.prompts, 10)
+    usable = [one for one in found.prompts if one.prompt_id not in ("p0", "p1")]
+    with pytest.raises(ConfigError, match="added to the 7 that"):
+        order.refuse_late(found, usable, 8)
+    order.save_order(found, tmp_path / "run")
+    known = order.load_order(config, tmp_path / "run")
+    order.refuse_late(known, known.prompts, 30)

@@ -82,6 +82,32 @@ def test_more_of_a_run_keeps_the_warm_up_of_its_start(caplog):
     assert steps == 6 + 2 + 6 + 2 and found.optimizer.warmup_steps == 4
 
 
+def change_rounds(**fields):
+    return dataclasses.replace(CONFIG, rounds=dataclasses.replace(CONFIG.rounds, **fields))
+
+
+def test_the_schedule_counts_all_passes(caplog):
+    """10 prompts twice are the rounds of 8, 8 and 4 of 20."""
+    assert lay_out(change_rounds(passes=2), make_order(10)) == (change_rounds(passes=2), 6 + 6 + 3)
+    assert not caplog.records
+    more, steps = lay_out(change_rounds(passes=3), make_order(5))
+    assert steps == 6 + 5 and "data.train: 15 prompts in 3 passes are enough" in caplog.text
+    # Raised on the way: the warm-up stays that of the pass at the start, 6 + 2 steps.
+    segments = ({"round": 3, "step": 8, "changed": {"rounds.passes": [1, 2]}},)
+    config = change_rounds(passes=2)
+    more, steps = lay_out(
+        config, make_order(10), History(config, segments=segments), ((0, 8), (8, 10))
+    )
+    assert steps == 6 + 2 + 6 + 2 and more.optimizer.warmup_steps == 4
+
+
+def test_a_skip_that_leaves_nothing_of_all_passes_is_an_error():
+    config = change_rounds(num_skip=20, passes=2)
+    with pytest.raises(ConfigError, match=r"got 20, but data\.train has 10 prompts in each of 2"):
+        lay_out(config, make_order(10))
+    assert lay_out(change_rounds(num_skip=19, passes=2), make_order(10))[1] == 1
+
+
 def test_rounds_that_are_done_had_the_epochs_of_their_time():
     segments = ({"round": 3, "step": 12, "changed": {"train.epochs": [1, 3]}},)
     more = dataclasses.replace(CONFIG, train=TrainConfig(batch_size=4, epochs=3))
@@ -112,6 +138,8 @@ def test_a_complete_run_sees_prompts_that_have_come(tmp_path):
     assert outlook.has_new_prompts(config, tmp_path)
     small = dataclasses.replace(config, rounds=RoundsConfig(total_prompts=10))
     assert not outlook.has_new_prompts(small, tmp_path), "it has had all that it may"
+    twice = dataclasses.replace(config, rounds=RoundsConfig(total_prompts=20, passes=2))
+    assert not outlook.has_new_prompts(twice, tmp_path), "two passes over 10 were enough"
     file.unlink()
     assert not outlook.has_new_prompts(config, tmp_path), "a complete run needs no data"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from halos_jax.config import Config, ConfigError, DataConfig
+from halos_jax.config import Config, ConfigError, DataConfig, RoundsConfig
 from halos_jax.data.datasets import load_prompts as read
 from halos_jax.data.datasets import order_prompts
 from halos_jax.data.records.fields import RecordError
@@ -45,6 +45,17 @@ def test_prompts_come_in_the_order_of_the_run(config):
     assert [one.turns[0].content for one in held_out] == ["x", "y"]
     data = dataclasses.replace(config.data, eval="")
     assert load(dataclasses.replace(config, data=data), 6) == (prompts, [], [])
+
+
+def test_a_run_that_goes_beyond_a_pass_samples_from_all_of_its_prompts(config):
+    loaded = load(config, 6)
+
+    def count(start, stop, passes):
+        one = dataclasses.replace(config, rounds=RoundsConfig(passes=passes))
+        return [len(part) for part in loaded.cut(start, stop, one)]
+
+    assert count(2, 5, 1) == count(2, 5, 3) == [3, 2, 0]
+    assert count(2, 9, 1) == [4, 2, 0] and count(2, 9, 3) == [6, 2, 0]
 
 
 def test_a_prompt_in_both_files_is_an_error(config):

@@ -227,3 +227,15 @@ def test_a_preference_file_gives_its_prompts(toy, tmp_path):
     everything = datasets.order_prompts(datasets.load_prompts(data.train), config.seed)
     chosen = sample_task.select_prompts(config, everything)
     assert len(everything) > 3 and chosen == everything[:3]
+
+
+def test_the_prompts_of_later_passes_are_those_of_an_online_run(toy, tmp_path):
+    config = make_config(toy, tmp_path, num_prompts=3)
+    ordered = sample_task.load_ordered(config)[:5]
+    rounds = RoundsConfig(passes=2, num_skip=4)
+    twice = dataclasses.replace(config, rounds=rounds)
+    chosen = sample_task.select_prompts(twice, ordered)
+    assert chosen == spread_passes(ordered, twice, 10)[4:7]
+    assert [one.pass_number for one in chosen] == [1, 2, 2]
+    every = dataclasses.replace(twice, sampling=dataclasses.replace(config.sampling, num_prompts=0))
+    assert len(sample_task.select_prompts(every, ordered)) == 6

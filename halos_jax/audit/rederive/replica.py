@@ -31,7 +31,7 @@ from halos_jax.policies.policy import load_frozen, load_start, start_policy
 from halos_jax.policies.teacher import load_teacher
 from halos_jax.rounds import setup
 from halos_jax.rounds.context import Run
-from halos_jax.rounds.order import Order, load_order
+from halos_jax.rounds.order import Order, load_order, spread_passes
 from halos_jax.rounds.outcome.decisions import find_start, lower_rate
 from halos_jax.rounds.outlook import lay_out, make_budget
 from halos_jax.rounds.prompts import load_prompts
@@ -135,6 +135,7 @@ class Replica:
         history = History(config, (), settings.list_before(self.segments, place))
         began = dataclasses.replace(budget, opened=budget.opened[: place[0] - 1])
         laid_out, steps = lay_out(config, history, began, len(prompts.train), order)
+        spread = spread_passes(prompts.train, config, needed)
         laid_out = lower_rate(laid_out, self.scratch, place[0])
         info = RunInfo(self.scratch, True, True, history, no_ledger(self.scratch))
         workspace = Workspace(laid_out, info, self.mesh, self.stop)
@@ -148,7 +149,7 @@ class Replica:
             trainer=setup.make_run_trainer(workspace, policy, frozen, teacher, steps),
             checkpoints=self.checkpoints,
             writer=MetricWriter(None),
-            prompts=prompts.train,
+            prompts=spread,
             held_out=prompts.held_out,
             test=prompts.test,
             layouts=layouts,

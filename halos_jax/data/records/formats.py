@@ -119,7 +119,7 @@ def sample_to_record(sample: Sample, dataset: str = "", *, type: str = "sample")
         record["mean_entropy"] = float(sample.mean_entropy)
     if sample.drawn is not None:
         record["drawn"] = _drawn_to_record(sample.drawn)
-    return record | _extra_to_record(sample.prompt)
+    return record | _rest_to_record(sample.prompt)
 
 
 def _drawn_to_record(drawn: Drawn) -> JsonObject:
@@ -253,7 +253,7 @@ def preference_to_record(
         record[f"finish_reason_{letter}"] = completion.finish_reason
         if completion.logps is not None:
             record[f"logps_{letter}"] = [float(value) for value in completion.logps]
-    return record | _extra_to_record(preference.prompt)
+    return record | _rest_to_record(preference.prompt)
 
 
 def preference_from_record(
@@ -301,7 +301,7 @@ def judgement_to_record(judgement: Judgement) -> JsonObject:
         record["response_ids"] = [int(token) for token in completion.ids]
     if completion.sample_id is not None:
         record["sample_id"] = int(completion.sample_id)
-    return record | _extra_to_record(judgement.prompt)
+    return record | _rest_to_record(judgement.prompt)
 
 
 def judgement_from_record(
@@ -341,7 +341,9 @@ def feedback_from_record(record: Mapping[str, Any]) -> Preference | Judgement | 
 def _read_prompt(fields: Fields) -> Prompt:
     name = "prompt" if fields.has("prompt") or not fields.has("instruction") else "instruction"
     turns = add_context(read_turns(fields, name, "user"), read_context(fields))
-    return Prompt(fields.identifier("prompt_id"), turns, fields.mapping("extra"), fields.place)
+    number = fields.integer("prompt_pass") if fields.has("prompt_pass") else 1
+    prompt_id, extra = fields.identifier("prompt_id"), fields.mapping("extra")
+    return Prompt(prompt_id, turns, extra, fields.place, number)
 
 
 def _read_completion(fields: Fields, letter: str) -> Completion:
@@ -380,5 +382,7 @@ def _completion_key(completion: Completion) -> str:
     return digest([_list_parts(turn) for turn in completion.turns])
 
 
-def _extra_to_record(prompt: Prompt) -> JsonObject:
-    return {"extra": dict(prompt.extra)} if prompt.extra else {}
+def _rest_to_record(prompt: Prompt) -> JsonObject:
+    """Return what a record says of a prompt where there is anything to say."""
+    again = {"prompt_pass": prompt.pass_number} if prompt.pass_number > 1 else {}
+    return again | ({"extra": dict(prompt.extra)} if prompt.extra else {})

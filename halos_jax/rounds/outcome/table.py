@@ -143,6 +143,7 @@ def _choose_columns(rows: Sequence[Row], plain: Mapping[str, Any]) -> list[Colum
         make("round", lambda row: str(row.manifest.round)),
         make("from", lambda row: row.start if went_back and row.manifest.round else ""),
         make("prompts", lambda row: str(row.prompts), 4),
+        make("pass", _reader("prompt_pass", ".3g"), 5),
         make(_name_examples(plain, known), lambda row: str(row.examples)),
         make("steps", lambda row: "" if row.steps is None else str(row.steps), 2),
         make("reward", lambda row: show_estimate(row.metrics, "reward_eval")),
