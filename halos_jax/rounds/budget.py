@@ -36,8 +36,9 @@ NO_PROMPTS = RoundPlan(0, 0)  # of round 0, which only evaluates
 class Budget:
     """How many prompts the run may use, and which of them its rounds have got so far.
 
-    The order is that of all passes, one after the other. A prompt counts once in each. The first `num_skip` prompts of the order are left out: another run has consumed them. `opened`
-    holds the ranges of the rounds that have begun, which may be of any size. The next round starts
+    The order is that of all passes, one after the other; a prompt counts once in each. The first
+    `num_skip` prompts of the order are left out: another run has consumed them. `opened` holds the
+    ranges of the rounds that have begun, which may be of any size. The next round starts
     where the last of them ends. How many rounds there will be is an expectation: it takes the
     rounds that have not begun to have `prompts_per_round` prompts each.
     """
@@ -53,14 +54,19 @@ class Budget:
         return self.opened[-1][1] if self.opened else self.num_skip
 
     @property
+    def limit(self) -> int:
+        """Where in the order the budget ends, if there are enough prompts."""
+        return self.num_skip + self.total_prompts
+
+    @property
     def num_rounds(self) -> int:
         """Expected rounds if there are enough prompts, including a partial last round."""
-        left = max(self.num_skip + self.total_prompts - self.used, 0)
+        left = max(self.limit - self.used, 0)
         return len(self.opened) + divide_up(left, self.prompts_per_round)
 
     def end(self, num_available: int) -> int:
         """Return where in an order of `num_available` prompts the last round ends."""
-        return min(self.num_skip + self.total_prompts, num_available)
+        return min(self.limit, num_available)
 
     def measure(self, start: int, stop: int, num_available: int) -> tuple[float, float]:
         """Return the shares of the run's prompts that lie before `start` and before `stop`."""

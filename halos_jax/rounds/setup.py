@@ -49,10 +49,9 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     policy.refuse_classifier(config.model.path)
     refuse_longer(policy.decoder, {"train.max_length": config.train.max_length})
     budget, order = make_budget(config, workdir), load_order(config, workdir)
-    needed = budget.num_skip + budget.total_prompts
-    loaded = load_prompts(config, policy.renderer, needed, order)
+    loaded = load_prompts(config, policy.renderer, budget.limit, order)
     refuse_late(order, loaded.train, budget.used)
-    prompts = spread_passes(loaded.train, config, needed)
+    prompts = spread_passes(loaded.train, config, budget.limit)
 
     def lay_out_from(place: Mapping[str, int]) -> tuple[Config, int]:
         history = workspace.plan_segment(grown=order.growth, **place)
@@ -77,8 +76,8 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
     )
     warn_of_idle(workspace.config, rounds)
     report_budget(workspace.config, budget, len(loaded.train), _read_epochs(workspace))
-    state, is_trained = trainer.abstract_state, progress.round >= rounds
-    require_room(workdir, state, is_trained=is_trained, checkpoints=grows)
+    is_trained = progress.round >= rounds
+    require_room(workdir, trainer.abstract_state, is_trained=is_trained, checkpoints=grows)
     _go_back(workspace, checkpoints, progress, keeps=keeps)
     layouts = LayoutMemory()
     run = Run(
@@ -95,7 +94,7 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
         budget=budget,
         remake=functools.partial(_remake, workspace, policy, trainer, lay_out_from),
     )
-    check_lengths(run.rollouts.sampler, config, loaded.cut(budget.num_skip, needed, config))
+    check_lengths(run.rollouts.sampler, config, loaded.cut(budget.num_skip, budget.limit, config))
     progress.budget = budget
     return run, progress
 

@@ -135,6 +135,15 @@ def test_right_configs_pass(task):
             "guard.scorer: got 'g', allowed: one of eval.scorers: f",
         ),
         ({"task": "sample", "sampling__format": "alpacaeval"}, "has one output an instruction"),
+        (
+            {
+                "task": "sample",
+                "sampling__format": "alpacaeval",
+                "sampling__num_samples_per_prompt": 1,
+                "rounds__passes": 2,
+            },
+            "rounds.passes: got 2, but sampling.format='alpacaeval'",
+        ),
         ({"task": "sample", "sampling__best_of": True, "reward__path": ""}, "reward.path: got ''"),
         (
             {

@@ -46,10 +46,12 @@ def test_the_description_of_a_budget():
     ]
     assert describe_budget(CONFIG, ROUNDS[:1])[0].startswith("budget: 1 round of 512 prompts, 512")
     twice = change(CONFIG, "rounds", passes=2)
-    assert "1,600 in all (1.6 passes over 1,000 prompts); 4" in describe_budget(
-        twice, ROUNDS, 1000
-    )[0]
-    assert "1,600 in all (in at most 2 passes over the data's);" in describe_budget(twice, ROUNDS)[0]
+    assert (
+        "1,600 in all (1.6 passes over 1,000 prompts); 4" in describe_budget(twice, ROUNDS, 1000)[0]
+    )
+    assert (
+        "1,600 in all (in at most 2 passes over the data's);" in describe_budget(twice, ROUNDS)[0]
+    )
 
 
 def test_ratios_that_are_not_of_what_is_drawn_are_warned_of_where_that_is_asked_for():

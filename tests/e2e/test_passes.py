@@ -57,6 +57,7 @@ def test_a_prompt_that_a_round_has_twice_gets_other_samples(spread):
     assert twice[""] != twice["2"] and len(twice[""]) == len(twice["2"]) == 3
 
 
+@pytest.mark.slow
 def test_kill_between_the_passes(program, spread, tmp_path):
     expected, events, _ = spread
     once = [event for event in events if events.count(event) == 1 and event.startswith("2 ")]

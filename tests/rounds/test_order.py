@@ -5,10 +5,19 @@ import pytest
 
 from halos_jax.config import Config, ConfigError, DataConfig, RoundsConfig
 from halos_jax.data import datasets
+from halos_jax.data.records import formats
 from halos_jax.data.selection import select_train
 from halos_jax.rounds import order
 from halos_jax.storage import WorkdirError
-from halos_jax.types import Prompt, Turn
+from halos_jax.types import (
+    FINISH_STOP,
+    Completion,
+    Judgement,
+    Preference,
+    Prompt,
+    Sample,
+    Turn,
+)
 from halos_jax.workdir.intact import PROMPTS
 
 
@@ -150,12 +159,12 @@ def spread(prompts, passes, needed=1000, seed=0):
     return order.spread_passes(prompts, Config(seed=seed, rounds=rounds), needed)
 
 
-PROMPTS = [Prompt(f"p{n}", (Turn("user", f"q{n}"),), {"answer": n}) for n in range(50)]
+FIFTY = [Prompt(f"p{n}", (Turn("user", f"q{n}"),), {"answer": n}) for n in range(50)]
 
 
 def test_every_pass_has_every_prompt_once_in_an_order_of_its_own():
-    first, found = PROMPTS, spread(PROMPTS, 3)
-    assert spread(PROMPTS, 1) == first and found[:50] == first and len(found) == 150
+    first, found = FIFTY, spread(FIFTY, 3)
+    assert spread(FIFTY, 1) == first and found[:50] == first and len(found) == 150
     orders = []
     for number in (1, 2, 3):
         one = found[50 * (number - 1) : 50 * number]
@@ -167,17 +176,17 @@ def test_every_pass_has_every_prompt_once_in_an_order_of_its_own():
     assert len({tuple(ids) for ids in orders}) == 3
     assert len({prompt.prompt_id for prompt in found}) == 150, "ids are unique in the run"
     assert found[50].prompt_id.endswith("#2") and found[149].prompt_id.endswith("#3")
-    assert spread(PROMPTS, 3) == found and spread(PROMPTS, 3, seed=1)[50:] != found[50:]
-    assert spread(PROMPTS, 9)[:150] == found, "more passes only add to them"
+    assert spread(FIFTY, 3) == found and spread(FIFTY, 3, seed=1)[50:] != found[50:]
+    assert spread(FIFTY, 9)[:150] == found, "more passes only add to them"
 
 
 @pytest.mark.parametrize(("needed", "count"), [(1, 50), (50, 50), (51, 100), (149, 150)])
 def test_no_more_passes_are_laid_out_than_the_budget_reaches(needed, count):
-    assert len(spread(PROMPTS, 3, needed)) == count
+    assert len(spread(FIFTY, 3, needed)) == count
 
 
 def test_the_id_of_a_later_pass_must_not_be_that_of_a_prompt():
-    prompts = [*PROMPTS, dataclasses.replace(PROMPTS[0], prompt_id="p7#2")]
+    prompts = [*FIFTY, dataclasses.replace(FIFTY[0], prompt_id="p7#2")]
     with pytest.raises(ConfigError, match=r"rounds\.passes: got 2, but 'p7#2', the id that prompt"):
         spread(prompts, 2)
     assert len(spread(prompts, 2, needed=51)) == 51
@@ -189,7 +198,7 @@ def test_prompts_are_not_added_once_the_second_pass_has_begun(config, tmp_path):
     write(config, range(12))
     found = order.load_order(config, tmp_path / "run")
     order.refuse_late(found, found.prompts, 9)
-    with pytest.raises(ConfigError, match=r"data\.train: 3 prompts were added to the 9 that the run"):
+    with pytest.raises(ConfigError, match=r"data\.train: 3 prompts were added to the 9"):
         order.refuse_late(found, found.prompts, 10)
     usable = [one for one in found.prompts if one.prompt_id not in ("p0", "p1")]
     with pytest.raises(ConfigError, match="added to the 7 that"):
@@ -197,3 +206,17 @@ def test_prompts_are_not_added_once_the_second_pass_has_begun(config, tmp_path):
     order.save_order(found, tmp_path / "run")
     known = order.load_order(config, tmp_path / "run")
     order.refuse_late(known, known.prompts, 30)
+
+
+def test_the_pass_of_a_prompt_survives_its_file_where_it_is_not_the_first():
+    answer = Completion((Turn("assistant", "a"),))
+    for one, write in (
+        (Preference(FIFTY[4], answer, answer), formats.preference_to_record),
+        (Judgement(FIFTY[4], answer, desirable=True), formats.judgement_to_record),
+        (Sample(FIFTY[4], 0, "a", (1,), (2,), FINISH_STOP), formats.sample_to_record),
+    ):
+        assert "prompt_pass" not in write(one)
+        later = dataclasses.replace(one, prompt=spread(FIFTY[4:5], 3)[2])
+        record = write(later)
+        assert (record["prompt_id"], record["prompt_pass"]) == ("p4#3", 3)
+        assert formats.feedback_from_record(record) == later

@@ -20,6 +20,7 @@ from halos_jax.data import datasets
 from halos_jax.data.records.fields import RecordError
 from halos_jax.policies import source
 from halos_jax.rounds import stages
+from halos_jax.rounds.order import spread_passes
 from halos_jax.tasks import sample as sample_task
 from halos_jax.tasks.online import run_online
 from halos_jax.tasks.sample import run_sampling

@@ -323,20 +323,6 @@ def test_feedback_is_read_by_the_type_that_its_record_names():
         assert records.feedback_from_record(record) == feedback
 
 
-def test_the_pass_of_a_prompt_survives_the_file_where_it_is_not_the_first():
-    again = Prompt("p1#3", PROMPT.turns, {"answer": 4}, pass_number=3)
-    for one, write in (
-        (make_preference(), preference_to_record),
-        (make_judgement(), records.judgement_to_record),
-        (make_sample(), sample_to_record),
-    ):
-        assert "prompt_pass" not in write(one)
-        later = dataclasses.replace(one, prompt=again)
-        record = write(later)
-        assert (record["prompt_id"], record["prompt_pass"]) == ("p1#3", 3)
-        assert records.feedback_from_record(record) == later
-
-
 def test_a_judgement_record_has_the_fields_of_halos():
     record = records.judgement_to_record(make_judgement())
     assert record["type"] == "binary_feedback" and record["label"] == 1
