@@ -7,7 +7,11 @@ Command:   python -m halos_jax.main --config=configs/ppo.py --config.workdir=run
 Hardware:  whatever holds the policy with its optimizer and the reward model: one GPU of 80 GB for
            models of up to 1.5B parameters with a reward model of that size.
 Expect:    `reward_eval` rises; `clipfrac/policy` stays below a few per cent.
-Measured:  nothing yet.
+Measured:  the quickstart's task on its SFT model (303,744 parameters; --config=quickstart), scored
+           by the rule (reward.kind=function), its lengths, rate 1e-4; right answers to 128
+           held-out prompts x 4, 2 CPU cores beside other work, 2.5 minutes, jax 0.10.2, 2026-11-26:
+             round         0     2     4     8    12    16
+             right, %   50.8  67.2  80.5  89.6  93.6  95.9
 
 16 rounds of 128 prompts x 4 samples, of 4 optimizer steps each. The reward stands on a response's
 last token; gamma and lam are 1, so that it reaches the first: with HALOs' 0.99 and 0.95 a token 100

@@ -7,7 +7,11 @@ Hardware:  one GPU of 80 GB for models of up to 1.5B parameters; split larger on
            with --config.mesh.fsdp=-1 --config.mesh.data=1.
 Expect:    `rewards_eval/accuracies`, the share of held-out pairs whose better answer scores higher,
            rises from 0.5: the score head is drawn anew. `loss/eval` begins near ln 2 = 0.69.
-Measured:  nothing yet.
+Measured:  SmolLM2-135M-Instruct (dequantised from 4 bits) on 64 of AlpacaEval's shorter pairs, 8
+           steps of 8, 48 other pairs held out, which are too few to tell a rate by; 2 CPU cores
+           beside other work, 15 minutes, jax 0.10.2, 2026-11-26 (model.compute_dtype=float32,
+           model.remat=none, train.batch_size=8):
+             loss/eval  0.681 -> 0.667      accuracy of held-out pairs  0.58 -> 0.60
 
 Change first: the rate, 5e-6 for models of 8B parameters (--config.optimizer.learning_rate), 1e-4
 with an adapter (--config.lora.rank=64). More than one epoch learns the pairs by heart. Start from
