@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from halos_jax.config import Config, schema
 from halos_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+# Flags by which XLA adds up in an order that is always the same, on a GPU.
+_DETERMINISTIC = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")
 
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -211,3 +215,10 @@ def _wait_for(address: str, patience: float) -> None:
                     "JAX_PROCESS_ID=0, there"
                 ) from error
         time.sleep(0.2)
+
+
+def is_deterministic() -> bool:
+    """Tell whether XLA_FLAGS make a GPU add up in an order that is always the same."""
+    flags = shlex.split(os.environ.get("XLA_FLAGS", ""))
+    values = dict(flag.partition("=")[::2] for flag in flags)
+    return any(values.get(name, "false").lower() in ("", "1", "true") for name in _DETERMINISTIC)

@@ -193,3 +193,18 @@ def test_other_errors_of_a_device_and_explained_ones_pass():
         explain_memory("train", "the inner one", Config()),
     ):
         raise jax.errors.JaxRuntimeError(OUT)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", False),
+        ("--xla_gpu_deterministic_ops", True),
+        ("--xla_gpu_deterministic_ops=true", True),
+        ("--xla_gpu_deterministic_ops=false", False),
+        ("--xla_other='1 2' --xla_gpu_exclude_nondeterministic_ops=1", True),
+    ],
+)
+def test_a_gpu_is_deterministic_by_its_flags(monkeypatch, flags, expected):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert devices.is_deterministic() is expected

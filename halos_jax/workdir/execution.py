@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import jax
 from jax.sharding import Mesh
 
 import halos_jax
-from halos_jax import processes, storage
+from halos_jax import devices, processes, storage
 from halos_jax.config import Config, roles, schema
 from halos_jax.workdir import intact, manifests
 from halos_jax.workdir.ledger import Ledger
@@ -33,7 +33,6 @@ from halos_jax.workdir.manifests import Manifest, round_folder, stages_of
 from halos_jax.workdir.seals.defaults import list_defaults, name_defaults
 
 FILE = "executions.jsonl"
-DETERMINISTIC = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")
 
 Record = Mapping[str, Any]
 
@@ -264,7 +263,7 @@ def describe_execution(config: Config, mesh: Mesh) -> dict[str, Any]:
         "versions": dict(_list_versions(kind)),
         "flags": {name: found for name, found in flags.items() if found},
         "switches": {name: getattr(jax.config, name, None) for name in _SWITCHES},
-        "deterministic": kind != "gpu" or is_deterministic(flags["XLA_FLAGS"]),
+        "deterministic": kind != "gpu" or devices.is_deterministic(),
         "settings": {path: settings[path] for path in roles.list_fields(Config, "execution")},
     }
 
@@ -272,12 +271,6 @@ def describe_execution(config: Config, mesh: Mesh) -> dict[str, Any]:
 def list_flags(text: str) -> list[str]:
     """Return the flags in the value of a variable in order, without those that change no result."""
     return sorted(flag for flag in shlex.split(text) if not flag.startswith(_ASIDE))
-
-
-def is_deterministic(flags: Sequence[str]) -> bool:
-    """Tell whether a GPU adds up in an order that is always the same."""
-    values = dict(flag.partition("=")[::2] for flag in flags)
-    return any(values.get(name, "false").lower() in ("", "1", "true") for name in DETERMINISTIC)
 
 
 def _name_devices(kind: str) -> str:

@@ -38,20 +38,6 @@ def test_the_record_says_what_may_change_bits(monkeypatch):
     assert json.loads(json.dumps(found)) == found
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ([], False),
-        (["--xla_gpu_deterministic_ops"], True),
-        (["--xla_gpu_deterministic_ops=true"], True),
-        (["--xla_gpu_deterministic_ops=false"], False),
-        (["--xla_other=1", "--xla_gpu_exclude_nondeterministic_ops=1"], True),
-    ],
-)
-def test_a_gpu_is_deterministic_by_its_flags(flags, expected):
-    assert execution.is_deterministic(flags) is expected
-
-
 def test_records_differ_by_path():
     one, other = describe(), describe(Config(mesh=MeshConfig(tensor=2)))
     assert execution.find_differences(one, one) == {}

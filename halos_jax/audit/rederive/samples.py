@@ -269,7 +269,7 @@ def _score_again(
 
     Two things must hold. The recorded log-probabilities are those of the policy, within the run's
     bounds. And the draws with the same keys part as seldom as rounding explains: near ties turn
-    over about as often as log-probabilities are apart on average, other keys far more often.
+    over about as often as a token's log-probabilities are apart, other keys far more often.
     """
     name, counts = about.check, (about.checked, about.total, about.unit)
     what = "drawn again; where other tokens came out, the recorded ones re-scored"
@@ -277,7 +277,8 @@ def _score_again(
     if not known:
         return not_checked(name, what, "no sum_logps are recorded to compare with", about.total)
     bounds = rescore.find_bounds(run.trainer.config)
-    mean, largest, wrong = _measure_gaps(known, score_tokens(run, params, known), bounds)
+    scored = score_tokens(run, params, known)
+    mean, largest, wrong = _measure_gaps(known, scored, bounds)
     said = (
         f"a token's log-probability differs by {mean:.3g} on average and {largest:.3g} at most, "
         f"allowed: {bounds[0]:g} and {bounds[1]:g}"
@@ -285,7 +286,8 @@ def _score_again(
     if wrong:
         return differs(name, what, f"{said}; {wrong}", *counts)
     turns, tokens = again.count_turns()
-    most = _FEW + _MARGIN * mean / temperature * tokens if temperature else math.inf
+    gap = _estimate_gap(known, scored)
+    most = _FEW + _MARGIN * gap / temperature * tokens if temperature else math.inf
     if turns > most:
         why = (
             f"{said}; but the same keys drew another token {turns} times in {tokens} tokens, "
@@ -325,6 +327,22 @@ def _measure_gaps(
     if not (mean <= bounds[0] and largest <= bounds[1]):
         wrong = f"the largest is in {_name(worst)}"
     return mean, largest, wrong
+
+
+def _estimate_gap(samples: Sequence[Sample], scored: Sequence[np.ndarray]) -> float:
+    """Return by how much the log-probability of a token differs on average, cautiously up.
+
+    Of an answer with nothing but a sum, the differences of n tokens add up as in a random walk, to
+    sqrt(n) times that of one.
+    """
+    gaps, tokens = 0.0, 0
+    for sample, logps in zip(samples, scored, strict=True):
+        if sample.logps is not None:
+            gaps += float(np.abs(np.asarray(sample.logps, np.float64) - logps).sum())
+        else:
+            gaps += abs(math.fsum(logps) - (sample.sum_logps or 0.0)) * len(logps) ** 0.5
+        tokens += len(logps)
+    return gaps / tokens
 
 
 def _name(sample: Sample) -> str:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from halos_jax import sharding
+from halos_jax.devices import is_deterministic
 from halos_jax.integers import round_up
 from halos_jax.models.attention import view as views
 from halos_jax.models.attention.dense import PLAIN, Scoring, attend_blocks, attend_dense
@@ -261,20 +262,41 @@ def _attend_slots(
     window = scoring.window if scoring.window < keys.shape[1] else 0
     # cuDNN has no sinks; its window is one of causality, which a query against a cache has not.
     if backend == "cudnn" and not window and scoring.sinks is None:
-        return jax.nn.dot_product_attention(
-            q[:, None],
-            keys,
-            values,
-            scale=scoring.scale,
-            query_seq_lengths=jnp.ones_like(positions),
-            key_value_seq_lengths=positions + 1,
-            implementation="cudnn",
-        )[:, 0]
+        return _attend_slots_cudnn(q, keys, values, positions, scoring.scale)
     at = jnp.arange(keys.shape[1])
     visible = at <= positions[:, None]
     if window:
         visible &= at > positions[:, None] - window
     return attend_dense(q, keys, values, visible[:, None, None], scoring)
+
+
+def _attend_slots_cudnn(
+    q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array, scale: float | None
+) -> jax.Array:
+    """Attend by a kernel that repeats itself to the last bit where XLA_FLAGS ask for it.
+
+    That for one query does not: it adds up parts of the cache in an order that changes. One for
+    several queries does, so the queries that share a key head are given to it as a sequence of
+    that head, or twice where there is one alone.
+    """
+    slots, num_heads, size = q.shape
+    num_kv_heads = keys.shape[2]
+    queries = q[:, None]
+    if is_deterministic():
+        queries = q.reshape(slots, num_kv_heads, -1, size).swapaxes(1, 2)
+        queries = jnp.repeat(queries, 2 if num_heads == num_kv_heads else 1, axis=1)
+    out = jax.nn.dot_product_attention(
+        queries,
+        keys,
+        values,
+        scale=scale,
+        query_seq_lengths=jnp.full_like(positions, queries.shape[1]),
+        key_value_seq_lengths=positions + 1,
+        implementation="cudnn",
+    )
+    if not is_deterministic():
+        return out[:, 0]
+    return out[:, : num_heads // num_kv_heads].swapaxes(1, 2).reshape(q.shape)
 
 
 def _attend_splash(

@@ -235,3 +235,21 @@ def test_an_edited_token_is_not_lost_in_the_sum_of_a_long_answer():
     assert wrong == "that of sample 1 of prompt p0 by 8.5, at most 3"
     edited[7] = math.nan
     assert "the largest is in sample 1" in samples._measure_gaps([long], [edited], bounds)[2]
+
+
+@pytest.mark.parametrize("has_logps", [True, False])
+def test_the_gap_of_a_token_is_found_in_sums_too(has_logps):
+    """Rounding of both signs is lost in a sum, which a bound on near ties must not be."""
+    noise = np.random.default_rng(0).normal(0, 0.01, (64, 400))
+    made = make_sample(PROMPTS[0], 1)
+    answers = [
+        dataclasses.replace(
+            made,
+            response_ids=(120,) * 400,
+            logps=tuple(-0.5 + row) if has_logps else None,
+            sum_logps=math.fsum(-0.5 + row),
+        )
+        for row in noise
+    ]
+    gap = samples._estimate_gap(answers, [np.full(400, -0.5)] * len(answers))
+    assert gap == pytest.approx(0.01 * math.sqrt(2 / math.pi), rel=0.01 if has_logps else 0.2)

@@ -244,6 +244,29 @@ def test_splash_equals_xla_in_value_and_gradient(scoring):
         np.testing.assert_allclose(one, other, atol=3e-5)
 
 
+@pytest.mark.parametrize(("num_heads", "queries"), [(HEADS, HEADS // KV_HEADS), (KV_HEADS, 2)])
+@pytest.mark.parametrize("flag", ["true", "false"])
+def test_cudnn_has_several_queries_where_it_must_repeat_itself(
+    monkeypatch, num_heads, queries, flag
+):
+    """Its kernel for a single query adds up in an order that changes."""
+    attend, seen = jax.nn.dot_product_attention, []
+
+    def attend_xla(q, k, v, *, implementation, **options):
+        seen.append((q.shape[1], implementation))
+        return attend(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_gpu_deterministic_ops={flag}")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend_xla)
+    q, keys, values = draw_qkv(3, 20)
+    q, positions = q[:, 0, :num_heads], jnp.array([0, 7, 19])
+    run = functools.partial(attention.attend_cache, q, keys, values, positions)
+    scoring = Scoring(scale=0.3)
+    expected = run(backend="xla", scoring=scoring)
+    np.testing.assert_allclose(run(backend="cudnn", scoring=scoring), expected, atol=2e-6)
+    assert seen == [(queries if flag == "true" else 1, "cudnn")]
+
+
 @pytest.fixture
 def platform(monkeypatch):
     """Return a function that makes JAX say it runs on another platform."""
