@@ -1,22 +1,20 @@
 """Settings and fixtures of all tests: eight CPU devices, no network, meshes."""
 
+import gc
 import json
 import os
 import shutil
 import signal
 import tempfile
 
+from tests.compilation import QUICK_FLAGS, add_flags
+
 # Before jax is imported: the devices are fixed when it starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little: spare XLA the optimisations that take longest.
-_FLAGS = {
-    "--xla_force_host_platform_device_count": "8",
-    "--xla_backend_optimization_level": "0",
-    "--xla_llvm_disable_expensive_passes": "true",
-}
-for _flag, _value in _FLAGS.items():
-    if _flag not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
+os.environ["XLA_FLAGS"] = add_flags(
+    os.environ.get("XLA_FLAGS", ""),
+    {"--xla_force_host_platform_device_count": "8"} | QUICK_FLAGS,
+)
 # XLA's threads, as many as there are cores by default. A collective of virtual devices occupies one
 # for each device until all have come: where two that do not depend on each other start at once, too
 # few threads would wait for ever.
@@ -49,6 +47,16 @@ from jax.sharding import AxisType
 
 from halos_jax import sharding
 from halos_jax.config import MeshConfig
+
+# Tracing allocates much that lives: the usual thresholds have the collector look through it all,
+# again and again.
+gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_collection_finish():
+    """Let the collector pass by what was imported, and the tests themselves."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure():

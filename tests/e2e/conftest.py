@@ -22,6 +22,7 @@ from halos_jax.data.toy import make_toy_data
 from halos_jax.losses import Loss, LossTerms
 from halos_jax.models import spec
 from halos_jax.models.files import export, hf
+from tests.compilation import QUICK_FLAGS, add_flags
 
 TOY = ToyConfig(num_sft=8, num_pairs=32, num_prompts=20, num_eval=4)
 SMALL = {
@@ -76,7 +77,7 @@ def judge():
 
 ROOT = Path(__file__).parents[2]
 # One device, quick compilation, and programs that are compiled once for all processes.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS = add_flags("", QUICK_FLAGS)
 
 
 @dataclasses.dataclass(frozen=True)

