@@ -30,7 +30,9 @@ from halos_jax.rewards.read_at import load_reward_renderer
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
 from halos_jax.rounds.context import StageResult
+from halos_jax.rounds.proof.lineage import carry_on, find_sampler
 from halos_jax.tasks import scoring
+from halos_jax.tasks.inputs import list_inputs
 from halos_jax.tasks.job import Job, open_job
 from halos_jax.types import FINISH_STOP, Sample, Turn
 from halos_jax.workdir.interrupt import StopSignal
@@ -205,7 +207,8 @@ def _write_feedback(job: Job, samples: Sequence[Sample]) -> None:
     logger.info("%d %s records are in %s", len(rows), job.config.feedback.type, feedback)
     files = {"scored.jsonl": len(scored), "feedback.jsonl": len(rows)}
     metrics = {f"feedback_{name}": count for name, count in counts.items()}
-    job.commit("feedback", StageResult(files, metrics))
+    sampler = find_sampler(path for _, path in list_inputs(job.config).get("data.train", ()))
+    job.commit("feedback", StageResult(files, metrics), **carry_on(sampler, *files))
 
 
 def _make_feedback(

@@ -34,6 +34,7 @@ from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
 from halos_jax.rounds.context import Rollouts, StageResult
 from halos_jax.rounds.order import spread_passes
+from halos_jax.rounds.proof.lineage import check_source
 from halos_jax.rounds.proof.origin import identify, name_sampled
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.tasks import scoring
@@ -85,6 +86,7 @@ def draw_samples(job: Job) -> None:
         logger.info("%d prompts; mesh %s", len(prompts), sharding.describe(job.mesh))
         trained, frozen = load_trained(policy, job.mesh)
         origin = identify(trained, frozen, policy.decoder)
+        check_source(policy.source, origin.fingerprint)
         params = merge_adapter(trained, frozen)
         round = job.config.sampling.round
         done = stages.sample_stage(rollouts, params, prompts, job.workdir, round, origin)

@@ -35,7 +35,8 @@ from halos_jax.policies import final, source
 from halos_jax.policies.policy import Policy, load_frozen, load_start, start_policy
 from halos_jax.policies.teacher import load_teacher
 from halos_jax.report.live import Reporter, report_on
-from halos_jax.tasks.inputs import check_inputs
+from halos_jax.rounds.proof.lineage import warn_of_sampler
+from halos_jax.tasks.inputs import check_inputs, list_inputs
 from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
 from halos_jax.training.followers import take_exported
@@ -132,7 +133,11 @@ def complete_course(
     config, trainer, policy = course.workspace.config, course.trainer, course.policy
     held_out = _load_held_out(config, trainer, policy)
     with explain_memory("train", f"task {config.task}", config):
-        start_params = functools.partial(_load_start_params, trainer, policy, state)
+        start_params = functools.cache(
+            functools.partial(_load_start_params, trainer, policy, state)
+        )
+        files = list_inputs(config).get("data.train", ())
+        warn_of_sampler(trainer, dataset.items, [path for _, path in files], start_params)
         return add_fixed(trainer, dataset, held_out, start_params)
 
 

@@ -21,12 +21,14 @@ from halos_jax.data.records.fields import RecordError
 from halos_jax.policies import source
 from halos_jax.rounds import stages
 from halos_jax.rounds.order import spread_passes
+from halos_jax.rounds.proof.origin import OriginError
 from halos_jax.tasks import sample as sample_task
+from halos_jax.tasks.label import run_labelling
 from halos_jax.tasks.online import run_online
 from halos_jax.tasks.sample import run_sampling
 from halos_jax.types import Prompt, Sample, Turn
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
-from halos_jax.workdir.manifests import load_manifest
+from halos_jax.workdir.manifests import load_manifest, save_manifest
 
 SAMPLING = SamplingConfig(
     num_samples_per_prompt=3,
@@ -102,6 +104,15 @@ def test_it_draws_what_an_online_run_draws_even_when_stopped_in_between(toy, tmp
     own = {".lock", "config.json", "inputs.json", "ledger.jsonl", "manifest.json"}
     assert names == own | {"executions.jsonl", "journal.jsonl", "samples.jsonl"}
     assert run_sampling(config, StopAfter(tmp_path)) == metrics  # complete: nothing is done
+    # Its labels say who drew them, and a checkpoint is held against the round that it ends.
+    reward = RewardConfig(kind="function", function="tests.tasks.test_label:score_letters")
+    data = dataclasses.replace(config.data, train=str(tmp_path / "sample" / "samples.jsonl"))
+    label = dataclasses.replace(config, task="label", workdir=str(tmp_path / "label"), data=data)
+    run_labelling(dataclasses.replace(label, reward=reward), StopSignal())
+    sampler = drawn[0]["samples.jsonl"]
+    found = load_manifest(tmp_path / "label").sampled_by
+    assert found == {"scored.jsonl": sampler, "feedback.jsonl": sampler}
+    check_checkpoint(config, tmp_path)
     # The policy that the run has made draws otherwise, in another round otherwise still.
     trained = dataclasses.replace(config.model, path=str(tmp_path / "online"))
     texts = []
@@ -112,6 +123,25 @@ def test_it_draws_what_an_online_run_draws_even_when_stopped_in_between(toy, tmp
         assert {line["generator"] for line in lines} == {str(tmp_path / "online")}
         texts.append([line["output"] for line in lines])
     assert texts[0] != texts[1]
+
+
+def check_checkpoint(config, tmp_path):
+    """Sample from the last checkpoint of the online run, and from what is none of its round."""
+    (folder,) = (tmp_path / "online" / "checkpoints").iterdir()
+    model = dataclasses.replace(
+        config.model, path=str(tmp_path / "online"), checkpoint=int(folder.name)
+    )
+    asked = dataclasses.replace(config, model=model, workdir=str(tmp_path / "checkpoint"))
+    run_sampling(asked, StopSignal())
+    last = max((tmp_path / "online" / "rounds").iterdir())
+    found, ended = load_manifest(tmp_path / "checkpoint"), load_manifest(last)
+    assert found.sampled_by == {"samples.jsonl": ended.trained}
+    save_manifest(last, dataclasses.replace(ended, trained="ff" * 16))
+    asked = dataclasses.replace(asked, workdir=str(tmp_path / "swapped"))
+    with pytest.raises(OriginError, match="but round 1 ended with ffffffffffff; allowed: the pol"):
+        run_sampling(asked, StopSignal())
+    assert not list((tmp_path / "swapped").glob("samples*"))
+    save_manifest(last, ended)
 
 
 def test_the_best_of_each_prompt_goes_to_a_file_of_its_own(toy, tmp_path, monkeypatch):
