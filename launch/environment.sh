@@ -65,7 +65,8 @@ install_packages() {
     return
   fi
   "$VENV_PYTHON" -m pip --version >/dev/null 2>&1 || "$VENV_PYTHON" -m ensurepip >/dev/null
-  "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
+  # As uv does: Python compiles a module where it is first imported, most never are.
+  "$VENV_PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check "$@"
 }
 
 # Install the checkout with the given extras (comma-separated), unless that was done with the
