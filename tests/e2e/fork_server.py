@@ -24,20 +24,22 @@ import threading
 # Everything that a run would import, so that a child starts at once.
 import orbax.checkpoint
 import transformers
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from jaxlib.mlir.dialects import mhlo
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from halos_jax import main, metrics
 from halos_jax.checkpoints import store as checkpoints
 from halos_jax.models.files import export
-from halos_jax.rewards import scorers
+from halos_jax.rewards import feedback, samples, scorers
 from halos_jax.rounds import evaluation, stages
 from halos_jax.rounds.refill import gather
+from halos_jax.tasks import launch, overview
 from halos_jax.tasks import online as loop
 from halos_jax.tasks import train as single
 from halos_jax.training import step
 
-PRELOADED = (orbax.checkpoint, transformers, AutoTokenizer, GenerationConfig)
-PRELOADED += (PreTrainedTokenizerFast, loop, single)
+PRELOADED = (orbax.checkpoint, transformers, AutoTokenizer, GenerationConfig, LlamaConfig)
+PRELOADED += (PreTrainedTokenizerFast, mhlo, feedback, launch, loop, overview, samples, single)
 
 
 class Observer:
