@@ -65,8 +65,10 @@ install_packages() {
     return
   fi
   "$VENV_PYTHON" -m pip --version >/dev/null 2>&1 || "$VENV_PYTHON" -m ensurepip >/dev/null
-  # As uv does: Python compiles a module where it is first imported, most never are.
-  "$VENV_PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check "$@"
+  # Python compiles a module where it is first imported, which most never are - unless it may not.
+  local options=(--quiet --disable-pip-version-check)
+  [[ -n "${PYTHONDONTWRITEBYTECODE:-}" ]] || options+=(--no-compile)
+  "$VENV_PYTHON" -m pip install "${options[@]}" "$@"
 }
 
 # Install the checkout with the given extras (comma-separated), unless that was done with the
