@@ -63,7 +63,7 @@ from halos_jax.policies.policy import Policy, find_policy, load_frozen, load_sta
 from halos_jax.policies.source import use_final
 from halos_jax.policies.teacher import load_teacher
 from halos_jax.rewards.feedback_report import report_feedback
-from halos_jax.rewards.labels import Scorer, average_rewards, label_samples
+from halos_jax.rewards.labels import Scorer, average_rewards, gives_rewards, label_samples
 from halos_jax.rewards.own_scorer import guard_scorer
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
@@ -247,6 +247,8 @@ def score(
         labels = label_samples(guard_scorer(reward), samples, RewardConfig())
     else:
         reward = config_lib.check_fields(Config(reward=reward)).reward
+        if not gives_rewards(reward):
+            _refuse("reward.kind: got 'none', which scores no sample; allowed here: any other kind")
         model = policy.policy.settings if policy else ModelConfig()
         config = use_final(Config(task="label", reward=reward, model=model))
         mesh = policy.mesh if policy else sharding.make_mesh(MeshConfig())

@@ -47,6 +47,7 @@ from jax.sharding import AxisType
 
 from halos_jax import sharding
 from halos_jax.config import MeshConfig
+from halos_jax.once import forget_run
 
 # Tracing allocates much that lives: the usual thresholds have the collector look through it all,
 # again and again.
@@ -63,6 +64,12 @@ def pytest_unconfigure():
     """Remove the compiled programs, in the process that has made their folder."""
     if _CACHE:
         shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def new_run():
+    """Let each test be a run of its own: what another one has said is said again."""
+    forget_run()
 
 
 @pytest.fixture

@@ -188,6 +188,10 @@ def test_what_is_wrong_is_said_as_on_the_command_line(policy, scored, tmp_path, 
     for call, message in (
         (lambda: halos_jax.load_policy("x", depth=3), "model: got depth; allowed: added_tokens"),
         (lambda: halos_jax.sample(policy, ["a", "a"], SAMPLING), "got one of them twice"),
+        (
+            lambda: halos_jax.score(scored, RewardConfig(kind="none")),
+            r"reward\.kind: got 'none', which scores no sample; allowed here: any other kind",
+        ),
         (lambda: halos_jax.train(policy, [], TRAINING), "feedback: got none, allowed: one or more"),
         (
             lambda: halos_jax.train(policy, scored, Config(loss={"name": "dpp"})),

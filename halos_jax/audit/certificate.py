@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 NAME = "certificate"
 CARD = "README.md"
-_MARKS = ("<!-- certificate of the run -->", "<!-- end of the certificate -->")
 
 
 def check_certificate(opened: Opened, others: Sequence[Finding]) -> Iterator[Finding]:
@@ -141,31 +140,12 @@ def renew_certificate(opened: Opened, findings: Sequence[Finding], mesh: Any) ->
 
 
 def _write_card(opened: Opened, folder: Path, made: Mapping[str, Any]) -> None:
-    """Put a paragraph into the model card, if somebody has written one into the export."""
+    """Say in the model card of an export, if it has one, what was verified."""
     entry, card = opened.ledger.find(folder), folder / CARD
     if not card.is_file() or CARD in (entry or {}).get("files", {}):
         return
     text = card.read_text(encoding="utf-8")
-    before, mark, rest = text.partition(_MARKS[0])
-    after = rest.partition(_MARKS[1])[2] if mark else "\n"
-    new = before.rstrip("\n") + "\n\n" + describe_certificate(made) + after
+    before, after = certificate.split_card(text)
+    new = before.rstrip("\n") + "\n\n" + certificate.describe_certificate(made) + after
     if new != text:
         storage.write_bytes_atomic(card, new.encode())
-
-
-def describe_certificate(made: Mapping[str, Any]) -> str:
-    """Return a paragraph for a model card."""
-    verified, counts = made["verified"], made["verified"]["counts"]
-    return "\n".join(
-        (
-            _MARKS[0],
-            f"The run that made these weights was verified on {verified['time'][:10]} "
-            f"({verified['devices']} x {verified['device']}): {counts['passed']} checks passed, "
-            f"{counts['not checked']} could not be made. The head of its chain is",
-            f"`{made['chain']['head'] or made['sha256']}`; `{certificate.FILE}` beside this file "
-            "has the hashes of the weights, the config and the inputs. Whoever has the workdir can "
-            "check all of it: `python -m halos_jax.main --config=DIR/config.json "
-            "--config.mode=verify`.",
-            _MARKS[1],
-        )
-    )

@@ -105,6 +105,33 @@ def format_table(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
+def format_summary(findings: Sequence[Finding]) -> str:
+    """Return a line for each check with the number of its outcomes, and what did not pass.
+
+    A finding that did not pass for the same reason in several places is one line.
+    """
+    checks = list(dict.fromkeys(one.check for one in findings))
+    room = max(map(len, checks), default=0)
+    lines = []
+    for check in checks:
+        own = [one for one in findings if one.check == check]
+        said = [f"{count} {name}" for name, count in count_outcomes(own).items() if count]
+        lines.append(f"{check:{room}}  {', '.join(said)}")
+    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
+    for one in findings:
+        if one.outcome != "passed":
+            groups.setdefault((one.check, one.what, one.outcome, one.why), []).append(one)
+    left = [_join(ones) for ones in groups.values()]
+    return "\n".join([*lines, *(["", format_table(left)] if left else [])])
+
+
+def _join(findings: Sequence[Finding]) -> Finding:
+    """Return findings that are alike but for their places as one."""
+    places = join_lines([one.place for one in findings])
+    checked, total = (sum(getattr(one, name) for one in findings) for name in ("checked", "total"))
+    return dataclasses.replace(findings[0], place=places, checked=checked, total=total)
+
+
 def to_record(finding: Finding) -> dict[str, Any]:
     """Return a finding as JSON."""
     return dataclasses.asdict(finding)

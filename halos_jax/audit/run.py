@@ -15,7 +15,7 @@ from halos_jax.audit.findings import (
     Finding,
     count_outcomes,
     differs,
-    format_table,
+    format_summary,
     not_checked,
     to_record,
 )
@@ -40,7 +40,7 @@ class VerificationError(UserError, RuntimeError):
 
 
 def run_verify(config: Config) -> None:
-    """Verify a workdir for `mode=verify`: print a table, and write `verification.json`.
+    """Verify a workdir for `mode=verify`: print a summary, and write `verification.json`.
 
     Raises:
       VerificationError: if anything differs and no rule allows it.
@@ -50,15 +50,16 @@ def run_verify(config: Config) -> None:
     started = time.time()
     findings = list(verify(config))
     if jax.process_index() == 0:
-        print(format_table(findings), flush=True)
-        _write(config, findings, time.time() - started)
+        print(format_summary(findings), flush=True)
+        if written := _write(config, findings, time.time() - started):
+            print(f"\nevery check: {written}", flush=True)
     counts = count_outcomes(findings)
     said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     if counts["differs"]:
         wrong = [one for one in findings if one.outcome == "differs"]
         raise VerificationError(
             f"{config.workdir}: {said}; the first: {wrong[0].place}, {wrong[0].check}: "
-            f"{wrong[0].why}; the table lists all of them; put the original files back, or do not "
+            f"{wrong[0].why}; the table has all of them; put the original files back, or do not "
             "trust what the run has left"
         )
     logger.info("verified %s: %s", config.workdir, said)
@@ -132,7 +133,8 @@ def _make(check: Check, place: str, *arguments: Any) -> Iterator[Finding]:
         yield dataclasses.replace(differs(check.name, "a file of the run", said), place=place)
 
 
-def _write(config: Config, findings: list[Finding], seconds: float) -> None:
+def _write(config: Config, findings: list[Finding], seconds: float) -> Path | None:
+    """Write all findings down; return where, or None if that cannot be."""
     path = Path(config.verify.output or Path(config.workdir) / FILE)
     record = {
         "workdir": config.workdir,
@@ -146,3 +148,5 @@ def _write(config: Config, findings: list[Finding], seconds: float) -> None:
         storage.write_json_atomic(path, record)
     except WorkdirError as error:
         logger.warning("%s; what was found is not written down", error)
+        return None
+    return path

@@ -1,12 +1,13 @@
-"""What there is to choose from: `--help=losses`, `rewards`, `presets`, `data` and `exit`."""
+"""What there is to choose from: `--help=losses` and other topics, each a function of `TOPICS`."""
 
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from halos_jax.cli.presets import find_folder, list_presets, read_summary
-from halos_jax.config import ConfigError
+from halos_jax.config import Config, ConfigError, roles, schema
 from halos_jax.config.kinds import FEEDBACK_TYPES, ITEM_KINDS, REWARD_KINDS
 from halos_jax.config.tasks import load
 
@@ -108,11 +109,47 @@ def _list_exit_codes() -> list[str]:
     return ["Exit codes:", "", *(f"  {code:3}  {text}" for code, text in EXIT_CODES.items())]
 
 
+# What a resume does with a field of a role.
+_ROLES: Mapping[roles.Role, str] = {
+    "execution": "how it is computed; results may differ in their last bits",
+    "tuning": "the optimizer and the guard, from there on",
+    "growing": "to more, and the run goes on",
+    "aside": "what no result depends on",
+}
+
+
+def _list_resumable() -> list[str]:
+    lines = ["Fields that may change when a run is resumed; all others are fixed at its start:"]
+    for role, text in _ROLES.items():
+        lines += ["", text]
+        for path in _shorten(roles.list_fields(Config, role)):
+            tasks = roles.find_mark(Config, path).tasks if role == "growing" else ()
+            where = f" (task {', '.join(tasks)})" if tasks else ""
+            lines.append(f"  {path}{where}")
+    return [*lines, "", "and the spelling of a path that leads to the same place or content."]
+
+
+def _shorten(paths: Sequence[str]) -> list[str]:
+    """Return the paths, with "SECTION.*" for each section of which all fields are listed."""
+
+    def find_section(path: str) -> str:
+        return path.rpartition(".")[0]
+
+    sizes = Counter(map(find_section, schema.leaf_types(Config)))
+    counts = Counter(map(find_section, paths))
+    named = [
+        f"{one}.*" if (one := find_section(path)) and counts[one] == sizes[one] else path
+        for path in paths
+    ]
+    return list(dict.fromkeys(named))
+
+
 TOPICS: Mapping[str, Callable[[], list[str]]] = {
     "losses": _list_losses,
     "rewards": _list_rewards,
     "presets": _list_presets,
     "data": _list_data,
+    "resume": _list_resumable,
     "exit": _list_exit_codes,
 }
 

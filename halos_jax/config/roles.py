@@ -28,8 +28,8 @@ Place = Literal["", "path", "model", "source"]
 class Mark:
     """The role of a field and the kind of path it holds; see `Role` and `Place`.
 
-    A growing field grows in `tasks` alone and has the role `elsewhere` in all other tasks. With
-    `zero_is_all`, 0 is its largest value.
+    If `tasks` are named, the field has its role in these alone, and `elsewhere` in all others. With
+    `zero_is_all`, 0 is the largest value of a growing field.
     """
 
     role: Role = "result"
@@ -40,7 +40,7 @@ class Mark:
 
     def role_in(self, task: str) -> Role:
         """Return the role of the field in a run of `task`."""
-        return self.elsewhere if self.role == "growing" and task not in self.tasks else self.role
+        return self.elsewhere if self.tasks and task not in self.tasks else self.role
 
 
 _Config = TypeVar("_Config")
@@ -67,6 +67,11 @@ def growing(default: int, *tasks: str, elsewhere: Role = "aside", zero_is_all: b
     """Declare a field with the role "growing"."""
     mark = Mark("growing", tasks=tasks, elsewhere=elsewhere, zero_is_all=zero_is_all)
     return _field(default, mark)
+
+
+def result_in(default: object, *tasks: str) -> Any:
+    """Declare a field with the role "result" in some tasks, and "aside" in all others."""
+    return _field(default, Mark("result", tasks=tasks))
 
 
 def place(default: str, kind: Place) -> Any:

@@ -20,7 +20,7 @@ from halos_jax.config.bounds import (
 )
 from halos_jax.config.execution import Execution
 from halos_jax.config.rewards import ScorerConfig
-from halos_jax.config.roles import aside, execution, growing, place, tuning
+from halos_jax.config.roles import aside, execution, growing, place, result_in, tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,11 +323,18 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Where and how task=export writes the policy at `model.path`."""
+    """The model that a run leaves for others, and where task=export writes the one it reads."""
 
-    output: str = place("", "path")  # folder to write; empty: final/ in the workdir
-    # dtype of the weights in the export; "auto": that of the params
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # For task=export alone: folder to write; empty: final/ in the workdir
+    output: str = place("", "path")
+    # dtype of the exported weights; "auto": that of the weights at model.path; "params":
+    # model.params_dtype, so that nothing is rounded. Within a pipeline "auto" is "params" up to the
+    # last task that trains or exports
+    dtype: Literal["auto", "params", "float32", "bfloat16", "float16"] = result_in("auto", "export")
+    license: str = aside("")  # licence that the model card names, such as "apache-2.0"
+    # Repository OWNER/NAME of the Hugging Face Hub that the export is pushed to; empty: it is not
+    push_to_hub: str = aside("")
+    private: bool = aside(True)  # whether that repository is private
 
 
 @dataclasses.dataclass(frozen=True)

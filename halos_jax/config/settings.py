@@ -35,7 +35,7 @@ from halos_jax.config.sections import (
     TrackersConfig,
     TrainConfig,
 )
-from halos_jax.config.tasks import PIPELINE_TASKS, Mode
+from halos_jax.config.tasks import PIPELINE_TASKS, TASKS, Mode
 from halos_jax.config.tasks import Task as Task
 from halos_jax.errors import UserError
 
@@ -217,12 +217,19 @@ def _list_pipeline(config: Config) -> Iterable[tuple[str, dict[str, Any]]]:
     """Yield (task, plain config) for each task of a pipeline; nothing for any other task."""
     if config.task != "pipeline":
         return
-    for task in config.pipeline.tasks:
+    tasks = config.pipeline.tasks
+    exporting = {name for name, spec in TASKS.items() if spec.exports}
+    last = [task for task in tasks if task in exporting][-1:]
+    for task in tasks:
         override = config.pipeline.overrides.get(task, {})
         if task not in PIPELINE_TASKS or not isinstance(override, Mapping):
             continue
         plain = schema.to_plain(config) | {"task": task, "workdir": f"{config.workdir}/{task}"}
         del plain["pipeline"]
+        if task not in last:  # what it leaves is for the tasks after it alone
+            plain["export"] = plain["export"] | {"push_to_hub": ""}
+            if config.export.dtype == "auto":
+                plain["export"]["dtype"] = "params"
         yield task, _merge(plain, schema.to_plain(override), config.workdir)
 
 

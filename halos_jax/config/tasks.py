@@ -120,6 +120,11 @@ class TaskSpec:
     check_data: str = ""
     modes: tuple[Mode, ...] = ("run", "check", "show", "verify", "report")
 
+    @property
+    def exports(self) -> bool:
+        """Whether it leaves a model for others, as `config.export` says."""
+        return self.trains or "export" in self.stages
+
     def is_scored(self, read: Callable[[str], Any]) -> bool:
         """Tell whether it needs rewards; `read` returns the value of a field from its path."""
         if isinstance(self.scored_if, bool):

@@ -27,15 +27,24 @@ class _Watch:
             name = words.get("fun_name", "a program")
             timer = threading.Timer(_PATIENCE, logger.info, ("compiling %s ...", name))
             timer.daemon = True
+            self._cancel(threading.get_ident())  # that of one that raised an error has no end
             self._timers[threading.get_ident()] = timer
             timer.start()
 
     def end(self, event: str, duration_secs: float, **words: Any) -> None:
         if event == _EVENT:
             self.seconds += duration_secs
-            timer = self._timers.pop(threading.get_ident(), None)
-            if timer is not None:
-                timer.cancel()
+            self._cancel(threading.get_ident())
+
+    def forget(self) -> None:
+        """Expect the end of no compilation any more."""
+        for thread in list(self._timers):
+            self._cancel(thread)
+
+    def _cancel(self, thread: int) -> None:
+        timer = self._timers.pop(thread, None)
+        if timer is not None:
+            timer.cancel()
 
 
 _watch = _Watch()
@@ -49,6 +58,11 @@ def watch_compilations() -> None:
         _is_on = True
         jax.monitoring.register_scalar_listener(_watch.begin)
         jax.monitoring.register_event_duration_secs_listener(_watch.end)
+
+
+def forget_compilations() -> None:
+    """Say nothing of compilations that have begun: jax tells no end of one that raises an error."""
+    _watch.forget()
 
 
 def take_seconds() -> float:

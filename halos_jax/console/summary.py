@@ -3,13 +3,16 @@
 import textwrap
 from collections.abc import Sequence
 
-from halos_jax.console.values import WIDTH
+from halos_jax.console.values import find_text_width
 
 Fact = tuple[str, str]  # label and text; without a text it is left out
 
 
-def format_facts(title: str, facts: Sequence[Fact], *, width: int = WIDTH) -> str:
+def format_facts(title: str, facts: Sequence[Fact], *, width: int | None = None) -> str:
     """Return a title and a line a fact, wrapped behind the label; a line break in a text stays.
+
+    Args:
+      width: columns; None: those of the terminal, at most 100.
 
     >>> print(format_facts("a run", [("mesh", "data=1"), ("reward", "none")]))
     a run
@@ -17,6 +20,7 @@ def format_facts(title: str, facts: Sequence[Fact], *, width: int = WIDTH) -> st
       reward  none
     """
     shown = [(label, text) for label, text in facts if text]
+    width = width or find_text_width()
     room = max((len(label) for label, _ in shown), default=0)
     lines = [title]
     for label, text in shown:

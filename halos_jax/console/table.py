@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from halos_jax.console.values import WIDTH
 
 NONE = "-"  # in a cell without a value
+_LEAST = 40  # characters of a line of names
 _LONGEST = 14  # characters of a column's name
 
 
@@ -16,6 +18,7 @@ class Column:
     """A column: its name, the text of each row ("" without a value), and how dispensable it is.
 
     Of columns that find no room, the one with the largest `rank` goes first; one of rank 0 stays.
+    The names of the others are told below the table, wrapped.
     """
 
     name: str
@@ -42,7 +45,7 @@ def format_table(columns: Sequence[Column], *, width: int = WIDTH) -> str:
     ]
     if dropped:
         names = [one.name for one in columns if one in dropped]
-        lines.append(f"(no room for: {', '.join(names)})")
+        lines += textwrap.wrap(f"(no room for: {', '.join(names)})", max(width, _LEAST))
     return "\n".join(lines)
 
 

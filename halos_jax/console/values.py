@@ -1,9 +1,12 @@
 """Metrics in words: a few of them in a line that is never longer than a terminal is wide."""
 
+import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 WIDTH = 100  # columns
+WHOLE = 10_000  # columns of a log file
 
 # Metric -> what a line calls it: what says most of a step.
 _STEP = {
@@ -67,3 +70,13 @@ def fit(parts: list[str], *, width: int = WIDTH) -> str:
 def show_value(value: Any) -> str:
     """Return a number with four digits that count; an integer whole."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def find_width() -> int:
+    """Return the columns of the terminal that a program writes to; a log file has room for all."""
+    return shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WHOLE
+
+
+def find_text_width() -> int:
+    """Return the columns of text that is wrapped: those of a terminal, at most 100."""
+    return min(find_width(), WIDTH)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from halos_jax.config import Config
 from halos_jax.config.kinds import FEEDBACK_TYPES
 from halos_jax.console.stages import show_count
-from halos_jax.course.budget_text import name_examples
+from halos_jax.course.budget_text import FEW_STEPS, name_examples
 from halos_jax.course.falls import compare_means
 from halos_jax.integers import divide_up, round_up
 from halos_jax.signs.intervals import Estimate
@@ -243,19 +243,19 @@ def _find_standstill(done: Sequence[RoundSigns]) -> str:
 def _read_staleness(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
     """Advise shorter rounds where the policy leaves the samples that it learns from behind.
 
-    While the held-out reward rises, they are no harm.
+    While the held-out reward rises, they are no harm. A lower rate where they have few steps.
     """
     now, stale, size = done[-1], find_staleness(done[-1]), config.rounds.prompts_per_round
     least = config.rounds.min_prompts_per_round if size == "auto" else 1
     if not stale or (size == "auto" and now.prompts > least) or _is_rising(done):
         return None
-    if now.prompts <= least:
+    steps, is_short = _count_steps(done), now.prompts <= least
+    if is_short or 0 < steps < 2 * FEW_STEPS:
         if now.back_to is not None or find_excess(done):
             return None  # a lower rate is there already, or advised
-        what = (
-            f"rounds are as short as they may be ({least} {'prompts' if least > 1 else 'prompt'})"
-        )
-        return _advise_rate("staleness", now, 0.5, f"{what}, but {stale}")
+        least_size = f"as short as they may be ({show_count(least, 'prompts')})"
+        what = least_size if is_short else f"short ({show_count(steps, 'optimizer steps')})"
+        return _advise_rate("staleness", now, 0.5, f"rounds are {what}, but {stale}")
     prompts = now.prompts
     if config.feedback.min_examples and size != "auto":
         prompts = min(prompts, max(size, 2))  # the round may have got further ones
@@ -343,9 +343,8 @@ def _read_steps(config: Config, done: Sequence[RoundSigns]) -> Hint | None:
     few = int(THRESHOLDS["few_steps"].value)
     if not examples or not now.prompts or config.rounds.prompts_per_round == "auto":
         return None
-    steps = now.metrics.get("steps_done", 0) - done[-2].metrics.get("steps_done", 0)
-    if not 0 < steps < few:
-        return None
+    if not 0 < _count_steps(done) < few or find_staleness(now):
+        return None  # more steps would leave the samples further behind
     wanted = divide_up(few * batch * now.prompts, examples)
     wanted = round_up(wanted, config.sampling.shard_prompts) if wanted > 1 else wanted
     ways = {
@@ -372,6 +371,12 @@ _READERS: tuple[Callable[[Config, Sequence[RoundSigns]], Hint | None], ...] = (
 
 
 # --------------------------------------------------------------------------- what a round has
+
+
+def _count_steps(done: Sequence[RoundSigns]) -> int:
+    """Return the optimizer steps of the last round; 0 where they are not known."""
+    first, last = (int(one.metrics.get("steps_done", 0)) for one in done[-2:])
+    return max(last - first, 0)
 
 
 def _read_kl(one: RoundSigns) -> float | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from halos_jax.config import Config, ConfigError
 from halos_jax.data.chat.renderer import Renderer
+from halos_jax.once import say_once
 from halos_jax.types import FINISH_LENGTH, Completion, Sample, Turn
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ class Lengths:
         """Log what was cut in `source`."""
         report_prompts(source, self.cuts.prompts, self.prompt)
         if self.cuts.wholes.over:
-            logger.warning(
+            say_once(
+                logger,
                 "%s: %s do not fit train.max_length=%d with their prompts: they lose their end, "
                 "and with it the mark that they are finished (train.mask_truncated=true leaves "
                 "them out)",
@@ -91,7 +93,8 @@ def make_lengths(config: Config, positions: int = 0) -> Lengths:
 def report_prompts(source: str, prompts: Tally, limit: int) -> None:
     """Warn of prompts that `sampling.max_prompt_length` cuts."""
     if prompts.over:
-        logger.warning(
+        say_once(
+            logger,
             "%s: %s are longer than sampling.max_prompt_length=%d: they lose their beginning",
             source,
             prompts.describe("prompts"),
@@ -102,7 +105,8 @@ def report_prompts(source: str, prompts: Tally, limit: int) -> None:
 def report_positions(source: str, sequences: Tally, positions: int) -> None:
     """Warn of sequences that have more tokens than the model has positions for."""
     if sequences.over:
-        logger.warning(
+        say_once(
+            logger,
             "%s: %s go beyond the %d positions that the model was made for "
             "(max_position_embeddings): what it says there means little",
             source,

@@ -11,6 +11,7 @@ from halos_jax.config import ModelConfig
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.models.files import export, folders, hf, peft
 from halos_jax.models.lora import Frozen, merge_adapter
+from halos_jax.once import once_a_run
 from halos_jax.policies import serving
 from halos_jax.policies.policy import Policy
 from halos_jax.types import Params
@@ -30,6 +31,7 @@ def export_final(
     *,
     ledger: Ledger | None = None,
     frozen: Frozen | None = None,
+    dtype: str | None = None,
     read_at: str = "",
 ) -> Path:
     """Export the params at the end of a run to `workdir/final`; see `export_policy`.
@@ -41,7 +43,51 @@ def export_final(
         number = next(n for n in itertools.count(1) if not _name_damaged(folder, n).exists())
         logger.warning("%s: moved to %s and made again", folder, _name_damaged(folder, number))
         folder.rename(_name_damaged(folder, number))
-    return export_policy(params, policy, folder, frozen=frozen, read_at=read_at, ledger=ledger)
+    return export_policy(
+        params, policy, folder, frozen=frozen, dtype=dtype, read_at=read_at, ledger=ledger
+    )
+
+
+def choose_dtype(wanted: str, policy: Policy) -> str:
+    """Return the dtype of the weights of an export for others, from `export.dtype`.
+
+    "auto" is that of the weights that the run started from, or of the params if it drew its own.
+    """
+    settings, own = policy.settings, policy.decoder.params_dtype
+    if wanted not in ("auto", "params"):
+        return wanted
+    if wanted == "params" or settings.random_init:
+        return own
+    chosen = export.find_dtype(hf.resolve_model(settings.path)) or own
+    _report_dtype(chosen, own)
+    return chosen
+
+
+@once_a_run
+def _report_dtype(chosen: str, own: str) -> None:
+    if chosen != own:
+        logger.info(
+            "weights are exported in %s, as those of model.path are; the run's own are %s: "
+            "--config.export.dtype=params keeps every bit of them",
+            chosen,
+            own,
+        )
+
+
+def report_other_dtype(wanted: str, folder: Path) -> None:
+    """Warn that an export, which is done, has another dtype than `export.dtype` names."""
+    if wanted in ("auto", "params") or not folder.is_dir():
+        return
+    found = export.find_dtype(folder)
+    if found != wanted:
+        logger.warning(
+            "%s is done, and stays in %s: export.dtype=%s is for exports to come, as of "
+            "--config.task=export --config.model.path=%s",
+            folder,
+            found,
+            wanted,
+            folder.parent,
+        )
 
 
 def _name_damaged(folder: Path, number: int) -> Path:

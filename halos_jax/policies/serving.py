@@ -14,6 +14,7 @@ from typing import Any
 
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.models.files.folders import write_json
+from halos_jax.once import say_once
 from halos_jax.rewards.read_at import READ_AT
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ def write_stops(folder: Path, renderer: Renderer) -> None:
             "export: answers end with %s, too: added to %s", ", ".join(map(repr, names)), GENERATION
         )
     if strings:
-        logger.warning(
+        say_once(
+            logger,
             "export: answers end with the text %r, which is no token of this tokenizer: it is "
             "among the stop_strings of %s, which generate(..., tokenizer=tokenizer) of "
             "transformers heeds; give it to other servers as a stop string, or train with "
@@ -72,7 +74,8 @@ def write_place(folder: Path, renderer: Renderer, read_at: str) -> None:
     )
     if not closed and renderer.closing != "":
         behind = repr(renderer.closing) if renderer.closing else "no end marker"
-        logger.warning(
+        say_once(
+            logger,
             "export: the reward model was trained to be read at %r, but its chat template writes "
             "%s at a conversation's end: to score with it elsewhere, end texts with %r",
             renderer.end_marker,

@@ -1,6 +1,7 @@
 """A run as its workdir has it: read without the lock, and without anything being changed."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -71,6 +72,10 @@ class Recorded:
 
     def list_signs(self) -> list[RoundSigns]:
         """Return what advice is given by, of each round; empty if the config cannot be read."""
+        return list(self._signs)
+
+    @functools.cached_property
+    def _signs(self) -> list[RoundSigns]:
         if self.history is None:
             return []
         found = []

@@ -6,6 +6,7 @@ A prompt is `{"id", "turns", "extra", "round", "cells"}`, with a cell for each c
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -141,12 +142,11 @@ def collect_trained(run: Recorded, budget: int) -> Browser:
     kept = [rounds[index] for index in spread(len(rounds), MOST_TRAINED, ())]
     prompts, said, counts = list[Any](), list[str](), [0, 0]
     for one in kept:
-        cells = _read_trained(run, one)
-        names = sorted(cells, key=_draw)[: MOST_PROMPTS // len(kept)]
-        made = (_make_prompt(name, [cells[name]], round=one.round) for name in names)
+        count, cells = _read_trained(run, one, MOST_PROMPTS // len(kept))
+        made = (_make_prompt(name, [cells[name]], round=one.round) for name in cells)
         taken, _ = take_within(made, budget // len(kept))
         prompts += taken
-        counts = [counts[0] + len(taken), counts[1] + len(cells)]
+        counts = [counts[0] + len(taken), counts[1] + count]
     if len(kept) < len(rounds):
         said.append(f"training samples of {len(kept)} of {len(rounds)} rounds are shown")
     if counts[0] < counts[1]:
@@ -154,23 +154,37 @@ def collect_trained(run: Recorded, budget: int) -> Browser:
     return Browser(("samples",), tuple(prompts), tuple(said))
 
 
-def _read_trained(run: Recorded, one: Manifest) -> dict[str, "_Cells"]:
+def _read_trained(run: Recorded, one: Manifest, most: int) -> tuple[int, dict[str, "_Cells"]]:
+    """Return how many prompts a round has, and the samples of some, random, with their marks."""
+    paths = tuple(_find(run, one, name) for name in _TRAINED)
+    return _parse_trained(paths, tuple(map(_identify, paths)), most)
+
+
+_TRAINED = ("samples.jsonl", "scores.jsonl", "feedback.jsonl")
+
+
+@functools.lru_cache(2 * MOST_TRAINED)
+def _parse_trained(
+    paths: tuple[Path, ...], identity: tuple[object, ...], most: int
+) -> tuple[int, dict[str, "_Cells"]]:
+    samples, scores, feedback = paths
+    cells = _read_all(samples)
+    chosen = {name: cells[name] for name in sorted(cells, key=_draw)[:most]}
     rewards = {
         (row.get("prompt_id"), row.get("sample_id")): row.get("reward")
-        for row in read_lines(_find(run, one, "scores.jsonl"))
+        for row in read_lines(scores)
     }
     marks: dict[tuple[Any, Any], str] = {}
-    for row in read_lines(_find(run, one, "feedback.jsonl")):
+    for row in read_lines(feedback):
         for sample, flag in _read_marks(row):
             key = (row.get("prompt_id"), sample)
             marks[key] = marks.get(key, "").replace(flag, "") + flag
-    cells = _read_cells(_find(run, one, "samples.jsonl"))
-    for name, group in cells.items():
+    for name, group in chosen.items():
         for sample in group.samples:
             key = (name, sample[5])
             sample[1] = rewards.get(key)
             sample[2] = marks.get(key, "") + sample[2]
-    return cells
+    return len(cells), chosen
 
 
 def _read_marks(row: Mapping[str, Any]) -> list[tuple[Any, str]]:
@@ -194,7 +208,28 @@ class _Cells(NamedTuple):
 
 
 def _read_cells(path: Path) -> dict[str, _Cells]:
-    """Return the samples of each prompt in a file of samples, in its order."""
+    """Return the samples of each prompt in a file of samples, in its order; not to be changed.
+
+    A run's page is written after each round: files that it had before are not read again.
+    """
+    return _parse_cells(path, _identify(path))
+
+
+@functools.lru_cache(MOST_ROUNDS + 1)
+def _parse_cells(path: Path, identity: object) -> dict[str, _Cells]:
+    return _read_all(path)
+
+
+def _identify(path: Path) -> object:
+    """Return what changes with a file: its inode, its size and the time of its last change."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read_all(path: Path) -> dict[str, _Cells]:
     found: dict[str, _Cells] = {}
     for row in read_lines(path):
         name = str(row.get("prompt_id"))

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _LEVEL = 6
+_DEPTH = 2  # {"prompts": [...]}: a prompt at a time
 
 
 def squeeze(text: str) -> str:
@@ -19,13 +20,27 @@ def squeeze(text: str) -> str:
 
 
 def squeeze_json(value: Any) -> str:
-    """Return a JSON value as `squeeze` does; NaN and infinities are refused."""
-    return squeeze(dump(value))
+    """Return a JSON value as `squeeze` does; NaN and infinities are refused.
+
+    The members of its longest parts are written one by one: a thread that writes a page may keep
+    the others from Python for as long as one call of the encoder takes.
+    """
+    return squeeze(_dump_parts(value, _DEPTH))
 
 
 def dump(value: Any) -> str:
     """Return a JSON value in as few characters as its text needs, all of them ASCII."""
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _dump_parts(value: Any, depth: int) -> str:
+    """Return what `dump` does, of members down to a depth one after the other."""
+    if depth and isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        members = (f"{dump(key)}:{_dump_parts(one, depth - 1)}" for key, one in value.items())
+        return f"{{{','.join(members)}}}"
+    if depth and isinstance(value, list | tuple):
+        return f"[{','.join(_dump_parts(one, depth - 1) for one in value)}]"
+    return dump(value)
 
 
 def take_within(items: Iterable[Any], budget: int) -> tuple[list[Any], int]:

@@ -8,6 +8,7 @@ from halos_jax.config import Config
 from halos_jax.config.kinds import FEEDBACK_TYPES
 from halos_jax.config.tasks import load
 from halos_jax.data.items import SMALLEST_CLASS
+from halos_jax.once import say_once
 from halos_jax.types import Sample
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ def report_feedback(
         return
     warning = load(FEEDBACK_TYPES[settings.type].warn)(config, counts)
     if warning:
-        logger.warning(
+        say_once(
+            logger,
             "%s: %s; the rewards go from %g to %g, their median is %g",
             label,
             warning,

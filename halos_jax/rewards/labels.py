@@ -13,6 +13,7 @@ from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.data.records.fields import Fields
 from halos_jax.data.records.reading import read_records
 from halos_jax.errors import UserError
+from halos_jax.once import say_once
 from halos_jax.types import FINISH_LENGTH, Sample
 
 logger = logging.getLogger(__name__)
@@ -71,8 +72,11 @@ def label_samples(scorer: Scorer, samples: Sequence[Sample], settings: RewardCon
         return labels
     check_unlabelled(labels.unlabelled, len(samples), settings.max_unlabelled)
     if labels.unlabelled:
-        logger.warning(
-            "%d of %d samples have no reward: they are left out", labels.unlabelled, len(samples)
+        say_once(
+            logger,
+            "%d of %d samples have no reward: they are left out",
+            labels.unlabelled,
+            len(samples),
         )
     if not settings.missing_eos_penalty:
         return labels

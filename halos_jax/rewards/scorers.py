@@ -25,6 +25,7 @@ from halos_jax.models.files import hf, vocab
 from halos_jax.models.hf.families import ModelError
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.once import say_once
 from halos_jax.packing.batches import build_batch, plan_batches, split_scores
 from halos_jax.packing.layout import Layout, LayoutMemory
 from halos_jax.rewards.function_scorer import make_function_scorer
@@ -299,7 +300,8 @@ def _cut_all(samples: Sequence[Sample], max_length: int) -> list[Sample]:
     rooms = [max(max_length - len(sample.prompt_ids), 1) for sample in samples]
     count = sum(len(one.response_ids) > room for one, room in zip(samples, rooms, strict=True))
     if count:
-        logger.warning(
+        say_once(
+            logger,
             "%d of %d samples are longer than reward.max_length=%d: the rest is not scored",
             count,
             len(samples),

@@ -95,6 +95,8 @@ class Run:
     sft: HostCopy = dataclasses.field(default_factory=HostCopy)  # params of the SFT checkpoint
     budget: Budget = Budget(1, 1)
     on_round: Callable[[], None] = do_nothing  # called when a round is done and on disk
+    # Round -> seconds that this process has compiled in it
+    compiled: dict[int, float] = dataclasses.field(default_factory=dict)
     # Makes workspace and trainer as a resume from that "round" and "step" does.
     remake: Callable[[Mapping[str, int]], tuple[Workspace, Trainer]] = refuse_remake
 

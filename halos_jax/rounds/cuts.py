@@ -11,6 +11,7 @@ from halos_jax.config import SamplingConfig
 from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.lengths import Tally, report_positions, report_prompts
 from halos_jax.models.spec import DecoderConfig
+from halos_jax.once import say_once
 from halos_jax.sampling.sampler import render_prefix
 from halos_jax.types import FINISH_LENGTH, Prompt, Sample
 
@@ -73,7 +74,8 @@ def report_samples(sampler: Limited, samples: Sequence[Sample], label: str) -> N
     cut = sum(sample.finish_reason == FINISH_LENGTH for sample in samples)
     limit, positions = sampler.settings.max_tokens, sampler.decoder.max_positions
     if cut and cut == len(samples):
-        logger.warning(
+        say_once(
+            logger,
             "%s: all %d samples were cut at sampling.max_tokens=%d: none has an end that "
             "the reward could see or the policy learn; raise the limit, or check that the policy "
             "was trained to end its answers",
@@ -82,13 +84,15 @@ def report_samples(sampler: Limited, samples: Sequence[Sample], label: str) -> N
             limit,
         )
     elif cut:
-        logger.info(
+        say_once(
+            logger,
             "%s: %d of %d samples (%.3g %%) were cut at sampling.max_tokens=%d",
             label,
             cut,
             len(samples),
             100 * cut / len(samples),
             limit,
+            level=logging.INFO,
         )
     _report_sets(sampler.settings, samples, label)
     tally = Tally()
@@ -120,8 +124,8 @@ def _report_sets(settings: SamplingConfig, samples: Sequence[Sample], label: str
     logger.info("%s: a token was drawn from %.3g on average", label, sum(counts) / len(counts))
     full = sum(count >= settings.max_kept for count in counts)
     if full and not settings.top_k:
-        logger.log(
-            logging.WARNING if full > _MANY_FULL * len(counts) else logging.INFO,
+        say_once(
+            logger,
             "%s: %d of %d tokens (%.3g %%) were drawn from the sampling.max_kept=%d likeliest "
             "alone, where sampling.top_p=%g may keep more; raise max_kept to have these too",
             label,
@@ -130,4 +134,5 @@ def _report_sets(settings: SamplingConfig, samples: Sequence[Sample], label: str
             100 * full / len(counts),
             settings.max_kept,
             settings.top_p,
+            level=logging.WARNING if full > _MANY_FULL * len(counts) else logging.INFO,
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from halos_jax.config import Config
 from halos_jax.console import compiling
 from halos_jax.console.stages import describe_stage
+from halos_jax.console.values import find_width
 from halos_jax.course.advice import RoundSigns, list_new_hints
 from halos_jax.course.budget_text import (
     RoundDone,
@@ -70,7 +71,9 @@ def list_sizes(
 
 def report_stage(run: Run, round: int, stage: str, seconds: float, did: Mapping[str, int]) -> None:
     """Log that a stage is done; see `describe_stage`."""
-    compiled, left = compiling.take_seconds(), _estimate_rest(run)
+    compiled = compiling.take_seconds()
+    run.compiled[round] = run.compiled.get(round, 0.0) + compiled
+    left = _estimate_rest(run)
     told = describe_stage(seconds, did, compiled=compiled, left=left)
     logger.info("round %d, %s: %s", round, stage, told)
 
@@ -85,9 +88,9 @@ def report_round(run: Run, manifest: Manifest, budget: Budget) -> None:
     """
     round, config = manifest.round, run.config
     sizes = list_sizes(config, budget, len(run.prompts), lambda _: config.train.epochs)
-    table = format_rounds(run.workdir, last=round, most=_ROWS)
+    table = format_rounds(run.workdir, last=round, most=_ROWS, width=find_width())
     logger.info("round %d of %d is done:\n%s", round, len(sizes), table)
-    done = [_sum_up(row) for row in read_rows(run.workdir, round) if row.manifest.round]
+    done = [_sum_up(run, row) for row in read_rows(run.workdir, round) if row.manifest.round]
     rest = describe_rest(config, done, sizes[round:], sum(one.steps for one in sizes))
     if rest:
         logger.info("%s", rest)
@@ -120,7 +123,8 @@ def report_resumed(run: Run) -> None:
     rows = read_rows(run.workdir, last_round(run.workdir)) if rounds.is_dir() else []
     done = [row.manifest.round for row in rows if row.is_done]
     if done:
-        logger.info("done before:\n%s", format_rounds(run.workdir, last=max(done)))
+        table = format_rounds(run.workdir, last=max(done), width=find_width())
+        logger.info("done before:\n%s", table)
 
 
 def report_end(run: Run, result: str) -> None:
@@ -132,7 +136,7 @@ def report_end(run: Run, result: str) -> None:
     signs = list_signs(run, last)
     # The table after the last round is whole, unless it was cut or a test came after it.
     is_new = last >= _ROWS or bool(run.test)
-    table = f":\n{format_rounds(run.workdir)}" if is_new else ""
+    table = f":\n{format_rounds(run.workdir, width=find_width())}" if is_new else ""
     logger.info("%s; round 0 is the SFT policy%s", result, table)
     for one, hints in zip(signs, list_new_hints(run.config, signs), strict=True):
         for hint in hints:
@@ -152,10 +156,14 @@ def list_signs(run: Run, last: int) -> list[RoundSigns]:
 
 
 def _estimate_rest(run: Run) -> float | None:
-    """Return for how many seconds the run will go on, by the pace of its finished rounds."""
+    """Return for how many seconds the run will go on, by the pace of its finished rounds.
+
+    What a round has compiled in this process does not count, nor the first round if there is a
+    later one: its tracing is not known.
+    """
     rows = read_rows(run.workdir, last_round(run.workdir))
     done = [row for row in rows if row.is_done and row.manifest.round]
-    pace = find_pace([_sum_up(row) for row in done])
+    pace = find_pace([_sum_up(run, row) for row in done])
     if pace is None:
         return None
     left = run.budget.end(len(run.prompts)) - done[-1].manifest.stop
@@ -163,5 +171,7 @@ def _estimate_rest(run: Run) -> float | None:
     return max(pace * left - spent, 0.0)
 
 
-def _sum_up(row: Row) -> RoundDone:
-    return RoundDone(row.prompts, row.examples, row.steps or 0, row.seconds or 0.0)
+def _sum_up(run: Run, row: Row) -> RoundDone:
+    """Return what a round has used, without the time that it compiled: later ones will not."""
+    seconds = max((row.seconds or 0.0) - run.compiled.get(row.manifest.round, 0.0), 0.0)
+    return RoundDone(row.prompts, row.examples, row.steps or 0, seconds)

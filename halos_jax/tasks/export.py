@@ -7,7 +7,9 @@ from halos_jax.config import Config
 from halos_jax.models.spec import count_params
 from halos_jax.policies import final
 from halos_jax.policies.policy import load_trained
+from halos_jax.policies.source import is_workdir
 from halos_jax.rounds.context import StageResult
+from halos_jax.tasks.handing import hand_on
 from halos_jax.tasks.job import Job, open_job
 from halos_jax.workdir.intact import FINAL
 from halos_jax.workdir.interrupt import StopSignal
@@ -24,15 +26,18 @@ def run_export(config: Config, stop: StopSignal) -> dict[str, float]:
     can then serve as the `model.path` of another task. It appears whole or not at all.
     """
     with open_job(config, stop) as job:
+        output, path = config.export.output, config.model.path
+        folder = (Path(output).expanduser() if output else job.workdir / FINAL).absolute()
         if not job.is_complete:
-            _export(job)
+            _export(job, folder)
+        what = f"It is {job.policy} of the run." if job.policy.startswith("checkpoint") else ""
+        of = Path(path).expanduser() if is_workdir(path) else None
+        hand_on(job.workspace, folder, of=of, what=what)
         return job.metrics
 
 
-def _export(job: Job) -> None:
+def _export(job: Job, output: Path) -> None:
     settings = job.config.export
-    output = Path(settings.output).expanduser() if settings.output else job.workdir / FINAL
-    output = output.absolute()
     policy = job.find_policy()
     job.begin(inputs="", policy=policy.source, output=output, field="export.output")
     params, frozen = load_trained(policy, job.mesh)
@@ -42,7 +47,7 @@ def _export(job: Job) -> None:
         output,
         frozen=frozen,
         ledger=job.workspace.ledger,
-        dtype=None if settings.dtype == "auto" else settings.dtype,
+        dtype=final.choose_dtype(settings.dtype, policy),
         read_at=policy.source.read_at,
     )
     logger.info("%s of %s is in %s", policy.source.name, policy.source.path, output)

@@ -10,7 +10,8 @@ two policies.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from halos_jax import sharding
 from halos_jax.config import Config, ConfigError
-from halos_jax.config.tasks import TASKS
+from halos_jax.config.tasks import TASKS, Task
 from halos_jax.policies.policy import Policy, find_policy
 from halos_jax.policies.source import Source
 from halos_jax.rounds.context import NOTHING, StageResult
@@ -30,6 +31,9 @@ from halos_jax.workdir.seals import chain
 from halos_jax.workdir.workspace import Workspace, open_workspace
 
 logger = logging.getLogger(__name__)
+
+# The tasks of the pipeline that a task is one of; empty: of none.
+_others: ContextVar[tuple[Task, ...]] = ContextVar("_others", default=())
 
 
 @dataclasses.dataclass
@@ -55,6 +59,11 @@ class Job:
     def next_stage(self) -> str | None:
         """The first stage that is not done yet, or None if all are. The job must have begun."""
         return self._begun.next_stage
+
+    @property
+    def policy(self) -> str:
+        """Which policy of `model.path` it works on, as `Source.name` says; it must have begun."""
+        return self._begun.policy
 
     @property
     def _begun(self) -> Manifest:
@@ -173,18 +182,33 @@ def open_job(config: Config, stop: StopSignal) -> Iterator[Job]:
         yield Job(workspace, manifest)
 
 
+@contextlib.contextmanager
+def read_by_others(tasks: Sequence[Task]) -> Iterator[None]:
+    """Say nothing inside the block of fields that a task does not read, but one of `tasks` does."""
+    token = _others.set(tuple(tasks))
+    try:
+        yield
+    finally:
+        _others.reset(token)
+
+
 def _warn_of_unread(config: Config) -> None:
     """Say that held-out and test prompts are set apart by tasks that train alone."""
+    others = [TASKS[one] for one in _others.get()]
+    trains = any(one.trains for one in others)
+    is_read = {
+        "data.holdout": trains,
+        "data.test": any("data.test" in one.reads for one in others),
+    }
     for path, value in (("data.holdout", config.data.holdout), ("data.test", config.data.test)):
-        if value:
+        if value and not is_read[path]:
             logger.warning(
                 "%s=%s: task=%s does not read it; it sets prompts apart in a run that trains",
                 path,
                 value,
                 config.task,
             )
-
-    if config.trackers.names:
+    if config.trackers.names and not trains:
         logger.warning(
             "trackers.names=%s: task=%s writes no metrics.jsonl, so trackers get nothing",
             config.trackers.names,

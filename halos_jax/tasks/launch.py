@@ -16,11 +16,11 @@ from halos_jax import config as config_lib
 from halos_jax import devices, sharding
 from halos_jax.config import Config, ConfigError
 from halos_jax.config.tasks import MODES, TASKS, Task, load
-from halos_jax.console.compiling import watch_compilations
+from halos_jax.console.compiling import forget_compilations, watch_compilations
 from halos_jax.console.logs import hush
 from halos_jax.console.stages import show_seconds
 from halos_jax.console.summary import format_facts
-from halos_jax.console.values import WIDTH, fit, show_metrics
+from halos_jax.console.values import find_text_width, fit, show_metrics
 from halos_jax.console.watchdog import watch
 from halos_jax.devices import explain_memory
 from halos_jax.losses import (
@@ -34,6 +34,8 @@ from halos_jax.losses import (
 )
 from halos_jax.losses.requirements import check_teacher
 from halos_jax.once import forget_run
+from halos_jax.policies import hub
+from halos_jax.tasks.job import read_by_others
 from halos_jax.tasks.overview import describe_machine, describe_task
 from halos_jax.trackers.registry import find_problems as find_tracker_problems
 from halos_jax.workdir.interrupt import StopSignal, catch_signals
@@ -66,7 +68,7 @@ def freeze_checked(config: config_lib.Settings | Config, errors: Iterable[str] =
       ConfigError: with one line per error.
     """
     plain = config_lib.to_dict(config) if isinstance(config, Config) else config
-    checks = [_check_objective, find_tracker_problems]
+    checks = [_check_objective, find_tracker_problems, hub.find_problems]
     return config_lib.freeze(plain, errors=errors, checks=checks)
 
 
@@ -79,7 +81,10 @@ def launch(config: Config) -> dict[str, float]:
     """
     forget_run()
     with _restore_cache():
-        return _launch(config)
+        try:
+            return _launch(config)
+        finally:
+            forget_compilations()
 
 
 def _launch(config: Config) -> dict[str, float]:
@@ -106,7 +111,7 @@ def describe_end(metrics: Mapping[str, float], seconds: float) -> str:
     """Return a line that says how long a task has taken, and the first of its metrics."""
     took = f"finished in {show_seconds(seconds)}; at the end: "
     shown = show_metrics(dict(sorted(metrics.items(), key=_rank)))
-    return took + fit(shown, width=WIDTH - len(took))
+    return took + fit(shown, width=find_text_width() - len(took))
 
 
 def _rank(item: tuple[str, float]) -> tuple[int, str]:
@@ -144,11 +149,14 @@ def run_task(config: Config, stop: StopSignal) -> dict[str, float]:
     """Run `config.task` to its end; return its last metrics."""
     if config.task == "pipeline":
         metrics: dict[str, float] = {}
-        for step in config_lib.expand_pipeline(config):
-            metrics = run_task(step, stop)
+        steps = config_lib.expand_pipeline(config)
+        with read_by_others([step.task for step in steps]):
+            for step in steps:
+                metrics = run_task(step, stop)
         return metrics
     if jax.process_index() == 0:
         logger.info("%s", describe_task(config))
+        hub.warn_of_no_token(config.export)
     # For memory errors that no stage explains itself: they come up while models are loaded.
     with explain_memory("load", f"task {config.task}", config):
         return _find_task(config.task)(config, stop)

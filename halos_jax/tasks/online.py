@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from halos_jax.config import Config
+from halos_jax.console.values import find_width
 from halos_jax.course.rates import warn_of_rate
 from halos_jax.devices import explain_memory
 from halos_jax.models.lora import merge_adapter
@@ -47,6 +48,7 @@ from halos_jax.rounds.refill.gather import gather, remove_extents
 from halos_jax.rounds.report import record_round, report_end, report_resumed, report_round
 from halos_jax.rounds.setup import make_run
 from halos_jax.rounds.watch import after, before
+from halos_jax.tasks.handing import hand_on, hand_on_again
 from halos_jax.tasks.inputs import check_inputs, record_growth
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported, take_policy
@@ -71,7 +73,9 @@ def run_online(config: Config, stop: StopSignal) -> dict[str, float]:
         info = workspace.info
         if runs.is_complete(info) and not has_more(workspace.config, workspace.workdir):
             workspace.update_trackers()
-            return _report_complete(workspace)
+            metrics = _report_complete(workspace)
+            hand_on_again(workspace)
+            return metrics
         workspace = workspace.with_config(source.use_final(workspace.config))
         grown = check_inputs(
             workspace.ledger,
@@ -295,6 +299,7 @@ def _export_round(run: Run, progress: Progress, round: int) -> None:
         run.policy,
         model,
         frozen=run.trainer.frozen,
+        dtype=final.choose_dtype(run.config.export.dtype, run.policy),
         ledger=run.workspace.ledger,
     )
     logger.info("the policy of round %d is in %s", round, model)
@@ -307,8 +312,10 @@ def _export_final(run: Run, ending: Ending) -> None:
         run.workdir,
         ledger=run.workspace.ledger,
         frozen=run.trainer.frozen,
+        dtype=final.choose_dtype(run.config.export.dtype, run.policy),
     )
     report_end(run, f"{ending.name} is in {folder}")
+    hand_on(run.workspace)
 
 
 def _report_complete(workspace: Workspace) -> dict[str, float]:
@@ -316,9 +323,8 @@ def _report_complete(workspace: Workspace) -> dict[str, float]:
     manifests.verify_run(workspace.workdir)
     for change in workspace.history.pick("growing"):
         logger.info("%s; this is for rounds not trained yet, but there are none left", change)
-    logger.info(
-        "%s is complete: nothing to do\n%s", workspace.workdir, format_rounds(workspace.workdir)
-    )
+    table = format_rounds(workspace.workdir, width=find_width())
+    logger.info("%s is complete: nothing to do\n%s", workspace.workdir, table)
     last = manifests.load_manifest(round_folder(workspace.workdir, last_round(workspace.workdir)))
     report_stop(workspace.config, workspace.workdir, last_round(workspace.workdir))
     return dict(last.metrics) if last is not None else {}

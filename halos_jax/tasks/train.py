@@ -36,6 +36,7 @@ from halos_jax.policies.policy import Policy, load_frozen, load_start, start_pol
 from halos_jax.policies.teacher import load_teacher
 from halos_jax.report.live import Reporter, report_on
 from halos_jax.rounds.proof.lineage import warn_of_sampler
+from halos_jax.tasks.handing import hand_on, hand_on_again
 from halos_jax.tasks.inputs import check_inputs, list_inputs
 from halos_jax.training import loop as training
 from halos_jax.training.balance import report_balance
@@ -66,6 +67,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
         if runs.is_complete(workspace.info):
             workspace.update_trackers()
             logger.info("%s is complete: nothing to do", workspace.workdir)
+            hand_on_again(workspace)
             return _last_metrics(workspace.workdir)
         stop.place = f"task {config.task}"
         workspace = workspace.with_config(source.use_final(workspace.config))
@@ -183,9 +185,11 @@ def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -
         workspace.workdir,
         ledger=workspace.ledger,
         frozen=trainer.frozen,
+        dtype=final.choose_dtype(config.export.dtype, policy),
         read_at=config.reward.read_at,
     )
     logger.info("the trained model is in %s", folder)
+    hand_on(workspace)
 
 
 def _report_steps(config: Config, steps: int, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """The training loop: optimizer steps over planned batches, with evaluations in between."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -333,33 +334,33 @@ def run_steps(
     seen = sum(len(row) for step_rows in dataset.plan.steps[:start] for row in step_rows)
     clock, watch = _make_clock(trainer), MovedWatch(trainer.watched)
     before: dict[str, jax.Array | float] = {}
-    for number, batch in enumerate(stream_batches(trainer.mesh, dataset, start=start), start):
-        state, metrics = trainer.train_step(state, trainer.frozen, batch)
-        trainer.profiler.step(metrics)
-        taken = first_step + number + 1
-        named: dict[str, jax.Array | float] = {
-            _rename(name, "train"): value for name, value in metrics.items()
-        }
-        items = [dataset.items[one] for row in dataset.plan.steps[number] for one in row]
-        examples = len(items)
-        seen += examples
-        named |= {"counters/updates": taken, "counters/stage_examples": seen}
-        named |= clock.rate
-        writer.write(taken, named)
-        watch.see(taken, metrics)
-        clock.tick(examples, *_measure_work(trainer, items))
-        due = config.train.eval_every and taken % config.train.eval_every == 0
-        if held_out and (due or number + 1 == total):
-            writer.write(taken, evaluate(trainer, take_averaged(state), held_out))
-            clock = _make_clock(trainer)
-        on_step(state, number + 1)
-        if not bar.disable and (taken % config.train.log_every == 0 or number + 1 == total):
-            # The metrics of the step before: the writer has waited for them already.
-            bar.set_postfix_str(describe_step(before), refresh=False)
-            bar.update(number + 1 - bar.n)
-        before = named
+    with contextlib.closing(trainer.profiler):  # a trace is there even if a step raises an error
+        for number, batch in enumerate(stream_batches(trainer.mesh, dataset, start=start), start):
+            state, metrics = trainer.train_step(state, trainer.frozen, batch)
+            trainer.profiler.step(metrics)
+            taken = first_step + number + 1
+            named: dict[str, jax.Array | float] = {
+                _rename(name, "train"): value for name, value in metrics.items()
+            }
+            items = [dataset.items[one] for row in dataset.plan.steps[number] for one in row]
+            examples = len(items)
+            seen += examples
+            named |= {"counters/updates": taken, "counters/stage_examples": seen}
+            named |= clock.rate
+            writer.write(taken, named)
+            watch.see(taken, metrics)
+            clock.tick(examples, *_measure_work(trainer, items))
+            due = config.train.eval_every and taken % config.train.eval_every == 0
+            if held_out and (due or number + 1 == total):
+                writer.write(taken, evaluate(trainer, take_averaged(state), held_out))
+                clock = _make_clock(trainer)
+            on_step(state, number + 1)
+            if not bar.disable and (taken % config.train.log_every == 0 or number + 1 == total):
+                # The metrics of the step before: the writer has waited for them already.
+                bar.set_postfix_str(describe_step(before), refresh=False)
+                bar.update(number + 1 - bar.n)
+            before = named
     watch.finish()
-    trainer.profiler.close()
     bar.close()
     return state
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from halos_jax.once import say_once
+
 logger = logging.getLogger(__name__)
 
 FOLDER = "profile"
@@ -53,8 +55,8 @@ class Profiler:
                 self.folder,
             )
         elif self._steps and not self._is_done:
-            logger.warning(
-                "train.profile: no step is traced so far: the first %d come before", _BEFORE
+            say_once(
+                logger, "train.profile: no step is traced so far: the first %d come before", _BEFORE
             )
 
     def _stop(self) -> None:

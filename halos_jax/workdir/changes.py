@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ class History:
         values = [one["changed"][path] for one in self.segments if path in one["changed"]]
         values += [[one.old, one.new] for one in self.changes if one.path == path]
         if not values:
-            return [dict(schema.flatten(schema.to_plain(self.config)))[path]]
+            return [_read_plain(self.config, path)]
         return [values[0][0], *(new for _, new in values)]
 
     def value_in(self, path: str, round: int) -> Any:
@@ -94,6 +93,14 @@ class History:
             if path in segment["changed"] and segment.get("round", 0) <= round:
                 found = segment["changed"][path][1]
         return found
+
+
+def _read_plain(config: Config, path: str) -> Any:
+    """Return the value of a field as JSON holds it."""
+    value: Any = config
+    for name in path.split("."):
+        value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+    return schema.to_plain(value)
 
 
 def read_history(workdir: Path, config: Config) -> History:
@@ -240,30 +247,9 @@ def refuse_changes(workdir: Path, history: History) -> None:
         listed = "\n".join(f"  - {line}" for line in lines)
         raise storage.WorkdirError(
             f"workdir: {workdir} holds a run with another configuration; changed:\n{listed}\n"
-            f"{describe_allowed(history.config.task)}; set the fields back, or start a new run "
-            "with --config.workdir=DIR"
+            "set them back, or start a new run with --config.workdir=DIR; --help=resume lists the "
+            "fields that may change"
         )
-
-
-def describe_allowed(task: str) -> str:
-    """Return a line with the fields that may change when a run of `task` is resumed."""
-    growing = [
-        path
-        for path in roles.list_fields(Config, "growing")
-        if roles.find_mark(Config, path).role_in(task) == "growing"
-    ]
-    parts = {
-        "how it is computed": roles.list_fields(Config, "execution"),
-        "the optimizer and the guard, from here on": roles.list_fields(Config, "tuning"),
-        "to more": growing,
-        "what no result depends on": roles.list_fields(Config, "aside"),
-        "the spelling of paths": (),
-    }
-    return "allowed to change on resume: " + "; ".join(
-        what + (f" ({', '.join(_shorten(paths))})" if paths else "")
-        for what, paths in parts.items()
-        if paths or what == "the spelling of paths"
-    )
 
 
 def describe_changes(history: History) -> list[str]:
@@ -382,19 +368,3 @@ def is_same_place(old: object, new: object, kind: roles.Place) -> bool:
         for text in (old, new)
     ]
     return pairs[0] == pairs[1]
-
-
-def _shorten(paths: Sequence[str]) -> list[str]:
-    """Return the paths, with "SECTION.*" for each section of which all fields are listed."""
-    sections, counts = (
-        Counter(path.rpartition(".")[0] for path in one)
-        for one in (schema.leaf_types(Config), paths)
-    )
-    shown = []
-    for path in paths:
-        section = path.rpartition(".")[0]
-        whole = section and counts[section] == sections[section]
-        name = f"{section}.*" if whole else path
-        if name not in shown:
-            shown.append(name)
-    return shown

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 from halos_jax import sharding, storage
 from halos_jax.config import Config
 from halos_jax.metrics import MetricWriter
+from halos_jax.once import take_repeats
 from halos_jax.trackers.follower import Follower
 from halos_jax.trackers.registry import open_trackers
 from halos_jax.workdir import execution, runs
@@ -22,6 +24,8 @@ from halos_jax.workdir.ledger import Ledger
 from halos_jax.workdir.manifests import Manifest
 from halos_jax.workdir.runs import RunInfo
 from halos_jax.workdir.seals.chain import METRICS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +134,13 @@ def open_workspace(config: Config, stop: StopSignal) -> Iterator[Workspace]:
             jax.set_mesh(mesh),
             contextlib.ExitStack() as closers,
         ):
+            closers.callback(_report_repeats)
             yield Workspace(info.config, info, mesh, stop, closers)
     finally:
         info.close()
+
+
+def _report_repeats() -> None:
+    """Log how often what was said once came again; called while the journal is still kept."""
+    for level, line in take_repeats():
+        logger.log(level, "%s", line)

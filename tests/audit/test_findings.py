@@ -1,5 +1,8 @@
 """Findings: their amounts in words, their table, their counts."""
 
+import dataclasses
+import re
+
 from halos_jax.audit import findings
 
 
@@ -31,6 +34,27 @@ def test_the_table_has_a_line_for_each_finding():
         "where  check    looked at  outcome      what",
         "       files    12 files   passed       hashes",
         "       samples             not checked  made again: no checkpoint",
+    ]
+
+
+def test_a_summary_has_a_line_for_each_check_and_all_that_did_not_pass():
+    found = [
+        dataclasses.replace(findings.passed("files", "hashes", 12, unit="files"), place=place)
+        for place in ("round 0", "round 1")
+    ]
+    lost = findings.not_checked("samples", "made again", "no checkpoint", 8, "samples")
+    found += [dataclasses.replace(lost, place=f"round {round}") for round in range(1, 6)]
+    assert findings.format_summary(found[:2]) == "files  2 passed"
+    found.append(findings.differs("samples", "tokens", "other ones", 1, 9, "samples"))
+    told, left = findings.format_summary(found).split("\n\n")
+    assert told.splitlines() == ["files    2 passed", "samples  1 differs, 5 not checked"]
+    assert [re.split(r" {2,}", line.strip()) for line in left.splitlines()] == [
+        ["where", "check", "looked at", "outcome", "what"],
+        [
+            "round 1; round 2; round 3; and 2 more",
+            *("samples", "0 of 40 samples", "not checked", "made again: no checkpoint"),
+        ],
+        ["samples", "1 of 9 samples", "differs", "tokens: other ones"],
     ]
 
 

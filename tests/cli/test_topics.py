@@ -41,3 +41,16 @@ def test_no_topic_is_wider_than_a_terminal():
 
 def test_the_exit_codes_are_those_of_the_program():
     assert list(EXIT_CODES) == [0, 1, interrupt.EXIT_CODE, interrupt.ABORTED]
+
+
+def test_fields_that_may_change_on_a_resume_are_listed_by_what_they_do():
+    told = describe_topic("resume")
+    parts = told.split("\n\n")
+    by_head = {part.splitlines()[0]: part.splitlines()[1:] for part in parts[1:-1]}
+    assert "  mesh.*" in by_head["how it is computed; results may differ in their last bits"]
+    tuned = by_head["the optimizer and the guard, from there on"]
+    assert "  optimizer.learning_rate" in tuned and "  guard.*" in tuned
+    grows = by_head["to more, and the run goes on"]
+    assert "  rounds.total_prompts (task online)" in grows
+    assert "  checkpoint.*" in by_head["what no result depends on"]
+    assert "model.path" not in told and "seed" not in told.replace("verify.seed", "")

@@ -72,6 +72,11 @@ def test_what_grows_does_so_in_some_tasks():
     assert most.zero_is_all and not total.zero_is_all
 
 
+def test_the_dtype_of_an_export_is_the_result_of_one_task():
+    dtype = find_mark(Config, "export.dtype")
+    assert (dtype.role_in("export"), dtype.role_in("online")) == ("result", "aside")
+
+
 def test_places_are_found_wherever_they_stand():
     parts = {"a": {"path": "p", "weight": 2.0, "judge": {"cache": "c"}}, "b": {"kind": "function"}}
     config = Config(

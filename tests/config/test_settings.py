@@ -113,6 +113,23 @@ def test_a_pipeline_is_expanded_into_its_stages():
     assert freeze(config_lib.to_dict(sft)) == sft
 
 
+def test_only_the_last_model_of_a_pipeline_is_handed_on():
+    """What lies between the stages is rounded to nobody's dtype, and is not pushed."""
+    config = pipeline_config()
+    config.pipeline.tasks = ("toy_data", "sft", "align", "eval")
+    reward = {"kind": "function", "function": "a:b"}
+    others = {"data": {"eval": "x"}, "model": {"path": "m"}}
+    config.pipeline.overrides.eval = {"reward": reward, **others}
+    config.export.push_to_hub = "me/x"
+    _, sft, align, _ = config_lib.expand_pipeline(freeze(config))
+    assert (sft.export.dtype, sft.export.push_to_hub) == ("params", "")
+    assert (align.export.dtype, align.export.push_to_hub) == ("auto", "me/x")
+    config.export.dtype = "bfloat16"
+    config.pipeline.overrides.sft.export = {"push_to_hub": "me/sft"}
+    _, sft, *_ = config_lib.expand_pipeline(freeze(config))
+    assert (sft.export.dtype, sft.export.push_to_hub) == ("bfloat16", "me/sft")
+
+
 def test_the_stages_of_a_pipeline_are_checked_before_any_runs():
     config = pipeline_config()
     config.pipeline.overrides.sft.data = {"train": ""}

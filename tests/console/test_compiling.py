@@ -44,3 +44,15 @@ def test_jax_tells_of_its_compilations():
     began = time.monotonic()
     jax.jit(lambda x: jnp.sin(x) * 3.25)(jnp.ones(7))
     assert 0 < compiling.take_seconds() <= time.monotonic() - began
+
+
+def test_a_compilation_that_raises_an_error_is_not_said_to_go_on(watch, caplog):
+    """jax tells its beginning and no end."""
+    caplog.set_level(logging.INFO)
+    watch.begin(compiling._EVENT, 0.0, fun_name="jit(wrong)")
+    watch.begin(compiling._EVENT, 0.0, fun_name="jit(right)")
+    watch.end(compiling._EVENT, 0.01)
+    watch.begin(compiling._EVENT, 0.0, fun_name="jit(wrong again)")
+    compiling.forget_compilations()
+    time.sleep(0.05)
+    assert caplog.messages == [] and watch._timers == {}

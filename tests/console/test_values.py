@@ -1,8 +1,11 @@
 """Metrics in words."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import pytest
 
+from halos_jax.console import values
 from halos_jax.console.values import describe_step, fit, show_metrics
 
 
@@ -42,3 +45,12 @@ def test_a_line_holds_what_there_is_room_for_and_counts_the_rest(width, line):
 
 def test_a_line_of_nothing():
     assert fit([]) == ""
+
+
+def test_a_terminal_has_its_width_and_a_log_file_room_for_all(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for kind, width, text in ((0, values.WHOLE, 100), (1, 80, 80)):
+        monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=bool(kind).__bool__))
+        assert (values.find_width(), values.find_text_width()) == (width, text)
+    monkeypatch.setenv("COLUMNS", "300")
+    assert (values.find_width(), values.find_text_width()) == (300, 100)

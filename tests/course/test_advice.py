@@ -13,6 +13,7 @@ import pytest
 from halos_jax.config import Config, FeedbackConfig, RoundsConfig, SamplingConfig, TrainConfig
 from halos_jax.course import advice
 from halos_jax.course.advice import THRESHOLDS, RoundSigns, list_hints, list_new_hints
+from halos_jax.course.budget_text import FEW_STEPS, RoundSize, find_traps
 
 HALF = 1.96 * 0.013
 CONFIG = Config(
@@ -159,7 +160,7 @@ def test_a_kl_that_grows_needs_an_evaluation_that_says_that_nothing_is_gained():
 
 
 def test_stale_samples_ask_for_shorter_rounds():
-    run = make_run({0: 20, 1: 20}, kl_stale=0.4, stale_ess=0.45)
+    run = make_run({0: 20, 1: 20}, steps=8, kl_stale=0.4, stale_ess=0.45)
     long = [one._replace(prompts=512 * bool(one.round)) for one in run]
     ((_, hint),) = tell(long)
     assert hint.about == "staleness" and hint.suits == "rounds.prompts_per_round=256"
@@ -226,7 +227,7 @@ def test_advice_keeps_to_what_the_config_allows():
     ((_, hint),) = tell(make_run({0: 20, 1: 20}, tied_share=0.6), refilled)
     assert hint.text.endswith("=8, or a higher sampling.temperature, in the next run")
     # A round of 8 prompts that got 120 further ones: half of the 8.
-    ((_, hint),) = tell(make_run({0: 20, 1: 20}, kl_stale=0.4), refilled)
+    ((_, hint),) = tell(make_run({0: 20, 1: 20}, steps=8, kl_stale=0.4), refilled)
     assert hint.suits == "rounds.prompts_per_round=4"
 
 
@@ -301,3 +302,17 @@ def test_a_report_reads_the_signs_of_each_round_once(monkeypatch):
     assert list_new_hints(CONFIG, run) == [[]] * 41
     assert counts == list(range(2, 42))
     assert list_new_hints(CONFIG, run[:1]) == [[]]
+
+
+def test_no_two_pieces_of_advice_contradict_each_other():
+    """Rounds of so few steps that shorter ones are warned of are not to be shorter."""
+    stale = {"stale_ess": 0.2, "stale_kl": 0.9}
+    for steps, wanted in ((1, "rate"), (7, "rate"), (8, "prompts")):
+        run = make_run({0: 20.0, 1: 20.0}, rate=2e-6, steps=steps, **stale)
+        hints = {hint.about: hint.suits for hint in list_hints(CONFIG, run)}
+        kind = "optimizer.learning_rate=1e-06" if wanted == "rate" else "rounds.prompts_per_round"
+        assert hints["staleness"].startswith(kind) and "steps" not in hints
+    [hint] = list_hints(CONFIG, make_run({0: 20.0, 1: 20.0}, steps=7, **stale))
+    assert hint.text.startswith("rounds are short (7 optimizer steps), but at the end of the round")
+    half = RoundSize(64, 128, 8 // 2)
+    assert find_traps(CONFIG, [half]) == [] and half.steps == FEW_STEPS

@@ -35,7 +35,12 @@ from tests.e2e.tampering import (
 )
 from tests.e2e.test_tampering import stop_run
 
-MORE = ("checkpoint.keep=3", "sampling.keep_logps=true", "reward.rules=watched_rules:long_answer")
+MORE = (
+    "checkpoint.keep=3",
+    "sampling.keep_logps=true",
+    "reward.rules=watched_rules:long_answer",
+    "export.dtype=bfloat16",
+)
 
 
 @pytest.fixture(scope="module")

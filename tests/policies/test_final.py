@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from halos_jax.config import ModelConfig
 from halos_jax.data.chat.loading import load_renderer
 from halos_jax.models import spec
-from halos_jax.models.files import hf
+from halos_jax.models.files import export, hf
 from halos_jax.policies import final
 from halos_jax.policies.policy import Policy
 from halos_jax.policies.source import Source
@@ -42,6 +43,23 @@ def test_the_model_comes_with_its_own_tokenizer(toy, tmp_path):
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
     read = hf.load_params(str(folder), hf.load_decoder_config(str(folder)), mesh)
     jax.tree.map(np.testing.assert_array_equal, read, params)
+
+
+def test_weights_are_exported_in_the_dtype_of_those_that_they_came_from(toy, tmp_path, caplog):
+    source = tmp_path / "half"
+    params = spec.init_params(jax.random.key(1), hf.load_decoder_config(str(toy / "policy")))
+    decoder = hf.load_decoder_config(str(toy / "policy"))
+    export.save_model(params, decoder, source, source=toy / "policy", dtype="bfloat16")
+    settings = ModelConfig(path=str(source))
+    policy = make_policy(settings, hf.load_decoder_config(str(source), settings), None)
+    with caplog.at_level(logging.INFO):
+        assert final.choose_dtype("auto", policy) == "bfloat16"
+        assert final.choose_dtype("auto", policy) == "bfloat16"
+    assert caplog.text.count("exported in bfloat16") == 1 and "export.dtype=params" in caplog.text
+    assert final.choose_dtype("params", policy) == "float32"
+    assert final.choose_dtype("float16", policy) == "float16"
+    drawn = make_policy(dataclasses.replace(settings, random_init=True), policy.decoder, None)
+    assert final.choose_dtype("auto", drawn) == "float32"
 
 
 def test_a_template_of_the_config_is_exported(toy, tmp_path):

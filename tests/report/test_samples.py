@@ -2,7 +2,7 @@
 
 import pytest
 
-from halos_jax.report import samples
+from halos_jax.report import recorded, samples
 from halos_jax.report.recorded import read_run
 from halos_jax.report.samples import (
     Column,
@@ -137,3 +137,36 @@ def test_length_and_reward_are_compared_within_a_prompt(tmp_path):
 )
 def test_spread(count, wanted, expected):
     assert spread(count, 4, wanted) == expected
+
+
+def test_files_that_a_page_had_before_are_not_read_again(tmp_path, monkeypatch):
+    """And those that have changed are, as after a round that is done again."""
+    run = read_run(write_run(tmp_path))
+    read: list[str] = []
+
+    def read_lines(path):
+        read.append(f"{path.parent.name}/{path.name}")
+        return recorded.read_lines(path)
+
+    monkeypatch.setattr(samples, "read_lines", read_lines)
+
+    def look():
+        read.clear()
+        columns, _ = choose_columns(run)
+        correlate_length(columns[-1].path)
+        return collect_held_out(columns, 10**6).prompts, collect_trained(run, 10**6).prompts
+
+    first = look()
+    assert sorted(read).count("0002/eval.jsonl") == 1 and len(read) == 3 + 2 * 3
+    assert look() == first and read == []
+    path = tmp_path / "rounds" / "0002" / "feedback.jsonl"
+    path.write_text(path.read_text().replace('"label": 0', '"label": 1'))
+    (tmp_path / "rounds" / "0001" / "eval.jsonl").write_text("")
+    (held_out, trained) = look()
+    assert set(read) == {
+        "0001/eval.jsonl",
+        *(f"0002/{name}.jsonl" for name in ("samples", "scores", "feedback")),
+    }
+    assert held_out[0]["cells"][1] is None and held_out[0]["cells"][0] == first[0][0]["cells"][0]
+    marks = [[sample[2] for sample in one["cells"][0]] for one in (first[1][1], trained[1])]
+    assert marks == [["r", "", "c"], ["c", "", "r"]]

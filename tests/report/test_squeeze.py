@@ -7,7 +7,7 @@ import string
 
 import pytest
 
-from halos_jax.report.squeeze import squeeze, squeeze_json, take_within
+from halos_jax.report.squeeze import dump, squeeze, squeeze_json, take_within
 
 
 @pytest.mark.parametrize("text", ["", "</script><!--", "ü €", "x" * 1_000_000])
@@ -32,3 +32,16 @@ def test_items_are_taken_while_they_fit():
     taken, left = take_within(items, sizes[0])
     assert taken == items[: len(taken)] and 0 < left == 3 - len(taken)
     assert take_within(iter(items), 0) == ([], 3)
+
+
+def test_what_is_written_in_parts_is_the_same():
+    for value in (
+        {"columns": ("a", "b"), "prompts": [{"id": "é", "cells": [[1.5, None]]}, {}]},
+        [{"x": [1, {"y": 2}]}, "text", [], {}],
+        {1: "key", "a": {2: 3}},
+        "text",
+        None,
+    ):
+        assert squeeze_json(value) == squeeze(dump(value))
+    with pytest.raises(ValueError, match="Out of range"):
+        squeeze_json({"a": [1.0, [float("nan")]]})

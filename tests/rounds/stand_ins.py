@@ -62,7 +62,7 @@ def make_run(*, workdir=".", config=CONFIG, stop=None, is_writer=True, ledger=No
         "scorers": {},
     }
     rollouts |= {name: parts.pop(name) for name in rollouts.keys() & parts.keys()}
-    names = Run.__dataclass_fields__.keys() - {"layouts", "budget", "on_round"}
+    names = Run.__dataclass_fields__.keys() - {"layouts", "budget", "on_round", "compiled"}
     defaults = dict.fromkeys(names) | {
         "workspace": workspace,
         "rollouts": Rollouts(workspace, **rollouts),

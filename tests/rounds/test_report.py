@@ -6,6 +6,7 @@ import logging
 import shutil
 
 from halos_jax.config import RoundsConfig, SamplingConfig, TrainConfig
+from halos_jax.console import compiling
 from halos_jax.course.budget_text import RoundSize
 from halos_jax.rounds.budget import Budget
 from halos_jax.rounds.outcome.table import format_rounds
@@ -44,6 +45,22 @@ def test_a_budget_is_told_with_its_traps(caplog):
     assert levels == ["INFO", "INFO", "INFO", "WARNING"]
     assert "3 rounds of 4 to 8 prompts, 20 in all; 3 samples a prompt, 60 in all" in caplog.text
     assert "train.batch_size=32 is more than the 8 pairs" in caplog.text
+
+
+def test_the_time_left_does_not_count_what_the_first_round_compiled(tmp_path, caplog, monkeypatch):
+    """3.5 s for 10 prompts, 2 s of them compiling: 28 prompts more take 4.2 s and not 9.8 s."""
+    caplog.set_level(logging.INFO)
+    commit_rounds(tmp_path, FIRST, SECOND)
+    time_rounds(tmp_path)
+    budget = Budget(40, 10, 0, ((2, 12),))
+    run = make_run(workdir=tmp_path, prompts=PROMPTS * 8, budget=budget)
+    monkeypatch.setattr(compiling, "take_seconds", lambda: 2.0)
+    report_stage(run, 1, "train", 1.5, {"steps": 3})
+    assert caplog.messages[-1].endswith("2.0 s of it compiling; about 4 s left of the run")
+    again = make_run(workdir=tmp_path, prompts=PROMPTS * 8, budget=budget)
+    monkeypatch.setattr(compiling, "take_seconds", lambda: 0.0)
+    report_stage(again, 2, "train", 1.5, {"steps": 3})
+    assert caplog.messages[-1].endswith("about 10 s left of the run")
 
 
 def test_a_finished_round_is_told_with_what_is_left(tmp_path, caplog):

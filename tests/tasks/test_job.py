@@ -8,7 +8,7 @@ from halos_jax.config import Config, ConfigError, DataConfig, ModelConfig, Track
 from halos_jax.policies.source import Source
 from halos_jax.rounds.context import StageResult
 from halos_jax.storage import WorkdirError
-from halos_jax.tasks.job import open_job
+from halos_jax.tasks.job import open_job, read_by_others
 from halos_jax.workdir import execution
 from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.manifests import ManifestError
@@ -81,6 +81,22 @@ def test_fields_that_a_job_does_not_read_are_said(tmp_path, caplog):
     caplog.clear()
     with open_job(Config(task="label", workdir=str(tmp_path / "other")), StopSignal()):
         assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("tasks", "count"),
+    [(("label", "online"), 0), (("label", "sft"), 1), (("sample", "label"), 3), ((), 3)],
+)
+def test_fields_that_another_task_of_the_pipeline_reads_are_not_said(
+    tmp_path, caplog, tasks, count
+):
+    data, trackers = DataConfig(holdout=4, test="t.jsonl"), TrackersConfig(names=("tensorboard",))
+    config = Config(task="label", workdir=str(tmp_path), data=data, trackers=trackers)
+    with read_by_others(tasks), open_job(config, StopSignal()):
+        assert len(caplog.messages) == count  # data.test is online's alone
+    caplog.clear()
+    with open_job(config, StopSignal()):
+        assert len(caplog.messages) == 3
 
 
 def test_an_output_must_be_new_when_the_job_begins(tmp_path):

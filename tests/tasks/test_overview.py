@@ -11,7 +11,9 @@ from halos_jax.config import (
     Config,
     DataConfig,
     EvalConfig,
+    ExportConfig,
     FeedbackConfig,
+    GuardConfig,
     LoraConfig,
     MeshConfig,
     ModelConfig,
@@ -68,11 +70,40 @@ task online: rounds of sampling, scoring, feedback and training
   held out  eval.jsonl
   training  batches of 8, 1 epoch of at most 64 tokens an example; adamw, rate 2e-06 (constant)
   sampling  4 a prompt, at most 8 tokens, temperature 0.7, top-p 0.95
+  rounds    10 prompts each
+  guard     warns where the held-out reward falls
+  final     the policy of the round with the highest held-out reward (rounds.keep_best=auto)
   mesh      data={jax.device_count()}, fsdp=1, tensor=1
   workdir   runs/first (metrics.jsonl, rounds/, checkpoints/, final/)
   start     new""".split()
     )
     assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_what_a_run_decides_by_itself_is_told_at_its_start(toy, tmp_path):
+    def tell(**sections):
+        config = make_config(toy, tmp_path, **sections)
+        lines = describe_task(config).splitlines()
+        text = " ".join(" ".join(lines).split())
+        return text.partition("top-p 0.95 rounds ")[2].partition(" mesh ")[0]
+
+    guard = GuardConfig(action="retry", max_kl=5.0, min_margin=-0.5, patience=2, fall=False)
+    told = tell(
+        guard=guard,
+        rounds=RoundsConfig(prompts_per_round="auto", keep_best=False),
+        feedback=FeedbackConfig(min_examples=64),
+    )
+    assert told == (
+        "128 to 1024 prompts each, by rounds.prompts_per_round=auto; refilled with further "
+        "prompts, up to 2 times as many, below feedback.min_examples=64 guard goes back, with a "
+        "lower rate where the KL from SFT exceeds 5 nats, or the margin of fresh pairs is below "
+        "-0.5, 2 rounds in a row, at most 3 times final the policy of the last round "
+        "(rounds.keep_best=False)"
+    )
+    told = tell(data=DataConfig(train="x.jsonl"))  # nothing is held out
+    assert "guard no bound is set or can be measured" in told and "the last round" in told
+    pushed = describe_task(make_config(toy, tmp_path, export=ExportConfig(push_to_hub="me/x")))
+    assert "pushed at the end to me/x (private)" in pushed
 
 
 def test_exact_ratios_are_told_with_who_chose_them(toy, tmp_path):

@@ -1,10 +1,14 @@
 """A trace of some optimizer steps."""
 
 import logging
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import pytest
 
+from halos_jax.config import Config
+from halos_jax.training import loop
 from halos_jax.training.profile import Profiler
 
 
@@ -43,3 +47,41 @@ def test_a_trace_is_one_that_xprof_reads(tmp_path):
     take_steps(Profiler(tmp_path, 2), 6)
     [file] = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
     assert b"/host:CPU" in file.read_bytes()
+
+
+def test_a_trace_is_kept_if_a_step_raises_an_error(tmp_path, monkeypatch):
+    """The loop of steps closes it; what was traced is worth most then."""
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    steps = [object()] * 9
+
+    def train_step(state, frozen, batch):
+        if len(calls) == 1:
+            raise FloatingPointError("not finite")
+        return state, {"loss": jnp.ones(())}
+
+    monkeypatch.setattr(loop, "stream_batches", lambda mesh, dataset, start: iter(steps))
+    monkeypatch.setattr(loop, "_measure_work", lambda trainer, items: (1, 1.0))
+    trainer = SimpleNamespace(
+        config=Config(progress=False),
+        mesh=None,
+        decoder=SimpleNamespace(compute_dtype="float32"),
+        frozen=None,
+        watched=range(0),
+        train_step=train_step,
+        profiler=Profiler(tmp_path, 2),
+    )
+    dataset = SimpleNamespace(plan=Plan([[]] * 9), items=[])
+    writer = SimpleNamespace(write=lambda step, values: None)
+    with pytest.raises(FloatingPointError):
+        loop.run_steps(trainer, None, dataset, held_out=None, writer=writer)
+    assert calls == ["start", "stop"]
+
+
+class Plan(list):
+    """Stands for a plan of steps."""
+
+    @property
+    def steps(self):
+        return list(self)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import sys
 from types import SimpleNamespace
 from typing import ClassVar
@@ -10,9 +11,11 @@ import jax
 import pytest
 
 from halos_jax.config import Config, MeshConfig, TrackersConfig, TrainConfig
+from halos_jax.once import say_once
 from halos_jax.storage import WorkdirError
 from halos_jax.workdir import runs
 from halos_jax.workdir.interrupt import StopSignal
+from halos_jax.workdir.journal import read_journal
 from halos_jax.workdir.workspace import open_workspace
 
 
@@ -27,6 +30,19 @@ def test_a_workspace_is_locked_and_has_the_current_mesh(tmp_path):
         with pytest.raises(WorkdirError, match="in use by another job"):
             runs.join_run(config)
     runs.join_run(config).close()
+
+
+def test_what_was_said_once_is_counted_in_the_journal(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    logger = logging.getLogger("halos_jax.here")
+    with open_workspace(config, StopSignal()):
+        for round in (1, 2, 3):
+            say_once(logger, "round %d: %d samples were cut", round, 5 * round)
+    texts = [one["text"] for one in read_journal(tmp_path).warnings]
+    assert texts == [
+        "round 1: 5 samples were cut",
+        "said once, it came 2 times more, the last: round 3: 15 samples were cut",
+    ]
 
 
 def test_the_lock_goes_with_an_error_which_the_file_systems_are_explained(tmp_path):

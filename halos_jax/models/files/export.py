@@ -19,6 +19,7 @@ from halos_jax.json_text import JsonObject
 from halos_jax.models import spec
 from halos_jax.models.files import hf
 from halos_jax.models.files.folders import replace_folder, write_json
+from halos_jax.models.files.weight_files import read_header
 from halos_jax.models.hf import families
 from halos_jax.models.hf.families import ModelError
 from halos_jax.models.hf.tensors import Tensor, join_parts
@@ -128,6 +129,20 @@ def replace_tokenizer(folder: Path, tokenizer: _Tokenizer) -> None:
             file.unlink()
     shutil.rmtree(folder / _TEMPLATES, ignore_errors=True)
     tokenizer.save_pretrained(folder)
+
+
+def find_dtype(folder: Path) -> str:
+    """Return the dtype of a model's weights, as transformers finds it; "" if it cannot be exported.
+
+    It is the one that config.json names, or else that of the first tensor.
+    """
+    for settings in (hf.read_hf_config(folder), hf.read_whole_config(folder)):
+        named = settings.get("dtype") or settings.get("torch_dtype")
+        if isinstance(named, str):
+            return named if named in _TYPE_NAMES else ""
+    first = sorted(folder.glob("*.safetensors"))[:1]
+    stored = [entry.dtype for file in first for entry in read_header(file).values()]
+    return next((name for name, code in _TYPE_NAMES.items() if [code] == stored[:1]), "")
 
 
 def _copy_files(source: Path, folder: Path) -> None:

@@ -17,6 +17,7 @@ from halos_jax.config import ConfigError
 from halos_jax.config.rewards import JudgeConfig
 from halos_jax.data.records.fields import shorten
 from halos_jax.json_text import JsonObject
+from halos_jax.once import say_once
 from halos_jax.rewards.labels import RewardError
 
 logger = logging.getLogger(__name__)
@@ -153,11 +154,11 @@ class JudgeClient:
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise self._unreachable(error) from error
         except httpx2.RequestError as error:
-            logger.warning("judge: the first request failed for now: %s", type(error).__name__)
+            say_once(logger, "judge: the first request failed for now: %s", type(error).__name__)
             return
         found = self._read(response)
         if not isinstance(found, Answer):
-            logger.warning("judge: the first request failed for now: %s", found[0])
+            say_once(logger, "judge: the first request failed for now: %s", found[0])
 
     def _unreachable(self, error: Exception) -> UnreachableError:
         address = httpx2.URL(self._url)

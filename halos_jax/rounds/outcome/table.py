@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from halos_jax.console.table import Column, format_table, show_estimate
+from halos_jax.console.values import WIDTH
 from halos_jax.workdir import changes, manifests
 from halos_jax.workdir.manifests import Manifest, round_folder
 from halos_jax.workdir.timing import read_times
@@ -81,17 +82,21 @@ def read_rows(workdir: Path, last: int) -> list[Row]:
     return rows
 
 
-def format_rounds(workdir: Path, *, last: int | None = None, most: int | None = None) -> str:
+def format_rounds(
+    workdir: Path, *, last: int | None = None, most: int | None = None, width: int = WIDTH
+) -> str:
     """Return a table of the rounds up to `last`, or of all: their budget, rewards and signs.
 
-    It is at most 100 columns wide. A column is there if any of these rounds has a value for it.
+    A column is there if any of these rounds has a value for it, and there is room for it.
     `halos_jax/course/README.md` says what the columns are.
 
     Args:
       most: how many rounds it has at most, the newest; None: all.
+      width: how many columns of text it has room for.
     """
     rows = read_rows(workdir, last_round(workdir) if last is None else last)
-    return format_table(_choose_columns(rows[-most:] if most else rows, _read_config(workdir)))
+    columns = _choose_columns(rows[-most:] if most else rows, _read_config(workdir))
+    return format_table(columns, width=width)
 
 
 def last_round(workdir: Path) -> int:
@@ -130,6 +135,7 @@ def _choose_columns(rows: Sequence[Row], plain: Mapping[str, Any]) -> list[Colum
         return next((name for name in names if name in known), "")
 
     scorer = first(*[f"reward_eval/{name}" for name in _list_scorers(plain)])
+    second = scorer.removeprefix("reward_eval/")
     # A round goes on from the one before it, unless the guard has gone back.
     went_back = any(
         row.manifest.round > 1 and row.start not in ("", str(row.manifest.round - 1))
@@ -141,23 +147,23 @@ def _choose_columns(rows: Sequence[Row], plain: Mapping[str, Any]) -> list[Colum
 
     return [
         make("round", lambda row: str(row.manifest.round)),
-        make("from", lambda row: row.start if went_back and row.manifest.round else ""),
-        make("prompts", lambda row: str(row.prompts), 4),
-        make("pass", _reader("prompt_pass", ".3g"), 5),
-        make(_name_examples(plain, known), lambda row: str(row.examples)),
-        make("steps", lambda row: "" if row.steps is None else str(row.steps), 2),
+        make("from", lambda row: row.start if went_back and row.manifest.round else "", 4),
+        make("prompts", lambda row: str(row.prompts), 14),
+        make("pass", _reader("prompt_pass", ".3g"), 15),
+        make(_name_examples(plain, known), lambda row: str(row.examples), 5),
+        make("steps", lambda row: "" if row.steps is None else str(row.steps), 12),
         make("reward", lambda row: show_estimate(row.metrics, "reward_eval")),
         make("win", _reader("win_rate_eval", ".2f")),
-        make(scorer.removeprefix("reward_eval/"), lambda row: show_estimate(row.metrics, scorer)),
-        make("test", lambda row: show_estimate(row.metrics, "reward_test"), 1),
-        make("kl", _reader(first("kl_sft", "kl_sampled"), "z.2f")),
-        make("margin", _reader("fresh_margin", "+z.3f")),
-        make("ties", _reader("tied_share", ".2f")),
-        make("cut", _show_cut),
-        make("length", _reader(first("response_tokens_eval", "response_tokens_mean"), ".1f")),
-        make("stale", _reader(first("kl_stale", "kl_sampled_stale"), "z.2f"), 3),
-        make("sec", lambda row: "" if row.seconds is None else _show_seconds(row.seconds)),
-        make("tok/s", _show_rate),
+        make(second, lambda row: show_estimate(row.metrics, scorer), 3),
+        make("test", lambda row: show_estimate(row.metrics, "reward_test"), 11),
+        make("kl", _reader(first("kl_sft", "kl_sampled"), "z.2f"), 1),
+        make("margin", _reader("fresh_margin", "+z.3f"), 2),
+        make("ties", _reader("tied_share", ".2f"), 8),
+        make("cut", _show_cut, 7),
+        make("length", _reader(first("response_tokens_eval", "response_tokens_mean"), ".1f"), 6),
+        make("stale", _reader(first("kl_stale", "kl_sampled_stale"), "z.2f"), 13),
+        make("sec", lambda row: "" if row.seconds is None else _show_seconds(row.seconds), 9),
+        make("tok/s", _show_rate, 10),
     ]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from halos_jax.data import datasets
 from halos_jax.data.records import formats as records
 from halos_jax.models.lora import merge_adapter
+from halos_jax.once import say_once
 from halos_jax.rewards.labels import (
     Labels,
     join_labels,
@@ -163,7 +164,8 @@ def _report(run: Run, manifest: Manifest, examples: int, stop: int, ended: str) 
                 "round %d: %d prompts give %d examples, enough", manifest.round, used, examples
             )
     elif ended:
-        logger.warning(
+        say_once(
+            logger,
             "round %d: %d prompts give %d of feedback.min_examples=%d examples, and it gets no "
             "more prompts: %s",
             manifest.round,

@@ -9,6 +9,7 @@ import numpy as np
 from halos_jax.config import Config, SamplingConfig
 from halos_jax.data.records.formats import digest
 from halos_jax.data.tokenize import make_group_items
+from halos_jax.once import say_once
 from halos_jax.packing.token_values import TokenValues
 from halos_jax.rounds.context import Run
 from halos_jax.signs.fresh import group_samples
@@ -74,7 +75,8 @@ def _leave_long(
         if all(len(one.prompt_ids) + len(one.response_ids) <= most for one in group)
     }
     if len(kept) < len(groups):
-        logger.warning(
+        say_once(
+            logger,
             "round %d: %d of %d prompts have a sample of more than train.tokens_per_device=%d "
             "tokens: they are not watched, so the signs are of the others; raise it",
             round,
@@ -158,5 +160,5 @@ def name_metrics(signs: Mapping[str, Estimate | float]) -> dict[str, float]:
         if all(map(math.isfinite, named.values())):
             metrics |= named
         else:
-            logger.warning("%s is not finite (%s): it is left out", name, sign)
+            say_once(logger, "%s is not finite (%s): it is left out", name, sign)
     return metrics

@@ -30,6 +30,7 @@ from halos_jax.workdir.seals import chain
 
 FILE = "certificate.json"
 _SEAL = "sha256"
+_MARKS = ("<!-- certificate of the run -->", "<!-- end of the certificate -->")  # in a model card
 _WEIGHTS = ("*.safetensors", "adapter/*.safetensors")
 
 
@@ -100,6 +101,36 @@ def hash_certificate(certificate: Mapping[str, Any]) -> str:
 def is_whole(certificate: Mapping[str, Any]) -> bool:
     """Tell whether a certificate's own hash is that of its fields."""
     return certificate.get(_SEAL) == hash_certificate(certificate)
+
+
+def describe_certificate(made: Mapping[str, Any]) -> str:
+    """Return a paragraph about a certificate for a model card."""
+    verified, told = made["verified"], "Nobody has verified the run yet."
+    if verified is not None:
+        counts = verified["counts"]
+        told = (
+            f"The run that made these weights was verified on {verified['time'][:10]} "
+            f"({verified['devices']} x {verified['device']}): {counts['passed']} checks passed, "
+            f"{counts['not checked']} could not be made."
+        )
+    return "\n".join(
+        (
+            _MARKS[0],
+            f"{told} The head of its chain is",
+            f"`{made['chain']['head'] or made['sha256']}`; `{FILE}` beside this file "
+            "has the hashes of the weights, the config and the inputs. Whoever has the workdir can "
+            "check all of it: `python -m halos_jax.main --config=DIR/config.json "
+            "--config.mode=verify`.",
+            _MARKS[1],
+        )
+    )
+
+
+def split_card(text: str) -> tuple[str, str]:
+    """Return what stands in a model card before and after the paragraph about the certificate."""
+    before, _, rest = text.partition(_MARKS[0])
+    _, end, after = rest.partition(_MARKS[1])
+    return (before, after) if end else (text, "\n")
 
 
 def _hash_weights(folder: Path) -> dict[str, str]:

@@ -102,6 +102,23 @@ def test_export_to_another_dtype(tmp_path, mesh):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_the_dtype_of_a_model_is_found_as_transformers_finds_it(tmp_path, mesh1):
+    """By config.json, and without a word of it there by the first tensor."""
+    params = make_params(mesh1)
+    for dtype in ("float32", "bfloat16"):
+        folder = tmp_path / dtype
+        save_model(params, CONFIG, folder, source=None, dtype=dtype)
+        assert export.find_dtype(folder) == dtype
+        path = folder / "config.json"
+        plain = json.loads(path.read_text())
+        del plain["torch_dtype"]
+        path.write_text(json.dumps(plain))
+        assert export.find_dtype(folder) == dtype
+        for given, expected in (("float16", "float16"), ("float8_e4m3fn", "")):
+            path.write_text(json.dumps({**plain, "dtype": given}))
+            assert export.find_dtype(folder) == expected
+
+
 def test_tokenizer_files_travel_and_nothing_else(tmp_path, mesh1):
     source = tmp_path / "source"
     save_model(make_params(mesh1), CONFIG, source, source=None)

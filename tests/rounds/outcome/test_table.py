@@ -79,6 +79,21 @@ def test_a_table_without_evaluation(tmp_path):
     assert format_rounds(tmp_path).split() == ["round", "prompts", "pairs", *"000110"]
 
 
+def test_a_narrow_terminal_gets_what_matters_most_and_a_log_file_everything(tmp_path):
+    commit_rounds(tmp_path, FIRST, THIRD)
+    time_rounds(tmp_path)
+    name_scorers(tmp_path, "rule")
+    whole = format_rounds(tmp_path, width=10_000).splitlines()
+    names = "round prompts pairs steps reward win rule kl margin ties cut length stale sec tok/s"
+    assert whole[0].split() == names.split() and len(whole) == 3
+    for width, kept in ((60, "round pairs reward win rule kl margin"), (26, "round reward win")):
+        lines = format_rounds(tmp_path, width=width).splitlines()
+        assert lines[0].split() == kept.split() and max(map(len, lines[:3])) <= width
+        told = " ".join(lines[3:])
+        left = [name for name in names.split() if name not in kept.split()]
+        assert told == f"(no room for: {', '.join(left)})"
+
+
 def test_a_round_is_one_line_of_at_most_100_columns(tmp_path):
     scorer = "reward_eval/a_function_with_a_name_that_is_long"
     long = dict.fromkeys(THIRD, -123.456) | {

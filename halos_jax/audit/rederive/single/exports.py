@@ -10,6 +10,7 @@ from halos_jax.audit.rederive import same
 from halos_jax.audit.rederive.attempts import attempt
 from halos_jax.audit.rederive.rounds import Verifier, find_verifier
 from halos_jax.course.best import read_best
+from halos_jax.models.files.export import find_dtype
 from halos_jax.policies import final
 from halos_jax.rounds.outcome.decisions import keeps_best
 from halos_jax.training.followers import take_exported
@@ -38,7 +39,8 @@ def _check(opened: Opened, verifier: Verifier) -> Iterator[Finding]:
         return
     params = replica.load_sft(run) if state is None else take_exported(state)
     folder = replica.find_folder(_NAME)
-    final.export_policy(params, run.policy, folder, frozen=run.trainer.frozen)
+    dtype = find_dtype(opened.workdir / FINAL)  # earlier versions had another default
+    final.export_policy(params, run.policy, folder, frozen=run.trainer.frozen, dtype=dtype)
     wrong, names = compare_weights(opened.workdir / FINAL, folder)
     recomputed = round and replica.find_checkpoint(round) is None
     if wrong and recomputed and not same.is_same(run.workspace, replica.manifests[round], "train"):
