@@ -126,6 +126,10 @@ def _list_resumable() -> list[str]:
             tasks = roles.find_mark(Config, path).tasks if role == "growing" else ()
             where = f" (task {', '.join(tasks)})" if tasks else ""
             lines.append(f"  {path}{where}")
+        for path in roles.list_fields(Config, "result"):
+            mark = roles.find_mark(Config, path)
+            if mark.tasks and mark.elsewhere == role:
+                lines.append(f"  {path} (but not with task {', '.join(mark.tasks)})")
     return [*lines, "", "and the spelling of a path that leads to the same place or content."]
 
 

@@ -70,8 +70,8 @@ def growing(default: int, *tasks: str, elsewhere: Role = "aside", zero_is_all: b
 
 
 def result_in(default: object, *tasks: str) -> Any:
-    """Declare a field with the role "result" in some tasks, and "aside" in all others."""
-    return _field(default, Mark("result", tasks=tasks))
+    """Declare a field with the role "result" in some tasks, and "tuning" in all others."""
+    return _field(default, Mark("result", tasks=tasks, elsewhere="tuning"))
 
 
 def place(default: str, kind: Place) -> Any:

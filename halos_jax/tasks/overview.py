@@ -32,10 +32,10 @@ from halos_jax.losses import settle_sampling
 from halos_jax.models import spec
 from halos_jax.models.files import hf
 from halos_jax.rounds.budget import Budget
-from halos_jax.rounds.outcome.decisions import keeps_best
 from halos_jax.rounds.outcome.table import format_rounds, last_round
 from halos_jax.rounds.report import list_sizes
 from halos_jax.storage import format_size
+from halos_jax.tasks.round_facts import describe_final, describe_guard, describe_sizes
 from halos_jax.workdir import changes, manifests, runs
 from halos_jax.workdir.manifests import round_folder
 
@@ -97,9 +97,9 @@ def describe_task(config: Config) -> str:
             ("test", config.data.test if "data.test" in task.reads else ""),
             ("training", _describe_training(config) if task.trains else ""),
             ("sampling", _describe_sampling(config) if task.samples else ""),
-            ("rounds", _describe_sizes(config) if task.first_stages else ""),
-            ("guard", _describe_guard(config) if task.first_stages else ""),
-            ("final", _describe_final(config) if task.first_stages else ""),
+            ("rounds", describe_sizes(config) if task.first_stages else ""),
+            ("guard", describe_guard(config) if task.first_stages else ""),
+            ("final", describe_final(config) if task.first_stages else ""),
             ("mesh", _describe_mesh(config) if task.on_mesh else ""),
             ("workdir", f"{config.workdir} ({_list_written(config)})"),
             ("hub", _describe_push(config) if task.exports else ""),
@@ -287,52 +287,6 @@ def _describe_exact(config: Config) -> str:
         size = format_size(4 * settled.max_kept)
         shown += f", with max_kept raised to top_k={settled.max_kept} ({size} a token)"
     return shown
-
-
-def _describe_sizes(config: Config) -> str:
-    """Say how many prompts a round gets, and by whose choice."""
-    rounds, feedback = config.rounds, config.feedback
-    size = f"{rounds.prompts_per_round} prompts each"
-    if rounds.prompts_per_round == "auto":
-        low, high = rounds.min_prompts_per_round, rounds.max_prompts_per_round
-        size = f"{low} to {high} prompts each, by rounds.prompts_per_round=auto"
-    if not feedback.min_examples:
-        return size
-    return (
-        f"{size}; refilled with further prompts, up to {feedback.max_prompts_factor:g} times as "
-        f"many, below feedback.min_examples={feedback.min_examples}"
-    )
-
-
-_ACTIONS = {"warn": "warns", "stop": "ends the run", "retry": "goes back, with a lower rate"}
-
-
-def _describe_guard(config: Config) -> str:
-    """Say what the guard does, and at which bounds."""
-    guard, evaluated = config.guard, bool(config.data.held_out)
-    bounds = {
-        "the held-out reward falls": guard.fall and evaluated,
-        f"the score by {guard.scorer} falls": bool(guard.scorer) and evaluated,
-        f"the KL from SFT exceeds {guard.max_kl:g} nats": guard.max_kl > 0,
-        f"the margin of fresh pairs is below {guard.min_margin}": guard.min_margin != "off",
-        f"more than {guard.max_truncated:.0%} of the samples are cut": guard.max_truncated < 1,
-        f"the length changes by more than {guard.max_length_change:.0%}": guard.max_length_change
-        > 0,
-    }
-    set_ones = [text for text, is_set in bounds.items() if is_set]
-    if not set_ones:
-        return "no bound is set or can be measured"
-    times = f", {guard.patience} rounds in a row" if guard.patience > 1 else ""
-    most = f", at most {guard.max_retries} times" if guard.action == "retry" else ""
-    return f"{_ACTIONS[guard.action]} where {', or '.join(set_ones)}{times}{most}"
-
-
-def _describe_final(config: Config) -> str:
-    """Say which policy final/ will hold, and in which dtype."""
-    keep = config.rounds.keep_best
-    keeps = keeps_best(config, is_evaluated=bool(config.data.held_out))
-    which = "the round with the highest held-out reward" if keeps else "the last round"
-    return f"the policy of {which} (rounds.keep_best={keep})"
 
 
 def _describe_mesh(config: Config) -> str:

@@ -49,6 +49,7 @@ def test_fields_that_may_change_on_a_resume_are_listed_by_what_they_do():
     by_head = {part.splitlines()[0]: part.splitlines()[1:] for part in parts[1:-1]}
     assert "  mesh.*" in by_head["how it is computed; results may differ in their last bits"]
     tuned = by_head["the optimizer and the guard, from there on"]
+    assert "  export.dtype (but not with task export)" in tuned
     assert "  optimizer.learning_rate" in tuned and "  guard.*" in tuned
     grows = by_head["to more, and the run goes on"]
     assert "  rounds.total_prompts (task online)" in grows

@@ -74,7 +74,7 @@ def test_what_grows_does_so_in_some_tasks():
 
 def test_the_dtype_of_an_export_is_the_result_of_one_task():
     dtype = find_mark(Config, "export.dtype")
-    assert (dtype.role_in("export"), dtype.role_in("online")) == ("result", "aside")
+    assert (dtype.role_in("export"), dtype.role_in("online")) == ("result", "tuning")
 
 
 def test_places_are_found_wherever_they_stand():

@@ -13,7 +13,6 @@ from halos_jax.config import (
     EvalConfig,
     ExportConfig,
     FeedbackConfig,
-    GuardConfig,
     LoraConfig,
     MeshConfig,
     ModelConfig,
@@ -80,28 +79,7 @@ task online: rounds of sampling, scoring, feedback and training
     assert max(map(len, shown.splitlines())) <= 100
 
 
-def test_what_a_run_decides_by_itself_is_told_at_its_start(toy, tmp_path):
-    def tell(**sections):
-        config = make_config(toy, tmp_path, **sections)
-        lines = describe_task(config).splitlines()
-        text = " ".join(" ".join(lines).split())
-        return text.partition("top-p 0.95 rounds ")[2].partition(" mesh ")[0]
-
-    guard = GuardConfig(action="retry", max_kl=5.0, min_margin=-0.5, patience=2, fall=False)
-    told = tell(
-        guard=guard,
-        rounds=RoundsConfig(prompts_per_round="auto", keep_best=False),
-        feedback=FeedbackConfig(min_examples=64),
-    )
-    assert told == (
-        "128 to 1024 prompts each, by rounds.prompts_per_round=auto; refilled with further "
-        "prompts, up to 2 times as many, below feedback.min_examples=64 guard goes back, with a "
-        "lower rate where the KL from SFT exceeds 5 nats, or the margin of fresh pairs is below "
-        "-0.5, 2 rounds in a row, at most 3 times final the policy of the last round "
-        "(rounds.keep_best=False)"
-    )
-    told = tell(data=DataConfig(train="x.jsonl"))  # nothing is held out
-    assert "guard no bound is set or can be measured" in told and "the last round" in told
+def test_a_push_is_told_at_the_start(toy, tmp_path):
     pushed = describe_task(make_config(toy, tmp_path, export=ExportConfig(push_to_hub="me/x")))
     assert "pushed at the end to me/x (private)" in pushed
 
