@@ -30,7 +30,8 @@ STOPS = {
 # The stages with many files are tried in parts, each of them a test of some minutes.
 PARTS = {"2 sample": 4, "2 train": 4, "finished": 3}
 ALL = [(stop, part) for stop in STOPS for part in range(PARTS.get(stop, 1))]
-OURS = (".lock", "ledger.jsonl", "metrics.jsonl", "config.json", *WITH_TIMES)
+# A model card that was edited is the user's, and stays.
+OURS = (".lock", "ledger.jsonl", "metrics.jsonl", "config.json", "README.md", *WITH_TIMES)
 PART = float(os.environ.get("HALOS_JAX_TAMPERING", "1"))
 
 

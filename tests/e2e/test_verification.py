@@ -13,11 +13,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from halos_jax.audit import arrays
 from halos_jax.checkpoints import saved
 from halos_jax.checkpoints.store import open_checkpoints, read_checkpoints
 from halos_jax.config import Config
+from halos_jax.report import card
 from halos_jax.storage import hash_file
 from halos_jax.workdir import ledger
 from halos_jax.workdir.manifests import FileRecord, load_manifest, save_manifest
@@ -88,6 +90,12 @@ def test_a_run_as_it_was_written_passes(copy):
     renewed = certificate.read_certificate(certificate.find_certificate(copy))
     assert renewed["verified"]["counts"]["differs"] == 0
     assert list_wrong(copy) == []
+    # The model card is the run's own, in the dtype that was asked for, with what was verified.
+    text = (copy / "final" / "README.md").read_text()
+    assert card.is_own(text) and text.count(renewed["chain"]["head"]) == 1
+    assert "checks passed" in text and ModelCard(text).data.library_name == "transformers"
+    exported = json.loads((copy / "final" / "config.json").read_text())
+    assert exported["torch_dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("kind", TAMPERING)
