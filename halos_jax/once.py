@@ -55,12 +55,16 @@ def say_once(
 def take_repeats() -> list[tuple[int, str]]:
     """Return a level and a line for each message of `say_once` that came again; begin anew."""
     found = [
-        (one.level, f"said once, it came {one.count} times more, the last: {one.last}")
+        (one.level, f"said once, it came {_show_times(one.count)} more, the last: {one.last}")
         for one in _said.values()
         if one.count
     ]
     _said.clear()
     return found
+
+
+def _show_times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def forget_run() -> None:

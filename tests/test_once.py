@@ -43,6 +43,9 @@ def test_what_every_round_says_is_said_once_and_counted(caplog):
     assert take_repeats() == []
     say_once(logger, warned, "round 2, samples", 1, 20)
     assert caplog.messages[-1] == "round 2, samples: 1 of 20 are cut"  # another run
+    say_once(logger, warned, "round 3, samples", 1, 20)
+    assert take_repeats()[0][1].startswith("said once, it came once more, the last: round 3")
+    say_once(logger, warned, "round 4, samples", 1, 20)
     forget_run()
     say_once(logger, warned, "round 2, samples", 2, 20)
     assert caplog.messages[-1] == "round 2, samples: 2 of 20 are cut"

@@ -185,7 +185,7 @@ def _list_facts(run: Recorded, lineage: Lineage) -> list[tuple[str, str]]:
         ("data", ", ".join(map(name_place, _split(data.get("train", ""))))),
         ("held out", ", ".join(map(name_place, _split(data.get("eval", ""))))),
         ("optimizer", f"{optimizer.get('name')}, learning rate {rate} ({schedule})"),
-        ("batch", f"{train.get('batch_size')} examples a step, {train.get('epochs')} epochs"),
+        ("batch", f"{train.get('batch_size')} examples a step; epochs: {train.get('epochs')}"),
         ("adapter", f"LoRA of rank {lora['rank']}" if lora.get("rank") else ""),
     ]
     facts += trained if _trains(plain) else []
