@@ -24,6 +24,9 @@ task online: rounds of sampling, scoring, feedback and training
   held out  INPUTS/eval.jsonl
   training  batches of 2, 1 epoch of at most 16 tokens an example; adamw, rate 0.01 (constant)
   sampling  3 a prompt, at most 6 tokens, temperature 1, top-p 1
+  rounds    6 prompts each
+  guard     warns where the held-out reward falls
+  final     the policy of the round with the highest held-out reward (rounds.keep_best=auto)
   mesh      data=1, fsdp=1, tensor=1
   workdir   WORKDIR (metrics.jsonl, rounds/, checkpoints/, final/)
   start     {start}"""
