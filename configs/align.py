@@ -4,7 +4,7 @@ Command:   python -m halos_jax.main --config=configs/align.py --config.workdir=r
              --config.model.path=DIR_OR_HUB_ID
              --config.data.train=pairs.jsonl --config.data.holdout=256
            and for KTO, on pairs or on single answers with a `label`,
-           python -m halos_jax.main --config=configs/align.py:kto --config.workdir=runs/NAME
+           python -m halos_jax.main --config=configs/align.py:kto --config.workdir=runs/OTHER
              --config.model.path=DIR_OR_HUB_ID
              --config.data.train=pairs.jsonl --config.data.holdout=256
 Hardware:  one GPU of 80 GB for models of up to 1.5B parameters; split larger ones over more devices
