@@ -9,10 +9,19 @@ Hardware:  whatever holds the policy in bfloat16 twice (the base, and the sample
            --config.lora.base=nf4 the base takes 0.6 bytes a weight.
 Expect:    `reward_eval` rises as with all weights (configs/online_dpo.py). final/ has the merged
            model, final/adapter/ the adapter in PEFT's format.
-Measured:  nothing yet.
+Measured:  not on a GPU. On the quickstart's task and SFT model (303,744 parameters,
+           --config=quickstart), scored by the rule (reward.kind=function), rank 16, temperature 1;
+           right answers to 128 held-out prompts x 4, KL from the SFT policy in nats a response, one
+           seed; 2 CPU cores beside other work, jax 0.10.2, 2026-11-26:
+             round                       0      1      2      3      4
+             right, % (rate 5e-4)     50.8   76.2   58.0   81.6   83.2
+             KL of its samples           -   0.00   0.34   8.43   0.49
+           5e-4 is ten times the rate that this task takes for all weights, and too much. So the
+           preset takes five times theirs.
 
-Change first: the rate (--config.optimizer.learning_rate): an adapter takes ten times that of all
-weights, and it goes with lora.alpha, which is 4 x rank unless it is set. Then --config.lora.rank.
+Change first: the rate (--config.optimizer.learning_rate). It goes with lora.alpha, the factor of
+the adapter, which is 4 x rank unless it is set; PEFT's users often set alpha to the rank or twice
+that, and then take a higher rate. Then --config.lora.rank.
 Other tasks with an adapter: --config=configs/sft.py or configs/align.py with
 --config.lora.rank=64 and the rate that their docstrings name.
 """
@@ -28,8 +37,8 @@ def get_config() -> ConfigDict:
     config.task = "online"
     config.workdir = "runs/lora"
     config.lora.rank = 64
-    config.lora.dropout = 0.0
-    config.optimizer.learning_rate = 2e-5
+    config.lora.dropout = 0.0  # HALOs' 0.05 makes log-ratios noisy
+    config.optimizer.learning_rate = 1e-5
     config.sampling.max_prompt_length = 512
     config.sampling.max_tokens = 1024
     config.train.max_length = 1536

@@ -9,7 +9,8 @@ Hardware:  whatever holds the policy with its optimizer and the reward model: on
 Expect:    `reward_eval` rises; `clipfrac/policy` stays below a few per cent.
 Measured:  the quickstart's task on its SFT model (303,744 parameters; --config=quickstart), scored
            by the rule (reward.kind=function), its lengths, rate 1e-4; right answers to 128
-           held-out prompts x 4, 2 CPU cores beside other work, 2.5 minutes, jax 0.10.2, 2026-11-26:
+           held-out prompts x 4, one seed; 2 CPU cores beside other work, 2.5 minutes, jax 0.10.2,
+           2026-11-26:
              round         0     2     4     8    12    16
              right, %   50.8  67.2  80.5  89.6  93.6  95.9
 
@@ -19,8 +20,9 @@ before the end sees a factor of 0.002 of it. The value head begins at nothing an
 policy's rate, so it is a baseline of little use at first; configs/online_grpo.py does without one
 and takes a prompt's other samples for it.
 
-Change first: the rate (--config.optimizer.learning_rate), then --config.train.epochs=2 (HALOs'
-`ppo_epochs`). --config.loss.KL_coef=0.05 adds a term against leaving the SFT checkpoint.
+Not measured on a GPU: 2e-6 is the rate of configs/online_grpo.py, whose curves are with a 0.5B
+model. Change first: the rate (--config.optimizer.learning_rate), then --config.train.epochs=2
+(HALOs' `ppo_epochs`). --config.loss.KL_coef=0.05 adds a term against leaving the SFT checkpoint.
 """
 
 from ml_collections import ConfigDict
