@@ -19,6 +19,7 @@ and resumes from there; the stages by hand save nothing.
 """
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,13 +54,14 @@ from halos_jax.data.records import formats as records
 from halos_jax.data.records.fields import RecordError
 from halos_jax.devices import explain_memory
 from halos_jax.losses import check_loss, check_reference, get_loss
-from halos_jax.losses.requirements import check_teacher
+from halos_jax.losses.requirements import check_given_reference, check_teacher
 from halos_jax.metrics import MetricWriter, read_metrics
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.lora import Frozen, merge_adapter
 from halos_jax.packing.batches import count_steps
 from halos_jax.policies import final
 from halos_jax.policies.policy import Policy, find_policy, load_frozen, load_start, load_trained
+from halos_jax.policies.reference import attach_reference, count_room
 from halos_jax.policies.source import use_final
 from halos_jax.policies.teacher import load_teacher
 from halos_jax.rewards.feedback_report import report_feedback
@@ -69,8 +71,8 @@ from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
 from halos_jax.rounds.outcome.table import format_rounds
 from halos_jax.sampling.sampler import make_sampler, sample_shard
+from halos_jax.tasks.fixed import add_fixed
 from halos_jax.tasks.launch import freeze_checked, launch
-from halos_jax.tasks.train import add_fixed
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported
 from halos_jax.types import Judgement, Params, Preference, Prompt, Sample
@@ -224,9 +226,7 @@ def sample(
 
 
 def score(
-    samples: Sequence[Sample],
-    reward: RewardConfig | Scorer,
-    policy: LoadedPolicy | None = None,
+    samples: Sequence[Sample], reward: RewardConfig | Scorer, policy: LoadedPolicy | None = None
 ) -> list[Sample]:
     """Return the samples with their rewards; None for a sample that could not be labelled.
 
@@ -289,16 +289,13 @@ def make_feedback(
 
 
 def train(
-    policy: LoadedPolicy,
-    feedback: Feedback,
-    config: Config = Config(),
-    *,
-    held_out: Feedback = (),
+    policy: LoadedPolicy, feedback: Feedback, config: Config = Config(), *, held_out: Feedback = ()
 ) -> Trained:
     """Train a copy of a policy on feedback with `config.loss`, as `task=align` does.
 
-    The reference is `policy` itself, which is left unchanged. Of `config` only `loss`, `optimizer`,
-    `train`, `rounds.reference`, the token limits, the seed and, for a teacher, `model` are read.
+    The reference is `policy` itself, which is left unchanged, or that of `model.reference`. Of
+    `config` only `loss`, `optimizer`, `train`, `rounds.reference`, the token limits, the seed and,
+    for a teacher or a reference, `model` are read.
 
     Args:
       held_out: feedback to evaluate on before, during and after training.
@@ -312,6 +309,7 @@ def train(
     _refuse(
         *check_loss(config.loss),
         *check_reference(config.loss, config.rounds.reference, task="align"),
+        *check_given_reference(config, task="align"),
         *check_teacher(config.loss, config.model.teacher, task="align", has_loss=True),
         *find_violations(config),
         *sharding.check_divisible(policy.mesh, train__batch_size=config.train.batch_size),
@@ -324,6 +322,7 @@ def train(
             "config.task='reward_model'"
         )
     refuse_longer(decoder, {"train.max_length": config.train.max_length})
+    attached = attach_reference(policy.policy, config)
     explained = explain_memory("train", "training", config)
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), explained:
         items, others = (
@@ -333,14 +332,15 @@ def train(
         size, epochs = config.train.batch_size, config.train.epochs
         steps = count_steps(len(items), batch_size=size, epochs=epochs)
         teacher = load_teacher(config, loss, policy.policy, mesh)
-        trainer = training.make_trainer(
+        make = functools.partial(training.make_trainer, room=count_room(attached, mesh))
+        trainer = make(
             config, decoder, loss, mesh, total_steps=steps, frozen=policy.frozen, teacher=teacher
         )
         # A step donates the buffers of its state, but the policy's belong to the caller.
         state = training.start_state(trainer, jax.tree.map(jnp.copy, policy.params))
         dataset = training.make_dataset(trainer, items, seed=config.seed, epochs=epochs)
         evaluated = training.make_dataset(trainer, others, seed=None) if others else None
-        dataset, evaluated = add_fixed(trainer, dataset, evaluated, lambda: state.params)
+        dataset, evaluated = add_fixed(trainer, dataset, evaluated, lambda: state.params, attached)
         writer = MetricWriter(Path(folder) / "metrics.jsonl")
         state = training.run_steps(trainer, state, dataset, held_out=evaluated, writer=writer)
         writer.close()

@@ -9,7 +9,7 @@ from halos_jax.audit.findings import Finding, compare, not_checked, passed
 from halos_jax.audit.opened import Opened
 from halos_jax.checkpoints.shelf import find_sums
 from halos_jax.config.schema import flatten, to_plain
-from halos_jax.rounds.outcome.decisions import find_start
+from halos_jax.rounds.outcome.decisions import find_start, name_policy
 from halos_jax.workdir import execution
 from halos_jax.workdir.changes import FILE as CONFIG
 from halos_jax.workdir.changes import adopt_recorded, drop_segments, find_changes, read_plain
@@ -67,7 +67,7 @@ def _find_gaps(opened: Opened) -> Iterator[str]:
             yield f"round {manifest.round} begins at prompt {manifest.start}, not {stop}"
         stop = manifest.stop
         start = find_start(opened.workdir, manifest.round)
-        policy = f"round-{start:04d}" if start else "sft"
+        policy = name_policy(opened.config, start)
         if manifest.policy != policy:
             yield f"round {manifest.round} samples from {manifest.policy!r}, not {policy!r}"
 

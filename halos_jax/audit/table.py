@@ -40,6 +40,7 @@ CHECKS: tuple[Check, ...] = (
     Check("chain", "halos_jax.audit.links:check_chain"),
     Check("config", "halos_jax.audit.links:check_given"),
     Check("inputs", "halos_jax.audit.inputs:check_inputs"),
+    Check("inputs", "halos_jax.audit.branch:check_branch", tasks=("online", "align")),
     Check(
         "rederive",
         "halos_jax.audit.rederive.rounds:check_round",

@@ -15,6 +15,7 @@ class Position:
       in_stage: whether the training of `round` is still under way.
       stage_step: optimizer steps taken in the current stage.
       layouts: the batch shapes that the run has compiled; see `LayoutMemory.to_record`.
+      origin: of the state that a run starts from, if it is another run's: see `policies/branch.py`.
 
     Example:
       Position(step=96, round=3, in_stage=True, stage_step=32)
@@ -25,6 +26,7 @@ class Position:
     in_stage: bool = False
     stage_step: int = 0
     layouts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def rounds_done(self) -> int:
@@ -34,10 +36,12 @@ class Position:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object that is stored in the checkpoint."""
         if self.round is None:
-            return {"in_stage": False, "stage_step": self.stage_step, "step": self.step}
+            kept = {"layouts": dict(self.layouts)} if self.layouts else {}
+            return {"in_stage": False, "stage_step": self.stage_step, **kept, "step": self.step}
         inside = {"stage_step": self.stage_step} if self.in_stage else {}
         record = {"round": self.round, "in_stage": self.in_stage, **inside}
-        return record | {"layouts": dict(self.layouts), "step": self.step}
+        began = {"origin": dict(self.origin)} if self.origin else {}
+        return record | {"layouts": dict(self.layouts), **began, "step": self.step}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Position":
@@ -49,4 +53,5 @@ class Position:
             in_stage=bool(record.get("in_stage")),
             stage_step=int(record.get("stage_step", 0)),
             layouts=record.get("layouts", {}),
+            origin=record.get("origin", {}),
         )

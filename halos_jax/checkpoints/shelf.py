@@ -149,11 +149,20 @@ class Shelf:
             return False  # unreadable: treat it as a round-end checkpoint
 
 
-def find_sums(folder: Path, round: int) -> Mapping[str, Any] | None:
-    """Return the checksums of the newest checkpoint at the end of `round`, or None; only read."""
+def find_sums(
+    folder: Path, round: int = 0, *, save_id: int | None = None
+) -> Mapping[str, Any] | None:
+    """Return the checksums of the newest checkpoint at the end of `round`, or None; only read.
+
+    Args:
+      save_id: that of the checkpoint to take instead.
+    """
     shelf = Shelf(folder, 1, no_ledger(folder), is_writer=False)
-    save_id = shelf.find_round_end(round)
-    return None if save_id is None else saved.read_record(saved.find_record(folder, save_id)).sums
+    if save_id is None:
+        save_id = shelf.find_round_end(round)
+    if save_id is None or save_id not in shelf.ids():
+        return None
+    return saved.read_record(saved.find_record(folder, save_id)).sums
 
 
 def _remove(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from halos_jax.config.rewards import FeedbackConfig, RewardConfig
 from halos_jax.config.sections import (
     BenchConfig,
+    BranchConfig,
     CheckpointConfig,
     DataConfig,
     EvalConfig,
@@ -36,6 +37,7 @@ from halos_jax.config.settings import (
 
 __all__ = [
     "BenchConfig",
+    "BranchConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",

@@ -38,6 +38,10 @@ class ModelConfig(Execution):
     chat_template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # The teacher of loss gkd: folder or hub id, or the workdir of a run; with the same tokenizer
     teacher: str = place("", "model")
+    # Reference of the loss in the place of the model that training starts from, for task=align and
+    # an online run, with rounds.reference=sft: folder or hub id, or the workdir of a run; of any
+    # architecture, with the same tokenizer
+    reference: str = place("", "model")
     random_init: bool = False  # take only the architecture from `path`; initialise the weights
     # Tokens that answers may contain, added to the tokenizer if it lacks them. Those that the chat
     # template writes, and csft's data.good_token and data.bad_token, are markers: added as special
@@ -278,8 +282,24 @@ class TrainConfig:
     # Decay of a moving average of the policy, which is evaluated and exported; 0: no average
     ema_decay: FractionBelowOne = 0.0
     row_multiple: PositiveInt = execution(128)  # row lengths are rounded up to a multiple of this
+    # For task=align: take the examples in the batches that this round of an online run would make;
+    # 0: in an order of the seed alone
+    round: NonNegativeInt = 0
     profile: NonNegativeInt = aside(0)  # optimizer steps to trace into workdir/profile; 0: none
     mask_truncated: bool = False  # compute no loss on responses that a token limit has cut
+
+
+@dataclasses.dataclass(frozen=True)
+class BranchConfig:
+    """The policy of another run to start from, for task=online and task=align."""
+
+    # Workdir of that run, which is only read; `model.path` stays the model that it began with
+    workdir: str = place("", "path")
+    # Round of an online run whose policy to start from; 0: the newest one with a checkpoint
+    round: NonNegativeInt = 0
+    # Whether to take over the optimizer's moments too, and an average or a moving reference; the
+    # schedule begins anew in any case
+    optimizer: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,7 +330,8 @@ class EvalConfig:
 
     # "samples": draw samples for its prompts and score them; "feedback": compute the loss on it
     on: Literal["samples", "feedback"] = "samples"
-    # Reference of the loss; empty: the model that the run at model.path started from
+    # Reference of the loss; empty: that of the run at model.path: its model.reference, or else the
+    # model that it started from
     reference: str = place("", "model")
     # More rewards for samples of held-out and test prompts, for metrics alone: name -> fields
     scorers: Mapping[str, ScorerConfig] = dataclasses.field(default_factory=dict)

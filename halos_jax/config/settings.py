@@ -19,6 +19,7 @@ from halos_jax.config.rewards import FeedbackConfig, RewardConfig
 from halos_jax.config.roles import aside
 from halos_jax.config.sections import (
     BenchConfig,
+    BranchConfig,
     CheckpointConfig,
     DataConfig,
     EvalConfig,
@@ -100,6 +101,7 @@ class Config:
     loss: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "dpo"})
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    branch: BranchConfig = BranchConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()

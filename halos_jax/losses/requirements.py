@@ -4,7 +4,7 @@ import dataclasses
 
 from halos_jax.config import Config, ConfigError, SamplingConfig
 from halos_jax.config.kinds import ITEM_KINDS
-from halos_jax.config.tasks import TASKS
+from halos_jax.config.tasks import TASKS, Task
 from halos_jax.losses.registry import Loss, Settings, check_loss, get_loss, list_losses
 
 
@@ -180,6 +180,35 @@ def check_reference(settings: Settings, reference: str, *, task: str) -> list[st
             "reference; allowed: 'sft'; or take a loss that compares the policy with one"
         ]
     return []
+
+
+def check_given_reference(config: Config, *, task: Task) -> list[str]:
+    """Return error lines for a model that is given as the reference where nothing reads it.
+
+    Args:
+      task: the one that the config is read for.
+    """
+    given, reference = config.model.reference, config.rounds.reference
+    if not given:
+        return []
+    if not TASKS[task].has_reference:
+        return [
+            f"model.reference: got {given!r}, allowed with task={task!r}: ''; in a pipeline set it "
+            "for the task that trains with it (pipeline.overrides.align.model.reference); "
+            "task=eval has eval.reference"
+        ]
+    if reference != "sft":
+        return [
+            f"model.reference: got {given!r}, allowed with rounds.reference={reference!r}: '', "
+            "since that reference moves with the policy; set --config.rounds.reference=sft"
+        ]
+    if check_loss(config.loss) or get_loss(config.loss).reference:
+        return []
+    loss = get_loss(config.loss)
+    return [
+        f"model.reference: got {given!r}, but loss {loss.name!r}{_name_off(loss)} has no "
+        "reference; allowed: ''; or take a loss that compares the policy with one"
+    ]
 
 
 def _name_off(loss: Loss) -> str:

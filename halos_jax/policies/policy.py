@@ -46,6 +46,8 @@ class Policy:
       lora: the adapter to train on top of it; with rank 0 and no path, all its params are trained.
       seed: for weights that are in no file and so are drawn.
       base_dtype: the dtype that an adapter's frozen base is held in; None: the compute dtype.
+      reference: the model that `model.reference` names, see `reference.py`; None: the reference is
+        what training starts from.
     """
 
     source: Source
@@ -54,6 +56,7 @@ class Policy:
     lora: LoraConfig = LoraConfig()
     seed: int = 0
     base_dtype: Dtype | None = None
+    reference: "Policy | None" = None
 
     @property
     def settings(self) -> ModelConfig:
@@ -96,7 +99,7 @@ def find_policy(
 
 def start_policy(config: Config) -> Policy:
     """Return the policy that training starts from; `model.path` must not be a run's workdir."""
-    decoder, renderer = _read_model(config.model, config.data.control)
+    decoder, renderer = read_model(config.model, config.data.control)
     source = Source(config.model.path, config.model)
     return Policy(source, decoder, renderer, config.lora, config.seed)
 
@@ -207,7 +210,7 @@ def _describe(found: Source, control: Collection[str], seed: int) -> Policy:
     """Return the policy of a source; for a checkpoint, with the settings of its run."""
     run = found.run
     own = run.data.control if run is not None else ()
-    decoder, renderer = _read_model(found.settings, {*control, *own})
+    decoder, renderer = read_model(found.settings, {*control, *own})
     policy = Policy(found, decoder, renderer, seed=seed)
     if run is None or found.checkpoint is None:
         return policy
@@ -218,7 +221,7 @@ def _describe(found: Source, control: Collection[str], seed: int) -> Policy:
     return policy.with_head() if TASKS[run.task].policy == "classifier" else policy
 
 
-def _read_model(settings: ModelConfig, control: Collection[str]) -> tuple[DecoderConfig, Renderer]:
+def read_model(settings: ModelConfig, control: Collection[str]) -> tuple[DecoderConfig, Renderer]:
     """Read a model's architecture and renderer; each of the renderer's tokens gets a row.
 
     `hf.load_or_init_params` for that architecture fills the rows of new tokens.

@@ -82,6 +82,7 @@ def use_final(config: Config) -> Config:
         config.model,
         path=find_model("model.path", config.model.path),
         tokenizer=find_model("model.tokenizer", config.model.tokenizer),
+        reference=find_model("model.reference", config.model.reference),
     )
     found = dataclasses.replace(config, model=model)
     if is_scored(config):

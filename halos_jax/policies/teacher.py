@@ -66,7 +66,7 @@ def describe_teacher(config: Config, policy: Policy) -> tuple[str, DecoderConfig
             "allowed: a causal language model"
         )
     own = policy.renderer.tokenizer.get_vocab()
-    _compare_vocabularies(own, _read_vocabulary(path), config.model.teacher)
+    compare_vocabularies(own, _read_vocabulary(path), config.model.teacher)
     words = max(own.values()) + 1
     if words > decoder.vocab_size:
         raise ModelError(
@@ -99,11 +99,21 @@ def _read_vocabulary(path: str) -> Mapping[str, int]:
         raise ConfigError(text.partition(", or set --config.model.tokenizer")[0]) from error
 
 
-def _compare_vocabularies(own: Mapping[str, int], other: Mapping[str, int], path: str) -> None:
-    """Refuse a teacher that does not know each of the policy's tokens by its id.
+def compare_vocabularies(
+    own: Mapping[str, int],
+    other: Mapping[str, int],
+    path: str,
+    field: str = _FIELD,
+    noun: str = "teacher",
+) -> None:
+    """Refuse a model that does not know each of the policy's tokens by its id.
 
-    Tokens of the teacher behind all of the policy's are no fault: the policy cannot sample them,
-    and both are compared on what it can.
+    Tokens behind all of the policy's are no fault: the policy cannot sample them. A teacher is
+    compared with it on what it can; a reference gives the others the probability that it gives.
+
+    Args:
+      path: the model's, which `field` holds.
+      noun: what it is to the policy.
     """
     words = max(own.values()) + 1
     lacking = sorted(own.keys() - other.keys(), key=own.__getitem__)
@@ -120,12 +130,12 @@ def _compare_vocabularies(own: Mapping[str, int], other: Mapping[str, int], path
             f"it {verb} {_list_some(tokens)}" for verb, tokens in found.items() if tokens
         )
         raise ConfigError(
-            f"{_FIELD}: got {path!r}, whose tokenizer is not the policy's: {differences}; allowed: "
-            "a model with the same tokens under the same ids; take a teacher of the policy's "
+            f"{field}: got {path!r}, whose tokenizer is not the policy's: {differences}; allowed: "
+            f"a model with the same tokens under the same ids; take a {noun} of the policy's "
             "family, and leave out model.added_tokens that it does not know"
         )
     beyond = sum(number >= words for number in other.values())
-    if beyond:
+    if beyond and field == _FIELD:
         logger.info(
             "teacher: %d of its tokens stand behind the %d of the policy: they are left out, and "
             "its distribution is over the others",

@@ -140,7 +140,7 @@ def _choose_readers(
         for one in list_scorers(rounds)
     ]
     return [
-        ("round", "0 is the SFT policy", lambda one: str(one.round)),
+        ("round", "0 is the policy that the run starts from", lambda one: str(one.round)),
         ("prompts", "prompts sampled from", _count_prompts),
         ("pass", "over the data, of its prompts, mean", _number("prompt_pass", ".3g")),
         ("pairs", "examples of its feedback", _count_examples),
@@ -197,6 +197,8 @@ def _count_examples(one: Manifest) -> str:
 def _note(one: Manifest, rounds: Sequence[Manifest]) -> str:
     best, verdict = read_best(rounds[-1]), read_verdict(one)
     notes = []
+    if one.origin:
+        notes.append(f"branch of round {one.origin['round']} of {one.origin['workdir']}")
     if best is not None and best.of > 1 and best.round == one.round:
         notes.append("best")
     if verdict.action == "retry":

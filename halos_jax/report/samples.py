@@ -68,7 +68,8 @@ def list_held_out(run: Recorded) -> list[Column]:
 def _name_round(run: Recorded, round: int) -> str:
     best = read_best(run.rounds[-1])
     is_best = best is not None and best.of > 1 and best.round == round
-    words = [*(["SFT"] if not round else []), *(["best"] if is_best else [])]
+    start = "branch" if run.rounds[0].origin else "SFT"
+    words = [*([start] if not round else []), *(["best"] if is_best else [])]
     return f"round {round}" + (f" ({', '.join(words)})" if words else "")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from halos_jax.rewards.labels import Labels, Scorer
 from halos_jax.rounds.budget import Budget
 from halos_jax.sampling.sampler import Sampler
 from halos_jax.training.loop import Trainer
+from halos_jax.training.reference import refer
 from halos_jax.types import Prompt, Sample
 from halos_jax.workdir.interrupt import StopSignal
 from halos_jax.workdir.workspace import Workspace
@@ -46,6 +48,11 @@ NOTHING = StageResult({}, {})
 def refuse_scores(samples: Sequence[Sample]) -> Labels:
     """Stand in for the scorer in a task that only samples: raise RuntimeError."""
     raise RuntimeError(f"no reward was made to score {len(samples)} samples")
+
+
+def seed_batches(seed: int, round: int) -> int:
+    """Return the seed of the order in which a round's examples are taken, from the run's seed."""
+    return zlib.crc32(f"{seed} {round}".encode())
 
 
 def do_nothing() -> None:
@@ -92,7 +99,7 @@ class Run:
     held_out: Sequence[Prompt]
     test: Sequence[Prompt] = ()
     layouts: LayoutMemory = dataclasses.field(default_factory=LayoutMemory)  # reward model
-    sft: HostCopy = dataclasses.field(default_factory=HostCopy)  # params of the SFT checkpoint
+    sft: HostCopy = dataclasses.field(default_factory=HostCopy)  # params of the reference "sft"
     budget: Budget = Budget(1, 1)
     on_round: Callable[[], None] = do_nothing  # called when a round is done and on disk
     # Round -> seconds that this process has compiled in it
@@ -120,6 +127,12 @@ class Run:
     def num_rounds(self) -> int:
         """How many rounds were expected to have prompts when this process opened the run."""
         return self.budget.count_rounds(len(self.prompts))
+
+    @functools.cached_property
+    def referring(self) -> Trainer:
+        """The trainer with which the log-probabilities of the reference "sft" are computed."""
+        other = self.policy.reference
+        return refer(self.trainer, None if other is None else other.decoder)
 
     @functools.cached_property
     def lengths(self) -> Lengths:

@@ -1,8 +1,9 @@
 """The order in which an online run takes its prompts: fixed at the start, extended by new prompts.
 
 workdir/prompts.json    id and hash of each prompt in the order of the run: first those that it
-                        was started with, then those added later, one group per addition; and,
-                        under "held_out", of the prompts that `data.holdout` keeps out of it
+                        was started with, then those added later, one group per addition;
+                        under "held_out", of the prompts that `data.holdout` keeps out of it; and,
+                        under "left_out", of those that a branch's start was trained on
 """
 
 import dataclasses
@@ -14,10 +15,13 @@ from typing import Any
 
 from halos_jax.config import Config, ConfigError
 from halos_jax.data import datasets, holdout
+from halos_jax.data.records import reading
 from halos_jax.data.selection import select_train
 from halos_jax.integers import divide_up
+from halos_jax.policies.branch import Branch, find_branch
 from halos_jax.storage import Note, WorkdirError, write_json_atomic
 from halos_jax.types import Prompt
+from halos_jax.workdir import manifests
 from halos_jax.workdir.intact import PROMPTS
 
 logger = logging.getLogger(__name__)
@@ -28,13 +32,15 @@ class Order:
     """The ordered prompts of a run.
 
     `groups` holds how many there were at the start and how many each later addition brought;
-    `held_out` are the prompts of `data.train` that `data.holdout` keeps out of the order.
+    `held_out` are the prompts of `data.train` that `data.holdout` keeps out of the order, and
+    `left_out` (id and hash of each) those that the policy was trained on that a branch starts from.
     """
 
     prompts: list[Prompt]
     groups: tuple[int, ...]
     is_new: bool  # whether prompts.json does not hold this order yet
     held_out: list[Prompt] = dataclasses.field(default_factory=list)
+    left_out: list[list[str]] = dataclasses.field(default_factory=list)
 
     @property
     def growth(self) -> dict[str, list[str]]:
@@ -58,8 +64,43 @@ def start_order(config: Config) -> Order:
     if selection.holdout:
         prompts, held_out = holdout.split_prompts(prompts, selection.holdout)
     prompts = datasets.choose(prompts, selection.limit, selection.seed)
-    ordered = datasets.order_prompts(prompts, config.seed)
-    return Order(ordered, (len(ordered),), is_new=True, held_out=held_out)
+    left_out = _find_left_out(config)
+    ordered = _leave_out(datasets.order_prompts(prompts, config.seed), left_out)
+    return Order(ordered, (len(ordered),), is_new=True, held_out=held_out, left_out=left_out)
+
+
+def read_used(branch: Branch) -> list[list[str]]:
+    """Return id and hash of each prompt that the policy of a branch's start was trained on.
+
+    They are those of the other run's rounds up to that one, and those that it has left out itself.
+    Of a run without rounds there are none, since its records are not prompts of an order.
+    """
+    path, round = branch.workdir / PROMPTS, branch.position.round or 0
+    used = set()
+    for one in range(1, round + 1):
+        samples = manifests.round_folder(branch.workdir, one) / "samples.jsonl"
+        for _, record in reading.read_records(samples, allow_empty=True):
+            used.add(find_source_id(record["prompt_id"], record.get("prompt_pass", 1)))
+    ordered = [entry for group in _read(path) or [] for entry in group]
+    return [*_read_left_out(branch.workdir), *(one for one in ordered if one[0] in used)]
+
+
+def _find_left_out(config: Config) -> list[list[str]]:
+    """Return what a run leaves out: as it has recorded it, or else as its branch says."""
+    if not config.branch.workdir:
+        return []
+    workdir = Path(config.workdir)
+    is_recorded = (workdir / PROMPTS).exists()
+    return _read_left_out(workdir) if is_recorded else read_used(find_branch(config))
+
+
+def _read_left_out(workdir: Path) -> list[list[str]]:
+    return [entry for group in _read(workdir / PROMPTS, "left_out") or [] for entry in group]
+
+
+def _leave_out(prompts: Sequence[Prompt], left_out: Sequence[Sequence[str]]) -> list[Prompt]:
+    known = {tuple(entry) for entry in left_out}
+    return [one for one in prompts if not known or (one.prompt_id, _hash(one)) not in known]
 
 
 def load_order(config: Config, workdir: Path) -> Order:
@@ -84,7 +125,9 @@ def load_order(config: Config, workdir: Path) -> Order:
     _refuse_missing([entry for group in [*known, *held] for entry in group], by_id)
     held_out = [by_id[prompt_id] for group in held for prompt_id, _ in group]
     ids = {prompt_id for group in known for prompt_id, _ in group}
-    added = [prompt for prompt in _leave_held_out(found, held_out) if prompt.prompt_id not in ids]
+    left_out = _read_left_out(workdir)
+    others = _leave_out(_leave_held_out(found, held_out), left_out)
+    added = [prompt for prompt in others if prompt.prompt_id not in ids]
     if selection.limit:
         room = max(selection.limit - len(ids), 0)
         added = datasets.choose(added, room, selection.seed) if room else []
@@ -92,7 +135,8 @@ def load_order(config: Config, workdir: Path) -> Order:
     if added:
         groups.append(datasets.order_prompts(added, config.seed))
     prompts = [prompt for group in groups for prompt in group]
-    return Order(prompts, tuple(map(len, groups)), is_new=bool(added), held_out=held_out)
+    sizes = tuple(map(len, groups))
+    return Order(prompts, sizes, is_new=bool(added), held_out=held_out, left_out=left_out)
 
 
 def _leave_held_out(found: Sequence[Prompt], held_out: Sequence[Prompt]) -> list[Prompt]:
@@ -169,7 +213,20 @@ def save_order(order: Order, workdir: Path, note: Note | None = None) -> None:
         groups.append(_to_entries(order.prompts[start : start + size]))
         start += size
     held = {"held_out": [_to_entries(order.held_out)]} if order.held_out else {}
-    write_json_atomic(workdir / PROMPTS, {"groups": groups, **held}, note=note)
+    left = {"left_out": [order.left_out]} if order.left_out else {}
+    write_json_atomic(workdir / PROMPTS, {"groups": groups, **held, **left}, note=note)
+
+
+def warn_of_trained(order: Order, prompts: Sequence[Prompt]) -> None:
+    """Warn of held-out or test prompts that the start of a branch was trained on."""
+    kept = len(_leave_out(prompts, order.left_out))
+    if kept < len(prompts):
+        logger.warning(
+            "branch.workdir: the policy was trained on %d of the %d held-out and test prompts in "
+            "the run that it comes from: their rewards flatter it",
+            len(prompts) - kept,
+            len(prompts),
+        )
 
 
 def count_known(workdir: Path) -> int | None:

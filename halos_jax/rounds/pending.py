@@ -5,19 +5,26 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from halos_jax import sharding, storage
 from halos_jax.checkpoints.shelf import find_sums
-from halos_jax.config import ConfigError
+from halos_jax.config import Config, ConfigError
 from halos_jax.console import compiling
 from halos_jax.course.best import read_best
 from halos_jax.course.verdicts import read_verdict
 from halos_jax.data import datasets
+from halos_jax.policies.branch import read_origin
 from halos_jax.rounds.budget import RoundPlan
 from halos_jax.rounds.context import NOTHING, Run, StageResult
-from halos_jax.rounds.outcome.decisions import find_needed, find_start, report_verdict
+from halos_jax.rounds.outcome.decisions import (
+    find_needed,
+    find_start,
+    name_policy,
+    report_verdict,
+)
 from halos_jax.rounds.prompts import name_held_out
 from halos_jax.rounds.proof.origin import UNKNOWN, Origin, name_sampled
 from halos_jax.rounds.report import report_stage
@@ -82,8 +89,8 @@ def open_round(
     identity = datasets.identify_prompts(prompts)
     if manifest is None:
         start = find_start(run.workdir, round)
-        previous = f"round-{start:04d}" if start else "sft"
-        reference = run.config.rounds.reference
+        previous = name_policy(run.config, start)
+        reference = name_reference(run.config, previous, run.workdir)
         manifest = Manifest(
             round=round,
             seed=run.config.seed,
@@ -91,8 +98,9 @@ def open_round(
             stop=plan.stop if round else 0,
             prompts=identity,
             policy=previous,
-            reference={"sft": "sft", "round_start": previous}.get(reference, reference),
+            reference=reference,
             decisions=dict(decisions),
+            origin={} if round else read_origin(run.checkpoints),
             layouts=run.layouts.to_record(),
         )
         if decisions and run.workspace.is_writer:
@@ -106,6 +114,20 @@ def open_round(
         )
     manifests.verify_files(folder, manifest)
     return manifest
+
+
+def name_reference(config: Config, policy: str, workdir: Path) -> str:
+    """Return the name that a manifest has for the reference of a round.
+
+    That of `model.reference` has the hash of its files' fingerprints in inputs.json.
+
+    Args:
+      policy: the name of what the round starts from.
+    """
+    kind = config.rounds.reference
+    if not config.model.reference:
+        return {"sft": "sft", "round_start": policy}.get(kind, kind)
+    return f"model.reference {chain.hash_inputs(workdir).get('model.reference', '')[:32]}".strip()
 
 
 def _name_source(run: Run, round: int) -> str:

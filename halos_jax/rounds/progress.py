@@ -10,7 +10,9 @@ from halos_jax import sharding
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.checkpoints.position import Position
 from halos_jax.checkpoints.store import Checkpoints
+from halos_jax.policies.branch import take_over
 from halos_jax.policies.policy import Policy, load_start
+from halos_jax.policies.reference import load_sft
 from halos_jax.rounds.budget import Budget, RoundPlan
 from halos_jax.rounds.context import Run
 from halos_jax.rounds.outcome.decisions import find_start
@@ -54,6 +56,9 @@ class Progress:
 def restore_progress(trainer: Trainer, policy: Policy, checkpoints: Checkpoints) -> Progress:
     """Restore the newest checkpoint, or start from the SFT checkpoint if there is none."""
     found = checkpoints.restore_newest(trainer.abstract_state)
+    if found is None and trainer.config.branch.workdir:
+        take_over(trainer.config, trainer, checkpoints)
+        found = checkpoints.restore_newest(trainer.abstract_state)
     if found is None:
         params = load_start(policy, trainer.mesh, trainer.frozen)
         state = training.start_state(trainer, params)
@@ -153,22 +158,27 @@ def _identify(run: Run, params: Params) -> Origin:
 
 
 def sft_loader(run: Run, progress: Progress) -> Callable[[], Params]:
-    """Return a function that gives the SFT params: before the first step, those of the policy."""
-    if int(progress.state.step) == 0:
+    """Return a function that gives the params of the reference "sft".
+
+    Before the first step they are those of the policy, unless the reference is another model.
+    """
+    is_own = run.policy.reference is None and not run.config.branch.workdir
+    if int(progress.state.step) == 0 and is_own:
         return lambda: _params(progress)
-    return lambda: run.sft.load(lambda: load_start(run.policy, run.mesh, run.trainer.frozen))
+    return lambda: run.sft.load(lambda: load_sft(run.policy, run.mesh, run.trainer.frozen))
 
 
 def load_round_start(run: Run, progress: Progress, round: int) -> Params:
     """Return the params that `round` started training with, even in the middle of the round.
 
     They are in the checkpoint at the end of the previous round, or of the one that the run went
-    back to, which is kept until this round is complete; round 1 starts from the SFT checkpoint.
+    back to, which is kept until this round is complete; round 1 starts from the SFT checkpoint, or
+    from that of the run that this one branched from.
     """
     if progress.stage_step == 0:
         return _params(progress)
     before = find_start(run.workdir, round)
-    if before == 0:
+    if before == 0 and not run.config.branch.workdir:
         start = load_start(run.policy, run.mesh, run.trainer.frozen)
         params: Params = training.add_value_head(run.trainer, start)
         return params

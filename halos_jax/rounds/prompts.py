@@ -12,7 +12,7 @@ from halos_jax.rewards.function_scorer import check_records
 from halos_jax.rewards.held_out import check_held_out, check_means
 from halos_jax.rounds import cuts
 from halos_jax.rounds.cuts import Limited
-from halos_jax.rounds.order import Order
+from halos_jax.rounds.order import Order, warn_of_trained
 from halos_jax.types import Prompt
 
 
@@ -60,6 +60,7 @@ def load_prompts(config: Config, renderer: Renderer, needed: int, order: Order) 
     test = load_usable(data.test, select_test, config, renderer)
     found = RunPrompts(train, held_out, test)
     check_prompts(config, found)
+    warn_of_trained(order, [*held_out, *test])
     check_means(config, is_watched=bool(held_out))
     return found
 

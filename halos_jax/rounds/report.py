@@ -21,6 +21,7 @@ from halos_jax.losses import get_loss
 from halos_jax.packing.batches import count_steps
 from halos_jax.rounds.budget import Budget, expect_examples
 from halos_jax.rounds.context import Run
+from halos_jax.rounds.outcome.decisions import name_start
 from halos_jax.rounds.outcome.table import Row, format_rounds, last_round, read_rows
 from halos_jax.rounds.outlook import read_signs
 from halos_jax.workdir import manifests
@@ -137,7 +138,7 @@ def report_end(run: Run, result: str) -> None:
     # The table after the last round is whole, unless it was cut or a test came after it.
     is_new = last >= _ROWS or bool(run.test)
     table = f":\n{format_rounds(run.workdir, width=find_width())}" if is_new else ""
-    logger.info("%s; round 0 is the SFT policy%s", result, table)
+    logger.info("%s; round 0 is %s%s", result, name_start(run.config), table)
     for one, hints in zip(signs, list_new_hints(run.config, signs), strict=True):
         for hint in hints:
             logger.info("advice of round %d: %s", one.round, hint.text)

@@ -16,12 +16,13 @@ from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.lora import Frozen
 from halos_jax.packing.layout import LayoutMemory
 from halos_jax.policies.policy import Policy, load_frozen, start_policy
+from halos_jax.policies.reference import attach_reference, count_room
 from halos_jax.policies.teacher import load_teacher
 from halos_jax.rewards.held_out import make_scorers
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds.context import Rollouts, Run
 from halos_jax.rounds.order import load_order, refuse_late, save_order, spread_passes
-from halos_jax.rounds.outcome.decisions import find_needed, keeps_best, lower_rate
+from halos_jax.rounds.outcome.decisions import find_first, find_needed, keeps_best, lower_rate
 from halos_jax.rounds.outlook import find_place, lay_out, make_budget
 from halos_jax.rounds.progress import Progress, restore_progress
 from halos_jax.rounds.prompts import check_lengths, load_prompts
@@ -45,7 +46,7 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
       CheckpointError: if rounds are done but no checkpoint is left.
     """
     config, workdir = workspace.config, workspace.workdir
-    policy = start_policy(config)
+    policy = attach_reference(start_policy(config), config)
     policy.refuse_classifier(config.model.path)
     refuse_longer(policy.decoder, {"train.max_length": config.train.max_length})
     budget, order = make_budget(config, workdir), load_order(config, workdir)
@@ -113,7 +114,8 @@ def _open_checkpoints(workspace: Workspace, *, keeps: bool) -> tuple[Checkpoints
     folder = workspace.workdir / "checkpoints"
     checkpoints = open_checkpoints(folder, keep=config.checkpoint.keep, ledger=ledger)
     if not keeps:
-        return checkpoints, 1
+        checkpoints.keep_rounds(find_first(config))
+        return checkpoints, 1 + len(find_first(config))
     checkpoints.keep_rounds(None)
     most = 3 if config.guard.action == "retry" else 2
     return checkpoints, min(max(most + 1 - len(checkpoints.list_ids()), 1), most)
@@ -192,6 +194,7 @@ def make_run_trainer(
         total_steps=steps,
         frozen=frozen,
         teacher=teacher,
+        room=count_room(policy, mesh),
     )
     return dataclasses.replace(trainer, check=workspace.stop.check)
 

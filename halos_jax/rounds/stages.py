@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import logging
 import shutil
-import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from halos_jax.rewards.labels import (
     measure_labels,
     read_scores,
 )
-from halos_jax.rounds.context import Rollouts, Run, StageResult
+from halos_jax.rounds.context import Rollouts, Run, StageResult, seed_batches
 from halos_jax.rounds.cuts import measure_samples, report_samples
 from halos_jax.rounds.outlook import measure_progress
 from halos_jax.rounds.proof import origin as origins
@@ -183,8 +182,8 @@ def train_stage(
     """Train on the round's feedback, starting at step `start` of the round.
 
     Args:
-      load_sft, load_round_start: return the params that the run, or the round, started with. They
-        are freed as soon as their log-probs or values have been computed.
+      load_sft, load_round_start: return the params of the reference "sft", and those that the
+        round started with. They are freed as soon as their log-probs or values are computed.
     """
     items = load_feedback_items(run, folder)
     first_step = int(state.step) - start
@@ -221,7 +220,7 @@ def prepare_round(
     """Do what comes before a round's first step: return its dataset, if there are items, with what
     other policies say of them; and write down the signs of its fresh samples."""
     sft = functools.cache(lambda: load_sft())  # for the reference and for the signs
-    seed = zlib.crc32(f"{run.config.seed} {round}".encode())
+    seed = seed_batches(run.config.seed, round)
     dataset, logps = None, None
     if items:
         dataset = training.make_dataset(
@@ -242,14 +241,13 @@ def prepare_round(
         moving = reference == "previous_step"
         if training.needs_reference(run.trainer.loss, items, moving=moving):
             # Only `sft` may hold the params, which are in memory beside the train state.
-            dataset = training.add_reference(
-                run.trainer,
-                dataset,
-                load_round_start() if reference == "round_start" else sft(),
-                label=f"reference {round}",
-            )
-            # The signs are of the policies themselves, whatever the sampler drew from.
-            is_plain = reference != "round_start" and dataset.plan.layout.kept == NOTHING
+            is_start = reference == "round_start"
+            trainer = run.trainer if is_start else run.referring
+            params, label = load_round_start() if is_start else sft(), f"reference {round}"
+            dataset = training.add_reference(trainer, dataset, params, label=label)
+            del params
+            # Signs are of the policies themselves, whatever the sampler drew from.
+            is_plain = not is_start and dataset.plan.layout.kept == NOTHING
             logps = dataset.reference_logps if is_plain else None
     samples = read_scored(folder)
     signs = before.measure_before(run, samples, items, logps, sft, round=round)

@@ -18,6 +18,7 @@ from halos_jax.data.selection import select_eval
 from halos_jax.losses import get_loss
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.policies.policy import Policy, load_params, load_reference, load_trained
+from halos_jax.policies.reference import attach_reference, load_sft
 from halos_jax.policies.source import find_origin
 from halos_jax.policies.teacher import load_teacher
 from halos_jax.report.live import report_on
@@ -30,6 +31,7 @@ from halos_jax.tasks.sample import make_rollouts
 from halos_jax.tasks.train import load_fixed_items
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Dataset, Trainer
+from halos_jax.training.reference import refer
 from halos_jax.types import Item
 from halos_jax.workdir.interrupt import StopSignal
 
@@ -113,7 +115,10 @@ def _evaluate_feedback(job: Job) -> None:
 
 
 def _add_reference(job: Job, policy: Policy, trainer: Trainer, dataset: Dataset) -> Dataset:
-    """Return `dataset` with the log-probs of the reference, which has the policy's architecture."""
+    """Return `dataset` with the log-probs of the reference.
+
+    It has the policy's architecture, unless it is that of the run's own `model.reference`.
+    """
     path, run = job.config.eval.reference, find_origin(policy.source)
     if not path and run is None:
         raise ConfigError(
@@ -121,8 +126,14 @@ def _add_reference(job: Job, policy: Policy, trainer: Trainer, dataset: Dataset)
             "reference, and model.path is not the workdir of the run that trained it; set "
             "--config.eval.reference=DIR to the model that the policy was trained from"
         )
-    params, frozen = load_reference(policy, job.mesh, path=path, run=run)
-    trainer = dataclasses.replace(trainer, frozen=frozen)
+    if not path and run is not None and run.model.reference:
+        model = dataclasses.replace(job.config.model, reference=run.model.reference)
+        given = attach_reference(policy, dataclasses.replace(job.config, model=model))
+        trainer = refer(trainer, None if given.reference is None else given.reference.decoder)
+        params = load_sft(given, job.mesh, None)
+    else:
+        params, frozen = load_reference(policy, job.mesh, path=path, run=run)
+        trainer = dataclasses.replace(trainer, frozen=frozen)
     return training.add_reference(trainer, dataset, params, label="reference")
 
 

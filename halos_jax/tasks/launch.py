@@ -32,9 +32,9 @@ from halos_jax.losses import (
     check_reference,
     settle_sampling,
 )
-from halos_jax.losses.requirements import check_teacher
+from halos_jax.losses.requirements import check_given_reference, check_teacher
 from halos_jax.once import forget_run
-from halos_jax.policies import hub
+from halos_jax.policies import branch, hub
 from halos_jax.tasks.job import read_by_others
 from halos_jax.tasks.overview import describe_machine, describe_task
 from halos_jax.trackers.registry import find_problems as find_tracker_problems
@@ -68,7 +68,7 @@ def freeze_checked(config: config_lib.Settings | Config, errors: Iterable[str] =
       ConfigError: with one line per error.
     """
     plain = config_lib.to_dict(config) if isinstance(config, Config) else config
-    checks = [_check_objective, find_tracker_problems, hub.find_problems]
+    checks = [_check_objective, find_tracker_problems, branch.find_problems, hub.find_problems]
     return config_lib.freeze(plain, errors=errors, checks=checks)
 
 
@@ -186,6 +186,7 @@ def _check_objective(config: Config) -> list[str]:
     if by_feedback:
         errors += check_evaluation(config.loss)
     if config.task != "pipeline":
+        errors += check_given_reference(config, task=config.task)
         errors += check_teacher(
             config.loss,
             config.model.teacher,

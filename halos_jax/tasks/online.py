@@ -251,7 +251,7 @@ def _train(run: Run, progress: Progress, round: int, held_out: Dataset | None) -
 def load_held_out(run: Run, load_sft: Callable[[], Params]) -> Dataset | None:
     """Return the held-out feedback, which is fixed for the run, with the reference's log-probs.
 
-    `load_sft` returns the params that the run started with.
+    `load_sft` returns the params of the reference "sft".
     """
     if not run.held_out:
         return None
@@ -262,7 +262,7 @@ def load_held_out(run: Run, load_sft: Callable[[], Params]) -> Dataset | None:
     dataset = training.make_dataset(run.trainer, items, seed=None)
     if not training.needs_reference(run.trainer.loss, items):
         return dataset
-    return training.add_reference(run.trainer, dataset, load_sft(), label="reference eval")
+    return training.add_reference(run.referring, dataset, load_sft(), label="reference eval")
 
 
 def _test_final(run: Run, ending: Ending, step: int) -> dict[str, float]:

@@ -88,6 +88,7 @@ def describe_task(config: Config) -> str:
         title,
         [
             ("model", _describe_model(config) if has_model and config.model.path else ""),
+            ("branch", _describe_branch(config)),
             ("adapter", _describe_adapter(config) if task.trains else ""),
             ("template", _describe_template(config) if has_model else ""),
             ("loss", _describe_loss(config, loss) if task.trains or task.has_reference else ""),
@@ -189,6 +190,15 @@ def _describe_adapter(config: Config) -> str:
     return f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}" if lora.rank else ""
 
 
+def _describe_branch(config: Config) -> str:
+    branch = config.branch
+    if not branch.workdir:
+        return ""
+    round = f"round {branch.round}" if branch.round else "the newest state"
+    moments = "with" if branch.optimizer else "without"
+    return f"starts from {round} of {branch.workdir}, {moments} the optimizer's moments"
+
+
 def _describe_template(config: Config) -> str:
     settings = config.model
     if settings.chat_template:
@@ -213,7 +223,7 @@ def _describe_loss(config: Config, loss: Mapping[str, Any]) -> str:
     if config.model.teacher:
         shown += f"; teacher: {config.model.teacher}"
     elif TASKS[config.task].has_reference:
-        shown += f"; reference: {config.rounds.reference}"
+        shown += f"; reference: {config.model.reference or config.rounds.reference}"
     return shown
 
 

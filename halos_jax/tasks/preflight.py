@@ -29,7 +29,9 @@ from halos_jax.models.hf import families
 from halos_jax.models.hf.families import ModelError
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.policies import source
+from halos_jax.policies.branch import find_branch
 from halos_jax.policies.policy import Policy, find_policy, start_policy
+from halos_jax.policies.reference import attach_reference
 from halos_jax.policies.teacher import describe_teacher
 from halos_jax.rewards.function_scorer import (
     check_records,
@@ -205,6 +207,11 @@ def _find_policy(config: Config, made: Sequence[Path]) -> Policy:
         policy.refuse_classifier(config.model.path)
     if config.model.teacher and not is_made(config.model.teacher, made):
         describe_teacher(config, policy)
+    is_new = not (Path(config.workdir) / "checkpoints").is_dir()
+    if config.branch.workdir and is_new and not is_made(config.branch.workdir, made):
+        find_branch(config)
+    if config.model.reference and not is_made(config.model.reference, made):
+        attach_reference(policy, config)
     return policy
 
 

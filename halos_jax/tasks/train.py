@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +31,17 @@ from halos_jax.losses import Loss, get_loss
 from halos_jax.metrics import WALL_TIME, read_metrics
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.packing.batches import count_steps
+from halos_jax.packing.layout import LayoutMemory
 from halos_jax.policies import final, source
+from halos_jax.policies.branch import take_over
 from halos_jax.policies.policy import Policy, load_frozen, load_start, start_policy
+from halos_jax.policies.reference import attach_reference, count_room
 from halos_jax.policies.teacher import load_teacher
 from halos_jax.report.live import Reporter, report_on
+from halos_jax.rounds.context import seed_batches
+from halos_jax.rounds.outcome.decisions import find_first
 from halos_jax.rounds.proof.lineage import warn_of_sampler
+from halos_jax.tasks.fixed import add_fixed
 from halos_jax.tasks.handing import hand_on, hand_on_again
 from halos_jax.tasks.inputs import check_inputs, list_inputs
 from halos_jax.training import loop as training
@@ -43,7 +49,6 @@ from halos_jax.training.balance import report_balance
 from halos_jax.training.followers import take_exported
 from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.training.optim import keep_warmup
-from halos_jax.training.proximal import add_proximal
 from halos_jax.training.rounding import warn_of_rounding
 from halos_jax.types import Item, Params, TrainState
 from halos_jax.workdir import runs
@@ -77,6 +82,7 @@ def run_training(config: Config, stop: StopSignal) -> dict[str, float]:
             keep=config.checkpoint.keep,
             ledger=workspace.ledger,
         )
+        checkpoints.keep_rounds(find_first(config))
         with report_on(workspace) as reporter:
             try:
                 _train(workspace, checkpoints, reporter)
@@ -115,32 +121,36 @@ def make_course(workspace: Workspace) -> Course:
 def plan_course(course: Course) -> Dataset:
     """Plan all steps of a run."""
     config = course.workspace.config
+    round = config.train.round
     return training.make_dataset(
         course.trainer,
         course.items,
-        seed=config.seed,
+        seed=seed_batches(config.seed, round) if round else config.seed,
         epochs=config.train.epochs,
         max_items=config.data.n_examples,
         cuts=course.cuts,
+        recurring="train" if round else "",
     )
 
 
 def complete_course(
-    course: Course, dataset: Dataset, state: TrainState | None
+    course: Course, dataset: Dataset, state: TrainState | None, checkpoints: Checkpoints
 ) -> tuple[Dataset, Dataset | None]:
     """Return the data with what the starting policy says of it, and the held-out data.
 
-    `state` is the train state if no step has been taken yet.
+    Args:
+      state: the train state if no step has been taken yet.
+      checkpoints: those of the run, of which the first is what a branch starts from.
     """
     config, trainer, policy = course.workspace.config, course.trainer, course.policy
     held_out = _load_held_out(config, trainer, policy)
     with explain_memory("train", f"task {config.task}", config):
         start_params = functools.cache(
-            functools.partial(_load_start_params, trainer, policy, state)
+            functools.partial(_load_start_params, trainer, policy, state, checkpoints)
         )
         files = list_inputs(config).get("data.train", ())
         warn_of_sampler(trainer, dataset.items, [path for _, path in files], start_params)
-        return add_fixed(trainer, dataset, held_out, start_params)
+        return add_fixed(trainer, dataset, held_out, start_params, policy)
 
 
 def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -> None:
@@ -161,7 +171,7 @@ def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -
         100 * dataset.plan.fill,
         sharding.describe(workspace.mesh),
     )
-    dataset, held_out = complete_course(course, dataset, state if start == 0 else None)
+    dataset, held_out = complete_course(course, dataset, state if start == 0 else None, checkpoints)
     with explain_memory("train", f"task {config.task}", config):
         writer = workspace.open_metrics(resume_step=start)
         saver = Saver(checkpoints, writer, workspace.stop, config.checkpoint.every)
@@ -173,7 +183,9 @@ def _train(workspace: Workspace, checkpoints: Checkpoints, reporter: Reporter) -
             held_out=held_out,
             writer=writer,
             start=start,
-            on_step=functools.partial(_finish_step, saver, reporter, total=len(dataset.plan)),
+            on_step=functools.partial(
+                _finish_step, saver, reporter, trainer.layouts, total=len(dataset.plan)
+            ),
             label=config.task,
         )
         writer.close()
@@ -199,7 +211,7 @@ def _report_steps(config: Config, steps: int, seconds: float) -> None:
 
 def _start_policy(config: Config, loss: Loss) -> Policy:
     """Return the policy that the run starts from, with a score head if the loss needs scores."""
-    policy = start_policy(config)
+    policy = attach_reference(start_policy(config), config)
     if loss.needs == "scores":
         policy = policy.with_head()
     else:
@@ -244,7 +256,14 @@ def _make_trainer(workspace: Workspace, policy: Policy, loss: Loss, steps: int) 
         warn_of_rounding(config.optimizer, decoder.params_dtype)
     teacher = load_teacher(config, loss, policy, mesh)
     trainer = training.make_trainer(
-        config, decoder, loss, mesh, total_steps=steps, frozen=frozen, teacher=teacher
+        config,
+        decoder,
+        loss,
+        mesh,
+        total_steps=steps,
+        frozen=frozen,
+        teacher=teacher,
+        room=count_room(policy, mesh),
     )
     return dataclasses.replace(trainer, check=workspace.stop.check)
 
@@ -277,40 +296,17 @@ def _lay_out(workspace: Workspace, count: int, cuts: Sequence[int]) -> tuple[Con
     return dataclasses.replace(config, optimizer=optimizer), steps
 
 
-def add_fixed(
-    trainer: Trainer,
-    dataset: Dataset,
-    held_out: Dataset | None,
-    load_params: Callable[[], Params],
-) -> tuple[Dataset, Dataset | None]:
-    """Add the starting policy's log-probs or values to the data, if the loss needs them.
-
-    `load_params` returns the params of that policy.
-    """
-    config, loss = trainer.config, trainer.loss
-    moving = config.rounds.reference == "previous_step"
-    needed = training.needs_reference(loss, dataset.items, moving=moving)
-    needed_eval = held_out is not None and training.needs_reference(loss, held_out.items)
-    if not (needed or needed_eval or loss.value or (loss.sampled and loss.old)):
-        return dataset, held_out
-    params = load_params()
-    if needed:
-        dataset = training.add_reference(trainer, dataset, params, label="reference")
-    if held_out is not None and needed_eval:
-        held_out = training.add_reference(trainer, held_out, params, label="reference eval")
-    if loss.value:
-        dataset = training.add_collected(trainer, dataset, params, seed=config.seed, label="values")
-    else:
-        known = dataset.reference_logps  # the reference is the starting policy
-        dataset = add_proximal(trainer, dataset, lambda: params, known=known, label="start")
-    return dataset, held_out
-
-
-def _load_start_params(trainer: Trainer, policy: Policy, state: TrainState | None) -> Params:
+def _load_start_params(
+    trainer: Trainer, policy: Policy, state: TrainState | None, checkpoints: Checkpoints
+) -> Params:
     """Return the params that the run started with: those of `state` if it has taken no step."""
     if state is not None:
         params: Params = state.params
         return params
+    first = checkpoints.find_round_end(0)  # of a branch
+    if first is not None:
+        restored: Params = checkpoints.restore_params(trainer.abstract_state.params, first)
+        return restored
     start = load_start(policy, trainer.mesh, trainer.frozen)
     loaded: Params = training.add_value_head(trainer, start)
     return loaded
@@ -327,7 +323,13 @@ def choose_loss(config: Config) -> Loss:
 
 
 def _finish_step(
-    saver: Saver, reporter: Reporter, state: TrainState, done: int, *, total: int
+    saver: Saver,
+    reporter: Reporter,
+    layouts: LayoutMemory,
+    state: TrainState,
+    done: int,
+    *,
+    total: int,
 ) -> None:
     """Save after step `done` if a checkpoint is due, and always after the last step.
 
@@ -335,7 +337,7 @@ def _finish_step(
     """
 
     def locate() -> Position:
-        return Position(step=done, stage_step=done)
+        return Position(step=done, stage_step=done, layouts=layouts.to_record())
 
     saver.after_step(state, done, total, locate)
     if done == total:
@@ -377,10 +379,14 @@ def _wants_margins(loss: Loss) -> bool:
 
 def _restore(trainer: Trainer, policy: Policy, checkpoints: Checkpoints) -> tuple[TrainState, int]:
     found = checkpoints.restore_newest(trainer.abstract_state)
+    if found is None and trainer.config.branch.workdir:
+        take_over(trainer.config, trainer, checkpoints)
+        found = checkpoints.restore_newest(trainer.abstract_state)
     if found is None:
         params = load_start(policy, trainer.mesh, trainer.frozen)
         return training.start_state(trainer, params), 0
     state, position = found[0], Position.from_dict(found[1])
+    trainer.layouts.load(position.layouts)
     logger.info("carrying on after step %d", position.stage_step)
     return state, position.stage_step
 

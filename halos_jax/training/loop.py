@@ -25,7 +25,7 @@ from halos_jax.packing.layout import LayoutMemory
 from halos_jax.packing.token_values import Collected, TokenValues, refuse_unsampled
 from halos_jax.training import inputs, optim, step
 from halos_jax.training.followers import Followers, take_averaged
-from halos_jax.training.pace import StepClock, count_step_flops
+from halos_jax.training.pace import StepClock, measure_work
 from halos_jax.training.profile import Profiler
 from halos_jax.training.rounding import MovedWatch, choose_watched
 from halos_jax.training.state import init_state, make_abstract_state
@@ -92,11 +92,13 @@ def make_trainer(
     total_steps: int,
     frozen: Frozen | None = None,
     teacher: Teacher | None = None,
+    room: int = 0,
 ) -> Trainer:
     """Make the trainer of a run that is expected to take `total_steps` optimizer steps.
 
     With `frozen`, the trained params (`params` everywhere) are an adapter on that base. A loss with
-    a divergence needs its `teacher`; without one, RuntimeError is raised.
+    a divergence needs its `teacher`; without one, RuntimeError is raised. `room` is as of
+    `memory.choose_remat`.
     """
     if (loss.divergence is None) != (teacher is None):
         raise RuntimeError(f"loss {loss.name!r} got {'no' if teacher is None else 'a'} teacher")
@@ -117,7 +119,7 @@ def make_trainer(
         optimizer=optimizer,
         abstract_state=abstract,
         train_step=step.compile_train_step(
-            abstract, loss, optimizer, schedule, decoder, mesh, followers, teacher
+            abstract, loss, optimizer, schedule, decoder, mesh, followers, teacher, room
         ),
         eval_step=step.compile_eval_step(loss, plain, mesh, teacher),
         logps=inputs.compile_logps(plain, mesh),
@@ -370,10 +372,7 @@ def _make_clock(trainer: Trainer) -> StepClock:
 
 
 def _measure_work(trainer: Trainer, items: Sequence[Item]) -> tuple[int, float]:
-    """Return the tokens of a step, without padding, and its operations."""
-    adapter = trainer.frozen is not None
-    flops = count_step_flops(items, trainer.decoder, adapter=adapter)
-    return sum(one.num_tokens for one in items), flops
+    return measure_work(items, trainer.decoder, adapter=trainer.frozen is not None)
 
 
 def evaluate(trainer: Trainer, params: Params, dataset: Dataset) -> dict[str, float]:

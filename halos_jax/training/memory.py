@@ -34,6 +34,7 @@ def choose_remat(
     *,
     limit: int,
     teacher: Teacher | None = None,
+    room: int = 0,
 ) -> DecoderConfig:
     """Return `config` with "auto" in `remat` and `head_remat` replaced by the fastest that fits.
 
@@ -46,6 +47,7 @@ def choose_remat(
       limit: bytes of a device, from `measure_memory`. If it is 0 (on a CPU), "auto" is "matmuls"
         and the logits are recomputed.
       teacher: that the loss compares the policy with; it needs room of its own.
+      room: bytes of a device to leave besides, for the pass of a larger reference.
     """
     remats = _REMATS if config.remat == "auto" else (config.remat,)
     again = (False, True) if config.head_remat == "auto" else (config.head_remat,)
@@ -53,7 +55,7 @@ def choose_remat(
         return dataclasses.replace(config, remat=remats[0], head_remat=again[-1])
     for chosen in itertools.product(remats, again):
         needed = _count_bytes(config, batch, state, mesh, *chosen)
-        needed += _count_teacher(config, batch, mesh, teacher)
+        needed += _count_teacher(config, batch, mesh, teacher) + room
         if needed <= _SHARE * limit:
             break
     _log_choice(*chosen, batch.tokens.shape[-1], round(needed / 2**30, 1))

@@ -65,6 +65,13 @@ def count_step_flops(items: Sequence[Item], config: DecoderConfig, *, adapter: b
     return (2 if adapter else 3) * count_forward_flops(items, config)
 
 
+def measure_work(
+    items: Sequence[Item], config: DecoderConfig, *, adapter: bool
+) -> tuple[int, float]:
+    """Return the tokens of a step, without padding, and its operations."""
+    return sum(one.num_tokens for one in items), count_step_flops(items, config, adapter=adapter)
+
+
 def count_forward_flops(items: Sequence[Item], config: DecoderConfig) -> float:
     """Count the operations of a forward pass over `items`, nothing wasted: a prompt once, no
     padding, causal attention, logits at response positions alone, no expert that a token skips.

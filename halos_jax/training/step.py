@@ -193,8 +193,12 @@ def compile_train_step(
     mesh: Mesh,
     followers: Followers = NO_FOLLOWERS,
     teacher: Teacher | None = None,
+    room: int = 0,
 ) -> TrainStep:
-    """Return the jitted `train_step`, which takes over the state's buffers but not the base's."""
+    """Return the jitted `train_step`, which takes over the state's buffers but not the base's.
+
+    `room` is as of `choose_remat`.
+    """
     memory = measure_memory()
 
     def step(
@@ -207,7 +211,9 @@ def compile_train_step(
             loss=loss,
             optimizer=optimizer,
             schedule=schedule,
-            config=choose_remat(config, batch, abstract_state, mesh, limit=memory, teacher=teacher),
+            config=choose_remat(
+                config, batch, abstract_state, mesh, limit=memory, teacher=teacher, room=room
+            ),
             followers=followers,
             teacher=teacher,
         )

@@ -50,7 +50,9 @@ class Manifest:
 
     `stages` are those that are done, in order. `start` and `stop` are the round's range of the
     fixed prompt order, and `prompts` is the hash of the prompts in it (in round 0, of the held-out
-    prompts). `policy` and `reference` name the model that was sampled from and the reference.
+    prompts). `policy` and `reference` name the model that was sampled from and the reference
+    ("model.reference" with a hash of its files); `origin`, of round 0, says of which other run the
+    policy is that this one starts from (`policies/branch.py`).
     `metrics` are counts and means for people. `decisions` are what the run has chosen by itself in
     this round, under the name of what chose it; a resume reads them and does not choose again.
     `layouts` holds the shapes of the reward model's
@@ -74,6 +76,7 @@ class Manifest:
     files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     decisions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     layouts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     segments: tuple[Mapping[str, Any], ...] = ()
     executions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -240,7 +243,7 @@ def _parse_manifest(plain: dict[str, Any]) -> Manifest:
     }
     known = {field.name for field in dataclasses.fields(Manifest)}
     later: dict[str, Any] = {"segments": [], "trained": ""}  # older versions did not write these
-    maps = ("decisions", "executions", "executed", "sampled_by", "chain")
+    maps = ("decisions", "origin", "executions", "executed", "sampled_by", "chain")
     plain = {**later, **{name: {} for name in maps}, **plain}
     if known != plain.keys():
         raise ValueError(f"missing or unknown fields: {', '.join(sorted(known ^ plain.keys()))}")

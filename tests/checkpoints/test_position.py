@@ -12,6 +12,8 @@ RECORDS = [
     ({"round": 3, "in_stage": False, "layouts": LAYOUTS, "step": 96}, 3),
     ({"round": 3, "in_stage": True, "stage_step": 5, "layouts": {}, "step": 69}, 2),
     ({"in_stage": False, "stage_step": 40, "step": 40}, 0),
+    ({"in_stage": False, "stage_step": 40, "layouts": LAYOUTS, "step": 40}, 0),
+    ({"round": 0, "in_stage": False, "layouts": {}, "origin": {"round": 2}, "step": 0}, 0),
 ]
 
 

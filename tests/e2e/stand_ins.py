@@ -48,7 +48,12 @@ FIXED = {
     "model.remat": "none",
     "reward.compute_dtype": "float32",
 }
-MODELS = {"model.path": "policy", "model.teacher": "policy", "reward.path": "reward"}
+MODELS = {
+    "model.path": "policy",
+    "model.reference": "policy",
+    "model.teacher": "policy",
+    "reward.path": "reward",
+}
 # Text in a field -> file or folder among the stand-ins; what stands before "@" for hub data sets.
 NAMES = {
     "prompts.jsonl": "prompts.jsonl",
@@ -65,6 +70,9 @@ NAMES = {
     "ultrabin@train": "pairs.jsonl",
     "runs/sample/samples.jsonl": "samples.jsonl",
     "runs/label/feedback.jsonl": "pairs.jsonl",
+    "runs/sample-2/samples.jsonl": "samples.jsonl",
+    "runs/label-2/feedback.jsonl": "pairs.jsonl",
+    "runs/align": "policy",
     "runs/first": "policy",
     "runs/sft": "policy",
     "runs/reward": "reward",
@@ -150,6 +158,9 @@ def prepare(words: tuple[str, ...], folder: Path, runs: Path, url: str) -> Prepa
         raise ValueError("\n".join(errors))
     flat = dict(schema.flatten(config.to_dict()))
     changed = dict(FIXED)
+    if flat["branch.workdir"]:  # of a run with checkpoints: see test_branch.py
+        overrides = [(path, value) for path, value in overrides if not path.startswith("branch.")]
+        flat |= {"branch.workdir": "", "branch.round": 0, "branch.optimizer": True}
     for path, value in flat.items():
         replaced = _replace(path, value, folder, runs, url)
         if replaced != value:

@@ -1,10 +1,18 @@
 """What a loss requires of the rest of the config, and how a want of it is said."""
 
+import dataclasses
 import itertools
 
 import pytest
 
-from halos_jax.config import Config, ConfigError, FeedbackConfig, SamplingConfig
+from halos_jax.config import (
+    Config,
+    ConfigError,
+    FeedbackConfig,
+    ModelConfig,
+    RoundsConfig,
+    SamplingConfig,
+)
 from halos_jax.losses import (
     check_evaluation,
     check_exact,
@@ -19,7 +27,7 @@ from halos_jax.losses import (
     reads_drawn,
     settle_sampling,
 )
-from halos_jax.losses.requirements import check_teacher
+from halos_jax.losses.requirements import check_given_reference, check_teacher
 
 GKD = {"name": "gkd"}
 
@@ -134,6 +142,31 @@ def test_a_moving_reference_is_refused_where_there_is_nothing_to_compare_with():
         assert line.startswith(
             f"rounds.reference: got 'previous_step', but loss {name!r} has no reference; allowed"
         )
+
+
+@pytest.mark.parametrize(
+    ("loss", "reference", "task", "expected"),
+    [
+        ("dpo", "sft", "online", ""),
+        ("ppo", "sft", "align", ""),
+        ("unknown", "sft", "align", ""),  # that is an error of its own
+        ("dpo", "sft", "sft", "model.reference: got 'DIR', allowed with task='sft': ''"),
+        ("dpo", "sft", "eval", "model.reference: got 'DIR', allowed with task='eval': ''"),
+        ("dpo", "round_start", "online", "model.reference: got 'DIR', allowed with rounds.refer"),
+        ("dpo", "previous_step", "align", "model.reference: got 'DIR', allowed with rounds.refe"),
+        ("simpo", "sft", "align", "model.reference: got 'DIR', but loss 'simpo' has no reference"),
+    ],
+)
+def test_a_given_reference_is_read_by_a_fixed_one_alone(loss, reference, task, expected):
+    config = Config(
+        model=ModelConfig(reference="DIR"),
+        rounds=RoundsConfig(reference=reference),
+        loss={"name": loss},
+    )
+    found = check_given_reference(config, task=task)
+    assert len(found) == bool(expected) and all(line.startswith(expected) for line in found)
+    config = dataclasses.replace(config, model=ModelConfig())
+    assert check_given_reference(config, task=task) == []
 
 
 def test_a_value_head_is_no_part_of_a_model_that_is_evaluated():

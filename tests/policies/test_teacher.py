@@ -117,18 +117,18 @@ OWN = {"<s>": 0, "a": 1, "b": 2, "c": 3}
 
 
 def test_a_vocabulary_may_have_more_behind_the_policy_s_own_only():
-    teachers._compare_vocabularies(OWN, OWN, "big")
-    teachers._compare_vocabularies(OWN, OWN | {"<tool>": 4, "<other>": 9}, "big")
+    teachers.compare_vocabularies(OWN, OWN, "big")
+    teachers.compare_vocabularies(OWN, OWN | {"<tool>": 4, "<other>": 9}, "big")
     beyond = {"<s>": 0, "b": 1, "c": 3, "x": 2, "y": 7}
     with pytest.raises(ConfigError) as caught:
-        teachers._compare_vocabularies(OWN, beyond, "big")
+        teachers.compare_vocabularies(OWN, beyond, "big")
     assert str(caught.value).startswith(
         "model.teacher: got 'big', whose tokenizer is not the policy's: it lacks 'a'; it has "
         "besides 'x'; it has under other ids 'b' (1, not 2); allowed: a model with the same tokens"
     )
     with pytest.raises(ConfigError, match="it lacks '0', '1', '2' and 17 more; it has besides"):
         numbers = {str(number): number for number in range(20)}
-        teachers._compare_vocabularies(numbers, {"a": 0}, "big")
+        teachers.compare_vocabularies(numbers, {"a": 0}, "big")
 
 
 def test_tokens_that_the_policy_adds_must_be_the_teacher_s_too(toy):

@@ -74,7 +74,8 @@ def make_run(*, workdir=".", config=CONFIG, stop=None, is_writer=True, ledger=No
         "checkpoints": Calls(),
         "writer": Calls(),
         "policy": SimpleNamespace(
-            renderer=SimpleNamespace(render_prompts=refuse_text, render_responses=refuse_text)
+            renderer=SimpleNamespace(render_prompts=refuse_text, render_responses=refuse_text),
+            reference=None,
         ),
         "held_out": PROMPTS[:2],
         "test": (),

@@ -1,9 +1,10 @@
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from halos_jax.config import Config, ConfigError, DataConfig, RoundsConfig
+from halos_jax.config import BranchConfig, Config, ConfigError, DataConfig, RoundsConfig
 from halos_jax.data import datasets
 from halos_jax.data.records import formats
 from halos_jax.data.selection import select_train
@@ -18,6 +19,7 @@ from halos_jax.types import (
     Sample,
     Turn,
 )
+from halos_jax.workdir import manifests
 from halos_jax.workdir.intact import PROMPTS
 
 
@@ -220,3 +222,33 @@ def test_the_pass_of_a_prompt_survives_its_file_where_it_is_not_the_first():
         record = write(later)
         assert (record["prompt_id"], record["prompt_pass"]) == ("p4#3", 3)
         assert formats.feedback_from_record(record) == later
+
+
+def test_a_branch_leaves_out_what_its_start_was_trained_on(config, tmp_path, monkeypatch, caplog):
+    write(config, range(9))
+    first, second = tmp_path / "first", tmp_path / "second"
+    ids, found = load(config, first)
+    order.save_order(dataclasses.replace(found, left_out=[["old", "0"]]), first)
+    for round, used in enumerate([ids[1:3], [*ids[3:5], f"{ids[1]}#2"], ids[5:7]], 1):
+        folder = manifests.round_folder(first, round)
+        folder.mkdir(parents=True)
+        records = [{"prompt_id": one, "prompt_pass": 1 + ("#" in one)} for one in used]
+        lines = [json.dumps(one) + "\n" for one in records for _ in range(2)]
+        (folder / "samples.jsonl").write_text("".join(lines))
+    branch = SimpleNamespace(workdir=first, position=SimpleNamespace(round=2))
+    monkeypatch.setattr(order, "find_branch", lambda config: branch)
+    settings = BranchConfig(workdir=str(first))
+    config = dataclasses.replace(config, branch=settings, workdir=str(second))
+    assert [name for name, _ in order.read_used(branch)] == ["old", *ids[1:5]]
+    left, found = load(config, second)
+    assert left == [ids[0], *ids[5:]]
+    # A resume does not ask the first run again, and does not take what is left out for new.
+    monkeypatch.setattr(order, "find_branch", None)
+    write(config, range(10))
+    again, _ = load(config, second)
+    assert again == [*left, "p9"]
+    order.warn_of_trained(found, list(found.prompts))
+    assert not caplog.messages
+    every = datasets.load_prompts(config.data.train)
+    order.warn_of_trained(found, every)
+    assert "trained on 4 of the 10 held-out and test prompts" in caplog.text

@@ -66,11 +66,20 @@ def test_the_policy_of_a_rounds_start_comes_back_wherever_the_run_stands(tmp_pat
 
 
 def test_the_sft_policy_is_loaded_anew_once_a_step_is_taken(monkeypatch):
-    monkeypatch.setattr(progress, "load_start", lambda *given: " ".join(("sft of", *given)))
+    monkeypatch.setattr(progress, "load_sft", lambda policy, mesh, frozen: f"sft of {policy.name}")
     sft = SimpleNamespace(load=lambda load: f"copy of {load()}")
-    trainer = SimpleNamespace(frozen="base")
-    run = SimpleNamespace(trainer=trainer, policy="policy", mesh="mesh", sft=sft)
-    for step, expected in ((0, "at hand"), (1, "copy of sft of policy mesh base")):
+    own, other = (
+        SimpleNamespace(name=name, reference=reference)
+        for name, reference in (("own", None), ("other", "model.reference"))
+    )
+    for policy, step, expected in (
+        (own, 0, "at hand"),
+        (own, 1, "copy of sft of own"),
+        (other, 0, "copy of sft of other"),
+    ):
+        run = SimpleNamespace(
+            trainer=SimpleNamespace(frozen="base"), policy=policy, mesh="mesh", sft=sft
+        )
         state = SimpleNamespace(step=step, params="at hand")
         # Rounds without pairs take no step.
         assert progress.sft_loader(run, progress.Progress(state, 3))() == expected

@@ -9,8 +9,9 @@ from halos_jax.course.round_size import DECISION as SIZE
 from halos_jax.data import datasets
 from halos_jax.rounds.budget import RoundPlan
 from halos_jax.rounds.context import Run, StageResult
-from halos_jax.rounds.outcome.decisions import NAMES, decide, find_start
+from halos_jax.rounds.outcome.decisions import NAMES, decide, find_start, name_policy
 from halos_jax.rounds.outlook import choose_prompts_per_round
+from halos_jax.rounds.pending import name_reference
 from halos_jax.rounds.refill import extents as ranges
 from halos_jax.workdir.manifests import Manifest
 
@@ -52,9 +53,8 @@ def _check_range(replica: Replica, run: Run, manifest: Manifest) -> Finding:
 
 def _check_names(replica: Replica, run: Run, manifest: Manifest) -> Finding:
     start, wrong = find_start(replica.scratch, manifest.round), list[str]()
-    policy = f"round-{start:04d}" if start else "sft"
-    kind = run.config.rounds.reference
-    reference = {"sft": "sft", "round_start": policy}.get(kind, kind)
+    policy = name_policy(run.config, start)
+    reference = name_reference(run.config, policy, replica.workdir)
     found = {"policy": (manifest.policy, policy), "reference": (manifest.reference, reference)}
     for name, (recorded, follows) in found.items():
         if recorded != follows:

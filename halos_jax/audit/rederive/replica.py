@@ -28,6 +28,7 @@ from halos_jax.packing.layout import LayoutMemory
 from halos_jax.policies import source
 from halos_jax.policies.host_copy import HostCopy
 from halos_jax.policies.policy import load_frozen, load_start, start_policy
+from halos_jax.policies.reference import attach_reference, load_sft
 from halos_jax.policies.teacher import load_teacher
 from halos_jax.rounds import setup
 from halos_jax.rounds.context import Run
@@ -36,6 +37,7 @@ from halos_jax.rounds.outcome.decisions import find_start, lower_rate
 from halos_jax.rounds.outlook import lay_out, make_budget
 from halos_jax.rounds.prompts import load_prompts
 from halos_jax.training import loop as training
+from halos_jax.training.followers import take_policy
 from halos_jax.training.state import set_step
 from halos_jax.types import Params, TrainState
 from halos_jax.workdir import changes, manifests
@@ -128,7 +130,7 @@ class Replica:
     def _make(self, config: Config, count: int, place: Place) -> Run:
         order = _cut(self.order, count)
         config = answer_from_cache(source.use_final(config), self.workdir)
-        policy = start_policy(config)
+        policy = attach_reference(start_policy(config), config)
         budget = make_budget(config, self.scratch)
         prompts = load_prompts(config, policy.renderer, budget.limit, order)
         history = History(config, (), settings.list_before(self.segments, place))
@@ -159,12 +161,26 @@ class Replica:
     # ------------------------------------------------------------------- policies
 
     def load_sft(self, run: Run) -> Params:
+        """Return the params of the reference "sft"."""
+        return self.sft.load(lambda: load_sft(run.policy, self.mesh, run.trainer.frozen))
+
+    def load_start(self, run: Run) -> Params:
         """Return the params that the run started from."""
-        return self.sft.load(lambda: load_start(run.policy, self.mesh, run.trainer.frozen))
+        save_id = self.find_checkpoint(0)
+        if save_id is not None:
+            abstract = take_policy(run.trainer.abstract_state.params)
+            params: Params = self.checkpoints.restore_policy(abstract, save_id)
+            return params
+        if run.policy.reference is None:
+            return self.load_sft(run)
+        return load_start(run.policy, self.mesh, run.trainer.frozen)
 
     def find_checkpoint(self, round: int) -> int | None:
-        """Return the checkpoint at the end of `round`; None if retention has deleted it."""
-        return self.checkpoints.find_round_end(round) if round else None
+        """Return the checkpoint at the end of `round`; None if retention has deleted it.
+
+        That of round 0 is what a branch has started from; another run has none.
+        """
+        return self.checkpoints.find_round_end(round)
 
     def has_start(self, round: int) -> bool:
         """Tell whether the state that `round` began with may still be had."""
@@ -196,11 +212,11 @@ class Replica:
         The trainer's memory of shapes is that of the run at that time, as far as it is known.
         """
         start = find_start(self.scratch, round)
-        if start:
+        if start or self.find_checkpoint(0) is not None:
             state = self.load_end(run, start)
         else:
             run.trainer.layouts.load({})
-            state = training.start_state(run.trainer, self.load_sft(run))
+            state = training.start_state(run.trainer, self.load_start(run))
         if state is None or start == round - 1:
             return state
         last = self.find_checkpoint(round - 1)
@@ -263,4 +279,6 @@ def _cut(order: Order, count: int) -> Order:
             break
         groups.append(min(size, left))
         left -= size
-    return Order(order.prompts[:count], tuple(groups), is_new=False, held_out=order.held_out)
+    return dataclasses.replace(
+        order, prompts=order.prompts[:count], groups=tuple(groups), is_new=False
+    )

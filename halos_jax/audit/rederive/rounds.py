@@ -274,7 +274,7 @@ def _check_evaluations(verifier: Verifier, run: Run, manifest: Manifest) -> Iter
 
     def load() -> Params | None:
         if not round:
-            return replica.load_sft(run)
+            return replica.load_start(run)
         state = verifier.policies.end(run, round)
         return None if state is None else take_exported(state)
 

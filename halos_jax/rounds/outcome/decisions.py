@@ -161,7 +161,26 @@ def find_needed(config: Config, workdir: Path, trained: int) -> frozenset[int]:
         }
     first = max(trained - config.checkpoint.keep + 1, 1)
     needed |= {find_start(workdir, round + 1) for round in range(first, trained + 1)}
-    return frozenset(needed - {0})
+    # Round 0 of a branch is what it started from, which nothing else holds.
+    return frozenset(needed - {0}) | find_first(config)
+
+
+def find_first(config: Config) -> frozenset[int]:
+    """Return {0} if what a run starts from is a checkpoint of its own, which is always kept."""
+    return frozenset({0} if config.branch.workdir else ())
+
+
+def name_start(config: Config) -> str:
+    """Return the words for the policy that a run starts from, which is that of round 0."""
+    return "the policy of the branch" if config.branch.workdir else "the SFT policy"
+
+
+def name_policy(config: Config, start: int) -> str:
+    """Return the name that manifests have for the policy of round `start`, which a round begins
+    with; of round 0: "sft", or "branch" if it is that of another run."""
+    if start:
+        return f"round-{start:04d}"
+    return "branch" if config.branch.workdir else "sft"
 
 
 def _measure_change(workdir: Path, before: Sequence[Manifest], now: Manifest) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from halos_jax.rounds.outcome.decisions import (
     find_verdict,
     keeps_best,
     list_done,
+    name_start,
 )
 from halos_jax.rounds.outcome.table import last_round
 from halos_jax.rounds.outlook import has_new_prompts, make_budget
@@ -63,7 +64,7 @@ def take_final(run: Run, progress: Progress) -> Ending:
     _report_beyond(run, best.round if best is not None and is_chosen else last, last)
     at_last = best is not None and best.round == progress.round
     if keeps and manifest is not None and best is not None and best.reward is not None:
-        _report_best(run.workdir, best, manifest)
+        _report_best(run.workdir, best, manifest, name_start(run.config))
         if not at_last:
             return _restore_best(run, progress, best.round)
     return Ending(take_exported(progress.state), last, "the last policy")
@@ -74,19 +75,21 @@ def _restore_best(run: Run, progress: Progress, round: int) -> Ending:
 
     The train state is deleted before: a device may have no room for both.
     """
-    save_id = run.checkpoints.find_round_end(round) if round else None
-    if round and save_id is None:
+    is_saved = round > 0 or bool(run.config.branch.workdir)
+    save_id = run.checkpoints.find_round_end(round) if is_saved else None
+    if is_saved and save_id is None:
         raise CheckpointError(
             f"{run.workdir / 'checkpoints'}: the checkpoint of the best round, {round}, is gone; "
             "put it back, or set --config.rounds.keep_best=false to export the last policy"
         )
     jax.tree.map(lambda leaf: leaf.delete(), progress.state)
-    if not round:
+    if not is_saved:
         params = load_start(run.policy, run.mesh, run.trainer.frozen)
-        return Ending(params, 0, "the SFT policy")
+        return Ending(params, 0, name_start(run.config))
     abstract = take_policy(run.trainer.abstract_state.params)
     restored: Params = run.checkpoints.restore_policy(abstract, save_id)
-    return Ending(restored, round, f"the policy of round {round}, the best,")
+    name = f"the policy of round {round}, the best," if round else name_start(run.config)
+    return Ending(restored, round, name)
 
 
 def report_stop(config: Config, workdir: Path, last: int) -> None:
@@ -103,23 +106,26 @@ def _report_beyond(run: Run, round: int, last: int) -> None:
         logger.warning("%s", describe_beyond(round, broken))
 
 
-def _report_best(workdir: Path, best: Best, last: Manifest) -> None:
-    """Log which round is the best, and by how much it is better than the last and than round 0."""
-    parts = []
-    for other, name in ((last.round, f"round {last.round}, the last"), (0, "round 0, SFT")):
+def _report_best(workdir: Path, best: Best, last: Manifest, start: str) -> None:
+    """Log which round is the best, and by how much it is better than the last and than round 0,
+    whose policy is `start`, in words."""
+    parts, first = [], f"round 0, {'SFT' if 'SFT' in start else 'the branch'}"
+    for other, name in ((last.round, f"round {last.round}, the last"), (0, first)):
         change = None if other == best.round else compare_rounds(workdir, best.round, other)
         if change is not None:
             low, high = change.low, change.high
             parts.append(f"{change.value:+.4f} [{low:.4f}, {high:.4f}] against {name}")
     if best.round == 0 and best.of <= 1:
         logger.warning(
-            "no round after round 0 was evaluated: final/ holds the SFT policy; lower "
-            "rounds.eval_every, or set --config.rounds.keep_best=false for the last policy"
+            "no round after round 0 was evaluated: final/ holds %s; lower "
+            "rounds.eval_every, or set --config.rounds.keep_best=false for the last policy",
+            start,
         )
     elif best.round == 0:
         logger.warning(
-            "no round was better than the SFT policy (%s %.4f): final/ holds that policy; lower "
+            "no round was better than %s (%s %.4f): final/ holds that policy; lower "
             "optimizer.learning_rate, or set --config.rounds.keep_best=false for the last policy",
+            start,
             REWARD,
             best.reward,
         )

@@ -8,7 +8,7 @@ import jax
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.policies.policy import load_start
 from halos_jax.rounds.context import Run
-from halos_jax.rounds.outcome.decisions import find_start, find_verdict
+from halos_jax.rounds.outcome.decisions import find_start, find_verdict, name_start
 from halos_jax.rounds.progress import Progress
 from halos_jax.training import loop as training
 from halos_jax.training.state import set_step
@@ -37,9 +37,9 @@ def fall_back(run: Run, progress: Progress, round: int) -> Run:
     if start != round - 1:
         progress.state = _restore_start(run, progress.state, start)
     logger.info(
-        "round %d starts from the %s, with a learning rate of %.3g",
+        "round %d starts from %s, with a learning rate of %.3g",
         round,
-        f"policy of round {start}" if start else "SFT policy",
+        f"the policy of round {start}" if start else name_start(run.config),
         run.config.optimizer.learning_rate,
     )
     return run
@@ -49,7 +49,7 @@ def _restore_start(run: Run, state: TrainState, start: int) -> TrainState:
     """Return the state at the end of round `start` (0: before the first step), counting on."""
     step = int(state.step)
     jax.tree.map(lambda leaf: leaf.delete(), state)  # a device may have no room for two
-    if not start:
+    if not start and not run.config.branch.workdir:
         params = load_start(run.policy, run.mesh, run.trainer.frozen)
         return set_step(training.start_state(run.trainer, params), step)
     save_id = run.checkpoints.find_round_end(start)

@@ -5,6 +5,7 @@ made again where it is not as it was written. So a run that is resumed in the mi
 training has the signs that it had.
 """
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,9 +45,9 @@ def measure_before(
     Args:
       samples: the round's, with their rewards.
       items: what the round trains on.
-      reference: the log-probabilities of their targets under the SFT checkpoint; None if the loss
+      reference: the log-probabilities of their targets under the reference "sft"; None if the loss
         does not need them.
-      load_sft: returns the params of the SFT checkpoint.
+      load_sft: returns the params of that reference, `run.referring` runs it.
     """
     began, folder = time.monotonic(), round_folder(run.workdir, round)
     watched = watching.choose_watched(run.config, samples, round)
@@ -80,7 +81,7 @@ def _find_ratios(
     reference: TokenValues | None,
     load_sft: Callable[[], Params],
 ) -> dict[Key, float]:
-    """Return the log-ratios to the SFT checkpoint (nats) of the watched samples, and of all others
+    """Return the log-ratios to the reference "sft" (nats) of the watched samples, and of all others
     that the loss's pass with the reference has met.
 
     A pass of their own is made only if that one has not met all of the watched samples.
@@ -89,7 +90,8 @@ def _find_ratios(
     known = watching.sum_by_key(items, reference) if reference is not None else {}
     if any(watching.key_of(one) not in known for one in watched):
         with explain_memory("signs", "the signs of a round's fresh samples", run.config):
-            sums = watching.compute_sums(run, watched, load_sft(), label="signs")
+            asked = dataclasses.replace(run, trainer=run.referring)
+            sums = watching.compute_sums(asked, watched, load_sft(), label="signs")
         found = zip(map(watching.key_of, watched), sums, strict=True)
         known |= dict(found)
     return {key: logp - known[key] for key, logp in drawn.items() if key in known}

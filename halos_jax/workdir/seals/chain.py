@@ -119,6 +119,7 @@ def _compute_added(plain: Mapping[str, Any], chain: Mapping[str, Any]) -> str:
 def _to_plain(manifest: Manifest) -> dict[str, Any]:
     """Return what a digest is of; empty fields are left out, as later versions may have more."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(manifest)))
+    plain["origin"] = {name: one for name, one in plain["origin"].items() if name != "workdir"}
     return {name: value for name, value in plain.items() if name not in _ASIDE and value}
 
 

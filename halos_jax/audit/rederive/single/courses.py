@@ -54,8 +54,11 @@ def _make_workspace(opened: Opened) -> Workspace:
 def _check_steps(opened: Opened, workspace: Workspace) -> Iterator[Finding]:
     depth = opened.given.verify
     course = make_course(workspace)
-    dataset, state = plan_course(course), _start(course)
-    dataset, held_out = complete_course(course, dataset, state)
+    checkpoints = read_checkpoints(opened.workdir / "checkpoints")
+    opened.closing.callback(checkpoints.close)
+    state = _start(course, checkpoints)
+    dataset = plan_course(course)
+    dataset, held_out = complete_course(course, dataset, state, checkpoints)
     most = None if depth.replay or depth.steps < 0 else depth.steps
     end = settings.find_break(opened.history.segments, (0, 0))
     if end is not None:
@@ -72,16 +75,19 @@ def _check_steps(opened: Opened, workspace: Workspace) -> Iterator[Finding]:
     yield steps.check_steps(
         opened.workdir / FILE, workspace.workdir, trained, close, first=0, is_same=is_same
     )
-    checkpoints = read_checkpoints(opened.workdir / "checkpoints")
-    try:
-        kept = _find_kept(opened.workdir, checkpoints, course, count)
-        if kept is not None or count == len(dataset.plan):
-            yield steps.check_state(after, kept, dtype.compute_dtype, is_same=is_same)
-    finally:
-        checkpoints.close()
+    kept = _find_kept(opened.workdir, checkpoints, course, count)
+    if kept is not None or count == len(dataset.plan):
+        yield steps.check_state(after, kept, dtype.compute_dtype, is_same=is_same)
 
 
-def _start(course: Course) -> TrainState:
+def _start(course: Course, checkpoints: Checkpoints) -> TrainState:
+    """Return the state that the run started with: of a branch, its first checkpoint."""
+    first = checkpoints.find_round_end(0)
+    if first is not None:
+        restored, record = checkpoints.restore(course.trainer.abstract_state, first)
+        course.trainer.layouts.load(Position.from_dict(record).layouts)
+        state: TrainState = restored
+        return state
     return training.start_state(course.trainer, _load_start(course))
 
 

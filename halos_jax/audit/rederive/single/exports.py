@@ -37,7 +37,7 @@ def _check(opened: Opened, verifier: Verifier) -> Iterator[Finding]:
     if round and state is None:
         yield not_checked(_NAME, _WHAT, f"the checkpoint at the end of round {round} is deleted")
         return
-    params = replica.load_sft(run) if state is None else take_exported(state)
+    params = replica.load_start(run) if state is None else take_exported(state)
     folder = replica.find_folder(_NAME)
     dtype = find_dtype(opened.workdir / FINAL)  # earlier versions had another default
     final.export_policy(params, run.policy, folder, frozen=run.trainer.frozen, dtype=dtype)
