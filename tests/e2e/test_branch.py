@@ -1,13 +1,18 @@
 """A run that starts from a round of another one; and HALOs' rounds by hand, command by command."""
 
 import json
+import shutil
+import signal
 
 import jax
 import numpy as np
 
 from halos_jax.checkpoints.store import read_checkpoints
+from halos_jax.workdir import manifests
+from halos_jax.workdir.trees import describe_tree
+from tests.e2e.test_online import order_ids, read_ids
 
-# The schedule of the whole run, in two parts: its warm-up in the first one.
+KILLED = "1 train: before train_step 2"
 ROUND = (
     "task=pipeline",
     "pipeline.tasks=('sample','label','align')",
@@ -72,3 +77,36 @@ def test_two_rounds_by_hand_are_those_of_an_online_run(program, inputs, finished
     different = [name for name in ours if not np.array_equal(ours[name], theirs[name])]
     # The second command counts its own steps.
     assert all(name == "step" or name.endswith("count") for name in different), different
+
+
+def test_a_branch_goes_on_from_another_run_which_it_reads_alone(program, finished, tmp_path):
+    origin, workdir = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(finished[0], origin)
+    before = describe_tree(origin)
+    overrides = (
+        f"branch.workdir={origin}",
+        "branch.round=2",
+        "rounds.total_prompts=6",
+        "optimizer.warmup_steps=0",
+        "data.eval=",
+    )
+    code, _, _ = program.run(workdir, *overrides, signals={KILLED: signal.SIGKILL})
+    assert code == -signal.SIGKILL and describe_tree(origin) == before
+    start, theirs = read_state(workdir, 1), read_state(origin)
+    counts = {name for name in start if name == "step" or name.endswith("count")}
+    for name in start.keys() - counts:
+        np.testing.assert_array_equal(start[name], theirs[name], err_msg=name)
+    first = manifests.load_manifest(workdir / "rounds" / "0000")
+    trained = manifests.load_manifest(origin / "rounds" / "0002").trained
+    assert first.trained == first.origin["fingerprint"] == trained
+    assert (first.origin["workdir"], first.origin["round"]) == (str(origin), 2)
+    # It is resumed and verified when that run is gone.
+    shutil.move(origin, tmp_path / "gone")
+    code, output, errors = program.run(workdir, *overrides)
+    assert (code, errors) == (0, "") and "round 0 is the policy of the branch" in output
+    assert read_ids(workdir, 1) == order_ids(program)[12:18]  # those of round 3 of the other run
+    assert manifests.load_manifest(workdir / "rounds" / "0001").policy == "branch"
+    code, output, errors = program.run(workdir, *overrides, "mode=verify", "verify.steps=-1")
+    assert (code, errors) == (0, "") and ", 0 differs, " in output
+    code, _, errors = program.run(workdir, *overrides[:1], "branch.round=1", *overrides[2:])
+    assert code == 1 and "branch.round: 2 -> 1" in errors
