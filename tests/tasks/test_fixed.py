@@ -41,7 +41,7 @@ def passes(monkeypatch):
 
 def make_trainer(loss, name="own"):
     config = Config(model=ModelConfig(reference="DIR"))
-    return SimpleNamespace(config=config, loss=loss, mesh=None, name=name)
+    return SimpleNamespace(config=config, loss=loss, mesh=None, frozen=None, name=name)
 
 
 def add(loss, policy, **data):
