@@ -75,6 +75,17 @@ def test_more_devices_more_microbatches_and_wider_numbers_count(mesh1, mesh):
     assert one - 1.5 * kept < halved - 4 * params < one - 0.5 * kept
 
 
+def test_room_for_a_reference_is_left_as_if_the_device_had_less(mesh1):
+    decoder, batch, state = make_setting(mesh1)
+    for limit in (60, 70, 80, 100, 140):
+        given = {"limit": limit * GIB, "room": 10 * GIB * 94 // 100}  # of which 94 % are used
+        found = memory.choose_remat(decoder, batch, state, mesh1, **given)
+        less = memory.choose_remat(decoder, batch, state, mesh1, limit=(limit - 10) * GIB)
+        assert found == less
+    kinds = [choose((decoder, batch, state), mesh1, limit * GIB) for limit in (60, 140)]
+    assert kinds[0] != kinds[1]
+
+
 def test_what_is_asked_for_is_done(mesh1):
     decoder, batch, state = make_setting(mesh1)
     for remat, head_remat in (("none", "auto"), ("attention", False), ("auto", True)):
