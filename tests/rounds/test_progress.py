@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from halos_jax.checkpoints.failures import CheckpointError
+from halos_jax.config import BranchConfig, Config
 from halos_jax.losses import get_loss
 from halos_jax.packing.layout import Layout, LayoutMemory
 from halos_jax.rounds import progress
@@ -20,6 +21,7 @@ from halos_jax.workdir.manifests import Manifest, round_folder
 from tests.rounds.stand_ins import PROMPTS, make_run
 
 PPO = {"name": "ppo"}
+BRANCH = Config(branch=BranchConfig(workdir="other"))
 
 
 def test_the_policy_comes_from_the_newest_checkpoint():
@@ -50,6 +52,7 @@ def test_the_policy_of_a_rounds_start_comes_back_wherever_the_run_stands(tmp_pat
     run = SimpleNamespace(
         trainer=trainer, checkpoints=checkpoints, workdir=tmp_path, policy="policy", mesh="mesh"
     )
+    run.config = Config()
     state = SimpleNamespace(params="now")
 
     def load(round, stage_step):
@@ -63,6 +66,10 @@ def test_the_policy_of_a_rounds_start_comes_back_wherever_the_run_stands(tmp_pat
     assert load(1, 4) == "sft of policy mesh base + head"
     with pytest.raises(CheckpointError, match=r"the checkpoint at the end of round 4 is gone"):
         load(5, 1)
+    # What a branch starts from is a checkpoint of its own.
+    run.config = BRANCH
+    checkpoints.find_round_end = lambda round: {0: 1}.get(round)
+    assert load(1, 4) == "of round 2" and asked == [7, 1]
 
 
 def test_the_sft_policy_is_loaded_anew_once_a_step_is_taken(monkeypatch):
@@ -72,14 +79,16 @@ def test_the_sft_policy_is_loaded_anew_once_a_step_is_taken(monkeypatch):
         SimpleNamespace(name=name, reference=reference)
         for name, reference in (("own", None), ("other", "model.reference"))
     )
-    for policy, step, expected in (
-        (own, 0, "at hand"),
-        (own, 1, "copy of sft of own"),
-        (other, 0, "copy of sft of other"),
+    for config, policy, step, expected in (
+        (Config(), own, 0, "at hand"),
+        (Config(), own, 1, "copy of sft of own"),
+        (Config(), other, 0, "copy of sft of other"),
+        (BRANCH, own, 0, "copy of sft of own"),
     ):
         run = SimpleNamespace(
             trainer=SimpleNamespace(frozen="base"), policy=policy, mesh="mesh", sft=sft
         )
+        run.config = config
         state = SimpleNamespace(step=step, params="at hand")
         # Rounds without pairs take no step.
         assert progress.sft_loader(run, progress.Progress(state, 3))() == expected
