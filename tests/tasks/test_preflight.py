@@ -67,7 +67,12 @@ def test_a_check_of_an_online_run_tells_its_budget(toy, tmp_path, caplog):
     check_start(make_config(toy, tmp_path / "run", rounds=rounds, optimizer=slow), with_data=True)
     assert "budget: 2 rounds of 1 to 2 prompts, 3 in all" in caplog.text
     assert "optimizer.learning_rate=5e-08 is low for loss 'dpo'" in caplog.text
-    auto = RoundsConfig(3, "auto", min_prompts_per_round=1, max_prompts_per_round=2)
+    auto = RoundsConfig(
+        total_prompts=3,
+        prompts_per_round="auto",
+        min_prompts_per_round=1,
+        max_prompts_per_round=2,
+    )
     check_start(make_config(toy, tmp_path / "run", rounds=auto), with_data=True)
     assert "3 in all (expected; rounds.prompts_per_round=auto chooses 1 to 2)" in caplog.text
 
