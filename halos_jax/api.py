@@ -60,6 +60,7 @@ from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.lora import Frozen, merge_adapter
 from halos_jax.packing.batches import count_steps
 from halos_jax.policies import final
+from halos_jax.policies.fixed import add_fixed
 from halos_jax.policies.policy import Policy, find_policy, load_frozen, load_start, load_trained
 from halos_jax.policies.reference import attach_reference, count_room
 from halos_jax.policies.source import use_final
@@ -71,7 +72,6 @@ from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
 from halos_jax.rounds.outcome.table import format_rounds
 from halos_jax.sampling.sampler import make_sampler, sample_shard
-from halos_jax.tasks.fixed import add_fixed
 from halos_jax.tasks.launch import freeze_checked, launch
 from halos_jax.training import loop as training
 from halos_jax.training.followers import take_exported

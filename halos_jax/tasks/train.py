@@ -34,6 +34,7 @@ from halos_jax.packing.batches import count_steps
 from halos_jax.packing.layout import LayoutMemory
 from halos_jax.policies import final, source
 from halos_jax.policies.branch import take_over
+from halos_jax.policies.fixed import add_fixed
 from halos_jax.policies.policy import Policy, load_frozen, load_start, start_policy
 from halos_jax.policies.reference import attach_reference, count_room
 from halos_jax.policies.teacher import load_teacher
@@ -41,7 +42,6 @@ from halos_jax.report.live import Reporter, report_on
 from halos_jax.rounds.context import seed_batches
 from halos_jax.rounds.outcome.decisions import find_first
 from halos_jax.rounds.proof.lineage import warn_of_sampler
-from halos_jax.tasks.fixed import add_fixed
 from halos_jax.tasks.handing import hand_on, hand_on_again
 from halos_jax.tasks.inputs import check_inputs, list_inputs
 from halos_jax.training import loop as training

@@ -6,7 +6,7 @@ import pytest
 
 from halos_jax.config import Config, ConfigError, ModelConfig
 from halos_jax.losses import get_loss
-from halos_jax.tasks import fixed
+from halos_jax.policies import fixed
 
 OWN = SimpleNamespace(reference=None)
 OTHER = SimpleNamespace(reference=SimpleNamespace(decoder="decoder"))
