@@ -3,7 +3,6 @@
 from halos_jax.config.rewards import FeedbackConfig, RewardConfig
 from halos_jax.config.sections import (
     BenchConfig,
-    BranchConfig,
     CheckpointConfig,
     DataConfig,
     EvalConfig,
@@ -21,6 +20,7 @@ from halos_jax.config.sections import (
     TrainConfig,
 )
 from halos_jax.config.settings import (
+    BranchConfig,
     Config,
     ConfigError,
     ReportConfig,

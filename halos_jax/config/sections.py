@@ -290,19 +290,6 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class BranchConfig:
-    """The policy of another run to start from, for task=online and task=align."""
-
-    # Workdir of that run, which is only read; `model.path` stays the model that it began with
-    workdir: str = place("", "path")
-    # Round of an online run whose policy to start from; 0: the newest one with a checkpoint
-    round: NonNegativeInt = 0
-    # Whether to take over the optimizer's moments too, and an average or a moving reference; the
-    # schedule begins anew in any case
-    optimizer: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """How many devices each axis of the mesh has."""
 

@@ -16,10 +16,9 @@ from ml_collections import ConfigDict
 from halos_jax.config import bounds, limits, places, schema
 from halos_jax.config.bounds import NonNegativeFloat, NonNegativeInt
 from halos_jax.config.rewards import FeedbackConfig, RewardConfig
-from halos_jax.config.roles import aside
+from halos_jax.config.roles import aside, place
 from halos_jax.config.sections import (
     BenchConfig,
-    BranchConfig,
     CheckpointConfig,
     DataConfig,
     EvalConfig,
@@ -56,6 +55,19 @@ class ReportConfig:
     workdirs: tuple[str, ...] = aside(())
     # mode=report: the page to write; empty: report.html, or comparison.html, in the workdir
     output: str = aside("", "path")
+
+
+@dataclasses.dataclass(frozen=True)
+class BranchConfig:
+    """The policy of another run to start from, for task=online and task=align."""
+
+    # Workdir of that run, which is only read; `model.path` stays the model that it began with
+    workdir: str = place("", "path")
+    # Round of an online run whose policy to start from; 0: the newest one with a checkpoint
+    round: NonNegativeInt = 0
+    # Whether to take over the optimizer's moments too, and an average or a moving reference; the
+    # schedule begins anew in any case
+    optimizer: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
