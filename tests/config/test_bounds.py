@@ -31,7 +31,8 @@ AT_LEAST = {
         *("reward.judge.requests_per_minute", "reward.judge.retries"),
         *("reward.missing_eos_penalty", "rounds.num_skip", "sampling.num_prompts"),
         *("sampling.round", "sampling.temperature", "sampling.top_k", "toy.num_pairs"),
-        *("toy.num_prompts", "trackers.samples", "train.eval_every"),
+        *("toy.num_prompts", "trackers.samples", "train.eval_every", "train.round"),
+        "branch.round",
     ),
     1: (
         *("feedback.max_prompts_factor", "guard.patience"),
