@@ -206,6 +206,7 @@ def test_a_second_run_of_a_process_has_its_own_compiled_programs(monkeypatch, tm
 def test_a_mode_is_done_in_place_of_the_task_and_of_every_stage_of_a_pipeline(monkeypatch):
     done = []
     monkeypatch.setattr(launch, "start_jax", lambda config: None)
+    monkeypatch.setattr(main, "start_logging", lambda: None)  # it would stay for the tests after
     monkeypatch.setattr(main, "load_preset", lambda name: config_lib.default())
     monkeypatch.setattr(main, "_CONFIG", SimpleNamespace(value="preset.py"))
     monkeypatch.setattr(launch, "run_task", lambda *_: pytest.fail("a mode has run the task"))
