@@ -157,7 +157,7 @@ def test_no_change_passes_in_silence(program, finished, tmp_path, stop, part):
     verdicts = tamper(program, stopped, read_result(finished[0]), chosen, tmp_path)
     print(stop, part, f"{len(chosen)} of {len(trials)}", dict(verdicts))
     assert verdicts["silent"] == verdicts["traceback"] == 0
-    assert verdicts["refused"]
+    assert verdicts["refused"] or PART < 1  # of a few changes it may be that none is
 
 
 def test_a_few_changes_of_a_run_that_was_stopped(program, finished, tmp_path):
