@@ -2,8 +2,8 @@
 
 `run` does what the command line does; `load_policy`, `sample`, `score`, `make_feedback`, `train`,
 `evaluate` and `export` are the stages of a run, to be called by hand. See `halos_jax/api.py`.
-`audit_workdir` reads all that a run has left, and lists what has changed; `write_report` and
-`compare_workdirs` write pages about runs.
+`audit_workdir` reads all that a run has left, and lists what has changed; `read_rounds` returns the
+metrics of a run's rounds; `write_report` and `compare_workdirs` write pages about runs.
 """
 
 import importlib
@@ -54,6 +54,7 @@ _EXPORTS = {
     ),
     **dict.fromkeys(("Judgement", "Preference", "Prompt", "Sample", "Turn"), "types"),
     "audit_workdir": "rounds.audit",
+    "read_rounds": "rounds.outcome.table",
     "compare_workdirs": "report.command",
     "write_report": "report.live",
     "Interrupted": "workdir.interrupt",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from halos_jax.config import ConfigError
 from halos_jax.console.table import Column, format_table, show_estimate
 from halos_jax.console.values import WIDTH
 from halos_jax.workdir import changes, manifests
@@ -82,27 +83,65 @@ def read_rows(workdir: Path, last: int) -> list[Row]:
     return rows
 
 
+def read_rounds(workdir: str | Path) -> list[dict[str, Any]]:
+    """Return the metrics of each round in a run's workdir, with its number as "round".
+
+    Names are those of metrics.jsonl; "reward_eval/low" and "/high" are the ends of the 95 %
+    interval of "reward_eval", "seconds/train" is the time of a stage. A round without a value
+    lacks the name: round 0, the SFT model, has no feedback and no steps.
+
+    Raises:
+      ConfigError: if there is no online run in the folder.
+    """
+    workdir = Path(workdir)
+    rows = read_rows(workdir, last_round(workdir))
+    return [
+        {"round": row.manifest.round}
+        | dict(row.metrics)
+        | {f"seconds/{stage}": seconds for stage, seconds in row.times.items()}
+        for row in rows
+    ]
+
+
 def format_rounds(
-    workdir: Path, *, last: int | None = None, most: int | None = None, width: int = WIDTH
+    workdir: str | Path, *, last: int | None = None, most: int | None = None, width: int = WIDTH
 ) -> str:
     """Return a table of the rounds up to `last`, or of all: their budget, rewards and signs.
 
-    A column is there if any of these rounds has a value for it, and there is room for it.
-    `halos_jax/course/README.md` says what the columns are.
+        A column is there if any of these rounds has a value for it, and there is room for it.
+        `halos_jax/course/README.md` says what the columns are.
 
-    Args:
-      most: how many rounds it has at most, the newest; None: all.
-      width: how many columns of text it has room for.
+        Args:
+          most: how many rounds it has at most, the newest; None: all.
+    <<<<<<< HEAD
+          width: how many columns of text it has room for.
+    =======
+
+        Raises:
+          ConfigError: if there is no online run in the folder.
+    >>>>>>> 693aa26 (Notebooks with a cell of parameters: quickstart, a round by hand, your own data, reward and loss, a real model, a TPU; the rounds of a run as numbers)
     """
+    workdir = Path(workdir)
     rows = read_rows(workdir, last_round(workdir) if last is None else last)
     columns = _choose_columns(rows[-most:] if most else rows, _read_config(workdir))
     return format_table(columns, width=width)
 
 
 def last_round(workdir: Path) -> int:
-    """Return the number of the newest round in `workdir`."""
-    names = [path.name for path in (workdir / "rounds").iterdir()]
-    return max(int(name) for name in names if name.isdigit())  # skip files like .DS_Store
+    """Return the number of the newest round in `workdir`.
+
+    Raises:
+      ConfigError: if there is none.
+    """
+    folder = workdir / "rounds"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    rounds = [int(name) for name in names if name.isdigit()]  # skip files like .DS_Store
+    if not rounds:
+        raise ConfigError(
+            f"workdir: got {str(workdir)!r}, where there are no rounds; allowed: the workdir of an "
+            "online run, such as runs/first (of a pipeline that of its task: runs/first/online)"
+        )
+    return max(rounds)
 
 
 _Read = Callable[[Row], str]  # the text of a cell; "" if the round has no value

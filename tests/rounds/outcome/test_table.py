@@ -1,6 +1,15 @@
 """The table of rounds."""
 
-from halos_jax.rounds.outcome.table import count_tokens, format_rounds, last_round, read_rows
+import pytest
+
+from halos_jax.config import ConfigError
+from halos_jax.rounds.outcome.table import (
+    count_tokens,
+    format_rounds,
+    last_round,
+    read_rounds,
+    read_rows,
+)
 from halos_jax.workdir.manifests import Manifest, round_folder
 from tests.rounds.told_rounds import (
     FIRST,
@@ -30,6 +39,24 @@ round  pairs  steps        reward   win   rule    kl  margin  ties   cut  length
     assert format_rounds(tmp_path, last=1).splitlines()[-1].split()[0] == "1"
     lines = format_rounds(tmp_path, most=2).splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["round", "1", "2"]
+
+
+def test_the_rounds_as_plain_numbers(tmp_path):
+    commit_rounds(tmp_path, FIRST, SECOND)
+    time_rounds(tmp_path, 1)
+    first, second = read_rounds(str(tmp_path))
+    assert first == {"round": 0} | FIRST and second["round"] == 1
+    assert {name: second[name] for name in SECOND} == SECOND
+    stages = [name for name in second if name.startswith("seconds/")]
+    assert stages and sum(second[name] for name in stages) == read_rows(tmp_path, 1)[1].seconds
+
+
+def test_a_folder_without_rounds_is_told(tmp_path):
+    (tmp_path / "rounds").mkdir()
+    for folder in (tmp_path, tmp_path / "none"):
+        for read in (read_rounds, format_rounds):
+            with pytest.raises(ConfigError, match=r"where there are no rounds.*/online"):
+                read(folder)
 
 
 def test_a_table_of_a_run_of_before(tmp_path):
