@@ -77,7 +77,8 @@ def test_cases_of_the_benchmark_that_are_named_exist(document):
 
 
 def test_variables_of_the_scripts_are_those_of_the_documents():
-    scripts = "".join(file.read_text() for file in (ROOT / "launch").glob("*.sh"))
+    files = [*(ROOT / "launch").glob("*.sh"), *(ROOT / "colabs").glob("*.ipynb")]
+    scripts = "".join(file.read_text(encoding="utf-8") for file in files)
     texts = "".join(map(read_text, DOCUMENTS))
     pattern = r"HALOS_JAX_[A-Z]+"
     internal = {"HALOS_JAX_ROOT"}

@@ -149,6 +149,15 @@ def test_the_feedback_of_the_concepts_is_what_the_code_makes():
     assert "0 and 1 desirable, 2 and 3 not" in text
 
 
+def test_the_picture_names_fields_that_exist():
+    named = re.findall(r'class="field"[^>]*>([^<]+)<', read_page("round.svg"))
+    fields = [name for name in named if re.match(r"[a-z]+\.[a-z]", name)]
+    assert len(fields) == 4 and not [name for name in fields if find_fault(name)]
+    assert "rounds.total_prompts" in read_page("round.svg") and "](round.svg)" in read_page(
+        "CONCEPTS.md"
+    )
+
+
 def test_memory_advice_has_all_that_an_error_suggests():
     """What an out-of-memory error names stands in the table, and the defaults are those."""
     named = {span.partition("=")[0] for span in list_spans(read_page("MEMORY.md"))}

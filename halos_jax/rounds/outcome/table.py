@@ -108,18 +108,15 @@ def format_rounds(
 ) -> str:
     """Return a table of the rounds up to `last`, or of all: their budget, rewards and signs.
 
-        A column is there if any of these rounds has a value for it, and there is room for it.
-        `halos_jax/course/README.md` says what the columns are.
+    A column is there if any of these rounds has a value for it, and there is room for it.
+    `halos_jax/course/README.md` says what the columns are.
 
-        Args:
-          most: how many rounds it has at most, the newest; None: all.
-    <<<<<<< HEAD
-          width: how many columns of text it has room for.
-    =======
+    Args:
+      most: how many rounds it has at most, the newest; None: all.
+      width: how many columns of text it has room for.
 
-        Raises:
-          ConfigError: if there is no online run in the folder.
-    >>>>>>> 693aa26 (Notebooks with a cell of parameters: quickstart, a round by hand, your own data, reward and loss, a real model, a TPU; the rounds of a run as numbers)
+    Raises:
+      ConfigError: if there is no online run in the folder.
     """
     workdir = Path(workdir)
     rows = read_rows(workdir, last_round(workdir) if last is None else last)
