@@ -110,6 +110,20 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("notebooks")
 
 
+def spare(config):
+    """Leave out programs that only watch a run; the quickstart, which draws KL, has them."""
+    config.rounds.watch_samples = config.rounds.rescore_samples = 0
+    return config
+
+
+@pytest.fixture
+def unwatched(monkeypatch):
+    """Let configs begin without the programs that watch a run, which take long to compile."""
+    for name in ("load_preset", "default_config"):
+        make = getattr(halos_jax, name)
+        monkeypatch.setattr(halos_jax, name, lambda *args, make=make: spare(make(*args)))
+
+
 @pytest.fixture
 def in_folder(monkeypatch, folder):
     """Run in that folder, from which a notebook imports, with figures drawn into memory."""
@@ -154,7 +168,7 @@ def test_a_round_by_hand_runs(in_folder):
     assert Path("runs/notebook/by_hand/config.json").is_file()
 
 
-def test_data_reward_and_loss_of_ones_own_run(in_folder, capsys):
+def test_data_reward_and_loss_of_ones_own_run(in_folder, unwatched, capsys):
     names = run_notebook("your_own")
     before, after = names["rounds"]
     assert {"reward_eval", "reward_eval/exact"} <= before.keys() and after["steps_done"] >= 1
@@ -163,7 +177,7 @@ def test_data_reward_and_loss_of_ones_own_run(in_folder, capsys):
     assert not Path("runs/own/mistaken").exists()
 
 
-def test_a_model_of_ones_own_runs(in_folder, toy):
+def test_a_model_of_ones_own_runs(in_folder, unwatched, toy):
     names = run_notebook("real_model", MODEL=str(toy / "policy"))
     assert [one["round"] for one in names["rounds"]] == [0, 1]
     assert names["rounds"][1]["steps_done"] >= 1 and "reward_eval/brief" in names["rounds"][0]
