@@ -62,7 +62,7 @@ def test_a_notebook_asks_for_what_there_is(name):
     assert PARAMETERS[name].keys() <= names.keys() and names["WORKDIR"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["quickstart", "tpu_start"])
 def test_the_outputs_that_are_stored_are_those_of_one_whole_run(name):
     cells = read_cells(name)
     assert [one["execution_count"] for one in cells] == list(range(1, len(cells) + 1))
@@ -121,7 +121,7 @@ def unwatched(monkeypatch):
     """Let configs begin without the programs that watch a run, which take long to compile."""
     for name in ("load_preset", "default_config"):
         make = getattr(halos_jax, name)
-        monkeypatch.setattr(halos_jax, name, lambda *args, make=make: spare(make(*args)))
+        monkeypatch.setattr(halos_jax, name, lambda *given, make=make: spare(make(*given)))
 
 
 @pytest.fixture
