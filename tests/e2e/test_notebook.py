@@ -19,13 +19,14 @@ import halos_jax
 ROOT = Path(__file__).parents[2]
 STUDY = "gsm8k_study"
 # What a test sets in the place of a notebook's parameters.
-SMALL = {"SFT_EXAMPLES": 32, "PROMPTS_PER_ROUND": 4, "HELD_OUT": 4, "ROUNDS": 1}
+SAMPLED = {"PROMPTS_PER_ROUND": 4, "HELD_OUT": 4, "ROUNDS": 1}
+SMALL = {"SFT_EXAMPLES": 32, **SAMPLED}
 TOY = {**SMALL, "REWARD_PAIRS": 32}
 PARAMETERS = {
     "quickstart": TOY,
     "one_round": TOY,
     "your_own": SMALL,
-    "real_model": {**SMALL, "SAMPLES": 3, "MAX_TOKENS": 8, "DTYPE": "float32"},
+    "real_model": {**SAMPLED, "SAMPLES": 3, "MAX_TOKENS": 8, "DTYPE": "float32"},
     "tpu_start": {"SFT_EXAMPLES": 32, "PROMPTS": 4, "HELD_OUT": 4},
 }
 NAMES = sorted(PARAMETERS)
@@ -62,7 +63,7 @@ def test_a_notebook_asks_for_what_there_is(name):
     assert PARAMETERS[name].keys() <= names.keys() and names["WORKDIR"]
 
 
-@pytest.mark.parametrize("name", ["quickstart", "tpu_start"])
+@pytest.mark.parametrize("name", ["one_round", "quickstart", "tpu_start"])
 def test_the_outputs_that_are_stored_are_those_of_one_whole_run(name):
     cells = read_cells(name)
     assert [one["execution_count"] for one in cells] == list(range(1, len(cells) + 1))
@@ -100,7 +101,7 @@ def test_the_first_cell_installs_the_package_where_it_is_missing(backend, monkey
     sources = {read_source(*read_cells(name, "install")) for name in NAMES}
     (source,) = sources  # the same in all of them
     exec(source, {"get_ipython": Shell})
-    wanted = f'-q "halos_jax[{backend},notebooks] @ git+https://HOST/halos_jax"'
+    wanted = f'install -q "halos_jax[{backend},notebooks] @ git+https://HOST/halos_jax"'
     assert asked == [("pip", wanted)]
 
 
