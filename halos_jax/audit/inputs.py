@@ -48,7 +48,8 @@ def _is_allowed(change: Change) -> bool:
 def _list_files(config: Config, known: Mapping[str, Any]) -> tuple[Files, list[str]]:
     """Return the files of each field of inputs.json as they are now, and what there is no trace of.
 
-    The policy of a task that works on a checkpoint is the one file of its record.
+    The policy of a task that works on a checkpoint is the one file of its record; that of
+    `eval.against=sft` lies where the task has found it.
     """
     files: dict[str, list[tuple[str, Path]]] = {}
     lacking: list[str] = []
@@ -59,7 +60,9 @@ def _list_files(config: Config, known: Mapping[str, Any]) -> tuple[Files, list[s
         files |= {field: named for field, named in list_inputs(config).items() if named}
     files |= list_code(config)
     for field, entries in known.items():
-        if [one["name"] for one in entries] == [""] and not files.get(field):
-            files[field] = [("", path)] if (path := Path(entries[0]["path"])).is_file() else []
+        is_record = [one["name"] for one in entries] == [""]
+        if (is_record or field == "eval.against") and not files.get(field):
+            named = [(one["name"], Path(one["path"])) for one in entries]
+            files[field] = [(name, path) for name, path in named if path.is_file()]
     lost = [field for field in known if field not in files]
     return files, lacking + [f"{field}: its files are not found" for field in lost]

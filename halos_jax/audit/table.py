@@ -59,7 +59,7 @@ CHECKS: tuple[Check, ...] = (
         "halos_jax.audit.rederive.single.jobs:check_job",
         per="manifest",
         derives=True,
-        tasks=("sample", "label", "eval"),
+        tasks=("sample", "label", "eval", "compare"),
     ),
     Check(
         "rederive",

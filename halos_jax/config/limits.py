@@ -16,6 +16,7 @@ _NEEDED = {
     "model.path": ("a folder or hub id", "DIR"),
     "data.train": ("a file or hub data set", "FILE"),
     "data.eval": ("a file or hub data set", "FILE"),
+    "eval.second_samples": ("a file of samples", "FILE"),
 }
 
 # Names after "reward_eval/" that metrics have: an interval's ends, the reward without penalties.

@@ -320,6 +320,13 @@ class EvalConfig:
     # Reference of the loss; empty: that of the run at model.path: its model.reference, or else the
     # model that it started from
     reference: str = place("", "model")
+    # A second policy for task=eval, which answers the same prompts with the same random numbers, to
+    # be compared with that of `model.path`: folder, hub id, workdir of a run, or folder of a round;
+    # "sft": what the run at `model.path` started from
+    against: str = place("", "model")
+    against_checkpoint: int | Literal["auto"] = "auto"  # as model.checkpoint, of `eval.against`
+    # For task=compare: the samples that those of `data.eval` are compared with
+    second_samples: str = place("", "source")
     # More rewards for samples of held-out and test prompts, for metrics alone: name -> fields
     scorers: Mapping[str, ScorerConfig] = dataclasses.field(default_factory=dict)
     # Temperature of the samples for `data.test`; 0: greedy decoding; "auto": sampling.temperature

@@ -14,6 +14,7 @@ from halos_jax.checkpoints.saved import find_record
 from halos_jax.checkpoints.store import read_checkpoints
 from halos_jax.config import Config, ConfigError, ModelConfig, RewardConfig, schema
 from halos_jax.config.tasks import TASKS, is_scored
+from halos_jax.models.files import hf
 from halos_jax.models.hf import families
 from halos_jax.workdir import changes
 from halos_jax.workdir.intact import FINAL, find_damage
@@ -30,7 +31,8 @@ class Source:
 
     `path` is the path that the user gave. `settings` are those of the config, with the path,
     tokenizer and template that belong to the policy. If the policy comes from a run, `run` is that
-    run's config and `workdir` its folder.
+    run's config, `workdir` its folder, and `position` where in the run it stands, if that is known.
+    `label` is its name, if it is none of the usual ones.
     """
 
     path: str
@@ -38,12 +40,16 @@ class Source:
     workdir: Path | None = None
     run: Config | None = None
     checkpoint: int | None = None
+    position: Position | None = None
+    label: str = ""
 
     @property
     def name(self) -> str:
         """Which model at `path` it is, for manifests: "model", "final" or "checkpoint 7"."""
         if self.checkpoint is not None:
             return f"{_CHECKPOINT}{self.checkpoint}"
+        if self.label:
+            return self.label
         return "final" if self.workdir else "model"
 
     @property
@@ -67,6 +73,17 @@ def is_workdir(path: str) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(plain, dict) and {"task", "workdir"} <= plain.keys()
+
+
+def find_folder(path: str) -> Path:
+    """Return the folder whose files a path to a model stands for; of a run, that of its export.
+
+    Raises:
+      ModelError: if it is no folder and no model of the hub that is on this machine.
+    """
+    if is_workdir(path):
+        return Path(path) / FINAL
+    return Path(path) / "model" if is_round(path) else hf.resolve_model(path)
 
 
 def use_final(config: Config) -> Config:
@@ -123,6 +140,8 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
       CheckpointError: if there is no such checkpoint.
     """
     path, wanted = settings.path, settings.checkpoint
+    if is_round(path):
+        return _find_round(settings, recorded)
     if not is_workdir(path):
         if wanted != "auto":
             raise ConfigError(
@@ -155,7 +174,60 @@ def find_source(settings: ModelConfig, *, recorded: str = "") -> Source:
         checkpoint,
         position.step,
     )
-    return Source(path, _settings_of(settings, run), workdir, run, checkpoint)
+    return Source(path, _settings_of(settings, run), workdir, run, checkpoint, position)
+
+
+def is_round(path: str) -> bool:
+    """Tell whether `path` is the folder of a round in a run's workdir, such as DIR/rounds/0003."""
+    folder = Path(path).expanduser()
+    inside = bool(path) and folder.name.isdigit() and folder.parent.name == "rounds"
+    return inside and is_workdir(str(folder.parent.parent))
+
+
+def _find_round(settings: ModelConfig, recorded: str) -> Source:
+    """Return the policy at the end of the round whose folder is `settings.path`.
+
+    It is the model that `rounds.export_each` has left there, else a checkpoint that is still there.
+    """
+    folder = Path(settings.path).expanduser()
+    workdir, round = folder.parent.parent, int(folder.name)
+    if settings.checkpoint != "auto":
+        raise ConfigError(
+            f"model.checkpoint: got {settings.checkpoint}, but model.path={settings.path!r} is the "
+            "folder of a round; allowed: 'auto'"
+        )
+    if not round:
+        raise ConfigError(
+            f"model.path: {settings.path} is the folder of round 0, whose policy the run in "
+            f"{workdir} started from; allowed: the path of that model; as what a policy is "
+            "compared with, --config.eval.against=sft"
+        )
+    run, label = read_config(workdir), f"round {round}"
+    exported = folder / "model"
+    if not recorded.startswith(_CHECKPOINT) and _is_exported("model.path", exported, workdir):
+        own = dataclasses.replace(settings, path=str(exported))
+        return Source(settings.path, own, workdir, run, label=label)
+    checkpoints = read_checkpoints(workdir / "checkpoints")
+    try:
+        for checkpoint in reversed(checkpoints.list_ids()):
+            position = Position.from_dict(checkpoints.read_round_state(checkpoint))
+            if position.round == round and not position.in_stage:
+                own = _settings_of(settings, run)
+                return Source(settings.path, own, workdir, run, checkpoint, position)
+    finally:
+        checkpoints.close()
+    raise ConfigError(
+        f"model.path: {settings.path} has neither a model/ nor a checkpoint any more; set "
+        "--config.rounds.export_each=true or a larger --config.checkpoint.keep in a run whose "
+        "rounds are to be compared; held-out samples of all rounds are in their eval.jsonl, for "
+        "task=compare"
+    )
+
+
+def find_start(settings: ModelConfig, run: Config) -> Source:
+    """Return what a run started from, as it reads it, computed as `settings` say."""
+    own, place = _settings_of(settings, run), Position(step=0, round=0)
+    return Source(run.model.path, own, Path(run.workdir), run, position=place, label="sft")
 
 
 def find_origin(source: Source) -> Config | None:
@@ -198,12 +270,16 @@ def _settings_of(settings: ModelConfig, run: Config) -> ModelConfig:
 
 
 def _has_final(field: str, workdir: Path) -> bool:
-    """Tell whether the run in `workdir`, which may still be going on, has exported its model.
+    """Tell whether the run in `workdir`, which may still be going on, has exported its model."""
+    return _is_exported(field, workdir / FINAL, workdir)
+
+
+def _is_exported(field: str, folder: Path, workdir: Path) -> bool:
+    """Tell whether the run in `workdir` has written the model `folder`.
 
     Raises:
       ConfigError: if the export is not as the run wrote it.
     """
-    folder = workdir / FINAL
     wrong = find_damage(folder, read_ledger(workdir))
     if wrong:
         raise ConfigError(

@@ -6,6 +6,7 @@ They are the functions of `reward.rules` and the rewards of `eval.scorers`.
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from jax.sharding import Mesh
 
@@ -144,6 +145,11 @@ def check_means(config: Config, *, is_watched: bool) -> None:
             "by eval.scorers",
             why,
         )
+
+
+def name_scorer(name: str) -> AbstractContextManager[None]:
+    """Call the fields of `reward` by those of a scorer in errors; "" is the reward itself."""
+    return name_fields(_prefix(name)) if name else nullcontext()
 
 
 def _compares(kind: str, judge: JudgeConfig) -> bool:

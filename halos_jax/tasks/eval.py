@@ -1,15 +1,21 @@
-"""`task=eval`: how good a policy is on held-out data.
+"""`task=eval`: how good a policy is on held-out data, by itself or against another policy.
 
-workdir/result.json   policy, data and every metric
-workdir/eval.jsonl    the scored samples (`eval.on=samples`)
+workdir/result.json           policy, data and every metric
+workdir/eval.jsonl            the scored samples (`eval.on=samples`)
+workdir/against/eval.jsonl    those of the policy of `eval.against`, for the same prompts and
+workdir/pairs.jsonl           drawn with the same keys; `rounds/comparison.py` has the other two
+workdir/comparison.json       files
 """
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from halos_jax import sharding, storage
-from halos_jax.config import Config, ConfigError
+from halos_jax.config import Config, ConfigError, RewardConfig
 from halos_jax.console.values import show_metrics
 from halos_jax.data import datasets
 from halos_jax.data.chat.template_door import keep_shown
@@ -17,34 +23,49 @@ from halos_jax.data.records import formats as records
 from halos_jax.data.selection import select_eval
 from halos_jax.losses import get_loss
 from halos_jax.models.hf.positions import refuse_longer
-from halos_jax.policies.policy import Policy, load_params, load_reference, load_trained
+from halos_jax.models.lora import merge_adapter
+from halos_jax.policies.against import load_policy
+from halos_jax.policies.policy import Policy, load_reference, load_trained
 from halos_jax.policies.reference import attach_reference, load_sft
-from halos_jax.policies.source import find_origin
+from halos_jax.policies.source import find_origin, use_final
 from halos_jax.policies.teacher import load_teacher
 from halos_jax.report.live import report_on
-from halos_jax.rewards.held_out import check_held_out, make_scorers
+from halos_jax.rewards.held_out import (
+    check_held_out,
+    find_relative,
+    list_scorers,
+    make_scorers,
+    name_scorer,
+)
+from halos_jax.rewards.labels import gives_rewards
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, evaluation, stages
-from halos_jax.rounds.context import StageResult
+from halos_jax.rounds.comparison import Relative, Side, write_comparison
+from halos_jax.rounds.context import Rollouts, StageResult
+from halos_jax.rounds.evaluation import Evaluation
+from halos_jax.rounds.proof.origin import Origin, check_source, identify
 from halos_jax.tasks.job import Job, open_job
+from halos_jax.tasks.label import render_sample
 from halos_jax.tasks.sample import make_rollouts
 from halos_jax.tasks.train import load_fixed_items
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.training.reference import refer
-from halos_jax.types import Item
+from halos_jax.types import Item, Prompt
 from halos_jax.workdir.interrupt import StopSignal
 
 logger = logging.getLogger(__name__)
 
-RESULT = "result.json"
+RESULT, AGAINST = "result.json", "against"
+THEIRS = f"{AGAINST}/{evaluation.EVAL}"
 
 
 def run_evaluation(config: Config, stop: StopSignal) -> dict[str, float]:
     """Evaluate the policy of `config.model` on `data.eval`; return the metrics.
 
     With `eval.on="samples"` the policy answers the held-out prompts, drawing with the same keys as
-    the evaluations of an online run, and `reward` and its rules score the answers. With "feedback"
+    the evaluations of an online run, and `reward` and its rules score the answers; so does the
+    policy of `eval.against`, if there is one, and the two are compared. With "feedback"
     the metrics are those of `loss` on held-out feedback, compared with `eval.reference`.
     """
     with open_job(config, stop) as job:
@@ -62,30 +83,153 @@ def evaluate_job(job: Job) -> None:
         _evaluate_feedback(job)
 
 
+@dataclasses.dataclass(frozen=True)
+class Entrant:
+    """A policy that is to answer the held-out prompts, and the folder that its answers go to."""
+
+    policy: Policy
+    rollouts: Rollouts
+    prompts: list[Prompt]
+    folder: Path
+
+
 def _evaluate_samples(job: Job) -> None:
     data = job.config.data
     prompts = datasets.load_prompts(data.eval, select_eval(data))
     if data.skip_bad:
         prompts = check_held_out(job.config, prompts, skip=True)
-    policy = job.find_policy()
-    rollouts = make_rollouts(job, policy)
-    config, sampler = rollouts.config, rollouts.sampler
+    first = enter(job, job.find_policy(), prompts)
+    second = None
+    if job.config.eval.against:
+        second = enter(job, job.find_against(first.policy), prompts, job.config.eval.against)
+    job.begin(
+        inputs=datasets.identify_prompts(first.prompts),
+        policy=first.policy.source,
+        against=second.policy.source if second is not None else None,
+    )
+    entrants = [first] if second is None else [first, second]
+    for one in entrants:
+        check_held_out(one.rollouts.config, one.prompts)
+    if second is None:
+        found, origin = _answer(job, first)
+        done = StageResult({evaluation.EVAL: len(found.samples)}, found.metrics)
+        drawn = {evaluation.EVAL: origin.fingerprint}
+    else:
+        done, drawn = _compete(job, first, second)
+    _write_result(job, first.policy, len(first.prompts), done, sampled_by=drawn)
+    for one in entrants if job.workspace.is_writer else ():
+        stages.remove_shards(one.folder, "eval")
+
+
+def enter(job: Job, policy: Policy, prompts: list[Prompt], against: str = "") -> Entrant:
+    """Prepare a policy's answers; errors in the policy or the prompts are raised here.
+
+    Args:
+      against: what the second policy is called in the records; "" for the first one.
+    """
+    rollouts = make_rollouts(job, policy, name=against)
+    if job.config.eval.against:
+        rollouts = dataclasses.replace(
+            rollouts, workspace=rollouts.workspace.with_config(_drop_relative(rollouts.config))
+        )
+    sampler, data = rollouts.sampler, job.config.data
     prompts = keep_shown(prompts, sampler.renderer, skip=data.skip_bad)
     cuts.check_prompts(sampler, (data.eval, prompts))
-    job.begin(inputs=datasets.identify_prompts(prompts), policy=policy.source)
-    check_held_out(config, prompts)
+    return Entrant(policy, rollouts, prompts, job.workdir / AGAINST if against else job.workdir)
+
+
+def _answer(job: Job, one: Entrant) -> tuple[Evaluation, Origin]:
+    """Sample and score a policy's answers, and write them down; return what drew them, too."""
+    config, sampler, stop = one.rollouts.config, one.rollouts.sampler, one.rollouts.stop
     rollouts = dataclasses.replace(
-        rollouts,
-        scorer=make_scorer(config, job.mesh, sampler.renderer, rollouts.stop.check),
-        scorers=make_scorers(config, job.mesh, sampler.renderer, rollouts.stop.check),
+        one.rollouts,
+        scorer=make_scorer(config, job.mesh, sampler.renderer, stop.check),
+        scorers=make_scorers(config, job.mesh, sampler.renderer, stop.check),
     )
-    params = load_params(policy, job.mesh)
-    found = evaluation.evaluate_prompts(rollouts, params, prompts, job.workdir)
-    stages.write_rows(job.workspace, job.workdir / evaluation.EVAL, found.to_records())
-    files = {evaluation.EVAL: len(found.samples)}
-    _write_result(job, policy, len(prompts), StageResult(files, found.metrics))
+    trained, frozen = load_policy(one.policy, job.mesh)
+    origin = identify(trained, frozen, one.policy.decoder)
+    check_source(one.policy.source, origin.fingerprint)
+    params = merge_adapter(trained, frozen)
     if job.workspace.is_writer:
-        stages.remove_shards(job.workdir, "eval")
+        one.folder.mkdir(exist_ok=True)
+    found = evaluation.evaluate_prompts(rollouts, params, one.prompts, one.folder, origin=origin)
+    stages.write_rows(job.workspace, one.folder / evaluation.EVAL, found.to_records())
+    return found, origin
+
+
+# --------------------------------------------------------------------------- two policies
+
+
+def _compete(job: Job, first: Entrant, second: Entrant) -> tuple[StageResult, dict[str, str]]:
+    """Let both policies answer, and compare them; return the result and what drew each file.
+
+    One policy is in memory at a time.
+    """
+    found, drawn, sides = list[Evaluation](), dict[str, str](), list[Side]()
+    for name, one in zip((evaluation.EVAL, THEIRS), (first, second), strict=True):
+        made, origin = _answer(job, one)
+        own = dict(made.scores)
+        if gives_rewards(one.rollouts.config.reward):
+            own[""] = [sample.reward for sample in made.samples]
+        found.append(made)
+        drawn[name] = origin.fingerprint
+        sides.append(Side(_describe(one, origin), made.samples, own))
+    if len(set(drawn.values())) == 1:
+        logger.warning(
+            "eval.against: both policies have the same weights (%.12s), so the same random numbers "
+            "give the same answers",
+            drawn[THEIRS],
+        )
+    relative = _find_relative(job, first, second, sides)
+    compared = write_comparison(job.workspace, sides[0], sides[1], relative)
+    files = {name: len(one.samples) for name, one in zip(drawn, found, strict=True)}
+    theirs = {
+        re.sub(r"_eval(?=/|$)", "_against", name, count=1): value
+        for name, value in found[1].metrics.items()
+    }
+    metrics = {**compared.metrics, **found[0].metrics, **theirs}
+    return StageResult(files | dict(compared.files), metrics), drawn
+
+
+def _describe(one: Entrant, origin: Origin) -> dict[str, str | int]:
+    source = one.policy.source
+    return {
+        "name": source.path,
+        "model": source.name,
+        "fingerprint": origin.fingerprint,
+        "prompts": len(one.prompts),
+    }
+
+
+def _drop_relative(config: Config) -> Config:
+    """Return the config without rewards that compare samples, which are asked of pairs alone."""
+    relative = find_relative(config)
+    scorers = {name: one for name, one in config.eval.scorers.items() if name not in relative}
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, scorers=scorers))
+    if "" not in relative:
+        return config
+    rules = RewardConfig(kind="none", rules=config.reward.rules)
+    return dataclasses.replace(config, reward=rules)
+
+
+def _find_relative(
+    job: Job, first: Entrant, second: Entrant, sides: Sequence[Side]
+) -> dict[str, Relative]:
+    """Return the rewards that compare samples, for pairs of one sample of either policy."""
+    config = use_final(dataclasses.replace(job.config, model=first.policy.settings))
+    own = first.rollouts.sampler.renderer
+    samples = sides[1].samples
+    if second.rollouts.sampler.renderer.fingerprint != own.fingerprint:
+        # A scorer reads the tokens of one policy: the other's answers are rendered anew.
+        limit = config.sampling.max_prompt_length
+        samples = [render_sample(one, own, limit) for one in samples]
+    rewards = {"": config} | list_scorers(config)
+    found = {}
+    for name in sorted(find_relative(config)):
+        with name_scorer(name):
+            scorer = make_scorer(rewards[name], job.mesh, own, job.workspace.stop.check)
+        found[name] = Relative(scorer, rewards[name], sides[0].samples, samples)
+    return found
 
 
 def _evaluate_feedback(job: Job) -> None:
@@ -141,10 +285,13 @@ def _identify(items: Sequence[Item]) -> str:
     return records.digest([len(items), sum(item.num_tokens for item in items)])
 
 
-def _write_result(job: Job, policy: Policy, examples: int, done: StageResult) -> None:
+def _write_result(
+    job: Job, policy: Policy, examples: int, done: StageResult, **updates: Any
+) -> None:
     result = {
         "policy": policy.source.path,
         "model": policy.source.name,
+        **({"against": job.config.eval.against} if job.config.eval.against else {}),
         "data": job.config.data.eval,
         "examples": examples,
         "metrics": done.metrics,
@@ -152,6 +299,26 @@ def _write_result(job: Job, policy: Policy, examples: int, done: StageResult) ->
     if job.workspace.is_writer:
         storage.write_json_atomic(job.workdir / RESULT, result)
     sharding.wait_for_all("wrote the result")
-    job.commit("evaluate", StageResult({**done.files, RESULT: 1}, done.metrics))
+    job.commit("evaluate", StageResult({**done.files, RESULT: 1}, done.metrics), **updates)
     shown = ", ".join(show_metrics(dict(sorted(done.metrics.items()))))
     logger.info("%d examples of %s: %s", examples, job.config.data.eval, shown)
+
+
+def check_eval(values: Mapping[str, Any]) -> Iterable[str]:
+    """Yield an error line for each field that says with what to compare, but is not used."""
+    against, second = values["eval.against"], values["eval.second_samples"]
+    if against and values["eval.on"] != "samples":
+        yield (
+            f"eval.against: got {against!r}, allowed with eval.on={values['eval.on']!r}: ''; two "
+            "policies are compared by their samples (eval.on=samples)"
+        )
+    if values["eval.against_checkpoint"] != "auto" and not against:
+        yield (
+            f"eval.against_checkpoint: got {values['eval.against_checkpoint']}, allowed without "
+            "eval.against: 'auto'"
+        )
+    if second:
+        yield (
+            f"eval.second_samples: got {second!r}, allowed with task='eval': ''; two files of "
+            "samples are compared by task='compare'"
+        )

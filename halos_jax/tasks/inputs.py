@@ -25,15 +25,15 @@ from halos_jax.config.rewards import PartConfig, RewardConfig, ScorerConfig
 from halos_jax.config.tasks import TASKS, is_scored
 from halos_jax.data.records.fields import RecordError
 from halos_jax.data.records.sources import find_folder, is_taken, list_set_files, may_read
-from halos_jax.models.files import hf
 from halos_jax.models.files.folders import is_read
 from halos_jax.models.hf.families import ModelError
 from halos_jax.policies import source
+from halos_jax.policies.against import SFT
 from halos_jax.storage import WorkdirError
 from halos_jax.workdir import fingerprints
 from halos_jax.workdir.changes import FILE, read_plain
 from halos_jax.workdir.fingerprints import Verdict
-from halos_jax.workdir.intact import FINAL, INPUTS
+from halos_jax.workdir.intact import INPUTS
 from halos_jax.workdir.ledger import Ledger
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ def check_inputs(
     is_begun: bool,
     may_grow: Collection[str] = (),
     policy: Path | None = None,
+    against: Path | None = None,
 ) -> list[Change]:
     """Record the fingerprints of a new run's inputs, or compare those of a resumed one.
 
@@ -84,7 +85,8 @@ def check_inputs(
       config: its model paths lead to models; workdirs of runs are resolved already.
       is_begun: whether the run has written anything that depends on its inputs.
       may_grow: fields whose files may have grown; `record_growth` records these.
-      policy: the file to fingerprint in place of the policy, if that is a run's checkpoint.
+      policy: the file to fingerprint in place of the policy, if that is a run's checkpoint;
+        against: the same of the policy that it is compared with.
 
     Returns:
       The files that have grown, on process 0. A change in the user's own code is only logged.
@@ -93,24 +95,21 @@ def check_inputs(
       ConfigError: listing every file that has changed; or if the workdir lies in a data folder.
     """
 
+    named = {"model.path": policy, "eval.against": against}
+    records = {field: [("", path)] for field, path in named.items() if path is not None}
+
     def check() -> list[Change]:
-        return _check(ledger, config, is_begun, may_grow, policy) if ledger.is_writer else []
+        return _check(ledger, config, is_begun, may_grow, records) if ledger.is_writer else []
 
     return processes.run_on_first(check) or []
 
 
 def _check(
-    ledger: Ledger,
-    config: Config,
-    is_begun: bool,
-    may_grow: Collection[str],
-    policy: Path | None,
+    ledger: Ledger, config: Config, is_begun: bool, may_grow: Collection[str], records: Files
 ) -> list[Change]:
     path = ledger.workdir / INPUTS
     known = _drop_unread(_read(path) if is_begun and ledger.find(path) else {}, config)
-    files, code = list_inputs(config), list_code(config)
-    if policy is not None:
-        files["model.path"] = [("", policy)]
+    files, code = list_inputs(config) | dict(records), list_code(config)
     found = compare_inputs(known, files, _count_sources(ledger.workdir))
     grown = [one for one in found if one.field in may_grow and one.verdict in ("grown", "new")]
     _refuse([one for one in found if one not in grown], ledger.workdir, may_grow)
@@ -157,6 +156,8 @@ def list_inputs(config: Config) -> dict[str, list[tuple[str, Path]]]:
         if _is_read(field, config):
             if kind == "source":
                 files = list(_list_data(field, text, Path(config.workdir).resolve()))
+            elif text == SFT and field == "eval.against":
+                files = []  # the path is in the config of another run
             elif kind == "model":
                 weights = TASKS[config.task].policy != "tokenizer" or field.startswith("reward.")
                 files = list(_list_model(text, weights=weights))
@@ -324,8 +325,7 @@ def _list_data(field: str, text: str, workdir: Path) -> Iterator[tuple[str, Path
 
 def _list_model(text: str, *, weights: bool) -> Iterator[tuple[str, Path]]:
     try:
-        is_run = source.is_workdir(text)
-        folder = Path(text) / FINAL if is_run else hf.resolve_model(text)
+        folder = source.find_folder(text)
     except ModelError:
         return  # the reader reports what is wrong
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():

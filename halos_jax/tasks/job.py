@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from halos_jax import sharding
 from halos_jax.config import Config, ConfigError
 from halos_jax.config.tasks import TASKS, Task
+from halos_jax.policies.against import find_against
 from halos_jax.policies.policy import Policy, find_policy
 from halos_jax.policies.source import Source
 from halos_jax.rounds.context import NOTHING, StageResult
@@ -85,6 +86,11 @@ class Job:
         control = config.data.control
         return find_policy(config.model, control=control, recorded=recorded, seed=config.seed)
 
+    def find_against(self, first: Policy) -> Policy:
+        """Return the policy that `first` is compared with; as `find_policy`."""
+        recorded = self.manifest.reference if self.manifest else ""
+        return find_against(self.config, first, recorded=recorded)
+
     @property
     def metrics(self) -> dict[str, Any]:
         """The metrics of the stages that are done."""
@@ -95,6 +101,7 @@ class Job:
         *,
         inputs: str,
         policy: Source | None = None,
+        against: Source | None = None,
         output: Path | None = None,
         field: str = "",
     ) -> None:
@@ -103,17 +110,25 @@ class Job:
         Args:
           inputs: a hash that identifies the input records.
           policy: where the policy comes from, if the job has one.
+          against: where the policy comes from that it is compared with.
           output: the result's path outside the workdir, if any; it must not exist yet.
           field: the config field that names `output`.
 
         Raises:
           ConfigError: if the inputs or a model have changed, or `output` exists already.
         """
-        reads, record = self.config, None
+        reads = self.config
         if policy is not None:
-            reads, record = dataclasses.replace(reads, model=policy.settings), policy.record
+            reads = dataclasses.replace(reads, model=policy.settings)
+        if against is not None:
+            second = dataclasses.replace(reads.eval, against=against.settings.path)
+            reads = dataclasses.replace(reads, eval=second)
         check_inputs(
-            self.workspace.ledger, reads, is_begun=self.manifest is not None, policy=record
+            self.workspace.ledger,
+            reads,
+            is_begun=self.manifest is not None,
+            policy=policy.record if policy is not None else None,
+            against=against.record if against is not None else None,
         )
         if self.manifest is not None:
             self.workspace.begin_execution()
@@ -131,9 +146,13 @@ class Job:
             )
         sharding.wait_for_all("begin the job")  # every process must have looked before any writes
         self.workspace.begin_execution()
-        name = policy.name if policy is not None else ""
         self.manifest = Manifest(
-            round=0, seed=self.config.seed, prompts=inputs, policy=name, task=self.config.task
+            round=0,
+            seed=self.config.seed,
+            prompts=inputs,
+            policy=policy.name if policy is not None else "",
+            reference=against.name if against is not None else "",
+            task=self.config.task,
         )
         if self.workspace.is_writer:
             manifests.save_manifest(self.workdir, self.manifest, self.workspace.ledger)

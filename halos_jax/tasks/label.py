@@ -47,7 +47,7 @@ def run_labelling(config: Config, stop: StopSignal) -> dict[str, float]:
     the feedback and counted. A reward model scores the samples' own tokens if `model.path` names
     the model that wrote them; otherwise the text is rendered by the reward model's renderer.
     """
-    _check_tokenizer(config)
+    check_tokenizer(config)
     with open_job(config, stop) as job:
         if not job.is_complete:
             label_job(job)
@@ -63,8 +63,8 @@ def label_job(job: Job) -> None:
     if unscored or data.skip_bad:  # report bad records before the job begins
         samples = _keep_answered(config, samples)
         config = source.use_final(config)
-        renderer = _find_renderer(config)
-        samples = _keep_rendered(config, samples, renderer)
+        renderer = find_renderer(config)
+        samples = keep_rendered(config, samples, renderer)
     names = [[one.prompt.prompt_id, one.sample_id, one.output] for one in samples]
     scorer = None
     if unscored:
@@ -74,7 +74,7 @@ def label_job(job: Job) -> None:
     job.begin(inputs=records.digest(names))
     if scorer is not None:
         logger.info("%d samples of %d prompts", len(samples), len({name for name, *_ in names}))
-        shown = samples if renderer is None else _render(samples, renderer, config)
+        shown = samples if renderer is None else render_samples(samples, renderer, config)
         job.commit("score", scoring.write_scores(job.workspace.with_config(config), scorer, shown))
     if job.workspace.is_writer:
         scoring.remove_score_shards(job.workdir)
@@ -88,9 +88,7 @@ def _keep_answered(config: Config, samples: list[Sample]) -> list[Sample]:
     return [one for one in samples if id(one.prompt) in kept]
 
 
-def _keep_rendered(
-    config: Config, samples: list[Sample], renderer: Renderer | None
-) -> list[Sample]:
+def keep_rendered(config: Config, samples: list[Sample], renderer: Renderer | None) -> list[Sample]:
     """Return the samples whose tokens the tokenizer knows and whose prompts the template accepts.
 
     Raises:
@@ -147,7 +145,7 @@ def _knows_writer(config: Config) -> bool:
     return bool(config.model.path or config.model.tokenizer)
 
 
-def _find_renderer(config: Config) -> Renderer | None:
+def find_renderer(config: Config) -> Renderer | None:
     """Return the renderer of the model that wrote the samples, else that of the reward model."""
     if _knows_writer(config):
         return load_policy_renderer(config.model, config.data.control)
@@ -155,19 +153,19 @@ def _find_renderer(config: Config) -> Renderer | None:
     return load_reward_renderer(config.reward) if alone else None
 
 
-def _render(samples: list[Sample], renderer: Renderer, config: Config) -> list[Sample]:
+def render_samples(samples: Sequence[Sample], renderer: Renderer, config: Config) -> list[Sample]:
     """Return the samples with the tokens to score; log how many prompts were cut."""
     tokens, known = config.sampling.max_prompt_length, _knows_writer(config)
     rendered = [one.prompt for one in samples if not (known and one.prompt_ids)]
     cuts.count_cut(renderer, rendered, tokens, config.data.train)
     return make_shown(
-        lambda found: [_with_ids(one, renderer, tokens, config) for one in found],
-        samples,
+        lambda found: [render_sample(one, renderer, tokens, is_own=known) for one in found],
+        list(samples),
         renderer,
     )
 
 
-def _check_tokenizer(config: Config) -> None:
+def check_tokenizer(config: Config) -> None:
     """Refuse a reward that needs the samples' tokens if the config names no tokenizer for them."""
     reward = config.reward
     if _knows_writer(config):
@@ -181,11 +179,17 @@ def _check_tokenizer(config: Config) -> None:
         )
 
 
-def _with_ids(sample: Sample, renderer: Renderer, tokens: int, config: Config) -> Sample:
-    """Return the sample with the tokens to score: its own, if the model that wrote it is known."""
-    known = _knows_writer(config)
-    prompt_ids = sample.prompt_ids if known else ()
-    response_ids = sample.response_ids if known else ()
+def render_sample(
+    sample: Sample, renderer: Renderer, tokens: int, *, is_own: bool = False
+) -> Sample:
+    """Return the sample with the tokens to score: its own, if they are those of the renderer.
+
+    Args:
+      tokens: at most so many of the prompt.
+      is_own: whether the renderer is that of the model that wrote the sample.
+    """
+    prompt_ids = sample.prompt_ids if is_own else ()
+    response_ids = sample.response_ids if is_own else ()
     finished = sample.finish_reason == FINISH_STOP
     return dataclasses.replace(
         sample,

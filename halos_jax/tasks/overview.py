@@ -94,6 +94,7 @@ def describe_task(config: Config) -> str:
             ("loss", _describe_loss(config, loss) if task.trains or task.has_reference else ""),
             ("reward", _describe_reward(config) if is_scored(config) else ""),
             ("data", config.data.train if task.data == "data.train" else config.data.eval),
+            ("against", _describe_second(config)),
             ("held out", _describe_held_out(config) if task.watches or task.trains else ""),
             ("test", config.data.test if "data.test" in task.reads else ""),
             ("training", _describe_training(config) if task.trains else ""),
@@ -299,6 +300,12 @@ def _describe_exact(config: Config) -> str:
     return shown
 
 
+def _describe_second(config: Config) -> str:
+    """Name what a policy or its samples are compared with."""
+    named = {"eval": config.eval.against, "compare": config.eval.second_samples}
+    return named.get(config.task, "")
+
+
 def _describe_mesh(config: Config) -> str:
     try:
         return sharding.describe(sharding.make_mesh(config.mesh))
@@ -319,6 +326,7 @@ def _list_written(config: Config) -> str:
     names += ["rounds/"] if task.first_stages else []
     names += ["checkpoints/", "final/"] if task.trains else []
     own = {"sample": "samples.jsonl", "label": "feedback.jsonl", "eval": "result.json"}
+    own["compare"] = "comparison.json"
     return ", ".join(names) or own.get(config.task, "final/")
 
 

@@ -29,6 +29,7 @@ from halos_jax.models.hf import families
 from halos_jax.models.hf.families import ModelError
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.policies import source
+from halos_jax.policies.against import find_against
 from halos_jax.policies.branch import find_branch
 from halos_jax.policies.policy import Policy, find_policy, start_policy
 from halos_jax.policies.reference import attach_reference
@@ -212,13 +213,17 @@ def _find_policy(config: Config, made: Sequence[Path]) -> Policy:
         find_branch(config)
     if config.model.reference and not is_made(config.model.reference, made):
         attach_reference(policy, config)
+    against = config.eval.against if config.task == "eval" else ""
+    if against and not is_made(against, made):
+        find_against(config, policy)
     return policy
 
 
 def _check_data(config: Config, policy: Policy, made: Sequence[Path]) -> None:
     """Read and render the data as the task does, unless an earlier stage will make them."""
     data, check = config.data, TASKS[config.task].check_data
-    sources = [path for text in (data.train, data.eval, data.test) for path in text.split(",")]
+    texts = (data.train, data.eval, data.test, config.eval.second_samples)
+    sources = [path for text in texts for path in text.split(",")]
     if any(is_made(path, made) for path in sources):
         return
     if check:

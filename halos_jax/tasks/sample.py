@@ -163,13 +163,14 @@ def check_instructions(
     return kept
 
 
-def make_rollouts(job: Job, policy: Policy) -> Rollouts:
+def make_rollouts(job: Job, policy: Policy, *, name: str = "") -> Rollouts:
     """Return the sampler of the job's policy, with the policy's own model settings.
 
-    In the records the policy is called by the path that the user gave, or `sampling.generator`.
+    In the records the policy is called `name`, or as the user named it: `sampling.generator`, else
+    the path.
     """
     policy.refuse_classifier(job.config.model.path)
-    generator = job.config.sampling.generator or job.config.model.path
+    generator = name or job.config.sampling.generator or job.config.model.path
     config = dataclasses.replace(
         source.use_final(dataclasses.replace(job.config, model=policy.settings)),
         sampling=dataclasses.replace(job.config.sampling, generator=generator),

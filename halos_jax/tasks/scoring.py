@@ -36,31 +36,45 @@ def write_scores(workspace: Workspace, scorer: Scorer, samples: Sequence[Sample]
       RewardError: as `label_samples`; the scores up to then are kept in shards.
     """
 
-    def score(asked: Sequence[Sample]) -> list[float | None] | Labels:
-        if not _scores_one_by_one(workspace.config.reward):
-            return scorer(asked)
-        return score_in_shards(workspace, scorer, asked)
-
-    labels = label_samples(score, samples, workspace.config.reward)
+    labels = score_samples(workspace, scorer, samples)
     rows = make_score_rows(samples, labels)
     write_rows(workspace, workspace.workdir / SCORES, rows)
     metrics = {"reward_label": average_rewards(labels.rewards)}
     return StageResult({SCORES: len(rows)}, metrics | measure_labels(labels, "label"))
 
 
+def score_samples(
+    workspace: Workspace, scorer: Scorer, samples: Sequence[Sample], *, label: str = _LABEL
+) -> Labels:
+    """Return the labels of `samples` by the reward of the workspace's config.
+
+    Rewards that depend on their sample alone are kept in shards, `LABEL.shard-0000.jsonl`.
+
+    Raises:
+      RewardError: as `label_samples`.
+    """
+
+    def score(asked: Sequence[Sample]) -> list[float | None] | Labels:
+        if not _scores_one_by_one(workspace.config.reward):
+            return scorer(asked)
+        return score_in_shards(workspace, scorer, asked, label=label)
+
+    return label_samples(score, samples, workspace.config.reward)
+
+
 def score_in_shards(
-    workspace: Workspace, scorer: Scorer, samples: Sequence[Sample]
+    workspace: Workspace, scorer: Scorer, samples: Sequence[Sample], *, label: str = _LABEL
 ) -> list[float | None]:
     """Return the scorer's result for each sample; shards that are on disk are not scored again.
 
     A shard holds all samples of `sampling.shard_prompts` prompts, so equal samples of one prompt
     are scored together and remain a tie. Until the stage is committed, the shards are kept in the
-    workdir as `scores.shard-0000.jsonl`.
+    workdir as `LABEL.shard-0000.jsonl`.
     """
     rewards: list[float | None] = [None] * len(samples)
     for number, members in enumerate(_split(samples, workspace.config.sampling.shard_prompts)):
         workspace.stop.check()
-        path = workspace.workdir / f"{_LABEL}.shard-{number:04d}.jsonl"
+        path = workspace.workdir / f"{label}.shard-{number:04d}.jsonl"
         shard = [samples[index] for index in members]
         is_scored = path.exists() and _is_of(path, shard)
         # No process may write the file until all have looked for it: they must all agree.

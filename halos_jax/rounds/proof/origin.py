@@ -20,9 +20,10 @@ from halos_jax.models.lora import Frozen
 from halos_jax.models.spec import DecoderConfig
 from halos_jax.policies import digest
 from halos_jax.policies.digest import Folded
+from halos_jax.policies.source import Source
 from halos_jax.sampling.sampler import Sampler
 from halos_jax.types import Params, Prompt, Sample
-from halos_jax.workdir.manifests import Manifest
+from halos_jax.workdir.manifests import Manifest, load_manifest, round_folder
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,36 @@ def check_trained(manifest: Manifest, found: str) -> None:
             f"but that in memory is {found[:12]}; allowed: the policy of its checkpoint; put the "
             "checkpoint back as it was, or start a new run with --config.workdir=DIR"
         )
+
+
+def check_source(source: Source, found: str) -> None:
+    """Refuse a policy at the end of a run's round that is not the one of the round's manifest.
+
+    Args:
+      source: where the policy comes from.
+      found: its fingerprint.
+    """
+    run, place = source.run, source.position
+    if run is None or place is None or place.round is None or place.in_stage:
+        return
+    manifest = load_manifest(round_folder(source.workdir or run.workdir, place.round))
+    if manifest is None:
+        return
+    averaged = "" if run.train.ema_decay else manifest.trained
+    expected = manifest.sampled_by.get("eval.jsonl", averaged)
+    # The base of an adapter has the run's dtype, which may change on a resume.
+    if not expected or expected.partition("+")[0] == found.partition("+")[0]:
+        return
+    problem = (
+        f"{source.path}: its policy is {found[:12]}, but in the manifest of round {place.round} it "
+        f"is {expected[:12]}"
+    )
+    if not place.round:
+        logger.warning("%s: on other devices weights that are drawn may round otherwise", problem)
+        return
+    raise OriginError(
+        f"{problem}; allowed: that policy; put back the checkpoint of round {place.round} as it was"
+    )
 
 
 def check_samples(manifest: Manifest, file: str, before: Manifest | None) -> None:

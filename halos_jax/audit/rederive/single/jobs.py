@@ -1,20 +1,23 @@
 """Tasks without rounds made again: each against the inputs that it names.
 
-"sample", "label" and "eval" are done once more, in a folder of their own, with the recorded answers
-as their shards; a few shards are drawn again. Of "sft", "reward_model" and "align" the first steps
-are taken again, or all of them.
+"sample", "label", "eval" and "compare" are done once more, in a folder of their own, with the
+recorded answers as their shards; a few shards are drawn again. Of "sft", "reward_model" and "align"
+the first steps are taken again, or all of them.
 """
 
 import dataclasses
+import json
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from halos_jax import sharding
-from halos_jax.audit.findings import Finding, differs, not_checked, passed
+from halos_jax.audit.findings import Finding, compare, differs, not_checked, passed
 from halos_jax.audit.opened import Opened
 from halos_jax.audit.rederive import same, samples, steps
 from halos_jax.audit.rederive.attempts import attempt, hush
@@ -34,9 +37,13 @@ from halos_jax.audit.rederive.samples import Draws
 from halos_jax.config import Config
 from halos_jax.data.records import formats as records
 from halos_jax.losses import get_loss
-from halos_jax.policies.policy import Policy, load_params
+from halos_jax.models.lora import merge_adapter
+from halos_jax.policies.against import load_policy
+from halos_jax.policies.policy import Policy
+from halos_jax.rounds import comparison
 from halos_jax.rounds.context import Rollouts
 from halos_jax.rounds.evaluation import EVAL
+from halos_jax.tasks import compare as comparing
 from halos_jax.tasks import eval as evaluating
 from halos_jax.tasks import label, sample
 from halos_jax.tasks.job import Job
@@ -55,8 +62,10 @@ _DO: Mapping[str, Callable[[Job], None]] = {
     "sample": sample.draw_samples,
     "label": label.label_job,
     "eval": evaluating.evaluate_job,
+    "compare": comparing.compare_job,
 }
-_ANSWERS = {"sample": "samples.jsonl", "eval": EVAL}  # the file with a task's answers
+# The files with a task's answers: its policy's, and those of the one that it is compared with.
+_ANSWERS = {"sample": ("samples.jsonl",), "eval": (EVAL, evaluating.THEIRS)}
 _SHARDS = {"sample": "samples", "eval": "eval"}  # how their shards are called
 
 
@@ -101,17 +110,27 @@ def check_job(opened: Opened, manifest: Manifest) -> list[Finding]:
 def _check_answers(opened: Opened, workspace: Workspace, manifest: Manifest) -> Iterator[Finding]:
     """Check the answers of a policy, and put them where the task looks for its shards."""
     task = opened.config.task
-    file = _ANSWERS.get(task, "")
-    if file not in manifest.files:
-        return
-    draws = _read_draws(opened.workdir / file, workspace.config, task)
-    _put_shards(workspace, draws, _SHARDS[task])
     job = Job(workspace, manifest)
-    policy = job.find_policy()
-    rollouts = sample.make_rollouts(job, policy)
-    yield from attempt(draws.check, lambda: [samples.check_prompts(rollouts, [draws])])
-    if opened.given.verify.samples:
-        yield from attempt(draws.check, lambda: [_draw_again(opened, job, policy, rollouts, draws)])
+    first: Policy | None = None
+    for file in _ANSWERS.get(task, ()):
+        if file not in manifest.files:
+            continue
+        draws = _read_draws(opened.workdir / file, workspace.config, task)
+        folder = (workspace.workdir / file).parent
+        folder.mkdir(exist_ok=True)
+        _put_shards(workspace, draws, _SHARDS[task], folder)
+        policy = job.find_policy() if first is None else job.find_against(first)
+        name = workspace.config.eval.against if first is not None else ""
+        first = first or policy
+        rollouts = sample.make_rollouts(job, policy, name=name)
+        yield from attempt(draws.check, partial(_check_prompts, rollouts, draws))
+        if opened.given.verify.samples:
+            again = partial(_draw_again, opened, job, policy, rollouts, draws)
+            yield from attempt(draws.check, partial(again, folder))
+
+
+def _check_prompts(rollouts: Rollouts, draws: Draws) -> list[Finding]:
+    return [samples.check_prompts(rollouts, [draws])]
 
 
 def _read_draws(path: Path, config: Config, task: str) -> Draws:
@@ -128,37 +147,38 @@ def _read_draws(path: Path, config: Config, task: str) -> Draws:
     return Draws(check, round, list(prompts.values()), found)
 
 
-def _put_shards(workspace: Workspace, draws: Draws, label: str) -> None:
+def _put_shards(workspace: Workspace, draws: Draws, label: str, folder: Path) -> None:
     size = workspace.config.sampling.shard_prompts
     for number, _ in enumerate(range(0, len(draws.prompts), size)):
         shard: list[Sample] = [
             dataclasses.replace(one, reward=None) for one in draws.take_shard(number, size).samples
         ]
-        path = workspace.workdir / f"{label}.shard-{number:04d}.jsonl"
+        path = folder / f"{label}.shard-{number:04d}.jsonl"
         records.write_records(path, map(records.sample_to_record, shard))
 
 
 def _draw_again(
-    opened: Opened, job: Job, policy: Policy, rollouts: Rollouts, draws: Draws
-) -> Finding:
+    opened: Opened, job: Job, policy: Policy, rollouts: Rollouts, draws: Draws, folder: Path
+) -> list[Finding]:
     depth, config = opened.given.verify, job.config
     loss = get_loss({"name": "sft"})
     trainer = training.make_trainer(config, policy.decoder, loss, job.mesh, total_steps=1)
     seed = zlib.crc32(f"{depth.seed} {draws.check}".encode())
     size = config.sampling.shard_prompts
-    folder = job.workdir / "again"
+    folder = folder / "again"
     folder.mkdir()
     stage = "sample" if config.task == "sample" else "evaluate"
     manifest = opened.manifests[0]
-    return samples.check_drawn(
+    drawn = samples.check_drawn(
         Scored(trainer, policy),
         rollouts,
-        load_params(policy, job.mesh),
+        merge_adapter(*load_policy(policy, job.mesh)),
         [draws],
         samples.choose_shards([draws], size, depth.samples, seed),
         is_same=same.is_same(job.workspace, manifest, stage),
         folder=folder,
     )
+    return [drawn]
 
 
 # --------------------------------------------------------------------------- files
@@ -187,6 +207,13 @@ def _do_again(opened: Opened, workspace: Workspace, manifest: Manifest) -> Itera
             path = Path(own[0])
         count = manifest.files[name].count
         yield _compare_files(recorded, path, count, close, is_same=is_same and bool(records_of))
+    if manifest.sampled_by:
+        wrong = [
+            f"{name}: {mark[:12]} is recorded, and {again.sampled_by.get(name, '')[:12]} draws it"
+            for name, mark in manifest.sampled_by.items()
+            if again.sampled_by.get(name) != mark
+        ]
+        yield compare("samples", "policies that drew them", wrong, len(manifest.sampled_by))
     known, found = dict(manifest.metrics), dict(again.metrics)
     yield judge(
         task,
@@ -214,10 +241,22 @@ def _compare_files(
     if recorded.read_bytes() == made.read_bytes():
         return passed(name, f"{what}, byte for byte", count, unit="records")
     if recorded.suffix != ".jsonl":
-        exact = Difference("other bytes")
-        return judge(name, what, exact, exact, is_same=is_same, amount=Amount(1, 1, "files"))
+        exact = within = Difference("other bytes")
+        if name in (evaluating.RESULT, comparison.COMPARISON):
+            one, other = (json.loads(path.read_text(encoding="utf-8")) for path in (recorded, made))
+            exact = compare_values(one, other)
+            within = compare_values(_drop_counts(one), _drop_counts(other), close)
+        return judge(name, what, exact, within, is_same=is_same, amount=Amount(1, 1, "files"))
     rows = [read_rows(recorded), read_rows(made)]
     rows[1] = drop_later(*rows)
     exact = compare_rows(rows[0], rows[1])
     within = compare_rows(rows[0], rows[1], close)
     return judge(name, what, exact, within, is_same=is_same, amount=Amount(count, count, "records"))
+
+
+def _drop_counts(value: Any) -> Any:
+    """Return JSON without what a near tie turns over: shares of comparisons, and their counts."""
+    if not isinstance(value, Mapping):
+        return value
+    kept = {name: _drop_counts(one) for name, one in drop_shares(value).items()}
+    return {name: one for name, one in kept.items() if name not in ("wins", "ties", "losses")}
