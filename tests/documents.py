@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 # Programs that a shell block may call. Any other is unknown to its shell, and an error.
 PROGRAMS = ("python", "bash", "pip", "pytest", "ruff", "mypy", "codespell", "pre-commit", "git")
+PROGRAMS += ("lm_eval", "alpaca_eval")
 _MAIN = re.compile(r"python -m halos_jax\.main(?:\s+--[^\s`]+)+")
 _RECORDER = """#!{bash}
 stdin=; [[ -p /dev/stdin || -f /dev/stdin ]] && stdin=$(</dev/stdin)

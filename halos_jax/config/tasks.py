@@ -229,8 +229,8 @@ TASKS: Mapping[Task, TaskSpec] = {
         check_data="halos_jax.tasks.preflight:check_held_out_data",
     ),
     "compare": TaskSpec(
-        "two files of samples against each other: win rates by the reward and eval.scorers",
-        run="halos_jax.tasks.compare:run_comparison",
+        "two files of samples against each other, by the reward and eval.scorers",
+        run="halos_jax.tasks.versus.compare:run_comparison",
         policy="tokenizer",
         scored_if=True,
         needs=("data.eval", "eval.second_samples"),
@@ -239,8 +239,8 @@ TASKS: Mapping[Task, TaskSpec] = {
         data="data.eval",
         keeps_prompts=True,
         stages=("compare",),
-        limits="halos_jax.tasks.compare:check_compare",
-        check_data="halos_jax.tasks.compare:check_data",
+        limits="halos_jax.tasks.versus.compare:check_compare",
+        check_data="halos_jax.tasks.versus.compare:check_data",
     ),
     "export": TaskSpec(
         "a policy as a model folder in Hugging Face format",

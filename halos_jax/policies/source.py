@@ -226,7 +226,9 @@ def _find_round(settings: ModelConfig, recorded: str) -> Source:
 
 def find_start(settings: ModelConfig, run: Config) -> Source:
     """Return what a run started from, as it reads it, computed as `settings` say."""
-    own, place = _settings_of(settings, run), Position(step=0, round=0)
+    own = _settings_of(settings, run)
+    # Round 0 of a run that branches off is of the policy that it has taken over.
+    place = None if run.branch.workdir else Position(step=0, round=0)
     return Source(run.model.path, own, Path(run.workdir), run, position=place, label="sft")
 
 

@@ -50,7 +50,7 @@ def pair_samples(first: Sequence[Sample], second: Sequence[Sample]) -> Pairing:
             raise RecordError(
                 f"{places[0] or 'the first samples'}: got prompt_id {name!r} for another "
                 f"conversation than {places[1] or 'the second samples'}; allowed: the same ids for "
-                "the same prompts; leave prompt_id out of both sets to pair them by their prompts"
+                "the same prompts; sample both from one file of prompts, or renumber one of them"
             )
         pairs += zip(members, others, strict=False)
     return Pairing(

@@ -2,9 +2,10 @@
 
 workdir/result.json           policy, data and every metric
 workdir/eval.jsonl            the scored samples (`eval.on=samples`)
-workdir/against/eval.jsonl    those of the policy of `eval.against`, for the same prompts and
-workdir/pairs.jsonl           drawn with the same keys; `rounds/comparison.py` has the other two
-workdir/comparison.json       files
+workdir/against/eval.jsonl    those of the policy of `eval.against`, for the same prompts, with the
+                              same keys
+workdir/pairs.jsonl           both, side by side (`rounds/outcome/comparison.py`)
+workdir/comparison.json       win rates and differences
 """
 
 import dataclasses
@@ -40,9 +41,9 @@ from halos_jax.rewards.held_out import (
 from halos_jax.rewards.labels import gives_rewards
 from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, evaluation, stages
-from halos_jax.rounds.comparison import Relative, Side, write_comparison
 from halos_jax.rounds.context import Rollouts, StageResult
 from halos_jax.rounds.evaluation import Evaluation
+from halos_jax.rounds.outcome.comparison import Relative, Side, write_comparison
 from halos_jax.rounds.proof.origin import Origin, check_source, identify
 from halos_jax.tasks.job import Job, open_job
 from halos_jax.tasks.label import render_sample

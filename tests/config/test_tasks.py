@@ -60,7 +60,7 @@ def test_what_asks_for_rewards():
         }.items()
         if is_scored(config)
     }
-    assert asked == {"online", "label", "eval of samples", "best of"}
+    assert asked == {"online", "label", "compare", "eval of samples", "best of"}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_what_asks_for_rewards():
         ("samples", {"online", "sample", "eval"}),
         ("makes_feedback", {"online", "label"}),
         ("has_reference", {"online", "align"}),
-        ("keeps_prompts", {"label"}),
+        ("keeps_prompts", {"label", "compare"}),
     ],
 )
 def test_the_tasks_of_which_a_fact_holds(fact, tasks):

@@ -1,20 +1,27 @@
 """Every command and every Python block of every document runs, at a size for a test."""
 
 import ast
+import itertools
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
 import textwrap
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from halos_jax.cli.overrides import apply_overrides, split_overrides
 from halos_jax.cli.presets import load_preset
 from halos_jax.config import default, freeze
+from halos_jax.tasks.sample import make_alpacaeval_record
+from halos_jax.types import Prompt, Sample, Turn
 from tests.documents import (
     ROOT,
     Command,
@@ -110,6 +117,9 @@ def check_install(command: Command, stand_ins: Path) -> None:
     wanted = [word for word in command.words[2:] if not word.startswith("-")]
     for requirement in wanted:
         name, _, extras = requirement.rstrip("]").partition("[")
+        if command.document == "halos_jax/guide/OTHER_PROGRAMS.md":  # of other people's programs
+            assert name in ("lm-eval", "torch", "accelerate", "alpaca_eval", "setuptools<81")
+            continue
         assert name in (".", PROJECT["name"])
         assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
 
@@ -158,9 +168,56 @@ def check_tool(command: Command, stand_ins: Path) -> None:
     assert command.words[0] in wanted, command.words
 
 
+def read_yaml(document: str) -> list[dict]:
+    return [yaml.safe_load(one.text) for one in read_blocks(document) if one.language == "yaml"]
+
+
+def check_lm_eval(command: Command, stand_ins: Path) -> None:
+    """Check that the page has the task, and that it reads fields of the questions' records."""
+    options = _pair(command.words[1:])
+    (task,) = [one for one in read_yaml(command.document) if "task" in one]
+    assert options["--tasks"] == task["task"] and "--apply_chat_template" in command.words
+    (file,) = task["dataset_kwargs"]["data_files"].values()
+    record = json.loads((stand_ins / file).read_text().splitlines()[0])
+    for text in (task["doc_to_text"], task["doc_to_target"]):
+        assert re.match(r"{{(\w+)", text)[1] in record
+    assert task["generation_kwargs"]["until"] == []  # the model's own end tokens alone
+
+
+def check_alpaca_eval(command: Command, stand_ins: Path) -> None:
+    """Check that the annotator's template has what a record of ours gives."""
+    options = _pair(command.words[1:])
+    (annotators,) = [one for one in read_yaml(command.document) if "task" not in one]
+    (template,) = [
+        one.text
+        for one in read_blocks(command.document)
+        if one.language == "text" and "{instruction}" in one.text
+    ]
+    (annotator,) = annotators.values()
+    folder = Path(options["--annotators_config"])
+    assert folder.is_absolute() and annotator["prompt_template"] == f"{folder.name}/prompt.txt"
+    fields = set(re.findall(r"{(\w+)}", template))
+    assert fields == {"instruction", "output_1", "output_2"}
+    sample = Sample(Prompt("1", (Turn("user", "a"),)), 0, "b", (), (), "stop", generator="c")
+    record = make_alpacaeval_record(sample, "d")
+    assert {"instruction", "output", "generator"} <= record.keys()
+    assert all(isinstance(value, str) for value in record.values())
+
+
+def _pair(words: Sequence[str]) -> dict[str, str]:
+    """Return the options that have a value."""
+    return {
+        one: other
+        for one, other in itertools.pairwise(words)
+        if one.startswith("--") and not other.startswith("--")
+    }
+
+
 HANDLERS = {
+    "alpaca_eval": check_alpaca_eval,
     "bash": check_script,
     "codespell": check_tool,
+    "lm_eval": check_lm_eval,
     "mypy": check_tool,
     "pip": check_install,
     "pre-commit": check_tool,

@@ -120,3 +120,34 @@ def test_a_config_of_another_version_is_explained(toy, tmp_path):
     (run / "config.json").write_text(json.dumps(plain))
     with pytest.raises(ConfigError, match="is not of this version: sampler: unknown field"):
         source.read_config(run)
+
+
+def test_the_folder_of_a_round_is_its_export_or_its_checkpoint(toy, tmp_path, params):
+    run = make_run(toy, tmp_path / "run", params, steps=(1, 2))
+    folders = {round: run / "rounds" / f"{round:04d}" for round in (0, 1, 2, 3)}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+        assert source.is_round(str(folder))
+    assert not source.is_round(str(run)) and not source.is_round(str(tmp_path / "rounds" / "0001"))
+    found = source.find_source(ModelConfig(path=str(folders[1])))
+    assert (found.name, found.position.round) == ("checkpoint 1", 1)
+    assert found.settings.path == str(toy / "policy")
+    (folders[1] / "model").mkdir()
+    model = source.find_source(ModelConfig(path=str(folders[1])))
+    assert (model.name, model.settings.path) == ("round 1", str(folders[1] / "model"))
+    assert source.find_folder(str(folders[1])) == folders[1] / "model"
+    # A job that has begun with the checkpoint goes on with it.
+    settings = ModelConfig(path=str(folders[1]))
+    assert source.find_source(settings, recorded="checkpoint 1").checkpoint == 1
+    for round, line in ((0, "round 0, whose policy the run"), (3, "neither a model/ nor a check")):
+        with pytest.raises(ConfigError, match=line):
+            source.find_source(ModelConfig(path=str(folders[round])))
+    with pytest.raises(ConfigError, match=r"model\.checkpoint: got 1, but model\.path="):
+        source.find_source(ModelConfig(path=str(folders[2]), checkpoint=1))
+
+
+def test_a_run_starts_from_its_model_computed_as_asked(toy, tmp_path):
+    run = source.read_config(make_run(toy, tmp_path / "run"))
+    found = source.find_start(ModelConfig(path="x", compute_dtype="float32"), run)
+    assert (found.name, found.path, found.workdir) == ("sft", str(toy / "policy"), tmp_path / "run")
+    assert found.settings.compute_dtype == "float32" and found.position.round == 0

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,12 +22,15 @@ from halos_jax.config import (
     SamplingConfig,
     TrainConfig,
 )
+from halos_jax.config.rewards import JudgeConfig, ScorerConfig
+from halos_jax.config.schema import flatten, to_plain
 from halos_jax.models.hf.families import ModelError
 from halos_jax.tasks import eval as eval_task
 from halos_jax.tasks.eval import run_evaluation
 from halos_jax.tasks.export import run_export
 from halos_jax.tasks.online import run_online
 from halos_jax.tasks.train import run_training
+from halos_jax.tasks.versus.compare import run_comparison
 from halos_jax.training.loop import Trainer
 from halos_jax.workdir import manifests
 from halos_jax.workdir.interrupt import StopSignal
@@ -78,6 +83,52 @@ def test_samples_are_scored_as_the_online_run_scores_them(toy, tmp_path):
         assert [line["response_ids"] for line in lines] == [t["response_ids"] for t in theirs]
         assert not list(workdir.glob("*.shard-*"))
         assert run_evaluation(dataclasses.replace(config, model=model), StopSignal()) == metrics
+        mark = manifests.load_manifest(workdir).sampled_by
+        assert mark == {"eval.jsonl": manifests.load_manifest(folder).sampled_by["eval.jsonl"]}
+    check_duel(make_config(toy, tmp_path / "duel", "eval"), tmp_path / "online")
+
+
+def read(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def check_duel(config, online):
+    """The last policy of a run against what it started from is round 1 against round 0."""
+    rounds = [manifests.round_folder(online, round) for round in (0, 1)]
+    own = [manifests.load_manifest(folder) for folder in rounds]
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, path=str(online)),
+        eval=EvalConfig(against="sft"),
+    )
+    metrics, workdir = run_evaluation(config, StopSignal()), Path(config.workdir)
+    names = {"eval.jsonl": 1, "against/eval.jsonl": 0}
+    for name, round in names.items():
+        drawn = [row["response_ids"] for row in read(workdir / name)]
+        assert drawn == [row["response_ids"] for row in read(rounds[round] / "eval.jsonl")]
+    manifest = manifests.load_manifest(workdir)
+    assert (manifest.policy, manifest.reference) == ("final", "sft")
+    assert manifest.sampled_by == {
+        name: own[round].sampled_by["eval.jsonl"] for name, round in names.items()
+    }
+    wins = {name: value for name, value in own[1].metrics.items() if name.startswith("win_rate")}
+    assert len(wins) >= 6 and wins == {name: metrics[name] for name in wins}
+    assert metrics["reward_against"] == own[0].metrics["reward_eval"]
+    gain = metrics["reward_eval"] - metrics["reward_against"]
+    assert metrics["reward_gain"] == pytest.approx(gain)
+    record = json.loads((workdir / "comparison.json").read_text())
+    assert (record["pairs"], record["second"]["model"]) == (10, "sft")
+    assert not list(workdir.rglob("*.shard-*"))
+    files = Config(
+        task="compare",
+        workdir=str(workdir.with_name("files")),
+        progress=False,
+        reward=config.reward,
+        data=DataConfig(eval=str(rounds[1] / "eval.jsonl")),
+        eval=EvalConfig(second_samples=str(rounds[0] / "eval.jsonl")),
+    )
+    compared = run_comparison(files, StopSignal())
+    assert wins == {name: compared[name] for name in wins}
 
 
 def test_feedback_gives_the_loss_of_the_training_run(toy, tmp_path):
@@ -170,3 +221,32 @@ def test_a_loss_of_scores_needs_a_reward_model(toy, tmp_path):
     config = make_config(toy, tmp_path / "eval", "eval", data=pairs, **changes)
     with pytest.raises(ConfigError, match="a model without a classification head, but loss 'brad"):
         run_evaluation(config, StopSignal())
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"against": "sft", "on": "feedback"}, r"eval\.against: got 'sft', allowed with eval\.on="),
+        (
+            {"against_checkpoint": 3},
+            r"eval\.against_checkpoint: got 3, allowed without",
+        ),
+        ({"second_samples": "a"}, r"eval\.second_samples: .* are compared by task='compare'"),
+    ],
+)
+def test_what_a_comparison_does_not_use_is_refused(fields, line):
+    values = dict(flatten(to_plain(Config(task="eval", eval=EvalConfig(**fields)))))
+    (found,) = eval_task.check_eval(values)
+    assert re.match(line, found)
+
+
+def test_rewards_that_compare_samples_are_left_to_the_pairs():
+    judge = ScorerConfig(kind="judge", judge=JudgeConfig(mode="compare", model="m"))
+    scorers = {"judge": judge, "rule": ScorerConfig(kind="function", function="a:b")}
+    reward = RewardConfig(kind="judge", judge=judge.judge, rules=("c:d",), cut_at_sentence=True)
+    config = Config(task="eval", reward=reward, eval=EvalConfig(scorers=scorers))
+    found = eval_task._drop_relative(config)
+    assert found.reward == RewardConfig(kind="none", rules=("c:d",))
+    assert dict(found.eval.scorers) == {"rule": scorers["rule"]}
+    plain = dataclasses.replace(config, reward=RewardConfig(path="m"))
+    assert eval_task._drop_relative(plain).reward == plain.reward

@@ -8,13 +8,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from halos_jax.checkpoints.position import Position
+from halos_jax.config import Config, ModelConfig, TrainConfig
 from halos_jax.models import cache
 from halos_jax.models.lora import Frozen, merge_adapter
 from halos_jax.models.spec import DecoderConfig, init_params
 from halos_jax.policies import digest
+from halos_jax.policies.source import Source
 from halos_jax.rounds.proof import origin as origins
 from halos_jax.rounds.proof.origin import UNKNOWN, Origin, OriginError
-from halos_jax.workdir.manifests import Manifest
+from halos_jax.workdir.manifests import Manifest, round_folder, save_manifest
 from tests.models.test_lora import CONFIGS, draw_adapter, make_frozen
 from tests.rounds.stand_ins import PROMPTS, make_sample
 
@@ -109,3 +112,31 @@ def test_a_shard_of_another_policy_is_drawn_again(tmp_path, caplog):
     assert origins.find_shard(path, PROMPTS[1:3], 1, one) is None
     path.write_text("".join(json.dumps(row) + "\n" for row in origins.mark_rows(samples, UNKNOWN)))
     assert origins.find_shard(path, PROMPTS[:2], 1, one) == samples  # by an earlier version
+
+
+AT_THE_END = Position(9, 1)
+
+
+def test_a_policy_of_a_run_is_held_against_the_manifest_of_its_round(tmp_path, caplog):
+    def check(found, *, place=AT_THE_END, ema=0.0):
+        run = Config(workdir=str(tmp_path), train=TrainConfig(ema_decay=ema))
+        source = Source("runs/a", ModelConfig(), tmp_path, run, 1, place)
+        origins.check_source(source, found)
+
+    check("c" * 32)  # the round has no manifest
+    for round, marks in ((0, {}), (1, {}), (2, {"eval.jsonl": "e" * 32})):
+        folder = round_folder(tmp_path, round)
+        folder.mkdir(parents=True)
+        save_manifest(folder, Manifest(round, trained="d" * 32, sampled_by=marks))
+    check("d" * 32 + "+another base")
+    for found, place in (("c" * 32, AT_THE_END), ("d" * 32, Position(9, 2))):
+        with pytest.raises(OriginError, match=r"runs/a: its policy is .* of round \d it is"):
+            check(found, place=place)
+    # The average of the params is what is evaluated and exported, but not what a round ends with.
+    check("c" * 32, ema=0.9)
+    check("e" * 32, place=Position(9, 2), ema=0.9)
+    check("c" * 32, place=Position(9, 1, in_stage=True))
+    origins.check_source(Source("model", ModelConfig()), "c" * 32)
+    assert caplog.text == ""
+    check("c" * 32, place=Position(0, 0))
+    assert "in the manifest of round 0 it is dddddddddddd" in caplog.text

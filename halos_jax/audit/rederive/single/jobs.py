@@ -40,14 +40,14 @@ from halos_jax.losses import get_loss
 from halos_jax.models.lora import merge_adapter
 from halos_jax.policies.against import load_policy
 from halos_jax.policies.policy import Policy
-from halos_jax.rounds import comparison
 from halos_jax.rounds.context import Rollouts
 from halos_jax.rounds.evaluation import EVAL
-from halos_jax.tasks import compare as comparing
+from halos_jax.rounds.outcome import comparison
 from halos_jax.tasks import eval as evaluating
 from halos_jax.tasks import label, sample
 from halos_jax.tasks.job import Job
 from halos_jax.tasks.launch import use_copied_cache
+from halos_jax.tasks.versus import compare as comparing
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Trainer
 from halos_jax.types import Prompt, Sample

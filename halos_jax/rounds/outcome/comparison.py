@@ -128,7 +128,7 @@ def pair_named(
         raise RecordError(
             f"{second[0]}: none of its {len(second[1])} samples is of a prompt of {first[0]} "
             f"({len(first[1])} samples), so there is nothing to compare; allowed: samples for the "
-            "same prompts, with the same prompt_id or, without ids, the same text"
+            "same prompts, with the same prompt_id; sample both from one file of prompts"
         )
     if say and not pairing.is_whole:
         logger.warning(

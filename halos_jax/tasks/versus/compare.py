@@ -22,8 +22,9 @@ from halos_jax.rewards.held_out import check_held_out, find_relative, list_score
 from halos_jax.rewards.labels import gives_rewards, list_rewards
 from halos_jax.rewards.pairs import Scores
 from halos_jax.rewards.scorers import make_scorer
-from halos_jax.rounds import comparison, stages
-from halos_jax.rounds.comparison import Relative, Side
+from halos_jax.rounds import stages
+from halos_jax.rounds.outcome import comparison
+from halos_jax.rounds.outcome.comparison import Relative, Side
 from halos_jax.tasks import label, scoring
 from halos_jax.tasks.job import Job, open_job
 from halos_jax.types import Sample
