@@ -146,7 +146,7 @@ def test_tokens_are_kept_where_their_tokenizer_is_known(toy, samples, tmp_path):
     foreign = dataclasses.replace(samples[0], prompt_ids=(1, 2), response_ids=(3,))
     for model, expected in ((ModelConfig(path="x"), foreign), (ModelConfig(), samples[0])):
         config = make_config(tmp_path, "", model=model)
-        assert label_task._with_ids(foreign, renderer, 16, config) == expected
+        assert label_task.render_samples([foreign], renderer, config) == [expected]
 
 
 def score_right(prompt, response: str, record) -> float:
