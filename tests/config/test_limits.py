@@ -31,12 +31,19 @@ def test_a_kind_of_reward_may_need_nothing(monkeypatch):
     assert len(violations(reward__kind="model", reward__path="")) == 1
 
 
-TASKS = sorted(set(typing.get_args(Task)) - {"pipeline", "eval"})
+TASKS = sorted(set(typing.get_args(Task)) - {"pipeline", "eval", "compare"})
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_right_configs_pass(task):
     assert violations(task=task) == []
+
+
+def test_a_comparison_needs_two_files():
+    named = [line.partition(":")[0] for line in violations(task="compare")]
+    assert named == ["data.eval", "eval.second_samples"]
+    files = {"data__eval": "a", "eval__second_samples": "b"}
+    assert violations(task="compare", **files) == []
 
 
 @pytest.mark.parametrize(
