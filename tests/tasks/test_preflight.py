@@ -209,10 +209,15 @@ def test_a_path_is_made_where_a_stage_before_leaves_its_files(tmp_path):
 def test_a_check_refuses_to_leave_out_all_prompts(toy, tmp_path, task):
     count = len(load_prompts(str(toy / "prompts.jsonl")))
     for skip in (count, count + 1):
-        config = make_config(toy, tmp_path / "run", task, rounds=RoundsConfig(4, 2, num_skip=skip))
+        config = make_config(
+            toy, tmp_path / "run", task, rounds=RoundsConfig(4, prompts_per_round=2, num_skip=skip)
+        )
         assert f"rounds.num_skip{'=' if task == 'sample' else ': got '}{skip}" in fail(config)
     check_start(
-        dataclasses.replace(config, rounds=RoundsConfig(4, 2, num_skip=count - 1)), with_data=True
+        dataclasses.replace(
+            config, rounds=RoundsConfig(4, prompts_per_round=2, num_skip=count - 1)
+        ),
+        with_data=True,
     )
 
 
