@@ -24,6 +24,7 @@ SIZES = {
     "data.max_test": 4,
     "lora.rank": 4,
     "reward.max_length": 128,
+    "rounds.num_skip": 4,
     "rounds.prompts_per_round": 4,
     "rounds.total_prompts": 8,
     "sampling.chunk": 3,

@@ -67,7 +67,7 @@ def test_a_finished_round_is_told_with_what_is_left(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     commit_rounds(tmp_path, FIRST, SECOND)
     time_rounds(tmp_path)
-    config = dataclasses.replace(CONFIG, rounds=RoundsConfig(30, 10))
+    config = dataclasses.replace(CONFIG, rounds=RoundsConfig(30, prompts_per_round=10))
     called: list[str] = []
     run = make_run(
         workdir=tmp_path,

@@ -140,7 +140,7 @@ def test_prompts_that_the_run_does_not_sample_are_not_refused(toy, tmp_path, tas
     assert "prompts.jsonl line" in fail(config)
     skipping = dataclasses.replace(config, data=dataclasses.replace(data, skip_bad=True))
     check_start(skipping, with_data=True)
-    behind = dataclasses.replace(config, rounds=RoundsConfig(2, 2, num_skip=2))
+    behind = dataclasses.replace(config, rounds=RoundsConfig(2, prompts_per_round=2, num_skip=2))
     assert "prompts.jsonl line" in fail(behind)  # the first are looked at too, as a run does
     check_start(dataclasses.replace(config, model=refuse(bad[1:])), with_data=True)
 
