@@ -52,6 +52,7 @@ def replica(tmp_path):
     run = make_run(tmp_path)
     found = SimpleNamespace(
         scratch=tmp_path,
+        workdir=tmp_path,
         manifests={one.round: one for one in made},
         rounds=[0, 1, 2],
         at=lambda round: run,
