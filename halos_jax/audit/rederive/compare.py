@@ -59,6 +59,15 @@ def drop_shares(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def drop_sums(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics without sums over an answer that are there per token, too.
+
+    The rounding of all its tokens adds up in them.
+    """
+    sums = {name.replace("_per_token", "") for name in metrics if "_per_token" in name}
+    return {name: value for name, value in metrics.items() if name not in sums}
+
+
 def compare_rows(
     recorded: Sequence[Mapping[str, Any]],
     found: Sequence[Mapping[str, Any]],
