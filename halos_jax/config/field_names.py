@@ -24,7 +24,7 @@ SCORES = tuple(
     )
 )
 # Fields of the records that this package and HALOs write, by the record's `type`.
-_PROMPT = ("prompt", "prompt_id", "prompt_ids", "prompt_pass", "instruction")
+_PROMPT = ("prompt", "prompt_id", "prompt_ids", "prompt_pass", "instruction", "replayed_round")
 _ALWAYS = {"type", *_PROMPT, "extra", "dataset", "split"}
 _OUTPUT = ("output", "reward", "generator", "finish_reason", "sample_id")
 _DRAWN = ("logps", "sum_logps", "mean_entropy", "drawn")

@@ -47,6 +47,7 @@ def find_violations(values: Mapping[str, Any]) -> Iterable[str]:
         if task.samples:
             yield from _check_lengths(values)
     if task.makes_feedback:
+        yield from load("halos_jax.rounds.replay.allowed:check_replay")(values)
         yield from _check_threshold(values)
         yield from _check_pairs(values)
     if task.limits:

@@ -8,6 +8,7 @@ from annotated_types import Ge
 
 from halos_jax.config.bounds import (
     Fraction,
+    FractionBelowOne,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -152,3 +153,6 @@ class FeedbackConfig:
     min_examples: NonNegativeInt = 0
     # Most prompts of such a round, as a multiple of those that it begins with
     max_prompts_factor: Annotated[float, Ge(1)] = 2.0
+    # Share of the examples that a round trains on that are those of earlier rounds, chosen at
+    # random, with the log-probabilities of the policies that sampled them; 0: none
+    replay: FractionBelowOne = 0.0

@@ -138,14 +138,14 @@ class RoundsConfig:
 
     # Prompts that the whole run may use; one that several passes have counts once in each
     total_prompts: PositiveInt = growing(2048, "online")
-    # Most passes over the prompts, each in a new order and with other samples
-    passes: PositiveInt = growing(1, "online", elsewhere="result")
     # Prompts of one round; "auto": as many as the signs of the rounds before suggest, within the
     # two bounds below
     prompts_per_round: PositiveInt | Literal["auto"] = 512
     min_prompts_per_round: PositiveInt = 128  # "auto": fewest prompts; sizes are multiples of it
     max_prompts_per_round: PositiveInt = 1024  # "auto": most prompts
     num_skip: NonNegativeInt = 0  # prompts to skip at the start of the run's order
+    # Most passes over the prompts, each in a new order and with other samples
+    passes: PositiveInt = growing(1, "online", elsewhere="result")
     # Reference of the loss: the SFT checkpoint, the policy as it was at the start of the round, or
     # as it was 1 to `sync_every` optimizer steps ago
     reference: Literal["sft", "round_start", "previous_step"] = "sft"

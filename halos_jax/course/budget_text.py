@@ -60,6 +60,7 @@ def describe_budget(config: Config, rounds: Sequence[RoundSize], in_pass: int = 
         f"budget: learning rate {optimizer.learning_rate:g} ({optimizer.schedule}{by_prompts}) "
         f"after {show_count(warmup, 'steps')} of warm-up",
         *_describe_refill(config),
+        *_describe_replay(config),
     ]
 
 
@@ -206,6 +207,17 @@ def _describe_refill(config: Config) -> list[str]:
         f"feedback.min_examples={feedback.min_examples} gets further prompts, up to "
         f"{feedback.max_prompts_factor:g} times its share in all (feedback.max_prompts_factor); "
         "fewer are left for later rounds"
+    ]
+
+
+def _describe_replay(config: Config) -> list[str]:
+    """Say in a line what share of the examples is of earlier rounds, where there is one."""
+    share = config.feedback.replay
+    if not share:
+        return []
+    return [
+        f"budget: up to {share:.3g} of the {name_examples(config)} of each round but the first are "
+        "those of earlier rounds once more (feedback.replay)"
     ]
 
 

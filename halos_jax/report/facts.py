@@ -144,6 +144,11 @@ def _choose_readers(
         ("prompts", "prompts sampled from", _count_prompts),
         ("pass", "over the data, of its prompts, mean", _number("prompt_pass", ".3g")),
         ("pairs", "examples of its feedback", _count_examples),
+        (
+            "replayed",
+            "examples of earlier rounds beside them",
+            _number("feedback_replayed", ".0f"),
+        ),
         ("held-out reward", "mean over held-out prompts, ± 95 %", _estimate("reward_eval")),
         ("win rate", "against SFT, of held-out samples", _number("win_rate_eval", ".0%")),
         *scorers,

@@ -136,6 +136,7 @@ def expect_steps(
     examples: Callable[[int], int],
     batch_size: int,
     epochs: Callable[[int], int],
+    replay: float = 0.0,
 ) -> int:
     """Return how many optimizer steps the rounds that have prompts will take.
 
@@ -145,12 +146,32 @@ def expect_steps(
       num_available: how many prompts the order has.
       examples: maps a number of prompts to the most examples it can give (`expect_examples`).
       epochs: maps the number of a round to how many epochs it trains.
+      replay: the share of its examples that are those of earlier rounds, `feedback.replay`.
     """
-    steps = 0
+    return sum(
+        count_steps(count, batch_size=batch_size, epochs=epochs(round))
+        for round, count in enumerate(list_examples(budget, num_available, examples, replay), 1)
+    )
+
+
+def list_examples(
+    budget: Budget, num_available: int, examples: Callable[[int], int], replay: float
+) -> list[int]:
+    """Return how many examples each round that has prompts trains on at most, replayed ones too.
+
+    The arguments are those of `expect_steps`.
+    """
+    found, known = list[int](), 0
     for round in range(1, budget.count_rounds(num_available) + 1):
-        count = examples(budget.plan_round(round, num_available).num_prompts)
-        steps += count_steps(count, batch_size=batch_size, epochs=epochs(round))
-    return steps
+        fresh = examples(budget.plan_round(round, num_available).num_prompts)
+        found.append(fresh + count_replayed(fresh, replay, known))
+        known += fresh
+    return found
+
+
+def count_replayed(fresh: int, share: float, known: int) -> int:
+    """Return how many of `known` examples of earlier rounds make up `share` beside `fresh` ones."""
+    return min(round(fresh * share / (1 - share)), known)
 
 
 def describe_shortage(budget: Budget, num_prompts: int, passes: int = 1) -> str | None:

@@ -133,6 +133,7 @@ def lay_out(
             ),
             batch_size=config.train.batch_size,
             epochs=epochs,
+            replay=config.feedback.replay,
         )
 
     available = num_prompts * passes

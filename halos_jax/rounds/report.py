@@ -19,7 +19,7 @@ from halos_jax.course.budget_text import (
 from halos_jax.course.verdicts import scale_rate
 from halos_jax.losses import get_loss
 from halos_jax.packing.batches import count_steps
-from halos_jax.rounds.budget import Budget, expect_examples
+from halos_jax.rounds.budget import Budget, expect_examples, list_examples
 from halos_jax.rounds.context import Run
 from halos_jax.rounds.outcome.decisions import name_start
 from halos_jax.rounds.outcome.table import Row, format_rounds, last_round, read_rows
@@ -61,10 +61,15 @@ def list_sizes(
     `num_prompts` is how many the order of all passes has.
     """
     items, per_prompt = get_loss(config.loss).items, config.sampling.num_samples_per_prompt
+    counts = list_examples(
+        budget,
+        num_prompts,
+        lambda prompts: expect_examples(prompts, per_prompt, config.feedback, items),
+        config.feedback.replay,
+    )
     sizes = []
-    for round in range(1, budget.count_rounds(num_prompts) + 1):
+    for round, examples in enumerate(counts, 1):
         prompts = budget.plan_round(round, num_prompts).num_prompts
-        examples = expect_examples(prompts, per_prompt, config.feedback, items)
         steps = count_steps(examples, batch_size=config.train.batch_size, epochs=epochs(round))
         sizes.append(RoundSize(prompts, examples, steps))
     return sizes
@@ -175,4 +180,5 @@ def _estimate_rest(run: Run) -> float | None:
 def _sum_up(run: Run, row: Row) -> RoundDone:
     """Return what a round has used, without the time that it compiled: later ones will not."""
     seconds = max((row.seconds or 0.0) - run.compiled.get(row.manifest.round, 0.0), 0.0)
-    return RoundDone(row.prompts, row.examples, row.steps or 0, seconds)
+    examples = row.examples + row.metrics.get("feedback_replayed", 0)
+    return RoundDone(row.prompts, examples, row.steps or 0, seconds)

@@ -35,6 +35,8 @@ from halos_jax.rounds.outlook import measure_progress
 from halos_jax.rounds.proof import origin as origins
 from halos_jax.rounds.proof.origin import UNKNOWN, Origin
 from halos_jax.rounds.proof.rescore import NO_RESCORING, Rescoring, drop_logps
+from halos_jax.rounds.replay.choose import FILE as REPLAY
+from halos_jax.rounds.replay.choose import choose_replayed
 from halos_jax.rounds.watch import before
 from halos_jax.sampling.sampler import sample_shard
 from halos_jax.training import loop as training
@@ -159,13 +161,18 @@ def score_stage(run: Rollouts, folder: Path) -> StageResult:
 
 
 def feedback_stage(run: Rollouts, folder: Path, round: int) -> StageResult:
-    """Write feedback.jsonl from samples and scores."""
+    """Write feedback.jsonl from samples and scores, and replay.jsonl from earlier rounds."""
     scored = read_scored(folder)
     rows, counts = make_feedback(run.config, scored, round)
     report_feedback(f"round {round}", counts, scored, run.config)
     write_rows(run.workspace, folder / "feedback.jsonl", rows)
     metrics = {f"feedback_{name}": count for name, count in counts.items()}
-    return StageResult({"feedback.jsonl": len(rows)}, metrics)
+    done = StageResult({"feedback.jsonl": len(rows)}, metrics)
+    if run.config.feedback.replay:
+        found = choose_replayed(run.config, run.workspace.workdir, round, rows)
+        write_rows(run.workspace, folder / REPLAY, found.rows)
+        done = found.add_to(done)
+    return done
 
 
 def train_stage(
@@ -218,18 +225,20 @@ def prepare_round(
     load_round_start: Callable[[], Params],
 ) -> Dataset | None:
     """Do what comes before a round's first step: return its dataset, if there are items, with what
-    other policies say of them; and write down the signs of its fresh samples."""
+    other policies say of them and of those it replays; and write down its fresh samples' signs."""
     sft = functools.cache(lambda: load_sft())  # for the reference and for the signs
     seed = seed_batches(run.config.seed, round)
-    dataset, logps = None, None
+    dataset, logps, replays = None, None, run.config.feedback.replay
     if items:
+        more = load_feedback_items(run, folder, REPLAY) if replays else []
+        every = [*items, *more]
         dataset = training.make_dataset(
-            run.trainer, items, seed=seed, epochs=run.config.train.epochs, recurring="train"
+            run.trainer, every, seed=seed, epochs=run.config.train.epochs, recurring="train"
         )
         logger.info(
             "round %d: %s, %s, packed fill %.0f %%",
             round,
-            show_count(len(items), ITEM_KINDS[run.trainer.loss.items].noun),
+            show_count(len(every), ITEM_KINDS[run.trainer.loss.items].noun),
             show_count(len(dataset.plan), "steps"),
             100 * dataset.plan.fill,
         )
@@ -239,7 +248,7 @@ def prepare_round(
             )
         reference = run.config.rounds.reference
         moving = reference == "previous_step"
-        if training.needs_reference(run.trainer.loss, items, moving=moving):
+        if training.needs_reference(run.trainer.loss, every, moving=moving):
             # Only `sft` may hold the params, which are in memory beside the train state.
             is_start = reference == "round_start"
             trainer = run.trainer if is_start else run.referring
@@ -249,8 +258,8 @@ def prepare_round(
             # Signs are of the policies themselves, whatever the sampler drew from.
             is_plain = not is_start and dataset.plan.layout.kept == NOTHING
             logps = dataset.reference_logps if is_plain else None
-    samples = read_scored(folder)
-    signs = before.measure_before(run, samples, items, logps, sft, round=round)
+    fresh, samples = (logps[: len(items)] if logps and replays else logps), read_scored(folder)
+    signs = before.measure_before(run, samples, items, fresh, sft, round=round)
     if signs is not None:
         write_shard(run.workspace, folder / before.FILE, [signs])
     del sft
@@ -284,17 +293,17 @@ def _locate(
     return Position(int(state.step), round, in_stage, stage_step, layouts)
 
 
-def load_feedback_items(run: Run, folder: Path) -> list[Item]:
-    """Return the training items of a round's feedback.
+def load_feedback_items(run: Run, folder: Path, name: str = "feedback.jsonl") -> list[Item]:
+    """Return the training items of a round's feedback, or of what it replays.
 
     In round 0 they are the held-out items: the SFT policy's labelled samples of held-out prompts.
     """
-    path = folder / "feedback.jsonl"
-    if not path.stat().st_size:  # a round of ties alone
+    path = folder / name
+    if not path.stat().st_size:  # a round of ties alone, or the first one, which replays nothing
         return []
     kind, control = run.trainer.loss.items, run.config.data.control
     items = load_items(kind, str(path), run.policy.renderer, run.lengths, control=control)
-    if ITEM_KINDS[kind].is_weighed:
+    if ITEM_KINDS[kind].is_weighed and name != REPLAY:
         report_balance(items, run.config.loss)
     return items
 

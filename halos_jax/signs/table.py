@@ -114,6 +114,18 @@ STALE: Mapping[str, Sign] = {
     "stale_ratio_per_token_max": Sign("nats a token", "largest of the same", False),
 }
 
+# After a round's training, on watched responses of earlier rounds that it has replayed.
+REPLAYED: Mapping[str, Sign] = {
+    "kl_stale_age/NAME": Sign(
+        "nats a sequence",
+        "as kl_stale, of watched responses that the round has replayed (feedback.replay) and that "
+        "were sampled NAME rounds before it",
+    ),
+    "kl_sampled_stale_age/NAME": Sign(
+        "nats a sequence", "the same where samples are drawn otherwise: not a KL divergence"
+    ),
+}
+
 # Of samples for prompts that are not trained on; NAME is a part of the reward or a scorer.
 HELD_OUT: Mapping[str, Sign] = {
     "reward_eval": Sign("reward", "mean reward of the held-out samples that have one"),
@@ -129,4 +141,4 @@ HELD_OUT: Mapping[str, Sign] = {
     "unlabelled_eval": Sign("count", "held-out samples without a reward", False),
 }
 
-SIGNS: Mapping[str, Sign] = {**PROOF, **FRESH, **STALE, **HELD_OUT}
+SIGNS: Mapping[str, Sign] = {**PROOF, **FRESH, **STALE, **REPLAYED, **HELD_OUT}

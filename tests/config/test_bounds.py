@@ -62,7 +62,13 @@ FRACTIONS = (
     *("optimizer.warmup_fraction", "optimizer.warmup_start", "reward.max_unlabelled"),
     *("guard.max_truncated", "toy.mistakes"),
 )
-BELOW_ONE = ("lora.dropout", "optimizer.beta1", "optimizer.beta2", "train.ema_decay")
+BELOW_ONE = (
+    "feedback.replay",
+    "lora.dropout",
+    "optimizer.beta1",
+    "optimizer.beta2",
+    "train.ema_decay",
+)
 ABOVE_ZERO_TO_ONE = ("guard.rate_factor", "sampling.top_p")
 
 

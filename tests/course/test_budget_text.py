@@ -45,6 +45,8 @@ def test_the_description_of_a_budget():
         "budget: learning rate 2e-06 (constant) after 5 steps of warm-up",
     ]
     assert describe_budget(CONFIG, ROUNDS[:1])[0].startswith("budget: 1 round of 512 prompts, 512")
+    (*_, line) = describe_budget(change(CONFIG, "feedback", replay=0.25), ROUNDS)
+    assert line.startswith("budget: up to 0.25 of the pairs of each round but the first are")
     twice = change(CONFIG, "rounds", passes=2)
     assert (
         "1,600 in all (1.6 passes over 1,000 prompts); 4" in describe_budget(twice, ROUNDS, 1000)[0]

@@ -1,4 +1,4 @@
-"""A run of several passes over its prompts: every pass has each once, killed or not."""
+"""Several passes over the prompts, with replay: every pass has each prompt once, killed or not."""
 
 import collections
 import json
@@ -9,8 +9,9 @@ import pytest
 from halos_jax.workdir import manifests
 from tests.e2e.test_resume import assert_same_run, run_to_the_end
 
-# 5 prompts in passes of 5; each round of 6 has prompts of two passes.
-PASSES = ("data.max_train=5", "rounds.passes=3")
+# 5 prompts in passes of 5; each round of 6 has prompts of two passes. The second one has 6 pairs of
+# its own at most, and 2 of the first.
+PASSES = ("data.max_train=5", "rounds.passes=3", "feedback.replay=0.25")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,23 @@ def test_no_prompt_comes_twice_in_a_pass(spread):
     assert len(set(used[1])) == 5 and set(used[2]) == set(used[1]) and set(used[3]) < set(used[1])
     assert len(set(used[3])) == 2 and used[1] != used[2]
     assert "12 in all (2.4 passes over 5 prompts)" in output
+
+
+def test_a_round_trains_on_pairs_of_the_round_before(spread):
+    workdir, _, output = spread
+    first, own, again = (
+        read(workdir, *place)
+        for place in ((1, "feedback.jsonl"), (2, "feedback.jsonl"), (2, "replay.jsonl"))
+    )
+    assert read(workdir, 1, "replay.jsonl") == []
+    assert len(again) == round(len(own) / 3) > 0
+    for row in again:
+        assert row.pop("replayed_round") == 1 and row in first
+    manifest = manifests.load_manifest(workdir / "rounds" / "0002")
+    assert manifest.decisions["replay"] == {"examples": len(again), "rounds": {"1": len(again)}}
+    assert manifest.metrics["feedback_replayed"] == len(again)
+    assert manifest.metrics["kl_stale_age/1"] > 0
+    assert f"round 2: {len(own) + len(again)} pairs" in output
 
 
 def test_a_prompt_that_a_round_has_twice_gets_other_samples(spread):

@@ -9,6 +9,7 @@ from halos_jax.rounds.budget import (
     describe_shortage,
     expect_examples,
     expect_steps,
+    list_examples,
 )
 
 
@@ -119,6 +120,17 @@ def test_fewer_prompts_than_the_budget_are_said():
     assert "10 prompts after rounds.num_skip=4 are enough for 2 of" in describe_shortage(
         Budget(64, 8, 4), 14
     )
+
+
+def test_replayed_examples_are_expected_where_there_are_earlier_ones():
+    budget = Budget(total_prompts=26, prompts_per_round=8)
+    # Of 16 examples a round, with as many again from the second round on; the last has 4.
+    assert list_examples(budget, 100, lambda count: 2 * count, 0.5) == [16, 32, 32, 8]
+    assert list_examples(budget, 100, lambda count: 2 * count, 0.75) == [16, 16 + 16, 16 + 32, 16]
+    assert list_examples(budget, 100, lambda count: 2 * count, 0.0) == [16, 16, 16, 4]
+    settings = {"examples": lambda count: 2 * count, "batch_size": 4, "epochs": lambda round: 1}
+    assert expect_steps(budget, 100, **settings, replay=0.5) == 4 + 8 + 8 + 2
+    assert expect_steps(budget, 100, **settings) == 4 + 4 + 4 + 1
 
 
 def test_passes_that_the_budget_does_not_reach_and_those_that_are_too_few_are_said():

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from halos_jax.signs.table import FRESH, HELD_OUT, PROOF, SIGNS, STALE
+from halos_jax.signs.table import FRESH, HELD_OUT, PROOF, REPLAYED, SIGNS, STALE
 
 PAGE = Path(__file__).parents[2] / "halos_jax" / "signs" / "README.md"
 
@@ -20,4 +20,5 @@ def test_the_page_shows_the_table():
 
 
 def test_a_sign_is_of_the_start_of_a_round_or_of_its_end():
-    assert len(SIGNS) == len(PROOF) + len(FRESH) + len(STALE) + len(HELD_OUT)
+    parts = (PROOF, FRESH, STALE, REPLAYED, HELD_OUT)
+    assert len(SIGNS) == sum(map(len, parts))

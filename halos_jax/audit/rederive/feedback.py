@@ -1,14 +1,17 @@
 """Feedback made again from samples, rewards, config and seed: the same bytes come out."""
 
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 
 from halos_jax.audit.findings import Finding, compare, differs, passed
 from halos_jax.audit.rederive.compare import EXACT, compare_values
 from halos_jax.audit.rederive.replica import Replica
 from halos_jax.audit.rederive.rewards import check_metrics, link, read_rows
 from halos_jax.rounds import stages
-from halos_jax.rounds.context import Run
+from halos_jax.rounds.context import Run, StageResult
 from halos_jax.rounds.refill import extents as ranges
+from halos_jax.rounds.replay import choose as replay
 from halos_jax.workdir.manifests import Manifest
 
 
@@ -25,7 +28,26 @@ def check_feedback(replica: Replica, run: Run, manifest: Manifest) -> list[Findi
         found = passed("feedback", what, count, unit="records")
     else:
         found = compare_records(read_rows(files[0]), read_rows(files[1]), what)
-    return [found, check_metrics("feedback", manifest, done, EXACT, is_same=True)]
+    metrics = check_metrics("feedback", manifest, done, EXACT, is_same=True)
+    return [found, metrics, *_check_replay(recorded, folder, manifest, done)]
+
+
+def _check_replay(
+    recorded: Path, made: Path, manifest: Manifest, done: StageResult
+) -> Iterator[Finding]:
+    """Choose again what the round replays; compare its records, and the manifest's decision."""
+    if not (replay.FILE in manifest.files or replay.FILE in done.files):
+        return
+    rows = [
+        read_rows(folder / replay.FILE) if (folder / replay.FILE).exists() else []
+        for folder in (recorded, made)
+    ]
+    wrong = [] if rows[0] == rows[1] else ["the records are not those that follow"]
+    known = {replay.NAME: manifest.decisions.get(replay.NAME)}
+    difference = compare_values(known, dict(done.decisions))
+    wrong += [difference.first] if difference.first else []
+    what = "examples of earlier rounds, chosen again"
+    yield compare("replay", what, wrong, len(rows[0]), unit="records")
 
 
 # What earlier versions did not write into feedback with `sampling.keep_logps`.

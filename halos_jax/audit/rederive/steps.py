@@ -27,6 +27,7 @@ from halos_jax.checkpoints.saved import Saved
 from halos_jax.metrics import MetricWriter, is_time, read_metrics
 from halos_jax.rounds import stages
 from halos_jax.rounds.context import Run, StageResult
+from halos_jax.rounds.replay.choose import FILE as REPLAY
 from halos_jax.rounds.watch import before
 from halos_jax.training import loop as training
 from halos_jax.training.loop import Dataset, Trainer
@@ -87,7 +88,8 @@ def train_again(
     round, first = manifest.round, int(state.step)
     folder = replica.make_folder(f"train-{round}")
     recorded = replica.folder(round)
-    names = ("manifest.json", "samples.jsonl", "scores.jsonl", "feedback.jsonl")
+    names = ["manifest.json", "samples.jsonl", "scores.jsonl", "feedback.jsonl"]
+    names += [REPLAY] if REPLAY in manifest.files else []
     link(folder, *(recorded / name for name in names))
     items = stages.load_feedback_items(run, folder)
     held = [state.params]

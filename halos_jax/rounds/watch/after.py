@@ -8,6 +8,7 @@ from halos_jax.rounds.context import Run, StageResult
 from halos_jax.rounds.pending import open_stage
 from halos_jax.rounds.stages import read_scored
 from halos_jax.rounds.watch import watched as watching
+from halos_jax.rounds.watch.replayed import measure_replayed
 from halos_jax.signs.staleness import measure_staleness
 from halos_jax.training.followers import take_policy
 from halos_jax.types import TrainState
@@ -31,7 +32,9 @@ def add_staleness(run: Run, state: TrainState, evaluation: StageResult, round: i
     label = f"staleness {round}"
     explained = explain_memory("signs", f"the staleness of round {round}", run.config)
     with open_stage(run, round, "staleness"), explained:
-        sums = watching.compute_sums(run, watched, take_policy(state.params), label=label)
+        policy = take_policy(state.params)
+        sums = watching.compute_sums(run, watched, policy, label=label)
+        ages = measure_replayed(run, policy, round)
     drawn = [one.sum_logps for one in watched if one.sum_logps is not None]
     signs = measure_staleness(
         [now - old for now, old in zip(sums, drawn, strict=True)],
@@ -39,7 +42,7 @@ def add_staleness(run: Run, state: TrainState, evaluation: StageResult, round: i
         [one.prompt.prompt_id for one in watched],
         is_exact=watching.is_exact(run.config.sampling),
     )
-    metrics = watching.name_metrics(signs)
+    metrics = watching.name_metrics({**signs, **ages})
     run.writer.write(int(state.step), {"round": round, **metrics})
     run.writer.flush()  # before the manifest says that the stage is done
     logger.debug("round %d: staleness in %.2f s", round, time.monotonic() - began)

@@ -18,6 +18,7 @@ from halos_jax.data.records import reading
 from halos_jax.devices import explain_memory
 from halos_jax.packing.token_values import TokenValues
 from halos_jax.rounds.context import NOTHING, Run, StageResult
+from halos_jax.rounds.watch import replayed
 from halos_jax.rounds.watch import watched as watching
 from halos_jax.rounds.watch.watched import Key
 from halos_jax.signs import fresh
@@ -52,6 +53,8 @@ def measure_before(
     began, folder = time.monotonic(), round_folder(run.workdir, round)
     watched = watching.choose_watched(run.config, samples, round)
     watching.plan_watched(run, watched)
+    if run.config.feedback.replay:
+        watching.plan_watched(run, replayed.choose_watched(run, round)[0])
     is_known = (folder / FILE).exists()
     # No process may write the file until all have looked for it: they must all agree.
     sharding.wait_for_all(f"looked for {FILE} of round {round}")

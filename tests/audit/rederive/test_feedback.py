@@ -1,6 +1,7 @@
 """Feedback made again from samples and scores."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,10 @@ from halos_jax.config import Config, FeedbackConfig, SamplingConfig
 from halos_jax.losses import get_loss
 from halos_jax.rounds import stages
 from halos_jax.rounds.budget import Budget
+from halos_jax.rounds.replay import choose
 from halos_jax.workdir.manifests import FileRecord
 from tests.audit.rederive.test_rewards import Replica, make_rollouts, make_round
+from tests.rounds.replay.test_choose import write_round
 
 CONFIG = Config(
     seed=3,
@@ -109,3 +112,43 @@ def test_fields_that_an_earlier_version_did_not_write_are_left_out(recorded, mad
     found = feedback.compare_records([recorded], [made], "again")
     assert (found.outcome, found.amount) == (outcome, "1 records")
     assert found.why.startswith(why)
+
+
+@pytest.fixture
+def replayed(tmp_path):
+    """Return what `made` does, of a round 2 that replays one of the records of round 1."""
+    config = dataclasses.replace(CONFIG, feedback=dataclasses.replace(CONFIG.feedback, replay=0.25))
+    write_round(tmp_path, 1, [{"prompt_id": f"q{number}"} for number in range(9)])
+    manifest = make_round(tmp_path, [0.0, 1.0, 3.0])
+    (tmp_path / "0001").rename(tmp_path / "0002")
+    rollouts = make_rollouts(tmp_path, None, config)
+    done = stages.feedback_stage(rollouts, tmp_path / "0002", 2)
+    files = {name: FileRecord("", count) for name, count in done.files.items()}
+    manifest = dataclasses.replace(
+        manifest, round=2, files=files, metrics=done.metrics, decisions=done.decisions
+    )
+    return Replica(tmp_path), SimpleNamespace(rollouts=rollouts, config=config), manifest
+
+
+def test_what_a_round_replays_is_chosen_again(replayed):
+    (record,) = choose.read_replayed(replayed[0].folder(2))
+    assert record["replayed_round"] == 1
+    found = feedback.check_feedback(*replayed)
+    assert [one.outcome for one in found] == ["passed", "passed", "passed"]
+    assert found[2].amount == "1 records"
+
+
+@pytest.mark.parametrize("change", ["record", "decision", "file"])
+def test_another_choice_is_found(replayed, change):
+    replica, run, manifest = replayed
+    path = replica.folder(2) / choose.FILE
+    if change == "record":
+        (record,) = choose.read_replayed(replica.folder(2))
+        names = {"q1", "q2"} - {record["prompt_id"]}
+        path.write_text(json.dumps({**record, "prompt_id": min(names)}) + "\n")
+    elif change == "file":
+        path.unlink()
+    else:
+        chosen = {"replay": {"examples": 1, "rounds": {"2": 1}}}
+        manifest = dataclasses.replace(manifest, decisions=chosen)
+    assert feedback.check_feedback(replica, run, manifest)[2].outcome == "differs"

@@ -1,0 +1,1 @@
+"""Examples of earlier rounds that a round trains on once more."""
