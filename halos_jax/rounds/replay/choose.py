@@ -3,6 +3,9 @@
     rounds/0003/replay.jsonl    records of feedback.jsonl of earlier rounds, with "replayed_round"
     "decisions": {"replay": {"examples": 5, "rounds": {"1": 3, "2": 2}}}
 
+Earlier rounds are those that the policy at the start of the round comes from: not one that the
+guard went back from, since a policy that is no longer wanted may have drawn its samples.
+
 The records are copies, with the log-probabilities of the policies that sampled them: whatever a
 later start keeps of the earlier rounds, a round has in its own folder what it trains on.
 """
@@ -19,6 +22,7 @@ from halos_jax.data.records import reading
 from halos_jax.data.records.formats import digest
 from halos_jax.rounds.budget import count_replayed
 from halos_jax.rounds.context import StageResult
+from halos_jax.rounds.outcome.decisions import find_start
 from halos_jax.workdir import manifests
 from halos_jax.workdir.manifests import ManifestError, round_folder
 
@@ -49,7 +53,7 @@ class Replayed(NamedTuple):
 
 
 def choose_replayed(config: Config, workdir: Path, round: int, fresh: Rows) -> Replayed:
-    """Choose at random, without repetition, among the examples of all rounds before `round`.
+    """Choose at random, without repetition, among the examples of the rounds that lead to `round`.
 
     They are so many that they make up `feedback.replay` of all examples, or all that there are.
     Which ones depends on (seed, round) and the earlier rounds' feedback alone.
@@ -61,7 +65,7 @@ def choose_replayed(config: Config, workdir: Path, round: int, fresh: Rows) -> R
       ManifestError: if the feedback of an earlier round is gone or not as the round wrote it.
     """
     known: list[tuple[str, int, Rows]] = []
-    for before in range(1, round):
+    for before in list_sources(workdir, round):
         path = find_file(workdir, before, "feedback.jsonl")
         rows = [row for _, row in reading.read_records(path, allow_empty=True)]
         for number, example in enumerate(_split(config, rows)):
@@ -81,6 +85,15 @@ def choose_replayed(config: Config, workdir: Path, round: int, fresh: Rows) -> R
         f": {sources}" if sources else "",
     )
     return Replayed(found, count, rounds)
+
+
+def list_sources(workdir: Path, round: int) -> list[int]:
+    """Return the rounds whose training the policy at the start of `round` has had, in order."""
+    found, before = list[int](), find_start(workdir, round)
+    while before:
+        found.append(before)
+        before = find_start(workdir, before)
+    return found[::-1]
 
 
 def _split(config: Config, rows: Rows) -> list[Rows]:
@@ -105,7 +118,7 @@ def find_file(workdir: Path, round: int, name: str) -> Path:
     if record is None or not path.is_file() or storage.hash_file(path) != record.sha256:
         raise ManifestError(
             f"{path}: is gone or not as round {round} wrote it, and feedback.replay trains on "
-            "examples of all earlier rounds; put the original file back, or start a new run with "
+            "examples of earlier rounds; put the original file back, or start a new run with "
             "--config.workdir=DIR"
         )
     return path

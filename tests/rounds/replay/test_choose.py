@@ -19,12 +19,12 @@ def make_config(share=0.5, type="pairwise", seed=3):
     return dataclasses.replace(CONFIG, seed=seed, feedback=FeedbackConfig(type=type, replay=share))
 
 
-def write_round(workdir, round, rows, name="feedback.jsonl"):
+def write_round(workdir, round, rows, name="feedback.jsonl", **decisions):
     folder = round_folder(workdir, round)
     folder.mkdir(parents=True)
     formats.write_records(folder / name, rows)
     record = FileRecord(hash_file(folder / name), len(rows))
-    manifests.save_manifest(folder, Manifest(round=round, files={name: record}))
+    manifests.save_manifest(folder, Manifest(round, files={name: record}, decisions=decisions))
 
 
 def make_rows(round, count):
@@ -84,6 +84,19 @@ def test_the_samples_of_a_prompt_are_one_example_of_scalar_feedback(tmp_path):
     assert found.examples == 4 and len(found.rows) == 12
     samples = collections.Counter(row["prompt_id"] for row in found.rows)
     assert set(samples.values()) == {3} and len(samples) == 4
+
+
+@pytest.mark.parametrize(
+    ("back", "round", "sources"),
+    [({3: 2}, 4, [1, 2]), ({3: 1}, 5, [1, 4]), ({3: 2, 4: 2}, 6, [1, 2, 5]), ({2: 0}, 4, [3])],
+)
+def test_rounds_that_the_guard_went_back_from_are_not_replayed(tmp_path, back, round, sources):
+    for number in range(1, round):
+        verdict = {"action": "retry", "to": back[number]} if number in back else {"action": "none"}
+        write_round(tmp_path, number, make_rows(number, 10), guard=verdict)
+    found = choose.choose_replayed(make_config(0.9), tmp_path, round, make_rows(round, 10))
+    assert found.rounds == {str(number): 10 for number in sources}
+    assert {row["replayed_round"] for row in found.rows} == set(sources)
 
 
 def test_what_is_replayed_must_be_as_its_round_wrote_it(workdir):
