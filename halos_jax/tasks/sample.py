@@ -34,8 +34,7 @@ from halos_jax.rewards.scorers import make_scorer
 from halos_jax.rounds import cuts, stages
 from halos_jax.rounds.context import Rollouts, StageResult
 from halos_jax.rounds.order import spread_passes
-from halos_jax.rounds.proof.lineage import check_source
-from halos_jax.rounds.proof.origin import identify, name_sampled
+from halos_jax.rounds.proof.origin import check_source, identify, name_sampled
 from halos_jax.sampling.sampler import make_sampler
 from halos_jax.tasks import scoring
 from halos_jax.tasks.job import Job, open_job

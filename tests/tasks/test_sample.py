@@ -138,7 +138,7 @@ def check_checkpoint(config, tmp_path):
     assert found.sampled_by == {"samples.jsonl": ended.trained}
     save_manifest(last, dataclasses.replace(ended, trained="ff" * 16))
     asked = dataclasses.replace(asked, workdir=str(tmp_path / "swapped"))
-    with pytest.raises(OriginError, match="but round 1 ended with ffffffffffff; allowed: the pol"):
+    with pytest.raises(OriginError, match="of round 1 it is ffffffffffff; allowed: that policy"):
         run_sampling(asked, StopSignal())
     assert not list((tmp_path / "swapped").glob("samples*"))
     save_manifest(last, ended)

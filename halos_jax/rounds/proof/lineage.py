@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from halos_jax import storage
-from halos_jax.checkpoints.position import Position
-from halos_jax.checkpoints.store import read_checkpoints
-from halos_jax.policies.source import Source
-from halos_jax.rounds.proof.origin import OriginError, identify
+from halos_jax.rounds.proof.origin import identify
 from halos_jax.training.followers import take_policy
 from halos_jax.training.loop import Trainer
 from halos_jax.types import Item, Params
 from halos_jax.workdir import manifests
-from halos_jax.workdir.manifests import Manifest, ManifestError, round_folder
+from halos_jax.workdir.manifests import ManifestError
 
 logger = logging.getLogger(__name__)
 
@@ -91,42 +88,3 @@ def warn_of_sampler(
             start,
             trainer.loss.name,
         )
-
-
-def check_source(source: Source, found: str) -> None:
-    """Refuse a checkpoint whose policy is not the one that its round ended with.
-
-    Nothing is said of a checkpoint in the middle of a round, nor of one of an averaged policy that
-    was never evaluated.
-
-    Args:
-      found: the fingerprint of the policy that was loaded.
-    """
-    if source.workdir is None or source.checkpoint is None or source.run is None:
-        return
-    checkpoints = read_checkpoints(source.workdir / "checkpoints")
-    try:
-        position = Position.from_dict(checkpoints.read_round_state(source.checkpoint))
-    finally:
-        checkpoints.close()
-    if position.round is None or position.in_stage:
-        return
-    manifest = manifests.load_manifest(round_folder(source.workdir, position.round))
-    expected = _list_policies(manifest, is_averaged=source.run.train.ema_decay > 0)
-    if expected and found not in expected:
-        raise OriginError(
-            f"model.path: checkpoint {source.checkpoint} of {source.workdir} holds the policy "
-            f"{found[:12]}, but round {position.round} ended with {sorted(expected)[0][:12]}; "
-            "allowed: the policy of its round; put the checkpoint back as it was, or choose "
-            "another with --config.model.checkpoint=N"
-        )
-
-
-def _list_policies(manifest: Manifest | None, *, is_averaged: bool) -> set[str]:
-    """Return the fingerprints that the policy at the end of a round may have; none if unknown."""
-    if manifest is None or not manifest.trained:
-        return set()
-    if not is_averaged:
-        return {manifest.trained}
-    evaluated = manifest.sampled_by.get("eval.jsonl", "")
-    return {evaluated} if evaluated else set()

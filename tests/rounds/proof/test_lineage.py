@@ -1,17 +1,14 @@
 """Which policy drew the data of a task that is started by hand."""
 
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from halos_jax.config import Config, ModelConfig, TrainConfig
-from halos_jax.policies.source import Source
 from halos_jax.rounds.proof import lineage
-from halos_jax.rounds.proof.origin import Origin, OriginError
+from halos_jax.rounds.proof.origin import Origin
 from halos_jax.storage import hash_file
-from halos_jax.workdir.manifests import FileRecord, Manifest, round_folder, save_manifest
+from halos_jax.workdir.manifests import FileRecord, Manifest, save_manifest
 
 
 def write(folder: Path, sampled_by: dict, *names: str) -> list[Path]:
@@ -74,33 +71,3 @@ def test_another_policy_at_the_start_than_the_sampler_is_told(
     lineage.warn_of_sampler(trainer, items, paths, lambda: {"w": start})
     assert ("drawn by the policy aa and have no log-probabilities" in caplog.text) == said
     assert ("the run starts from cc: loss dapo takes that" in caplog.text) == said
-
-
-@pytest.fixture
-def source(tmp_path, monkeypatch):
-    """Return a checkpoint at the end of round 2, whose policy is "aa", averaged "bb"."""
-    state = {"step": 6, "round": 2, "in_stage": False}
-    shelf = SimpleNamespace(read_round_state=lambda id: state, close=lambda: None)
-    monkeypatch.setattr(lineage, "read_checkpoints", lambda folder: shelf)
-    manifest = Manifest(2, trained="aa", sampled_by={"eval.jsonl": "bb"})
-    save_manifest(round_folder(tmp_path, 2), manifest)
-    return Source("run", ModelConfig(), tmp_path, Config(), 6), state
-
-
-def test_a_checkpoint_is_the_policy_that_its_round_ended_with(source):
-    found, state = source
-    lineage.check_source(found, "aa")
-    with pytest.raises(OriginError, match=r"checkpoint 6 of .* holds the policy cc, but round 2"):
-        lineage.check_source(found, "cc")
-    averaged = dataclasses.replace(found, run=Config(train=TrainConfig(ema_decay=0.5)))
-    lineage.check_source(averaged, "bb")
-    with pytest.raises(OriginError, match="but round 2 ended with bb"):
-        lineage.check_source(averaged, "aa")
-    state.update(in_stage=True)
-    lineage.check_source(found, "cc")
-    lineage.check_source(Source("model", ModelConfig()), "cc")
-
-
-def test_of_an_earlier_version_nothing_is_known(source, tmp_path):
-    save_manifest(round_folder(tmp_path, 2), Manifest(2))
-    lineage.check_source(source[0], "cc")
