@@ -239,8 +239,7 @@ def _compare_models(config: Config, run: Config, workdir: Path) -> Iterator[str]
             "with --config.model.reference=DIR"
         )
         return
-    path = workdir / INPUTS
-    known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    known = _read_inputs(workdir / INPUTS)
     folder = hf.resolve_model(find_model("model.path", ours))
     entries = [(folder / one["name"], one) for one in known.get("model.path", ())]
     if any(verdict != "same" for verdict in compare_all(entries)):
@@ -249,6 +248,19 @@ def _compare_models(config: Config, run: Config, workdir: Path) -> Iterator[str]
             f"{config.branch.workdir} began with, {run.model.path!r}; allowed with branch.workdir: "
             "that model; for another reference set --config.model.reference=DIR"
         )
+
+
+def _read_inputs(path: Path) -> dict[str, Any]:
+    """Return the fingerprints in a run's inputs.json; {} if it has none, of an older version."""
+    try:
+        known: object = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        known = error
+    if not isinstance(known, dict):
+        raise ConfigError(
+            f"branch.workdir: {path} is not the JSON object that a run writes; put the file back"
+        )
+    return known
 
 
 # --------------------------------------------------------------------------- the first checkpoint

@@ -184,6 +184,14 @@ def is_round(path: str) -> bool:
     return inside and is_workdir(str(folder.parent.parent))
 
 
+def find_workdir(path: str) -> Path | None:
+    """Return the workdir of the run that `path` is, or is the folder of a round of; else None."""
+    folder = Path(path).expanduser()
+    if is_workdir(path):
+        return folder
+    return folder.parent.parent if is_round(path) else None
+
+
 def _find_round(settings: ModelConfig, recorded: str) -> Source:
     """Return the policy at the end of the round whose folder is `settings.path`.
 

@@ -51,7 +51,7 @@ def make_card(run: Recorded, folder: Path, *, license: str = "", what: str = "")
     )
     body = [
         f"# {_make_title(run, lineage)}",
-        f"{_describe_origin(lineage)} {what or _describe_end(run)}",
+        f"{_describe_origin(lineage, run.plain)} {what or _describe_end(run)}",
         "## How it was made",
         _format_rows([("", ""), *_list_facts(run, lineage)]),
         *_describe_curve(run),
@@ -99,6 +99,8 @@ def is_own(text: str) -> bool:
 def quote(value: object) -> str:
     """Return a value as inline code of one line, in which nothing is Markdown, HTML or YAML.
 
+    In a table a backslash before a bar would end the cell, so that a space parts the two.
+
     >>> quote("a`b | <c>")
     '``a`b \\\\| <c>``'
     """
@@ -108,7 +110,7 @@ def quote(value: object) -> str:
     runs = re.findall("`+", text)
     fence = "`" * (1 + max(map(len, runs), default=0))
     pad = " " if text[:1] == "`" or text[-1:] == "`" else ""
-    return f"{fence}{pad}{text or ' '}{pad}{fence}".replace("|", "\\|")
+    return f"{fence}{pad}{text or ' '}{pad}{fence}".replace("\\|", "\\ |").replace("|", "\\|")
 
 
 # --------------------------------------------------------------------------- the parts
@@ -143,11 +145,13 @@ def _list_tags(plain: Mapping[str, Any]) -> list[str]:
     return ["halos_jax", *dict.fromkeys(names)]
 
 
-def _describe_origin(lineage: Lineage) -> str:
+def _describe_origin(lineage: Lineage, plain: Mapping[str, Any]) -> str:
     made = "made with halos_jax (iterative alignment of language models in JAX)"
     if lineage.is_drawn:
         return f"A model {made}, from new weights of the architecture of {quote(lineage.base)}."
     through = "".join(f", through the run {quote(one)}" for one in lineage.runs)
+    if branch := plain.get("branch", {}).get("workdir"):
+        through += f", going on from a policy of the run {quote(name_place(branch))}"
     return f"A model {made}, from {quote(lineage.base)}{through}."
 
 
@@ -187,6 +191,7 @@ def _list_facts(run: Recorded, lineage: Lineage) -> list[tuple[str, str]]:
         ("optimizer", f"{optimizer.get('name')}, learning rate {rate} ({schedule})"),
         ("batch", f"{train.get('batch_size')} examples a step; epochs: {train.get('epochs')}"),
         ("adapter", f"LoRA of rank {lora['rank']}" if lora.get("rank") else ""),
+        ("reference model", name_place(plain.get("model", {}).get("reference", ""))),
     ]
     facts += trained if _trains(plain) else []
     if run.rounds:

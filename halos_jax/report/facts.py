@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from halos_jax.config import Config, schema
@@ -203,7 +204,7 @@ def _note(one: Manifest, rounds: Sequence[Manifest]) -> str:
     best, verdict = read_best(rounds[-1]), read_verdict(one)
     notes = []
     if one.origin:
-        notes.append(f"branch of round {one.origin['round']} of {one.origin['workdir']}")
+        notes.append(f"branch of {_name_origin(one.origin)}")
     if best is not None and best.of > 1 and best.round == one.round:
         notes.append("best")
     if verdict.action == "retry":
@@ -310,3 +311,9 @@ def list_commands(run: Recorded) -> list[tuple[str, str]]:
     again = f"python -m halos_jax.main --config={config} --config.workdir=NEW_FOLDER"
     page = f"python -m halos_jax.main --config={config} --config.mode=report"
     return [*found, ("The same run in another folder", again), ("This page again", page)]
+
+
+def _name_origin(origin: Mapping[str, Any]) -> str:
+    """Name the round that a branch starts from, without the folders that its run is in."""
+    name = Path(str(origin["workdir"])).name
+    return f"round {origin['round']} of {name}" if origin["round"] else f"the end of {name}"

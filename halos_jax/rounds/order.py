@@ -66,6 +66,7 @@ def start_order(config: Config) -> Order:
     prompts = datasets.choose(prompts, selection.limit, selection.seed)
     left_out = _find_left_out(config)
     ordered = _leave_out(datasets.order_prompts(prompts, config.seed), left_out)
+    _report_left_out(config, len(prompts), len(ordered))
     return Order(ordered, (len(ordered),), is_new=True, held_out=held_out, left_out=left_out)
 
 
@@ -92,6 +93,27 @@ def _find_left_out(config: Config) -> list[list[str]]:
     workdir = Path(config.workdir)
     is_recorded = (workdir / PROMPTS).exists()
     return _read_left_out(workdir) if is_recorded else read_used(find_branch(config))
+
+
+def _report_left_out(config: Config, count: int, left: int) -> None:
+    """Say how many of `count` prompts a branch leaves out; refuse one that leaves none."""
+    where, round = config.branch.workdir, config.branch.round or "the newest"
+    if left == count:
+        return
+    if not left:
+        raise ConfigError(
+            f"branch.workdir: got {where!r} with branch.round={round}, whose policy was trained on "
+            f"all {count} prompts that data.train has for this run, and a branch leaves these out, "
+            "also with rounds.passes; allowed: data with prompts that it has not had; add prompts, "
+            "take an earlier --config.branch.round, or start without a branch from its export, "
+            f"which leaves none out: --config.model.path={where} --config.branch.workdir=''"
+        )
+    logger.info(
+        "branch.workdir: %d of %d prompts are left out: the policy was trained on them in %s",
+        count - left,
+        count,
+        where,
+    )
 
 
 def _read_left_out(workdir: Path) -> list[list[str]]:

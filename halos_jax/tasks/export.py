@@ -7,7 +7,7 @@ from halos_jax.config import Config
 from halos_jax.models.spec import count_params
 from halos_jax.policies import final
 from halos_jax.policies.policy import load_trained
-from halos_jax.policies.source import is_workdir
+from halos_jax.policies.source import find_workdir
 from halos_jax.rounds.context import StageResult
 from halos_jax.tasks.handing import hand_on
 from halos_jax.tasks.job import Job, open_job
@@ -30,9 +30,9 @@ def run_export(config: Config, stop: StopSignal) -> dict[str, float]:
         folder = (Path(output).expanduser() if output else job.workdir / FINAL).absolute()
         if not job.is_complete:
             _export(job, folder)
-        what = f"It is {job.policy} of the run." if job.policy.startswith("checkpoint") else ""
-        of = Path(path).expanduser() if is_workdir(path) else None
-        hand_on(job.workspace, folder, of=of, what=what)
+        is_named = job.policy.startswith(("checkpoint", "round"))
+        what = f"It is {job.policy} of the run." if is_named else ""
+        hand_on(job.workspace, folder, of=find_workdir(path), what=what)
         return job.metrics
 
 

@@ -132,6 +132,10 @@ def test_the_model_is_that_of_the_other_run_or_the_reference_is_named(origin, tm
         branches.find_branch(change(config, itself))
     named = itself | {"model.reference": str(toy / "policy")}
     assert branches.find_branch(change(config, named)).save_id == 1
+    for text in ('{"model.path": ', "[]"):
+        (tmp_path / "origin" / "inputs.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"inputs\.json is not the JSON object that a run"):
+            branches.find_branch(config)
 
 
 @pytest.mark.parametrize("with_moments", [True, False])

@@ -128,6 +128,8 @@ def test_the_folder_of_a_round_is_its_export_or_its_checkpoint(toy, tmp_path, pa
     for folder in folders.values():
         folder.mkdir(parents=True)
         assert source.is_round(str(folder))
+        assert source.find_workdir(str(folder)) == run == source.find_workdir(str(run))
+    assert source.find_workdir(str(toy / "policy")) is None and source.find_workdir("") is None
     assert not source.is_round(str(run)) and not source.is_round(str(tmp_path / "rounds" / "0001"))
     found = source.find_source(ModelConfig(path=str(folders[1])))
     assert (found.name, found.position.round) == ("checkpoint 1", 1)

@@ -64,6 +64,25 @@ def test_a_recipe_has_fields_that_matter_and_no_path_of_this_machine(tmp_path):
     assert str(tmp_path) not in text and "base_model" not in text
 
 
+def test_a_branch_is_told_of_without_the_folders_of_this_machine(tmp_path):
+    origin = {"workdir": str(tmp_path / "alice" / "first"), "round": 3}
+    data, _ = make(tmp_path / "plain", model__path="org/model")
+    workdir = write_run(
+        tmp_path / "second",
+        model__path="org/model",
+        model__reference=str(tmp_path / "alice" / "other"),
+        branch__workdir=origin["workdir"],
+    )
+    path = workdir / "rounds" / "0000" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"origin": origin}))
+    text = make_card(read_run(workdir), workdir / "final")
+    assert "from `org/model`, going on from a policy of the run `first`. It is" in text
+    assert "| branch of round 3 of first |" in text and "| reference model | `other` |" in text
+    assert str(tmp_path) not in text and ModelCard(text).data.to_dict() == data
+    path.write_text(path.read_text().replace('"round": 3}', '"round": 0}'))
+    assert "| branch of the end of first |" in make_card(read_run(workdir), workdir / "final")
+
+
 @pytest.mark.parametrize(
     "field",
     ["model__path", "data__train", "data__eval", "data__system_prompt", "reward__function", "loss"],
@@ -119,6 +138,7 @@ def find_runs(text: str) -> list[tuple[int, int]]:
 def test_inline_code_holds_any_text():
     assert quote("a`b``c") == "```a`b``c```" and quote("`x") == "`` `x ``"
     assert quote("a\nb\r\x1b[31m\u2028c") == "`a b [31m c`"
+    assert quote("a\\|b") == "`a\\ \\|b`"  # GitHub takes two backslashes and a bar for a cell's end
     assert quote("a|b") == "`a\\|b`" and quote("") == "` `"
     assert len(quote("x" * 5000)) < 320
 

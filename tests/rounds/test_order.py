@@ -252,3 +252,30 @@ def test_a_branch_leaves_out_what_its_start_was_trained_on(config, tmp_path, mon
     every = datasets.load_prompts(config.data.train)
     order.warn_of_trained(found, every)
     assert "trained on 4 of the 10 held-out and test prompts" in caplog.text
+
+
+def test_a_branch_says_what_it_leaves_out_and_must_leave_some(
+    config, tmp_path, monkeypatch, caplog
+):
+    """A run with `rounds.passes` has had every prompt once its second pass begins."""
+    caplog.set_level("INFO", order.__name__)
+    write(config, range(4))
+    ids, _ = load(config, tmp_path / "first")
+    folder = manifests.round_folder(tmp_path / "first", 1)
+    folder.mkdir(parents=True)
+    records = [{"prompt_id": one} for one in ids[:3]]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    branch = SimpleNamespace(workdir=tmp_path / "first", position=SimpleNamespace(round=1))
+    monkeypatch.setattr(order, "find_branch", lambda config: branch)
+    config = dataclasses.replace(
+        config,
+        branch=BranchConfig(workdir=str(tmp_path / "first"), round=1),
+        rounds=RoundsConfig(passes=3),
+        workdir=str(tmp_path / "second"),
+    )
+    assert [one.prompt_id for one in order.start_order(config).prompts] == ids[3:]
+    assert "3 of 4 prompts are left out: the policy was trained on them" in caplog.text
+    with (folder / "samples.jsonl").open("a") as stream:
+        stream.write(json.dumps({"prompt_id": f"{ids[3]}#2", "prompt_pass": 2}) + "\n")
+    with pytest.raises(ConfigError, match=r"branch\.workdir: got .* all 4 prompts .*passes.*round"):
+        order.start_order(config)
