@@ -53,11 +53,12 @@ from halos_jax.training import loop as training
 from halos_jax.training.loop import Dataset, Trainer
 from halos_jax.training.reference import refer
 from halos_jax.types import Item, Prompt
+from halos_jax.workdir.intact import AGAINST
 from halos_jax.workdir.interrupt import StopSignal
 
 logger = logging.getLogger(__name__)
 
-RESULT, AGAINST = "result.json", "against"
+RESULT = "result.json"
 THEIRS = f"{AGAINST}/{evaluation.EVAL}"
 
 

@@ -24,6 +24,7 @@ FINDINGS = "verification.json"  # what a verification has found; see `halos_jax/
 INPUTS = "inputs.json"  # fingerprints of the run's inputs, see `inputs.py`
 PROMPTS = "prompts.json"  # the order of the prompts, see `order.py`
 FINAL = "final"  # the export at the end of a run
+AGAINST = "against"  # what the second policy of an evaluation writes
 # The first version of the manifest format in which runs have a ledger.
 LEDGER_VERSION = 2
 
@@ -116,7 +117,8 @@ def find_manifests(workdir: Path) -> list[Path]:
 
 def list_shards(workdir: Path) -> list[Path]:
     """Return the finished shards of stages that are under way, in order."""
-    found = [*workdir.glob("*.jsonl"), *workdir.glob("rounds/*/*.jsonl")]
+    places = ("*.jsonl", "rounds/*/*.jsonl", f"{AGAINST}/*.jsonl")
+    found = [path for place in places for path in workdir.glob(place)]
     return [path for path in sorted(found) if _is_shard(path.name)]
 
 

@@ -128,6 +128,20 @@ def test_a_changed_shard_is_made_again_and_a_missing_one_too(workdir, name, capl
     assert caplog.text.count("made again") == (name != "deleted")
 
 
+@pytest.mark.parametrize("place", ["eval.shard-0000.jsonl", "against/eval.shard-0000.jsonl"])
+def test_a_changed_shard_of_either_policy_of_an_evaluation_is_made_again(workdir, place, caplog):
+    def write(workdir, ledger):
+        (workdir / place).parent.mkdir(exist_ok=True)
+        records.write_records(workdir / place, [{"c": 1}, {"c": 2}], note=ledger.note_file)
+
+    with_ledger(workdir, write)
+    start(workdir)
+    assert (workdir / place).exists() and "made again" not in caplog.text
+    edit(workdir / place, "bit")
+    start(workdir)
+    assert not (workdir / place).exists() and caplog.text.count("made again") == 1
+
+
 def test_strange_files_are_not_taken_for_the_runs(workdir, caplog):
     folder = round_folder(workdir, 1)
     (folder / "samples.shard-0001.jsonl").write_text('{"b": 3}\n')

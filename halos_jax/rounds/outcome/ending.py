@@ -159,4 +159,5 @@ def _is_used_up(config: Config, workdir: Path) -> bool:
     known = count_known(workdir)
     if known is None:
         return False
-    return last_round(workdir) >= make_budget(config, workdir).count_rounds(known)
+    available = known * config.rounds.passes
+    return last_round(workdir) >= make_budget(config, workdir).count_rounds(available)

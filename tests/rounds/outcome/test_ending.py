@@ -143,6 +143,12 @@ def test_a_run_that_the_guard_has_ended_has_more_to_do_once_the_bound_is_raised(
     end(1, 8, Verdict("stop", broken))
     ending.report_stop(config, tmp_path, 1)
     assert "ended the run after round 1" in caplog.text and "used up" not in caplog.text
+    # In the second pass over the 20 prompts.
+    more = dataclasses.replace(rounds, passes=2, total_prompts=40)
+    end(1, 24, Verdict("stop", broken))
+    assert ending.has_more(dataclasses.replace(raised, rounds=more), tmp_path)
+    end(1, 40, Verdict("stop", broken))
+    assert not ending.has_more(dataclasses.replace(raised, rounds=more), tmp_path)
     end(1, 20, Verdict("stop", broken))  # its budget is used up
     assert not ending.has_more(raised, tmp_path)
     ending.report_stop(config, tmp_path, 1)
