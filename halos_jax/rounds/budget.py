@@ -193,12 +193,16 @@ def describe_shortage(budget: Budget, num_prompts: int, passes: int = 1) -> str 
             f"ends in pass {used} over the {num_prompts} prompts of data.train; for all passes set "
             f"--config.rounds.total_prompts={usable}"
         )
-    spread = f" in {passes} passes" if passes > 1 else ""
+    spread, when = (
+        (f" in {passes} passes", "before the second pass begins")
+        if passes > 1
+        else ("", "now or once it has ended")
+    )
     return (
         f"data.train: {usable} prompts{spread}{after} are enough for "
         f"{budget.count_rounds(available)} of {budget.num_rounds} rounds "
         f"(rounds.total_prompts={budget.total_prompts}): the run ends after these, and the "
         "learning rate's schedule is laid out for them; raise rounds.passes to use them more than "
-        "once (recipes for GSM8K take ten passes and more), add prompts, now or once it has ended, "
-        "or lower rounds.total_prompts"
+        f"once (recipes for GSM8K take ten passes and more), add prompts, {when}, or lower "
+        "rounds.total_prompts"
     )

@@ -141,9 +141,13 @@ def test_passes_that_the_budget_does_not_reach_and_those_that_are_too_few_are_sa
         "data.train; for all passes set --config.rounds.total_prompts=30"
     )
     assert "ends in pass 1 over" in describe_shortage(Budget(6, 8, 4), 10, 3)
-    assert describe_shortage(Budget(64, 8, 4), 10, 3).startswith(
+    short = describe_shortage(Budget(64, 8, 4), 10, 3)
+    assert short.startswith(
         "data.train: 26 prompts in 3 passes after rounds.num_skip=4 are enough for 4 of 8 rounds"
     )
+    # All passes have the same prompts: see `order.refuse_late`.
+    assert "add prompts, before the second pass begins, or lower" in short
+    assert "add prompts, now or once it has ended, or" in describe_shortage(Budget(64, 8), 10)
 
 
 def test_rounds_may_have_any_size_and_each_begins_where_the_last_one_ended():
