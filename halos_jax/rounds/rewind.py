@@ -10,6 +10,7 @@ from halos_jax import processes, storage
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.rounds.outcome.decisions import NAMES
 from halos_jax.rounds.proof.rescore import FILE as RESCORED
+from halos_jax.rounds.replay.choose import FILE as REPLAY
 from halos_jax.workdir import manifests
 from halos_jax.workdir.intact import MANIFEST
 from halos_jax.workdir.ledger import Ledger
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # The stages of a round that do not depend on its training: stage -> its file.
 _BEFORE = {"sample": "samples.jsonl", "score": "scores.jsonl", "feedback": "feedback.jsonl"}
-_KEPT = (*_BEFORE.values(), RESCORED)  # files of these stages
+_KEPT = (*_BEFORE.values(), RESCORED, REPLAY)  # files of these stages
 
 
 def rewind(workdir: Path, ledger: Ledger, trained: int, *, has_checkpoint: bool) -> None:

@@ -1,15 +1,18 @@
 """A checkpoint that is lost takes the rounds after it along, and nothing before them."""
 
+import dataclasses
 import shutil
 
 import pytest
 
 from halos_jax.checkpoints.failures import CheckpointError
 from halos_jax.data.records import formats as records
+from halos_jax.rounds.replay.choose import read_replayed
 from halos_jax.rounds.rewind import rewind
+from halos_jax.storage import hash_file
 from halos_jax.workdir import intact, manifests
 from halos_jax.workdir.ledger import open_ledger
-from halos_jax.workdir.manifests import Manifest, round_folder
+from halos_jax.workdir.manifests import FileRecord, Manifest, round_folder
 from halos_jax.workdir.seals import chain
 
 FILES = {
@@ -81,6 +84,21 @@ def test_later_rounds_are_forgotten_and_the_next_keeps_its_samples(
     assert left == [f"{round:04d}" for round in range(trained + 2)]
     manifests.verify_run(tmp_path)
     intact.check_workdir(tmp_path, open_ledger(tmp_path))
+
+
+def test_what_a_round_replays_is_kept_with_its_feedback(ledger, tmp_path):
+    folder = round_folder(tmp_path, 2)
+    manifest = manifests.load_manifest(folder)
+    records.write_records(folder / "replay.jsonl", [{"replayed_round": 1}])
+    files = {**manifest.files, "replay.jsonl": FileRecord(hash_file(folder / "replay.jsonl"), 1)}
+    decisions = {**manifest.decisions, "replay": {"examples": 1, "rounds": {"1": 1}}}
+    manifest = dataclasses.replace(manifest, files=files, decisions=decisions)
+    manifests.save_manifest(folder, manifest, ledger)
+    rewind(tmp_path, ledger, 1, has_checkpoint=True)
+    assert read_replayed(folder) == [{"replayed_round": 1}]
+    found = manifests.load_manifest(folder)
+    assert found.next_stage == "train" and found.files["replay.jsonl"] == files["replay.jsonl"]
+    assert found.decisions["replay"] == decisions["replay"]
 
 
 def test_without_any_checkpoint_nothing_is_thrown_away(ledger, tmp_path):
