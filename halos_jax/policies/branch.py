@@ -32,7 +32,7 @@ from halos_jax.types import TrainState
 from halos_jax.workdir import manifests
 from halos_jax.workdir.changes import is_same_place
 from halos_jax.workdir.fingerprints import compare_all
-from halos_jax.workdir.intact import FINAL, INPUTS
+from halos_jax.workdir.intact import FINAL, INPUTS, PROMPTS
 from halos_jax.workdir.manifests import round_folder
 from halos_jax.workdir.seals import chain
 
@@ -261,6 +261,33 @@ def _read_inputs(path: Path) -> dict[str, Any]:
             f"branch.workdir: {path} is not the JSON object that a run writes; put the file back"
         )
     return known
+
+
+def pin_round(config: Config) -> Config:
+    """Return the config of a run that begins, with the round that it branches from by its number.
+
+    The other run may go on meanwhile: what is left out as used and the state that is taken over
+    must be of one and the same round. After a start that was killed in between it is the one that
+    this has taken over. Every process calls this.
+
+    Raises:
+      as `find_branch`.
+    """
+    if not config.branch.workdir or config.branch.round or _has_order(config):
+        return config
+    own, origin = Path(config.workdir) / "checkpoints", dict[str, Any]()
+    if own.is_dir():
+        checkpoints = read_checkpoints(own)
+        try:
+            origin = read_origin(checkpoints)
+        finally:
+            checkpoints.close()
+    round = origin["round"] if origin else find_branch(config).position.round or 0
+    return dataclasses.replace(config, branch=dataclasses.replace(config.branch, round=round))
+
+
+def _has_order(config: Config) -> bool:
+    return (Path(config.workdir) / PROMPTS).exists()
 
 
 # --------------------------------------------------------------------------- the first checkpoint

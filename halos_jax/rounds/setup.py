@@ -15,6 +15,7 @@ from halos_jax.losses import get_loss, settle_sampling
 from halos_jax.models.hf.positions import refuse_longer
 from halos_jax.models.lora import Frozen
 from halos_jax.packing.layout import LayoutMemory
+from halos_jax.policies.branch import pin_round
 from halos_jax.policies.policy import Policy, load_frozen, start_policy
 from halos_jax.policies.reference import attach_reference, count_room
 from halos_jax.policies.teacher import load_teacher
@@ -45,6 +46,7 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
       ConfigError, ModelError, RecordError: if config, model and data do not fit together.
       CheckpointError: if rounds are done but no checkpoint is left.
     """
+    workspace = workspace.with_config(pin_round(workspace.config))
     config, workdir = workspace.config, workspace.workdir
     policy = attach_reference(start_policy(config), config)
     policy.refuse_classifier(config.model.path)

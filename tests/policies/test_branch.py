@@ -138,6 +138,24 @@ def test_the_model_is_that_of_the_other_run_or_the_reference_is_named(origin, tm
             branches.find_branch(config)
 
 
+def test_the_newest_round_is_one_round_whatever_the_other_run_does(origin, tmp_path, trainer):
+    config = branch_of(origin[0], tmp_path)
+    pinned = branches.pin_round(config)
+    assert pinned == change(config, {"branch.round": 2}) == branches.pin_round(pinned)
+    assert branches.pin_round(origin[0]) == origin[0]
+    # A start that was killed before the order of the prompts was written has taken over round 2.
+    checkpoints = open_checkpoints(tmp_path / "run" / "checkpoints", keep=1)
+    branches.take_over(pinned, trainer, checkpoints)
+    checkpoints.close()
+    theirs = open_checkpoints(tmp_path / "origin" / "checkpoints", keep=2)
+    theirs.save(9, origin[1], Position(9, 3, layouts={}).to_dict())
+    theirs.close()
+    assert branches.find_branch(config).position.round == 3
+    assert branches.pin_round(config).branch.round == 2
+    (tmp_path / "run" / "prompts.json").write_text("{}")
+    assert branches.pin_round(config) == config  # nothing asks the other run any more
+
+
 @pytest.mark.parametrize("with_moments", [True, False])
 def test_a_start_is_taken_over_counted_anew_and_recorded(origin, tmp_path, trainer, with_moments):
     config = branch_of(origin[0], tmp_path, **{"branch.optimizer": with_moments})
