@@ -46,8 +46,7 @@ def make_run(workspace: Workspace) -> tuple[Run, Progress]:
       ConfigError, ModelError, RecordError: if config, model and data do not fit together.
       CheckpointError: if rounds are done but no checkpoint is left.
     """
-    workspace = workspace.with_config(pin_round(workspace.config))
-    config, workdir = workspace.config, workspace.workdir
+    config, workdir = pin_round(workspace.config), workspace.workdir
     policy = attach_reference(start_policy(config), config)
     policy.refuse_classifier(config.model.path)
     refuse_longer(policy.decoder, {"train.max_length": config.train.max_length})
