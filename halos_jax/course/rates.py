@@ -46,7 +46,7 @@ SUITED: Mapping[tuple[str, bool], Suited] = {
     ("reward_model", False): Suited(4e-6, 1e-4, 1e-5, "reward_model"),
     ("reward_model", True): Suited(2e-5, 2e-3, 1e-4, "reward_model"),
     ("policy", False): Suited(1e-7, 1e-5, 2e-6, "online_dpo"),
-    ("policy", True): Suited(2e-6, 2e-4, 1e-5, "lora"),
+    ("policy", True): Suited(2e-6, 2e-4, 2e-5, "lora"),
 }
 
 
