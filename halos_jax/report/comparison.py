@@ -134,6 +134,8 @@ def merge_charts(runs: Sequence[Recorded], names: Sequence[str]) -> list[Chart]:
 def _name_line(chart: Chart) -> Chart:
     """Return a chart without lines that says which of its lines is to be compared."""
     name = chart.lines[0].name
+    if any(line.name == f"{name}, unsmoothed" for line in chart.lines):
+        name += ", smoothed"
     about = f"{chart.about} Shown: {name}.".strip() if len(chart.lines) > 1 else chart.about
     return dataclasses.replace(chart, lines=(), about=about, marks=())
 

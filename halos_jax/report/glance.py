@@ -158,7 +158,7 @@ def _ask_length(run: Recorded, goes_with: float | None) -> Answer:
     )
     cut = read_number(known[-1], "truncated_eval")
     if cut is not None:
-        detail += f"; {cut:.0%} cut by the token limit"
+        detail += f"; {cut:.0%} of the held-out samples cut by the token limit"
     if goes_with is not None:
         detail += f"; correlation of length and reward within a prompt {goes_with:+z.2f}"
     detail += "."

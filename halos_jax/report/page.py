@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.resources
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -177,12 +178,22 @@ def make_policy(scripts: Sequence[str]) -> str:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    made = jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.ChainableUndefined,
     )
+    made.filters["split_flags"] = split_flags
+    return made
+
+
+def split_flags(text: str) -> list[str]:
+    """Return a text in parts: every other one, from the second on, is a flag (`--name=value`).
+
+    The template keeps a flag on one line, where a browser would break it behind its hyphens.
+    """
+    return re.split(r"((?<!\S)--\S+)", text)
 
 
 def write_page(page: str, path: Path) -> int:

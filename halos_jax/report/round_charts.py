@@ -121,8 +121,8 @@ def _draw_drift(run: Recorded) -> list[Chart]:
         Chart(
             "kl",
             "KL from the SFT policy",
-            "How far the policy has moved, measured on the samples of the round after. Dashed: how "
-            "far a round's own training moved it.",
+            "How far the policy has moved, measured on the samples of the round after; within the "
+            "round: by its own training alone.",
             "round",
             "nats a response",
             (
@@ -146,7 +146,7 @@ def _draw_drift(run: Recorded) -> list[Chart]:
             "accuracy",
             "Accuracy on fresh pairs",
             "How often the implicit reward orders responses as the reward does, before learning "
-            "from them.",
+            "from them. Noise where the policy still is its reference, as in round 1.",
             "round",
             "share",
             (
@@ -266,4 +266,5 @@ def draw_times(times: Sequence[Mapping[str, Any]]) -> Chart:
         )
         for stage, row in spans.items()
     )
-    return Chart("times", "Time per stage", "", "round", unit, lines)
+    about = "Round 0 evaluates the SFT policy; the first round compiles."
+    return Chart("times", "Time per stage", about, "round", unit, lines)

@@ -11,20 +11,22 @@ from collections.abc import Mapping, Sequence
 from halos_jax.report.charts import Chart, Line
 
 MOST_POINTS = 400
+LONG = 30  # points from which on a line is smoothed
 
 
 _STEPS: tuple[tuple[str, str, str, str, tuple[tuple[str, str], ...]], ...] = (
     (
         "loss",
         "Loss",
-        "Of the training batches, smoothed, and of held-out feedback.",
+        "Of the training batches and of held-out feedback.",
         "loss",
         (("loss/train", "training"), ("loss/eval", "held-out")),
     ),
     (
         "step_accuracy",
         "Accuracy in training",
-        "Share of pairs whose chosen response has the higher (implicit) reward.",
+        "Share of pairs whose chosen response has the higher (implicit) reward. Equal ones count "
+        "as wrong, so it starts at 0 where the policy starts as its reference.",
         "share",
         (("rewards_train/accuracies", "training"), ("rewards_eval/accuracies", "held-out")),
     ),
@@ -87,6 +89,9 @@ def _list_lines(
     records: Sequence[Mapping[str, float]], metrics: Sequence[tuple[str, str]]
 ) -> list[Line]:
     lines = []
+    # By the run, not by the line: some metrics leave out steps, and runs that are compared must
+    # not be smoothed in the one and raw in the other for a few points.
+    is_long = sum("loss/train" in one for one in records) >= LONG
     for metric, name in metrics:
         points = [
             (one["step"], value)
@@ -95,7 +100,8 @@ def _list_lines(
         ]
         shown = thin(points)
         lines.append(_line(name, shown))
-        if len(shown) >= 30 and metric not in ("counters/lr",) and "eval" not in metric:
+        is_smoothed = metric != "counters/lr" and "eval" not in metric
+        if is_smoothed and (is_long or len(shown) >= LONG):
             lines[-1] = _line(name, smooth(shown))
             lines.append(dataclasses.replace(_line(f"{name}, unsmoothed", shown), style="faint"))
     return lines

@@ -36,6 +36,13 @@ def test_every_chart_has_a_line_for_each_run(runs):
     assert shares.about.endswith("Shown: cut.") and len(shares.lines) == 1
 
 
+def test_a_line_that_is_smoothed_is_said_to_be(runs):
+    steps = tuple({"step": step, "loss/train": 1.0} for step in range(30))
+    run = dataclasses.replace(runs[0], metrics=steps)
+    (loss,) = (one for one in merge_charts([run], ["one"]) if one.name == "loss")
+    assert loss.about.endswith("Shown: training, smoothed.") and len(loss.lines) == 1
+
+
 def test_only_fields_that_differ_are_listed(runs):
     assert list_differences(runs) == [
         ("optimizer.learning_rate", ["1e-06", "2e-06"]),

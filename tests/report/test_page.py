@@ -3,7 +3,9 @@
 import base64
 import gzip
 import html.parser
+import itertools
 import json
+import math
 import re
 import sys
 
@@ -154,3 +156,47 @@ def test_the_evaluation_of_a_task_has_its_samples(tmp_path):
 def test_names_that_are_no_utf8_are_shown_with_a_mark(tmp_path):
     page.write_page("<p>caf\udce9.jsonl</p>", tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text("utf-8") == "<p>caf?.jsonl</p>"
+
+
+def test_flags_fields_and_numbers_are_not_broken_in_their_middle(tmp_path):
+    start = {"kind": "start", "time": 0, "command": "python -m x --config.workdir=<b> --seed"}
+    workdir = write_run(tmp_path, seed=12345, data__train="x" * 40)
+    write_lines(workdir / "journal.jsonl", [start])
+    text = render(describe_run(read_run(workdir)))
+    flag = '<span class="flag">{}</span>'
+    flags = (flag.format("--config.workdir=&lt;b&gt;"), flag.format("--seed"))
+    assert f'<pre class="command">python -m x {flags[0]} {flags[1]}</pre>' in text
+    assert '<td class="path">seed</td><td class="short">12345</td>' in text
+    assert f'<td class="path">data.<wbr>train</td><td>{"x" * 40}</td>' in text
+    assert text.startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_the_colours_of_lines_can_be_told_apart_and_seen(scheme):
+    """In CIELAB, where a difference of 2.3 is just noticed; contrasts are those of WCAG."""
+    found = re.findall(r"--(c\d|card): (#\w{6})", read_part("page.css"))
+    colours = dict(found[scheme * 9 : scheme * 9 + 9])
+    card = colours.pop("card")
+    labs = [to_lab(one) for one in colours.values()]
+    assert len(labs) == 8
+    assert min(math.dist(*pair) for pair in itertools.combinations(labs, 2)) > 24
+    lights = [sorted((to_light(one)[1], to_light(card)[1])) for one in colours.values()]
+    assert all((high + 0.05) / (low + 0.05) > 3 for low, high in lights)
+
+
+def to_light(colour):
+    """Return CIE XYZ, by the white point, of a colour of sRGB as #rrggbb."""
+    values = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    r, g, b = (one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in values)
+    return (
+        (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.9505,
+        0.2126 * r + 0.7152 * g + 0.0722 * b,
+        (0.0193 * r + 0.1192 * g + 0.9505 * b) / 1.089,
+    )
+
+
+def to_lab(colour):
+    x, y, z = (
+        one ** (1 / 3) if one > 0.008856 else 7.787 * one + 4 / 29 for one in to_light(colour)
+    )
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)

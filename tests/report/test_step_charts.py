@@ -30,6 +30,18 @@ def test_many_steps_are_smoothed_and_shown_as_they_are_behind_it():
     assert mean.y[4:6] == pytest.approx((4 / 9, 5 / 9)) and len(mean.y) == 100
 
 
+def test_a_metric_that_leaves_out_steps_is_smoothed_as_the_others_are():
+    """Of runs that are compared, one would be smoothed and the other raw for a few points."""
+    records = [{"step": step, "loss/train": 0.0} for step in range(30)]
+    for step in (0, 10, 20):
+        records[step]["tokens_per_second"] = float(step % 20)
+    charts = {one.name: one for one in draw_steps(records)}
+    mean, raw = charts["tokens"].lines
+    assert (mean.y, raw.y) == ((0.0, 10 / 3, 0.0), (0.0, 10.0, 0.0))
+    short = {one.name: one for one in draw_steps(records[:29])}["tokens"]
+    assert [line.name for line in short.lines] == ["tokens"]
+
+
 def test_thin_keeps_the_mean_and_the_last_step():
     points = [(step, float(step)) for step in range(1, 2 * MOST_POINTS + 1)]
     thinned = thin(points)

@@ -16,12 +16,13 @@ function plain(text) {
   return String(text).replace(/[<>&]/g, " ");
 }
 
-function drawLine(line, index, isBar, isAlone) {
+function drawLine(line, index, isBar, isAlone, longest) {
   const colour = readColour("c" + (index % COLOURS));
   const name = plain(line.name);
   if (isBar) return [{ type: "bar", name, x: line.x, y: line.y, marker: { color: colour } }];
   const isFaint = line.style === "faint", isPath = line.style === "path";
-  const isLong = line.x.length >= 30, isRaw = line.name.endsWith(", unsmoothed");
+  // Lines of about the same length look alike: all with marks at their points, or none.
+  const isLong = longest >= 30 && line.x.length > longest / 3, isRaw = line.name.endsWith(", unsmoothed");
   const trace = {
     type: "scatter", name, x: line.x, y: line.y,
     mode: isLong ? "lines" : "lines+markers",
@@ -32,7 +33,8 @@ function drawLine(line, index, isBar, isAlone) {
   };
   if (isPath) {
     trace.mode = isAlone ? "lines+markers+text" : "lines+markers";
-    trace.textposition = "top center";
+    // Beside the interval of a point, which stands upright on it, and off a line that rises.
+    trace.textposition = line.notes.map((_, at) => (at === 0 ? "bottom right" : "top left"));
     trace.textfont = { size: 10, color: readColour("quiet") };
     trace.text = line.notes.map((note, at) => shortenNote(plain(note), at, line.notes.length));
     trace.customdata = line.notes.map(plain);
@@ -64,9 +66,10 @@ function minus(some, others) {
 
 function makeLayout(chart) {
   const ink = readColour("ink"), quiet = readColour("quiet"), grid = readColour("grid");
-  const axis = { gridcolor: grid, zeroline: false, linecolor: grid, tickfont: { size: 11, color: quiet }, automargin: true, exponentformat: "e" };
+  const axis = { gridcolor: grid, zeroline: false, linecolor: grid, tickfont: { size: 11, color: quiet }, automargin: true };
   const isRound = chart.x === "round";
   const xs = chart.lines.flatMap((line) => line.x);
+  const largest = Math.max(...chart.lines.flatMap((line) => line.y.map(Math.abs)));
   const last = Math.max(...xs), first = Math.min(...xs);
   const layout = {
     autosize: true, margin: { l: 44, r: 12, t: 8, b: 38 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -74,9 +77,9 @@ function makeLayout(chart) {
     hovermode: chart.lines.some((line) => line.style === "path") ? "closest" : "x unified",
     hoverlabel: { bgcolor: readColour("card"), bordercolor: grid, font: { color: ink, size: 12 } },
     showlegend: chart.lines.length > 1,
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11, color: quiet } },
+    legend: { orientation: "h", traceorder: "normal", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11, color: quiet } },
     xaxis: { ...axis, title: { text: chart.x, font: { size: 11, color: quiet }, standoff: 4 } },
-    yaxis: { ...axis, title: { text: chart.y, font: { size: 11, color: quiet }, standoff: 4 } },
+    yaxis: { ...axis, exponentformat: largest >= 1000 ? "SI" : "e", title: { text: chart.y, font: { size: 11, color: quiet }, standoff: 4 } },
     barmode: "stack", dragmode: false, shapes: [], annotations: [],
   };
   if (isRound) {
@@ -92,21 +95,22 @@ function makeLayout(chart) {
   if (first === last && !isRound) layout.xaxis.range = [first - 1, last + 1];
   for (const [value, name] of chart.levels) {
     layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line: { color: quiet, width: 1, dash: "dash" } });
-    layout.annotations.push({ xref: "paper", x: chart.marks.length ? 0 : 1, y: value, xanchor: chart.marks.length ? "left" : "right", yanchor: "bottom", text: plain(name), showarrow: false, font: { size: 10, color: quiet } });
+    layout.annotations.push({ xref: "paper", x: chart.marks.length ? 0 : 1, y: value, xanchor: chart.marks.length ? "left" : "right", yanchor: "bottom", text: plain(name), showarrow: false, bgcolor: fade(readColour("card"), 0.75), font: { size: 10, color: quiet } });
   }
   for (const [x, name] of chart.marks) {
     layout.shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: x, x1: x, layer: "below", line: { color: quiet, width: 1, dash: "dot" } });
-    layout.annotations.push({ yref: "paper", y: 1, x, textangle: -90, xanchor: "right", yanchor: "top", text: plain(name), showarrow: false, font: { size: 10, color: quiet } });
+    layout.annotations.push({ yref: "paper", y: 1, x, textangle: -90, xanchor: "right", yanchor: "top", text: plain(name), showarrow: false, bgcolor: fade(readColour("card"), 0.75), font: { size: 10, color: quiet } });
   }
   return layout;
 }
 
 function drawChart(chart, place) {
   const isBar = chart.lines.some((line) => line.style === "bar");
+  const longest = Math.max(...chart.lines.map((line) => line.x.length));
   let colour = -1;
   const traces = chart.lines.flatMap((line) => {
     if (!line.name.endsWith(", unsmoothed")) colour++;
-    return drawLine(line, Math.max(colour, 0), isBar, chart.lines.length === 1);
+    return drawLine(line, Math.max(colour, 0), isBar, chart.lines.length === 1, longest);
   });
   const layout = makeLayout(chart);
   const options = { displayModeBar: false, responsive: true, scrollZoom: false };
@@ -116,7 +120,9 @@ function drawChart(chart, place) {
 function makeCard(chart) {
   const card = make("article", "chart");
   card.append(make("h3", "", chart.title));
-  if (chart.about) card.append(make("p", "", chart.about));
+  const isSmoothed = chart.lines.some((line) => line.name.endsWith(", unsmoothed"));
+  const about = chart.about + (isSmoothed ? " Smoothed; the faint line is not." : "");
+  if (about) card.append(make("p", "", about.trim()));
   const place = make("div", "plot");
   place.setAttribute("role", "img");
   place.setAttribute("aria-label", `${chart.title}: ${chart.lines.map(describeLine).join("; ")}`);

@@ -22,6 +22,16 @@ function gain(prompt) {
   return known.length > 1 ? known[known.length - 1] - known[0] : null;
 }
 
+// Say by how much the reward has changed, and between which columns.
+function describeGain(prompt, columns) {
+  const change = gain(prompt);
+  if (change === null) return null;
+  const known = columns.filter((_, at) => average(prompt.cells[at], REWARD) !== null);
+  const amount = showNumber(Math.abs(change));
+  const said = amount === "0" ? "reward unchanged" : `reward ${change > 0 ? "+" : "−"}${amount}`;
+  return `${said} from ${known[0]} to ${known[known.length - 1]}`;
+}
+
 function gap(prompt) {
   const cell = prompt.cells[prompt.cells.length - 1] || [];
   const known = cell.map((sample) => sample[REWARD]).filter((value) => value !== null);
@@ -29,7 +39,7 @@ function gap(prompt) {
 }
 
 const SORTS = {
-  "as they are": null,
+  "unsorted": null,
   "largest gain": [gain, -1],
   "largest loss": [gain, 1],
   "highest reward now": [(prompt) => lastKnown(prompt, REWARD), -1],
@@ -51,15 +61,15 @@ function sortPrompts(prompts, name) {
   return keyed.map((pair) => pair[1]);
 }
 
-function listTexts(prompt) {
-  const samples = prompt.cells.flatMap((cell) => cell || []).map((sample) => sample[TEXT]);
+function listTexts(prompt, shown) {
+  const samples = prompt.cells.flatMap((cell, at) => (shown.has(at) && cell) || []).map((sample) => sample[TEXT]);
   return [prompt.id, ...prompt.turns.map((turn) => turn[1]), ...samples];
 }
 
-function searchPrompts(prompts, wanted) {
-  const low = wanted.trim().toLowerCase();
-  if (!low) return prompts;
-  return prompts.filter((prompt) => listTexts(prompt).some((text) => text.toLowerCase().includes(low)));
+// Find prompts by what is on the page: a response of a column that is not shown would not be seen.
+function searchPrompts(prompts, wanted, shown) {
+  if (!wanted) return prompts;
+  return prompts.filter((prompt) => listTexts(prompt, shown).some((text) => text.toLowerCase().includes(wanted)));
 }
 
 // Which columns stand side by side at first: the first, the middle one if there is room, the last.
@@ -68,13 +78,29 @@ function chooseColumns(count, width) {
   return new Set([0, Math.floor((count - 1) / 2), count - 1]);
 }
 
-function makeText(text, limit) {
+// Append a text with what is searched for marked in it; return where it is found first, or -1.
+function markFound(body, text, wanted) {
+  const low = text.toLowerCase();
+  // A few letters change their length with their case: places do not fit the text then.
+  const first = wanted && low.length === text.length ? low.indexOf(wanted) : -1;
+  let from = 0;
+  for (let at = first; at >= 0; at = low.indexOf(wanted, from)) {
+    body.append(text.slice(from, at), make("mark", "", text.slice(at, at + wanted.length)));
+    from = at + wanted.length;
+  }
+  body.append(text.slice(from));
+  return first;
+}
+
+function makeText(text, limit, wanted) {
   const box = make("div");
-  const body = make("div", "text", text);
+  const body = make("div", "text");
+  const first = markFound(body, text, wanted);
   box.append(body);
   if (text.length > limit || text.split("\n").length > 9) {
-    body.classList.add("folded");
-    const button = make("button", "unfold", "Show all");
+    const isBelow = first > limit / 2 || text.slice(0, Math.max(first, 0)).split("\n").length > 5;
+    body.classList.toggle("folded", !isBelow);
+    const button = make("button", "unfold", isBelow ? "Show less" : "Show all");
     button.type = "button";
     button.addEventListener("click", () => {
       const isFolded = body.classList.toggle("folded");
@@ -85,7 +111,7 @@ function makeText(text, limit) {
   return box;
 }
 
-function makeSample(sample) {
+function makeSample(sample, wanted) {
   const names = [...sample[FLAGS]].map((flag) => FLAG_NAMES[flag]);
   const box = make("div", ["sample", ...names].join(" "));
   const labels = make("div", "labels");
@@ -94,22 +120,22 @@ function makeSample(sample) {
   if (sample[TOKENS]) labels.append(make("span", "", `${sample[TOKENS]} tokens`));
   const signs = { chosen: "▲ chosen", rejected: "▼ rejected", cut: "✂ cut", desirable: "▲ desirable", undesirable: "▼ undesirable" };
   for (const name of names) labels.append(make("span", name, signs[name]));
-  box.append(labels, sample[TEXT] ? makeText(sample[TEXT], 420) : make("div", "quiet", "(empty)"));
+  box.append(labels, sample[TEXT] ? makeText(sample[TEXT], 420, wanted) : make("div", "quiet", "(empty)"));
   return box;
 }
 
-function makePrompt(prompt, columns, shown) {
+function makePrompt(prompt, columns, shown, wanted) {
   const card = make("article", "prompt");
   const head = make("div", "head");
   if (prompt.round !== undefined) head.append(make("span", "", `round ${prompt.round}`));
-  const change = gain(prompt);
-  if (change !== null) head.append(make("span", "", `reward ${change >= 0 ? "+" : "−"}${showNumber(Math.abs(change))} from first to last`));
+  const change = describeGain(prompt, columns);
+  if (change !== null) head.append(make("span", "", change));
   head.append(make("span", "", `prompt ${prompt.id.slice(0, 12)}`));
   card.append(head);
   for (const [role, text] of prompt.turns) {
     const turn = make("div", "turn");
     if (prompt.turns.length > 1 || role !== "user") turn.append(make("span", "role", role));
-    turn.append(makeText(text, 700));
+    turn.append(makeText(text, 700, wanted));
     card.append(turn);
   }
   for (const [name, text] of Object.entries(prompt.extra)) {
@@ -125,7 +151,7 @@ function makePrompt(prompt, columns, shown) {
     const title = columns.length > 1 ? label : `${prompt.cells[at].length} samples`;
     cell.append(make("h4", "", mean === null ? title : `${title} · mean reward ${showNumber(mean)}`));
     const group = make("div", "group");
-    group.append(...prompt.cells[at].map(makeSample));
+    group.append(...prompt.cells[at].map((sample) => makeSample(sample, wanted)));
     cell.append(group);
     cells.append(cell);
   });
@@ -176,7 +202,7 @@ async function showBrowser(name) {
   const tools = make("div", "tools");
   const search = make("input");
   search.type = "search";
-  search.placeholder = "Search prompts and responses";
+  search.placeholder = "Search prompts and responses shown";
   search.setAttribute("aria-label", search.placeholder);
   const sorts = makeSelect("Order", listSorts(data));
   const rounds = [...new Set(data.prompts.map((prompt) => prompt.round))].filter((round) => round !== undefined);
@@ -188,8 +214,9 @@ async function showBrowser(name) {
   let limit = AT_ONCE;
   const refresh = () => {
     const asked = round.value === "all rounds" ? data.prompts : data.prompts.filter((prompt) => `round ${prompt.round}` === round.value);
-    const found = sortPrompts(searchPrompts(asked, search.value), sorts.value);
-    list.replaceChildren(...found.slice(0, limit).map((prompt) => makePrompt(prompt, data.columns, shown)));
+    const wanted = search.value.trim().toLowerCase();
+    const found = sortPrompts(searchPrompts(asked, wanted, shown), sorts.value);
+    list.replaceChildren(...found.slice(0, limit).map((prompt) => makePrompt(prompt, data.columns, shown, wanted)));
     said.textContent = found.length ? `${Math.min(limit, found.length)} of ${found.length} prompts` : "Nothing found.";
     more.hidden = found.length <= limit;
   };
