@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from halos_jax import config as config_lib
-from halos_jax.config import Config, ConfigError, SamplingConfig
+from halos_jax.config import BranchConfig, Config, ConfigError, SamplingConfig
 from halos_jax.config.kinds import REWARD_KINDS
 from halos_jax.config.tasks import TASKS, is_scored, load
 from halos_jax.course.rates import warn_of_rate
@@ -226,6 +226,9 @@ def _check_data(config: Config, policy: Policy, made: Sequence[Path]) -> None:
     sources = [path for text in texts for path in text.split(",")]
     if any(is_made(path, made) for path in sources):
         return
+    # No other stage of a pipeline is an online run, and no other run has used prompts of an order.
+    if is_made(config.branch.workdir, made):
+        config = dataclasses.replace(config, branch=BranchConfig())
     if check:
         load(check)(config, policy.decoder, policy.renderer)
 

@@ -191,6 +191,12 @@ def test_the_last_stage_of_a_pipeline_is_checked_before_the_first(toy, tmp_path)
     overrides = {**stages.overrides, "online": {"model": {"path": "{workdir}/sft/final"}}}
     good = dataclasses.replace(stages, overrides=overrides)
     check_start(dataclasses.replace(config, pipeline=good), with_data=True)
+    # A branch of a stage that is still to come needs its own data, and no more.
+    overrides = {**stages.overrides, "online": {"branch": {"workdir": "{workdir}/sft"}}}
+    branch = dataclasses.replace(stages, overrides=overrides)
+    check_start(dataclasses.replace(config, pipeline=branch), with_data=True)
+    none = DataConfig(train=str(tmp_path / "none.jsonl"))
+    assert "none.jsonl" in fail(dataclasses.replace(config, pipeline=branch, data=none))
 
 
 def test_all_that_is_wrong_is_said_together(toy, tmp_path):
