@@ -133,9 +133,9 @@ def _check_drawn(verifier: Verifier, run: Run, manifest: Manifest) -> Iterator[F
         return None if state is None else take_policy(state.params)
 
     if verifier.replica.has_start(manifest.round):
-        yield from attempt(
-            "samples", lambda: _check_origin(run, manifest.sampled_by.get("samples.jsonl"), load())
-        )
+        made = _explain_made(verifier.replica, run, manifest)
+        mark = manifest.sampled_by.get("samples.jsonl")
+        yield from attempt("samples", lambda: _check_origin(run, mark, load(), made))
 
     lacking = f"the checkpoint of {manifest.policy} is deleted"
     yield from attempt(
@@ -144,13 +144,33 @@ def _check_drawn(verifier: Verifier, run: Run, manifest: Manifest) -> Iterator[F
     )
 
 
-def _check_origin(run: Run, recorded: str | None, params: Params | None) -> list[Finding]:
-    """Compare the fingerprint of a policy with the one that the manifest says has sampled."""
+def _explain_made(replica: Replica, run: Run, manifest: Manifest) -> str:
+    """Say why the policy that a round began with may have another fingerprint here; "": it may not.
+
+    That of a checkpoint has the one that it had, but for the base of an adapter.
+    """
+    is_saved = (
+        find_start(replica.scratch, manifest.round) > 0 or replica.find_checkpoint(0) is not None
+    )
+    if is_saved and run.trainer.frozen is None:
+        return ""
+    return same.explain_made(run.policy.settings, run.workspace, manifest, "sample")
+
+
+def _check_origin(
+    run: Run, recorded: str | None, params: Params | None, made: str = ""
+) -> list[Finding]:
+    """Compare the fingerprint of a policy with the one that the manifest says has sampled.
+
+    `made` is why it may be another one on this device; "": it may not.
+    """
     if not recorded or params is None:
         return []
     found = identify(params, run.trainer.frozen, run.policy.decoder).fingerprint
     wrong = [] if found == recorded else [f"{recorded} is recorded, but it is {found}"]
     what = "the fingerprint of the policy that drew them"
+    if wrong and made:
+        return [not_checked("samples", what, made, 1, "policies")]
     return [compare("samples", what, wrong, 1, unit="policies")]
 
 

@@ -12,6 +12,7 @@ import jax
 from halos_jax import sharding
 from halos_jax.audit.findings import Finding, not_checked, passed
 from halos_jax.audit.opened import Opened
+from halos_jax.config import ModelConfig
 from halos_jax.tasks.launch import list_compiled
 from halos_jax.workdir import execution
 from halos_jax.workdir.manifests import Manifest
@@ -44,6 +45,19 @@ def explain_other(workspace: Workspace, manifest: Manifest, stage: str) -> str:
     if not now["deterministic"]:
         return "this device adds up in an order that changes"
     return explain_programs()
+
+
+def explain_made(
+    settings: ModelConfig, workspace: Workspace, manifest: Manifest, stage: str
+) -> str:
+    """Say why a model that is loaded here may have another fingerprint than in a stage; "": it may
+    not. Weights that are drawn, or averaged for added tokens, are made anew as they are loaded."""
+    if not (settings.random_init or settings.added_tokens):
+        return ""
+    why = explain_other(workspace, manifest, stage)
+    return (
+        f"weights that are made as they are loaded may round otherwise here: {why}" if why else ""
+    )
 
 
 def explain_programs() -> str:

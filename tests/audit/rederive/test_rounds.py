@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from halos_jax.audit.rederive import rounds
 from halos_jax.types import Prompt, Sample, Turn
 from halos_jax.workdir.manifests import Manifest
@@ -26,3 +28,25 @@ def test_samples_are_those_of_the_extents(monkeypatch, tmp_path):
 def test_the_final_test_has_a_stage_of_its_own():
     assert rounds._name_stage("test", 2) == "test"
     assert [rounds._name_stage(one, 0) for one in ("test", "eval")] == ["evaluate"] * 2
+
+
+@pytest.mark.parametrize(
+    ("start", "saved", "frozen", "asked"),
+    [(0, None, None, True), (0, 1, None, False), (2, None, None, False), (2, None, "base", True)],
+)
+def test_a_policy_of_a_checkpoint_has_its_fingerprint_everywhere(
+    monkeypatch, start, saved, frozen, asked
+):
+    monkeypatch.setattr(rounds, "find_start", lambda *_: start)
+    monkeypatch.setattr(rounds.same, "explain_made", lambda *_: "elsewhere")
+    replica = SimpleNamespace(scratch=None, find_checkpoint=lambda round: saved)
+    run = SimpleNamespace(
+        trainer=SimpleNamespace(frozen=frozen),
+        policy=SimpleNamespace(settings=None, decoder=None),
+        workspace=None,
+    )
+    made = rounds._explain_made(replica, run, Manifest(3))
+    assert made == ("elsewhere" if asked else "")
+    monkeypatch.setattr(rounds, "identify", lambda *_: SimpleNamespace(fingerprint="a"))
+    outcomes = [rounds._check_origin(run, mark, {}, made)[0].outcome for mark in ("a", "b")]
+    assert outcomes == ["passed", "not checked" if asked else "differs"]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from halos_jax.audit.rederive import same
-from halos_jax.config import Config
+from halos_jax.config import Config, ModelConfig
 from halos_jax.tasks import launch
 from halos_jax.workdir import execution
 from halos_jax.workdir.changes import History
@@ -50,6 +50,19 @@ def test_what_is_not_recorded_or_not_deterministic_is_not_the_same(workspace):
     said = same.explain_other(workspace, Manifest(1), "train")
     assert said == "what it was computed on is not recorded"
     assert not same.is_same(workspace, make_manifest(record | {"deterministic": False}), "train")
+
+
+def test_weights_that_are_made_as_they_are_loaded_may_be_others_elsewhere(workspace):
+    record = execution.describe_execution(workspace.config, workspace.mesh)
+    here, elsewhere = make_manifest(record), make_manifest(record | {"devices": 9})
+    read, drawn = ModelConfig(), ModelConfig(random_init=True)
+    averaged = ModelConfig(added_tokens=("<a>",))
+    for settings in (read, drawn, averaged):
+        assert same.explain_made(settings, workspace, here, "train") == ""
+    assert same.explain_made(read, workspace, elsewhere, "train") == ""
+    for settings in (drawn, averaged):
+        said = same.explain_made(settings, workspace, elsewhere, "train")
+        assert said.endswith("here: it was computed on something else (devices)")
 
 
 # --------------------------------------------------------------------------- programs

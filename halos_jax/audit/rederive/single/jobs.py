@@ -192,7 +192,9 @@ def _do_again(opened: Opened, workspace: Workspace, manifest: Manifest) -> Itera
         made = workspace.workdir / f"output{Path(config.sampling.output).suffix}"
         settings = dataclasses.replace(config.sampling, output=str(made))
         workspace = workspace.with_config(dataclasses.replace(config, sampling=settings))
-    begun = dataclasses.replace(manifest, stages=(), files={}, metrics={}, decisions={}, chain={})
+    begun = dataclasses.replace(
+        manifest, stages=(), files={}, metrics={}, decisions={}, sampled_by={}, chain={}
+    )
     job = Job(workspace, begun)
     _DO[task](job)
     again = job.manifest or begun
@@ -207,13 +209,7 @@ def _do_again(opened: Opened, workspace: Workspace, manifest: Manifest) -> Itera
             path = Path(own[0])
         count = manifest.files[name].count
         yield _compare_files(recorded, path, count, close, is_same=is_same and bool(records_of))
-    if manifest.sampled_by:
-        wrong = [
-            f"{name}: {mark[:12]} is recorded, and {again.sampled_by.get(name, '')[:12]} draws it"
-            for name, mark in manifest.sampled_by.items()
-            if again.sampled_by.get(name) != mark
-        ]
-        yield compare("samples", "policies that drew them", wrong, len(manifest.sampled_by))
+    yield from _compare_marks(workspace, manifest, again.sampled_by)
     known, found = dict(manifest.metrics), dict(again.metrics)
     yield judge(
         task,
@@ -223,6 +219,28 @@ def _do_again(opened: Opened, workspace: Workspace, manifest: Manifest) -> Itera
         is_same=is_same and bool(records_of),
         amount=Amount(len(known), len(known), "metrics"),
     )
+
+
+def _compare_marks(
+    workspace: Workspace, manifest: Manifest, again: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Compare who drew the samples of each file with who has, or would have, drawn them now."""
+    known, what = manifest.sampled_by, "policies that drew them"
+    lost = [name for name in known if name not in again]
+    if lost:
+        why = f"{', '.join(lost)}: nothing says any more who drew what it is made of"
+        yield not_checked("samples", what, why, len(lost), "policies")
+    wrong = [
+        f"{name}: {mark[:12]} is recorded, and {again[name][:12]} draws it"
+        for name, mark in known.items()
+        if name in again and again[name] != mark
+    ]
+    stage = "evaluate" if workspace.config.task == "eval" else "sample"
+    made = same.explain_made(workspace.config.model, workspace, manifest, stage)
+    if wrong and made:
+        yield not_checked("samples", what, made, len(wrong), "policies")
+    elif len(lost) < len(known):
+        yield compare("samples", what, wrong, len(known) - len(lost), unit="policies")
 
 
 def _find_close(config: Config, task: str) -> Tolerance:

@@ -1,6 +1,7 @@
 """Tasks made again; whole tasks are in tests/e2e."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,3 +64,23 @@ def test_a_loss_may_round_otherwise_where_a_function_may_not():
         reward=RewardConfig(kind="function"),
     )
     assert jobs._find_close(loss, "eval") == jobs.steps.find_close("float32")
+
+
+@pytest.mark.parametrize(
+    ("again", "made", "outcomes"),
+    [
+        ({"a": "1" * 32, "b": "2" * 32}, "", ["passed"]),
+        ({"a": "1" * 32, "b": "3" * 32}, "", ["differs"]),
+        ({"a": "1" * 32, "b": "3" * 32}, "of another device", ["not checked"]),
+        ({"a": "1" * 32}, "", ["not checked", "passed"]),
+        ({"a": "3" * 32}, "", ["not checked", "differs"]),
+        ({}, "", ["not checked"]),
+    ],
+)
+def test_who_drew_samples_is_compared_where_it_is_known(monkeypatch, again, made, outcomes):
+    monkeypatch.setattr(jobs.same, "explain_made", lambda *_: made)
+    manifest = Manifest(0, sampled_by={"a": "1" * 32, "b": "2" * 32})
+    workspace = SimpleNamespace(config=CONFIG)
+    found = list(jobs._compare_marks(workspace, manifest, again))
+    assert [one.outcome for one in found] == outcomes
+    assert list(jobs._compare_marks(workspace, Manifest(0), again)) == []
