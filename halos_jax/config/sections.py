@@ -322,7 +322,7 @@ class EvalConfig:
     reference: str = place("", "model")
     # A second policy for task=eval, which answers the same prompts with the same random numbers, to
     # be compared with that of `model.path`: folder, hub id, workdir of a run, or folder of a round;
-    # "sft": what the run at `model.path` started from
+    # "sft": what the run at `model.path` started from, or of a branch what the first run did
     against: str = place("", "model")
     against_checkpoint: int | Literal["auto"] = "auto"  # as model.checkpoint, of `eval.against`
     # For task=compare: the samples that those of `data.eval` are compared with

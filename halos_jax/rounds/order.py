@@ -82,7 +82,15 @@ def read_used(branch: Branch) -> list[list[str]]:
         samples = manifests.round_folder(branch.workdir, one) / "samples.jsonl"
         for _, record in reading.read_records(samples, allow_empty=True):
             used.add(find_source_id(record["prompt_id"], record.get("prompt_pass", 1)))
-    ordered = [entry for group in _read(path) or [] for entry in group]
+    groups = _read(path)
+    if used and groups is None:
+        logger.warning(
+            "branch.workdir: %s is missing, so the %d prompts that the policy was trained on are "
+            "not known by their texts, and none is left out",
+            path,
+            len(used),
+        )
+    ordered = [entry for group in groups or [] for entry in group]
     return [*_read_left_out(branch.workdir), *(one for one in ordered if one[0] in used)]
 
 

@@ -279,3 +279,6 @@ def test_a_branch_says_what_it_leaves_out_and_must_leave_some(
         stream.write(json.dumps({"prompt_id": f"{ids[3]}#2", "prompt_pass": 2}) + "\n")
     with pytest.raises(ConfigError, match=r"branch\.workdir: got .* all 4 prompts .*passes.*round"):
         order.start_order(config)
+    (tmp_path / "first" / PROMPTS).unlink()
+    assert len(order.start_order(config).prompts) == 4
+    assert "prompts.json is missing, so the 4 prompts that the policy was trained on" in caplog.text
