@@ -76,7 +76,7 @@ function makeLayout(chart) {
     font: { family: "system-ui, -apple-system, Segoe UI, Noto Sans, DejaVu Sans, sans-serif", color: ink, size: 12 },
     hovermode: chart.lines.some((line) => line.style === "path") ? "closest" : "x unified",
     hoverlabel: { bgcolor: readColour("card"), bordercolor: grid, font: { color: ink, size: 12 } },
-    showlegend: chart.lines.length > 1,
+    showlegend: chart.lines.filter((line) => !line.name.endsWith(", unsmoothed")).length > 1,
     legend: { orientation: "h", traceorder: "normal", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11, color: quiet } },
     xaxis: { ...axis, title: { text: chart.x, font: { size: 11, color: quiet }, standoff: 4 } },
     yaxis: { ...axis, exponentformat: largest >= 1000 ? "SI" : "e", title: { text: chart.y, font: { size: 11, color: quiet }, standoff: 4 } },
