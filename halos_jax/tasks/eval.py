@@ -210,8 +210,10 @@ def _drop_relative(config: Config) -> Config:
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, scorers=scorers))
     if "" not in relative:
         return config
-    rules = RewardConfig(kind="none", rules=config.reward.rules)
-    return dataclasses.replace(config, reward=rules)
+    # What is left of it: its rules, and how many samples the scorers may leave without a score.
+    names = ("rules", "completions", "max_unlabelled")
+    kept = {name: getattr(config.reward, name) for name in names}
+    return dataclasses.replace(config, reward=RewardConfig(kind="none", **kept))
 
 
 def _find_relative(

@@ -243,10 +243,11 @@ def test_what_a_comparison_does_not_use_is_refused(fields, line):
 def test_rewards_that_compare_samples_are_left_to_the_pairs():
     judge = ScorerConfig(kind="judge", judge=JudgeConfig(mode="compare", model="m"))
     scorers = {"judge": judge, "rule": ScorerConfig(kind="function", function="a:b")}
-    reward = RewardConfig(kind="judge", judge=judge.judge, rules=("c:d",), cut_at_sentence=True)
+    kept = {"rules": ("c:d",), "completions": "turns", "max_unlabelled": 0.5}
+    reward = RewardConfig(kind="judge", judge=judge.judge, cut_at_sentence=True, **kept)
     config = Config(task="eval", reward=reward, eval=EvalConfig(scorers=scorers))
     found = eval_task._drop_relative(config)
-    assert found.reward == RewardConfig(kind="none", rules=("c:d",))
+    assert found.reward == RewardConfig(kind="none", **kept)
     assert dict(found.eval.scorers) == {"rule": scorers["rule"]}
     plain = dataclasses.replace(config, reward=RewardConfig(path="m"))
     assert eval_task._drop_relative(plain).reward == plain.reward
