@@ -18,6 +18,9 @@ from halos_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# Weights in a repository of which those that are not pushed are deleted there: shards of an earlier
+# push, with their index, would be read in place of the new file.
+_WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 _TOKEN = re.compile(r"\bhf_\w+")
 
 
@@ -70,7 +73,8 @@ def push(folder: Path, settings: ExportConfig, *, api: HfApi | None = None) -> b
     """Push an export to the repository of `settings`, if it names one; return whether it is there.
 
     A push that fails is a warning that says how to push by hand: the export stays as it is. What
-    is there already is not sent again. Call it on process 0 alone.
+    is there already is not sent again, and no weights of an earlier push stay beside it. Call it
+    on process 0 alone.
     """
     if not settings.push_to_hub:
         return False
@@ -101,7 +105,12 @@ def _push(folder: Path, settings: ExportConfig, api: HfApi) -> None:
             "the repository is there already, and is public; make it private, name another one "
             "with --config.export.push_to_hub, or set --config.export.private=false"
         )
-    api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Export of {folder.name}")
+    api.upload_folder(
+        repo_id=name,
+        folder_path=folder,
+        commit_message=f"Export of {folder.name}",
+        delete_patterns=_WEIGHTS,
+    )
     logger.info("%s is in %s", folder, url)
 
 

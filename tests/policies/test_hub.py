@@ -5,6 +5,7 @@ import types
 
 import huggingface_hub
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from halos_jax.config import Config, ExportConfig
 from halos_jax.policies import hub
@@ -29,6 +30,7 @@ class Api:
         if self.error is not None:
             raise self.error
         self.calls.append(("upload", how["repo_id"], how["folder_path"]))
+        self.deleted = how["delete_patterns"]
 
 
 def test_an_export_is_pushed_to_a_private_repository(tmp_path):
@@ -41,6 +43,16 @@ def test_an_export_is_pushed_to_a_private_repository(tmp_path):
     open_api = Api(private=False)
     assert hub.push(tmp_path, ExportConfig(push_to_hub="me/model", private=False), api=open_api)
     assert open_api.calls[0][2]["private"] is False
+
+
+def test_no_weights_of_an_earlier_push_stay_beside_the_new_ones(tmp_path):
+    api = Api()
+    assert hub.push(tmp_path, WANTED, api=api)
+    weights = ["model.safetensors", "model-00001-of-00002.safetensors"]
+    weights += ["model.safetensors.index.json"]
+    others = ["adapter/adapter_model.safetensors", "README.md", "mine.safetensors", "config.json"]
+    found = filter_repo_objects([*weights, *others], allow_patterns=api.deleted)
+    assert list(found) == weights
 
 
 def test_nothing_is_pushed_unless_asked_for(tmp_path):
