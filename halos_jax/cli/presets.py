@@ -128,7 +128,9 @@ def explain_absent() -> str:
 
 
 def _explain_missing(path: Path, file: str) -> str:
-    near = path.parent if path.parent.is_dir() and list_presets(path.parent) else find_folder()
+    is_name = path.name != "" and str(path) == path.stem  # of one of the package's
+    is_near = not is_name and path.parent.is_dir() and list_presets(path.parent)
+    near = path.parent if is_near else find_folder()
     names = list_presets(near)
     close = difflib.get_close_matches(path.stem.replace("_", ""), names, n=1, cutoff=0.6)
     own = near == find_folder()

@@ -159,9 +159,8 @@ def _choose_checkpoint(config: Config, run: Config, checkpoints: Checkpoints) ->
         there = ", ".join(map(str, rounds)) or "none"
         raise ConfigError(
             f"branch.round: got {wanted or 'the newest'}, but {workdir} has no checkpoint at the "
-            f"end of that round; there are: {there}; a run keeps its checkpoint.keep="
-            f"{run.checkpoint.keep} newest rounds and the best one: allowed: one of these, or run "
-            "that one again with a larger checkpoint.keep"
+            f"end of that round (a run keeps its checkpoint.keep={run.checkpoint.keep} newest ones "
+            f"and that of the best round); allowed: {there}, or a run with a larger checkpoint.keep"
         )
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from halos_jax.data.records.hub import HUB_SETS
 from halos_jax.policies.hub import is_id
-from halos_jax.policies.source import is_workdir
+from halos_jax.policies.source import find_workdir
 from halos_jax.workdir.intact import FINAL
 
 _DEPTH = 20  # runs that one has come from another
@@ -59,12 +59,15 @@ def _read_path(plain: Mapping[str, Any]) -> str:
 
 
 def _find_workdir(path: str) -> Path | None:
-    """Return the workdir of the run that a path stands for: itself, or that of its `final/`."""
+    """Return the workdir of the run that a path stands for: itself, or that of what is in it.
+
+    That is its `final/`, the folder of a round, and the `model/` that a round has exported.
+    """
     folder = Path(path).expanduser()
-    if path and is_workdir(path):
-        return folder
-    is_final = folder.name == FINAL and is_workdir(str(folder.parent))
-    return folder.parent if is_final else None
+    if not path:
+        return None
+    inside = folder.parent if folder.name in (FINAL, "model") else folder
+    return find_workdir(path) or find_workdir(str(inside))
 
 
 def find_id(path: str) -> str:

@@ -188,7 +188,8 @@ def _describe_adapter(config: Config) -> str:
     lora = config.lora
     if lora.path:
         return f"LoRA from {lora.path}"
-    return f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}" if lora.rank else ""
+    alpha = lora.alpha or 4.0 * lora.rank
+    return f"LoRA of rank {lora.rank}, alpha {alpha:g}" if lora.rank else ""
 
 
 def _describe_branch(config: Config) -> str:

@@ -105,7 +105,11 @@ def _find_errors(config: Config, made: Sequence[Path], with_data: bool) -> Itera
     yield from attempt(_check_places, config)
     if is_scored(config):
         yield from attempt(_check_reward, config, made)
-    if is_made(config.model.path, made) or not config.model.path:
+    if not config.model.path:  # samples of any model, read with the tokenizer of the reward model
+        if found and with_data and not made:
+            yield from attempt(_check_data, config, None, made)
+        return
+    if is_made(config.model.path, made):
         return
     yield from attempt(_find_policy, config, made)
     if found and with_data:
@@ -219,7 +223,7 @@ def _find_policy(config: Config, made: Sequence[Path]) -> Policy:
     return policy
 
 
-def _check_data(config: Config, policy: Policy, made: Sequence[Path]) -> None:
+def _check_data(config: Config, policy: Policy | None, made: Sequence[Path]) -> None:
     """Read and render the data as the task does, unless an earlier stage will make them."""
     data, check = config.data, TASKS[config.task].check_data
     texts = (data.train, data.eval, data.test, config.eval.second_samples)
@@ -230,7 +234,8 @@ def _check_data(config: Config, policy: Policy, made: Sequence[Path]) -> None:
     if is_made(config.branch.workdir, made):
         config = dataclasses.replace(config, branch=BranchConfig())
     if check:
-        load(check)(config, policy.decoder, policy.renderer)
+        decoder, renderer = (policy.decoder, policy.renderer) if policy else (None, None)
+        load(check)(config, decoder, renderer)
 
 
 def check_online_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
@@ -273,7 +278,7 @@ def check_held_out_data(config: Config, decoder: DecoderConfig, renderer: Render
     cuts.check_prompts(_Limits(config.sampling, decoder, renderer), (config.data.eval, prompts))
 
 
-def check_labelled_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
+def check_labelled_data(config: Config, decoder: object, renderer: object) -> None:
     """Check the samples that the task labels."""
     data = config.data
     edits = select_train(data, config.seed).edits

@@ -79,8 +79,10 @@ def test_a_file_that_is_not_there_lists_the_presets(folder):
         load_preset(".")
     with pytest.raises(ConfigError, match=r"no such file\); did you mean 'good.py'\? presets in"):
         load_preset("gode.py")
-    with pytest.raises(ConfigError, match=r"no such file\); presets in"):  # none is near
+    with pytest.raises(ConfigError, match=r"no such file\); presets in .*ppo"):  # none is near
         load_preset("nosuch")
+    with pytest.raises(ConfigError, match="did you mean 'reward_model'"):  # not of what is here
+        load_preset("rewardmodel")
     (folder / "run").mkdir()
     (folder / "run" / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"folder\); a run is --config=run/config.json; presets"):

@@ -21,6 +21,8 @@ def test_a_model_is_traced_through_the_runs_before(tmp_path):
     found = read(first)
     assert (found.start, found.base, found.runs) == ("first", "org/base", ("sft", "first"))
     assert (found.start_id, found.base_id, found.is_drawn) == ("", "org/base", False)
+    for place in ("rounds/0001", "rounds/0001/model"):
+        assert read(first / place) == found
 
 
 def test_new_weights_have_no_base(tmp_path):

@@ -112,9 +112,9 @@ def test_exact_ratios_are_told_with_who_chose_them(toy, tmp_path):
 
 
 def test_each_task_tells_what_it_has(toy, tmp_path):
-    lora = LoraConfig(rank=4, alpha=8.0)
+    lora = LoraConfig(rank=4)  # of alpha 4 x rank
     sft = describe_task(make_config(toy, tmp_path, task="sft", lora=lora, data=DataConfig("x")))
-    assert "LoRA of rank 4, alpha 8" in sft and "\n  loss      sft\n" in sft
+    assert "LoRA of rank 4, alpha 16" in sft and "\n  loss      sft\n" in sft
     assert "none: nothing is evaluated" in sft and "reward" not in sft and "sampling" not in sft
     model = ModelConfig(path="nobody/nothing-of-the-hub")
     sample = describe_task(make_config(toy, tmp_path, task="sample", model=model))

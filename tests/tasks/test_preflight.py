@@ -83,7 +83,10 @@ def test_feedback_and_samples_are_read_as_their_tasks_read_them(toy, tmp_path):
     check_start(make_config(toy, tmp_path / "x", "eval", eval=on, data=data), with_data=True)
     (tmp_path / "samples.jsonl").write_text("{}\n")
     data = DataConfig(train=str(tmp_path / "samples.jsonl"))
-    assert "samples.jsonl line 1" in fail(make_config(toy, tmp_path / "x", "label", data=data))
+    # Samples of any model are checked too, where `model.path` is left empty.
+    for model in (ModelConfig(path=str(toy / "policy")), ModelConfig()):
+        config = make_config(toy, tmp_path / "x", "label", data=data, model=model)
+        assert "samples.jsonl line 1" in fail(config)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from halos_jax.config import Config
-from halos_jax.data.chat.renderer import Renderer
 from halos_jax.data.records import formats as records
 from halos_jax.data.records.edits import make_edits
-from halos_jax.models.spec import DecoderConfig
 from halos_jax.policies import source
 from halos_jax.report.live import report_on
 from halos_jax.rewards.function_scorer import make_rules
@@ -82,7 +80,7 @@ def read_sets(config: Config) -> tuple[list[Sample], list[Sample]]:
     return first, second
 
 
-def check_data(config: Config, decoder: DecoderConfig, renderer: Renderer) -> None:
+def check_data(config: Config, decoder: object, renderer: object) -> None:
     """Check the samples that the task compares."""
     read_sets(config)
 

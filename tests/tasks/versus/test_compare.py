@@ -6,12 +6,20 @@ import re
 
 import pytest
 
-from halos_jax.config import Config, DataConfig, EvalConfig, RewardConfig, SamplingConfig
+from halos_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    RewardConfig,
+    SamplingConfig,
+)
 from halos_jax.config.rewards import JudgeConfig, ScorerConfig
 from halos_jax.config.schema import flatten, to_plain
 from halos_jax.data.records.fields import RecordError
 from halos_jax.rewards.judge import scorer as judging
 from halos_jax.rewards.judge.scorer import count_wins, list_pairs
+from halos_jax.tasks.preflight import check_start
 from halos_jax.tasks.versus import compare
 from halos_jax.tasks.versus.compare import run_comparison
 from halos_jax.workdir.interrupt import Interrupted, StopSignal
@@ -42,6 +50,14 @@ def make_config(folder, **changes) -> Config:
         sampling=SamplingConfig(shard_prompts=1),
     )
     return dataclasses.replace(config, **changes)
+
+
+def test_what_the_task_would_refuse_is_found_by_a_check(tmp_path):
+    config = make_config(tmp_path)
+    check_start(config, with_data=True)
+    (tmp_path / "second.json").write_text('[{"output": "x"}]')
+    with pytest.raises(ConfigError, match=r"second\.json line 1: field"):
+        check_start(config, with_data=True)
 
 
 def test_the_samples_of_a_prompt_meet_and_the_rest_is_counted(tmp_path, caplog):
