@@ -1,6 +1,7 @@
 """What an online run decides on its way, in words: its round sizes, its guard, what it exports."""
 
 from halos_jax.config import Config
+from halos_jax.rewards.held_out import has_fixed_mean
 from halos_jax.rounds.outcome.decisions import keeps_best
 
 
@@ -26,7 +27,7 @@ def describe_guard(config: Config) -> str:
     """Say what the guard does, and at which bounds."""
     guard, evaluated = config.guard, bool(config.data.held_out)
     bounds = {
-        "the held-out reward falls": guard.fall and evaluated,
+        "the held-out reward falls": guard.fall and evaluated and not has_fixed_mean(config.reward),
         f"the score by {guard.scorer} falls": bool(guard.scorer) and evaluated,
         f"the KL from SFT exceeds {guard.max_kl:g} nats": guard.max_kl > 0,
         f"the margin of fresh pairs is below {guard.min_margin}": guard.min_margin != "off",
@@ -43,7 +44,7 @@ def describe_guard(config: Config) -> str:
 
 
 def describe_final(config: Config) -> str:
-    """Say which policy final/ will hold, and in which dtype."""
+    """Say which policy final/ will hold."""
     keep = config.rounds.keep_best
     keeps = keeps_best(config, is_evaluated=bool(config.data.held_out))
     which = "the round with the highest held-out reward" if keeps else "the last round"

@@ -28,6 +28,8 @@ def test_sizes_are_told_with_who_chooses_them():
 def test_a_guard_is_told_with_the_bounds_that_can_be_measured():
     assert describe_guard(Config()) == "no bound is set or can be measured"
     assert describe_guard(Config(data=HELD_OUT)) == "warns where the held-out reward falls"
+    unscored = Config(data=HELD_OUT, reward=RewardConfig(kind="none"))  # nothing that could fall
+    assert describe_guard(unscored) == "no bound is set or can be measured"
     guard = GuardConfig(action="retry", max_kl=5.0, min_margin=-0.5, patience=2, fall=False)
     assert describe_guard(Config(guard=guard)) == (
         "goes back, with a lower rate where the KL from SFT exceeds 5 nats, or the margin of "
