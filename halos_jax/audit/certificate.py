@@ -144,8 +144,8 @@ def _write_card(opened: Opened, folder: Path, made: Mapping[str, Any]) -> None:
     entry, card = opened.ledger.find(folder), folder / CARD
     if not card.is_file() or CARD in (entry or {}).get("files", {}):
         return
-    text = card.read_text(encoding="utf-8")
+    text = card.read_text(encoding="utf-8", errors="surrogateescape")  # a user may have edited it
     before, after = certificate.split_card(text)
     new = before.rstrip("\n") + "\n\n" + certificate.describe_certificate(made) + after
     if new != text:
-        storage.write_bytes_atomic(card, new.encode())
+        storage.write_bytes_atomic(card, new.encode(errors="surrogateescape"))
