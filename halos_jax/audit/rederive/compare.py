@@ -30,6 +30,7 @@ class Tolerance:
 
 EXACT = Tolerance()
 _SHARES = ("accurac", "win_rate", "tied_share", "clipfrac")  # in names of metrics
+_BY_AGE = ("kl_stale_age/", "kl_sampled_stale_age/")  # of what is replayed: how its names begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +61,16 @@ def drop_shares(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drop_sums(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics without sums over an answer that are there per token, too.
+    """Return metrics without sums over an answer that are there per token, too, or by age.
 
     The rounding of all its tokens adds up in them.
     """
     sums = {name.replace("_per_token", "") for name in metrics if "_per_token" in name}
-    return {name: value for name, value in metrics.items() if name not in sums}
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name not in sums and not name.startswith(_BY_AGE)
+    }
 
 
 def compare_rows(

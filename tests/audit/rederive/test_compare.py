@@ -89,5 +89,6 @@ def test_no_equal_bits_are_due_where_programs_were_compiled_again(monkeypatch):
 def test_sums_over_an_answer_are_left_out_where_they_are_known_per_token():
     metrics = {"kl_stale": 9.0, "kl_stale_per_token": 0.1, "ratio_p99": 3.0, "reward": 1.0}
     metrics |= {"kl_stale/low": 8.0, "kl_stale_per_token/low": 0.08, "ratio_per_token_p99": 0.2}
+    metrics |= {"kl_stale_age/1": 9.0, "kl_sampled_stale_age/2/high": 9.0}  # of what is replayed
     kept = ["kl_stale_per_token", "reward", "kl_stale_per_token/low", "ratio_per_token_p99"]
     assert compare.drop_sums(metrics) == {name: metrics[name] for name in kept}
