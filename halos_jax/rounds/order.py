@@ -109,10 +109,11 @@ def _report_left_out(config: Config, count: int, left: int) -> None:
     if left == count:
         return
     if not left:
+        more = "raise --config.data.max_train" if config.data.max_train else "add prompts"
         raise ConfigError(
             f"branch.workdir: got {where!r} with branch.round={round}, whose policy was trained on "
             f"all {count} prompts that data.train has for this run, and a branch leaves these out, "
-            "also with rounds.passes; allowed: data with prompts that it has not had; add prompts, "
+            f"also with rounds.passes; allowed: data with prompts that it has not had; {more}, "
             "take an earlier --config.branch.round, or start without a branch from its export, "
             f"which leaves none out: --config.model.path={where} --config.branch.workdir=''"
         )

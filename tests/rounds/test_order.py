@@ -277,8 +277,11 @@ def test_a_branch_says_what_it_leaves_out_and_must_leave_some(
     assert "3 of 4 prompts are left out: the policy was trained on them" in caplog.text
     with (folder / "samples.jsonl").open("a") as stream:
         stream.write(json.dumps({"prompt_id": f"{ids[3]}#2", "prompt_pass": 2}) + "\n")
-    with pytest.raises(ConfigError, match=r"branch\.workdir: got .* all 4 prompts .*passes.*round"):
+    with pytest.raises(ConfigError, match=r"branch\.workdir: got .* all 4 prompts .*; add prompts"):
         order.start_order(config)
+    data = dataclasses.replace(config.data, max_train=2)
+    with pytest.raises(ConfigError, match=r"all 2 prompts .*; raise --config\.data\.max_train"):
+        order.start_order(dataclasses.replace(config, data=data))
     (tmp_path / "first" / PROMPTS).unlink()
     assert len(order.start_order(config).prompts) == 4
     assert "prompts.json is missing, so the 4 prompts that the policy was trained on" in caplog.text
