@@ -28,7 +28,7 @@ from halos_jax.models.files import hf
 from halos_jax.models.hf import families
 from halos_jax.models.hf.families import ModelError
 from halos_jax.models.spec import DecoderConfig
-from halos_jax.policies import source
+from halos_jax.policies import hub, source
 from halos_jax.policies.against import find_against
 from halos_jax.policies.branch import find_branch
 from halos_jax.policies.policy import Policy, find_policy, start_policy
@@ -60,6 +60,7 @@ logger = logging.getLogger(__name__)
 def run_check(config: Config) -> None:
     """Check a run for `mode=check`: raise all errors together, or log that there are none."""
     check_start(config, with_data=True)
+    hub.warn_of_no_token(config.export)
     logger.info("checked: nothing to mend; the weights were not read, and nothing was written")
 
 

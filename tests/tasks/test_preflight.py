@@ -11,6 +11,7 @@ from halos_jax.config import (
     ConfigError,
     DataConfig,
     EvalConfig,
+    ExportConfig,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
@@ -23,7 +24,7 @@ from halos_jax.config import (
 from halos_jax.config.rewards import ScorerConfig
 from halos_jax.data.chat.loading import load_tokenizer
 from halos_jax.data.datasets import load_prompts, order_prompts
-from halos_jax.tasks.preflight import check_start, is_made
+from halos_jax.tasks.preflight import check_start, is_made, run_check
 
 RULE = "halos_jax.data.toy:score_by_rule"
 ANSWER = "halos_jax.rewards.functions:exact_answer"
@@ -58,6 +59,13 @@ def test_what_is_right_passes_and_leaves_nothing(toy, tmp_path, caplog, task):
     assert list(tmp_path.iterdir()) == []
     is_low = "optimizer.learning_rate=2e-06 is low for loss" in caplog.text  # it is the default
     assert is_low == (task in ("sft", "reward_model"))
+
+
+def test_a_check_says_that_a_push_would_fail(toy, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    export = ExportConfig(push_to_hub="me/model")
+    run_check(make_config(toy, tmp_path / "run", "export", export=export))
+    assert "no token of the Hugging Face Hub" in caplog.text
 
 
 def test_a_check_of_an_online_run_tells_its_budget(toy, tmp_path, caplog):
