@@ -26,8 +26,8 @@ function drawLine(line, index, isBar, isAlone, longest) {
   const trace = {
     type: "scatter", name, x: line.x, y: line.y,
     mode: isLong ? "lines" : "lines+markers",
-    line: { color: isFaint ? fade(colour, 0.45) : colour, width: isFaint ? 1.5 : 2.25, dash: isFaint && !isLong ? "dot" : "solid" },
-    marker: { size: isFaint ? 4 : 6, color: isFaint ? fade(colour, 0.6) : colour },
+    line: { color: isFaint ? fade(colour, isLong ? 0.45 : 0.75) : colour, width: isFaint ? 1.5 : 2.25, dash: isFaint && !isLong ? "dot" : "solid" },
+    marker: { size: isFaint ? 4 : 6, color: isFaint ? fade(colour, 0.75) : colour },
     hovertemplate: "%{y:.4~g}", legendgroup: String(index), showlegend: !isRaw, hoverinfo: isRaw ? "skip" : undefined,
     cliponaxis: false,
   };
