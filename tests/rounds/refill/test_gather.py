@@ -8,6 +8,7 @@ import pytest
 
 from halos_jax.config import FeedbackConfig, RewardConfig
 from halos_jax.losses import get_loss
+from halos_jax.once import forget_run
 from halos_jax.rewards.labels import Labels
 from halos_jax.rounds import stages
 from halos_jax.rounds.budget import Budget, RoundPlan
@@ -128,6 +129,7 @@ def test_what_limits_a_round_is_said(tmp_path, parts, caplog):
         in (caplog.text)
     )
     assert "it has had feedback.max_prompts_factor=1.5 times its share" in caplog.text
+    forget_run()  # which says it once
     manifest = do(*make(tmp_path / "budget", parts, total=5))
     assert manifest.stop == 5 and "the budget or the prompts are used up" in caplog.text
 
