@@ -8,7 +8,9 @@ import contextlib
 import difflib
 import functools
 import importlib.util
+import inspect
 import json
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -45,6 +47,7 @@ def load_preset(given: str) -> ConfigDict:
             raise ImportError("its name does not end with .py")
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
+        _check_argument(module.get_config, file, argument if colon else None)
         config = module.get_config(*([argument] if colon else []))
     except (KeyboardInterrupt, UserError):
         raise
@@ -125,6 +128,15 @@ def explain_absent() -> str:
         f"--config: got nothing, allowed: {_ALLOWED}; presets here: {', '.join(list_presets())}; "
         "such as --config=quickstart"
     )
+
+
+def _check_argument(get_config: Callable[..., object], file: str, argument: str | None) -> None:
+    """Refuse an argument for a preset that takes none."""
+    if argument is not None and not inspect.signature(get_config).parameters:
+        raise ConfigError(
+            f"--config: got {file}:{argument}, but this preset takes no argument; leave out "
+            f"{':' + argument!r}"
+        )
 
 
 def _explain_missing(path: Path, file: str) -> str:
