@@ -15,6 +15,7 @@ import matplotlib.pyplot
 import pytest
 
 import halos_jax
+from halos_jax.losses import registry
 
 ROOT = Path(__file__).parents[2]
 STUDY = "gsm8k_study"
@@ -127,8 +128,12 @@ def unwatched(monkeypatch):
 
 @pytest.fixture
 def in_folder(monkeypatch, folder):
-    """Run in that folder, from which a notebook imports, with figures drawn into memory."""
+    """Run in that folder, from which a notebook imports, with figures drawn into memory.
+
+    A loss that a notebook registers is gone after it.
+    """
     matplotlib.use("Agg")
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     root = logging.getLogger()
